@@ -1,0 +1,245 @@
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, HeaderName};
+
+use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::{ConfigError, Settings};
+use crate::credential::CredentialSource;
+use crate::key::DigestSecret;
+use crate::rejection::{DefaultRejectionResponse, Face, Style};
+use crate::request_head::RequestHead;
+use crate::upstream::Upstream;
+use crate::verify::DynVerifier;
+
+/// Builds an [`ApiKeyLayer`] with settings of your own.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_orgkey::ApiKeyLayer;
+/// # use tower_orgkey::{Verification, verifier_fn};
+/// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+///
+/// let auth = ApiKeyLayer::builder(verifier)
+///     .soft_ttl(Duration::from_secs(10))
+///     .hard_ttl(Duration::from_secs(300))
+///     .capacity(10_000)
+///     .realm("acme")
+///     .build()?;
+/// # Ok::<(), tower_orgkey::ConfigError>(())
+/// ```
+#[must_use]
+pub struct ApiKeyLayerBuilder {
+    verifier: Arc<dyn DynVerifier>,
+    settings: Settings,
+    clock: Clock,
+    realm: Option<String>,
+    header: Option<(HeaderName, String)>,
+    allow_anonymous: bool,
+    allow_user_keys: bool,
+    strip_credential: bool,
+    peer: Option<PeerFn>,
+}
+
+impl ApiKeyLayerBuilder {
+    pub(super) fn new(verifier: Arc<dyn DynVerifier>) -> Self {
+        Self {
+            verifier,
+            settings: Settings::default(),
+            clock: Clock::default(),
+            realm: None,
+            header: None,
+            allow_anonymous: false,
+            allow_user_keys: false,
+            strip_credential: false,
+            peer: None,
+        }
+    }
+
+    /// How long facts are fresh. At least 1 s; 60 s unless set. Each entry draws its own from the last 15 % of it.
+    ///
+    /// While the issuer answers, a revoked key is accepted for at most twice this time and one verification.
+    pub fn soft_ttl(mut self, ttl: Duration) -> Self {
+        self.settings.lifetimes.soft = ttl;
+        self
+    }
+
+    /// How long facts are served while the issuer does not answer, since the call that brought them was sent. At least
+    /// twice the soft TTL, at most 12 h; 15 min unless set.
+    pub fn hard_ttl(mut self, ttl: Duration) -> Self {
+        self.settings.lifetimes.hard = ttl;
+        self
+    }
+
+    /// How many good keys are held. At least 10; 100,000 unless set. Refused keys have a tenth of it for themselves.
+    pub fn capacity(mut self, keys: u64) -> Self {
+        self.settings.capacity = keys;
+        self
+    }
+
+    /// How long one call to the verifier may take. Not zero; 1 s unless set.
+    pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.attempt_deadline = deadline;
+        self
+    }
+
+    /// How long a request waits for an answer altogether. At least the deadline of an attempt; 2.5 s unless set.
+    pub fn caller_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.caller_deadline = deadline;
+        self
+    }
+
+    /// How long a verification may take with its retry and its waits, whoever still waits for it. At least the deadline of
+    /// a caller, at most 60 s; 10 s unless set.
+    pub fn flight_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.flight_deadline = deadline;
+        self
+    }
+
+    /// The `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.
+    pub fn realm(mut self, realm: impl Into<String>) -> Self {
+        self.realm = Some(realm.into());
+        self
+    }
+
+    /// Takes the key from a header of your own, which then holds the key and nothing else, instead of from
+    /// `Authorization: Bearer`. Challenges name `scheme`, without RFC 6750's attributes.
+    ///
+    /// Shared caches know that a response to a request with `Authorization` is private (RFC 9111 §3.5), and know nothing of
+    /// your header. So every response gets `Vary` with its name and, where the handler set none, `Cache-Control: private`.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_orgkey::ApiKeyLayer;
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+    ///
+    /// let auth = ApiKeyLayer::builder(verifier)
+    ///     .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+    ///     .build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn credential_header(mut self, name: HeaderName, scheme: impl Into<String>) -> Self {
+        self.header = Some((name, scheme.into()));
+        self
+    }
+
+    /// Lets requests pass that present no key, or a credential of another scheme. Off unless called.
+    ///
+    /// # Warning
+    ///
+    /// A handler without [`OrgContext`](crate::OrgContext), [`Scoped`](crate::Scoped) or a guard is then open to everybody.
+    /// Guards and `OrgContext` answer 401; `Option<OrgContext>` is `None`. A bad, malformed or unverifiable key is refused
+    /// as ever: it is never anonymous.
+    pub fn allow_anonymous(mut self) -> Self {
+        self.allow_anonymous = true;
+        self
+    }
+
+    /// Lets keys of users pass, if the issuer names an organization for them too. Off unless called.
+    ///
+    /// # Warning
+    ///
+    /// Such a key acts for one person, and
+    /// [`OrgContext::user_id`](crate::OrgContext::user_id) says for whom; a handler that looks at the organization alone
+    /// gives that person whatever the organization may do.
+    pub fn allow_user_keys(mut self) -> Self {
+        self.allow_user_keys = true;
+        self
+    }
+
+    /// Whether the credential is removed from a request before the inner service sees it. Off unless set; it is marked
+    /// sensitive in any case.
+    pub fn strip_credential(mut self, strip: bool) -> Self {
+        self.strip_credential = strip;
+        self
+    }
+
+    /// Tells callers apart, by whatever your function makes of a request (an address, usually).
+    ///
+    /// When junk has used up the budget of refusals, unknown keys wait for their turn, and the turns are shared fairly
+    /// among the peers. Called only for keys that have to be verified. Behind a proxy the address of the connection is
+    /// the proxy's; take the forwarded one only from a proxy that you trust.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use axum::extract::ConnectInfo;
+    /// use tower_orgkey::{ApiKeyLayer, RequestHead};
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+    ///
+    /// let auth = ApiKeyLayer::builder(verifier)
+    ///     .peer(|head: RequestHead<'_>| {
+    ///         head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.ip())
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn peer<P: Hash>(
+        mut self,
+        peer: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
+    ) -> Self {
+        self.peer = Some(peer_fn(peer));
+        self
+    }
+
+    /// Reads the time from a test's clock.
+    #[cfg(feature = "test-util")]
+    pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
+        self.clock = Clock::Test(clock);
+        self
+    }
+
+    /// The layer. Needs no runtime, and starts nothing.
+    pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
+        self.settings.check()?;
+        let secret = DigestSecret::draw()
+            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
+        let realm = self.realm.as_deref().unwrap_or(Style::DEFAULT_REALM);
+        let (credential, style) = match self.header {
+            Some((AUTHORIZATION, _)) => {
+                return Err(ConfigError::new(
+                    "credential_header",
+                    "`authorization` holds a scheme before the key",
+                ));
+            }
+            Some((name, scheme)) => {
+                let style = Style::custom(&scheme, realm, &name)?;
+                (CredentialSource::Header(name), Some(style))
+            }
+            None if realm == Style::DEFAULT_REALM => (CredentialSource::AuthorizationBearer, None),
+            None => (
+                CredentialSource::AuthorizationBearer,
+                Some(Style::bearer(realm)?),
+            ),
+        };
+        let upstream = Upstream::new(self.verifier, self.clock.clone(), &self.settings);
+        Ok(ApiKeyLayer {
+            core: Arc::new(Core {
+                credential,
+                cache: Cache::new(self.settings, self.clock, secret, upstream),
+                allow_anonymous: self.allow_anonymous,
+                allow_user_keys: self.allow_user_keys,
+                strip_credential: self.strip_credential,
+                peer: self.peer,
+            }),
+            face: Face {
+                respond: DefaultRejectionResponse,
+                style: style.map(Arc::new),
+            },
+            max_age: None,
+        })
+    }
+}
+
+impl fmt::Debug for ApiKeyLayerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKeyLayerBuilder")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

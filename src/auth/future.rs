@@ -1,0 +1,180 @@
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::layer::Core;
+use crate::cache::{Question, Settled};
+use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
+
+pin_project! {
+    /// The response future of [`ApiKeyService`](super::ApiKeyService).
+    pub struct ResponseFuture<S, F, ReqBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        #[pin]
+        state: State<S, ReqBody>,
+        face: Face<F>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, ReqBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        Called { #[pin] future: S::Future },
+        Refused { rejection: Option<Rejection> },
+        // Boxed, so that the future of a hit stays small: a request that waits for the issuer can pay for a box.
+        Waiting { pending: Box<Pending<S, ReqBody>> },
+    }
+}
+
+/// A request whose key has to be verified first.
+pub(super) struct Pending<S, ReqBody> {
+    inner: S,
+    request: Option<Request<ReqBody>>,
+    core: Arc<Core>,
+    step: Step,
+}
+
+enum Step {
+    Settle(Pin<Box<dyn Future<Output = Settled> + Send>>),
+    MakeReady,
+}
+
+impl<S, ReqBody> Pending<S, ReqBody> {
+    pub(super) fn new(
+        inner: S,
+        request: Request<ReqBody>,
+        core: Arc<Core>,
+        question: Question,
+    ) -> Self {
+        let settle = Arc::clone(&core.cache).settle(question);
+        Self {
+            inner,
+            request: Some(request),
+            core,
+            step: Step::Settle(Box::pin(settle)),
+        }
+    }
+}
+
+impl<S, ReqBody> Pending<S, ReqBody>
+where
+    S: Service<Request<ReqBody>>,
+{
+    /// Waits for the answer, then makes the inner service ready and calls it.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, Stop<S::Error>>> {
+        if let Step::Settle(settle) = &mut self.step {
+            let settled = ready!(settle.as_mut().poll(cx));
+            self.step = Step::MakeReady;
+            self.judge(settled).map_err(Stop::Refused)?;
+        }
+        ready!(self.inner.poll_ready(cx)).map_err(Stop::Failed)?;
+        match self.request.take() {
+            Some(request) => Poll::Ready(Ok(self.inner.call(request))),
+            None => unreachable!("a pending request is called once"),
+        }
+    }
+
+    fn judge(&mut self, settled: Settled) -> Result<(), Rejection> {
+        match (settled, &mut self.request) {
+            (Settled::Serve(entry, now), Some(request)) => self.core.admit(request, entry, now),
+            (Settled::CannotTell(cannot_tell), _) => Err(if cannot_tell.is_misconfigured {
+                Rejection::verifier_misconfigured(cannot_tell.retry_after)
+            } else {
+                Rejection::verifier_unavailable(cannot_tell.retry_after)
+            }),
+            (Settled::Refused | Settled::Serve(..), _) => Err(Rejection::invalid_token()),
+        }
+    }
+}
+
+/// Why a pending request is not called.
+enum Stop<E> {
+    Refused(Rejection),
+    Failed(E),
+}
+
+impl<S, F, ReqBody> ResponseFuture<S, F, ReqBody>
+where
+    S: Service<Request<ReqBody>>,
+{
+    pub(super) fn call(future: S::Future, face: Face<F>) -> Self {
+        Self {
+            state: State::Called { future },
+            face,
+        }
+    }
+
+    pub(super) fn refuse(rejection: Rejection, face: Face<F>) -> Self {
+        Self {
+            state: State::Refused {
+                rejection: Some(rejection),
+            },
+            face,
+        }
+    }
+
+    pub(super) fn wait(pending: Pending<S, ReqBody>, face: Face<F>) -> Self {
+        Self {
+            state: State::Waiting {
+                pending: Box::new(pending),
+            },
+            face,
+        }
+    }
+}
+
+impl<S, F, ReqBody, ResBody> Future for ResponseFuture<S, F, ReqBody>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    F: RejectionResponse<ResBody>,
+{
+    type Output = Result<Response<ResBody>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Called { future } => {
+                    let response = ready!(future.poll(cx))?;
+                    return Poll::Ready(Ok(dress(this.face, response)));
+                }
+                StateProj::Refused { rejection } => {
+                    let rejection = mem::take(rejection)
+                        .unwrap_or_else(|| unreachable!("polled after completion"));
+                    return Poll::Ready(Ok(render(this.face, rejection)));
+                }
+                StateProj::Waiting { pending } => {
+                    let next = match ready!(pending.poll(cx)) {
+                        Ok(future) => State::Called { future },
+                        Err(Stop::Refused(rejection)) => State::Refused {
+                            rejection: Some(rejection),
+                        },
+                        Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),
+                    };
+                    this.state.set(next);
+                }
+            }
+        }
+    }
+}
+
+impl<S, F, ReqBody> fmt::Debug for ResponseFuture<S, F, ReqBody>
+where
+    S: Service<Request<ReqBody>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

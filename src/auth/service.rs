@@ -1,0 +1,152 @@
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::future::{Pending, ResponseFuture};
+use super::layer::{ApiKeyLayer, Core};
+use crate::cache::{Entry, Look, Question};
+use crate::clock::Tick;
+use crate::context::{Anonymous, OrgContext};
+use crate::credential::Credential;
+use crate::key::ApiKey;
+use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
+use crate::request_head::RequestHead;
+
+/// The service that [`ApiKeyLayer`] makes.
+///
+/// See the [module's guide](crate::auth).
+#[derive(Clone)]
+#[must_use]
+pub struct ApiKeyService<S, F = DefaultRejectionResponse> {
+    inner: S,
+    layer: ApiKeyLayer<F>,
+}
+
+impl<S, F> ApiKeyService<S, F> {
+    pub(super) fn new(inner: S, layer: ApiKeyLayer<F>) -> Self {
+        Self { inner, layer }
+    }
+}
+
+/// Which way a request goes.
+enum Way {
+    Pass,
+    Refuse(Rejection),
+    Wait(Question),
+}
+
+impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S, F>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    F: RejectionResponse<ResBody> + Clone,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, F, ReqBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let core = &self.layer.core;
+        let way = core.way(&mut request, self.layer.max_age);
+        match way {
+            Way::Pass => ResponseFuture::call(self.inner.call(request), self.layer.face.clone()),
+            Way::Refuse(rejection) => ResponseFuture::refuse(rejection, self.layer.face.clone()),
+            Way::Wait(question) => {
+                // The instance that was made ready may hold a permit, which nobody may hold while waiting for the issuer.
+                let inner = self.inner.clone();
+                drop(std::mem::replace(&mut self.inner, inner.clone()));
+                let pending = Pending::new(inner, request, Arc::clone(core), question);
+                ResponseFuture::wait(pending, self.layer.face.clone())
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Decides on a request, and puts into it what a decision to let it pass entails.
+    fn way<B>(
+        self: &Arc<Self>,
+        request: &mut Request<B>,
+        max_age: Option<std::time::Duration>,
+    ) -> Way {
+        let (key, digest) = match self.credential.read(request.headers()) {
+            Credential::Key(key) => (key, self.cache.digest(key)),
+            Credential::Absent if self.allow_anonymous => {
+                request.extensions_mut().remove::<OrgContext>();
+                request.extensions_mut().insert(Anonymous);
+                return Way::Pass;
+            }
+            Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
+            Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
+        };
+        let now = self.cache.clock.now();
+        let oldest =
+            max_age.map(|max_age| Tick(now.0.saturating_sub(crate::clock::nanos(max_age))));
+        let entry = match self.cache.look(digest, oldest, now) {
+            Look::Serve(entry) => entry,
+            Look::ServeAndRefresh(entry) => {
+                if let Ok(key) = ApiKey::parse(key) {
+                    self.cache.refresh(key, &entry);
+                }
+                entry
+            }
+            Look::Refused => return Way::Refuse(Rejection::invalid_token()),
+            Look::Ask => {
+                let Ok(key) = ApiKey::parse(key) else {
+                    return Way::Refuse(Rejection::malformed_credential());
+                };
+                let peer = self
+                    .peer
+                    .as_ref()
+                    .and_then(|peer| peer(RequestHead::of(request)));
+                return Way::Wait(Question {
+                    key,
+                    digest,
+                    oldest,
+                    peer,
+                });
+            }
+        };
+        match self.admit(request, entry, now) {
+            Ok(()) => Way::Pass,
+            Err(rejection) => Way::Refuse(rejection),
+        }
+    }
+
+    /// Judges facts for this request, and gives it its context.
+    pub(super) fn admit<B>(
+        &self,
+        request: &mut Request<B>,
+        entry: Arc<Entry>,
+        now: Tick,
+    ) -> Result<(), Rejection> {
+        if entry.facts.user.is_some() && !self.allow_user_keys {
+            return Err(Rejection::organization_required());
+        }
+        let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
+        if self.strip_credential {
+            request.headers_mut().remove(self.credential.header());
+        } else {
+            self.credential.conceal(request.headers_mut());
+        }
+        let extensions = request.extensions_mut();
+        extensions.remove::<Anonymous>();
+        extensions.insert(context);
+        Ok(())
+    }
+}
+
+impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKeyService")
+            .field("inner", &self.inner)
+            .field("layer", &self.layer)
+            .finish()
+    }
+}

@@ -1,0 +1,208 @@
+//! One good key: the facts, when they were asked for, and until when they may be served.
+
+use std::fmt;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use super::Cache;
+use crate::clock::{Tick, nanos};
+use crate::key::KeyDigest;
+use crate::verify::Facts;
+
+/// How long facts may be served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lifetimes {
+    /// The longest that facts are fresh; each entry draws its own from the last 15 % of it.
+    pub(crate) soft: Duration,
+    /// The longest that facts are served at all.
+    pub(crate) hard: Duration,
+}
+
+/// What is held of a good key. Facts only: whether they suffice is judged again on every request.
+pub(crate) struct Entry {
+    pub(crate) facts: Facts,
+    pub(crate) digest: KeyDigest,
+    /// When the call that brought the facts was sent. Every age counts from here.
+    pub(crate) sent_at: Tick,
+    /// The version of the rules when that call's flight began: an invalidation that is younger condemns the entry.
+    pub(crate) began: u64,
+    /// The soft TTL that this entry drew, in nanoseconds.
+    soft: u64,
+    /// The end of everything: the hard TTL.
+    hard_until: Tick,
+    /// The key's own expiry on our clock.
+    expires: Option<Tick>,
+    /// The version of the rules that last found nothing against the entry.
+    pub(super) cleared: AtomicU64,
+    /// No background refresh begins before this.
+    ask_after: AtomicU64,
+    /// Whose entry it is, for those who wait for its end.
+    pub(super) home: Weak<Cache>,
+}
+
+/// How good facts are at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    /// Inside the soft TTL.
+    Fresh,
+    /// For as long again: served while one refresh is under way.
+    Stale,
+    /// Served only if the issuer does not answer.
+    Overdue,
+    /// The key itself has expired by the issuer's word.
+    Expired,
+    /// Past the hard TTL.
+    Gone,
+}
+
+impl Entry {
+    pub(super) fn new(
+        facts: Facts,
+        digest: KeyDigest,
+        sent_at: Tick,
+        began: u64,
+        lifetimes: Lifetimes,
+        now: Tick,
+        home: Weak<Cache>,
+    ) -> Self {
+        let expires = facts.expires_at.map(|at| {
+            // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
+            now.after(at.duration_since(SystemTime::now()).unwrap_or_default())
+        });
+        Self {
+            facts,
+            digest,
+            sent_at,
+            began,
+            soft: draw_soft(lifetimes.soft),
+            hard_until: sent_at.after(lifetimes.hard),
+            expires,
+            cleared: AtomicU64::new(0),
+            ask_after: AtomicU64::new(0),
+            home,
+        }
+    }
+
+    pub(crate) fn fresh_until(&self) -> Tick {
+        Tick(self.sent_at.0.saturating_add(self.soft))
+    }
+
+    pub(crate) fn hard_until(&self) -> Tick {
+        self.expires
+            .map_or(self.hard_until, |at| at.min(self.hard_until))
+    }
+
+    pub(crate) fn freshness(&self, now: Tick) -> Freshness {
+        if self.expires.is_some_and(|at| now >= at) {
+            Freshness::Expired
+        } else if now >= self.hard_until {
+            Freshness::Gone
+        } else if now.0 - self.sent_at.0.min(now.0) < self.soft {
+            Freshness::Fresh
+        } else if now.0 - self.sent_at.0 < self.soft.saturating_mul(2) {
+            Freshness::Stale
+        } else {
+            Freshness::Overdue
+        }
+    }
+
+    /// Whether this caller is the one to begin a background refresh. It then has until `until` for itself.
+    pub(super) fn claim_refresh(&self, now: Tick, until: Tick) -> bool {
+        let ask_after = self.ask_after.load(Ordering::Relaxed);
+        now.0 >= ask_after
+            && self
+                .ask_after
+                .compare_exchange(ask_after, until.0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    pub(super) fn refresh_after(&self, at: Tick) {
+        self.ask_after.store(at.0, Ordering::Relaxed);
+    }
+}
+
+/// Jitter only shortens: 85 to 100 % of the soft TTL, so that entries of one second do not refresh in one second.
+fn draw_soft(soft: Duration) -> u64 {
+    let soft = nanos(soft);
+    soft - fastrand::u64(0..=soft / 100 * 15)
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("facts", &self.facts)
+            .field("sent_at", &self.sent_at)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        soft: Duration::from_secs(60),
+        hard: Duration::from_secs(900),
+    };
+
+    fn entry(facts: Facts) -> Entry {
+        let digest = crate::key::DigestSecret::draw().unwrap().digest("12345678");
+        let sent = Tick::ZERO.after(Duration::from_secs(1_000));
+        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, Weak::new())
+    }
+
+    #[test]
+    fn both_bounds_hold_to_the_nanosecond_and_jitter_only_shortens() {
+        for _ in 0..1_000 {
+            let entry = entry(Facts::default());
+            let at = |nanos: u64| entry.freshness(Tick(entry.sent_at.0 + nanos));
+            let soft = entry.soft;
+            assert!((51_000_000_000..=60_000_000_000).contains(&soft));
+            assert_eq!(at(soft - 1), Freshness::Fresh);
+            assert_eq!(at(soft), Freshness::Stale);
+            assert_eq!(at(2 * soft - 1), Freshness::Stale);
+            assert_eq!(at(2 * soft), Freshness::Overdue);
+            assert_eq!(at(900_000_000_000 - 1), Freshness::Overdue);
+            assert_eq!(at(900_000_000_000), Freshness::Gone);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_reads_earlier_than_the_call_is_fresh_and_does_not_panic() {
+        assert_eq!(
+            entry(Facts::default()).freshness(Tick::ZERO),
+            Freshness::Fresh
+        );
+    }
+
+    #[test]
+    fn an_expiry_ends_freshness_and_one_in_the_past_is_over_at_once() {
+        let soon = entry(Facts {
+            expires_at: Some(SystemTime::now() + Duration::from_secs(10)),
+            ..Facts::default()
+        });
+        assert_eq!(
+            soon.freshness(soon.sent_at.after(Duration::from_secs(9))),
+            Freshness::Fresh
+        );
+        assert_eq!(
+            soon.freshness(soon.sent_at.after(Duration::from_secs(10))),
+            Freshness::Expired
+        );
+        let past = entry(Facts {
+            expires_at: Some(SystemTime::UNIX_EPOCH),
+            ..Facts::default()
+        });
+        assert_eq!(past.freshness(past.sent_at), Freshness::Expired);
+    }
+
+    #[test]
+    fn one_caller_claims_a_refresh() {
+        let entry = entry(Facts::default());
+        assert!(entry.claim_refresh(Tick(5), Tick(10)));
+        assert!(!entry.claim_refresh(Tick(5), Tick(10)));
+        assert!(!entry.claim_refresh(Tick(9), Tick(20)));
+        assert!(entry.claim_refresh(Tick(10), Tick(20)));
+    }
+}

@@ -1,0 +1,162 @@
+//! Single flight: one verification at a time for a key, on a task of its own.
+//!
+//! Whoever needs an answer boards the flight of its key or starts one; nobody's departure ends it. Invalidating a key
+//! *grounds* its flights at once: their waiters start anew, and what the old call brings is thrown away.
+//!
+//! A key's flights change under the lock of its shard, and so does what their landing writes to the store: a landing
+//! comes wholly before an invalidation or wholly after it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::entry::Entry;
+use super::store::DigestBuildHasher;
+use crate::clock::Tick;
+use crate::key::KeyDigest;
+use crate::upstream::CannotTell;
+
+const SHARDS: usize = 64;
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Landing {
+    Yes(Arc<Entry>),
+    No,
+    CannotTell(CannotTell),
+    /// Invalidated on the way: who waited must ask again.
+    Grounded,
+}
+
+/// A verification under way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    /// The version of the rules when it began.
+    pub(crate) began: u64,
+    /// When its call was sent; zero until then.
+    sent_at: AtomicU64,
+    landing: watch::Sender<Option<Landing>>,
+}
+
+impl Flight {
+    fn new(began: u64) -> Self {
+        Self {
+            began,
+            sent_at: AtomicU64::new(0),
+            landing: watch::Sender::new(None),
+        }
+    }
+
+    pub(crate) fn sent(&self, at: Tick) {
+        self.sent_at.store(at.0.max(1), Ordering::Release);
+    }
+
+    /// Whether its answer will be from a call sent at this time or later.
+    fn is_sent_since(&self, oldest: Tick) -> bool {
+        match self.sent_at.load(Ordering::Acquire) {
+            0 => true,
+            sent => sent >= oldest.0,
+        }
+    }
+
+    /// The first ending counts.
+    pub(crate) fn land(&self, landing: Landing) {
+        self.landing.send_if_modified(|slot| {
+            let is_first = slot.is_none();
+            if is_first {
+                *slot = Some(landing);
+            }
+            is_first
+        });
+    }
+
+    pub(crate) fn has_landed(&self) -> bool {
+        self.landing.borrow().is_some()
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn landed(&self) -> Landing {
+        let mut landing = self.landing.subscribe();
+        match landing.wait_for(Option::is_some).await {
+            Ok(landing) => landing.clone().unwrap_or(Landing::Grounded),
+            // Never: `self` holds the sender.
+            Err(_) => Landing::Grounded,
+        }
+    }
+}
+
+/// The flights under way.
+#[derive(Debug)]
+pub(crate) struct Flights {
+    shards: Box<[Mutex<Shard>]>,
+}
+
+/// All flights of some keys. Only the last of a key takes passengers.
+#[derive(Debug, Default)]
+pub(crate) struct Shard(HashMap<KeyDigest, Vec<Arc<Flight>>, DigestBuildHasher>);
+
+impl Default for Flights {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
+    }
+}
+
+impl Flights {
+    pub(crate) fn shard(&self, digest: KeyDigest) -> MutexGuard<'_, Shard> {
+        #[allow(clippy::cast_possible_truncation)] // Reduced to the number of shards first.
+        let at = (digest.low() % SHARDS as u64) as usize;
+        self.shards[at]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every shard in turn.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard>> {
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Shard {
+    /// The flight whose answer would be new enough, if one is under way.
+    pub(crate) fn boarding(&self, digest: KeyDigest, oldest: Option<Tick>) -> Option<Arc<Flight>> {
+        let flight = self.0.get(&digest)?.last()?;
+        let suits =
+            !flight.has_landed() && oldest.is_none_or(|oldest| flight.is_sent_since(oldest));
+        suits.then(|| Arc::clone(flight))
+    }
+
+    pub(crate) fn start(&mut self, digest: KeyDigest, began: u64) -> Arc<Flight> {
+        let flight = Arc::new(Flight::new(began));
+        self.0.entry(digest).or_default().push(Arc::clone(&flight));
+        flight
+    }
+
+    pub(crate) fn remove(&mut self, digest: KeyDigest, flight: &Arc<Flight>) {
+        if let Some(flights) = self.0.get_mut(&digest) {
+            flights.retain(|other| !Arc::ptr_eq(other, flight));
+            if flights.is_empty() {
+                self.0.remove(&digest);
+            }
+        }
+    }
+
+    /// Ends the key's flights without an answer.
+    pub(crate) fn ground(&mut self, digest: KeyDigest) {
+        for flight in self.0.remove(&digest).into_iter().flatten() {
+            flight.land(Landing::Grounded);
+        }
+    }
+
+    /// Ends all flights without an answer.
+    pub(crate) fn ground_all(&mut self) {
+        for flight in self.0.drain().flat_map(|(_, flights)| flights) {
+            flight.land(Landing::Grounded);
+        }
+    }
+}

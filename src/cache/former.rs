@@ -1,0 +1,107 @@
+//! Which keys were good in the last 24 hours: their digests, not their facts.
+//!
+//! When junk has used up the budget of refusals, these go before strangers. Two generations of a plain map: when the
+//! younger is full, the elder goes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::mem;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::store::DigestBuildHasher;
+use crate::clock::Tick;
+use crate::key::KeyDigest;
+
+/// How long a key that was good is remembered as such.
+const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
+
+type Generation = HashMap<KeyDigest, Tick, DigestBuildHasher>;
+
+pub(crate) struct Former {
+    generations: Mutex<Generations>,
+    per_generation: usize,
+}
+
+#[derive(Default)]
+struct Generations {
+    younger: Generation,
+    elder: Generation,
+}
+
+impl Former {
+    /// Remembers at most `capacity` keys.
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self {
+            generations: Mutex::default(),
+            per_generation: usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(2),
+        }
+    }
+
+    /// The key was good by a call of this time.
+    pub(crate) fn note(&self, digest: KeyDigest, good_at: Tick) {
+        let mut generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if generations.younger.len() >= self.per_generation {
+            generations.elder = mem::take(&mut generations.younger);
+        }
+        generations.younger.insert(digest, good_at);
+    }
+
+    pub(crate) fn knows(&self, digest: KeyDigest, now: Tick) -> bool {
+        let generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let good_at = generations
+            .younger
+            .get(&digest)
+            .or_else(|| generations.elder.get(&digest));
+        good_at.is_some_and(|&at| now.since(at) <= REMEMBERED)
+    }
+
+    /// The issuer said no, or yes: either way the key is no longer a former one.
+    pub(crate) fn forget(&self, digest: KeyDigest) {
+        let mut generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        generations.younger.remove(&digest);
+        generations.elder.remove(&digest);
+    }
+}
+
+impl fmt::Debug for Former {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Former")
+            .field("per_generation", &self.per_generation)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::DigestSecret;
+
+    #[test]
+    fn a_former_key_is_known_for_a_day_and_within_the_capacity() {
+        let secret = DigestSecret::draw().unwrap();
+        let key = |n: u32| secret.digest(&n.to_string());
+        let former = Former::new(10);
+        let at = Tick::ZERO.after(Duration::from_secs(1));
+        former.note(key(0), at);
+        assert!(former.knows(key(0), at.after(REMEMBERED)));
+        assert!(!former.knows(key(0), at.after(REMEMBERED + Duration::from_nanos(1))));
+        for n in 1..=20 {
+            former.note(key(n), at);
+        }
+        let known = (0..=20).filter(|&n| former.knows(key(n), at)).count();
+        assert!((5..=10).contains(&known), "{known}");
+        assert!(former.knows(key(20), at) && !former.knows(key(0), at));
+        former.forget(key(20));
+        assert!(!former.knows(key(20), at));
+    }
+}

@@ -1,0 +1,109 @@
+//! Keys that the issuer refused, in a cache of their own: a flood of junk fills this one and no other.
+
+use std::fmt;
+use std::time::Duration;
+
+use moka::sync::Cache as Moka;
+
+use super::store::DigestBuildHasher;
+use crate::clock::Tick;
+use crate::key::KeyDigest;
+
+/// The first refusal of a key is remembered for this long, and twice as long each time it is repeated.
+const FIRST: Duration = Duration::from_secs(5);
+/// No refusal is remembered for longer.
+const LONGEST: Duration = Duration::from_secs(60);
+/// After so long without a repeat, a refusal counts as the first again.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    until: Tick,
+    lasts: Duration,
+    /// The version of the rules under which the question was asked.
+    pub(crate) began: u64,
+}
+
+pub(crate) struct Refusals(Moka<KeyDigest, Refused, DigestBuildHasher>);
+
+impl Refusals {
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self(
+            Moka::builder()
+                .max_capacity(capacity)
+                .time_to_live(FORGOTTEN)
+                // The oldest go first: how often a refused key knocks earns it nothing.
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build_with_hasher(DigestBuildHasher::default()),
+        )
+    }
+
+    /// The refusal that still stands, if there is one.
+    pub(crate) fn standing(&self, digest: KeyDigest, now: Tick) -> Option<Refused> {
+        self.0.get(&digest).filter(|refused| now < refused.until)
+    }
+
+    pub(crate) fn note(&self, digest: KeyDigest, began: u64, now: Tick) {
+        let lasts = match self.0.get(&digest) {
+            Some(before) if before.began == began || now >= before.until => {
+                (before.lasts * 2).min(LONGEST)
+            }
+            // Invalidated in between: somebody has reason to think that the key may be good by now.
+            Some(before) => before.lasts,
+            None => FIRST,
+        };
+        let until = now.after(lasts);
+        self.0.insert(
+            digest,
+            Refused {
+                until,
+                lasts,
+                began,
+            },
+        );
+    }
+
+    pub(crate) fn forget(&self, digest: KeyDigest) {
+        self.0.invalidate(&digest);
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.0.entry_count()
+    }
+}
+
+impl fmt::Debug for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusals").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::DigestSecret;
+
+    #[test]
+    fn a_refusal_stands_5_seconds_then_twice_as_long_each_time_up_to_60() {
+        let refusals = Refusals::new(10);
+        let digest = DigestSecret::draw().unwrap().digest("12345678");
+        let mut now = Tick::ZERO;
+        for seconds in [5, 10, 20, 40, 60, 60] {
+            refusals.note(digest, 1, now);
+            let end = now.after(Duration::from_secs(seconds));
+            assert!(
+                refusals.standing(digest, Tick(end.0 - 1)).is_some(),
+                "{seconds}"
+            );
+            assert!(refusals.standing(digest, end).is_none(), "{seconds}");
+            now = end;
+        }
+        refusals.forget(digest);
+        refusals.note(digest, 1, now);
+        assert!(
+            refusals
+                .standing(digest, now.after(Duration::from_secs(5)))
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,252 @@
+//! What a handler sees: [`OrgContext`], the trusted answer to "whose call is this?".
+//!
+//! A context is made by the layer alone, from the issuer's answer, and always names an organization. Nothing a client
+//! sends can put one there: the layer writes over whatever stood in the request's extensions before it.
+//!
+//! With axum it is an extractor; in a plain Tower service it stands in the request's extensions:
+//!
+//! ```
+//! use tower_orgkey::OrgContext;
+//!
+//! fn organization<B>(request: &http::Request<B>) -> Option<&str> {
+//!     Some(request.extensions().get::<OrgContext>()?.org_code().as_str())
+//! }
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Extensions;
+
+use crate::cache::Entry;
+use crate::clock::Tick;
+use crate::rejection::Rejection;
+use crate::scope::Scopes;
+
+/// The longest organization code or key id, in bytes.
+pub const MAX_IDENTIFIER_LEN: usize = 255;
+
+/// The text is not an identifier: empty, longer than 255 bytes, or not visible ASCII throughout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not an identifier: expected 1 to 255 visible ASCII characters")]
+pub struct InvalidIdentifier(());
+
+fn is_identifier(text: &str) -> bool {
+    (1..=MAX_IDENTIFIER_LEN).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Takes 1 to 255 visible ASCII characters.
+            pub fn new(text: impl Into<Arc<str>>) -> Result<Self, InvalidIdentifier> {
+                let text = text.into();
+                if is_identifier(&text) { Ok(Self(text)) } else { Err(InvalidIdentifier(())) }
+            }
+
+            /// [`new`](Self::new) for a name written in code.
+            ///
+            /// # Panics
+            ///
+            /// When the text is not 1 to 255 visible ASCII characters.
+            #[track_caller]
+            pub fn from_static(text: &'static str) -> Self {
+                match Self::new(text) {
+                    Ok(identifier) => identifier,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl PartialEq<str> for $name {
+            fn eq(&self, other: &str) -> bool {
+                &*self.0 == other
+            }
+        }
+
+        impl PartialEq<&str> for $name {
+            fn eq(&self, other: &&str) -> bool {
+                &*self.0 == *other
+            }
+        }
+    };
+}
+
+identifier! {
+    /// An organization's code at the issuer: 1 to 255 visible ASCII characters, compared byte for byte.
+    ///
+    /// ```
+    /// use tower_orgkey::OrgCode;
+    ///
+    /// let org = OrgCode::new("org_1234567890")?;
+    /// assert_eq!(org, "org_1234567890");
+    /// assert!(OrgCode::new(" ").is_err());
+    /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
+    /// ```
+    OrgCode
+}
+
+identifier! {
+    /// A key's identifier at the issuer: 1 to 255 visible ASCII characters. Not a secret, and stable over a rotation.
+    ///
+    /// ```
+    /// use tower_orgkey::KeyId;
+    ///
+    /// assert_eq!(KeyId::new("api_key_0001")?, "api_key_0001");
+    /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
+    /// ```
+    KeyId
+}
+
+/// Whose call this is: the organization, the key and its scopes, as the issuer said.
+///
+/// Cloning counts a reference. Only the layer makes one (and, for unit tests, the test kit of the feature `test-util`).
+///
+/// As an extractor it answers 500 where no layer stands in front of the route, and 401 where
+/// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let a request without a key pass;
+/// `Option<OrgContext>` is `None` for such a request.
+#[derive(Clone)]
+pub struct OrgContext {
+    /// Has an organization: `new` looked.
+    entry: Arc<Entry>,
+    judged_at: Tick,
+}
+
+impl OrgContext {
+    /// The context of an entry, if it has an organization.
+    pub(crate) fn new(entry: Arc<Entry>, judged_at: Tick) -> Option<Self> {
+        entry
+            .facts
+            .org
+            .is_some()
+            .then_some(Self { entry, judged_at })
+    }
+
+    /// The organization that the key belongs to.
+    pub fn org_code(&self) -> &OrgCode {
+        let Some(org) = &self.entry.facts.org else {
+            unreachable!("`new` makes no context without an organization")
+        };
+        org
+    }
+
+    /// The key's identifier, if the issuer gives its keys one (Kinde does). For logs and audits.
+    pub fn key_id(&self) -> Option<&KeyId> {
+        self.entry.facts.key_id.as_ref()
+    }
+
+    /// The scopes that the key holds.
+    pub fn scopes(&self) -> &Scopes {
+        &self.entry.facts.scopes
+    }
+
+    /// The user that the key acts for: only with [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys).
+    pub fn user_id(&self) -> Option<&str> {
+        self.entry.facts.user.as_deref()
+    }
+
+    /// How old the facts were when this request was judged: the time since the call to the issuer was sent.
+    pub fn age(&self) -> Duration {
+        self.judged_at.since(self.entry.sent_at)
+    }
+
+    /// Whether the facts were past their soft TTL when this request was judged: served while a refresh is under way,
+    /// or because the issuer does not answer.
+    pub fn is_stale(&self) -> bool {
+        self.judged_at >= self.entry.fresh_until()
+    }
+}
+
+impl OrgContext {
+    /// The context that the layer put into a request, or the refusal that its absence calls for.
+    pub(crate) fn of<'a>(
+        extensions: &'a Extensions,
+        who_asks: &str,
+    ) -> Result<&'a Self, Rejection> {
+        match extensions.get::<Self>() {
+            Some(context) => Ok(context),
+            None if extensions.get::<Anonymous>().is_some() => Err(Rejection::missing_credential()),
+            None => Err(Rejection::layer_missing(who_asks)),
+        }
+    }
+}
+
+impl fmt::Debug for OrgContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrgContext")
+            .field("org_code", self.org_code())
+            .field("key_id", &self.key_id())
+            .field("scopes", self.scopes())
+            .field("user_id", &self.user_id())
+            .field("age", &self.age())
+            .finish()
+    }
+}
+
+/// Stands in the extensions of a request that the layer let pass without a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Anonymous;
+
+#[cfg(feature = "axum")]
+mod extract {
+    use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+    use http::request::Parts;
+
+    use super::{Anonymous, OrgContext};
+    use crate::rejection::Rejection;
+
+    impl<S: Send + Sync> FromRequestParts<S> for OrgContext {
+        type Rejection = Rejection;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
+            Self::of(&parts.extensions, "the extractor `OrgContext`").cloned()
+        }
+    }
+
+    impl<S: Send + Sync> OptionalFromRequestParts<S> for OrgContext {
+        type Rejection = Rejection;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
+            if parts.extensions.get::<Anonymous>().is_some() {
+                return Ok(None);
+            }
+            Self::of(&parts.extensions, "the extractor `Option<OrgContext>`")
+                .cloned()
+                .map(Some)
+        }
+    }
+}

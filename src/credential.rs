@@ -1,0 +1,207 @@
+//! Where in a request the key stands.
+//!
+//! By default that is `Authorization: Bearer <key>` (RFC 6750 §2.1): the scheme in any case, one or more spaces,
+//! then the key. A header of the user's own choice can take its place, and then holds the key and nothing else.
+//! Keys in query parameters or bodies (RFC 6750 §2.2, §2.3) are never looked for: they end up in logs.
+
+use http::header::{AUTHORIZATION, Entry, HeaderMap, HeaderName, HeaderValue};
+
+use crate::key::is_key;
+
+/// Which header carries the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CredentialSource {
+    AuthorizationBearer,
+    Header(HeaderName),
+}
+
+/// What a request presents.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Credential<'a> {
+    /// Nothing, or another scheme, which is another middleware's business.
+    Absent,
+    /// Repeated, or outside the grammar.
+    Malformed,
+    /// A key that keeps the grammar.
+    Key(&'a str),
+}
+
+impl CredentialSource {
+    pub(crate) fn header(&self) -> &HeaderName {
+        match self {
+            Self::AuthorizationBearer => &AUTHORIZATION,
+            Self::Header(name) => name,
+        }
+    }
+
+    pub(crate) fn read<'a>(&self, headers: &'a HeaderMap) -> Credential<'a> {
+        let mut values = headers.get_all(self.header()).iter();
+        let Some(value) = values.next() else {
+            return Credential::Absent;
+        };
+        if values.next().is_some() {
+            return Credential::Malformed;
+        }
+        match self {
+            Self::AuthorizationBearer => bearer(value.as_bytes()),
+            Self::Header(_) => key(value.as_bytes()),
+        }
+    }
+
+    /// Marks the credential as sensitive, so that no `Debug` of the headers shows it.
+    pub(crate) fn conceal(&self, headers: &mut HeaderMap) {
+        // `entry` may grow the map, so the ordinary request, with its one value, goes without.
+        if headers.get_all(self.header()).iter().nth(1).is_none() {
+            if let Some(value) = headers.get_mut(self.header()) {
+                value.set_sensitive(true);
+            }
+        } else if let Entry::Occupied(mut values) = headers.entry(self.header()) {
+            for value in values.iter_mut() {
+                value.set_sensitive(true);
+            }
+        }
+    }
+}
+
+fn bearer(value: &[u8]) -> Credential<'_> {
+    const SCHEME: &[u8] = b"bearer";
+
+    // The usual request first: "Bearer", one space, the key.
+    let scheme_end = match value.get(SCHEME.len()) {
+        Some(b' ') => SCHEME.len(),
+        _ => value.iter().position(|&b| b == b' ').unwrap_or(value.len()),
+    };
+    let (scheme, rest) = value.split_at(scheme_end);
+    if !scheme.eq_ignore_ascii_case(SCHEME) {
+        return if is_token(scheme) {
+            Credential::Absent
+        } else {
+            Credential::Malformed
+        };
+    }
+    let spaces = rest.iter().take_while(|&&b| b == b' ').count();
+    key(&rest[spaces..])
+}
+
+fn key(bytes: &[u8]) -> Credential<'_> {
+    if !is_key(bytes) {
+        return Credential::Malformed;
+    }
+    // The grammar is a part of ASCII, so this never fails.
+    std::str::from_utf8(bytes).map_or(Credential::Malformed, Credential::Key)
+}
+
+/// RFC 9110 §5.6.2 `token`, which an authentication scheme is.
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty()
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+}
+
+/// A value of the `Vary` header that names the credential's own.
+pub(crate) fn vary_on(name: &HeaderName) -> HeaderValue {
+    HeaderValue::from(name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<'a>(headers: &'a HeaderMap) -> Credential<'a> {
+        CredentialSource::AuthorizationBearer.read(headers)
+    }
+
+    fn with(value: &[u8]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_bearer_key_is_read_in_any_case_and_after_any_spaces() {
+        for value in [
+            "Bearer 12345678",
+            "bearer 12345678",
+            "BEARER 12345678",
+            "BeArEr   12345678",
+        ] {
+            assert_eq!(
+                read(&with(value.as_bytes())),
+                Credential::Key("12345678"),
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_or_another_scheme_is_absent() {
+        assert_eq!(read(&HeaderMap::new()), Credential::Absent);
+        for value in [
+            "Basic YWxhZGRpbjpvcGVu",
+            "Bearerx 12345678",
+            "Negotiate",
+            "DPoP abc",
+            "Basic \u{e9}",
+        ] {
+            assert_eq!(read(&with(value.as_bytes())), Credential::Absent, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_empty_repeated_or_malformed_credential_is_malformed() {
+        let values: [&[u8]; 14] = [
+            b"",
+            b"Bearer",
+            b"Bearer ",
+            b"Bearer    ",
+            b"Bearer 1234567",
+            b"Bearer\t12345678",
+            b"Bearer 12345678, Bearer 12345679",
+            b"Bearer 12345678,Bearer 12345679",
+            b"Bearer 12345678 ",
+            b"Bearer \xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9",
+            b"\xff\xff 12345678",
+            b",Bearer 12345678",
+            b" Bearer 12345678",
+            b"Bearer ========",
+        ];
+        for value in values {
+            assert_eq!(read(&with(value)), Credential::Malformed, "{value:?}");
+        }
+        let mut twice = with(b"Bearer 12345678");
+        twice.append(AUTHORIZATION, HeaderValue::from_static("Bearer 12345678"));
+        assert_eq!(read(&twice), Credential::Malformed);
+        let mut with_basic = with(b"Bearer 12345678");
+        with_basic.append(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
+        assert_eq!(read(&with_basic), Credential::Malformed);
+    }
+
+    #[test]
+    fn a_header_of_ones_own_holds_the_key_alone() {
+        let name = HeaderName::from_static("x-api-key");
+        let source = CredentialSource::Header(name.clone());
+        let mut headers = with(b"Bearer 12345678");
+        assert_eq!(source.read(&headers), Credential::Absent);
+        headers.insert(&name, HeaderValue::from_static("Bearer 12345678"));
+        assert_eq!(source.read(&headers), Credential::Malformed);
+        headers.insert(&name, HeaderValue::from_static(""));
+        assert_eq!(source.read(&headers), Credential::Malformed);
+        headers.insert(&name, HeaderValue::from_static("12345678"));
+        assert_eq!(source.read(&headers), Credential::Key("12345678"));
+        headers.append(&name, HeaderValue::from_static("12345678"));
+        assert_eq!(source.read(&headers), Credential::Malformed);
+    }
+
+    #[test]
+    fn a_concealed_credential_is_not_shown_by_debug() {
+        let mut headers = with(b"Bearer 12345678");
+        headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer 87654321"));
+        CredentialSource::AuthorizationBearer.conceal(&mut headers);
+        let shown = format!("{headers:?}");
+        assert!(
+            !shown.contains("12345678") && !shown.contains("87654321"),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,65 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use pin_project_lite::pin_project;
+
+use crate::rejection::{Rejection, undressed};
+
+pin_project! {
+    /// The response future of a guard: the inner service's, or a refusal.
+    pub struct GuardFuture<F> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Passed { #[pin] future: F },
+        Refused { rejection: Option<Rejection> },
+    }
+}
+
+impl<F> GuardFuture<F> {
+    pub(super) fn new(decision: Result<F, Rejection>) -> Self {
+        Self {
+            state: match decision {
+                Ok(future) => State::Passed { future },
+                Err(rejection) => State::Refused {
+                    rejection: Some(rejection),
+                },
+            },
+        }
+    }
+}
+
+impl<F, B, E> Future for GuardFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: From<Bytes>,
+{
+    type Output = Result<Response<B>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Passed { future } => Poll::Ready(ready!(future.poll(cx))),
+            StateProj::Refused { rejection } => {
+                let rejection = rejection
+                    .take()
+                    .unwrap_or_else(|| unreachable!("polled after completion"));
+                Poll::Ready(Ok(undressed(rejection)))
+            }
+        }
+    }
+}
+
+impl<F> fmt::Debug for GuardFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardFuture").finish_non_exhaustive()
+    }
+}

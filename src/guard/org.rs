@@ -1,0 +1,218 @@
+use std::borrow::Cow;
+use std::fmt;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::future::GuardFuture;
+use crate::context::{OrgCode, OrgContext};
+use crate::rejection::Rejection;
+use crate::request_head::RequestHead;
+
+/// The path parameter of this name must be the key's own organization.
+///
+/// The parameter is decoded once and compared byte for byte. If nested routes give several parameters the name, every one
+/// must agree. Nothing is looked up, so a refusal does not tell whether the other organization exists.
+///
+/// The route must have the parameter: without it every request is refused with 500, and the log says why.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub fn require_org(parameter: impl Into<Cow<'static, str>>) -> RequireOrgLayer<PathParameter> {
+    RequireOrgLayer::new(PathParameter(parameter.into()))
+}
+
+/// What your function reads from the request must be the key's own organization; `None` never is.
+///
+/// For plain Tower services, and for APIs that name the organization elsewhere than in the path.
+///
+/// ```
+/// use std::borrow::Cow;
+/// use tower_orgkey::{RequestHead, require_org_with};
+///
+/// let guard = require_org_with(|head: RequestHead<'_>| {
+///     head.uri.path().strip_prefix("/orgs/")?.split('/').next().map(str::to_owned)
+/// });
+/// ```
+pub fn require_org_with<F>(claim: F) -> RequireOrgLayer<FromHead<F>>
+where
+    F: Fn(RequestHead<'_>) -> Option<String> + Clone,
+{
+    RequireOrgLayer::new(FromHead(claim))
+}
+
+/// Where a request names an organization. Implemented by [`PathParameter`] and [`FromHead`].
+pub trait ClaimedOrg: sealed::Sealed {
+    /// Whether the request names this organization and no other.
+    #[doc(hidden)]
+    fn agrees<B>(&self, request: Request<B>, org: &OrgCode) -> (Request<B>, Agreement);
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a request says of the key's organization.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    Same,
+    Other,
+    /// The route has no such parameter; the log has been told.
+    Missing,
+}
+
+/// The claim of [`require_org_with`].
+#[derive(Clone)]
+pub struct FromHead<F>(F);
+
+impl<F> fmt::Debug for FromHead<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FromHead").finish()
+    }
+}
+
+impl<F> sealed::Sealed for FromHead<F> {}
+
+impl<F: Fn(RequestHead<'_>) -> Option<String>> ClaimedOrg for FromHead<F> {
+    fn agrees<B>(&self, request: Request<B>, org: &OrgCode) -> (Request<B>, Agreement) {
+        let claimed = (self.0)(RequestHead::of(&request));
+        let agreement = if claimed.is_some_and(|claimed| claimed == org.as_str()) {
+            Agreement::Same
+        } else {
+            Agreement::Other
+        };
+        (request, agreement)
+    }
+}
+
+/// The claim of [`require_org`].
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+#[derive(Clone, Debug)]
+pub struct PathParameter(Cow<'static, str>);
+
+#[cfg(feature = "axum")]
+mod path {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use axum::extract::FromRequestParts;
+    use axum::extract::RawPathParams;
+    use axum::extract::rejection::RawPathParamsRejection;
+    use http::Request;
+
+    use super::{Agreement, ClaimedOrg, PathParameter, sealed};
+    use crate::context::OrgCode;
+    use crate::telemetry;
+
+    impl sealed::Sealed for PathParameter {}
+
+    impl ClaimedOrg for PathParameter {
+        fn agrees<B>(&self, request: Request<B>, org: &OrgCode) -> (Request<B>, Agreement) {
+            let (mut parts, body) = request.into_parts();
+            let parameters = {
+                let extracted = pin!(RawPathParams::from_request_parts(&mut parts, &()));
+                // Reading the extensions waits for nothing.
+                match extracted.poll(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(parameters) => Some(parameters),
+                    Poll::Pending => None,
+                }
+            };
+            let agreement = match parameters {
+                Some(Ok(parameters)) => {
+                    let mut claimed = parameters
+                        .iter()
+                        .filter(|(name, _)| *name == self.0)
+                        .map(|(_, value)| value)
+                        .peekable();
+                    if claimed.peek().is_none() {
+                        Agreement::Missing
+                    } else if claimed.all(|value| value == org.as_str()) {
+                        Agreement::Same
+                    } else {
+                        Agreement::Other
+                    }
+                }
+                Some(Err(RawPathParamsRejection::InvalidUtf8InPathParam(_))) => Agreement::Other,
+                Some(Err(_)) | None => Agreement::Missing,
+            };
+            if agreement == Agreement::Missing {
+                telemetry::parameter_missing(&self.0);
+            }
+            (Request::from_parts(parts, body), agreement)
+        }
+    }
+}
+
+/// The layer of the organization guard.
+///
+/// See the [module's guide](crate::guard); made by [`require_org`](crate::require_org) or [`require_org_with`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RequireOrgLayer<C> {
+    claim: C,
+    hide: bool,
+}
+
+impl<C> RequireOrgLayer<C> {
+    fn new(claim: C) -> Self {
+        Self { claim, hide: false }
+    }
+
+    /// Answers 404 instead of 403, for APIs that do not tell which addresses exist.
+    pub fn with_not_found(mut self) -> Self {
+        self.hide = true;
+        self
+    }
+}
+
+impl<S, C: Clone> Layer<S> for RequireOrgLayer<C> {
+    type Service = RequireOrg<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequireOrg {
+            inner,
+            guard: self.clone(),
+        }
+    }
+}
+
+/// The service that [`RequireOrgLayer`] makes.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RequireOrg<S, C> {
+    inner: S,
+    guard: RequireOrgLayer<C>,
+}
+
+impl<S, C, ReqBody, ResBody> Service<Request<ReqBody>> for RequireOrg<S, C>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    C: ClaimedOrg,
+    ResBody: From<Bytes>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = GuardFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let org = match OrgContext::of(request.extensions(), "an organization guard") {
+            Ok(context) => context.org_code().clone(),
+            Err(rejection) => return GuardFuture::new(Err(rejection)),
+        };
+        let (request, agreement) = self.guard.claim.agrees(request, &org);
+        GuardFuture::new(match agreement {
+            Agreement::Same => Ok(self.inner.call(request)),
+            Agreement::Other => Err(Rejection::organization_mismatch(self.guard.hide)),
+            Agreement::Missing => Err(Rejection::internal()),
+        })
+    }
+}

@@ -1,0 +1,117 @@
+#[cfg(feature = "axum")]
+use std::{fmt, marker::PhantomData, ops::Deref};
+
+#[cfg(feature = "axum")]
+use crate::context::OrgContext;
+use crate::scope::is_scope;
+
+/// A scope policy in a type, for [`Scoped`](crate::Scoped).
+///
+/// Alternatives, each a set of scopes that must all be held, as in [`ScopePolicy`](crate::ScopePolicy). No alternative
+/// denies. An empty alternative, or a name outside RFC 6749's `scope-token`, does not compile where it is used:
+///
+/// ```compile_fail
+/// # use tower_orgkey::{ScopeSet, Scoped};
+/// struct Bad;
+/// impl ScopeSet for Bad {
+///     const ALTERNATIVES: &'static [&'static [&'static str]] = &[&["two words"]];
+/// }
+/// async fn handler(_: Scoped<Bad>) {}
+/// let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
+/// ```
+pub trait ScopeSet: Send + Sync + 'static {
+    /// The alternatives.
+    const ALTERNATIVES: &'static [&'static [&'static str]];
+}
+
+/// Evaluated by the compiler.
+#[cfg_attr(
+    not(feature = "axum"),
+    expect(dead_code, reason = "only the extractor evaluates it")
+)]
+const fn is_policy(alternatives: &[&[&str]]) -> bool {
+    let mut at = 0;
+    while at < alternatives.len() {
+        let names = alternatives[at];
+        if names.is_empty() {
+            return false;
+        }
+        let mut name = 0;
+        while name < names.len() {
+            if !is_scope(names[name].as_bytes()) {
+                return false;
+            }
+            name += 1;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// An [`OrgContext`] whose key satisfies a [`ScopeSet`]: the scope check in the type of a handler.
+///
+/// The same decision, and the same refusal, as the guard's. See the [module's guide](crate::guard) for an example.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub struct Scoped<S> {
+    context: OrgContext,
+    scopes: PhantomData<fn() -> S>,
+}
+
+#[cfg(feature = "axum")]
+impl<S> Scoped<S> {
+    /// The context alone.
+    pub fn into_inner(self) -> OrgContext {
+        self.context
+    }
+}
+
+#[cfg(feature = "axum")]
+impl<S> Clone for Scoped<S> {
+    fn clone(&self) -> Self {
+        Self {
+            context: self.context.clone(),
+            scopes: PhantomData,
+        }
+    }
+}
+
+#[cfg(feature = "axum")]
+impl<S> Deref for Scoped<S> {
+    type Target = OrgContext;
+
+    fn deref(&self) -> &OrgContext {
+        &self.context
+    }
+}
+
+#[cfg(feature = "axum")]
+impl<S> fmt::Debug for Scoped<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Scoped").field(&self.context).finish()
+    }
+}
+
+#[cfg(feature = "axum")]
+impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<S> {
+    type Rejection = crate::rejection::Rejection;
+
+    async fn from_request_parts(
+        parts: &mut http::request::Parts,
+        _: &T,
+    ) -> Result<Self, Self::Rejection> {
+        const {
+            assert!(
+                is_policy(S::ALTERNATIVES),
+                "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token"
+            );
+        }
+        let alternatives = S::ALTERNATIVES.iter().copied();
+        let context =
+            super::scope::decide(&parts.extensions, alternatives, "the extractor `Scoped`")?;
+        Ok(Self {
+            context: context.clone(),
+            scopes: PhantomData,
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! The key as it came in, and the digest that stands for it everywhere else.
+//!
+//! An [`ApiKey`] exists only while a verification is under way: a hit is answered from the digest of the
+//! header's own bytes. Dropping a key overwrites its memory. Buffers outside this crate (the HTTP server's, the
+//! HTTP client's, TLS) keep copies that nobody here can reach.
+
+use std::fmt;
+use std::hash::Hasher;
+
+use siphasher::sip128::{Hasher128, SipHasher24};
+use zeroize::Zeroizing;
+
+/// The shortest key that is looked at, in bytes.
+pub const MIN_KEY_LEN: usize = 8;
+/// The longest key that is looked at, in bytes.
+pub const MAX_KEY_LEN: usize = 512;
+
+/// A caller's API key: a secret of 8 to 512 bytes in RFC 6750's `b64token` grammar.
+///
+/// `Debug` prints `ApiKey(…)`; there is no `Display`. The memory is overwritten when the key is dropped.
+///
+/// ```
+/// use tower_orgkey::ApiKey;
+///
+/// let key = ApiKey::parse("k_live_0123456789abcdef")?;
+/// assert!(key.expose_secret().starts_with("k_live_"));
+/// assert_eq!(format!("{key:?}"), "ApiKey(…)");
+/// assert!(ApiKey::parse("no spaces allowed").is_err());
+/// # Ok::<(), tower_orgkey::InvalidApiKey>(())
+/// ```
+#[derive(Clone)]
+pub struct ApiKey(Zeroizing<String>);
+
+impl ApiKey {
+    /// Takes a key that keeps the grammar: `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
+    /// (RFC 6750 §2.1), 8 to 512 bytes.
+    pub fn parse(key: &str) -> Result<Self, InvalidApiKey> {
+        if is_key(key.as_bytes()) {
+            Ok(Self(Zeroizing::new(key.to_owned())))
+        } else {
+            Err(InvalidApiKey(()))
+        }
+    }
+
+    /// The secret itself, for the one place that must send it: the call to the issuer.
+    pub fn expose_secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+/// The text is not a key: shorter than 8 bytes, longer than 512, or outside RFC 6750's `b64token`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not an API key: expected 8 to 512 bytes of RFC 6750 b64token")]
+pub struct InvalidApiKey(());
+
+/// RFC 6750 §2.1 `b64token`, and our bounds on its length. The length goes first: nothing long is ever scanned.
+pub(crate) fn is_key(bytes: &[u8]) -> bool {
+    if !(MIN_KEY_LEN..=MAX_KEY_LEN).contains(&bytes.len()) {
+        return false;
+    }
+    let body = bytes.iter().position(|&b| !is_token68(b));
+    match body {
+        None => true,
+        Some(0) => false,
+        Some(end) => bytes[end..].iter().all(|&b| b == b'='),
+    }
+}
+
+/// One table look-up a byte: this runs over every byte of every request's key.
+fn is_token68(byte: u8) -> bool {
+    const TABLE: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            #[allow(clippy::cast_possible_truncation)] // `byte` is below 256 here.
+            let b = byte as u8;
+            table[byte] =
+                b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+            byte += 1;
+        }
+        table
+    };
+    TABLE[byte as usize]
+}
+
+/// What stands for a key inside a cache: 128 bits of SipHash-2-4 over the *whole* key under the cache's secret.
+///
+/// SipHash-2-4 is a pseudo-random function: without the 128-bit secret nobody can tell which keys share a
+/// digest, so two keys collide with a chance of one in 2^128 a pair, and no caller can look for a pair.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct KeyDigest(u128);
+
+impl KeyDigest {
+    /// Bits for the shard or bucket of a table; the digest is uniform already.
+    #[allow(clippy::cast_possible_truncation)]
+    pub(crate) fn low(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyDigest(…)")
+    }
+}
+
+/// The secret of one cache. Drawn when the layer is built, never stored or shown.
+pub(crate) struct DigestSecret(Zeroizing<[u8; 16]>);
+
+impl DigestSecret {
+    /// From the operating system's random source.
+    pub(crate) fn draw() -> Result<Self, getrandom::Error> {
+        let mut secret = Zeroizing::new([0; 16]);
+        getrandom::fill(&mut *secret)?;
+        Ok(Self(secret))
+    }
+
+    pub(crate) fn digest(&self, key: &str) -> KeyDigest {
+        let mut hasher = SipHasher24::new_with_key(&self.0);
+        hasher.write(key.as_bytes());
+        KeyDigest(hasher.finish128().as_u128())
+    }
+}
+
+impl fmt::Debug for DigestSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DigestSecret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_8_to_512_bytes_of_b64token() {
+        assert!(!is_key(b"1234567"));
+        assert!(is_key(b"12345678"));
+        assert!(is_key(&[b'a'; 512]));
+        assert!(!is_key(&[b'a'; 513]));
+        assert!(is_key(b"aZ09-._~+/=="));
+        assert!(!is_key(b"=========="));
+        assert!(!is_key(b"abcd=efgh"));
+        for outside in [' ', ',', '"', '\t', '\0', 'é', ':', ';', '@', '`', '{'] {
+            assert!(
+                !is_key(format!("12345678{outside}").as_bytes()),
+                "{outside:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_digest_depends_on_every_byte_and_on_the_secret() {
+        let secret = DigestSecret::draw().unwrap();
+        let key = "k".repeat(MAX_KEY_LEN);
+        let digest = secret.digest(&key);
+        assert_eq!(digest, secret.digest(&key));
+        for at in 0..key.len() {
+            let mut other = key.clone().into_bytes();
+            other[at] = b'x';
+            let other = String::from_utf8(other).unwrap();
+            assert!(secret.digest(&other) != digest, "byte {at}");
+        }
+        assert!(secret.digest(&key[..511]) != digest);
+        assert!(DigestSecret::draw().unwrap().digest(&key) != digest);
+    }
+
+    #[test]
+    fn nothing_about_a_key_is_printable() {
+        let secret = DigestSecret::draw().unwrap();
+        let key = ApiKey::parse("k_live_secret").unwrap();
+        let shown = format!("{key:?}{secret:?}{:?}", secret.digest("k_live_secret"));
+        assert_eq!(shown, "ApiKey(…)DigestSecret(…)KeyDigest(…)");
+    }
+}

@@ -1,0 +1,38 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod auth;
+mod cache;
+mod clock;
+mod config;
+pub mod context;
+mod credential;
+pub mod guard;
+mod key;
+pub mod rejection;
+mod request_head;
+pub mod scope;
+pub mod telemetry;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod test_util;
+mod upstream;
+pub mod verify;
+
+pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
+pub use self::config::ConfigError;
+pub use self::context::{InvalidIdentifier, KeyId, OrgCode, OrgContext};
+pub use self::guard::{
+    RequireOrgLayer, RequireScopeLayer, ScopeSet, require_all_scopes, require_any_scope,
+    require_org_with, require_scope,
+};
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use self::guard::{Scoped, require_org};
+pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
+pub use self::rejection::{DefaultRejectionResponse, Rejection, RejectionKind, RejectionResponse};
+pub use self::request_head::RequestHead;
+pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scopes};
+pub use self::verify::{
+    Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,
+};

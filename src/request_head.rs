@@ -1,0 +1,37 @@
+//! A request without its body, for the functions that users hand us.
+
+use http::{Extensions, HeaderMap, Method, Request, Uri};
+
+/// What a function of yours sees of a request: everything but the body.
+///
+/// ```
+/// use tower_orgkey::RequestHead;
+///
+/// fn tenant_of(head: RequestHead<'_>) -> Option<String> {
+///     let host = head.headers.get("host")?.to_str().ok()?;
+///     Some(host.split_once('.')?.0.to_owned())
+/// }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The address, as the service sees it: under `nest` without the prefix.
+    pub uri: &'a Uri,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// The extensions, where a server puts what it knows of the connection.
+    pub extensions: &'a Extensions,
+}
+
+impl<'a> RequestHead<'a> {
+    pub(crate) fn of<B>(request: &'a Request<B>) -> Self {
+        Self {
+            method: request.method(),
+            uri: request.uri(),
+            headers: request.headers(),
+            extensions: request.extensions(),
+        }
+    }
+}

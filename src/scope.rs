@@ -1,0 +1,344 @@
+//! Scopes, and the policies that ask for them. Plain algebra: no HTTP in here.
+//!
+//! A *scope* is a name in RFC 6749's `scope-token` grammar, compared byte for byte: `read` does not contain
+//! `read:users`, and `Read` is another name. A *policy* is a list of alternatives, each a set of scopes that must
+//! all be held. A policy without an alternative denies; an alternative without a scope would let every key pass,
+//! so it cannot be built.
+//!
+//! ```
+//! use tower_orgkey::{ScopePolicy, Scopes};
+//!
+//! // (read and write) or admin
+//! let policy = ScopePolicy::new([vec!["read", "write"], vec!["admin"]]);
+//! assert!(policy.permits(&Scopes::from_names(["write", "read"])));
+//! assert!(policy.permits(&Scopes::from_names(["admin"])));
+//! assert!(!policy.permits(&Scopes::from_names(["read", "admin:users"])));
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The most scopes one key may hold.
+pub const MAX_SCOPES: usize = 1_000;
+/// The longest name of a scope, in bytes.
+pub const MAX_SCOPE_LEN: usize = 256;
+
+/// One scope: 1 to 256 bytes of RFC 6749 §3.3 `scope-token` (visible ASCII without `"` and `\`).
+///
+/// ```
+/// use tower_orgkey::Scope;
+///
+/// assert_eq!(Scope::new("read:users")?.as_str(), "read:users");
+/// assert!(Scope::new("two words").is_err());
+/// # Ok::<(), tower_orgkey::InvalidScope>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scope(Box<str>);
+
+impl Scope {
+    /// Takes a name that keeps the grammar.
+    pub fn new(name: impl Into<Box<str>>) -> Result<Self, InvalidScope> {
+        let name = name.into();
+        if is_scope(name.as_bytes()) {
+            Ok(Self(name))
+        } else {
+            Err(InvalidScope(()))
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<str> for Scope {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The text is not a scope: empty, longer than 256 bytes, or outside RFC 6749's `scope-token`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a scope: expected 1 to 256 bytes of RFC 6749 scope-token")]
+pub struct InvalidScope(());
+
+pub(crate) const fn is_scope(name: &[u8]) -> bool {
+    if name.is_empty() || name.len() > MAX_SCOPE_LEN {
+        return false;
+    }
+    let mut at = 0;
+    while at < name.len() {
+        if !matches!(name[at], 0x21 | 0x23..=0x5B | 0x5D..=0x7E) {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// The scopes a key holds: a set, cheap to clone.
+///
+/// ```
+/// use tower_orgkey::Scopes;
+///
+/// let held = Scopes::from_names(["read:users", "read:users", "write:users"]);
+/// assert_eq!(held.len(), 2);
+/// assert!(held.contains("read:users"));
+/// assert!(!held.contains("read"));
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Scopes(Option<Arc<[Scope]>>);
+
+impl Scopes {
+    /// No scopes.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The set of these names.
+    ///
+    /// A name outside the `scope-token` grammar is left out: no policy can ask for it, so holding it means
+    /// nothing. An issuer's list that is longer than [`MAX_SCOPES`] is the verifier's to refuse.
+    pub fn from_names<N: Into<Box<str>>>(names: impl IntoIterator<Item = N>) -> Self {
+        names
+            .into_iter()
+            .filter_map(|name| Scope::new(name).ok())
+            .collect()
+    }
+
+    /// Whether the set holds exactly this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.as_slice()
+            .binary_search_by(|held| held.as_str().cmp(name))
+            .is_ok()
+    }
+
+    /// The scopes in byte order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Scope> {
+        self.as_slice().iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn as_slice(&self) -> &[Scope] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        let mut scopes: Vec<Scope> = scopes.into_iter().collect();
+        scopes.sort_unstable();
+        scopes.dedup();
+        Self((!scopes.is_empty()).then(|| scopes.into()))
+    }
+}
+
+impl<'a> IntoIterator for &'a Scopes {
+    type Item = &'a Scope;
+    type IntoIter = std::slice::Iter<'a, Scope>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Debug for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// What a route asks of a key: alternatives, each a set of scopes that must all be held.
+///
+/// See the [module's guide](crate::scope).
+#[derive(Clone, PartialEq, Eq)]
+pub struct ScopePolicy(Arc<[Box<[Scope]>]>);
+
+impl ScopePolicy {
+    /// The policy of these alternatives. No alternative at all is the policy that denies every key.
+    ///
+    /// # Panics
+    ///
+    /// When an alternative is empty, or a name is outside RFC 6749's `scope-token`. Policies are written in code,
+    /// so this is found the first time the program starts; [`ScopePolicy::try_new`] returns the error instead.
+    #[track_caller]
+    pub fn new<A, N>(alternatives: impl IntoIterator<Item = A>) -> Self
+    where
+        A: IntoIterator<Item = N>,
+        N: Into<Box<str>>,
+    {
+        match Self::try_new(alternatives) {
+            Ok(policy) => policy,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// [`ScopePolicy::new`] for policies that are not written in code.
+    pub fn try_new<A, N>(
+        alternatives: impl IntoIterator<Item = A>,
+    ) -> Result<Self, InvalidScopePolicy>
+    where
+        A: IntoIterator<Item = N>,
+        N: Into<Box<str>>,
+    {
+        alternatives
+            .into_iter()
+            .map(|names| {
+                let scopes = names
+                    .into_iter()
+                    .map(Scope::new)
+                    .collect::<Result<Box<[_]>, _>>()
+                    .map_err(InvalidScopePolicy::Scope)?;
+                if scopes.is_empty() {
+                    return Err(InvalidScopePolicy::EmptyAlternative);
+                }
+                Ok(scopes)
+            })
+            .collect::<Result<Arc<[_]>, _>>()
+            .map(Self)
+    }
+
+    /// Whether a key that holds these scopes satisfies one of the alternatives.
+    pub fn permits(&self, held: &Scopes) -> bool {
+        permits(self.alternatives(), held)
+    }
+
+    pub(crate) fn alternatives(&self) -> impl Iterator<Item = &[Scope]> + Clone {
+        self.0.iter().map(AsRef::as_ref)
+    }
+}
+
+impl fmt::Debug for ScopePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ScopePolicy").field(&self.0).finish()
+    }
+}
+
+/// Why a [`ScopePolicy`] cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidScopePolicy {
+    /// An alternative without a scope would let every key pass.
+    #[error("an alternative of a scope policy is empty, which would let every key pass")]
+    EmptyAlternative,
+    /// A name outside the grammar, which no key could hold.
+    #[error("a scope policy names what is {0}")]
+    Scope(#[source] InvalidScope),
+}
+
+/// The one decision, for policies built at run time and for those written in types.
+pub(crate) fn permits<'a, N: AsRef<str> + 'a>(
+    mut alternatives: impl Iterator<Item = &'a [N]>,
+    held: &Scopes,
+) -> bool {
+    alternatives
+        .any(|names| !names.is_empty() && names.iter().all(|name| held.contains(name.as_ref())))
+}
+
+/// The scopes a refusal names (RFC 6750 §3): those of the alternative that the key is nearest to, which is the one
+/// that lacks the fewest, and of several such the first. Separated by spaces.
+pub(crate) fn wanted<'a, N: AsRef<str> + 'a>(
+    alternatives: impl Iterator<Item = &'a [N]>,
+    held: &Scopes,
+) -> String {
+    let lacking = |names: &&[N]| {
+        names
+            .iter()
+            .filter(|name| !held.contains(name.as_ref()))
+            .count()
+    };
+    let nearest = alternatives.min_by_key(lacking).unwrap_or_default();
+    nearest
+        .iter()
+        .map(AsRef::as_ref)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_match_whole_names_only() {
+        let held = Scopes::from_names(["read:users"]);
+        for other in [
+            "read",
+            "read:",
+            "read:user",
+            "read:users:all",
+            "Read:users",
+            "READ:USERS",
+            "",
+        ] {
+            assert!(!held.contains(other), "{other}");
+        }
+        assert!(held.contains("read:users"));
+    }
+
+    #[test]
+    fn a_policy_without_alternatives_denies() {
+        let none: [[&str; 0]; 0] = [];
+        assert!(!ScopePolicy::new(none).permits(&Scopes::from_names(["a"])));
+    }
+
+    #[test]
+    fn an_empty_alternative_and_a_bad_name_are_errors() {
+        assert_eq!(
+            ScopePolicy::try_new([vec!["a"], vec![]]).unwrap_err(),
+            InvalidScopePolicy::EmptyAlternative
+        );
+        for bad in ["", "a b", "a\"b", "a\\b", "é", "a\nb", &"a".repeat(257)] {
+            assert!(
+                matches!(
+                    ScopePolicy::try_new([[bad]]),
+                    Err(InvalidScopePolicy::Scope(_))
+                ),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_nearest_alternative() {
+        let policy = ScopePolicy::new([vec!["a", "b", "c"], vec!["d", "e"], vec!["f"]]);
+        let wanted = |held: &[&str]| {
+            wanted(
+                policy.alternatives(),
+                &Scopes::from_names(held.iter().copied()),
+            )
+        };
+        assert_eq!(wanted(&["a", "b"]), "a b c");
+        assert_eq!(wanted(&["e"]), "d e");
+        assert_eq!(wanted(&[]), "f");
+    }
+
+    #[test]
+    fn names_that_no_policy_can_ask_for_are_left_out() {
+        let held = Scopes::from_names(["ok", "two words", "quo\"te", "new\nline", ""]);
+        assert_eq!(held, Scopes::from_names(["ok"]));
+        assert!(Scopes::from_names(["two words"]).is_empty());
+    }
+}

@@ -1,0 +1,164 @@
+//! For unit tests of your own: contexts without a server, and a clock that you move.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_orgkey::test_util::OrgContextBuilder;
+//!
+//! let context = OrgContextBuilder::new("org_1")
+//!     .key_id("api_key_0001")
+//!     .scopes(["read:reports"])
+//!     .age(Duration::from_secs(10))
+//!     .build();
+//! assert_eq!(context.org_code(), "org_1");
+//!
+//! // A handler that takes an `OrgContext` finds it in the request's extensions.
+//! let mut request = http::Request::new(());
+//! request.extensions_mut().insert(context);
+//! ```
+//!
+//! For tests of a whole application see [`emulator`](crate::emulator).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cache::{Entry, Lifetimes};
+use crate::clock::{Tick, nanos};
+use crate::context::{KeyId, OrgCode, OrgContext};
+use crate::key::DigestSecret;
+use crate::scope::Scopes;
+use crate::verify::Facts;
+
+/// A clock for [`ApiKeyLayerBuilder::test_clock`](crate::ApiKeyLayerBuilder::test_clock): it follows tokio's, which a test
+/// may pause, and jumps when told to, as the clock of a machine that slept does.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_orgkey::test_util::TestClock;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let clock = TestClock::new();
+/// tokio::time::advance(Duration::from_secs(1)).await;
+/// clock.jump(Duration::from_secs(3600));
+/// assert_eq!(clock.elapsed(), Duration::from_secs(3601));
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct TestClock {
+    origin: Instant,
+    jumped: Arc<AtomicU64>,
+}
+
+impl TestClock {
+    /// A clock that begins now.
+    pub fn new() -> Self {
+        Self {
+            origin: Instant::now(),
+            jumped: Arc::default(),
+        }
+    }
+
+    /// Moves this clock, and this clock alone, forward.
+    pub fn jump(&self, by: Duration) {
+        self.jumped.fetch_add(nanos(by), Ordering::SeqCst);
+    }
+
+    /// The time since the clock began.
+    pub fn elapsed(&self) -> Duration {
+        self.origin.elapsed() + Duration::from_nanos(self.jumped.load(Ordering::SeqCst))
+    }
+}
+
+impl Default for TestClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Makes an [`OrgContext`] without any layer. See the [module's guide](crate::test_util).
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct OrgContextBuilder {
+    facts: Facts,
+    age: Duration,
+}
+
+impl OrgContextBuilder {
+    /// A context of this organization, with no scopes, whose facts are brand-new.
+    ///
+    /// # Panics
+    ///
+    /// When the code is not 1 to 255 visible ASCII characters.
+    #[track_caller]
+    pub fn new(org_code: &'static str) -> Self {
+        Self {
+            facts: Facts {
+                org: Some(OrgCode::from_static(org_code)),
+                ..Facts::default()
+            },
+            age: Duration::ZERO,
+        }
+    }
+
+    /// Sets the key's id.
+    ///
+    /// # Panics
+    ///
+    /// When the id is not 1 to 255 visible ASCII characters.
+    #[track_caller]
+    pub fn key_id(mut self, key_id: &'static str) -> Self {
+        self.facts.key_id = Some(KeyId::from_static(key_id));
+        self
+    }
+
+    /// Sets the scopes.
+    pub fn scopes(mut self, scopes: impl IntoIterator<Item = &'static str>) -> Self {
+        self.facts.scopes = Scopes::from_names(scopes);
+        self
+    }
+
+    /// Sets the user that the key acts for.
+    pub fn user_id(mut self, user_id: &str) -> Self {
+        self.facts.user = Some(user_id.into());
+        self
+    }
+
+    /// Sets the age of the facts; from 60 s on they are stale.
+    pub fn age(mut self, age: Duration) -> Self {
+        self.age = age;
+        self
+    }
+
+    /// The context.
+    ///
+    /// # Panics
+    ///
+    /// When the operating system has no random numbers.
+    pub fn build(self) -> OrgContext {
+        let secret = match DigestSecret::draw() {
+            Ok(secret) => secret,
+            Err(error) => panic!("no random numbers: {error}"),
+        };
+        let soft = Duration::from_secs(60);
+        let lifetimes = Lifetimes {
+            soft,
+            hard: soft * 15,
+        };
+        let entry = Entry::new(
+            self.facts,
+            secret.digest("test-key"),
+            Tick::ZERO,
+            0,
+            lifetimes,
+            Tick::ZERO,
+            Weak::new(),
+        );
+        // An entry draws a soft TTL of up to 60 s; one of 51 s is stale at 60 s as well.
+        match OrgContext::new(Arc::new(entry), Tick::ZERO.after(self.age)) {
+            Some(context) => context,
+            None => unreachable!("`new` names an organization"),
+        }
+    }
+}
