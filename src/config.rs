@@ -48,6 +48,8 @@ impl ConfigError {
 pub(crate) struct Settings {
     pub(crate) lifetimes: Lifetimes,
     pub(crate) capacity: u64,
+    /// What the operator knows the issuer can bear.
+    pub(crate) max_calls_per_second: Option<u32>,
     pub(crate) attempt_deadline: Duration,
     pub(crate) caller_deadline: Duration,
     pub(crate) flight_deadline: Duration,
@@ -63,6 +65,7 @@ impl Default for Settings {
                 hard: Duration::from_secs(15 * 60),
             },
             capacity: 100_000,
+            max_calls_per_second: None,
             attempt_deadline: Duration::from_secs(1),
             caller_deadline: Duration::from_millis(2_500),
             flight_deadline: Duration::from_secs(10),
@@ -89,6 +92,9 @@ impl Settings {
         }
         if self.capacity < 10 {
             return wrong("capacity", "must be at least 10 keys");
+        }
+        if self.max_calls_per_second == Some(0) {
+            return wrong("max_calls_per_second", "must be at least 1");
         }
         if self.attempt_deadline.is_zero() {
             return wrong("attempt_deadline", "must not be zero");

@@ -14,6 +14,7 @@
 //! ```
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -192,6 +193,39 @@ impl OrgContext {
 }
 
 impl OrgContext {
+    /// Waits until this caller's facts may not be served any more: for responses that go on for long.
+    ///
+    /// Ends when the key is blocked or invalidated through the [`ApiKeyHandle`](crate::ApiKeyHandle), when the issuer refuses
+    /// it anew, when the key expires, and when its facts pass the hard TTL without a younger yes. Nothing is asked on behalf
+    /// of a stream: it lives on what other requests of the key learn. So a stream whose key is not used otherwise ends with
+    /// the hard TTL, 15 min unless set; its client connects again and is verified anew.
+    ///
+    /// Independent of the request's lifetime and of this context. Never ends for a context of the test kit.
+    ///
+    /// ```
+    /// use tower_orgkey::OrgContext;
+    ///
+    /// async fn stream(org: OrgContext) {
+    ///     let mut over = std::pin::pin!(org.until_invalid());
+    ///     loop {
+    ///         tokio::select! {
+    ///             () = &mut over => break,
+    ///             () = next_event() => { /* send it */ }
+    ///         }
+    ///     }
+    /// }
+    /// # async fn next_event() {}
+    /// ```
+    pub fn until_invalid(&self) -> impl Future<Output = ()> + Send + use<> {
+        let entry = Arc::clone(&self.entry);
+        async move {
+            match entry.home.upgrade() {
+                Some(cache) => cache.ended(entry).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// The context that the layer put into a request, or the refusal that its absence calls for.
     pub(crate) fn of<'a>(
         extensions: &'a Extensions,

@@ -20,6 +20,7 @@ mod upstream;
 pub mod verify;
 
 pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
+pub use self::cache::{ApiKeyHandle, BlockListFull, Stats};
 pub use self::config::ConfigError;
 pub use self::context::{InvalidIdentifier, KeyId, OrgCode, OrgContext};
 pub use self::guard::{
@@ -33,6 +34,7 @@ pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::rejection::{DefaultRejectionResponse, Rejection, RejectionKind, RejectionResponse};
 pub use self::request_head::RequestHead;
 pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scopes};
+pub use self::upstream::{BreakerState, UpstreamState};
 pub use self::verify::{
     Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,
 };

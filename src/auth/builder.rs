@@ -81,6 +81,15 @@ impl ApiKeyLayerBuilder {
         self
     }
 
+    /// The most calls to the issuer in a second, all told. At least 1; no fixed limit unless set.
+    ///
+    /// In any second at most a hundredth more go out. Calls beyond it wait; known keys are served from what is held
+    /// meanwhile. A 429 lowers the limit, set or not, to half of what was too much; it then rises again step by step.
+    pub fn max_calls_per_second(mut self, calls: u32) -> Self {
+        self.settings.max_calls_per_second = Some(calls);
+        self
+    }
+
     /// How long one call to the verifier may take. Not zero; 1 s unless set.
     pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
         self.settings.attempt_deadline = deadline;

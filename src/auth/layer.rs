@@ -7,7 +7,7 @@ use tower_layer::Layer;
 
 use super::builder::ApiKeyLayerBuilder;
 use super::service::ApiKeyService;
-use crate::cache::Cache;
+use crate::cache::{ApiKeyHandle, Cache};
 use crate::credential::CredentialSource;
 use crate::rejection::{DefaultRejectionResponse, Face};
 use crate::request_head::RequestHead;
@@ -85,6 +85,11 @@ impl<F> ApiKeyLayer<F> {
             },
             max_age: self.max_age,
         }
+    }
+
+    /// Blocks and invalidates keys while the layer runs, and tells how things stand.
+    pub fn handle(&self) -> ApiKeyHandle {
+        ApiKeyHandle::new(Arc::clone(&self.core.cache))
     }
 
     /// The same layer over the same cache, for routes that may not live on remembered facts.

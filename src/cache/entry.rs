@@ -38,7 +38,7 @@ pub(crate) struct Entry {
     /// No background refresh begins before this.
     ask_after: AtomicU64,
     /// Whose entry it is, for those who wait for its end.
-    pub(super) home: Weak<Cache>,
+    pub(crate) home: Weak<Cache>,
 }
 
 /// How good facts are at a moment.
@@ -57,7 +57,7 @@ pub(crate) enum Freshness {
 }
 
 impl Entry {
-    pub(super) fn new(
+    pub(crate) fn new(
         facts: Facts,
         digest: KeyDigest,
         sent_at: Tick,

@@ -20,19 +20,27 @@
 mod entry;
 mod flight;
 mod former;
+mod handle;
 mod refusals;
 mod rules;
+mod stats;
 mod store;
 mod suspects;
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
 use self::flight::{Flight, Flights, Landing};
 use self::former::Former;
+pub use self::handle::{ApiKeyHandle, Stats};
 use self::refusals::Refusals;
+pub use self::rules::BlockListFull;
 use self::rules::{Rules, Ruling};
+use self::stats::{Counters, Found};
 use self::store::Store;
 use self::suspects::Suspects;
 use crate::clock::{Clock, Tick};
@@ -56,6 +64,8 @@ pub(crate) struct Cache {
     flights: Flights,
     suspects: Suspects,
     upstream: Upstream,
+    counters: Counters,
+    coalesced: AtomicU64,
 }
 
 /// What a look-up finds.
@@ -112,6 +122,8 @@ impl Cache {
             flights: Flights::default(),
             suspects: Suspects::default(),
             upstream,
+            counters: Counters::default(),
+            coalesced: AtomicU64::new(0),
             settings,
         })
     }
@@ -122,47 +134,52 @@ impl Cache {
 
     /// What is held of a key, by an answer no older than `oldest`.
     pub(crate) fn look(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Look {
-        let Some(entry) = self.store.get(digest, now) else {
-            return self.look_among_refusals(digest, now);
+        let (look, found) = match self.store.get(digest, now) {
+            Some(entry) => self.look_at(entry, oldest, now),
+            None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
+            None => (Look::Ask, Found::Nothing),
         };
+        self.counters.count(found);
+        look
+    }
+
+    fn look_at(&self, entry: Arc<Entry>, oldest: Option<Tick>, now: Tick) -> (Look, Found) {
         match self.rules.on(&entry) {
             Ruling::Clear => {}
-            Ruling::Blocked => return Look::Refused,
+            Ruling::Blocked => return (Look::Refused, Found::Refusal),
             Ruling::Fenced => {
                 self.retire(&entry);
-                return Look::Ask;
+                return (Look::Ask, Found::Nothing);
             }
-        }
-        if oldest.is_some_and(|oldest| entry.sent_at < oldest) {
-            return Look::Ask;
         }
         match entry.freshness(now) {
-            Freshness::Fresh => Look::Serve(entry),
-            Freshness::Stale
-                if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
-            {
-                Look::ServeAndRefresh(entry)
-            }
-            Freshness::Stale => Look::Serve(entry),
-            Freshness::Overdue => Look::Ask,
             Freshness::Expired => {
                 self.store.remove(&entry);
-                self.refusals.note(digest, entry.began, now);
-                Look::Refused
+                self.refusals.note(entry.digest, entry.began, now);
+                (Look::Refused, Found::Refusal)
             }
             Freshness::Gone => {
                 self.retire(&entry);
-                Look::Ask
+                (Look::Ask, Found::Nothing)
             }
+            _ if oldest.is_some_and(|oldest| entry.sent_at < oldest) => (Look::Ask, Found::Nothing),
+            Freshness::Fresh => (Look::Serve(entry), Found::Fresh),
+            Freshness::Stale
+                if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
+            {
+                (Look::ServeAndRefresh(entry), Found::Stale)
+            }
+            Freshness::Stale => (Look::Serve(entry), Found::Stale),
+            Freshness::Overdue => (Look::Ask, Found::Nothing),
         }
     }
 
-    fn look_among_refusals(&self, digest: KeyDigest, now: Tick) -> Look {
-        match self.refusals.standing(digest, now) {
-            Some(refused) if !self.rules.is_all_fenced_since(refused.began) => Look::Refused,
-            _ if self.rules.is_key_blocked(digest) => Look::Refused,
-            _ => Look::Ask,
-        }
+    /// Whether the key is refused from memory, or blocked without being known.
+    fn stands_refused(&self, digest: KeyDigest, now: Tick) -> bool {
+        self.refusals
+            .standing(digest, now)
+            .is_some_and(|refused| !self.rules.is_all_fenced_since(refused.began))
+            || self.rules.is_key_blocked(digest)
     }
 
     /// Lets facts go that may not be served any more, and remembers that their key was good.
@@ -248,7 +265,7 @@ impl Cache {
         let digest = question.digest;
         let mut shard = self.flights.shard(digest);
         if let Some(flight) = shard.boarding(digest, question.oldest) {
-            telemetry::coalesced();
+            self.coalesced.fetch_add(1, Ordering::Relaxed);
             return Ok(flight);
         }
         let now = self.clock.now();
@@ -377,6 +394,45 @@ impl Cache {
             self.former.forget(digest);
         }
         Landing::Yes(entry)
+    }
+
+    /// Forgets whatever is held of a key or on its way, all at once.
+    fn forget(&self, digest: KeyDigest) {
+        let mut shard = self.flights.shard(digest);
+        shard.ground(digest);
+        if let Some(entry) = self.store.get(digest, self.clock.now()) {
+            self.retire(&entry);
+        }
+        self.refusals.forget(digest);
+    }
+
+    /// Waits until the entry's key may not be served any more.
+    pub(crate) async fn ended(self: Arc<Self>, mut entry: Arc<Entry>) {
+        /// Timers stop while the machine sleeps and our clock does not, so the clock is read every so often.
+        const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+
+        loop {
+            // Enrolled before the look, so that no change between the two is missed.
+            let mut changed = pin!(self.rules.changed());
+            changed.as_mut().enable();
+            let now = self.clock.now();
+            // A refresh has brought younger facts: it is their end that counts, if they are about the same caller.
+            if let Some(held) = self.held(entry.digest, None, now)
+                && held.facts.org == entry.facts.org
+                && held.facts.user == entry.facts.user
+            {
+                entry = held;
+            }
+            let is_over = self.rules.on(&entry) != Ruling::Clear
+                || matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
+                || self.stands_refused(entry.digest, now);
+            if is_over {
+                return;
+            }
+            let wait = entry.hard_until().since(now).min(AT_LEAST_EVERY);
+            // Woken or not, the loop looks again.
+            drop(tokio::time::timeout(wait, changed).await);
+        }
     }
 
     fn is_held(&self, entry: &Entry) -> bool {

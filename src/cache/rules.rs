@@ -29,7 +29,7 @@ const MAX_FENCES: usize = 100_000;
 /// One more block would exceed the 100,000 of its kind. Nothing was blocked, and nothing was dropped for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the list of blocked {what} is full")]
-pub(super) struct BlockListFull {
+pub struct BlockListFull {
     pub(crate) what: &'static str,
 }
 
@@ -54,6 +54,7 @@ struct Tables {
     blocked_keys: HashSet<KeyDigest>,
     blocked_ids: HashSet<KeyId>,
     blocked_orgs: HashSet<OrgCode>,
+    fenced_keys: HashMap<KeyDigest, Fence>,
     fenced_ids: HashMap<KeyId, Fence>,
     fenced_orgs: HashMap<OrgCode, Fence>,
     fenced_all: u64,
@@ -118,8 +119,12 @@ impl Rules {
         }
     }
 
-    pub(crate) fn block_key(&self, digest: KeyDigest) -> Result<(), BlockListFull> {
-        self.decree(|tables, _| block(&mut tables.blocked_keys, digest, "keys"))
+    pub(crate) fn block_key(&self, digest: KeyDigest, fence: FenceAt) -> Result<(), BlockListFull> {
+        self.decree(|tables, version| {
+            block(&mut tables.blocked_keys, digest, "keys")?;
+            tables.fence_key(digest, version, fence);
+            Ok(())
+        })
     }
 
     pub(crate) fn block_id(&self, id: &KeyId, fence: FenceAt) -> Result<(), BlockListFull> {
@@ -150,6 +155,10 @@ impl Rules {
         self.decree(|tables, _| tables.blocked_orgs.remove(org))
     }
 
+    pub(crate) fn fence_key(&self, digest: KeyDigest, fence: FenceAt) {
+        self.decree(|tables, version| tables.fence_key(digest, version, fence));
+    }
+
     pub(crate) fn fence_id(&self, id: &KeyId, fence: FenceAt) {
         self.decree(|tables, version| tables.fence_id(id, version, fence));
     }
@@ -159,7 +168,7 @@ impl Rules {
     }
 
     pub(crate) fn fence_all(&self) {
-        self.decree(|tables, version| tables.fence_all(version));
+        self.decree(Tables::fence_all);
     }
 
     /// Tells those who wait for the end of an entry to look again.
@@ -209,12 +218,19 @@ impl Tables {
             return Ruling::Blocked;
         }
         let is_fenced = self.fenced_all > entry.began
+            || condemns(&self.fenced_keys, Some(&entry.digest), entry.began)
             || condemns(&self.fenced_ids, facts.key_id.as_ref(), entry.began)
             || condemns(&self.fenced_orgs, facts.org.as_ref(), entry.began);
         if is_fenced {
             Ruling::Fenced
         } else {
             Ruling::Clear
+        }
+    }
+
+    fn fence_key(&mut self, digest: KeyDigest, version: u64, at: FenceAt) {
+        if !put_up(&mut self.fenced_keys, digest, version, at) {
+            self.fence_all(version);
         }
     }
 
@@ -232,6 +248,7 @@ impl Tables {
 
     fn fence_all(&mut self, version: u64) {
         self.fenced_all = version;
+        self.fenced_keys.clear();
         self.fenced_ids.clear();
         self.fenced_orgs.clear();
     }

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
@@ -51,6 +52,7 @@ pub(crate) type DigestBuildHasher = BuildHasherDefault<DigestHasher>;
 pub(crate) struct Store {
     index: Arc<Index<KeyDigest, Arc<Entry>, DigestBuildHasher>>,
     policy: Moka<KeyDigest, Arc<Entry>, DigestBuildHasher>,
+    evictions: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -58,10 +60,15 @@ impl Store {
     /// among the former keys.
     pub(crate) fn new(capacity: u64, keep: Duration, former: Arc<Former>) -> Self {
         let index = Arc::new(Index::with_hasher(DigestBuildHasher::default()));
+        let evictions = Arc::new(AtomicU64::new(0));
         let listener = {
             let index = Arc::clone(&index);
+            let evictions = Arc::clone(&evictions);
             move |digest: Arc<KeyDigest>, entry: Arc<Entry>, cause: RemovalCause| {
                 remove_from(&index, *digest, &entry);
+                if cause == RemovalCause::Size {
+                    evictions.fetch_add(1, Ordering::Relaxed);
+                }
                 if cause.was_evicted() {
                     former.note(*digest, entry.sent_at);
                 }
@@ -69,6 +76,7 @@ impl Store {
         };
         Self {
             index,
+            evictions,
             policy: Moka::builder()
                 .max_capacity(capacity)
                 // moka's clock is not ours, so this is housekeeping: the deadlines that count stand in the entries.
@@ -81,7 +89,7 @@ impl Store {
     pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<Arc<Entry>> {
         let entry = self.index.pin().get(&digest).cloned()?;
         // The clock's last bits are as good as a die, and cost no shared memory.
-        if (now.0 ^ digest.low()) % SAMPLE == 0 {
+        if (now.0 ^ digest.low()).is_multiple_of(SAMPLE) {
             self.policy.get(&digest);
         }
         Some(entry)
@@ -103,9 +111,9 @@ impl Store {
         self.index.len()
     }
 
-    /// Every entry, in no order.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&Arc<Entry>)) {
-        self.index.pin().values().for_each(|entry| visit(entry));
+    /// How many entries made room for others.
+    pub(crate) fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
     }
 }
 

@@ -140,6 +140,16 @@ fn default_challenge(rejection: &Rejection) -> Option<HeaderValue> {
     DEFAULT.challenge(rejection)
 }
 
+/// What described the body that a layer's own face replaces.
+const OF_THE_BODY: [http::HeaderName; 6] = [
+    CONTENT_TYPE,
+    CONTENT_LENGTH,
+    CONTENT_ENCODING,
+    TRANSFER_ENCODING,
+    WWW_AUTHENTICATE,
+    RETRY_AFTER,
+];
+
 /// Gives a response from beneath the layer what the layer owes it: its own face, if it is a refusal that wears none yet,
 /// and the headers of a credential that stands in a header of the user's own.
 pub(crate) fn dress<B, F: RejectionResponse<B>>(
@@ -152,14 +162,6 @@ pub(crate) fn dress<B, F: RejectionResponse<B>>(
         let rejection = rejection.clone();
         let mut refused = render(face, rejection);
         // What middleware between the guard and this layer added stays, except what described the body that goes.
-        const OF_THE_BODY: [http::HeaderName; 6] = [
-            CONTENT_TYPE,
-            CONTENT_LENGTH,
-            CONTENT_ENCODING,
-            TRANSFER_ENCODING,
-            WWW_AUTHENTICATE,
-            RETRY_AFTER,
-        ];
         let mut kept = std::mem::take(response.headers_mut());
         for name in OF_THE_BODY {
             kept.remove(name);

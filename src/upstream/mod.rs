@@ -1,11 +1,40 @@
-//! What stands before any verifier.
+//! What stands before any verifier, so that the issuer's trouble does not become ours, nor ours the issuer's.
+//!
+//! A flight first takes a [`Ticket`]: at once, without a task, it learns whether it may call, may wait, or is told to come
+//! back later. A known key that is told so is served from what is held; an unknown one gets 503 with an honest
+//! `Retry-After`. Then it asks:
+//!
+//! ```text
+//! breaker ─▶ waiting room ─▶ attempt, with its deadline ─▶ (one retry, if the budget of retries allows) ─▶ answer
+//! ```
+//!
+//! * [`breaker`]: an issuer that fails is left alone.
+//! * [`room`]: calls at once, the reserve for known keys, the order of those who wait, the budget of refusals.
+//! * [`throttle`]: calls a second, and what a 429 does to them.
+//!
+//! Nothing here knows what a key's facts are, or caches anything.
 
-use std::sync::Arc;
+mod breaker;
+mod bucket;
+mod room;
+mod throttle;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::oneshot;
+use tower::retry::budget::{Budget, TpsBudget};
+
+pub use self::breaker::BreakerState;
+use self::breaker::{Breaker, Health};
+use self::room::{Next, Place, Room, Word};
 use crate::clock::{Clock, Tick};
+use crate::config::Settings;
 use crate::key::ApiKey;
-use crate::verify::{Answer, DynVerifier, VerifyErrorKind};
+use crate::telemetry;
+use crate::verify::{Answer, DynVerifier, VerifyError, VerifyErrorKind};
 
 /// On whose behalf the issuer is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +47,10 @@ pub(crate) enum Asker {
     Stranger { peer: Option<u64> },
 }
 
-/// The leave to ask once.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    asker: Asker,
+impl Asker {
+    fn is_known(self) -> bool {
+        matches!(self, Self::Known { .. })
+    }
 }
 
 /// The issuer did not tell, or was not asked.
@@ -40,54 +69,358 @@ impl CannotTell {
     }
 }
 
+/// When the operator has to act, a caller need not knock every second.
+const MISCONFIGURED_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// How things stand between us and the issuer, for readiness probes and dashboards.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct UpstreamState {
+    /// Whether calls go through.
+    pub breaker: BreakerState,
+    /// How much longer the issuer wants to be left alone, after a 429.
+    pub paused_for: Option<Duration>,
+    /// The limit in force, in calls per second.
+    pub calls_per_second: Option<f64>,
+    /// Calls under way; at most 64.
+    pub in_flight: usize,
+    /// Flights that wait for their turn; at most 256.
+    pub waiting: usize,
+}
+
 pub(crate) struct Upstream {
     verifier: Arc<dyn DynVerifier>,
     clock: Clock,
     attempt_deadline: Duration,
     retry_after: Duration,
+    breaker: Breaker,
+    retries: TpsBudget,
+    backoff: ExponentialBuilder,
+    gate: Arc<Gate>,
+}
+
+/// The room, its lock, and the task that watches the clock while somebody waits for time to pass.
+struct Gate {
+    clock: Clock,
+    inside: Mutex<Inside>,
+}
+
+struct Inside {
+    room: Room,
+    is_watched: bool,
+}
+
+/// The leave to ask: at once, or when one's turn has come.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    asker: Asker,
+    turn: Turn,
+}
+
+#[derive(Debug)]
+enum Turn {
+    Now(Permit),
+    Later(Queued),
+}
+
+/// A place in the waiting room.
+#[derive(Debug)]
+struct Queued {
+    word: oneshot::Receiver<Word>,
+    gate: Arc<Gate>,
+    asker: Asker,
+}
+
+/// A call's slot, given back when dropped.
+#[derive(Debug)]
+struct Permit {
+    gate: Arc<Gate>,
+    asker: Asker,
+    is_refusal: bool,
 }
 
 impl Upstream {
-    pub(crate) fn new(
-        verifier: Arc<dyn DynVerifier>,
-        clock: Clock,
-        settings: &crate::config::Settings,
-    ) -> Self {
+    pub(crate) fn new(verifier: Arc<dyn DynVerifier>, clock: Clock, settings: &Settings) -> Self {
+        let room = Room::new(settings.max_calls_per_second, clock.now());
         Self {
             verifier,
-            clock,
             attempt_deadline: settings.attempt_deadline,
             retry_after: settings.retry_after,
+            breaker: Breaker::default(),
+            // A tenth of the calls, and one a second: SRE book, Finagle.
+            retries: TpsBudget::new(Duration::from_secs(10), 1, 0.1),
+            backoff: ExponentialBuilder::default()
+                .with_min_delay(Duration::from_millis(50))
+                .with_max_times(1)
+                .with_jitter(),
+            gate: Arc::new(Gate {
+                clock: clock.clone(),
+                inside: Mutex::new(Inside {
+                    room,
+                    is_watched: false,
+                }),
+            }),
+            clock,
         }
     }
 
-    pub(crate) fn ticket(&self, asker: Asker, _now: Tick) -> Result<Ticket, CannotTell> {
-        Ok(Ticket { asker })
+    /// Whether the issuer may be asked now, or soon. Decides at once.
+    pub(crate) fn ticket(&self, asker: Asker, now: Tick) -> Result<Ticket, CannotTell> {
+        self.breaker.check(now).map_err(CannotTell::unavailable)?;
+        let place = self.gate.enter(asker, now, self.retry_after)?;
+        let turn = match place {
+            Place::Called => Turn::Now(Permit::new(&self.gate, asker)),
+            Place::Waiting(word) => Turn::Later(Queued {
+                word,
+                gate: Arc::clone(&self.gate),
+                asker,
+            }),
+        };
+        Ok(Ticket { asker, turn })
     }
 
+    /// Asks the issuer. `sent` hears when each call is sent. Returns the answer and when its call was sent.
     pub(crate) async fn ask(
         &self,
         ticket: Ticket,
         key: &ApiKey,
         sent: impl Fn(Tick),
     ) -> Result<(Answer, Tick), CannotTell> {
-        let is_known = matches!(ticket.asker, Asker::Known { .. });
-        let sent_at = self.clock.now();
-        sent(sent_at);
-        let call = self.verifier.call(key, is_known);
-        match tokio::time::timeout(self.attempt_deadline, call).await {
-            Ok(Ok(verification)) => Ok((verification.0, sent_at)),
-            Ok(Err(error)) => Err(CannotTell {
-                is_misconfigured: error.kind() == VerifyErrorKind::Misconfigured,
-                retry_after: error.retry_after().unwrap_or(self.retry_after),
-            }),
-            Err(_) => Err(CannotTell::unavailable(self.retry_after)),
+        let asker = ticket.asker;
+        let mut permit = match ticket.turn {
+            Turn::Now(permit) => permit,
+            Turn::Later(mut queued) => match (&mut queued.word).await {
+                Ok(Ok(())) => Permit::new(&self.gate, asker),
+                Ok(Err(cannot_tell)) => return Err(cannot_tell),
+                Err(_) => return Err(CannotTell::unavailable(self.retry_after)),
+            },
+        };
+        // Known keys have something to fall back on, so only unknown ones are worth a second call.
+        let mut retries = (!asker.is_known())
+            .then(|| self.backoff.build())
+            .into_iter()
+            .flatten();
+        self.retries.deposit();
+        loop {
+            let now = self.clock.now();
+            sent(now);
+            let error = match self.attempt(key, asker, now).await? {
+                Ok(answer) => {
+                    permit.is_refusal = matches!(answer, Answer::Refused(_));
+                    return Ok((answer, now));
+                }
+                Err(error) => error,
+            };
+            let cannot_tell = self.read(&error);
+            let is_worth_a_retry = error.kind() == VerifyErrorKind::Unavailable;
+            let Some(wait) = retries
+                .next()
+                .filter(|_| is_worth_a_retry && self.retries.withdraw())
+            else {
+                return Err(cannot_tell);
+            };
+            tokio::time::sleep(wait).await;
+            if !self.gate.may_repeat(self.clock.now()) {
+                return Err(cannot_tell);
+            }
+        }
+    }
+
+    /// One call under its deadline. The outer `Err` says that the breaker has opened meanwhile.
+    async fn attempt(
+        &self,
+        key: &ApiKey,
+        asker: Asker,
+        now: Tick,
+    ) -> Result<Result<Answer, VerifyError>, CannotTell> {
+        let call = self.breaker.begin(now).map_err(CannotTell::unavailable)?;
+        let verified = self.verifier.call(key, asker.is_known());
+        let verified = match tokio::time::timeout(self.attempt_deadline, verified).await {
+            Ok(verified) => verified,
+            Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
+        };
+        let end = self.clock.now();
+        let health = match &verified {
+            Ok(_) => {
+                self.gate.lock().room.throttle.answered();
+                Health::Answered
+            }
+            Err(error) => match error.kind() {
+                VerifyErrorKind::Unavailable => Health::Failed,
+                VerifyErrorKind::Throttled { retry_after } => {
+                    self.gate.pause(retry_after, end);
+                    Health::Alive
+                }
+                VerifyErrorKind::Misconfigured => Health::Alive,
+            },
+        };
+        telemetry::issuer_called(&verified, end.since(now));
+        if call.end(health, end)
+            && let Err(remaining) = self.breaker.check(end)
+        {
+            self.gate
+                .lock()
+                .room
+                .dismiss(CannotTell::unavailable(remaining));
+        }
+        Ok(verified.map(|verification| verification.0))
+    }
+
+    /// What a caller is told about an error.
+    fn read(&self, error: &VerifyError) -> CannotTell {
+        let now = self.clock.now();
+        let remaining = match error.kind() {
+            VerifyErrorKind::Unavailable => self.breaker.check(now).err(),
+            VerifyErrorKind::Throttled { .. } => self.gate.lock().room.throttle.pause(now),
+            VerifyErrorKind::Misconfigured => {
+                return CannotTell {
+                    is_misconfigured: true,
+                    retry_after: MISCONFIGURED_RETRY_AFTER,
+                };
+            }
+        };
+        CannotTell::unavailable(remaining.unwrap_or(self.retry_after))
+    }
+
+    pub(crate) fn state(&self) -> UpstreamState {
+        let now = self.clock.now();
+        let breaker = self.breaker.state(now);
+        let mut inside = self.gate.lock();
+        UpstreamState {
+            breaker,
+            paused_for: inside.room.throttle.pause(now),
+            calls_per_second: inside.room.throttle.rate(now),
+            in_flight: inside.room.calls(),
+            waiting: inside.room.waiting(),
         }
     }
 }
 
-impl std::fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upstream").finish_non_exhaustive()
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        asker: Asker,
+        now: Tick,
+        patience: Duration,
+    ) -> Result<Place, CannotTell> {
+        let mut inside = self.lock();
+        let place = inside.room.enter(asker, now, patience)?;
+        if matches!(place, Place::Waiting(_)) {
+            self.call_up(&mut inside, now);
+        }
+        Ok(place)
+    }
+
+    fn pause(&self, retry_after: Option<Duration>, now: Tick) {
+        let mut inside = self.lock();
+        let wait = inside.room.throttle.too_many(retry_after, now);
+        inside.room.dismiss(CannotTell::unavailable(wait));
+    }
+
+    /// Whether a call may be repeated by one that holds a slot already.
+    fn may_repeat(&self, now: Tick) -> bool {
+        let throttle = &mut self.lock().room.throttle;
+        let may = throttle.pause(now).is_none() && throttle.check(now).is_ok();
+        if may {
+            throttle.count(now);
+        }
+        may
+    }
+
+    /// Lets go whoever may, and sees to it that the clock is watched while time alone holds the next one back.
+    fn call_up(self: &Arc<Self>, inside: &mut Inside, now: Tick) {
+        let Next::In(wait) = inside.room.call_up(now) else {
+            return;
+        };
+        if inside.is_watched {
+            return;
+        }
+        // Without a runtime nobody can be waiting.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            inside.is_watched = true;
+            let watch = Watch {
+                gate: Arc::clone(self),
+                is_on_duty: true,
+            };
+            runtime.spawn(watch.run(wait));
+        }
+    }
+}
+
+/// Watches the clock. Dropped on duty, with its runtime, it lets the next one take over.
+struct Watch {
+    gate: Arc<Gate>,
+    is_on_duty: bool,
+}
+
+impl Watch {
+    async fn run(mut self, mut wait: Duration) {
+        loop {
+            // Timers are no finer.
+            tokio::time::sleep(wait.max(Duration::from_millis(1))).await;
+            let mut inside = self.gate.lock();
+            match inside.room.call_up(self.gate.clock.now()) {
+                Next::In(next) => wait = next,
+                Next::Idle => {
+                    inside.is_watched = false;
+                    self.is_on_duty = false;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.is_on_duty {
+            self.gate.lock().is_watched = false;
+        }
+    }
+}
+
+impl Permit {
+    fn new(gate: &Arc<Gate>, asker: Asker) -> Self {
+        Self {
+            gate: Arc::clone(gate),
+            asker,
+            is_refusal: false,
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let now = self.gate.clock.now();
+        let mut inside = self.gate.lock();
+        inside.room.end(self.asker, self.is_refusal);
+        self.gate.call_up(&mut inside, now);
+    }
+}
+
+impl Drop for Queued {
+    /// A turn that was granted and never taken would keep its slot.
+    fn drop(&mut self) {
+        if let Ok(Ok(())) = self.word.try_recv() {
+            drop(Permit::new(&self.gate, self.asker));
+        }
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
     }
 }

@@ -1,0 +1,335 @@
+//! The circuit breaker: an issuer that fails is left alone, and asked now and then whether it is back.
+//!
+//! It opens on at least 20 calls in 10 s of which half failed, or on 5 failures in a row. It stays open for 5 s, then twice
+//! as long each time up to 60 s, shortened by up to a fifth so that a fleet does not come back in step. Then one call goes
+//! through; its outcome closes the breaker or opens it again. What counts as a failure is "no usable answer": a refusal is
+//! an answer, a 429 is the throttle's business, and our own credentials being refused says that the issuer is alive.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Tick;
+use crate::telemetry;
+
+const WINDOW: Duration = Duration::from_secs(10);
+const BUCKETS: usize = 10;
+const MIN_CALLS: u32 = 20;
+const MAX_IN_A_ROW: u32 = 5;
+const FIRST_OPEN: Duration = Duration::from_secs(5);
+const LONGEST_OPEN: Duration = Duration::from_secs(60);
+
+/// What the breaker learns from a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Health {
+    Answered,
+    Failed,
+    /// Alive, and no more can be said: 429, or our own credentials refused.
+    Alive,
+}
+
+/// The breaker's state, for readiness probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// Calls go through.
+    Closed,
+    /// No calls go through for this long.
+    Open {
+        /// Until one call may try again.
+        remaining: Duration,
+    },
+    /// One call is trying, or the next one will.
+    HalfOpen,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Openings without a success between them.
+    openings: u32,
+    /// Counts changes of phase: an outcome of a call from an earlier phase says nothing about this one.
+    generation: u64,
+    slots: [Slot; BUCKETS],
+    failed_in_a_row: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Closed,
+    Open { until: Tick },
+    Probing,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    second: u64,
+    calls: u32,
+    failures: u32,
+}
+
+/// A call that the breaker let through. Dropped without an outcome, it gives its turn back.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    breaker: &'a Breaker,
+    generation: u64,
+    is_done: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Closed,
+            openings: 0,
+            generation: 0,
+            slots: [Slot::default(); BUCKETS],
+            failed_in_a_row: 0,
+        }
+    }
+}
+
+impl Breaker {
+    /// Whether a call would go through, or how long it has to wait.
+    pub(super) fn check(&self, now: Tick) -> Result<(), Duration> {
+        match self.lock().phase {
+            Phase::Closed => Ok(()),
+            Phase::Open { until } if now >= until => Ok(()),
+            Phase::Open { until } => Err(until.since(now)),
+            Phase::Probing => Err(Duration::from_secs(1)),
+        }
+    }
+
+    pub(super) fn begin(&self, now: Tick) -> Result<Call<'_>, Duration> {
+        let mut state = self.lock();
+        match state.phase {
+            Phase::Closed => {}
+            Phase::Open { until } if now >= until => {
+                state.turn(Phase::Probing);
+                telemetry::breaker_probes();
+            }
+            Phase::Open { until } => return Err(until.since(now)),
+            Phase::Probing => return Err(Duration::from_secs(1)),
+        }
+        Ok(Call {
+            breaker: self,
+            generation: state.generation,
+            is_done: false,
+        })
+    }
+
+    pub(super) fn state(&self, now: Tick) -> BreakerState {
+        match self.lock().phase {
+            Phase::Closed => BreakerState::Closed,
+            Phase::Open { until } if now < until => BreakerState::Open {
+                remaining: until.since(now),
+            },
+            Phase::Open { .. } | Phase::Probing => BreakerState::HalfOpen,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Call<'_> {
+    /// Tells what became of the call. `true` when the breaker opened on it.
+    pub(super) fn end(mut self, health: Health, now: Tick) -> bool {
+        self.is_done = true;
+        let mut state = self.breaker.lock();
+        if state.generation != self.generation {
+            return false;
+        }
+        match (state.phase, health) {
+            (Phase::Probing, Health::Failed) => state.open(now),
+            (Phase::Probing, Health::Answered | Health::Alive) => {
+                *state = State {
+                    generation: state.generation + 1,
+                    ..State::default()
+                };
+                telemetry::breaker_closed();
+            }
+            (_, Health::Alive) => return false,
+            (_, health) => {
+                if !state.count(health, now) {
+                    return false;
+                }
+                state.open(now);
+            }
+        }
+        health == Health::Failed
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let mut state = self.breaker.lock();
+        if !self.is_done && state.generation == self.generation && state.phase == Phase::Probing {
+            // The next one may try at once.
+            state.turn(Phase::Open { until: Tick::ZERO });
+        }
+    }
+}
+
+impl State {
+    fn turn(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.generation += 1;
+    }
+
+    fn open(&mut self, now: Tick) {
+        let open = FIRST_OPEN
+            .saturating_mul(1 << self.openings.min(10))
+            .min(LONGEST_OPEN);
+        let open = open.mul_f64(1.0 - 0.2 * fastrand::f64());
+        self.openings += 1;
+        self.turn(Phase::Open {
+            until: now.after(open),
+        });
+        telemetry::breaker_opened(open);
+    }
+
+    /// Counts an outcome. `true` when it is one failure too many.
+    fn count(&mut self, health: Health, now: Tick) -> bool {
+        let second = now.0 / 1_000_000_000;
+        #[allow(clippy::cast_possible_truncation)] // Reduced to the number of slots first.
+        let slot = &mut self.slots[(second % BUCKETS as u64) as usize];
+        if slot.second != second {
+            *slot = Slot {
+                second,
+                ..Slot::default()
+            };
+        }
+        slot.calls += 1;
+        if health == Health::Answered {
+            self.failed_in_a_row = 0;
+            return false;
+        }
+        slot.failures += 1;
+        self.failed_in_a_row += 1;
+        let oldest = (second + 1).saturating_sub(WINDOW.as_secs());
+        let recent = self.slots.iter().filter(|slot| slot.second >= oldest);
+        let (calls, failures) = recent.fold((0, 0), |(calls, failures), slot| {
+            (calls + slot.calls, failures + slot.failures)
+        });
+        self.failed_in_a_row >= MAX_IN_A_ROW || (calls >= MIN_CALLS && failures * 2 >= calls)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_millis(1_000_000 + millis))
+    }
+
+    fn end(breaker: &Breaker, health: Health, now: Tick) -> bool {
+        breaker.begin(now).unwrap().end(health, now)
+    }
+
+    #[test]
+    fn five_failures_in_a_row_open_it_and_an_answer_between_them_does_not() {
+        let breaker = Breaker::default();
+        for _ in 0..4 {
+            assert!(!end(&breaker, Health::Failed, at(0)));
+        }
+        assert!(!end(&breaker, Health::Answered, at(0)));
+        for _ in 0..4 {
+            assert!(!end(&breaker, Health::Failed, at(0)));
+        }
+        assert_eq!(breaker.state(at(0)), BreakerState::Closed);
+        assert!(end(&breaker, Health::Failed, at(0)));
+        assert!(matches!(breaker.state(at(0)), BreakerState::Open { .. }));
+    }
+
+    #[test]
+    fn half_of_twenty_calls_in_ten_seconds_open_it() {
+        let breaker = Breaker::default();
+        for n in 0..9 {
+            assert!(!end(&breaker, Health::Answered, at(n * 100)));
+            assert!(!end(&breaker, Health::Failed, at(n * 100)));
+        }
+        assert!(!end(&breaker, Health::Answered, at(9_000)));
+        assert!(
+            end(&breaker, Health::Failed, at(9_000)),
+            "the 20th call, the 10th failure"
+        );
+    }
+
+    #[test]
+    fn failures_older_than_the_window_count_no_more() {
+        let breaker = Breaker::default();
+        for n in 0..9 {
+            end(&breaker, Health::Answered, at(n * 100));
+            end(&breaker, Health::Failed, at(n * 100));
+        }
+        end(&breaker, Health::Answered, at(11_000));
+        assert!(!end(&breaker, Health::Failed, at(11_000)));
+    }
+
+    #[test]
+    fn it_opens_for_5_s_then_twice_as_long_up_to_60_s_less_up_to_a_fifth_and_lets_one_call_try() {
+        let breaker = Breaker::default();
+        let mut now = at(0);
+        for _ in 0..5 {
+            end(&breaker, Health::Failed, now);
+        }
+        for longest in [5, 10, 20, 40, 60, 60] {
+            let BreakerState::Open { remaining } = breaker.state(now) else {
+                panic!("not open")
+            };
+            let longest = Duration::from_secs(longest);
+            assert!(
+                remaining <= longest && remaining >= longest.mul_f64(0.79),
+                "{remaining:?}"
+            );
+            assert_eq!(breaker.begin(now).unwrap_err(), remaining);
+            now = now.after(remaining);
+            let probe = breaker.begin(now).unwrap();
+            assert!(breaker.begin(now).is_err(), "a second call");
+            assert!(breaker.check(now).is_err());
+            assert!(probe.end(Health::Failed, now));
+        }
+        let BreakerState::Open { remaining } = breaker.state(now) else {
+            panic!("not open")
+        };
+        now = now.after(remaining);
+        assert!(!end(&breaker, Health::Answered, now));
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_dropped_probe_gives_its_turn_back_and_a_429_closes() {
+        let breaker = Breaker::default();
+        let mut now = at(0);
+        for _ in 0..5 {
+            end(&breaker, Health::Failed, now);
+        }
+        now = now.after(Duration::from_secs(5));
+        drop(breaker.begin(now).unwrap());
+        assert!(!end(&breaker, Health::Alive, now));
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+        for _ in 0..100 {
+            assert!(!end(&breaker, Health::Alive, now));
+        }
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+    }
+
+    #[test]
+    fn an_outcome_from_before_the_opening_changes_nothing() {
+        let breaker = Breaker::default();
+        let old: Vec<_> = (0..6).map(|_| breaker.begin(at(0)).unwrap()).collect();
+        let mut old = old.into_iter();
+        for _ in 0..5 {
+            old.next().unwrap().end(Health::Failed, at(0));
+        }
+        let state = breaker.state(at(0));
+        assert!(!old.next().unwrap().end(Health::Answered, at(0)));
+        assert_eq!(breaker.state(at(0)), state);
+    }
+}

@@ -1,0 +1,560 @@
+//! The waiting room: who may call the issuer next, and how many at once.
+//!
+//! * 64 calls at once, of which a quarter is kept for known keys.
+//! * Known keys first, then keys that were good in the last day, then strangers, whose peers take turns.
+//! * Every refusal costs a token of the *budget of refusals*. A stranger's token is taken when the call begins and given
+//!   back if the issuer says yes or does not tell, so good keys alone are never slowed down. When junk has emptied the budget,
+//!   unknown keys go at the pace at which it fills.
+//! * 256 flights may wait. When the room is full, one that stands further behind makes room: a stranger for a former key,
+//!   the last of the longest row of strangers for a peer with a shorter one.
+//!
+//! This is a state machine without a clock, a task or a lock of its own: it is told the time and says whom it lets go.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::bucket::Bucket;
+use super::throttle::Throttle;
+use super::{Asker, CannotTell};
+use crate::clock::Tick;
+
+pub(super) const MAX_CALLS: usize = 64;
+/// Kept for known keys.
+pub(super) const RESERVE: usize = MAX_CALLS / 4;
+pub(super) const MAX_WAITING: usize = 256;
+const REFUSAL_BURST: f64 = 500.0;
+const REFUSALS_PER_SECOND: f64 = 50.0;
+
+/// What a flight hears that waits: go, or why not.
+pub(super) type Word = Result<(), CannotTell>;
+
+#[derive(Debug)]
+pub(super) struct Room {
+    known: VecDeque<oneshot::Sender<Word>>,
+    former: VecDeque<oneshot::Sender<Word>>,
+    strangers: Strangers,
+    calls_of_known: usize,
+    calls_of_unknown: usize,
+    refusals: Bucket,
+    pub(super) throttle: Throttle,
+}
+
+/// Rows of strangers, one a peer, that take turns.
+#[derive(Debug, Default)]
+struct Strangers {
+    rows: HashMap<Option<u64>, VecDeque<oneshot::Sender<Word>>>,
+    /// Every peer with a row, the next one to be served in front.
+    turns: VecDeque<Option<u64>>,
+    len: usize,
+}
+
+/// How a flight gets its turn.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// It may go now.
+    Called,
+    /// It will hear.
+    Waiting(oneshot::Receiver<Word>),
+}
+
+/// Why nobody else goes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nobody waits, or all wait for a call to end.
+    Idle,
+    /// Time alone will let the next one go.
+    In(Duration),
+}
+
+impl Room {
+    pub(super) fn new(calls_per_second: Option<u32>, now: Tick) -> Self {
+        Self {
+            known: VecDeque::new(),
+            former: VecDeque::new(),
+            strangers: Strangers::default(),
+            calls_of_known: 0,
+            calls_of_unknown: 0,
+            refusals: Bucket::new(REFUSAL_BURST, REFUSALS_PER_SECOND, now),
+            throttle: Throttle::new(calls_per_second, now),
+        }
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.known.len() + self.former.len() + self.strangers.len
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.calls_of_known + self.calls_of_unknown
+    }
+
+    /// Takes a place. `patience` is what a flight is told that finds none.
+    pub(super) fn enter(
+        &mut self,
+        asker: Asker,
+        now: Tick,
+        patience: Duration,
+    ) -> Result<Place, CannotTell> {
+        if let Some(remaining) = self.throttle.pause(now) {
+            // Nothing waits through a pause. The trickle shows whether the issuer is in a better mood.
+            let may_trickle =
+                !asker.is_known() && self.has_slot(asker) && self.throttle.take_trickle(now);
+            return if may_trickle {
+                self.go(asker, now);
+                Ok(Place::Called)
+            } else {
+                Err(CannotTell::unavailable(remaining))
+            };
+        }
+        if self.is_first(asker) && self.may_go(asker, now).is_ok() {
+            self.go(asker, now);
+            return Ok(Place::Called);
+        }
+        if self.waiting() >= MAX_WAITING && !self.make_room(asker, patience) {
+            return Err(CannotTell::unavailable(self.wait_of_a_newcomer(patience)));
+        }
+        let (word, place) = oneshot::channel();
+        match asker {
+            Asker::Known { .. } => self.known.push_back(word),
+            Asker::Former => self.former.push_back(word),
+            Asker::Stranger { peer } => self.strangers.push(peer, word),
+        }
+        Ok(Place::Waiting(place))
+    }
+
+    /// Lets go whoever may go now.
+    pub(super) fn call_up(&mut self, now: Tick) -> Next {
+        if self.throttle.pause(now).is_some() {
+            return Next::Idle;
+        }
+        let mut next = Next::Idle;
+        while let Some(asker) = self.front() {
+            if let Err(wait) = self.may_go(asker, now) {
+                next = next.or(wait);
+                // The budget of refusals holds back unknown keys alone, and the reserve too; a known one was served before.
+                break;
+            }
+            let word = match asker {
+                Asker::Known { .. } => self.known.pop_front(),
+                Asker::Former => self.former.pop_front(),
+                Asker::Stranger { .. } => self.strangers.pop(),
+            };
+            // One that has gone away meanwhile takes no slot.
+            if let Some(word) = word
+                && !word.is_closed()
+            {
+                self.go(asker, now);
+                if word.send(Ok(())).is_err() {
+                    self.end(asker, false);
+                }
+            }
+        }
+        next
+    }
+
+    /// A call ended. Only a refusal costs what it took from the budget.
+    pub(super) fn end(&mut self, asker: Asker, is_refusal: bool) {
+        if asker.is_known() {
+            self.calls_of_known -= 1;
+        } else {
+            self.calls_of_unknown -= 1;
+            if !is_refusal {
+                self.refusals.refund();
+            }
+        }
+    }
+
+    /// Sends everybody away.
+    pub(super) fn dismiss(&mut self, cannot_tell: CannotTell) {
+        let strangers = std::mem::take(&mut self.strangers)
+            .rows
+            .into_values()
+            .flatten();
+        for word in self
+            .known
+            .drain(..)
+            .chain(self.former.drain(..))
+            .chain(strangers)
+        {
+            // One that has gone away meanwhile needs no telling.
+            let _gone = word.send(Err(cannot_tell));
+        }
+    }
+
+    fn go(&mut self, asker: Asker, now: Tick) {
+        self.throttle.count(now);
+        if asker.is_known() {
+            self.calls_of_known += 1;
+        } else {
+            self.calls_of_unknown += 1;
+            self.refusals.spend(now);
+        }
+    }
+
+    fn has_slot(&self, asker: Asker) -> bool {
+        self.calls() < MAX_CALLS
+            && (asker.is_known() || self.calls_of_unknown < MAX_CALLS - RESERVE)
+    }
+
+    /// `Err` says how long time alone takes; `None` that a call has to end first.
+    fn may_go(&mut self, asker: Asker, now: Tick) -> Result<(), Option<Duration>> {
+        if !self.has_slot(asker) {
+            return Err(None);
+        }
+        self.throttle.check(now).map_err(Some)?;
+        if !asker.is_known() && !self.refusals.has(now) {
+            return Err(Some(self.refusals.wait(now)));
+        }
+        Ok(())
+    }
+
+    /// Whether nobody waits who goes before this one.
+    fn is_first(&self, asker: Asker) -> bool {
+        match asker {
+            Asker::Known { .. } => self.known.is_empty(),
+            Asker::Former => self.known.is_empty() && self.former.is_empty(),
+            Asker::Stranger { .. } => self.waiting() == 0,
+        }
+    }
+
+    fn front(&self) -> Option<Asker> {
+        if !self.known.is_empty() {
+            Some(Asker::Known {
+                in_background: true,
+            })
+        } else if !self.former.is_empty() {
+            Some(Asker::Former)
+        } else {
+            self.strangers
+                .turns
+                .front()
+                .map(|&peer| Asker::Stranger { peer })
+        }
+    }
+
+    /// Sends away one that stands behind where this one would stand.
+    fn make_room(&mut self, asker: Asker, patience: Duration) -> bool {
+        self.forget_the_gone();
+        if self.waiting() < MAX_WAITING {
+            return true;
+        }
+        let sent_away = match asker {
+            // Only if that row is longer than the newcomer's own becomes.
+            Asker::Stranger { peer } => {
+                let own = self.strangers.row_of(peer) + 1;
+                self.strangers.pop_last_of_row_beyond(own)
+            }
+            Asker::Former => self.strangers.pop_last_of_row_beyond(0),
+            Asker::Known { .. } => self
+                .strangers
+                .pop_last_of_row_beyond(0)
+                .or_else(|| self.former.pop_back()),
+        };
+        let Some(word) = sent_away else { return false };
+        let wait = self.wait_of_a_newcomer(patience);
+        let _gone = word.send(Err(CannotTell::unavailable(wait)));
+        true
+    }
+
+    fn forget_the_gone(&mut self) {
+        self.known.retain(|word| !word.is_closed());
+        self.former.retain(|word| !word.is_closed());
+        self.strangers.retain(|word| !word.is_closed());
+    }
+
+    /// An honest guess: the unknown keys that wait go at the pace of the budget.
+    #[allow(clippy::cast_precision_loss)] // A few hundred.
+    fn wait_of_a_newcomer(&self, patience: Duration) -> Duration {
+        let unknown = self.former.len() + self.strangers.len;
+        patience.max(Duration::from_secs_f64(
+            unknown as f64 / REFUSALS_PER_SECOND,
+        ))
+    }
+}
+
+impl Next {
+    fn or(self, wait: Option<Duration>) -> Self {
+        match (self, wait) {
+            (Self::Idle, Some(wait)) => Self::In(wait),
+            (next, _) => next,
+        }
+    }
+}
+
+impl Strangers {
+    fn push(&mut self, peer: Option<u64>, word: oneshot::Sender<Word>) {
+        let row = self.rows.entry(peer).or_default();
+        if row.is_empty() {
+            self.turns.push_back(peer);
+        }
+        row.push_back(word);
+        self.len += 1;
+    }
+
+    fn pop(&mut self) -> Option<oneshot::Sender<Word>> {
+        let peer = self.turns.pop_front()?;
+        let row = self.rows.get_mut(&peer)?;
+        let word = row.pop_front();
+        if row.is_empty() {
+            self.rows.remove(&peer);
+        } else {
+            self.turns.push_back(peer);
+        }
+        self.len -= usize::from(word.is_some());
+        word
+    }
+
+    fn row_of(&self, peer: Option<u64>) -> usize {
+        self.rows.get(&peer).map_or(0, VecDeque::len)
+    }
+
+    /// The last one of the longest row, if that is longer than this.
+    fn pop_last_of_row_beyond(&mut self, len: usize) -> Option<oneshot::Sender<Word>> {
+        let (&peer, longest) = self.rows.iter().max_by_key(|(_, row)| row.len())?;
+        if longest.len() <= len {
+            return None;
+        }
+        let row = self.rows.get_mut(&peer)?;
+        let word = row.pop_back();
+        if row.is_empty() {
+            self.rows.remove(&peer);
+            self.turns.retain(|&turn| turn != peer);
+        }
+        self.len -= usize::from(word.is_some());
+        word
+    }
+
+    fn retain(&mut self, keep: impl Fn(&oneshot::Sender<Word>) -> bool) {
+        for row in self.rows.values_mut() {
+            row.retain(&keep);
+        }
+        self.rows.retain(|_, row| !row.is_empty());
+        self.turns.retain(|peer| self.rows.contains_key(peer));
+        self.len = self.rows.values().map(VecDeque::len).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: Asker = Asker::Known {
+        in_background: true,
+    };
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn at(millis: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_millis(1_000_000 + millis))
+    }
+
+    fn stranger(peer: u64) -> Asker {
+        Asker::Stranger { peer: Some(peer) }
+    }
+
+    fn enter(room: &mut Room, asker: Asker) -> Result<Place, CannotTell> {
+        room.enter(asker, at(0), PATIENCE)
+    }
+
+    fn waits(place: Result<Place, CannotTell>) -> oneshot::Receiver<Word> {
+        match place {
+            Ok(Place::Waiting(word)) => word,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A room whose budget of refusals junk has used up.
+    fn with_empty_budget() -> Room {
+        let mut room = Room::new(None, at(0));
+        for _ in 0..500 {
+            assert!(matches!(enter(&mut room, stranger(0)), Ok(Place::Called)));
+            room.end(stranger(0), true);
+        }
+        room
+    }
+
+    #[test]
+    fn a_quarter_of_the_calls_is_kept_for_known_keys() {
+        let mut room = Room::new(None, at(0));
+        for _ in 0..48 {
+            assert!(matches!(enter(&mut room, stranger(0)), Ok(Place::Called)));
+        }
+        let mut stranger_waits = waits(enter(&mut room, stranger(0)));
+        for _ in 0..16 {
+            assert!(matches!(enter(&mut room, KNOWN), Ok(Place::Called)));
+        }
+        let mut known_waits = waits(enter(&mut room, KNOWN));
+        assert_eq!(room.calls(), 64);
+        room.end(stranger(0), false);
+        assert_eq!(room.call_up(at(0)), Next::Idle);
+        assert_eq!(
+            known_waits.try_recv(),
+            Ok(Ok(())),
+            "the known one goes first"
+        );
+        assert!(stranger_waits.try_recv().is_err());
+        room.end(KNOWN, false);
+        room.call_up(at(0));
+        assert_eq!(stranger_waits.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn a_yes_costs_nothing_so_good_keys_alone_are_never_throttled() {
+        let mut room = Room::new(None, at(0));
+        for _ in 0..10_000 {
+            assert!(matches!(enter(&mut room, stranger(0)), Ok(Place::Called)));
+            room.end(stranger(0), false);
+        }
+    }
+
+    #[test]
+    fn when_junk_has_used_up_the_budget_unknown_keys_go_at_its_pace_and_known_ones_freely() {
+        let mut room = with_empty_budget();
+        let mut places: Vec<_> = (0..100)
+            .map(|_| waits(enter(&mut room, stranger(0))))
+            .collect();
+        assert!(matches!(enter(&mut room, KNOWN), Ok(Place::Called)));
+        let mut gone = 0;
+        for millis in 0..1_000 {
+            room.call_up(at(millis));
+            let now_gone = places
+                .iter_mut()
+                .filter_map(|place| place.try_recv().ok())
+                .count();
+            for _ in 0..now_gone {
+                room.end(stranger(0), true);
+            }
+            gone += now_gone;
+        }
+        assert!((49..=50).contains(&gone), "{gone}");
+    }
+
+    #[test]
+    fn the_budget_says_when_the_next_one_goes() {
+        let mut room = with_empty_budget();
+        let _place = waits(enter(&mut room, stranger(0)));
+        assert_eq!(room.call_up(at(0)), Next::In(Duration::from_millis(20)));
+        assert_eq!(room.call_up(at(20)), Next::Idle);
+    }
+
+    #[test]
+    fn former_keys_go_before_strangers_and_peers_take_turns() {
+        let mut room = with_empty_budget();
+        let mut flood: Vec<_> = (0..100)
+            .map(|_| waits(enter(&mut room, stranger(1))))
+            .collect();
+        let mut other = waits(enter(&mut room, stranger(2)));
+        let mut former = waits(enter(&mut room, Asker::Former));
+        room.call_up(at(20));
+        assert_eq!(former.try_recv(), Ok(Ok(())));
+        room.call_up(at(40));
+        room.call_up(at(60));
+        assert_eq!(
+            other.try_recv(),
+            Ok(Ok(())),
+            "the second of two turns at the latest"
+        );
+        assert_eq!(
+            flood
+                .iter_mut()
+                .filter_map(|place| place.try_recv().ok())
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_full_room_makes_room_for_those_who_go_first_and_says_when_to_come_back() {
+        let mut room = with_empty_budget();
+        let mut flood: Vec<_> = (0..MAX_WAITING)
+            .map(|_| waits(enter(&mut room, stranger(1))))
+            .collect();
+        let refused = enter(&mut room, stranger(1)).unwrap_err();
+        assert_eq!(refused.retry_after, Duration::from_secs_f64(256.0 / 50.0));
+        let _other = waits(enter(&mut room, stranger(2)));
+        let _former = waits(enter(&mut room, Asker::Former));
+        assert_eq!(room.waiting(), MAX_WAITING);
+        let sent_away: Vec<_> = flood
+            .iter_mut()
+            .filter_map(|place| place.try_recv().ok())
+            .collect();
+        assert_eq!(sent_away.len(), 2);
+        assert!(sent_away.iter().all(Result::is_err));
+        assert!(
+            flood[0]
+                .try_recv()
+                .is_err_and(|error| error == oneshot::error::TryRecvError::Empty)
+        );
+    }
+
+    #[test]
+    fn known_keys_send_even_former_ones_away_and_are_sent_away_by_nobody() {
+        let mut room = with_empty_budget();
+        for _ in 0..MAX_CALLS {
+            assert!(matches!(enter(&mut room, KNOWN), Ok(Place::Called)));
+        }
+        let _former: Vec<_> = (0..MAX_WAITING)
+            .map(|_| waits(enter(&mut room, Asker::Former)))
+            .collect();
+        let _known: Vec<_> = (0..MAX_WAITING)
+            .map(|_| waits(enter(&mut room, KNOWN)))
+            .collect();
+        for asker in [KNOWN, Asker::Former, stranger(9)] {
+            assert!(enter(&mut room, asker).is_err());
+        }
+        assert_eq!(room.waiting(), MAX_WAITING);
+    }
+
+    #[test]
+    fn those_who_have_gone_away_take_neither_place_nor_slot() {
+        let mut room = with_empty_budget();
+        for _ in 0..10 * MAX_WAITING {
+            drop(waits(enter(&mut room, stranger(1))));
+        }
+        let mut place = waits(enter(&mut room, stranger(1)));
+        for millis in 0..10_000 {
+            room.call_up(at(millis));
+        }
+        assert_eq!(place.try_recv(), Ok(Ok(())));
+        assert_eq!((room.calls(), room.waiting()), (1, 0));
+    }
+
+    #[test]
+    fn nothing_waits_through_a_pause_but_a_trickle_goes() {
+        let mut room = Room::new(None, at(0));
+        room.throttle.too_many(Some(Duration::from_secs(30)), at(0));
+        for asker in [KNOWN, Asker::Former, stranger(0)] {
+            assert_eq!(
+                enter(&mut room, asker).unwrap_err().retry_after,
+                Duration::from_secs(30)
+            );
+        }
+        assert!(room.enter(KNOWN, at(10_000), PATIENCE).is_err());
+        assert!(matches!(
+            room.enter(stranger(0), at(10_000), PATIENCE),
+            Ok(Place::Called)
+        ));
+        assert!(room.enter(stranger(0), at(10_000), PATIENCE).is_err());
+        assert!(matches!(
+            room.enter(KNOWN, at(30_000), PATIENCE),
+            Ok(Place::Called)
+        ));
+    }
+
+    #[test]
+    fn those_who_wait_are_dismissed_with_the_reason() {
+        let mut room = with_empty_budget();
+        let mut places = [
+            waits(enter(&mut room, stranger(0))),
+            waits(enter(&mut room, Asker::Former)),
+        ];
+        room.dismiss(CannotTell::unavailable(Duration::from_secs(7)));
+        for place in &mut places {
+            assert_eq!(
+                place.try_recv(),
+                Ok(Err(CannotTell::unavailable(Duration::from_secs(7))))
+            );
+        }
+        assert_eq!(room.waiting(), 0);
+    }
+}
