@@ -1,16 +1,120 @@
-//! The names of our events, all in one place.
+//! The names of our events and metrics, all in one place. They are a part of the public contract.
 //!
-//! Events go through [`tracing`] under the target [`TARGET`]. None of them ever holds a key or a digest of one. A change of
-//! state is told once; what every request could cause is told at most once a second, with the number of those left out.
+//! # Events
+//!
+//! Through [`tracing`], under the target [`TARGET`]. None of them ever holds a key or a digest of one. A change of state is
+//! told once; what every request could cause is told at most once a second, with the number of those left out.
+//!
+//! | level | message begins | means |
+//! |---|---|---|
+//! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
+//! | error | `refused with 500: require_org` | the route has no path parameter of that name |
+//! | error | `the issuer refuses known keys` | twenty known keys refused in 10 s, none confirmed: not believed |
+//! | warn | `the issuer gave no answer` | a verification failed; `error` says how |
+//! | warn | `the issuer fails` | the breaker opened |
+//! | info | `trying the issuer again` | the breaker lets one call through |
+//! | info | `the issuer answers again` | the breaker closed |
+//! | warn | `the issuer asks for fewer calls` | a 429: calls pause for `pause` |
+//! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
+//! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
+//!
+//! # Metrics
+//!
+//! With the feature `metrics`, through the facade of that name. Labels are bounded: no key, no digest, no organization.
+//!
+//! | name | kind | labels |
+//! |---|---|---|
+//! | [`REQUESTS`] | counter | `outcome`: `allowed`, `anonymous`, or the code of a [rejection](crate::rejection) |
+//! | [`LOOKUPS`] | counter | `result`: `fresh`, `stale`, `refused`, `asked` |
+//! | [`SERVED_AGE`] | histogram, seconds | |
+//! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `refused`, `unavailable`, `throttled`, `misconfigured` |
+//! | [`ISSUER_LATENCY`] | histogram, seconds | |
+//! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | |
+//! | [`THROTTLED`] | counter | |
+//! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
+//! | [`ENTRIES`] | gauge | |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::cache::Found;
 use crate::clock::Clock;
-use crate::verify::{Answer, Verification, VerifyError};
+use crate::context::OrgContext;
+use crate::rejection::Rejection;
+use crate::verify::{Answer, Verification, VerifyError, VerifyErrorKind};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";
+
+/// Counts requests by their outcome.
+pub const REQUESTS: &str = "orgkey_requests_total";
+/// Counts what requests found in the cache.
+pub const LOOKUPS: &str = "orgkey_cache_lookups_total";
+/// How old the facts were that requests were served from, in seconds.
+pub const SERVED_AGE: &str = "orgkey_served_age_seconds";
+/// Counts calls to the verifier by their result.
+pub const ISSUER_CALLS: &str = "orgkey_issuer_calls_total";
+/// How long calls to the verifier took, in seconds.
+pub const ISSUER_LATENCY: &str = "orgkey_issuer_call_seconds";
+/// The state of the breaker: 0 closed, 1 half open, 2 open.
+pub const BREAKER: &str = "orgkey_breaker_state";
+/// Counts the pauses that a 429 brought about.
+pub const THROTTLED: &str = "orgkey_throttled_total";
+/// Calls to the verifier under way.
+pub const IN_FLIGHT: &str = "orgkey_calls_in_flight";
+/// Verifications that wait for their turn.
+pub const WAITING: &str = "orgkey_verifications_waiting";
+/// Good keys held.
+pub const ENTRIES: &str = "orgkey_entries";
+
+/// Counts under a label whose values are all known here, so that counting builds no label.
+#[cfg(feature = "metrics")]
+macro_rules! count {
+    ($name:expr, $label:literal = $value:expr; $($known:literal)+) => {
+        match $value {
+            $($known => metrics::counter!($name, $label => $known).increment(1),)+
+            // Every value is listed; a test holds the lists to their sources.
+            _ => {}
+        }
+    };
+}
+
+#[cfg(not(feature = "metrics"))]
+macro_rules! count {
+    ($name:expr, $label:literal = $value:expr; $($known:literal)+) => {
+        let _ = $value;
+    };
+}
+
+#[cfg(feature = "metrics")]
+macro_rules! observe {
+    ($name:expr, $seconds:expr) => {
+        metrics::histogram!($name).record($seconds.as_secs_f64())
+    };
+}
+
+#[cfg(not(feature = "metrics"))]
+macro_rules! observe {
+    ($name:expr, $seconds:expr) => {
+        let _ = $seconds;
+    };
+}
+
+#[cfg(feature = "metrics")]
+macro_rules! set {
+    ($name:expr, $value:expr) => {
+        // Exact to 2^53.
+        #[allow(clippy::cast_precision_loss)]
+        metrics::gauge!($name).set($value as f64)
+    };
+}
+
+#[cfg(not(feature = "metrics"))]
+macro_rules! set {
+    ($name:expr, $value:expr) => {
+        let _ = $value;
+    };
+}
 
 /// Lets one event a second through, and counts the others.
 struct Flood {
@@ -86,15 +190,79 @@ pub(crate) fn refusals_not_believed() {
     }
 }
 
+/// A request was let through.
+pub(crate) fn allowed(context: &OrgContext) {
+    tracing::debug!(
+        target: TARGET,
+        outcome = "allowed",
+        org_code = %context.org_code(),
+        key_id = context.key_id().map(tracing::field::display),
+        age = ?context.age(),
+        "request judged"
+    );
+    observe!(SERVED_AGE, context.age());
+}
+
+/// A request was answered: refused, here or beneath the layer, or by the inner service.
+pub(crate) fn answered(outcome: Outcome<'_>) {
+    let outcome = match outcome {
+        Outcome::Allowed => "allowed",
+        Outcome::Anonymous => "anonymous",
+        Outcome::Refused(rejection) => {
+            tracing::debug!(target: TARGET, outcome = rejection.code(), "request judged");
+            rejection.code()
+        }
+    };
+    count!(REQUESTS, "outcome" = outcome;
+        "allowed" "anonymous" "credential-missing" "credential-malformed" "invalid-token" "organization-required"
+        "insufficient-scope" "organization-mismatch" "not-found" "verifier-unavailable" "verifier-misconfigured" "internal");
+}
+
+/// How a request ended, as far as the layer is concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome<'a> {
+    Allowed,
+    Anonymous,
+    Refused(&'a Rejection),
+}
+
+/// A request looked for its key.
+pub(crate) fn looked_up(found: Found) {
+    let result = match found {
+        Found::Fresh => "fresh",
+        Found::Stale => "stale",
+        Found::Refusal => "refused",
+        Found::Nothing => "asked",
+    };
+    count!(LOOKUPS, "result" = result; "fresh" "stale" "refused" "asked");
+}
+
+/// The number of good keys held has changed.
+pub(crate) fn entries(number: usize) {
+    set!(ENTRIES, number);
+}
+
+/// The number of calls under way, or of those that wait, has changed.
+pub(crate) fn occupied(calls: usize, waiting: usize) {
+    set!(IN_FLIGHT, calls);
+    set!(WAITING, waiting);
+}
+
 /// A call to the verifier has ended.
 pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: Duration) {
     static FLOOD: Flood = Flood::new();
     let result = match outcome {
         Ok(Verification(Answer::Valid(_))) => "valid",
         Ok(Verification(Answer::Refused(_))) => "refused",
-        Err(_) => "error",
+        Err(error) => match error.kind() {
+            VerifyErrorKind::Unavailable => "unavailable",
+            VerifyErrorKind::Throttled { .. } => "throttled",
+            VerifyErrorKind::Misconfigured => "misconfigured",
+        },
     };
     tracing::debug!(target: TARGET, result, ?took, "asked the issuer");
+    count!(ISSUER_CALLS, "result" = result; "valid" "refused" "unavailable" "throttled" "misconfigured");
+    observe!(ISSUER_LATENCY, took);
     if let Err(error) = outcome
         && let Some(left_out) = FLOOD.admit()
     {
@@ -105,6 +273,7 @@ pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: D
 
 /// The breaker opened.
 pub(crate) fn breaker_opened(open_for: Duration) {
+    set!(BREAKER, 2_usize);
     tracing::warn!(
         target: TARGET,
         ?open_for,
@@ -114,15 +283,19 @@ pub(crate) fn breaker_opened(open_for: Duration) {
 
 /// The breaker lets one call through.
 pub(crate) fn breaker_probes() {
+    set!(BREAKER, 1_usize);
     tracing::info!(target: TARGET, "trying the issuer again");
 }
 
 /// The breaker closed.
 pub(crate) fn breaker_closed() {
+    set!(BREAKER, 0_usize);
     tracing::info!(target: TARGET, "the issuer answers again");
 }
 
 /// The issuer answered 429, and is left alone.
 pub(crate) fn throttled(pause: Duration) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!(THROTTLED).increment(1);
     tracing::warn!(target: TARGET, ?pause, "the issuer asks for fewer calls");
 }

@@ -12,6 +12,7 @@ use tower_service::Service;
 use super::layer::Core;
 use crate::cache::{Question, Settled};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
+use crate::telemetry::{self, Outcome};
 
 pin_project! {
     /// The response future of [`ApiKeyService`](super::ApiKeyService).
@@ -22,6 +23,7 @@ pin_project! {
         #[pin]
         state: State<S, ReqBody>,
         face: Face<F>,
+        is_anonymous: bool,
     }
 }
 
@@ -109,10 +111,11 @@ impl<S, F, ReqBody> ResponseFuture<S, F, ReqBody>
 where
     S: Service<Request<ReqBody>>,
 {
-    pub(super) fn call(future: S::Future, face: Face<F>) -> Self {
+    pub(super) fn call(future: S::Future, face: Face<F>, is_anonymous: bool) -> Self {
         Self {
             state: State::Called { future },
             face,
+            is_anonymous,
         }
     }
 
@@ -122,6 +125,7 @@ where
                 rejection: Some(rejection),
             },
             face,
+            is_anonymous: false,
         }
     }
 
@@ -131,6 +135,7 @@ where
                 pending: Box::new(pending),
             },
             face,
+            is_anonymous: false,
         }
     }
 }
@@ -148,11 +153,13 @@ where
             match this.state.as_mut().project() {
                 StateProj::Called { future } => {
                     let response = ready!(future.poll(cx))?;
+                    tell(&response, *this.is_anonymous);
                     return Poll::Ready(Ok(dress(this.face, response)));
                 }
                 StateProj::Refused { rejection } => {
                     let rejection = mem::take(rejection)
                         .unwrap_or_else(|| unreachable!("polled after completion"));
+                    telemetry::answered(Outcome::Refused(&rejection));
                     return Poll::Ready(Ok(render(this.face, rejection)));
                 }
                 StateProj::Waiting { pending } => {
@@ -167,6 +174,16 @@ where
                 }
             }
         }
+    }
+}
+
+/// Tells how a request ended that was let through. What a layer further in refused, that one has told already.
+fn tell<B>(response: &Response<B>, is_anonymous: bool) {
+    match response.extensions().get::<Rejection>() {
+        Some(rejection) if rejection.is_dressed() => {}
+        Some(rejection) => telemetry::answered(Outcome::Refused(rejection)),
+        None if is_anonymous => telemetry::answered(Outcome::Anonymous),
+        None => telemetry::answered(Outcome::Allowed),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::credential::Credential;
 use crate::key::ApiKey;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
+use crate::telemetry;
 
 /// The service that [`ApiKeyLayer`] makes.
 ///
@@ -33,7 +34,7 @@ impl<S, F> ApiKeyService<S, F> {
 
 /// Which way a request goes.
 enum Way {
-    Pass,
+    Pass { is_anonymous: bool },
     Refuse(Rejection),
     Wait(Question),
 }
@@ -55,7 +56,11 @@ where
         let core = &self.layer.core;
         let way = core.way(&mut request, self.layer.max_age);
         match way {
-            Way::Pass => ResponseFuture::call(self.inner.call(request), self.layer.face.clone()),
+            Way::Pass { is_anonymous } => ResponseFuture::call(
+                self.inner.call(request),
+                self.layer.face.clone(),
+                is_anonymous,
+            ),
             Way::Refuse(rejection) => ResponseFuture::refuse(rejection, self.layer.face.clone()),
             Way::Wait(question) => {
                 // The instance that was made ready may hold a permit, which nobody may hold while waiting for the issuer.
@@ -80,7 +85,7 @@ impl Core {
             Credential::Absent if self.allow_anonymous => {
                 request.extensions_mut().remove::<OrgContext>();
                 request.extensions_mut().insert(Anonymous);
-                return Way::Pass;
+                return Way::Pass { is_anonymous: true };
             }
             Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
@@ -114,7 +119,9 @@ impl Core {
             }
         };
         match self.admit(request, entry, now) {
-            Ok(()) => Way::Pass,
+            Ok(()) => Way::Pass {
+                is_anonymous: false,
+            },
             Err(rejection) => Way::Refuse(rejection),
         }
     }
@@ -130,6 +137,7 @@ impl Core {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
+        telemetry::allowed(&context);
         if self.strip_credential {
             request.headers_mut().remove(self.credential.header());
         } else {

@@ -4,9 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Cache;
 use super::rules::{BlockListFull, FenceAt};
-use super::stats::Found;
+use super::{Cache, Found};
 use crate::context::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::upstream::UpstreamState;

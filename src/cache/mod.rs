@@ -40,7 +40,8 @@ pub use self::handle::{ApiKeyHandle, Stats};
 use self::refusals::Refusals;
 pub use self::rules::BlockListFull;
 use self::rules::{Rules, Ruling};
-use self::stats::{Counters, Found};
+use self::stats::Counters;
+pub(crate) use self::stats::Found;
 use self::store::Store;
 use self::suspects::Suspects;
 use crate::clock::{Clock, Tick};
@@ -140,6 +141,7 @@ impl Cache {
             None => (Look::Ask, Found::Nothing),
         };
         self.counters.count(found);
+        telemetry::looked_up(found);
         look
     }
 
@@ -312,6 +314,7 @@ impl Cache {
             flight.land(self.conclude(flight, digest, known, outcome, now));
         }
         drop(shard);
+        telemetry::entries(self.store.len());
         for entry in confirms
             .into_iter()
             .flat_map(|sent_at| self.suspects.confirm(sent_at, now))

@@ -199,6 +199,11 @@ impl Rejection {
         Self::new(RejectionKind::Internal)
     }
 
+    /// Whether a layer has put its face on, and told of the refusal.
+    pub(crate) fn is_dressed(&self) -> bool {
+        self.dressed
+    }
+
     /// What the request was refused for.
     pub fn kind(&self) -> RejectionKind {
         self.kind

@@ -312,6 +312,7 @@ impl Gate {
         if matches!(place, Place::Waiting(_)) {
             self.call_up(&mut inside, now);
         }
+        telemetry::occupied(inside.room.calls(), inside.room.waiting());
         Ok(place)
     }
 
@@ -399,6 +400,7 @@ impl Drop for Permit {
         let mut inside = self.gate.lock();
         inside.room.end(self.asker, self.is_refusal);
         self.gate.call_up(&mut inside, now);
+        telemetry::occupied(inside.room.calls(), inside.room.waiting());
     }
 }
 
