@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
-use self::flight::{Flight, Flights, Landing};
+use self::flight::{Flight, Flights, Landing, Shard};
 use self::former::Former;
 pub use self::handle::{ApiKeyHandle, Stats};
 use self::refusals::Refusals;
@@ -271,8 +271,7 @@ impl Cache {
             return Ok(flight);
         }
         let now = self.clock.now();
-        let known = self.held(digest, None, now);
-        let asker = match &known {
+        let asker = match self.held(digest, None, now) {
             Some(_) => Asker::Known { in_background },
             None if self.former.knows(digest, now) => Asker::Former,
             None => Asker::Stranger {
@@ -288,7 +287,6 @@ impl Cache {
             Arc::clone(&flight),
             question.key.clone(),
             digest,
-            known,
             ticket,
         );
         tokio::spawn(task);
@@ -296,13 +294,7 @@ impl Cache {
     }
 
     /// Writes down what a flight brought, unless it was grounded, and tells its waiters.
-    fn land(
-        &self,
-        flight: &Arc<Flight>,
-        digest: KeyDigest,
-        known: Option<&Arc<Entry>>,
-        outcome: Outcome,
-    ) {
+    fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
         let now = self.clock.now();
         let confirms = match &outcome {
             Outcome::Yes(_, sent_at) | Outcome::No(Refusal::Definitive, sent_at) => Some(*sent_at),
@@ -311,7 +303,19 @@ impl Cache {
         let mut shard = self.flights.shard(digest);
         shard.remove(digest, flight);
         if !flight.has_landed() {
-            flight.land(self.conclude(flight, digest, known, outcome, now));
+            let landing = match outcome {
+                Outcome::Yes(facts, sent_at) => self.accept(flight, digest, facts, sent_at, now),
+                Outcome::No(refusal, sent_at) => {
+                    self.refuse(&mut shard, flight, digest, refusal, sent_at, now)
+                }
+                Outcome::CannotTell(cannot_tell) => {
+                    if let Some(held) = self.held(digest, None, now) {
+                        self.refresh_later(&held, now);
+                    }
+                    Landing::CannotTell(cannot_tell)
+                }
+            };
+            flight.land(landing);
         }
         drop(shard);
         telemetry::entries(self.store.len());
@@ -323,43 +327,39 @@ impl Cache {
         }
     }
 
-    /// What an outcome comes to. Called under the lock of the key's shard.
-    fn conclude(
+    fn refuse(
         &self,
+        shard: &mut Shard,
         flight: &Flight,
         digest: KeyDigest,
-        known: Option<&Arc<Entry>>,
-        outcome: Outcome,
+        refusal: Refusal,
+        sent_at: Tick,
         now: Tick,
     ) -> Landing {
-        match outcome {
-            Outcome::Yes(facts, sent_at) => self.accept(flight, digest, facts, sent_at, now),
-            Outcome::No(Refusal::Unconfirmed, _)
-                if known.is_some_and(|known| self.is_held(known)) =>
-            {
-                self.doubt(known, now);
-                Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after))
+        if refusal == Refusal::Unconfirmed
+            && let Some(held) = self.held(digest, None, now)
+        {
+            self.refresh_later(&held, now);
+            if self.suspects.add(&held, now) {
+                telemetry::refusals_not_believed();
             }
-            Outcome::No(_, sent_at) => {
-                if let Some(held) = self.store.get(digest, now) {
-                    if held.sent_at > sent_at {
-                        // A yes to a younger question has overtaken this no.
-                        return Landing::Grounded;
-                    }
-                    self.store.remove(&held);
-                }
-                self.former.forget(digest);
-                self.refusals.note(digest, flight.began, now);
-                self.rules.wake();
-                Landing::No
-            }
-            Outcome::CannotTell(cannot_tell) => {
-                if let Some(known) = known {
-                    self.refresh_later(known, now);
-                }
-                Landing::CannotTell(cannot_tell)
-            }
+            return Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after));
         }
+        if let Some(held) = self.store.get(digest, now) {
+            if held.sent_at > sent_at {
+                // A yes to a younger question has overtaken this no.
+                return Landing::Grounded;
+            }
+            self.store.remove(&held);
+        }
+        if refusal == Refusal::Definitive {
+            self.former.forget(digest);
+            // A yes to an older question may still be on its way, and must not overtake this no.
+            shard.ground(digest);
+        }
+        self.refusals.note(digest, flight.began, now);
+        self.rules.wake();
+        Landing::No
     }
 
     fn accept(
@@ -438,20 +438,6 @@ impl Cache {
         }
     }
 
-    fn is_held(&self, entry: &Entry) -> bool {
-        self.held(entry.digest, None, self.clock.now()).is_some()
-    }
-
-    /// The issuer refused a known key in a way that may have meant something else.
-    fn doubt(&self, known: Option<&Arc<Entry>>, now: Tick) {
-        if let Some(known) = known {
-            self.refresh_later(known, now);
-            if self.suspects.add(known, now) {
-                telemetry::refusals_not_believed();
-            }
-        }
-    }
-
     /// A doubt about a known key was confirmed.
     fn give_up(&self, entry: &Arc<Entry>, now: Tick) {
         let _shard = self.flights.shard(entry.digest);
@@ -481,7 +467,6 @@ async fn fly(
     flight: Arc<Flight>,
     key: ApiKey,
     digest: KeyDigest,
-    known: Option<Arc<Entry>>,
     ticket: Ticket,
 ) {
     /// Lands the flight if its task ends early: a verifier that panics, a runtime that shuts down.
@@ -489,7 +474,6 @@ async fn fly(
         cache: &'a Cache,
         flight: &'a Arc<Flight>,
         digest: KeyDigest,
-        known: Option<&'a Arc<Entry>>,
     }
 
     impl Drop for Landed<'_> {
@@ -497,8 +481,7 @@ async fn fly(
             if !self.flight.has_landed() {
                 let retry_after = self.cache.settings.retry_after;
                 let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
-                self.cache
-                    .land(self.flight, self.digest, self.known, outcome);
+                self.cache.land(self.flight, self.digest, outcome);
             }
         }
     }
@@ -507,7 +490,6 @@ async fn fly(
         cache: &cache,
         flight: &flight,
         digest,
-        known: known.as_ref(),
     };
     let asked = cache.upstream.ask(ticket, &key, |at| flight.sent(at));
     let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
@@ -516,6 +498,6 @@ async fn fly(
         Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
         Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
     };
-    cache.land(&flight, digest, known.as_ref(), outcome);
+    cache.land(&flight, digest, outcome);
     drop(landed);
 }

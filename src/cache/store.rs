@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
+use moka::ops::compute::Op;
 use moka::sync::Cache as Moka;
 use papaya::HashMap as Index;
 
@@ -103,7 +104,13 @@ impl Store {
     /// Removes this very entry; a successor under the same digest stays.
     pub(crate) fn remove(&self, entry: &Arc<Entry>) {
         if remove_from(&self.index, entry.digest, entry) {
-            self.policy.invalidate(&entry.digest);
+            self.policy.entry(entry.digest).and_compute_with(|held| {
+                match held {
+                    Some(held) if Arc::ptr_eq(held.value(), entry) => Op::Remove,
+                    // Succeeded or evicted meanwhile.
+                    _ => Op::Nop,
+                }
+            });
         }
     }
 
