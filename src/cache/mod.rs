@@ -13,7 +13,8 @@
 //!   [`former`] remembers which keys were good, without their facts.
 //! * [`rules`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
 //!   flight, and once more when a waiter takes what landed.
-//! * [`flight`] is the single flight. [`suspects`] weighs refusals that may have meant something else.
+//! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
+//!   [`suspects`] weighs refusals that may have meant something else.
 //!
 //! Nothing here judges: organization and scopes are the guards' business, on every request anew.
 
@@ -21,35 +22,37 @@ mod entry;
 mod flight;
 mod former;
 mod handle;
+mod landing;
 mod refusals;
 mod rules;
+mod settle;
 mod stats;
 mod store;
 mod suspects;
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
-use self::flight::{Flight, Flights, Landing, Shard};
+use self::flight::Flights;
 use self::former::Former;
 pub use self::handle::{ApiKeyHandle, Stats};
 use self::refusals::Refusals;
 pub use self::rules::BlockListFull;
 use self::rules::{Rules, Ruling};
+pub(crate) use self::settle::{Question, Settled};
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;
 use self::suspects::Suspects;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
-use crate::key::{ApiKey, DigestSecret, KeyDigest};
+use crate::key::{DigestSecret, KeyDigest};
 use crate::telemetry;
-use crate::upstream::{Asker, CannotTell, Ticket, Upstream};
-use crate::verify::{Answer, Facts, Refusal};
+use crate::upstream::Upstream;
 
 /// What a layer and its clones remember.
 #[derive(Debug)]
@@ -80,24 +83,6 @@ pub(crate) enum Look {
     Refused,
     /// Nothing that may be served without asking first.
     Ask,
-}
-
-/// How a question was settled.
-#[derive(Debug)]
-pub(crate) enum Settled {
-    Serve(Arc<Entry>, Tick),
-    Refused,
-    CannotTell(CannotTell),
-}
-
-/// A question to settle: whose key, and how old an answer may be.
-#[derive(Debug)]
-pub(crate) struct Question {
-    pub(crate) key: ApiKey,
-    pub(crate) digest: KeyDigest,
-    /// Only facts from a call sent at this time or later will do.
-    pub(crate) oldest: Option<Tick>,
-    pub(crate) peer: Option<u64>,
 }
 
 impl Cache {
@@ -199,206 +184,6 @@ impl Cache {
         may_serve.then_some(entry)
     }
 
-    /// Begins a refresh behind a request that is served already.
-    pub(crate) fn refresh(self: &Arc<Self>, key: ApiKey, entry: &Arc<Entry>) {
-        let question = Question {
-            digest: entry.digest,
-            key,
-            oldest: None,
-            peer: None,
-        };
-        if self.board(&question, true).is_err() {
-            self.refresh_later(entry, self.clock.now());
-        }
-    }
-
-    fn refresh_later(&self, entry: &Entry, now: Tick) {
-        entry.refresh_after(now.after(self.settings.lifetimes.soft / 12));
-    }
-
-    /// Asks the issuer, together with whoever else asks about the key, and waits for the answer no longer than a caller
-    /// waits.
-    pub(crate) async fn settle(self: Arc<Self>, question: Question) -> Settled {
-        let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
-        let cannot_tell = loop {
-            let flight = match self.board(&question, false) {
-                Ok(flight) => flight,
-                Err(cannot_tell) => break cannot_tell,
-            };
-            let Ok(landing) = tokio::time::timeout_at(deadline, flight.landed()).await else {
-                break CannotTell::unavailable(self.settings.retry_after);
-            };
-            match landing {
-                Landing::Yes(entry) => {
-                    let now = self.clock.now();
-                    match (self.rules.on(&entry), entry.freshness(now)) {
-                        (Ruling::Blocked, _) | (_, Freshness::Expired) => return Settled::Refused,
-                        (Ruling::Clear, Freshness::Fresh | Freshness::Stale) => {
-                            return Settled::Serve(entry, now);
-                        }
-                        // Invalidated between the landing and this look, or slept over.
-                        _ => {}
-                    }
-                }
-                Landing::No if !self.rules.is_all_fenced_since(flight.began) => {
-                    return Settled::Refused;
-                }
-                Landing::CannotTell(cannot_tell) => break cannot_tell,
-                Landing::No | Landing::Grounded => {}
-            }
-            if self.rules.is_key_blocked(question.digest) {
-                return Settled::Refused;
-            }
-        };
-        let now = self.clock.now();
-        match self.held(question.digest, question.oldest, now) {
-            Some(entry) => Settled::Serve(entry, now),
-            None if self.rules.is_key_blocked(question.digest) => Settled::Refused,
-            None => Settled::CannotTell(cannot_tell),
-        }
-    }
-
-    /// The flight that will answer the question: one under way, or a new one if the issuer may be asked.
-    fn board(
-        self: &Arc<Self>,
-        question: &Question,
-        in_background: bool,
-    ) -> Result<Arc<Flight>, CannotTell> {
-        let digest = question.digest;
-        let mut shard = self.flights.shard(digest);
-        if let Some(flight) = shard.boarding(digest, question.oldest) {
-            self.coalesced.fetch_add(1, Ordering::Relaxed);
-            return Ok(flight);
-        }
-        let now = self.clock.now();
-        let asker = match self.held(digest, None, now) {
-            Some(_) => Asker::Known { in_background },
-            None if self.former.knows(digest, now) => Asker::Former,
-            None => Asker::Stranger {
-                peer: question.peer,
-            },
-        };
-        let ticket = self.upstream.ticket(asker, now)?;
-        // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
-        let flight = shard.start(digest, self.rules.version());
-        drop(shard);
-        let task = fly(
-            Arc::clone(self),
-            Arc::clone(&flight),
-            question.key.clone(),
-            digest,
-            ticket,
-        );
-        tokio::spawn(task);
-        Ok(flight)
-    }
-
-    /// Writes down what a flight brought, unless it was grounded, and tells its waiters.
-    fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
-        let now = self.clock.now();
-        let confirms = match &outcome {
-            Outcome::Yes(_, sent_at) | Outcome::No(Refusal::Definitive, sent_at) => Some(*sent_at),
-            Outcome::No(Refusal::Unconfirmed, _) | Outcome::CannotTell(_) => None,
-        };
-        let mut shard = self.flights.shard(digest);
-        shard.remove(digest, flight);
-        if !flight.has_landed() {
-            let landing = match outcome {
-                Outcome::Yes(facts, sent_at) => self.accept(flight, digest, facts, sent_at, now),
-                Outcome::No(refusal, sent_at) => {
-                    self.refuse(&mut shard, flight, digest, refusal, sent_at, now)
-                }
-                Outcome::CannotTell(cannot_tell) => {
-                    if let Some(held) = self.held(digest, None, now) {
-                        self.refresh_later(&held, now);
-                    }
-                    Landing::CannotTell(cannot_tell)
-                }
-            };
-            flight.land(landing);
-        }
-        drop(shard);
-        telemetry::entries(self.store.len());
-        for entry in confirms
-            .into_iter()
-            .flat_map(|sent_at| self.suspects.confirm(sent_at, now))
-        {
-            self.give_up(&entry, now);
-        }
-    }
-
-    fn refuse(
-        &self,
-        shard: &mut Shard,
-        flight: &Flight,
-        digest: KeyDigest,
-        refusal: Refusal,
-        sent_at: Tick,
-        now: Tick,
-    ) -> Landing {
-        if refusal == Refusal::Unconfirmed
-            && let Some(held) = self.held(digest, None, now)
-        {
-            self.refresh_later(&held, now);
-            if self.suspects.add(&held, now) {
-                telemetry::refusals_not_believed();
-            }
-            return Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after));
-        }
-        if let Some(held) = self.store.get(digest, now) {
-            if held.sent_at > sent_at {
-                // A yes to a younger question has overtaken this no.
-                return Landing::Grounded;
-            }
-            self.store.remove(&held);
-        }
-        if refusal == Refusal::Definitive {
-            self.former.forget(digest);
-            // A yes to an older question may still be on its way, and must not overtake this no.
-            shard.ground(digest);
-        }
-        self.refusals.note(digest, flight.began, now);
-        self.rules.wake();
-        Landing::No
-    }
-
-    fn accept(
-        &self,
-        flight: &Flight,
-        digest: KeyDigest,
-        facts: Facts,
-        sent_at: Tick,
-        now: Tick,
-    ) -> Landing {
-        let entry = Entry::new(
-            facts,
-            digest,
-            sent_at,
-            flight.began,
-            self.settings.lifetimes,
-            now,
-            self.me.clone(),
-        );
-        let entry = Arc::new(entry);
-        if self.rules.on(&entry) == Ruling::Fenced {
-            return Landing::Grounded;
-        }
-        if entry.freshness(now) == Freshness::Expired {
-            self.refusals.note(digest, flight.began, now);
-            return Landing::No;
-        }
-        let is_newest = self
-            .store
-            .get(digest, now)
-            .is_none_or(|held| held.sent_at <= sent_at);
-        if is_newest {
-            self.store.insert(Arc::clone(&entry));
-            self.refusals.forget(digest);
-            self.former.forget(digest);
-        }
-        Landing::Yes(entry)
-    }
-
     /// Forgets whatever is held of a key or on its way, all at once.
     fn forget(&self, digest: KeyDigest) {
         let mut shard = self.flights.shard(digest);
@@ -437,67 +222,4 @@ impl Cache {
             drop(tokio::time::timeout(wait, changed).await);
         }
     }
-
-    /// A doubt about a known key was confirmed.
-    fn give_up(&self, entry: &Arc<Entry>, now: Tick) {
-        let _shard = self.flights.shard(entry.digest);
-        let is_current = self
-            .store
-            .get(entry.digest, now)
-            .is_some_and(|held| Arc::ptr_eq(&held, entry));
-        if is_current {
-            self.store.remove(entry);
-            self.refusals.note(entry.digest, entry.began, now);
-            self.rules.wake();
-        }
-    }
-}
-
-/// What a verification came to, and when its call was sent.
-#[derive(Debug)]
-enum Outcome {
-    Yes(Facts, Tick),
-    No(Refusal, Tick),
-    CannotTell(CannotTell),
-}
-
-/// One flight, on its own task.
-async fn fly(
-    cache: Arc<Cache>,
-    flight: Arc<Flight>,
-    key: ApiKey,
-    digest: KeyDigest,
-    ticket: Ticket,
-) {
-    /// Lands the flight if its task ends early: a verifier that panics, a runtime that shuts down.
-    struct Landed<'a> {
-        cache: &'a Cache,
-        flight: &'a Arc<Flight>,
-        digest: KeyDigest,
-    }
-
-    impl Drop for Landed<'_> {
-        fn drop(&mut self) {
-            if !self.flight.has_landed() {
-                let retry_after = self.cache.settings.retry_after;
-                let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
-                self.cache.land(self.flight, self.digest, outcome);
-            }
-        }
-    }
-
-    let landed = Landed {
-        cache: &cache,
-        flight: &flight,
-        digest,
-    };
-    let asked = cache.upstream.ask(ticket, &key, |at| flight.sent(at));
-    let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
-        Ok(Ok((Answer::Valid(facts), sent_at))) => Outcome::Yes(facts, sent_at),
-        Ok(Ok((Answer::Refused(refusal), sent_at))) => Outcome::No(refusal, sent_at),
-        Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
-        Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
-    };
-    cache.land(&flight, digest, outcome);
-    drop(landed);
 }

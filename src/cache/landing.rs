@@ -1,0 +1,186 @@
+//! What a flight brings, and what of it is written down.
+//!
+//! Everything here happens under the lock of the key's shard, so it comes wholly before an invalidation or wholly after.
+
+use std::sync::Arc;
+
+use super::Cache;
+use super::entry::{Entry, Freshness};
+use super::flight::{Flight, Landing, Shard};
+use super::rules::Ruling;
+use crate::clock::Tick;
+use crate::key::{ApiKey, KeyDigest};
+use crate::telemetry;
+use crate::upstream::{CannotTell, Ticket};
+use crate::verify::{Answer, Facts, Refusal};
+
+/// What a verification came to, and when its call was sent.
+#[derive(Debug)]
+enum Outcome {
+    Yes(Facts, Tick),
+    No(Refusal, Tick),
+    CannotTell(CannotTell),
+}
+
+impl Cache {
+    /// Writes down what a flight brought, unless it was grounded, and tells its waiters.
+    fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
+        let now = self.clock.now();
+        let confirms = match &outcome {
+            Outcome::Yes(_, sent_at) | Outcome::No(Refusal::Definitive, sent_at) => Some(*sent_at),
+            Outcome::No(Refusal::Unconfirmed, _) | Outcome::CannotTell(_) => None,
+        };
+        let mut shard = self.flights.shard(digest);
+        shard.remove(digest, flight);
+        if !flight.has_landed() {
+            let landing = match outcome {
+                Outcome::Yes(facts, sent_at) => self.accept(flight, digest, facts, sent_at, now),
+                Outcome::No(refusal, sent_at) => {
+                    self.refuse(&mut shard, flight, digest, refusal, sent_at, now)
+                }
+                Outcome::CannotTell(cannot_tell) => {
+                    if let Some(held) = self.held(digest, None, now) {
+                        self.refresh_later(&held, now);
+                    }
+                    Landing::CannotTell(cannot_tell)
+                }
+            };
+            flight.land(landing);
+        }
+        drop(shard);
+        telemetry::entries(self.store.len());
+        for entry in confirms
+            .into_iter()
+            .flat_map(|sent_at| self.suspects.confirm(sent_at, now))
+        {
+            self.give_up(&entry, now);
+        }
+    }
+
+    fn refuse(
+        &self,
+        shard: &mut Shard,
+        flight: &Flight,
+        digest: KeyDigest,
+        refusal: Refusal,
+        sent_at: Tick,
+        now: Tick,
+    ) -> Landing {
+        if refusal == Refusal::Unconfirmed
+            && let Some(held) = self.held(digest, None, now)
+        {
+            self.refresh_later(&held, now);
+            if self.suspects.add(&held, now) {
+                telemetry::refusals_not_believed();
+            }
+            return Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after));
+        }
+        if let Some(held) = self.store.get(digest, now) {
+            if held.sent_at > sent_at {
+                // A yes to a younger question has overtaken this no.
+                return Landing::Grounded;
+            }
+            self.store.remove(&held);
+        }
+        if refusal == Refusal::Definitive {
+            self.former.forget(digest);
+            // A yes to an older question may still be on its way, and must not overtake this no.
+            shard.ground(digest);
+        }
+        self.refusals.note(digest, flight.began, now);
+        self.rules.wake();
+        Landing::No
+    }
+
+    fn accept(
+        &self,
+        flight: &Flight,
+        digest: KeyDigest,
+        facts: Facts,
+        sent_at: Tick,
+        now: Tick,
+    ) -> Landing {
+        let entry = Entry::new(
+            facts,
+            digest,
+            sent_at,
+            flight.began,
+            self.settings.lifetimes,
+            now,
+            self.me.clone(),
+        );
+        let entry = Arc::new(entry);
+        if self.rules.on(&entry) == Ruling::Fenced {
+            return Landing::Grounded;
+        }
+        if entry.freshness(now) == Freshness::Expired {
+            self.refusals.note(digest, flight.began, now);
+            return Landing::No;
+        }
+        let is_newest = self
+            .store
+            .get(digest, now)
+            .is_none_or(|held| held.sent_at <= sent_at);
+        if is_newest {
+            self.store.insert(Arc::clone(&entry));
+            self.refusals.forget(digest);
+            self.former.forget(digest);
+        }
+        Landing::Yes(entry)
+    }
+
+    /// A doubt about a known key was confirmed.
+    fn give_up(&self, entry: &Arc<Entry>, now: Tick) {
+        let _shard = self.flights.shard(entry.digest);
+        let is_current = self
+            .store
+            .get(entry.digest, now)
+            .is_some_and(|held| Arc::ptr_eq(&held, entry));
+        if is_current {
+            self.store.remove(entry);
+            self.refusals.note(entry.digest, entry.began, now);
+            self.rules.wake();
+        }
+    }
+}
+
+/// One flight, on its own task.
+pub(super) async fn fly(
+    cache: Arc<Cache>,
+    flight: Arc<Flight>,
+    key: ApiKey,
+    digest: KeyDigest,
+    ticket: Ticket,
+) {
+    /// Lands the flight if its task ends early: a verifier that panics, a runtime that shuts down.
+    struct Landed<'a> {
+        cache: &'a Cache,
+        flight: &'a Arc<Flight>,
+        digest: KeyDigest,
+    }
+
+    impl Drop for Landed<'_> {
+        fn drop(&mut self) {
+            if !self.flight.has_landed() {
+                let retry_after = self.cache.settings.retry_after;
+                let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
+                self.cache.land(self.flight, self.digest, outcome);
+            }
+        }
+    }
+
+    let landed = Landed {
+        cache: &cache,
+        flight: &flight,
+        digest,
+    };
+    let asked = cache.upstream.ask(ticket, &key, |at| flight.sent(at));
+    let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
+        Ok(Ok((Answer::Valid(facts), sent_at))) => Outcome::Yes(facts, sent_at),
+        Ok(Ok((Answer::Refused(refusal), sent_at))) => Outcome::No(refusal, sent_at),
+        Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
+        Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
+    };
+    cache.land(&flight, digest, outcome);
+    drop(landed);
+}

@@ -1,0 +1,127 @@
+//! How a request gets an answer that is not at hand: it boards a flight, and waits no longer than a caller waits.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Cache;
+use super::entry::{Entry, Freshness};
+use super::flight::{Flight, Landing};
+use super::landing::fly;
+use super::rules::Ruling;
+use crate::clock::Tick;
+use crate::key::{ApiKey, KeyDigest};
+use crate::upstream::{Asker, CannotTell};
+
+/// How a question was settled.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    Serve(Arc<Entry>, Tick),
+    Refused,
+    CannotTell(CannotTell),
+}
+
+/// A question to settle: whose key, and how old an answer may be.
+#[derive(Debug)]
+pub(crate) struct Question {
+    pub(crate) key: ApiKey,
+    pub(crate) digest: KeyDigest,
+    /// Only facts from a call sent at this time or later will do.
+    pub(crate) oldest: Option<Tick>,
+    pub(crate) peer: Option<u64>,
+}
+
+impl Cache {
+    /// Begins a refresh behind a request that is served already.
+    pub(crate) fn refresh(self: &Arc<Self>, key: ApiKey, entry: &Arc<Entry>) {
+        let question = Question {
+            digest: entry.digest,
+            key,
+            oldest: None,
+            peer: None,
+        };
+        if self.board(&question, true).is_err() {
+            self.refresh_later(entry, self.clock.now());
+        }
+    }
+
+    pub(super) fn refresh_later(&self, entry: &Entry, now: Tick) {
+        entry.refresh_after(now.after(self.settings.lifetimes.soft / 12));
+    }
+
+    /// Asks the issuer, together with whoever else asks about the key, and waits for the answer no longer than a caller
+    /// waits.
+    pub(crate) async fn settle(self: Arc<Self>, question: Question) -> Settled {
+        let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
+        let cannot_tell = loop {
+            let flight = match self.board(&question, false) {
+                Ok(flight) => flight,
+                Err(cannot_tell) => break cannot_tell,
+            };
+            let Ok(landing) = tokio::time::timeout_at(deadline, flight.landed()).await else {
+                break CannotTell::unavailable(self.settings.retry_after);
+            };
+            match landing {
+                Landing::Yes(entry) => {
+                    let now = self.clock.now();
+                    match (self.rules.on(&entry), entry.freshness(now)) {
+                        (Ruling::Blocked, _) | (_, Freshness::Expired) => return Settled::Refused,
+                        (Ruling::Clear, Freshness::Fresh | Freshness::Stale) => {
+                            return Settled::Serve(entry, now);
+                        }
+                        // Invalidated between the landing and this look, or slept over.
+                        _ => {}
+                    }
+                }
+                Landing::No if !self.rules.is_all_fenced_since(flight.began) => {
+                    return Settled::Refused;
+                }
+                Landing::CannotTell(cannot_tell) => break cannot_tell,
+                Landing::No | Landing::Grounded => {}
+            }
+            if self.rules.is_key_blocked(question.digest) {
+                return Settled::Refused;
+            }
+        };
+        let now = self.clock.now();
+        match self.held(question.digest, question.oldest, now) {
+            Some(entry) => Settled::Serve(entry, now),
+            None if self.rules.is_key_blocked(question.digest) => Settled::Refused,
+            None => Settled::CannotTell(cannot_tell),
+        }
+    }
+
+    /// The flight that will answer the question: one under way, or a new one if the issuer may be asked.
+    fn board(
+        self: &Arc<Self>,
+        question: &Question,
+        in_background: bool,
+    ) -> Result<Arc<Flight>, CannotTell> {
+        let digest = question.digest;
+        let mut shard = self.flights.shard(digest);
+        if let Some(flight) = shard.boarding(digest, question.oldest) {
+            self.coalesced.fetch_add(1, Ordering::Relaxed);
+            return Ok(flight);
+        }
+        let now = self.clock.now();
+        let asker = match self.held(digest, None, now) {
+            Some(_) => Asker::Known { in_background },
+            None if self.former.knows(digest, now) => Asker::Former,
+            None => Asker::Stranger {
+                peer: question.peer,
+            },
+        };
+        let ticket = self.upstream.ticket(asker, now)?;
+        // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
+        let flight = shard.start(digest, self.rules.version());
+        drop(shard);
+        let task = fly(
+            Arc::clone(self),
+            Arc::clone(&flight),
+            question.key.clone(),
+            digest,
+            ticket,
+        );
+        tokio::spawn(task);
+        Ok(flight)
+    }
+}
