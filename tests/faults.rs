@@ -1,0 +1,172 @@
+//! Every row of `tests/FAULTS.md` has a test that carries its number: `fault_<row>_…`.
+
+#![allow(clippy::unwrap_used)] // A test may fail on what it cannot read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rows that no test shows yet. The list only shrinks: a row in it that has a test fails here.
+const NOT_YET_SHOWN: &[&str] = &[
+    "1", "2", "3", "4", "5", "6", "7", "8", "9", "11", "12", "13", "14", "14b", "15", "16", "17",
+    "17b", "17c", "18", "19", "19b", "20", "20b", "21", "22", "23", "24", "25", "26", "27", "27b",
+    "31", "32", "33", "33b", "34", "35", "36", "37", "38", "44", "45", "46", "47", "48", "49",
+    "50", "51", "54", "55", "56", "57", "58", "59",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_row_has_a_test_that_carries_its_number() {
+    let table = fs::read_to_string(root().join("tests/FAULTS.md")).unwrap();
+    let rows = rows(&table);
+    assert!(
+        rows.len() > 50 && rows.values().any(|waits| *waits),
+        "the table was not read: {rows:?}"
+    );
+    let mut shown = BTreeMap::new();
+    for file in sources() {
+        for name in fault_tests(&fs::read_to_string(&file).unwrap()) {
+            shown.entry(row_of(&name).to_owned()).or_insert(format!(
+                "{} ({})",
+                name,
+                file.display()
+            ));
+        }
+    }
+
+    let mut wrong = Vec::new();
+    for (row, waits) in &rows {
+        let is_listed = NOT_YET_SHOWN.contains(&row.as_str());
+        match (shown.get(row), is_listed) {
+            (Some(test), true) => wrong.push(format!(
+                "row {row} is shown by {test}: strike it from NOT_YET_SHOWN"
+            )),
+            (None, false) if !waits => wrong.push(format!("row {row} has no test fault_{row}_…")),
+            (None, true) if *waits => {
+                wrong.push(format!("row {row} waits: strike it from NOT_YET_SHOWN"));
+            }
+            _ => {}
+        }
+    }
+    for (row, test) in &shown {
+        if !rows.contains_key(row) {
+            wrong.push(format!(
+                "{test} names a row {row:?} that the table does not have"
+            ));
+        }
+    }
+    for row in NOT_YET_SHOWN {
+        if !rows.contains_key(*row) {
+            wrong.push(format!(
+                "NOT_YET_SHOWN names a row {row:?} that the table does not have"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn rows_and_tests_are_read_as_they_are_written() {
+    let table = "| # | Fault | T |\n|---|---|---|\n| P | the paused clock |\n\
+                 | 1 | a | P,X |\n| 17b | b | S,waits |\n| 2 | it waits a while | P |\n";
+    let expected = [("1", false), ("17b", true), ("2", false)].map(|(row, w)| (row.to_owned(), w));
+    assert_eq!(rows(table), BTreeMap::from(expected));
+
+    // In pieces, so that this file has no such test itself.
+    let named = |name: &str| format!("fn {}{name}() {{}}", "fault_");
+    let source = [
+        "#[test]".to_owned(),
+        named("1_plain"),
+        "#[tokio::test(".to_owned(),
+        "    start_paused = true".to_owned(),
+        ")]".to_owned(),
+        "/// Says why.".to_owned(),
+        format!("async {}", named("17b_spread_over_lines")),
+        named("3_is_no_test"),
+        format!("// #[test] {}", named("4_in_a_comment")),
+        "#[test]".to_owned(),
+        "fn other() {}".to_owned(),
+        named("5_after_another_test"),
+        "#[test]".to_owned(),
+        "#[ignore]".to_owned(),
+        named("6_never_run"),
+    ]
+    .join("\n");
+    let found = fault_tests(&source);
+    assert_eq!(found, ["fault_1_plain", "fault_17b_spread_over_lines"]);
+    assert_eq!(
+        found.iter().map(|name| row_of(name)).collect::<Vec<_>>(),
+        ["1", "17b"]
+    );
+}
+
+/// The rows of the table, and whether each waits for a feature.
+fn rows(table: &str) -> BTreeMap<String, bool> {
+    let mut rows = BTreeMap::new();
+    for line in table.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, row, .., by, _] = cells.as_slice() else {
+            continue;
+        };
+        if row.starts_with(|c: char| c.is_ascii_digit()) {
+            let waits = by.split(',').any(|by| by.trim() == "waits");
+            let is_new = rows.insert((*row).to_owned(), waits).is_none();
+            assert!(is_new, "row {row} stands twice in the table");
+        }
+    }
+    rows
+}
+
+/// The names of the tests in a source file that name a row, without those that are ignored.
+fn fault_tests(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut is_test = false;
+    let mut is_ignored = false;
+    let mut in_attribute = false;
+    for line in source.lines().map(str::trim) {
+        if in_attribute || line.starts_with("#[") {
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            is_ignored |= line.contains("ignore");
+            in_attribute = !line.ends_with(']');
+        } else if !line.starts_with("//") {
+            let name = line
+                .trim_start_matches("async ")
+                .strip_prefix("fn ")
+                .and_then(|rest| rest.split('(').next());
+            if let Some(name) = name
+                && is_test
+                && !is_ignored
+                && name.starts_with("fault_")
+            {
+                found.push(name.to_owned());
+            }
+            (is_test, is_ignored) = (false, false);
+        }
+    }
+    found
+}
+
+/// `17b` of `fault_17b_a_bad_key_is_the_keys_fault`.
+fn row_of(test: &str) -> &str {
+    test.split('_').nth(1).unwrap_or_default()
+}
+
+/// All Rust files under `tests/` and `src/`.
+fn sources() -> Vec<PathBuf> {
+    let mut folders = vec![root().join("tests"), root().join("src")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
