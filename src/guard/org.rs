@@ -1,3 +1,4 @@
+#[cfg(feature = "axum")]
 use std::borrow::Cow;
 use std::fmt;
 use std::task::{Context, Poll};
