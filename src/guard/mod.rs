@@ -24,7 +24,7 @@
 //! ```
 //!
 //! **A method added after a guard is not behind it**: in `get(a).route_layer(guard).post(b)` only `a` is guarded, since
-//! that is how axum's `MethodRouter::route_layer` works. [`Scoped`](crate::Scoped) puts the same decision, with the same
+//! that is how axum's `MethodRouter::route_layer` works. [`Scoped`] puts the same decision, with the same
 //! refusal to the byte, into the type of a handler, where the order of calls cannot undo it:
 //!
 //! ```
