@@ -19,6 +19,9 @@ pub mod context;
 mod credential;
 pub mod guard;
 mod key;
+#[cfg(feature = "kinde")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kinde")))]
+pub mod kinde;
 pub mod rejection;
 mod request_head;
 pub mod scope;

@@ -15,6 +15,13 @@
 //! | info | `trying the issuer again` | the breaker lets one call through |
 //! | info | `the issuer answers again` | the breaker closed |
 //! | warn | `the issuer asks for fewer calls` | a 429: calls pause for `pause` |
+//! | error | `the issuer's TLS certificate is refused` | a security event: nothing was sent; once until a connection stands |
+//! | error | `cannot fetch our own token` | `code` is one of RFC 6749's, or `other`; once until it works again |
+//! | info | `our own token can be fetched again` | the end of that |
+//! | error | `the issuer refuses our own token` | verify and the probe refuse it; once until verify accepts one |
+//! | info | `the issuer accepts our own token again` | the end of that |
+//! | warn | `our own token may verify keys but not list them` | it lacks `read:api_keys`; once until a probe is accepted |
+//! | error | `our own token may not look keys up` | with `api_id`: it lacks `read:api_keys`; once until it may |
 //! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
@@ -33,6 +40,9 @@
 //! | [`THROTTLED`] | counter | |
 //! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
 //! | [`ENTRIES`] | gauge | |
+
+#[cfg(feature = "kinde")]
+pub(crate) mod kinde;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,0 +1,357 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, ClientBuilder, redirect, retry};
+use url::{Host, Url};
+use zeroize::Zeroizing;
+
+use super::evidence::Evidence;
+use super::http::Http;
+use super::own_api::OwnApi;
+use super::token::{Credentials, TokenRequest, TokenSource, static_token};
+use super::verifier::{Kinde, KindeVerifier, UnauthorizedMeans};
+use super::wire::bearer;
+use crate::clock::Clock;
+use crate::config::ConfigError;
+
+/// Builds a [`KindeVerifier`]. See the [module's guide](crate::kinde).
+#[must_use]
+pub struct KindeVerifierBuilder {
+    issuer: String,
+    choice: Option<Choice>,
+    audience: Option<String>,
+    scope: Option<String>,
+    api_id: Option<String>,
+    unauthorized: UnauthorizedMeans,
+    certificates: Vec<Vec<u8>>,
+    proxy: Option<Zeroizing<String>>,
+    allow_http: bool,
+    connect_timeout: Duration,
+    clock: Clock,
+}
+
+/// Which credentials were chosen.
+enum Choice {
+    Client {
+        id: Zeroizing<String>,
+        secret: Zeroizing<String>,
+    },
+    Static(Zeroizing<String>),
+    None,
+}
+
+impl KindeVerifierBuilder {
+    pub(super) fn new(issuer: String) -> Self {
+        Self {
+            issuer,
+            choice: None,
+            audience: None,
+            scope: None,
+            api_id: None,
+            unauthorized: UnauthorizedMeans::default(),
+            certificates: Vec::new(),
+            proxy: None,
+            allow_http: false,
+            connect_timeout: Duration::from_millis(500),
+            clock: Clock::default(),
+        }
+    }
+
+    /// Our own credentials: those of a machine-to-machine application that may use the Kinde management API, with the scope
+    /// `read:api_keys`. Tokens are fetched with them and renewed ahead of their end, one at a time: each one is billed.
+    pub fn client_credentials(
+        mut self,
+        client_id: impl Into<String>,
+        client_secret: impl Into<String>,
+    ) -> Self {
+        self.choice = Some(Choice::Client {
+            id: Zeroizing::new(client_id.into()),
+            secret: Zeroizing::new(client_secret.into()),
+        });
+        self
+    }
+
+    /// A bearer token that never changes, such as a key of the environment, instead of client credentials. Nothing can renew
+    /// it: when Kinde refuses it, callers with unknown keys get 503.
+    pub fn bearer_token(mut self, token: impl Into<String>) -> Self {
+        self.choice = Some(Choice::Static(Zeroizing::new(token.into())));
+        self
+    }
+
+    /// No credentials at all. Kinde's description of the endpoint calls it public; its security scheme says otherwise.
+    ///
+    /// Without a token nothing can be probed: a 401 or 403 is the key's once verify has answered 200 in this process,
+    /// and before that it is "cannot tell".
+    pub fn without_credentials(mut self) -> Self {
+        self.choice = Some(Choice::None);
+        self
+    }
+
+    /// The audience of our token; `<issuer>/api` unless set. Client credentials only.
+    pub fn audience(mut self, audience: impl Into<String>) -> Self {
+        self.audience = Some(audience.into());
+        self
+    }
+
+    /// The scopes of our token, separated by spaces: fewer than the application has. All of them unless set. Client
+    /// credentials only.
+    pub fn scope(mut self, scope: impl Into<String>) -> Self {
+        self.scope = Some(scope.into());
+        self
+    }
+
+    /// Admits only keys that were issued for the API of this id. Without it, a key of any API of the same Kinde
+    /// environment is good here, with whatever scopes of the same name it holds there.
+    ///
+    /// Costs one look-up per key id and hour, for which our token needs the scope `read:api_keys`. A key without an id cannot
+    /// be looked up, and is "cannot tell".
+    pub fn api_id(mut self, api_id: impl Into<String>) -> Self {
+        self.api_id = Some(api_id.into());
+        self
+    }
+
+    /// Pins the reading of verify's 401 and 403. By evidence unless set.
+    pub fn unauthorized_means(mut self, means: UnauthorizedMeans) -> Self {
+        self.unauthorized = means;
+        self
+    }
+
+    /// Trusts these certificates too, one or more in PEM, for TLS to the issuer. May be called again.
+    pub fn add_root_certificate_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.certificates.push(pem.as_ref().to_vec());
+        self
+    }
+
+    /// Goes through this proxy, `http://` or `https://`. None unless set: the environment's `HTTP_PROXY` and its kin are
+    /// never read.
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = Some(Zeroizing::new(url.into()));
+        self
+    }
+
+    /// Lets the issuer's URL be `http://` on any host. Unless set, on loopback only.
+    ///
+    /// # Warning
+    ///
+    /// Every key and our own secret then cross the network in clear.
+    pub fn dangerously_allow_http(mut self) -> Self {
+        self.allow_http = true;
+        self
+    }
+
+    /// How long a connection may take, TLS included. Not zero; 0.5 s unless set.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Reads the time from a test's clock.
+    #[cfg(feature = "test-util")]
+    pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
+        self.clock = Clock::Test(clock);
+        self
+    }
+
+    /// The verifier. Needs no runtime, and starts nothing.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting that cannot be used, and never its value:
+    ///
+    /// * `issuer`: not an absolute `http` or `https` URL, or one with a path, query, fragment or user; `http` beyond
+    ///   loopback; `https` with neither TLS feature on,
+    /// * `credentials`: none of the three choices was made,
+    /// * `client_credentials`, `bearer_token`, `audience`, `scope`, `api_id`: empty, or not fit to be sent; `api_id` without
+    ///   credentials,
+    /// * `add_root_certificate_pem`, `proxy`, `connect_timeout`: not usable.
+    pub fn build(self) -> Result<KindeVerifier, ConfigError> {
+        let issuer = self.issuer()?;
+        self.check_texts()?;
+        let client = self.client(&issuer)?;
+        let http = Arc::new(Http::new(client, &issuer));
+        let origin = issuer.as_str().trim_end_matches('/').to_owned();
+        let own_api = self
+            .api_id
+            .map(|api_id| OwnApi::new(Arc::clone(&http), self.clock.clone(), api_id));
+        let credentials = match self.choice {
+            Some(Choice::Client { id, secret }) => {
+                let request = TokenRequest {
+                    client_id: id,
+                    client_secret: secret,
+                    audience: self.audience.unwrap_or_else(|| format!("{origin}/api")),
+                    scope: self.scope,
+                };
+                let source = TokenSource::new(Arc::clone(&http), self.clock.clone(), request);
+                Credentials::Client(Arc::new(source))
+            }
+            Some(Choice::Static(token)) => {
+                let header = bearer(&token).ok_or_else(|| {
+                    ConfigError::new("bearer_token", "must be visible ASCII, and not empty")
+                })?;
+                Credentials::Static(static_token(header))
+            }
+            Some(Choice::None) if own_api.is_some() => {
+                return Err(ConfigError::new(
+                    "api_id",
+                    "looking keys up needs credentials",
+                ));
+            }
+            Some(Choice::None) => Credentials::None,
+            None => {
+                return Err(ConfigError::new(
+                    "credentials",
+                    "choose `client_credentials`, `bearer_token` or `without_credentials`",
+                ));
+            }
+        };
+        Ok(KindeVerifier(Arc::new(Kinde {
+            issuer: origin,
+            evidence: Arc::new(Evidence::new(Arc::clone(&http), self.clock.clone())),
+            http,
+            clock: self.clock,
+            credentials,
+            unauthorized: self.unauthorized,
+            own_api,
+        })))
+    }
+
+    fn issuer(&self) -> Result<Url, ConfigError> {
+        let wrong = |problem: &'static str| Err(ConfigError::new("issuer", problem));
+        let Ok(url) = Url::parse(&self.issuer) else {
+            return wrong("is no absolute URL");
+        };
+        if !matches!(url.scheme(), "https" | "http") {
+            return wrong("must begin with `https://`");
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return wrong("must not hold a user or password");
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            return wrong("must not have a path, query or fragment");
+        }
+        match url.scheme() {
+            "https" if !cfg!(any(feature = "rustls", feature = "native-tls")) => {
+                wrong("`https` needs the feature `rustls` or `native-tls`")
+            }
+            "http" if !self.allow_http && !is_loopback(&url) => {
+                wrong("`http` sends every key in clear; only loopback may have it")
+            }
+            _ => Ok(url),
+        }
+    }
+
+    fn check_texts(&self) -> Result<(), ConfigError> {
+        let empty = |field| Err(ConfigError::new(field, "must not be empty"));
+        if let Some(Choice::Client { id, secret }) = &self.choice
+            && (id.trim().is_empty() || secret.trim().is_empty())
+        {
+            return empty("client_credentials");
+        }
+        for (field, text) in [
+            ("audience", &self.audience),
+            ("scope", &self.scope),
+            ("api_id", &self.api_id),
+        ] {
+            if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                return empty(field);
+            }
+        }
+        if self.connect_timeout.is_zero() {
+            return Err(ConfigError::new("connect_timeout", "must not be zero"));
+        }
+        Ok(())
+    }
+
+    fn client(&self, issuer: &Url) -> Result<Client, ConfigError> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("tower-orgkey/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .retry(retry::never())
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
+            .connection_verbose(false)
+            .https_only(issuer.scheme() == "https")
+            .connect_timeout(self.connect_timeout);
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(proxy_at(proxy)?);
+        }
+        self.tls(builder)?.build().map_err(|_| {
+            if self.certificates.is_empty() {
+                ConfigError::new(
+                    "build",
+                    "the TLS library cannot be set up; are there root certificates on this machine?",
+                )
+            } else {
+                not_certificates()
+            }
+        })
+    }
+
+    #[cfg(any(feature = "rustls", feature = "native-tls"))]
+    fn tls(&self, builder: ClientBuilder) -> Result<ClientBuilder, ConfigError> {
+        // Both features on, as other crates may have them: the one that is written in Rust.
+        #[cfg(feature = "rustls")]
+        let builder = builder.tls_backend_rustls();
+        #[cfg(not(feature = "rustls"))]
+        let builder = builder.tls_backend_native();
+
+        let mut certificates = Vec::new();
+        for pem in &self.certificates {
+            let read = reqwest::Certificate::from_pem_bundle(pem);
+            match read {
+                Ok(read) if !read.is_empty() => certificates.extend(read),
+                _ => return Err(not_certificates()),
+            }
+        }
+        Ok(builder
+            .tls_version_min(reqwest::tls::Version::TLS_1_2)
+            .tls_certs_merge(certificates))
+    }
+
+    #[cfg(not(any(feature = "rustls", feature = "native-tls")))]
+    fn tls(&self, builder: ClientBuilder) -> Result<ClientBuilder, ConfigError> {
+        if self.certificates.is_empty() {
+            Ok(builder)
+        } else {
+            Err(ConfigError::new(
+                "add_root_certificate_pem",
+                "needs the feature `rustls` or `native-tls`",
+            ))
+        }
+    }
+}
+
+fn not_certificates() -> ConfigError {
+    ConfigError::new("add_root_certificate_pem", "holds no usable certificate")
+}
+
+fn proxy_at(url: &str) -> Result<reqwest::Proxy, ConfigError> {
+    let wrong = || ConfigError::new("proxy", "is no `http://` or `https://` URL");
+    let parsed = Url::parse(url).map_err(|_| wrong())?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(wrong());
+    }
+    reqwest::Proxy::all(parsed).map_err(|_| wrong())
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+impl fmt::Debug for KindeVerifierBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KindeVerifierBuilder")
+            .field("unauthorized_means", &self.unauthorized)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,109 @@
+//! The reply to `GET /api/v1/api_keys/{key_id}`.
+
+use http::status::StatusCode;
+use serde::Deserialize;
+use serde::de::MapAccess;
+use serde::de::value::MapAccessDeserializer;
+
+use super::fields::{Content, Field};
+use super::verify::names_no_route;
+use super::{Reply, cannot_tell, nonsense, read_json};
+use crate::context::{KeyId, OrgCode};
+use crate::verify::VerifyError;
+
+/// What the key's own record says of a key that verify accepted.
+#[derive(Debug)]
+pub(crate) enum KeyReading {
+    /// Issued for this API, to the organization that verify named.
+    Ours,
+    /// Issued for another API or to another organization, or no longer active.
+    NotOurs,
+    /// There is no such record, although verify has just named it.
+    NoRecord,
+    /// 401 or 403: our token is refused. There is nobody else's credential in such a call.
+    TokenRefused(StatusCode),
+    CannotTell(VerifyError),
+}
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(default)]
+    api_key: Field<Record>,
+}
+
+/// The part of a key's record that decides.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Record {
+    id: Field<String>,
+    status: Field<String>,
+    organization_id: Field<String>,
+    api_ids: Field<Vec<String>>,
+}
+
+impl Content for Record {
+    fn object<'de, A: MapAccess<'de>>(object: A) -> Result<Field<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(object)).map(Field::Is)
+    }
+}
+
+pub(crate) fn read_key(
+    reply: &Reply,
+    key_id: &KeyId,
+    org: Option<&OrgCode>,
+    api_id: &str,
+) -> KeyReading {
+    match reply.status {
+        StatusCode::OK => {
+            read_body(reply, key_id, org, api_id).unwrap_or_else(KeyReading::CannotTell)
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => KeyReading::TokenRefused(reply.status),
+        StatusCode::NOT_FOUND if names_no_route(reply) => KeyReading::NoRecord,
+        _ => KeyReading::CannotTell(cannot_tell(reply)),
+    }
+}
+
+fn read_body(
+    reply: &Reply,
+    key_id: &KeyId,
+    org: Option<&OrgCode>,
+    api_id: &str,
+) -> Result<KeyReading, VerifyError> {
+    // Kinde wraps what it returns into a member of its own on some endpoints and not on others, and has published no
+    // example of this reply.
+    let record = match read_json::<Body>(reply)?.api_key {
+        Field::Is(record) => record,
+        Field::Absent => read_json::<Record>(reply)?,
+        Field::Null | Field::Mistyped => return Err(nonsense("`api_key` is no object")),
+    };
+    match record.id {
+        Field::Absent => {}
+        Field::Is(id) if *key_id == *id => {}
+        _ => return Err(nonsense("the key's record is of another key")),
+    }
+    let Field::Is(api_ids) = record.api_ids else {
+        return Err(nonsense("`api_ids` is missing or no list of texts"));
+    };
+    if matches!(record.status, Field::Is(status) if status != "active") {
+        return Ok(KeyReading::NotOurs);
+    }
+    let held_by = record.organization_id.text();
+    let agree = match (
+        held_by.map_err(|_| nonsense("`organization_id` is no text"))?,
+        org,
+    ) {
+        (None, None) => true,
+        (Some(held_by), Some(org)) => *org == *held_by,
+        _ => {
+            return Err(nonsense(
+                "verify and the key's record do not agree on whether there is an organization",
+            ));
+        }
+    };
+    let is_ours = agree && api_ids.iter().any(|id| id == api_id);
+    Ok(if is_ours {
+        KeyReading::Ours
+    } else {
+        KeyReading::NotOurs
+    })
+}

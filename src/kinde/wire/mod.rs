@@ -1,0 +1,202 @@
+//! What Kinde's replies say: pure functions over status, headers and bytes, with no I/O and no clock.
+//!
+//! Nothing in here trusts a reply. A field that decides is read strictly, and one that stands twice makes the reply
+//! nonsense, for two readers could see two things in it. A field that does not decide (`code`, `message`,
+//! `last_verified_on`, `verification_count`, whatever comes tomorrow) is skipped unread, so it can never fail a
+//! verification.
+
+mod fields;
+mod key;
+mod token;
+mod verify;
+
+use std::time::Duration;
+
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
+use http::status::StatusCode;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+pub(crate) use self::key::{KeyReading, read_key};
+pub(crate) use self::token::{TokenReading, bearer, read_token};
+pub(crate) use self::verify::{VerifyReading, read_verify};
+use crate::verify::VerifyError;
+
+/// One whole reply.
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// At most [`MAX_BODY`] bytes; empty for statuses whose body nobody reads.
+    pub(crate) body: Zeroizing<Vec<u8>>,
+}
+
+/// The longest body that is read, in bytes.
+pub(crate) const MAX_BODY: usize = 64 * 1024;
+
+/// A wait longer than this is not believed; nobody closes an API for a year.
+const LONGEST_WAIT: u64 = 24 * 60 * 60;
+
+const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+
+/// How long the issuer asks to be left alone: `RateLimit-Reset`, which Kinde sends, else `Retry-After`.
+///
+/// Both in whole seconds, from 1 s to 24 h. A date, a fraction, a sign, zero or a longer wait counts as not said.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    [RATE_LIMIT_RESET, RETRY_AFTER]
+        .iter()
+        .find_map(|name| delta_seconds(headers.get(name)?.as_bytes()))
+}
+
+fn delta_seconds(value: &[u8]) -> Option<Duration> {
+    let digits = value.trim_ascii();
+    // `u64::from_str` would take a plus sign.
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let seconds: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    (1..=LONGEST_WAIT)
+        .contains(&seconds)
+        .then(|| Duration::from_secs(seconds))
+}
+
+/// The JSON in a reply, if its media type is `application/json`, whatever its parameters, and nothing encodes it.
+fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, VerifyError> {
+    if !is_json(&reply.headers) {
+        return Err(nonsense("the reply's media type is not `application/json`"));
+    }
+    if reply.headers.contains_key(CONTENT_ENCODING) {
+        return Err(nonsense(
+            "the reply is encoded, which nobody had asked it to be",
+        ));
+    }
+    // The parser would take a list for an object, and read its items as fields in the order of their declaration.
+    if !reply.body.trim_ascii_start().starts_with(b"{") {
+        return Err(nonsense("the reply is no JSON object"));
+    }
+    // The parser's own words could quote the reply, so they are not passed on.
+    serde_json::from_slice(&reply.body)
+        .map_err(|_| nonsense("the reply is not JSON of the shape expected"))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return false;
+    };
+    let essence = value.as_bytes().split(|&b| b == b';').next();
+    essence.is_some_and(|essence| {
+        essence
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"application/json")
+    })
+}
+
+/// What every endpoint's other statuses come to: nothing is known.
+pub(super) fn cannot_tell(reply: &Reply) -> VerifyError {
+    match reply.status {
+        StatusCode::TOO_MANY_REQUESTS => VerifyError::throttled(retry_after(&reply.headers)),
+        status => VerifyError::unavailable(format!("the issuer answers with status {status}")),
+    }
+}
+
+fn nonsense(what: &'static str) -> VerifyError {
+    VerifyError::unavailable(what)
+}
+
+#[cfg(test)]
+pub(super) fn reply(status: u16, body: impl AsRef<[u8]>) -> Reply {
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json; charset=utf-8"),
+    );
+    Reply {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers,
+        body: Zeroizing::new(body.as_ref().to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn wait(pairs: &[(&'static str, &str)]) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        retry_after(&headers).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn fault_09_a_wait_is_whole_seconds_within_a_day_or_not_said() {
+        assert_eq!(wait(&[]), None);
+        assert_eq!(wait(&[("ratelimit-reset", "30")]), Some(30));
+        assert_eq!(wait(&[("retry-after", " 7 ")]), Some(7));
+        assert_eq!(
+            wait(&[("ratelimit-reset", "30"), ("retry-after", "7")]),
+            Some(30)
+        );
+        assert_eq!(
+            wait(&[("ratelimit-reset", "1e99"), ("retry-after", "7")]),
+            Some(7)
+        );
+        assert_eq!(wait(&[("retry-after", "86400")]), Some(86_400));
+        let digits = "9".repeat(10_000);
+        for absurd in [
+            "",
+            "0",
+            "-1",
+            "+5",
+            "1.5",
+            "1e99",
+            "86401",
+            "18446744073709551616",
+            "Wed, 21 Oct 2026 07:28:00 GMT",
+            "30, 30",
+            "\u{663}\u{660}",
+            &digits,
+        ] {
+            assert_eq!(wait(&[("ratelimit-reset", absurd)]), None, "{absurd}");
+            assert_eq!(wait(&[("retry-after", absurd)]), None, "{absurd}");
+        }
+    }
+
+    #[test]
+    fn json_is_told_by_the_essence_of_the_one_media_type() {
+        let with = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(CONTENT_TYPE, HeaderValue::from_static(value));
+            }
+            is_json(&headers)
+        };
+        assert!(with(&["application/json"]));
+        assert!(with(&["Application/JSON ; charset=utf-8"]));
+        for values in [
+            &[][..],
+            &[""],
+            &["text/html"],
+            &["text/plain; application/json"],
+            &["application/jsonp"],
+            &["application/problem+json"],
+            &["application/json", "application/json"],
+            &["application/json, text/html"],
+        ] {
+            assert!(!with(values), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_body_is_not_read() {
+        let mut encoded = reply(200, "{}");
+        assert!(read_json::<serde_json::Value>(&encoded).is_ok());
+        encoded
+            .headers
+            .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        assert!(read_json::<serde_json::Value>(&encoded).is_err());
+    }
+}
