@@ -108,7 +108,7 @@ pub(crate) fn vary_on(name: &HeaderName) -> HeaderValue {
 mod tests {
     use super::*;
 
-    fn read<'a>(headers: &'a HeaderMap) -> Credential<'a> {
+    fn read(headers: &HeaderMap) -> Credential<'_> {
         CredentialSource::AuthorizationBearer.read(headers)
     }
 
