@@ -17,6 +17,9 @@ mod clock;
 mod config;
 pub mod context;
 mod credential;
+#[cfg(feature = "emulator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "emulator")))]
+pub mod emulator;
 pub mod guard;
 mod key;
 #[cfg(feature = "kinde")]
