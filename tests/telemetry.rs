@@ -1,4 +1,5 @@
 //! Names, labels and bounds of what the layer tells: a public contract.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
