@@ -66,11 +66,8 @@ impl CredentialSource {
 fn bearer(value: &[u8]) -> Credential<'_> {
     const SCHEME: &[u8] = b"bearer";
 
-    // The usual request first: "Bearer", one space, the key.
-    let scheme_end = match value.get(SCHEME.len()) {
-        Some(b' ') => SCHEME.len(),
-        _ => value.iter().position(|&b| b == b' ').unwrap_or(value.len()),
-    };
+    // The scheme ends at the first space, wherever that is: `Basic  abc` has one more where `Bearer` has its first.
+    let scheme_end = value.iter().position(|&b| b == b' ').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
     if !scheme.eq_ignore_ascii_case(SCHEME) {
         return if is_token(scheme) {
@@ -143,6 +140,8 @@ mod tests {
             "Negotiate",
             "DPoP abc",
             "Basic \u{e9}",
+            "Basic  YWxhZGRpbjpvcGVu",
+            "DPoP a b",
         ] {
             assert_eq!(read(&with(value.as_bytes())), Credential::Absent, "{value}");
         }
