@@ -161,7 +161,8 @@ impl Rejection {
 
     pub(crate) fn insufficient_scope(wanted: String) -> Self {
         Self {
-            scope: Some(wanted.into()),
+            // A policy without alternatives denies every key, so there is no scope to name.
+            scope: (!wanted.is_empty()).then(|| wanted.into()),
             ..Self::new(RejectionKind::InsufficientScope)
         }
     }

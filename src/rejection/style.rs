@@ -71,12 +71,12 @@ impl Style {
             (RejectionKind::InvalidToken, Some(bearer)) => Some(bearer.invalid_token.clone()),
             (RejectionKind::InsufficientScope, Some(_)) => {
                 let plain = self.plain.to_str().ok()?;
-                let scope = rejection.scope.as_deref()?;
-                // A scope-token has neither `"` nor `\`, so the names need no escaping.
-                HeaderValue::try_from(format!(
-                    "{plain}, error=\"insufficient_scope\", scope=\"{scope}\""
-                ))
-                .ok()
+                let mut challenge = format!("{plain}, error=\"insufficient_scope\"");
+                if let Some(scope) = &rejection.scope {
+                    // A scope-token has neither `"` nor `\`, so the names need no escaping.
+                    challenge = format!("{challenge}, scope=\"{scope}\"");
+                }
+                HeaderValue::try_from(challenge).ok()
             }
             _ => None,
         }
