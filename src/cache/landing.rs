@@ -144,43 +144,36 @@ impl Cache {
     }
 }
 
-/// One flight, on its own task.
-pub(super) async fn fly(
-    cache: Arc<Cache>,
-    flight: Arc<Flight>,
-    key: ApiKey,
-    digest: KeyDigest,
-    ticket: Ticket,
-) {
-    /// Lands the flight if its task ends early: a verifier that panics, a runtime that shuts down.
-    struct Landed<'a> {
-        cache: &'a Cache,
-        flight: &'a Arc<Flight>,
-        digest: KeyDigest,
-    }
+/// A flight under way, on a task of its own.
+///
+/// Made before its task is, and lands the flight however the task ends: by a verifier that panics, or with its runtime, and
+/// be that before its first turn. A flight that nobody lands would take in all later callers of its key, and answer none.
+pub(super) struct Airborne {
+    pub(super) cache: Arc<Cache>,
+    pub(super) flight: Arc<Flight>,
+    pub(super) digest: KeyDigest,
+}
 
-    impl Drop for Landed<'_> {
-        fn drop(&mut self) {
-            if !self.flight.has_landed() {
-                let retry_after = self.cache.settings.retry_after;
-                let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
-                self.cache.land(self.flight, self.digest, outcome);
-            }
+impl Airborne {
+    pub(super) async fn fly(self, key: ApiKey, ticket: Ticket) {
+        let cache = &self.cache;
+        let asked = cache.upstream.ask(ticket, &key, |at| self.flight.sent(at));
+        let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
+            Ok(Ok((Answer::Valid(facts), sent_at))) => Outcome::Yes(facts, sent_at),
+            Ok(Ok((Answer::Refused(refusal), sent_at))) => Outcome::No(refusal, sent_at),
+            Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
+            Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
+        };
+        cache.land(&self.flight, self.digest, outcome);
+    }
+}
+
+impl Drop for Airborne {
+    fn drop(&mut self) {
+        if !self.flight.has_landed() {
+            let retry_after = self.cache.settings.retry_after;
+            let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
+            self.cache.land(&self.flight, self.digest, outcome);
         }
     }
-
-    let landed = Landed {
-        cache: &cache,
-        flight: &flight,
-        digest,
-    };
-    let asked = cache.upstream.ask(ticket, &key, |at| flight.sent(at));
-    let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
-        Ok(Ok((Answer::Valid(facts), sent_at))) => Outcome::Yes(facts, sent_at),
-        Ok(Ok((Answer::Refused(refusal), sent_at))) => Outcome::No(refusal, sent_at),
-        Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
-        Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
-    };
-    cache.land(&flight, digest, outcome);
-    drop(landed);
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Cache;
 use super::entry::{Entry, Freshness};
 use super::flight::{Flight, Landing};
-use super::landing::fly;
+use super::landing::Airborne;
 use super::rules::Ruling;
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
@@ -68,6 +68,12 @@ impl Cache {
                         (Ruling::Clear, Freshness::Fresh | Freshness::Stale) => {
                             return Settled::Serve(entry, now);
                         }
+                        // An answer that took its time is still the newest there is: to ask again would take as long.
+                        (Ruling::Clear, Freshness::Overdue)
+                            if now.since(entry.sent_at) <= self.settings.flight_deadline =>
+                        {
+                            return Settled::Serve(entry, now);
+                        }
                         // Invalidated between the landing and this look, or slept over.
                         _ => {}
                     }
@@ -114,14 +120,12 @@ impl Cache {
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
         let flight = shard.start(digest, self.rules.version());
         drop(shard);
-        let task = fly(
-            Arc::clone(self),
-            Arc::clone(&flight),
-            question.key.clone(),
+        let airborne = Airborne {
+            cache: Arc::clone(self),
+            flight: Arc::clone(&flight),
             digest,
-            ticket,
-        );
-        tokio::spawn(task);
+        };
+        tokio::spawn(airborne.fly(question.key.clone(), ticket));
         Ok(flight)
     }
 }
