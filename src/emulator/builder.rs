@@ -136,6 +136,7 @@ impl KindeEmulatorBuilder {
     /// # Panics
     ///
     /// Outside of a tokio runtime, and when the operating system has no random numbers.
+    #[allow(clippy::unused_async)] // It needs a runtime, and may one day have to wait for one of its parts.
     pub async fn start(self) -> io::Result<KindeEmulator> {
         let listener = server::listen(self.addr)?;
         let addr = listener.local_addr()?;

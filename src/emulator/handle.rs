@@ -249,6 +249,7 @@ impl KindeEmulator {
     /// emulator.inject(Endpoints::ALL, Fault::silence());
     /// # }
     /// ```
+    #[allow(clippy::needless_pass_by_value)] // It is made where it is passed.
     pub fn inject(&self, at: impl Into<Endpoints>, fault: Fault) {
         self.shared.world().faults.inject(at.into(), &fault);
         self.shared.faults_changed.notify_waiters();
