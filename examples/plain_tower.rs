@@ -1,0 +1,83 @@
+//! The layer without axum: a plain Tower service behind hyper.
+//!
+//! ```sh
+//! cargo run --example plain_tower
+//! ```
+
+use std::convert::Infallible;
+use std::error::Error;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tower::{ServiceBuilder, service_fn};
+use tower_orgkey::{
+    ApiKeyLayer, OrgCode, OrgContext, RequestHead, Scopes, Verification, require_org_with,
+    require_scope, verifier_fn,
+};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let verifier = verifier_fn(|key| async move {
+        Ok(match key.expose_secret() {
+            "k_test_0123456789" => Verification::of_organization(OrgCode::from_static("org_1"))
+                .with_scopes(Scopes::from_names(["read:reports"])),
+            _ => Verification::refused(),
+        })
+    });
+    // From the outside in. Every body that is made `From<Bytes>` will do for the refusals.
+    let service = ServiceBuilder::new()
+        .layer(ApiKeyLayer::new(verifier))
+        .layer(require_scope("read:reports"))
+        .layer(require_org_with(organization_in_the_path))
+        .service(service_fn(reports));
+
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = TowerToHyperService::new(service.clone());
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    eprintln!("a connection ended in error: {error}");
+                }
+            });
+        }
+    });
+
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    for (path, key) in [
+        ("/org_1/reports", Some("k_test_0123456789")),
+        ("/org_2/reports", Some("k_test_0123456789")),
+        ("/org_1/reports", Some("k_test_of_nobody")),
+        ("/org_1/reports", None),
+    ] {
+        let mut request = http.get(format!("{url}{path}"));
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await?;
+        println!("GET {path} with {}", key.unwrap_or("no key"));
+        println!("  {}: {}", response.status(), response.text().await?);
+    }
+    Ok(())
+}
+
+/// The context stands in the request's extensions.
+async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let whose = match request.extensions().get::<OrgContext>() {
+        Some(org) => format!("reports of {}", org.org_code()),
+        None => unreachable!("the layer lets no request pass without a context"),
+    };
+    Ok(Response::new(Full::from(whose)))
+}
+
+fn organization_in_the_path(head: RequestHead<'_>) -> Option<String> {
+    head.uri.path().split('/').nth(1).map(str::to_owned)
+}
