@@ -1,0 +1,131 @@
+//! Responses that go on for long, and end when their key is taken away: server-sent events, and a WebSocket.
+//!
+//! The layer judges a request when it arrives. A stream outlives that moment, so it is ended by
+//! `OrgContext::until_invalid()`.
+//!
+//! ```text
+//! cargo run --example streams
+//! ```
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use axum::response::sse::{Event, Sse};
+use axum::routing::get;
+use futures_util::stream::{self, Stream, StreamExt};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
+use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, verifier_fn};
+
+/// How often a stream says something.
+#[derive(Clone, Copy)]
+struct Every(Duration);
+
+/// The application: two streams behind the layer.
+pub(crate) fn app(auth: ApiKeyLayer, every: Duration) -> Router {
+    Router::new()
+        .route("/events", get(events))
+        .route("/socket", get(socket))
+        .route_layer(auth)
+        .with_state(Every(every))
+}
+
+/// Server-sent events. The body ends with the key, in the middle of nothing: between two events.
+async fn events(
+    State(every): State<Every>,
+    org: OrgContext,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let news = news(every, &org).map(|text| Ok(Event::default().data(text)));
+    Sse::new(news.take_until(org.until_invalid()))
+}
+
+/// A WebSocket. The future is made here and not in the task, so that nothing that happens in between goes unseen.
+async fn socket(
+    State(every): State<Every>,
+    org: OrgContext,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let news = news(every, &org);
+    let over = org.until_invalid();
+    upgrade.on_upgrade(move |mut socket| async move {
+        let is_over = tokio::select! {
+            () = over => true,
+            () = converse(&mut socket, news) => false,
+        };
+        if is_over {
+            let close = Message::Close(Some(CloseFrame {
+                code: close_code::POLICY,
+                reason: "the key is no longer valid".into(),
+            }));
+            // A courtesy. A client that does not read it is dropped all the same.
+            let _ = tokio::time::timeout(Duration::from_secs(1), socket.send(close)).await;
+        }
+    })
+}
+
+/// Sends news until the client leaves.
+async fn converse(socket: &mut WebSocket, news: impl Stream<Item = String>) {
+    let mut news = pin!(news);
+    loop {
+        tokio::select! {
+            Some(text) = news.next() => {
+                if socket.send(text.into()).await.is_err() {
+                    return;
+                }
+            }
+            received = socket.recv() => {
+                if !matches!(received, Some(Ok(_))) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What there is to tell an organization: here, a number that grows.
+fn news(Every(every): Every, org: &OrgContext) -> impl Stream<Item = String> + Send + use<> {
+    let org_code = org.org_code().clone();
+    stream::unfold(0_u64, move |number| {
+        let text = format!("{org_code} {number}");
+        async move {
+            tokio::time::sleep(every).await;
+            Some((text, number + 1))
+        }
+    })
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    const KEY: &str = "k_demo_0123456789";
+
+    let auth = ApiKeyLayer::new(verifier_fn(|key: ApiKey| async move {
+        Ok(match key.expose_secret() {
+            KEY => Verification::of_organization(OrgCode::from_static("org_1"))
+                .with_key_id(KeyId::from_static("api_key_1")),
+            _ => Verification::refused(),
+        })
+    }));
+    let keys = auth.handle();
+    let listener = TcpListener::bind("127.0.0.1:3000").await?;
+    println!("curl -N -H 'Authorization: Bearer {KEY}' http://127.0.0.1:3000/events");
+    println!("websocat -H 'Authorization: Bearer {KEY}' ws://127.0.0.1:3000/socket");
+    println!("Press Enter to block the key, and once more to lift the block.");
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        let key_id = KeyId::from_static("api_key_1");
+        while let Ok(Some(_)) = lines.next_line().await {
+            if keys.unblock_key_id(&key_id) {
+                println!("The block is lifted.");
+            } else if keys.block_key_id(&key_id).is_ok() {
+                println!("The key is blocked.");
+            }
+        }
+    });
+    axum::serve(listener, app(auth, Duration::from_secs(1))).await?;
+    Ok(())
+}
