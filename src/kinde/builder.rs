@@ -280,7 +280,7 @@ impl KindeVerifierBuilder {
         if let Some(proxy) = &self.proxy {
             builder = builder.proxy(proxy_at(proxy)?);
         }
-        self.tls(builder)?.build().map_err(|_| {
+        self.tls(builder, issuer)?.build().map_err(|_| {
             if self.certificates.is_empty() {
                 ConfigError::new(
                     "build",
@@ -293,7 +293,7 @@ impl KindeVerifierBuilder {
     }
 
     #[cfg(any(feature = "rustls", feature = "native-tls"))]
-    fn tls(&self, builder: ClientBuilder) -> Result<ClientBuilder, ConfigError> {
+    fn tls(&self, builder: ClientBuilder, issuer: &Url) -> Result<ClientBuilder, ConfigError> {
         // Both features on, as other crates may have them: the one that is written in Rust.
         #[cfg(feature = "rustls")]
         let builder = builder.tls_backend_rustls();
@@ -308,13 +308,18 @@ impl KindeVerifierBuilder {
                 _ => return Err(not_certificates()),
             }
         }
-        Ok(builder
-            .tls_version_min(reqwest::tls::Version::TLS_1_2)
-            .tls_certs_merge(certificates))
+        let builder = builder.tls_version_min(reqwest::tls::Version::TLS_1_2);
+        // Without TLS there is nobody to trust, so a machine without root certificates need not have them.
+        let is_plain = issuer.scheme() == "http" && self.proxy.is_none();
+        Ok(if is_plain && certificates.is_empty() {
+            builder.tls_certs_only([])
+        } else {
+            builder.tls_certs_merge(certificates)
+        })
     }
 
     #[cfg(not(any(feature = "rustls", feature = "native-tls")))]
-    fn tls(&self, builder: ClientBuilder) -> Result<ClientBuilder, ConfigError> {
+    fn tls(&self, builder: ClientBuilder, _: &Url) -> Result<ClientBuilder, ConfigError> {
         if self.certificates.is_empty() {
             Ok(builder)
         } else {

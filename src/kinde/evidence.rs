@@ -10,8 +10,12 @@
 //! | is refused otherwise | our token is refused |
 //! | fails | nobody can tell |
 //!
-//! Once the scope is known to be missing, probes are useless: there is none for 15 minutes, and a refusal is read as
-//! the key's, but only in the manner that gives up no known key before verify has accepted another one.
+//! That verify accepted the token *earlier* proves nothing: by its contract Kinde answers to a token that it has revoked
+//! with 401 at verify and with 403 at the probe, just as to a bad key and a token without the probe's scope.
+//!
+//! Once the scope is known to be missing, probes say little: there is none for 15 minutes, and a refusal is read as the
+//! key's, but only in the manner that gives up no known key before verify has accepted another one. Where verify has not
+//! accepted the token for a minute, another token is tried first, as the token may have been revoked since.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +45,8 @@ pub(super) enum Verdict {
     KeyLikely,
     /// Our token's.
     Token,
+    /// Our token's if another one is accepted, else the key's.
+    TokenOrKey,
     CannotTell(VerifyError),
 }
 
@@ -52,6 +58,8 @@ pub(super) struct Refused {
     pub(super) at: Tick,
     /// Whether the key was good before, so that only a later proof will do.
     pub(super) is_known: bool,
+    /// Whether it is the second refusal in a row, with another token than the first.
+    pub(super) is_second: bool,
 }
 
 pub(super) struct Evidence {
@@ -160,28 +168,24 @@ impl Evidence {
         let Some(no_probes_before) = state.scope_missing else {
             return false;
         };
-        // A known key that is refused while verify has not taken our token for a minute is a sign that it is the token
-        // after all; junk cannot give that sign.
-        now < no_probes_before && (!refused.is_known || state.is_trusted(token, TRUSTED, now))
+        // A known key that is refused while verify has not taken our token for a minute may mean that it is the token after
+        // all; junk cannot give that sign.
+        let is_sign = refused.is_known && !refused.is_second && !state.is_trusted(token, now);
+        now < no_probes_before && !is_sign
     }
 
     /// The probe was refused.
     fn weigh(&self, token: TokenId, refused: Refused, probe: StatusCode) -> Verdict {
         let mut state = self.state();
         let now = self.clock.now();
-        if probe == StatusCode::FORBIDDEN {
-            if state.scope_missing.is_some() {
-                state.scope_is_missing(now);
-                return Verdict::KeyLikely;
-            }
-            // Verify took this very token a moment ago, and says something else of it than the probe: as good a proof
-            // for an unknown key as a probe of that age.
-            if refused.status == StatusCode::UNAUTHORIZED
-                && state.is_trusted(token, PROOF_LASTS, now)
-            {
-                state.log_scope();
-                return Verdict::KeyLikely;
-            }
+        if probe == StatusCode::FORBIDDEN && state.scope_missing.is_some() {
+            state.scope_is_missing(now);
+            let is_token_good = state.is_trusted(token, now) || refused.is_second;
+            return if is_token_good {
+                Verdict::KeyLikely
+            } else {
+                Verdict::TokenOrKey
+            };
         }
         if !std::mem::replace(&mut state.is_refusal_logged, true) {
             telemetry::kinde::token_refused(refused.status.as_u16(), probe.as_u16());
@@ -192,7 +196,7 @@ impl Evidence {
     /// Whether another token may be fetched in place of this one. Asking counts as fetching.
     pub(super) fn may_renew(&self, token: TokenId, now: Tick) -> bool {
         let mut state = self.state();
-        !state.is_trusted(token, TRUSTED, now) && state.renewals.pass(now)
+        !state.is_trusted(token, now) && state.renewals.pass(now)
     }
 
     /// What a probe with this token found that was sent at `oldest` or later: the last one, the one under way, or one sent
@@ -284,18 +288,14 @@ impl Drop for Landing<'_> {
 
 impl State {
     /// Whether verify accepted this token lately.
-    fn is_trusted(&self, token: TokenId, within: Duration, now: Tick) -> bool {
+    fn is_trusted(&self, token: TokenId, now: Tick) -> bool {
         self.accepted
             .as_ref()
-            .is_some_and(|last| last.token == token && now.since(last.sent_at) <= within)
+            .is_some_and(|last| last.token == token && now.since(last.sent_at) <= TRUSTED)
     }
 
     fn scope_is_missing(&mut self, now: Tick) {
         self.scope_missing = Some(now.after(NO_PROBES));
-        self.log_scope();
-    }
-
-    fn log_scope(&mut self) {
         if !std::mem::replace(&mut self.is_scope_logged, true) {
             telemetry::kinde::probe_lacks_scope();
         }

@@ -87,7 +87,7 @@ enum Next {
 impl Kinde {
     async fn verify(&self, key: &ApiKey, is_known: bool) -> Result<Verification, VerifyError> {
         let mut token = self.credentials.token().await?;
-        let mut may_retry = true;
+        let mut is_second = false;
         loop {
             let sent_at = self.clock.now();
             let header = token.as_ref().map(|token| &token.header);
@@ -109,12 +109,13 @@ impl Kinde {
                 status,
                 at: self.clock.now(),
                 is_known,
+                is_second,
             };
-            match self.settle(token.as_ref(), refused, may_retry).await? {
+            match self.settle(token.as_ref(), refused).await? {
                 Next::Answer(verification) => return Ok(verification),
                 Next::Retry(renewed) => token = Some(renewed),
             }
-            may_retry = false;
+            is_second = true;
         }
     }
 
@@ -123,16 +124,13 @@ impl Kinde {
         self.evidence.verify_accepted(id, sent_at);
     }
 
-    async fn settle(
-        &self,
-        token: Option<&Token>,
-        refused: Refused,
-        may_retry: bool,
-    ) -> Result<Next, VerifyError> {
+    async fn settle(&self, token: Option<&Token>, refused: Refused) -> Result<Next, VerifyError> {
         let verdict = match (self.unauthorized, token) {
             (UnauthorizedMeans::TheKey, _) => Verdict::Key,
             (UnauthorizedMeans::Evidence, Some(token)) => {
-                if may_retry && let Some(newer) = self.newer_than(token).await? {
+                if !refused.is_second
+                    && let Some(newer) = self.newer_than(token).await?
+                {
                     return Ok(Next::Retry(newer));
                 }
                 self.evidence.settle(token, refused).await
@@ -145,14 +143,16 @@ impl Kinde {
                 Verdict::Token
             }
         };
-        match (verdict, token) {
-            (Verdict::Key, _) => Ok(Next::Answer(Verification::refused())),
+        let key_likely = || Ok(Next::Answer(Verification::refused_unconfirmed()));
+        match verdict {
+            Verdict::Key => Ok(Next::Answer(Verification::refused())),
             // Enough for a stranger. A known key is given up when verify answers a later call, which shows that it was
             // not about us.
-            (Verdict::KeyLikely, _) => Ok(Next::Answer(Verification::refused_unconfirmed())),
-            (Verdict::CannotTell(error), _) => Err(error),
-            (Verdict::Token, Some(token)) if may_retry => self.renewed(token).await,
-            (Verdict::Token, _) => Err(token_refused()),
+            Verdict::KeyLikely => key_likely(),
+            Verdict::CannotTell(error) => Err(error),
+            Verdict::Token | Verdict::TokenOrKey if refused.is_second => Err(token_refused()),
+            Verdict::Token => self.renewed(token).await?.ok_or_else(token_refused),
+            Verdict::TokenOrKey => self.renewed(token).await?.map_or_else(key_likely, Ok),
         }
     }
 
@@ -162,15 +162,13 @@ impl Kinde {
         Ok(current.filter(|current| current.id != token.id))
     }
 
-    async fn renewed(&self, token: &Token) -> Result<Next, VerifyError> {
-        let Credentials::Client(source) = &self.credentials else {
-            return Err(token_refused());
+    /// Another token in place of this one, if there may be one now.
+    async fn renewed(&self, token: Option<&Token>) -> Result<Option<Next>, VerifyError> {
+        let (Credentials::Client(source), Some(token)) = (&self.credentials, token) else {
+            return Ok(None);
         };
         let gate = |now| self.evidence.may_renew(token.id, now);
-        match source.renew(token.id, gate).await? {
-            Some(renewed) => Ok(Next::Retry(renewed)),
-            None => Err(token_refused()),
-        }
+        Ok(source.renew(token.id, gate).await?.map(Next::Retry))
     }
 
     /// Verify said yes; whether the key is for this API is another question.
