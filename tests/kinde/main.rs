@@ -1,0 +1,15 @@
+//! The Kinde verifier over real sockets, against a server whose every reply is scripted and every request recorded.
+
+#![cfg(feature = "kinde")]
+#![allow(clippy::unwrap_used)] // A test may fail on what it cannot read.
+
+mod config;
+mod evidence;
+mod own_api;
+mod replies;
+mod stage;
+mod stub;
+#[cfg(any(feature = "rustls", feature = "native-tls"))]
+mod tls;
+mod token;
+mod transport;

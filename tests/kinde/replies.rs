@@ -1,0 +1,327 @@
+//! What each reply of verify's comes to, for an unknown key and for a known one.
+
+use super::stage::{GOOD, Stage, YES, yes};
+use super::stub::{Answer, Endpoint};
+
+const STRANGER: &str = "k_live_stranger1";
+
+/// What a caller sees whose key the issuer answers so about.
+#[derive(Clone, Copy)]
+enum Seen {
+    /// Good, for both.
+    Yes,
+    /// Refused, for both: the known key is given up at once.
+    No,
+    /// Good, but no organization's, for both.
+    NoOrganization,
+    /// The stranger is refused, the known key goes on.
+    Doubted,
+    /// The stranger gets 503, the known key goes on.
+    CannotTell,
+}
+
+/// The good reply with its fields replaced by others. A field without a value is left out.
+fn yes_with(changes: &[(&str, &str)]) -> String {
+    let mut fields: Vec<(String, String)> = [
+        ("code", r#""API_KEY_VERIFIED""#),
+        ("message", r#""API key verified""#),
+        ("is_valid", "true"),
+        ("key_id", r#""api_key_0001""#),
+        ("status", r#""active""#),
+        ("scopes", r#"["read:reports"]"#),
+        ("org_code", r#""org_1""#),
+        ("user_id", "null"),
+        ("last_verified_on", r#""2026-01-02T03:04:05+11""#),
+        ("verification_count", "7"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    for (name, value) in changes {
+        fields.retain(|(held, _)| held != name);
+        if !value.is_empty() {
+            fields.push(((*name).into(), (*value).into()));
+        }
+    }
+    let members: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| format!("{name:?}:{value}"))
+        .collect();
+    format!("{{{}}}", members.join(","))
+}
+
+async fn check(what: &str, answer: Answer, seen: Seen) {
+    let stage = Stage::new().await;
+    assert_eq!(stage.get(GOOD).await, (200, "org_1".into()), "{what}");
+    stage.stub.always(Endpoint::Verify, answer);
+    let calls = stage.count(Endpoint::Verify);
+    let stranger = stage.get(STRANGER).await;
+    assert!(
+        stage.count(Endpoint::Verify) > calls,
+        "{what}: no call was made"
+    );
+    // Past twice the soft TTL a known key waits for its verification too.
+    stage.jump(130);
+    let calls = stage.count(Endpoint::Verify);
+    let known = stage.get(GOOD).await;
+    assert!(
+        stage.count(Endpoint::Verify) > calls,
+        "{what}: no call was made"
+    );
+    let served = (200, "org_1");
+    let refused = (401, "invalid-token");
+    let expected = match seen {
+        Seen::Yes => (served, served),
+        Seen::No => (refused, refused),
+        Seen::NoOrganization => (
+            (403, "organization-required"),
+            (403, "organization-required"),
+        ),
+        Seen::Doubted => (refused, served),
+        Seen::CannotTell => ((503, "verifier-unavailable"), served),
+    };
+    let got = ((stranger.0, &*stranger.1), (known.0, &*known.1));
+    assert_eq!(got, expected, "{what}");
+}
+
+async fn check_200(what: &str, body: &str, seen: Seen) {
+    let name = format!("{what}: {body:.200}");
+    check(&name, Answer::json(200, body), seen).await;
+}
+
+#[tokio::test]
+async fn a_yes_is_read_with_whatever_else_stands_in_it() {
+    check("the whole reply", yes(), Seen::Yes).await;
+    assert_eq!(yes_with(&[]), YES);
+    let deep = "[".repeat(5_000) + &"]".repeat(5_000);
+    for changes in [
+        &[("last_verified_on", "null")][..],
+        &[("last_verified_on", r#""\ud800""#)],
+        &[("last_verified_on", "")],
+        &[("last_verified_on", r#""no date at all""#)],
+        &[("last_verified_on", &deep)],
+        &[("verification_count", "null")],
+        &[("verification_count", "1e999")],
+        &[("verification_count", r#""many""#)],
+        &[("verification_count", "")],
+        &[("code", "5"), ("message", "null")],
+        &[("code", ""), ("message", "[]")],
+        &[("code", r#""API_KEY_SOMETHING_ELSE""#)],
+        &[("scopes", "")],
+        &[("scopes", "null")],
+        &[("scopes", "[]")],
+        &[("key_id", "")],
+        &[("key_id", "null")],
+        &[("key_id", r#""  ""#)],
+        &[("user_id", "")],
+        &[("user_id", r#"" ""#)],
+        &[("something_new", r#"{"is_valid":false}"#)],
+    ] {
+        check_200("yes", &yes_with(changes), Seen::Yes).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_22_a_no_is_a_no_whatever_else_stands_in_it() {
+    for body in [
+        r#"{"is_valid":false}"#.to_owned(),
+        r#"{"is_valid":false,"status":"active","org_code":"org_1"}"#.to_owned(),
+        r#"{"is_valid":false,"code":null,"status":null,"scopes":5,"org_code":{"a":[1]},"user_id":[]}"#
+            .to_owned(),
+        r#"{"status":"revoked"}"#.to_owned(),
+        yes_with(&[("status", r#""revoked""#)]),
+        yes_with(&[("status", r#""inactive""#)]),
+        yes_with(&[("status", r#""Active""#)]),
+        yes_with(&[("status", r#""active ""#)]),
+        yes_with(&[("status", r#""""#)]),
+        yes_with(&[("is_valid", r#""true""#), ("status", r#""revoked""#)]),
+    ] {
+        check_200("no", &body, Seen::No).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_21_a_no_for_a_known_key_is_a_no_at_once() {
+    check_200("no", r#"{"is_valid":false}"#, Seen::No).await;
+}
+
+#[tokio::test]
+async fn fault_24_no_organization_is_no_organization_and_a_users_key_is_none() {
+    for changes in [
+        &[("org_code", "null")][..],
+        &[("org_code", "")],
+        &[("org_code", r#""""#)],
+        &[("org_code", r#"" \t""#)],
+        &[("org_code", "null"), ("user_id", r#""kp_1""#)],
+        &[("user_id", r#""kp_1""#)],
+    ] {
+        check_200("no organization", &yes_with(changes), Seen::NoOrganization).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_23_fields_that_make_no_sense_prove_nothing() {
+    let long = format!("{:?}", "o".repeat(256));
+    for changes in [
+        &[("is_valid", "")][..],
+        &[("is_valid", "null")],
+        &[("is_valid", r#""true""#)],
+        &[("is_valid", "1")],
+        &[("is_valid", "[true]")],
+        &[("status", "")],
+        &[("status", "null")],
+        &[("status", "1")],
+        &[("status", r#"["active"]"#)],
+        &[("org_code", "1")],
+        &[("org_code", r#"["org_1"]"#)],
+        &[("org_code", r#"" org_1""#)],
+        &[("org_code", r#""org\n1""#)],
+        &[("org_code", r#""örg""#)],
+        &[("org_code", &long)],
+        &[("user_id", "5")],
+        &[("user_id", "{}")],
+        &[("key_id", "5")],
+        &[("key_id", r#""api key""#)],
+        &[("key_id", &long)],
+    ] {
+        check_200("nonsense", &yes_with(changes), Seen::CannotTell).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_23_a_member_that_stands_twice_proves_nothing() {
+    for twice in [
+        r#""is_valid":true"#,
+        r#""is_valid":false"#,
+        r#""status":"active""#,
+        r#""status":"revoked""#,
+        r#""org_code":"org_2""#,
+        r#""user_id":null"#,
+        r#""scopes":["write:reports"]"#,
+        r#""key_id":"api_key_0002""#,
+    ] {
+        let body = yes_with(&[]).replacen('{', &format!("{{{twice},"), 1);
+        check_200("twice", &body, Seen::CannotTell).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_25_scopes_out_of_bounds_prove_nothing() {
+    let many = format!("[{}]", vec![r#""s""#; 1_001].join(","));
+    let most = format!("[{}]", vec![r#""s""#; 1_000].join(","));
+    let long = format!("[{:?}]", "s".repeat(257));
+    let longest = format!("[{:?}]", "s".repeat(256));
+    for scopes in [
+        many.as_str(),
+        &long,
+        r#""read:reports""#,
+        "{}",
+        "7",
+        "[1]",
+        "[null]",
+        r#"["read:reports",["x"]]"#,
+    ] {
+        check_200("scopes", &yes_with(&[("scopes", scopes)]), Seen::CannotTell).await;
+    }
+    for scopes in [
+        most.as_str(),
+        &longest,
+        r#"["a\"b\\c","d\r\nSet-Cookie: e","two words",""]"#,
+    ] {
+        check_200("scopes", &yes_with(&[("scopes", scopes)]), Seen::Yes).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_23_what_is_not_json_proves_nothing() {
+    for body in [
+        "",
+        "null",
+        "true",
+        "[]",
+        // Not even where a list would fit the fields in their order.
+        r#"[true,"active","api_key_0001","org_1",null,[]]"#,
+        "{",
+        r#"{"is_valid":false"#,
+        r#"{"is_valid":false}{"#,
+        r#"{is_valid:false}"#,
+        "\u{feff}{\"is_valid\":false}",
+        "<html>is_valid: false</html>",
+    ] {
+        check_200("not JSON", body, Seen::CannotTell).await;
+    }
+    let is_valid_false = || Answer::json(200, r#"{"is_valid":false}"#);
+    for media_type in ["", "text/html", "text/plain", "application/problem+json"] {
+        let answer = is_valid_false().with("Content-Type", media_type);
+        check(media_type, answer, Seen::CannotTell).await;
+    }
+    let answer = is_valid_false().with("Content-Type", "APPLICATION/JSON;charset=utf-8");
+    check("JSON by its essence", answer, Seen::No).await;
+}
+
+#[tokio::test]
+async fn a_body_of_more_than_64_kib_proves_nothing_encoded_or_not() {
+    let padded = |len: usize| {
+        let body = r#"{"is_valid":false,"padding":""}"#;
+        body.replace("\"\"", &format!("\"{}\"", "x".repeat(len - body.len())))
+    };
+    let most = padded(64 * 1024);
+    assert_eq!(most.len(), 64 * 1024);
+    check("64 KiB", Answer::json(200, &most), Seen::No).await;
+    let more = padded(64 * 1024 + 1);
+    check("a byte more", Answer::json(200, &more), Seen::CannotTell).await;
+    let encoded = |body: &str| Answer::json(200, body).with("Content-Encoding", "gzip");
+    check("encoded", encoded(&more), Seen::CannotTell).await;
+    check("not asked to be encoded", encoded(&most), Seen::CannotTell).await;
+    check("an endless body", Answer::Endless, Seen::CannotTell).await;
+}
+
+#[tokio::test]
+async fn a_body_without_an_end_is_read_no_further_than_64_kib() {
+    let stage = Stage::new().await;
+    stage.stub.always(Endpoint::Verify, Answer::Endless);
+    assert!(stage.verify(GOOD).await.is_err());
+    let poured = stage.stub.poured();
+    // What the sockets' buffers take comes on top of what was read.
+    assert!((64 * 1024..16 * 1024 * 1024).contains(&poured), "{poured}");
+}
+
+#[tokio::test]
+async fn a_400_refuses_a_stranger_and_no_known_key() {
+    check("400", Answer::status(400), Seen::Doubted).await;
+    let empty = Answer::json(400, "").with("Content-Type", "");
+    check("400 without a body", empty, Seen::Doubted).await;
+}
+
+#[tokio::test]
+async fn a_404_is_about_the_key_only_if_its_code_says_something_else_than_the_route() {
+    let object = |code| format!(r#"{{"errors":{{"code":"{code}","message":"m"}}}}"#);
+    let list = |code| format!(r#"{{"errors":[{{"code":"{code}","message":"m"}}]}}"#);
+    for (body, seen) in [
+        (object("API_KEY_NOT_FOUND"), Seen::Doubted),
+        (list("API_KEY_NOT_FOUND"), Seen::Doubted),
+        (object("ROUTE_NOT_FOUND"), Seen::CannotTell),
+        (list("ROUTE_NOT_FOUND"), Seen::CannotTell),
+        (r#"{"errors":[]}"#.to_owned(), Seen::CannotTell),
+        (r#"{"errors":{"code":null}}"#.to_owned(), Seen::CannotTell),
+        (r#"{"errors":["NOT_FOUND"]}"#.to_owned(), Seen::CannotTell),
+        ("<html>404</html>".to_owned(), Seen::CannotTell),
+    ] {
+        check(&format!("404 {body}"), Answer::json(404, &body), seen).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_05_statuses_of_the_issuers_own_trouble_prove_nothing() {
+    for status in [
+        201, 202, 204, 206, 300, 303, 304, 402, 405, 408, 410, 418, 422, 429, 500, 502, 503, 504,
+    ] {
+        let negative = Answer::json(status, r#"{"is_valid":false}"#);
+        check(&status.to_string(), negative, Seen::CannotTell).await;
+    }
+}
+
+#[tokio::test]
+async fn a_401_or_403_is_the_keys_when_the_probe_is_accepted() {
+    check("401", Answer::status(401), Seen::No).await;
+    check("403", Answer::status(403), Seen::No).await;
+}
