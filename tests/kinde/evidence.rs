@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_orgkey::VerifyErrorKind;
-use tower_orgkey::kinde::UnauthorizedMeans;
+use tower_orgkey::kinde::{KindeVerifierBuilder, UnauthorizedMeans};
 
 use super::stage::{BAD, GOOD, Stage, yes};
 use super::stub::{Answer, Endpoint};
@@ -384,7 +384,7 @@ async fn the_scope_is_noticed_when_it_is_granted() {
 
 #[tokio::test]
 async fn without_credentials_a_refusal_is_the_keys_once_verify_has_answered() {
-    let stage = Stage::with(|builder| builder.without_credentials()).await;
+    let stage = Stage::with(KindeVerifierBuilder::without_credentials).await;
     assert_eq!(stage.get(BAD).await, misconfigured());
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.get(BAD).await, refused());
@@ -406,7 +406,7 @@ async fn without_credentials_a_refusal_is_the_keys_once_verify_has_answered() {
 
 #[tokio::test]
 async fn without_credentials_a_refusal_of_all_gives_no_known_key_up() {
-    let stage = Stage::with(|builder| builder.without_credentials()).await;
+    let stage = Stage::with(KindeVerifierBuilder::without_credentials).await;
     let keys: Vec<_> = (0..5).map(|n| format!("k_live_good_{n:04}")).collect();
     for key in &keys {
         assert_eq!(stage.get(key).await, served());

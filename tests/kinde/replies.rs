@@ -243,7 +243,7 @@ async fn fault_23_what_is_not_json_proves_nothing() {
         "{",
         r#"{"is_valid":false"#,
         r#"{"is_valid":false}{"#,
-        r#"{is_valid:false}"#,
+        "{is_valid:false}",
         "\u{feff}{\"is_valid\":false}",
         "<html>is_valid: false</html>",
     ] {

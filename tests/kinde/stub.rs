@@ -1,6 +1,7 @@
 //! A server that says what it is told to, and remembers what it was asked.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -254,10 +255,10 @@ impl Shared {
             } => {
                 let mut head = format!("HTTP/1.1 {status} Scripted\r\n");
                 for (name, value) in headers {
-                    head += &format!("{name}: {value}\r\n");
+                    write!(head, "{name}: {value}\r\n").unwrap();
                 }
                 if status != 204 {
-                    head += &format!("Content-Length: {}\r\n", body.len());
+                    write!(head, "Content-Length: {}\r\n", body.len()).unwrap();
                 }
                 head += "\r\n";
                 stream.write_all(head.as_bytes()).await.ok()?;

@@ -1,6 +1,6 @@
 //! TLS to the issuer, by whichever library the features name.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
@@ -88,7 +88,7 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Events {
 
         impl Visit for Line {
             fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                self.0 += &format!("{field}={value:?} ");
+                write!(self.0, "{field}={value:?} ").unwrap();
             }
         }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tower_orgkey::VerifyErrorKind;
+use tower_orgkey::kinde::KindeVerifierBuilder;
 
 use super::stage::{GOOD, SECRET, Stage, token};
 use super::stub::{Answer, Endpoint};
@@ -85,7 +86,7 @@ async fn a_static_token_is_sent_as_it_is_and_no_credentials_send_none() {
     let verify = stage.stub.requests(Endpoint::Verify).remove(0);
     assert_eq!(verify.token(), Some("static.token"));
 
-    let stage = Stage::with(|builder| builder.without_credentials()).await;
+    let stage = Stage::with(KindeVerifierBuilder::without_credentials).await;
     stage.verify(GOOD).await.unwrap();
     let verify = stage.stub.requests(Endpoint::Verify).remove(0);
     assert!(!verify.headers.contains_key("authorization"));

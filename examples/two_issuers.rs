@@ -1,0 +1,85 @@
+//! Two issuers behind one layer, chosen by the prefix of the key: while customers move from keys of your own to another
+//! issuer's, say. A [`Verifier`] that delegates to two others, each of which runs in memory here.
+//!
+//! ```sh
+//! cargo run --example two_issuers
+//! ```
+
+use std::error::Error;
+
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use axum::{Router, routing::get};
+use tower::ServiceExt;
+use tower_orgkey::{
+    ApiKey, ApiKeyLayer, OrgCode, OrgContext, Verification, Verifier, VerifyError, verifier_fn,
+};
+
+/// Keys with the prefix go to one issuer, all others to the other one. Each key goes to one issuer and is shown to no
+/// other.
+struct ByPrefix<A, B> {
+    prefix: &'static str,
+    with_prefix: A,
+    others: B,
+}
+
+impl<A: Verifier, B: Verifier> Verifier for ByPrefix<A, B> {
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        if key.expose_secret().starts_with(self.prefix) {
+            self.with_prefix.verify(key).await
+        } else {
+            self.others.verify(key).await
+        }
+    }
+
+    // Delegated too: an issuer may ask for stronger evidence before it gives up a key that was good.
+    async fn verify_again(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        if key.expose_secret().starts_with(self.prefix) {
+            self.with_prefix.verify_again(key).await
+        } else {
+            self.others.verify_again(key).await
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // In place of `KindeVerifier::builder("https://acme.kinde.com")…build()?`.
+    let kinde = verifier_fn(|key| async move {
+        Ok(match key.expose_secret() {
+            "k_live_0123456789" => Verification::of_organization(OrgCode::from_static("org_new")),
+            _ => Verification::refused(),
+        })
+    });
+    // In place of your own table of keys.
+    let table = verifier_fn(|key| async move {
+        Ok(match key.expose_secret() {
+            "acme-0123456789" => Verification::of_organization(OrgCode::from_static("org_old")),
+            _ => Verification::refused(),
+        })
+    });
+    let verifier = ByPrefix {
+        prefix: "k_live_",
+        with_prefix: kinde,
+        others: table,
+    };
+
+    let app: Router = Router::new()
+        .route("/whoami", get(whoami))
+        .route_layer(ApiKeyLayer::new(verifier));
+
+    for key in ["k_live_0123456789", "acme-0123456789", "k_live_9876543210"] {
+        let request = Request::get("/whoami")
+            .header("authorization", format!("Bearer {key}"))
+            .body(Body::empty())?;
+        let response = app.clone().oneshot(request).await?;
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 64 * 1024).await?;
+        println!("{key}: {status}\n  {}", String::from_utf8_lossy(&body));
+    }
+    Ok(())
+}
+
+async fn whoami(org: OrgContext) -> String {
+    org.org_code().to_string()
+}

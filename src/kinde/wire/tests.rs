@@ -1,0 +1,206 @@
+//! Among others: no reply, whatever it holds, makes a reader panic or say more than it may.
+
+use http::HeaderValue;
+use proptest::prelude::*;
+
+use super::*;
+use crate::context::{KeyId, OrgCode};
+
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("true".to_owned()),
+        Just("false".to_owned()),
+        Just("null".to_owned()),
+        Just(r#""active""#.to_owned()),
+        Just(r#""org_1""#.to_owned()),
+        Just(r#"["a","b"]"#.to_owned()),
+        Just(r#"{"code":"ROUTE_NOT_FOUND"}"#.to_owned()),
+        any::<i64>().prop_map(|number| number.to_string()),
+        any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),
+        Just(format!("{}{}", "[".repeat(300), "]".repeat(300))),
+    ]
+}
+
+fn members() -> impl Strategy<Value = Vec<(String, String)>> {
+    let name = prop::sample::select(vec![
+        "is_valid",
+        "status",
+        "key_id",
+        "org_code",
+        "user_id",
+        "scopes",
+        "access_token",
+        "expires_in",
+        "token_type",
+        "error",
+        "errors",
+        "api_key",
+        "api_ids",
+        "organization_id",
+        "id",
+        "code",
+    ]);
+    prop::collection::vec((name.prop_map(str::to_owned), value()), 0..10)
+}
+
+fn body_of(members: &[(String, String)]) -> String {
+    let members: Vec<_> = members
+        .iter()
+        .map(|(name, value)| format!("{name:?}:{value}"))
+        .collect();
+    format!("{{{}}}", members.join(","))
+}
+
+fn read_all(reply: &Reply) -> (VerifyReading, TokenReading, KeyReading) {
+    let org = OrgCode::from_static("org_1");
+    let key_id = KeyId::from_static("api_key_1");
+    (
+        read_verify(reply),
+        read_token(reply),
+        read_key(reply, &key_id, Some(&org), "a"),
+    )
+}
+
+proptest! {
+    #[test]
+    fn bytes_of_any_kind_are_read_without_a_panic_and_never_as_a_yes(
+        status in 200u16..600,
+        body in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let (verify, token, key) = read_all(&reply(status, body));
+        prop_assert!(!matches!(verify, VerifyReading::Yes(_) | VerifyReading::No));
+        let is_token = matches!(token, TokenReading::Token { .. });
+        prop_assert!(!is_token);
+        prop_assert!(!matches!(key, KeyReading::Ours | KeyReading::NotOurs));
+    }
+
+    #[test]
+    fn a_yes_and_a_no_stand_in_the_reply_in_so_many_words(members in members()) {
+        let all = |name: &str| -> Vec<&str> {
+            let named = members.iter().filter(|(held, _)| held == name);
+            named.map(|(_, value)| value.as_str()).collect()
+        };
+        let (verify, token, key) = read_all(&reply(200, body_of(&members)));
+        let is_active = all("status") == [r#""active""#];
+        match verify {
+            VerifyReading::Yes(facts) => {
+                prop_assert!(all("is_valid") == ["true"] && is_active);
+                prop_assert_eq!(
+                    facts.org.is_some(),
+                    all("org_code").iter().any(|org| org.starts_with('"') && org.trim_matches('"').trim() != "")
+                );
+            }
+            VerifyReading::No => {
+                let is_other = matches!(all("status")[..], [status] if status.starts_with('"') && !is_active);
+                prop_assert!(all("is_valid") == ["false"] || is_other);
+            }
+            VerifyReading::CannotTell(_) => {}
+            other => prop_assert!(false, "{other:?}"),
+        }
+        if let TokenReading::Token { header, lifetime } = token {
+            prop_assert!(header.is_sensitive() && all("access_token").len() == 1);
+            prop_assert!(lifetime <= Duration::from_secs(24 * 60 * 60) && lifetime >= Duration::from_secs(1));
+        }
+        if let KeyReading::Ours = key {
+            prop_assert_eq!(all("api_ids"), [r#"["a","b"]"#]);
+            prop_assert_eq!(all("organization_id"), [r#""org_1""#]);
+        }
+    }
+
+    #[test]
+    fn a_wait_is_within_its_bounds(value in prop::collection::vec(0x20u8..0x7f, 0..30)) {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, HeaderValue::from_bytes(&value).unwrap());
+        if let Some(wait) = retry_after(&headers) {
+            prop_assert!(wait >= Duration::from_secs(1) && wait <= Duration::from_secs(24 * 60 * 60));
+        }
+    }
+}
+
+#[test]
+fn a_token_is_shown_by_nothing() {
+    let body = r#"{"access_token":"s3cret","expires_in":60}"#;
+    let reading = read_token(&reply(200, body));
+    assert!(matches!(reading, TokenReading::Token { .. }));
+    let shown = format!("{reading:?}{:?}", bearer("s3cret"));
+    assert!(!shown.contains("s3cret"), "{shown}");
+    let refused = read_token(&reply(400, r#"{"error":"s3cret"}"#));
+    assert!(matches!(refused, TokenReading::Refused("other")));
+}
+
+fn wait(pairs: &[(&'static str, &str)]) -> Option<u64> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    retry_after(&headers).map(|wait| wait.as_secs())
+}
+
+#[test]
+fn fault_09_a_wait_is_whole_seconds_within_a_day_or_not_said() {
+    assert_eq!(wait(&[]), None);
+    assert_eq!(wait(&[("ratelimit-reset", "30")]), Some(30));
+    assert_eq!(wait(&[("retry-after", " 7 ")]), Some(7));
+    assert_eq!(
+        wait(&[("ratelimit-reset", "30"), ("retry-after", "7")]),
+        Some(30)
+    );
+    assert_eq!(
+        wait(&[("ratelimit-reset", "1e99"), ("retry-after", "7")]),
+        Some(7)
+    );
+    assert_eq!(wait(&[("retry-after", "86400")]), Some(86_400));
+    let digits = "9".repeat(10_000);
+    for absurd in [
+        "",
+        "0",
+        "-1",
+        "+5",
+        "1.5",
+        "1e99",
+        "86401",
+        "18446744073709551616",
+        "Wed, 21 Oct 2026 07:28:00 GMT",
+        "30, 30",
+        "\u{663}\u{660}",
+        &digits,
+    ] {
+        assert_eq!(wait(&[("ratelimit-reset", absurd)]), None, "{absurd}");
+        assert_eq!(wait(&[("retry-after", absurd)]), None, "{absurd}");
+    }
+}
+
+#[test]
+fn json_is_told_by_the_essence_of_the_one_media_type() {
+    let with = |values: &[&'static str]| {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(CONTENT_TYPE, HeaderValue::from_static(value));
+        }
+        is_json(&headers)
+    };
+    assert!(with(&["application/json"]));
+    assert!(with(&["Application/JSON ; charset=utf-8"]));
+    for values in [
+        &[][..],
+        &[""],
+        &["text/html"],
+        &["text/plain; application/json"],
+        &["application/jsonp"],
+        &["application/problem+json"],
+        &["application/json", "application/json"],
+        &["application/json, text/html"],
+    ] {
+        assert!(!with(values), "{values:?}");
+    }
+}
+
+#[test]
+fn an_encoded_body_is_not_read() {
+    let mut encoded = reply(200, "{}");
+    assert!(read_json::<serde_json::Value>(&encoded).is_ok());
+    encoded
+        .headers
+        .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    assert!(read_json::<serde_json::Value>(&encoded).is_err());
+}
