@@ -28,7 +28,7 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
 use tower_orgkey::emulator::{IssuedKey, KeySpec, KindeEmulator};
 use tower_orgkey::kinde::KindeVerifier;
-use tower_orgkey::{ApiKeyLayer, OrgContext, require_org, require_scope};
+use tower_orgkey::{ApiKeyLayer, KeyId, OrgContext, Scope, require_org, require_scope};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -92,10 +92,10 @@ fn app(issuer: &Issuer) -> Result<Router, Box<dyn Error>> {
 
 /// A handler that takes an [`OrgContext`] cannot be reached without an organization.
 async fn whoami(org: OrgContext) -> Json<Value> {
-    let scopes: Vec<&str> = org.scopes().iter().map(|scope| scope.as_str()).collect();
+    let scopes: Vec<&str> = org.scopes().iter().map(Scope::as_str).collect();
     Json(json!({
         "org_code": org.org_code().as_str(),
-        "key_id": org.key_id().map(|id| id.as_str()),
+        "key_id": org.key_id().map(KeyId::as_str),
         "scopes": scopes,
     }))
 }
@@ -194,38 +194,41 @@ impl Tour<'_> {
     }
 
     fn with_emulator(&self, emulator: &KindeEmulator) {
-        let north = issue(emulator, "org_north", ["read:reports", "read:users"]);
-        let south = issue(emulator, "org_south", ["read:users", "write:users"]);
-        let unused = issue(emulator, "org_south", ["read:users"]);
-        let revoked = issue(emulator, "org_north", ["read:users"]);
-        emulator.revoke(revoked.id());
-        let user = emulator.issue_key(KeySpec::user("kp_1").scopes(["read:users"]));
+        let keys = Keys::issue(emulator);
+        self.good_keys(&keys);
+        self.bad_keys(&keys);
+        self.without_a_key();
+        self.outage(&keys);
+    }
 
+    fn good_keys(&self, keys: &Keys) {
+        let Keys {
+            north, south, user, ..
+        } = keys;
         println!("\n## Good keys");
-        let whoami = json!({
-            "org_code": "org_north",
-            "key_id": north.id(),
-            "scopes": ["read:reports", "read:users"],
-        });
-        let whoami = format!("200 {whoami}");
-        self.line("Whose key is it?", &whoami, "/whoami", &bearer(&north));
+        self.line(
+            "Whose key is it?",
+            keys.whoami_north(),
+            "/whoami",
+            &bearer(north),
+        );
         self.line(
             "Has the scope read:users",
             r#"200 {"org_code":"org_north","users":["user_1","user_2"]}"#,
             "/users",
-            &bearer(&north),
+            &bearer(north),
         );
         self.line(
             "Has the scope write:users",
             r#"201 {"org_code":"org_south","created":"user_3"}"#,
             "/users",
-            &format!(" -X POST{}", bearer(&south)),
+            &format!(" -X POST{}", bearer(south)),
         );
         self.line(
             "The organization in the path is the key's own",
             r#"200 {"org_code":"org_north","reports":["report_1"]}"#,
             "/orgs/org_north/reports",
-            &bearer(&north),
+            &bearer(north),
         );
 
         println!("\n## Good keys that may not");
@@ -233,33 +236,35 @@ impl Tour<'_> {
             "Lacks the scope write:users",
             "403 insufficient-scope",
             "/users",
-            &format!(" -X POST{}", bearer(&north)),
+            &format!(" -X POST{}", bearer(north)),
         );
         self.line(
             "The path names another organization",
             "403 organization-mismatch",
             "/orgs/org_south/reports",
-            &bearer(&north),
+            &bearer(north),
         );
         self.line(
             "The path names what no organization can be called",
             "403 organization-mismatch",
             "/orgs/%FF/reports",
-            &bearer(&north),
+            &bearer(north),
         );
         self.line(
             "The key is a user's, not an organization's",
             "403 organization-required",
             "/whoami",
-            &bearer(&user),
+            &bearer(user),
         );
+    }
 
+    fn bad_keys(&self, keys: &Keys) {
         println!("\n## Bad keys");
         self.line(
             "Was revoked",
             "401 invalid-token",
             "/whoami",
-            &bearer(&revoked),
+            &bearer(&keys.revoked),
         );
         self.line(
             "Never existed",
@@ -267,8 +272,9 @@ impl Tour<'_> {
             "/whoami",
             " -H 'Authorization: Bearer k_live_never_existed'",
         );
-        self.without_a_key();
+    }
 
+    fn outage(&self, keys: &Keys) {
         println!("\n## The issuer is down: keys that were used before go on working");
         self.line(
             "Turn it off",
@@ -276,12 +282,17 @@ impl Tour<'_> {
             "/emulator/outage",
             " -X POST",
         );
-        self.line("Verified a moment ago", &whoami, "/whoami", &bearer(&north));
+        self.line(
+            "Verified a moment ago",
+            keys.whoami_north(),
+            "/whoami",
+            &bearer(&keys.north),
+        );
         self.line(
             "Not used so far: nobody can tell whether it is good",
             "503 verifier-unavailable",
             "/whoami",
-            &bearer(&unused),
+            &bearer(&keys.unused),
         );
         self.line(
             "Turn it on again",
@@ -289,16 +300,11 @@ impl Tour<'_> {
             "/emulator/outage",
             " -X POST",
         );
-        let unused_whoami = json!({
-            "org_code": "org_south",
-            "key_id": unused.id(),
-            "scopes": ["read:users"],
-        });
         self.line(
             "The same key as before (503 some seconds longer if there were many tries)",
-            format!("200 {unused_whoami}"),
+            keys.whoami_unused(),
             "/whoami",
-            &bearer(&unused),
+            &bearer(&keys.unused),
         );
     }
 
@@ -341,8 +347,50 @@ impl Tour<'_> {
     }
 }
 
-fn issue<const N: usize>(emulator: &KindeEmulator, org: &str, scopes: [&str; N]) -> IssuedKey {
-    emulator.issue_key(KeySpec::organization(org).scopes(scopes))
+/// What the tour goes with.
+struct Keys {
+    north: IssuedKey,
+    south: IssuedKey,
+    /// Shown when the issuer is down, and not before.
+    unused: IssuedKey,
+    revoked: IssuedKey,
+    user: IssuedKey,
+}
+
+impl Keys {
+    fn issue(emulator: &KindeEmulator) -> Self {
+        let of_organization = |org: &str, scopes: &[&str]| {
+            let scopes = scopes.iter().copied();
+            emulator.issue_key(KeySpec::organization(org).scopes(scopes))
+        };
+        let keys = Self {
+            north: of_organization("org_north", &["read:reports", "read:users"]),
+            south: of_organization("org_south", &["read:users", "write:users"]),
+            unused: of_organization("org_south", &["read:users"]),
+            revoked: of_organization("org_north", &["read:users"]),
+            user: emulator.issue_key(KeySpec::user("kp_1").scopes(["read:users"])),
+        };
+        emulator.revoke(keys.revoked.id());
+        keys
+    }
+
+    fn whoami_north(&self) -> String {
+        let id = self.north.id();
+        let scopes = ["read:reports", "read:users"];
+        format!(
+            "200 {}",
+            json!({ "org_code": "org_north", "key_id": id, "scopes": scopes })
+        )
+    }
+
+    fn whoami_unused(&self) -> String {
+        let id = self.unused.id();
+        let scopes = ["read:users"];
+        format!(
+            "200 {}",
+            json!({ "org_code": "org_south", "key_id": id, "scopes": scopes })
+        )
+    }
 }
 
 fn bearer(key: &IssuedKey) -> String {
