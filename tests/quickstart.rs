@@ -226,7 +226,7 @@ fn every_printed_line_answers_what_it_promises() {
     }
 
     // Every answer that a client can bring about is among them.
-    let promised = |status: u16, code: &str| {
+    let count = |status: u16, code: &str| {
         promises
             .iter()
             .filter(|promise| promise.status == status && promise.body == code)
@@ -242,7 +242,7 @@ fn every_printed_line_answers_what_it_promises() {
         (503, "verifier-unavailable", 1),
         (404, "", 1),
     ] {
-        assert!(promised(status, code) >= least, "{status} {code}");
+        assert!(count(status, code) >= least, "{status} {code}");
     }
     assert_eq!(
         promises

@@ -13,29 +13,17 @@
 //! use http::{Request, StatusCode};
 //! use tower::ServiceExt;
 //! use tower_orgkey::emulator::{Endpoint, Fault, KeySpec, KindeEmulator};
-//! # use tower_orgkey::{ApiKeyLayer, OrgContext, Verification, VerifyError, verifier_fn};
-//! # type Error = Box<dyn std::error::Error + Send + Sync>;
+//! use tower_orgkey::{ApiKeyLayer, OrgContext, kinde::KindeVerifier};
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let emulator = KindeEmulator::start().await?;
 //! let key = emulator.issue_key(KeySpec::organization("org_1").scopes(["read:reports"]));
 //!
-//! // Your application, told to use the emulator where in production it uses Kinde:
-//! // `KindeVerifier::builder(emulator.issuer_url()).client_credentials(emulator.client_id(), emulator.client_secret())`.
-//! # let http = reqwest::Client::new();
-//! # let (url, token) = (emulator.issuer_url().to_owned(), emulator.issue_token(["read:api_keys"]));
-//! # let verifier = verifier_fn(move |key| {
-//! #     let call = http.post(format!("{url}/api/v1/api_keys/verify")).bearer_auth(&token)
-//! #         .json(&serde_json::json!({ "api_key": key.expose_secret() }));
-//! #     async move {
-//! #         let reply = call.send().await.and_then(reqwest::Response::error_for_status);
-//! #         let body: serde_json::Value = reply.map_err(VerifyError::unavailable)?.json().await.map_err(VerifyError::unavailable)?;
-//! #         Ok(match body["is_valid"].as_bool() {
-//! #             Some(true) => Verification::of_organization(tower_orgkey::OrgCode::new(body["org_code"].as_str().unwrap()).unwrap()),
-//! #             _ => Verification::refused(),
-//! #         })
-//! #     }
-//! # });
+//! // Your application, told of the emulator where in production it is told of Kinde. Over TLS it is also told of the root:
+//! // `.add_root_certificate_pem(emulator.root_certificate_pem()…)`.
+//! let verifier = KindeVerifier::builder(emulator.issuer_url())
+//!     .client_credentials(emulator.client_id(), emulator.client_secret())
+//!     .build()?;
 //! let app: Router = Router::new()
 //!     .route("/", get(|org: OrgContext| async move { org.org_code().to_string() }))
 //!     .route_layer(ApiKeyLayer::new(verifier));
@@ -57,6 +45,8 @@
 //! assert!(emulator.calls().verify.faulted > 0);
 //! # Ok(()) }
 //! ```
+//!
+//! The example `testing_your_app` has the same as a set of tests, with a clock that they move.
 //!
 //! # What can be switched
 //!
