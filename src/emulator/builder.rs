@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::{Guard, KindeEmulator};
-use super::issuer::{Issuer, RejectedAs, VerifyAccess};
+use super::issuer::{Issuer, VerifyAccess};
 use super::keys::Keys;
+use super::replies::RejectedAs;
 use super::server::{self, Shared};
 use super::tls::{self, CertificateSpec};
 use super::tokens::Application;

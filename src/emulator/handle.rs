@@ -12,8 +12,9 @@ use super::builder::KindeEmulatorBuilder;
 use super::calls::{Calls, SeenRequest};
 use super::endpoint::{Endpoint, Endpoints};
 use super::fault::Fault;
-use super::issuer::{RejectedAs, VerifyAccess};
+use super::issuer::VerifyAccess;
 use super::keys::{IssuedKey, KeySpec, KeyStatus};
+use super::replies::RejectedAs;
 use super::server::{Mode, Shared};
 
 /// A Kinde-compatible issuer on a socket of its own.
