@@ -30,6 +30,13 @@ pub(crate) struct Question {
     pub(crate) peer: Option<u64>,
 }
 
+/// What comes of asking for a flight.
+enum Boarding {
+    Flight(Arc<Flight>),
+    /// None is needed any more.
+    AtHand(Settled),
+}
+
 impl Cache {
     /// Begins a refresh behind a request that is served already.
     pub(crate) fn refresh(self: &Arc<Self>, key: ApiKey, entry: &Arc<Entry>) {
@@ -54,7 +61,8 @@ impl Cache {
         let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
         let cannot_tell = loop {
             let flight = match self.board(&question, false) {
-                Ok(flight) => flight,
+                Ok(Boarding::Flight(flight)) => flight,
+                Ok(Boarding::AtHand(settled)) => return settled,
                 Err(cannot_tell) => break cannot_tell,
             };
             let Ok(landing) = tokio::time::timeout_at(deadline, flight.landed()).await else {
@@ -96,19 +104,36 @@ impl Cache {
         }
     }
 
+    /// What has landed since the question was asked, if it answers it.
+    fn at_hand(&self, question: &Question, now: Tick) -> Option<Settled> {
+        match self.held(question.digest, question.oldest, now) {
+            Some(entry) => {
+                (entry.freshness(now) == Freshness::Fresh).then_some(Settled::Serve(entry, now))
+            }
+            None => self
+                .stands_refused(question.digest, now)
+                .then_some(Settled::Refused),
+        }
+    }
+
     /// The flight that will answer the question: one under way, or a new one if the issuer may be asked.
     fn board(
         self: &Arc<Self>,
         question: &Question,
         in_background: bool,
-    ) -> Result<Arc<Flight>, CannotTell> {
+    ) -> Result<Boarding, CannotTell> {
         let digest = question.digest;
         let mut shard = self.flights.shard(digest);
         if let Some(flight) = shard.boarding(digest, question.oldest) {
             self.coalesced.fetch_add(1, Ordering::Relaxed);
-            return Ok(flight);
+            return Ok(Boarding::Flight(flight));
         }
         let now = self.clock.now();
+        // A flight may have landed between this request's look-up and this line. Landings hold the shard's lock, so what
+        // is not there now is on no flight either, and one burst of requests is one call.
+        if let Some(settled) = self.at_hand(question, now) {
+            return Ok(Boarding::AtHand(settled));
+        }
         let asker = match self.held(digest, None, now) {
             Some(_) => Asker::Known { in_background },
             None if self.former.knows(digest, now) => Asker::Former,
@@ -126,6 +151,6 @@ impl Cache {
             digest,
         };
         tokio::spawn(airborne.fly(question.key.clone(), ticket));
-        Ok(flight)
+        Ok(Boarding::Flight(flight))
     }
 }
