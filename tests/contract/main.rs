@@ -1,0 +1,15 @@
+//! The contract of `tower::Service`, and what the public types promise by their traits.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod auto_traits;
+mod hostile;
+mod probe;
+mod readiness;
+
+const ONE: &str = "k_test_one_0123456789";
+const TWO: &str = "k_test_two_0123456789";
+const BAD: &str = "k_test_bad_0123456789";

@@ -1,0 +1,105 @@
+//! Services to stand behind the layer, called without a socket.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{Request, Response, StatusCode};
+use tower::{Layer, Service, ServiceExt};
+use tower_orgkey::{ApiKeyLayer, ApiKeyService, OrgContext, Rejection, RejectionKind};
+
+/// Answers with the organization and its scopes, and counts the calls that reach it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Handler(Arc<AtomicUsize>);
+
+impl Handler {
+    pub(crate) fn reached(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl<B> Service<Request<B>> for Handler {
+    type Response = Response<Bytes>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Bytes>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let body = match request.extensions().get::<OrgContext>() {
+            Some(org) => org.org_code().as_str().to_owned(),
+            None => String::new(),
+        };
+        let mut response = Response::new(Bytes::from(body));
+        if let Some(org) = request.extensions().get::<OrgContext>() {
+            response.extensions_mut().insert(org.clone());
+        }
+        std::future::ready(Ok(response))
+    }
+}
+
+pub(crate) type Api = ApiKeyService<Handler>;
+
+pub(crate) fn api(layer: &ApiKeyLayer) -> Api {
+    layer.layer(Handler::default())
+}
+
+pub(crate) fn request(key: &str) -> Request<()> {
+    Request::builder()
+        .header(AUTHORIZATION, format!("Bearer {key}"))
+        .body(())
+        .unwrap()
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The organization that the handler saw.
+    Passed(String),
+    Refused(RejectionKind),
+}
+
+impl Outcome {
+    pub(crate) fn of(response: &Response<Bytes>) -> Self {
+        match response.extensions().get::<Rejection>() {
+            None => {
+                assert_eq!(response.status(), StatusCode::OK);
+                Self::Passed(String::from_utf8(response.body().to_vec()).unwrap())
+            }
+            Some(rejection) => {
+                assert_eq!(response.status(), rejection.status());
+                assert!(response.extensions().get::<OrgContext>().is_none());
+                Self::Refused(rejection.kind())
+            }
+        }
+    }
+}
+
+pub(crate) fn passed(org: &str) -> Outcome {
+    Outcome::Passed(org.to_owned())
+}
+
+/// The answer to a request with this key.
+pub(crate) async fn answer<S>(api: &S, key: &str) -> Response<Bytes>
+where
+    S: Service<Request<()>, Response = Response<Bytes>, Error = Infallible> + Clone,
+{
+    match api.clone().oneshot(request(key)).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// What becomes of a request with this key.
+pub(crate) async fn outcome<S>(api: &S, key: &str) -> Outcome
+where
+    S: Service<Request<()>, Response = Response<Bytes>, Error = Infallible> + Clone,
+{
+    Outcome::of(&answer(api, key).await)
+}
