@@ -51,8 +51,14 @@ async fn fault_57_who_waits_for_a_silent_issuer_holds_no_permit() {
     assert_eq!(call(&service, ONE).await.unwrap(), 200);
     let strangers: Vec<_> = (0..10)
         .map(|_| {
-            let service = service.clone();
-            tokio::spawn(async move { call(&service, SILENT).await.unwrap() })
+            let mut service = service.clone();
+            tokio::spawn(async move {
+                let ready = ServiceExt::<Request<()>>::ready(&mut service).await;
+                let response = ready.unwrap().call(request(SILENT)).await.unwrap();
+                // Kept until here, as a connection keeps its service: whatever it held, it held all the time.
+                drop(service);
+                response.status()
+            })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(10)).await;
