@@ -1,0 +1,15 @@
+//! The issuer's trouble, in paused time: what callers see, and what the issuer is asked meanwhile.
+//!
+//! Tests named `fault_…` carry the number of their row in `tests/FAULTS.md`; each asserts that its fault was injected.
+
+mod ages;
+mod dead_issuer;
+mod handle;
+mod junk;
+mod kit;
+mod max_age;
+mod pressure;
+mod revoked;
+mod shutdown;
+mod throttled;
+mod until_invalid;

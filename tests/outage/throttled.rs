@@ -1,0 +1,150 @@
+//! An issuer that answers 429.
+
+use std::time::Duration;
+
+use tower_orgkey::BreakerState;
+
+use crate::kit::{App, HARD, Mood, Outcome, SOFT, millis, pass, secs};
+
+const KNOWN: &str = "known-key";
+
+#[tokio::test(start_paused = true)]
+async fn fault_08_a_429_pauses_all_calls_for_as_long_as_it_says_beyond_a_trickle() {
+    let app = App::new().knowing(&[KNOWN]).await;
+    app.issuer.issue("new-key-0");
+    app.issuer.is(Mood::TooMany(Some(secs(30))));
+    assert_eq!(app.get("new-key-0").await.is_unavailable(), 30);
+    assert_eq!(app.issuer.faults(), 1, "a 429 is not worth a retry");
+    let paused = app.now();
+    assert_eq!(app.handle.upstream().paused_for, Some(secs(30)));
+
+    app.issuer.is(Mood::Answers);
+    assert_eq!(app.get_now("stranger-0").is_unavailable(), 30);
+    app.clock.jump(SOFT);
+    // The pause is over by now; so is the soft TTL.
+    app.issuer.is(Mood::TooMany(Some(secs(30))));
+    assert_eq!(app.get_now(KNOWN).status, 200);
+    pass(millis(1)).await;
+    assert_eq!(app.issuer.faults(), 2, "a refresh is answered 429 as well");
+    let again = app.now();
+    assert!(again - paused >= SOFT);
+    let mut trickled = 0;
+    while app.now() < again + secs(29) {
+        assert_eq!(app.get(KNOWN).await.status, 200);
+        let stranger = app.get(&format!("stranger-{}", app.now().as_secs())).await;
+        let left = (again + secs(30)).saturating_sub(app.now()).as_secs_f64();
+        if app.issuer.faults() > 2 + trickled {
+            trickled += 1;
+        } else {
+            let said = f64::from(u32::try_from(stranger.is_unavailable()).unwrap());
+            assert!(said >= left, "{said} of {left}");
+        }
+        pass(secs(1)).await;
+    }
+    assert!((2..=3).contains(&trickled), "{trickled}");
+    assert!(
+        app.issuer
+            .logged(|call| call.known && call.at > again)
+            .is_empty(),
+        "the trickle is for unknown keys"
+    );
+    assert_eq!(app.handle.upstream().breaker, BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_08_any_number_of_429s_opens_no_breaker() {
+    let app = App::new().knowing(&[KNOWN]).await;
+    app.issuer.is(Mood::TooMany(Some(secs(1))));
+    let verified = app.now();
+    while app.now() < verified + HARD - secs(10) {
+        app.get(&format!("stranger-{}", app.now().as_secs())).await.is_unavailable();
+        assert_eq!(app.handle.upstream().breaker, BreakerState::Closed);
+        assert_eq!(app.get(KNOWN).await.status, 200);
+        pass(secs(1)).await;
+    }
+    assert!(app.issuer.faults() >= 400, "{}", app.issuer.faults());
+    app.issuer.is(Mood::Answers);
+    app.issuer.issue("new-key-0");
+    pass(secs(2)).await;
+    assert_eq!(app.get("new-key-0").await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_09_a_429_without_a_sensible_wait_backs_off_on_its_own_up_to_a_minute() {
+    for (said, pauses) in [
+        (None, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (Some(Duration::ZERO), [1, 2, 4, 8, 16, 32, 60, 60]),
+        (Some(Duration::MAX), [60; 8]),
+        (Some(secs(10_000_000_000)), [60; 8]),
+        (Some(secs(61)), [60; 8]),
+    ] {
+        let app = App::new().knowing(&[KNOWN]).await;
+        app.issuer.is(Mood::TooMany(said));
+        for (n, pause) in pauses.into_iter().enumerate() {
+            let stranger = app.get(&format!("stranger-{n}")).await;
+            assert_eq!(stranger.is_unavailable(), pause, "{said:?}, {n}");
+            assert_eq!(app.issuer.faults(), n + 1);
+            assert_eq!(app.get(KNOWN).await.status, 200);
+            app.clock.jump(secs(pause));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_lowers_the_rate_which_rises_again_and_never_above_what_was_set() {
+    const LIMIT: u32 = 40;
+
+    let app = App::with(|builder| builder.max_calls_per_second(LIMIT));
+    assert_eq!(
+        app.handle.upstream().calls_per_second,
+        Some(f64::from(LIMIT))
+    );
+    let mut strangers = 0;
+    let mut ask = |app: &App| {
+        for _ in 0..5 {
+            strangers += 1;
+            let secret = format!("new-key-{strangers:06}");
+            app.issuer.issue(&secret);
+            drop(app.begin(&secret));
+        }
+    };
+    for _ in 0..50 {
+        ask(&app);
+        pass(millis(100)).await;
+    }
+    assert!(app.issuer.most_in_a_second(Duration::ZERO) <= LIMIT as usize + 1);
+    app.issuer.is(Mood::TooMany(Some(secs(2))));
+    ask(&app);
+    pass(millis(100)).await;
+    assert!(app.issuer.faults() >= 1);
+    let faults = app.issuer.faults();
+    app.issuer.is(Mood::Answers);
+    assert_eq!(
+        app.handle.upstream().calls_per_second,
+        Some(f64::from(LIMIT) / 2.0)
+    );
+    pass(secs(2)).await;
+    let resumed = app.now();
+    let mut rates = Vec::new();
+    for _ in 0..200 {
+        ask(&app);
+        rates.push(app.handle.upstream().calls_per_second.unwrap());
+        pass(millis(100)).await;
+    }
+    assert_eq!(app.issuer.faults(), faults);
+    assert!(rates.is_sorted(), "{rates:?}");
+    assert_eq!(rates.last(), Some(&f64::from(LIMIT)));
+    let first_second = app
+        .issuer
+        .logged(|call| call.at >= resumed && call.at < resumed + secs(1))
+        .len();
+    assert!(first_second <= 23, "{first_second}");
+    let most = app.issuer.most_in_a_second(resumed);
+    assert!(most <= LIMIT as usize + 1, "{most}");
+    assert!(
+        app.issuer
+            .logged(|call| call.outcome == Outcome::Yes && call.at >= resumed)
+            .len()
+            >= 400
+    );
+}

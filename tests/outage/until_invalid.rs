@@ -1,0 +1,220 @@
+//! Row 58: what goes on for long ends with its key.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinHandle;
+use tower_orgkey::{KeyId, OrgCode};
+
+use crate::kit::{App, HARD, Mood, SOFT, key, millis, pass, secs};
+
+const KEY: &str = "the-key-0";
+
+/// A stream that its key's request opened.
+async fn open(app: &App) -> JoinHandle<()> {
+    let org = app.get(KEY).await.org.unwrap();
+    let stream = tokio::spawn(org.until_invalid());
+    pass(millis(1)).await;
+    assert!(!stream.is_finished());
+    stream
+}
+
+async fn app() -> App {
+    App::new().knowing(&[KEY]).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
+    type Decree = fn(&App);
+    let decrees: [Decree; 7] = [
+        |app| app.handle.block_key(&key(KEY)).unwrap(),
+        |app| {
+            let id = KeyId::from_static("id_the-key-0");
+            app.handle.block_key_id(&id).unwrap();
+        },
+        |app| app.handle.block_org(&OrgCode::from_static("org_1")).unwrap(),
+        |app| app.handle.invalidate_key(&key(KEY)),
+        |app| app.handle.invalidate_key_id(&KeyId::from_static("id_the-key-0")),
+        |app| app.handle.invalidate_org(&OrgCode::from_static("org_1")),
+        |app| app.handle.invalidate_all(),
+    ];
+    for decree in decrees {
+        let app = app().await;
+        app.issuer.issue_as("bystander", "org_2", "id_2");
+        let stream = open(&app).await;
+        // Decrees about others are none of its business.
+        app.handle.block_key(&key("bystander")).unwrap();
+        app.handle.invalidate_org(&OrgCode::from_static("org_2"));
+        pass(millis(1)).await;
+        assert!(!stream.is_finished());
+        decree(&app);
+        let decreed = app.now();
+        stream.await.unwrap();
+        assert_eq!(app.now(), decreed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_block_ends_a_thousand_streams() {
+    let app = app().await;
+    let org = app.get(KEY).await.org.unwrap();
+    let streams: Vec<_> = (0..1_000).map(|_| tokio::spawn(org.until_invalid())).collect();
+    pass(millis(1)).await;
+    app.handle.block_org(&OrgCode::from_static("org_1")).unwrap();
+    let decreed = app.now();
+    for stream in streams {
+        stream.await.unwrap();
+    }
+    assert_eq!(app.now(), decreed);
+    // One that is opened on old facts ends before it begins.
+    org.until_invalid().await;
+    assert_eq!(app.now(), decreed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_refusal_anew_ends_a_stream() {
+    let app = app().await;
+    let stream = open(&app).await;
+    app.issuer.revoke(KEY);
+    pass(SOFT).await;
+    assert!(!stream.is_finished(), "nothing has asked yet");
+    assert_eq!(app.get_now(KEY).status, 200);
+    let asked = app.now();
+    stream.await.unwrap();
+    assert!(app.now() - asked <= millis(25), "{:?}", app.now() - asked);
+    assert_eq!(app.issuer.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_doubtful_refusal_ends_a_stream_when_it_is_confirmed() {
+    let app = app().await;
+    let stream = open(&app).await;
+    app.issuer.is(Mood::BadRequest);
+    pass(SOFT).await;
+    app.get_now(KEY);
+    pass(secs(1)).await;
+    assert_eq!(app.issuer.calls(), 2);
+    assert!(!stream.is_finished());
+    assert_eq!(app.get_now(KEY).status, 200);
+    app.issuer.is(Mood::Answers);
+    app.issuer.issue("other-key");
+    assert_eq!(app.get("other-key").await.status, 200);
+    let confirmed = app.now();
+    stream.await.unwrap();
+    assert_eq!(app.now(), confirmed);
+    assert_eq!(app.get_now(KEY).status, 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_the_hard_ttl_ends_a_stream_and_nothing_does_before() {
+    for mood in [Mood::Answers, Mood::Fails] {
+        let app = app().await;
+        let verified = app.issuer.logged(|_| true)[0].at;
+        let stream = open(&app).await;
+        app.issuer.is(mood);
+        pass(verified + HARD - millis(5) - app.now()).await;
+        assert!(!stream.is_finished());
+        stream.await.unwrap();
+        let late = app.now() - (verified + HARD);
+        assert!(late <= millis(2), "{late:?}");
+        assert_eq!(
+            app.issuer.calls(),
+            1,
+            "nothing is asked on behalf of a stream"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_machine_that_slept_ends_a_stream_within_ten_seconds_of_waking() {
+    let app = app().await;
+    let stream = open(&app).await;
+    app.clock.jump(secs(3_600));
+    let woke = app.now();
+    stream.await.unwrap();
+    assert!(app.now() - woke <= secs(10) + millis(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_the_expiry_of_the_key_ends_a_stream() {
+    let app = App::new();
+    app.issuer.issue(KEY);
+    // Half a second in hand: the wall clock is not paused.
+    app.issuer.change(KEY, |key| {
+        key.expires_at = Some(SystemTime::now() + secs(30));
+    });
+    let stream = open(&app).await;
+    let opened = app.now();
+    pass(secs(25)).await;
+    assert!(!stream.is_finished());
+    stream.await.unwrap();
+    assert!(app.now() - opened <= secs(31));
+    assert_eq!(app.get_now(KEY).status, 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_stream_lives_as_long_as_its_key_is_refreshed() {
+    let app = app().await;
+    let stream = open(&app).await;
+    let opened = app.now();
+    while app.now() < opened + secs(4 * 900) {
+        assert_eq!(app.get(KEY).await.status, 200);
+        pass(secs(30)).await;
+        assert!(!stream.is_finished());
+    }
+    assert!(app.issuer.calls() >= 40);
+    let last = app.issuer.logged(|_| true).last().unwrap().at;
+    stream.await.unwrap();
+    let end = app.now() - last;
+    assert!(end >= HARD && end <= HARD + millis(2), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_eviction_for_want_of_room_ends_no_stream() {
+    let app = App::with(|builder| builder.capacity(10)).knowing(&[KEY]).await;
+    let verified = app.issuer.logged(|_| true)[0].at;
+    let stream = open(&app).await;
+    for n in 0..500 {
+        let secret = format!("other-{n:05}");
+        app.issuer.issue(&secret);
+        assert_eq!(app.get(&secret).await.status, 200);
+        // Used often, so that the policy prefers them.
+        for _ in 0..200 {
+            drop(app.try_now(&secret));
+            app.clock.jump(Duration::from_nanos(1));
+        }
+    }
+    assert!(
+        app.handle.stats().evictions >= 400,
+        "{:?}",
+        app.handle.stats()
+    );
+    let calls = app.issuer.calls_for(KEY);
+    assert!(app.try_now(KEY).is_none(), "the key is still held");
+    assert!(!stream.is_finished());
+    pass(secs(1)).await;
+    assert_eq!(app.issuer.calls_for(KEY), calls + 1);
+    // Back again, its youngest facts are what counts.
+    pass(verified + HARD - app.now()).await;
+    assert!(!stream.is_finished());
+    app.handle.block_key(&key(KEY)).unwrap();
+    stream.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_key_that_changed_hands_ends_the_streams_of_its_former_owner() {
+    type Change = fn(&mut crate::kit::Key);
+    let changes: [Change; 2] = [
+        |key| key.org = "org_2".to_owned(),
+        |key| key.user = Some("kp_1".to_owned()),
+    ];
+    for change in changes {
+        let app = app().await;
+        let stream = open(&app).await;
+        app.issuer.change(KEY, change);
+        pass(SOFT).await;
+        app.get_now(KEY);
+        let asked = app.now();
+        stream.await.unwrap();
+        assert!(app.now() - asked <= millis(25), "{:?}", app.now() - asked);
+    }
+}
