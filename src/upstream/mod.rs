@@ -310,9 +310,10 @@ impl Gate {
         let mut inside = self.lock();
         let place = inside.room.enter(asker, now, patience)?;
         if matches!(place, Place::Waiting(_)) {
-            self.call_up(&mut inside, now);
+            self.call_up(inside, now);
+        } else {
+            telemetry::occupied(inside.room.calls(), inside.room.waiting());
         }
-        telemetry::occupied(inside.room.calls(), inside.room.waiting());
         Ok(place)
     }
 
@@ -333,16 +334,18 @@ impl Gate {
     }
 
     /// Lets go whoever may, and sees to it that the clock is watched while time alone holds the next one back.
-    fn call_up(self: &Arc<Self>, inside: &mut Inside, now: Tick) {
-        let Next::In(wait) = inside.room.call_up(now) else {
-            return;
-        };
+    fn call_up(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>, now: Tick) {
+        let next = inside.room.call_up(now);
+        telemetry::occupied(inside.room.calls(), inside.room.waiting());
+        let Next::In(wait) = next else { return };
         if inside.is_watched {
             return;
         }
         // Without a runtime nobody can be waiting.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             inside.is_watched = true;
+            // A runtime that shuts down drops the watch at once, on this very thread, and the watch then takes the lock.
+            drop(inside);
             let watch = Watch {
                 gate: Arc::clone(self),
                 is_on_duty: true,
@@ -399,8 +402,7 @@ impl Drop for Permit {
         let now = self.gate.clock.now();
         let mut inside = self.gate.lock();
         inside.room.end(self.asker, self.is_refusal);
-        self.gate.call_up(&mut inside, now);
-        telemetry::occupied(inside.room.calls(), inside.room.waiting());
+        self.gate.call_up(inside, now);
     }
 }
 
