@@ -34,7 +34,9 @@ impl Cache {
         shard.remove(digest, flight);
         if !flight.has_landed() {
             let landing = match outcome {
-                Outcome::Yes(facts, sent_at) => self.accept(flight, digest, facts, sent_at, now),
+                Outcome::Yes(facts, sent_at) => {
+                    self.accept(&mut shard, flight, digest, facts, sent_at, now)
+                }
                 Outcome::No(refusal, sent_at) => {
                     self.refuse(&mut shard, flight, digest, refusal, sent_at, now)
                 }
@@ -94,6 +96,7 @@ impl Cache {
 
     fn accept(
         &self,
+        shard: &mut Shard,
         flight: &Flight,
         digest: KeyDigest,
         facts: Facts,
@@ -114,8 +117,8 @@ impl Cache {
             return Landing::Grounded;
         }
         if entry.freshness(now) == Freshness::Expired {
-            self.refusals.note(digest, flight.began, now);
-            return Landing::No;
+            // A key that is over is as good as refused, older facts that knew of no end included.
+            return self.refuse(shard, flight, digest, Refusal::Definitive, sent_at, now);
         }
         let is_newest = self
             .store
