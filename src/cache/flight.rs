@@ -53,11 +53,11 @@ impl Flight {
         self.sent_at.store(at.0.max(1), Ordering::Release);
     }
 
-    /// Whether its answer will be from a call sent at this time or later.
-    fn is_sent_since(&self, oldest: Tick) -> bool {
+    /// Whether its answer will be from a call sent after this time.
+    fn is_sent_after(&self, oldest: Tick) -> bool {
         match self.sent_at.load(Ordering::Acquire) {
             0 => true,
-            sent => sent >= oldest.0,
+            sent => sent > oldest.0,
         }
     }
 
@@ -127,7 +127,7 @@ impl Shard {
     pub(crate) fn boarding(&self, digest: KeyDigest, oldest: Option<Tick>) -> Option<Arc<Flight>> {
         let flight = self.0.get(&digest)?.last()?;
         let suits =
-            !flight.has_landed() && oldest.is_none_or(|oldest| flight.is_sent_since(oldest));
+            !flight.has_landed() && oldest.is_none_or(|oldest| flight.is_sent_after(oldest));
         suits.then(|| Arc::clone(flight))
     }
 

@@ -118,7 +118,7 @@ impl Cache {
         self.secret.digest(key)
     }
 
-    /// What is held of a key, by an answer no older than `oldest`.
+    /// What is held of a key, by an answer younger than `oldest`.
     pub(crate) fn look(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Look {
         let (look, found) = match self.store.get(digest, now) {
             Some(entry) => self.look_at(entry, oldest, now),
@@ -149,7 +149,9 @@ impl Cache {
                 self.retire(&entry);
                 (Look::Ask, Found::Nothing)
             }
-            _ if oldest.is_some_and(|oldest| entry.sent_at < oldest) => (Look::Ask, Found::Nothing),
+            _ if oldest.is_some_and(|oldest| entry.sent_at <= oldest) => {
+                (Look::Ask, Found::Nothing)
+            }
             Freshness::Fresh => (Look::Serve(entry), Found::Fresh),
             Freshness::Stale
                 if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
@@ -180,7 +182,7 @@ impl Cache {
         let entry = self.store.get(digest, now)?;
         let may_serve = self.rules.on(&entry) == Ruling::Clear
             && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
-            && oldest.is_none_or(|oldest| entry.sent_at >= oldest);
+            && oldest.is_none_or(|oldest| entry.sent_at > oldest);
         may_serve.then_some(entry)
     }
 

@@ -25,7 +25,7 @@ pub(crate) enum Settled {
 pub(crate) struct Question {
     pub(crate) key: ApiKey,
     pub(crate) digest: KeyDigest,
-    /// Only facts from a call sent at this time or later will do.
+    /// Only facts from a call sent after this time will do, and those of a call that is sent for this very question.
     pub(crate) oldest: Option<Tick>,
     pub(crate) peer: Option<u64>,
 }
