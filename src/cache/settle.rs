@@ -125,7 +125,9 @@ impl Cache {
         let digest = question.digest;
         let mut shard = self.flights.shard(digest);
         if let Some(flight) = shard.boarding(digest, question.oldest) {
-            self.coalesced.fetch_add(1, Ordering::Relaxed);
+            if !in_background {
+                self.coalesced.fetch_add(1, Ordering::Relaxed);
+            }
             return Ok(Boarding::Flight(flight));
         }
         let now = self.clock.now();
