@@ -111,8 +111,9 @@ impl Room {
             self.go(asker, now);
             return Ok(Place::Called);
         }
-        if self.waiting() >= MAX_WAITING && !self.make_room(asker, patience) {
-            return Err(CannotTell::unavailable(self.wait_of_a_newcomer(patience)));
+        if self.waiting() >= MAX_WAITING && !self.make_room(asker, now, patience) {
+            let wait = self.wait_of_a_newcomer(now, patience);
+            return Err(CannotTell::unavailable(wait));
         }
         let (word, place) = oneshot::channel();
         match asker {
@@ -234,7 +235,7 @@ impl Room {
     }
 
     /// Sends away one that stands behind where this one would stand.
-    fn make_room(&mut self, asker: Asker, patience: Duration) -> bool {
+    fn make_room(&mut self, asker: Asker, now: Tick, patience: Duration) -> bool {
         self.forget_the_gone();
         if self.waiting() < MAX_WAITING {
             return true;
@@ -252,7 +253,7 @@ impl Room {
                 .or_else(|| self.former.pop_back()),
         };
         let Some(word) = sent_away else { return false };
-        let wait = self.wait_of_a_newcomer(patience);
+        let wait = self.wait_of_a_newcomer(now, patience);
         let _gone = word.send(Err(CannotTell::unavailable(wait)));
         true
     }
@@ -263,13 +264,14 @@ impl Room {
         self.strangers.retain(|word| !word.is_closed());
     }
 
-    /// An honest guess: the unknown keys that wait go at the pace of the budget.
+    /// An honest guess: the unknown keys that wait go at the pace of the budget, and all of them at that of the throttle.
     #[allow(clippy::cast_precision_loss)] // A few hundred.
-    fn wait_of_a_newcomer(&self, patience: Duration) -> Duration {
+    fn wait_of_a_newcomer(&mut self, now: Tick, patience: Duration) -> Duration {
         let unknown = self.former.len() + self.strangers.len;
-        patience.max(Duration::from_secs_f64(
-            unknown as f64 / REFUSALS_PER_SECOND,
-        ))
+        let by_budget = unknown as f64 / REFUSALS_PER_SECOND;
+        let rate = self.throttle.rate(now);
+        let by_rate = rate.map_or(0.0, |rate| self.waiting() as f64 / rate);
+        patience.max(Duration::from_secs_f64(by_budget.max(by_rate)))
     }
 }
 
