@@ -84,6 +84,11 @@ impl Entry {
         }
     }
 
+    /// Whether both speak of the same caller.
+    pub(super) fn has_owner_of(&self, other: &Self) -> bool {
+        self.facts.org == other.facts.org && self.facts.user == other.facts.user
+    }
+
     pub(crate) fn fresh_until(&self) -> Tick {
         Tick(self.sent_at.0.saturating_add(self.soft))
     }

@@ -120,14 +120,14 @@ impl Cache {
             // A key that is over is as good as refused, older facts that knew of no end included.
             return self.refuse(shard, flight, digest, Refusal::Definitive, sent_at, now);
         }
-        let is_newest = self
-            .store
-            .get(digest, now)
-            .is_none_or(|held| held.sent_at <= sent_at);
-        if is_newest {
+        let held = self.store.get(digest, now);
+        if held.as_ref().is_none_or(|held| held.sent_at <= sent_at) {
             self.store.insert(Arc::clone(&entry));
             self.refusals.forget(digest);
             self.former.forget(digest);
+            if held.is_some_and(|held| !held.has_owner_of(&entry)) {
+                self.rules.wake();
+            }
         }
         Landing::Yes(entry)
     }

@@ -206,12 +206,14 @@ impl Cache {
             let mut changed = pin!(self.rules.changed());
             changed.as_mut().enable();
             let now = self.clock.now();
-            // A refresh has brought younger facts: it is their end that counts, if they are about the same caller.
-            if let Some(held) = self.held(entry.digest, None, now)
-                && held.facts.org == entry.facts.org
-                && held.facts.user == entry.facts.user
-            {
-                entry = held;
+            if let Some(held) = self.held(entry.digest, None, now) {
+                if held.has_owner_of(&entry) {
+                    // A refresh has brought younger facts: it is their end that counts.
+                    entry = held;
+                } else if held.sent_at > entry.sent_at {
+                    // The key is another's by now.
+                    return;
+                }
             }
             let is_over = self.rules.on(&entry) != Ruling::Clear
                 || matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
