@@ -286,6 +286,7 @@ impl Upstream {
         let now = self.clock.now();
         let breaker = self.breaker.state(now);
         let mut inside = self.gate.lock();
+        inside.room.forget_the_gone();
         UpstreamState {
             breaker,
             paused_for: inside.room.throttle.pause(now),

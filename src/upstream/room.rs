@@ -258,7 +258,8 @@ impl Room {
         true
     }
 
-    fn forget_the_gone(&mut self) {
+    /// Those who stopped waiting leave their places empty until somebody looks.
+    pub(super) fn forget_the_gone(&mut self) {
         self.known.retain(|word| !word.is_closed());
         self.former.retain(|word| !word.is_closed());
         self.strangers.retain(|word| !word.is_closed());
