@@ -7,7 +7,8 @@ use crate::kit::{App, HARD, Mood, SOFT, millis, pass, secs};
 const KNOWN: &str = "known-key";
 
 #[tokio::test(start_paused = true)]
-async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_however_rarely_used() {
+async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_however_rarely_used()
+{
     const LATENCY: Duration = millis(900);
     const UNTIL: Duration = secs(2_000);
 
@@ -78,7 +79,9 @@ async fn facts_are_served_to_the_hard_ttl_and_not_a_millisecond_longer_however_t
         assert!(app.issuer.faults() >= 3, "{mood:?}");
         // The last seconds; a silent issuer is behind its breaker then, so that nothing has to wait.
         app.jump_to(verified + HARD - secs(3));
-        let strangers: Vec<_> = (0..6).map(|n| app.begin(&format!("stranger-{n}"))).collect();
+        let strangers: Vec<_> = (0..6)
+            .map(|n| app.begin(&format!("stranger-{n}")))
+            .collect();
         pass(millis(1_500)).await;
         app.jump_to(verified + HARD - millis(1));
         let last = app.get(KNOWN).await;
@@ -219,9 +222,17 @@ async fn a_refresh_that_failed_is_tried_again_a_twelfth_of_the_soft_ttl_later() 
         assert!(app.get_now(KNOWN).is_stale());
         pass(secs(1)).await;
     }
-    let at: Vec<_> = app.issuer.logged(|call| call.known).iter().map(|call| call.at).collect();
+    let at: Vec<_> = app
+        .issuer
+        .logged(|call| call.known)
+        .iter()
+        .map(|call| call.at)
+        .collect();
     assert!(at.len() >= 5, "{at:?}");
-    assert!(at.windows(2).all(|pair| pair[1] - pair[0] >= secs(5)), "{at:?}");
+    assert!(
+        at.windows(2).all(|pair| pair[1] - pair[0] >= secs(5)),
+        "{at:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,8 +250,9 @@ async fn a_key_that_nobody_uses_is_not_asked_about() {
 async fn fault_19b_a_key_that_a_refresh_finds_expired_is_refused_from_then_on() {
     let app = App::new().knowing(&[KNOWN]).await;
     // The facts held name no expiry; the issuer now says that the key is over.
-    app.issuer
-        .change(KNOWN, |key| key.expires_at = Some(std::time::SystemTime::UNIX_EPOCH));
+    app.issuer.change(KNOWN, |key| {
+        key.expires_at = Some(std::time::SystemTime::UNIX_EPOCH)
+    });
     pass(SOFT).await;
     assert_eq!(app.get_now(KNOWN).status, 200);
     pass(millis(30)).await;

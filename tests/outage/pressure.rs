@@ -24,7 +24,10 @@ async fn sixty_four_calls_at_once_a_quarter_kept_for_known_keys_and_256_may_wait
     let upstream = app.handle.upstream();
     assert_eq!((upstream.in_flight, upstream.waiting), (48, 256));
     assert_eq!(app.issuer.under_way(), 48);
-    let sent_away = strangers.iter().filter(|caller| caller.is_finished()).count();
+    let sent_away = strangers
+        .iter()
+        .filter(|caller| caller.is_finished())
+        .count();
     assert_eq!(sent_away, 400 - 48 - 256);
 
     for key in &known {
@@ -91,7 +94,9 @@ async fn breaker_probes_go_one_at_a_time_however_many_ask() {
             Mood::Fails
         });
         round += 1;
-        let callers: Vec<_> = (0..300).map(|n| app.begin(&format!("new-key-{n}"))).collect();
+        let callers: Vec<_> = (0..300)
+            .map(|n| app.begin(&format!("new-key-{n}")))
+            .collect();
         for caller in callers {
             caller.await.unwrap().is_unavailable();
         }
@@ -138,7 +143,9 @@ async fn a_503_says_when_to_come_back_for_each_reason() {
     // Those who waited when it began hear of it.
     let app = App::with(|builder| builder.max_calls_per_second(1));
     app.issuer.is(Mood::TooMany(Some(secs(42))));
-    let waiting: Vec<_> = (0..9).map(|n| app.begin(&format!("stranger-{n}"))).collect();
+    let waiting: Vec<_> = (0..9)
+        .map(|n| app.begin(&format!("stranger-{n}")))
+        .collect();
     for waiting in waiting {
         let answer = waiting.await.unwrap();
         assert_eq!((answer.is_unavailable(), answer.took), (42, Duration::ZERO));
@@ -244,7 +251,10 @@ async fn the_state_can_be_read_for_a_readiness_probe() {
     let app = App::new();
     let upstream = app.handle.upstream();
     assert_eq!(upstream.breaker, BreakerState::Closed);
-    assert_eq!((upstream.paused_for, upstream.calls_per_second), (None, None));
+    assert_eq!(
+        (upstream.paused_for, upstream.calls_per_second),
+        (None, None)
+    );
     assert_eq!((upstream.in_flight, upstream.waiting), (0, 0));
     app.open_breaker().await;
     let BreakerState::Open { remaining } = app.handle.upstream().breaker else {

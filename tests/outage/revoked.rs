@@ -8,7 +8,10 @@ async fn fault_21_a_no_about_a_known_key_counts_at_once_and_evicts_it() {
     app.issuer.revoke("known-key");
     pass(2 * SOFT).await;
     assert_eq!(app.get("known-key").await.status, 401);
-    assert_eq!(app.issuer.logged(|call| call.outcome == Outcome::No).len(), 1);
+    assert_eq!(
+        app.issuer.logged(|call| call.outcome == Outcome::No).len(),
+        1
+    );
     assert_eq!(app.handle.stats().entries, 0);
     app.issuer.is(Mood::Fails);
     assert_eq!(app.get_now("known-key").status, 401);
@@ -50,7 +53,7 @@ async fn fault_27b_a_rotated_key_loses_its_old_secret_in_time_and_keeps_its_new_
 
 #[tokio::test(start_paused = true)]
 async fn fault_27b_invalidating_the_id_after_a_rotation_takes_the_old_secret_and_leaves_the_new_one()
-{
+ {
     let app = App::new();
     app.issuer.issue_as("old-secret", "org_1", "id_1");
     assert_eq!(app.get("old-secret").await.status, 200);

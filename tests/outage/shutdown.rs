@@ -107,7 +107,10 @@ fn fault_55_a_runtime_that_ends_with_a_full_waiting_room_ends_at_once() {
                     pass(millis(10)).await;
                 }
                 let upstream = app.handle.upstream();
-                assert!(upstream.in_flight >= 1 && upstream.waiting >= 1, "{upstream:?}");
+                assert!(
+                    upstream.in_flight >= 1 && upstream.waiting >= 1,
+                    "{upstream:?}"
+                );
                 app
             });
             drop(first);

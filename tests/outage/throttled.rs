@@ -57,7 +57,9 @@ async fn fault_08_any_number_of_429s_opens_no_breaker() {
     app.issuer.is(Mood::TooMany(Some(secs(1))));
     let verified = app.now();
     while app.now() < verified + HARD - secs(10) {
-        app.get(&format!("stranger-{}", app.now().as_secs())).await.is_unavailable();
+        app.get(&format!("stranger-{}", app.now().as_secs()))
+            .await
+            .is_unavailable();
         assert_eq!(app.handle.upstream().breaker, BreakerState::Closed);
         assert_eq!(app.get(KNOWN).await.status, 200);
         pass(secs(1)).await;

@@ -31,9 +31,16 @@ async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
             let id = KeyId::from_static("id_the-key-0");
             app.handle.block_key_id(&id).unwrap();
         },
-        |app| app.handle.block_org(&OrgCode::from_static("org_1")).unwrap(),
+        |app| {
+            app.handle
+                .block_org(&OrgCode::from_static("org_1"))
+                .unwrap()
+        },
         |app| app.handle.invalidate_key(&key(KEY)),
-        |app| app.handle.invalidate_key_id(&KeyId::from_static("id_the-key-0")),
+        |app| {
+            app.handle
+                .invalidate_key_id(&KeyId::from_static("id_the-key-0"))
+        },
         |app| app.handle.invalidate_org(&OrgCode::from_static("org_1")),
         |app| app.handle.invalidate_all(),
     ];
@@ -57,9 +64,13 @@ async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
 async fn fault_58_a_block_ends_a_thousand_streams() {
     let app = app().await;
     let org = app.get(KEY).await.org.unwrap();
-    let streams: Vec<_> = (0..1_000).map(|_| tokio::spawn(org.until_invalid())).collect();
+    let streams: Vec<_> = (0..1_000)
+        .map(|_| tokio::spawn(org.until_invalid()))
+        .collect();
     pass(millis(1)).await;
-    app.handle.block_org(&OrgCode::from_static("org_1")).unwrap();
+    app.handle
+        .block_org(&OrgCode::from_static("org_1"))
+        .unwrap();
     let decreed = app.now();
     for stream in streams {
         stream.await.unwrap();
@@ -170,7 +181,9 @@ async fn fault_58_a_stream_lives_as_long_as_its_key_is_refreshed() {
 
 #[tokio::test(start_paused = true)]
 async fn fault_58_eviction_for_want_of_room_ends_no_stream() {
-    let app = App::with(|builder| builder.capacity(10)).knowing(&[KEY]).await;
+    let app = App::with(|builder| builder.capacity(10))
+        .knowing(&[KEY])
+        .await;
     let verified = app.issuer.logged(|_| true)[0].at;
     let stream = open(&app).await;
     for n in 0..500 {
