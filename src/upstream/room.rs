@@ -1,12 +1,15 @@
 //! The waiting room: who may call the issuer next, and how many at once.
 //!
 //! * 64 calls at once, of which a quarter is kept for known keys.
-//! * Known keys first, then keys that were good in the last day, then strangers, whose peers take turns.
+//! * Known keys and unknown ones take turns. Known ones have facts to live on meanwhile, so they may not keep the others out
+//!   for good: after a long outage, the refreshes of the few that are known would. Of the unknown, keys that were good in
+//!   the last day go first, then strangers, whose peers take turns.
 //! * Every refusal costs a token of the *budget of refusals*. A stranger's token is taken when the call begins and given
 //!   back if the issuer says yes or does not tell, so good keys alone are never slowed down. When junk has emptied the budget,
 //!   unknown keys go at the pace at which it fills.
-//! * 256 flights may wait. When the room is full, one that stands further behind makes room: a stranger for a former key,
-//!   the last of the longest row of strangers for a peer with a shorter one.
+//! * 256 flights may wait, and half of the places are kept for known keys, half for unknown ones. When the room is full, one
+//!   that stands further behind, or beyond its half, makes room: a stranger for a former key, the last of the longest row of
+//!   strangers for a peer with a shorter one.
 //!
 //! This is a state machine without a clock, a task or a lock of its own: it is told the time and says whom it lets go.
 
@@ -24,6 +27,8 @@ pub(super) const MAX_CALLS: usize = 64;
 /// Kept for known keys.
 pub(super) const RESERVE: usize = MAX_CALLS / 4;
 pub(super) const MAX_WAITING: usize = 256;
+/// Of the places, kept for known keys and for unknown ones alike.
+const HALF: usize = MAX_WAITING / 2;
 const REFUSAL_BURST: f64 = 500.0;
 const REFUSALS_PER_SECOND: f64 = 50.0;
 
@@ -35,6 +40,8 @@ pub(super) struct Room {
     known: VecDeque<oneshot::Sender<Word>>,
     former: VecDeque<oneshot::Sender<Word>>,
     strangers: Strangers,
+    /// Whose turn it is, if both wait.
+    is_turn_of_unknown: bool,
     calls_of_known: usize,
     calls_of_unknown: usize,
     refusals: Bucket,
@@ -74,6 +81,7 @@ impl Room {
             known: VecDeque::new(),
             former: VecDeque::new(),
             strangers: Strangers::default(),
+            is_turn_of_unknown: false,
             calls_of_known: 0,
             calls_of_unknown: 0,
             refusals: Bucket::new(REFUSAL_BURST, REFUSALS_PER_SECOND, now),
@@ -82,7 +90,11 @@ impl Room {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.known.len() + self.former.len() + self.strangers.len
+        self.known.len() + self.waiting_unknown()
+    }
+
+    fn waiting_unknown(&self) -> usize {
+        self.former.len() + self.strangers.len
     }
 
     pub(super) fn calls(&self) -> usize {
@@ -107,7 +119,7 @@ impl Room {
                 Err(CannotTell::unavailable(remaining))
             };
         }
-        if self.is_first(asker) && self.may_go(asker, now).is_ok() {
+        if self.is_first(asker, now) && self.may_go(asker, now).is_ok() {
             self.go(asker, now);
             return Ok(Place::Called);
         }
@@ -130,17 +142,20 @@ impl Room {
             return Next::Idle;
         }
         let mut next = Next::Idle;
-        while let Some(asker) = self.front() {
-            if let Err(wait) = self.may_go(asker, now) {
-                next = next.or(wait);
-                // The budget of refusals holds back unknown keys alone, and the reserve too; a known one was served before.
-                break;
-            }
+        loop {
+            let asker = match self.next_to_go(now) {
+                Ok(asker) => asker,
+                Err(wait) => {
+                    next = next.or(wait);
+                    break;
+                }
+            };
             let word = match asker {
                 Asker::Known { .. } => self.known.pop_front(),
                 Asker::Former => self.former.pop_front(),
                 Asker::Stranger { .. } => self.strangers.pop(),
             };
+            self.is_turn_of_unknown = asker.is_known();
             // One that has gone away meanwhile takes no slot.
             if let Some(word) = word
                 && !word.is_closed()
@@ -211,26 +226,48 @@ impl Room {
     }
 
     /// Whether nobody waits who goes before this one.
-    fn is_first(&self, asker: Asker) -> bool {
+    fn is_first(&mut self, asker: Asker, now: Tick) -> bool {
         match asker {
-            Asker::Known { .. } => self.known.is_empty(),
+            // The reserve and the budget hold back unknown keys alone, and a known one then passes them by.
+            Asker::Known { .. } => {
+                self.known.is_empty()
+                    && self
+                        .front_of_unknown()
+                        .is_none_or(|unknown| self.may_go(unknown, now).is_err())
+            }
             Asker::Former => self.known.is_empty() && self.former.is_empty(),
             Asker::Stranger { .. } => self.waiting() == 0,
         }
     }
 
-    fn front(&self) -> Option<Asker> {
-        if !self.known.is_empty() {
-            Some(Asker::Known {
-                in_background: true,
-            })
-        } else if !self.former.is_empty() {
-            Some(Asker::Former)
+    /// Who goes next. `Err` says how long time alone takes, if it does.
+    fn next_to_go(&mut self, now: Tick) -> Result<Asker, Option<Duration>> {
+        let mut fronts = [self.front_of_known(), self.front_of_unknown()];
+        if self.is_turn_of_unknown {
+            fronts.reverse();
+        }
+        let mut soonest: Option<Duration> = None;
+        for asker in fronts.into_iter().flatten() {
+            match self.may_go(asker, now) {
+                Ok(()) => return Ok(asker),
+                Err(wait) => soonest = soonest.into_iter().chain(wait).min(),
+            }
+        }
+        Err(soonest)
+    }
+
+    fn front_of_known(&self) -> Option<Asker> {
+        (!self.known.is_empty()).then_some(Asker::Known {
+            in_background: true,
+        })
+    }
+
+    fn front_of_unknown(&self) -> Option<Asker> {
+        if self.former.is_empty() {
+            let peer = self.strangers.turns.front();
+            peer.map(|&peer| Asker::Stranger { peer })
         } else {
-            self.strangers
-                .turns
-                .front()
-                .map(|&peer| Asker::Stranger { peer })
+            Some(Asker::Former)
         }
     }
 
@@ -240,17 +277,22 @@ impl Room {
         if self.waiting() < MAX_WAITING {
             return true;
         }
-        let sent_away = match asker {
-            // Only if that row is longer than the newcomer's own becomes.
-            Asker::Stranger { peer } => {
-                let own = self.strangers.row_of(peer) + 1;
-                self.strangers.pop_last_of_row_beyond(own)
+        let sent_away = if self.known.len() > HALF && !asker.is_known() {
+            self.known.pop_back()
+        } else {
+            match asker {
+                // Only if that row is longer than the newcomer's own becomes.
+                Asker::Stranger { peer } => {
+                    let own = self.strangers.row_of(peer) + 1;
+                    self.strangers.pop_last_of_row_beyond(own)
+                }
+                Asker::Former => self.strangers.pop_last_of_row_beyond(0),
+                Asker::Known { .. } if self.waiting_unknown() > HALF => self
+                    .strangers
+                    .pop_last_of_row_beyond(0)
+                    .or_else(|| self.former.pop_back()),
+                Asker::Known { .. } => None,
             }
-            Asker::Former => self.strangers.pop_last_of_row_beyond(0),
-            Asker::Known { .. } => self
-                .strangers
-                .pop_last_of_row_beyond(0)
-                .or_else(|| self.former.pop_back()),
         };
         let Some(word) = sent_away else { return false };
         let wait = self.wait_of_a_newcomer(now, patience);
@@ -268,8 +310,7 @@ impl Room {
     /// An honest guess: the unknown keys that wait go at the pace of the budget, and all of them at that of the throttle.
     #[allow(clippy::cast_precision_loss)] // A few hundred.
     fn wait_of_a_newcomer(&mut self, now: Tick, patience: Duration) -> Duration {
-        let unknown = self.former.len() + self.strangers.len;
-        let by_budget = unknown as f64 / REFUSALS_PER_SECOND;
+        let by_budget = self.waiting_unknown() as f64 / REFUSALS_PER_SECOND;
         let rate = self.throttle.rate(now);
         let by_rate = rate.map_or(0.0, |rate| self.waiting() as f64 / rate);
         patience.max(Duration::from_secs_f64(by_budget.max(by_rate)))
@@ -491,21 +532,49 @@ mod tests {
     }
 
     #[test]
-    fn known_keys_send_even_former_ones_away_and_are_sent_away_by_nobody() {
+    fn half_of_the_room_is_kept_for_known_keys_and_half_for_unknown_ones() {
         let mut room = with_empty_budget();
         for _ in 0..MAX_CALLS {
             assert!(matches!(enter(&mut room, KNOWN), Ok(Place::Called)));
         }
-        let _former: Vec<_> = (0..MAX_WAITING)
+        for (first, second) in [(Asker::Former, KNOWN), (KNOWN, Asker::Former)] {
+            let mut first: Vec<_> = (0..MAX_WAITING)
+                .map(|_| waits(enter(&mut room, first)))
+                .collect();
+            let second: Vec<_> = (0..HALF).map(|_| waits(enter(&mut room, second))).collect();
+            let sent_away = first
+                .iter_mut()
+                .filter_map(|place| place.try_recv().ok())
+                .filter(Result::is_err)
+                .count();
+            assert_eq!(sent_away, HALF);
+            for asker in [KNOWN, Asker::Former, stranger(9)] {
+                assert!(enter(&mut room, asker).is_err());
+            }
+            assert_eq!(room.waiting(), MAX_WAITING);
+            drop((first, second));
+            room.forget_the_gone();
+        }
+    }
+
+    #[test]
+    fn known_and_unknown_keys_take_turns_when_the_rate_holds_both_back() {
+        let mut room = Room::new(Some(10), at(0));
+        assert!(matches!(enter(&mut room, KNOWN), Ok(Place::Called)));
+        let mut known: Vec<_> = (0..20).map(|_| waits(enter(&mut room, KNOWN))).collect();
+        let mut former: Vec<_> = (0..20)
             .map(|_| waits(enter(&mut room, Asker::Former)))
             .collect();
-        let _known: Vec<_> = (0..MAX_WAITING)
-            .map(|_| waits(enter(&mut room, KNOWN)))
-            .collect();
-        for asker in [KNOWN, Asker::Former, stranger(9)] {
-            assert!(enter(&mut room, asker).is_err());
+        for tenth in 1..=10 {
+            room.call_up(at(100 * tenth));
         }
-        assert_eq!(room.waiting(), MAX_WAITING);
+        let gone = |places: &mut Vec<oneshot::Receiver<Word>>| {
+            places
+                .iter_mut()
+                .filter_map(|place| place.try_recv().ok())
+                .count()
+        };
+        assert_eq!((gone(&mut known), gone(&mut former)), (5, 5));
     }
 
     #[test]

@@ -205,6 +205,51 @@ async fn no_second_has_more_calls_than_were_set_whoever_asks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn known_keys_that_want_more_refreshes_than_the_rate_allows_do_not_keep_unknown_ones_out() {
+    const LIMIT: u32 = 20;
+    const KNOWN: usize = 2_000;
+
+    let app = App::with(|builder| builder.max_calls_per_second(LIMIT).hard_ttl(secs(3_600)));
+    let known: Vec<_> = (0..KNOWN).map(|n| format!("known-{n:06}")).collect();
+    for key in &known {
+        app.issuer.issue(key);
+        pass(millis(50)).await;
+        assert_eq!(app.get(key).await.status, 200);
+    }
+    // From the second minute on, all of them are past both soft TTLs: 2,000 want a call, and 20 a second get one.
+    pass(2 * SOFT).await;
+    let began = app.now();
+    let mut new = Vec::new();
+    for n in 0..600 {
+        for key in &known {
+            drop(app.try_now(key));
+        }
+        if n % 2 == 0 {
+            let secret = format!("new-key-{n}");
+            app.issuer.issue(&secret);
+            new.push(app.begin(&secret));
+        }
+        pass(millis(100)).await;
+    }
+    assert!(app.handle.upstream().waiting >= 128);
+    let mut passed = 0;
+    for new in new {
+        passed += usize::from(new.await.unwrap().status == 200);
+    }
+    assert!(passed >= 290, "{passed} of 300 new keys, five a second");
+    let refreshed = app
+        .issuer
+        .logged(|call| call.at >= began && call.known)
+        .len();
+    assert!(
+        refreshed >= 800,
+        "{refreshed} refreshes, of 20 calls a second"
+    );
+    let most = app.issuer.most_in_a_second(began);
+    assert!(most <= LIMIT as usize + 1, "{most}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn retries_count_against_the_calls_in_a_second() {
     const LIMIT: u32 = 20;
 
