@@ -13,7 +13,7 @@ async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_ho
     const UNTIL: Duration = secs(2_000);
 
     let mut longest = Duration::ZERO;
-    for interval in [1, 7, 30, 45, 59, 61, 80, 110, 119, 121, 300, 840, 1_000].map(secs) {
+    for interval in [1, 7, 30, 45, 59, 61, 80, 110, 119, 121, 130, 150, 300, 840].map(secs) {
         for phase in (0..60).step_by(7).map(secs) {
             let app = App::new();
             app.issuer.takes(LATENCY);
@@ -28,12 +28,12 @@ async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_ho
             let revoked = app.now();
             let mut accepted = revoked;
             while app.now() < revoked + UNTIL {
+                pass(interval).await;
                 let asked = app.now();
                 match app.get(KNOWN).await.status {
                     200 => accepted = asked,
                     status => assert_eq!(status, 401),
                 }
-                pass(interval).await;
             }
             let refused = app.issuer.logged(|call| call.at >= revoked).len();
             assert!(refused >= 1, "the issuer was never asked");

@@ -44,8 +44,8 @@ pub(crate) enum Mood {
     Fails,
     /// Takes the call and says nothing.
     Silent,
-    /// Every other call fails.
-    Flaps,
+    /// One call in so many fails.
+    Flaps(usize),
     TooMany(Option<Duration>),
     /// 400 to everything.
     BadRequest,
@@ -234,12 +234,12 @@ impl Issuer {
         let _under_way = UnderWay(self);
         let ended = |outcome| self.state().calls[call].outcome = outcome;
         let mood = match mood {
-            Mood::Flaps if call % 2 == 0 => Mood::Fails,
-            Mood::Flaps => Mood::Answers,
+            Mood::Flaps(n) if call.is_multiple_of(n) => Mood::Fails,
+            Mood::Flaps(_) => Mood::Answers,
             mood => mood,
         };
         match mood {
-            Mood::Answers | Mood::Flaps => {
+            Mood::Answers | Mood::Flaps(_) => {
                 if !latency.is_zero() {
                     tokio::time::sleep(latency).await;
                 }

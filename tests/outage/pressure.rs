@@ -254,7 +254,7 @@ async fn retries_count_against_the_calls_in_a_second() {
     const LIMIT: u32 = 20;
 
     let app = App::with(|builder| builder.max_calls_per_second(LIMIT));
-    app.issuer.is(Mood::Flaps);
+    app.issuer.is(Mood::Flaps(3));
     for n in 0..600 {
         let secret = format!("new-key-{n}");
         app.issuer.issue(&secret);
