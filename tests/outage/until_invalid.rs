@@ -34,12 +34,12 @@ async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
         |app| {
             app.handle
                 .block_org(&OrgCode::from_static("org_1"))
-                .unwrap()
+                .unwrap();
         },
         |app| app.handle.invalidate_key(&key(KEY)),
         |app| {
             app.handle
-                .invalidate_key_id(&KeyId::from_static("id_the-key-0"))
+                .invalidate_key_id(&KeyId::from_static("id_the-key-0"));
         },
         |app| app.handle.invalidate_org(&OrgCode::from_static("org_1")),
         |app| app.handle.invalidate_all(),
@@ -54,9 +54,9 @@ async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
         pass(millis(1)).await;
         assert!(!stream.is_finished());
         decree(&app);
-        let decreed = app.now();
+        let then = app.now();
         stream.await.unwrap();
-        assert_eq!(app.now(), decreed);
+        assert_eq!(app.now(), then);
     }
 }
 
@@ -149,7 +149,7 @@ async fn fault_58_a_machine_that_slept_ends_a_stream_within_ten_seconds_of_wakin
 async fn fault_58_the_expiry_of_the_key_ends_a_stream() {
     let app = App::new();
     app.issuer.issue(KEY);
-    // Half a second in hand: the wall clock is not paused.
+    // The wall clock is not paused, so this is 30 s less the moment until the answer is read.
     app.issuer.change(KEY, |key| {
         key.expires_at = Some(SystemTime::now() + secs(30));
     });
