@@ -65,7 +65,7 @@ mod http;
 mod own_api;
 mod token;
 mod verifier;
-mod wire;
+pub(crate) mod wire;
 
 pub use self::builder::KindeVerifierBuilder;
 pub use self::verifier::{KindeVerifier, UnauthorizedMeans};
