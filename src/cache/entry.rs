@@ -5,7 +5,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::Cache;
+use super::{Cache, sync};
 use crate::clock::{Tick, nanos};
 use crate::key::KeyDigest;
 use crate::verify::Facts;
@@ -34,7 +34,7 @@ pub(crate) struct Entry {
     /// The key's own expiry on our clock.
     expires: Option<Tick>,
     /// The version of the rules that last found nothing against the entry.
-    pub(super) cleared: AtomicU64,
+    pub(super) cleared: sync::AtomicU64,
     /// No background refresh begins before this.
     ask_after: AtomicU64,
     /// Whose entry it is, for those who wait for its end.
@@ -78,7 +78,7 @@ impl Entry {
             soft: draw_soft(lifetimes.soft),
             hard_until: sent_at.after(lifetimes.hard),
             expires,
-            cleared: AtomicU64::new(0),
+            cleared: sync::AtomicU64::new(0),
             ask_after: AtomicU64::new(0),
             home,
         }

@@ -8,12 +8,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
 
 use super::entry::Entry;
 use super::store::DigestBuildHasher;
+use super::sync::{Mutex, MutexGuard};
 use crate::clock::Tick;
 use crate::key::KeyDigest;
 use crate::upstream::CannotTell;
@@ -76,6 +77,11 @@ impl Flight {
         self.landing.borrow().is_some()
     }
 
+    #[cfg(all(test, orgkey_shuttle))]
+    pub(crate) fn landing(&self) -> Option<Landing> {
+        self.landing.borrow().clone()
+    }
+
     /// Waits for the end.
     pub(crate) async fn landed(&self) -> Landing {
         let mut landing = self.landing.subscribe();
@@ -100,7 +106,7 @@ pub(crate) struct Shard(HashMap<KeyDigest, Vec<Arc<Flight>>, DigestBuildHasher>)
 impl Default for Flights {
     fn default() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::verify::{Answer, Facts, Refusal};
 
 /// What a verification came to, and when its call was sent.
 #[derive(Debug)]
-enum Outcome {
+pub(super) enum Outcome {
     Yes(Facts, Tick),
     No(Refusal, Tick),
     CannotTell(CannotTell),
@@ -24,7 +24,7 @@ enum Outcome {
 
 impl Cache {
     /// Writes down what a flight brought, unless it was grounded, and tells its waiters.
-    fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
+    pub(super) fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
         let now = self.clock.now();
         let confirms = match &outcome {
             Outcome::Yes(_, sent_at) | Outcome::No(Refusal::Definitive, sent_at) => Some(*sent_at),

@@ -22,6 +22,8 @@ mod entry;
 mod flight;
 mod former;
 mod handle;
+#[cfg(all(test, orgkey_shuttle))]
+mod interleavings;
 mod landing;
 mod refusals;
 mod rules;
@@ -29,6 +31,7 @@ mod settle;
 mod stats;
 mod store;
 mod suspects;
+mod sync;
 
 use std::pin::pin;
 use std::sync::atomic::AtomicU64;

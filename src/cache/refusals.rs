@@ -6,6 +6,7 @@ use std::time::Duration;
 use moka::sync::Cache as Moka;
 
 use super::store::DigestBuildHasher;
+use super::sync::Step;
 use crate::clock::Tick;
 use crate::key::KeyDigest;
 
@@ -24,27 +25,35 @@ pub(crate) struct Refused {
     pub(crate) began: u64,
 }
 
-pub(crate) struct Refusals(Moka<KeyDigest, Refused, DigestBuildHasher>);
+pub(crate) struct Refusals {
+    refused: Moka<KeyDigest, Refused, DigestBuildHasher>,
+    step: Step,
+}
 
 impl Refusals {
     pub(crate) fn new(capacity: u64) -> Self {
-        Self(
-            Moka::builder()
+        Self {
+            refused: Moka::builder()
                 .max_capacity(capacity)
                 .time_to_live(FORGOTTEN)
                 // The oldest go first: how often a refused key knocks earns it nothing.
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build_with_hasher(DigestBuildHasher::default()),
-        )
+            step: Step::new(),
+        }
     }
 
     /// The refusal that still stands, if there is one.
     pub(crate) fn standing(&self, digest: KeyDigest, now: Tick) -> Option<Refused> {
-        self.0.get(&digest).filter(|refused| now < refused.until)
+        self.step.take();
+        self.refused
+            .get(&digest)
+            .filter(|refused| now < refused.until)
     }
 
     pub(crate) fn note(&self, digest: KeyDigest, began: u64, now: Tick) {
-        let lasts = match self.0.get(&digest) {
+        self.step.take();
+        let lasts = match self.refused.get(&digest) {
             Some(before) if before.began == began || now >= before.until => {
                 (before.lasts * 2).min(LONGEST)
             }
@@ -53,7 +62,7 @@ impl Refusals {
             None => FIRST,
         };
         let until = now.after(lasts);
-        self.0.insert(
+        self.refused.insert(
             digest,
             Refused {
                 until,
@@ -64,11 +73,12 @@ impl Refusals {
     }
 
     pub(crate) fn forget(&self, digest: KeyDigest) {
-        self.0.invalidate(&digest);
+        self.step.take();
+        self.refused.invalidate(&digest);
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.0.entry_count()
+        self.refused.entry_count()
     }
 }
 

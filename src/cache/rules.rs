@@ -11,12 +11,13 @@
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::Notify;
 
 use super::entry::Entry;
+use super::sync::{AtomicU64, RwLock, RwLockWriteGuard};
 use crate::clock::Tick;
 use crate::context::{KeyId, OrgCode};
 use crate::key::KeyDigest;
@@ -70,7 +71,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             version: AtomicU64::new(1),
-            tables: RwLock::default(),
+            tables: RwLock::new(Tables::default()),
             changed: Notify::new(),
         }
     }

@@ -10,7 +10,7 @@ use super::landing::Airborne;
 use super::rules::Ruling;
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
-use crate::upstream::{Asker, CannotTell};
+use crate::upstream::{Asker, CannotTell, Ticket};
 
 /// How a question was settled.
 #[derive(Debug)]
@@ -34,6 +34,16 @@ pub(crate) struct Question {
 enum Boarding {
     Flight(Arc<Flight>),
     /// None is needed any more.
+    AtHand(Settled),
+}
+
+/// A question's place.
+pub(super) enum Enrolled {
+    /// In a flight under way.
+    Aboard(Arc<Flight>),
+    /// In a flight of its own, that has yet to be given a task.
+    Began(Airborne, Ticket),
+    /// In none: the answer is there by now.
     AtHand(Settled),
 }
 
@@ -122,19 +132,38 @@ impl Cache {
         question: &Question,
         in_background: bool,
     ) -> Result<Boarding, CannotTell> {
+        Ok(match self.enroll(question, in_background)? {
+            Enrolled::Aboard(flight) => {
+                if !in_background {
+                    self.coalesced.fetch_add(1, Ordering::Relaxed);
+                }
+                Boarding::Flight(flight)
+            }
+            Enrolled::Began(airborne, ticket) => {
+                let flight = Arc::clone(&airborne.flight);
+                tokio::spawn(airborne.fly(question.key.clone(), ticket));
+                Boarding::Flight(flight)
+            }
+            Enrolled::AtHand(settled) => Boarding::AtHand(settled),
+        })
+    }
+
+    /// Finds the question its flight, or makes one.
+    pub(super) fn enroll(
+        self: &Arc<Self>,
+        question: &Question,
+        in_background: bool,
+    ) -> Result<Enrolled, CannotTell> {
         let digest = question.digest;
         let mut shard = self.flights.shard(digest);
         if let Some(flight) = shard.boarding(digest, question.oldest) {
-            if !in_background {
-                self.coalesced.fetch_add(1, Ordering::Relaxed);
-            }
-            return Ok(Boarding::Flight(flight));
+            return Ok(Enrolled::Aboard(flight));
         }
         let now = self.clock.now();
         // A flight may have landed between this request's look-up and this line. Landings hold the shard's lock, so what
         // is not there now is on no flight either, and one burst of requests is one call.
         if let Some(settled) = self.at_hand(question, now) {
-            return Ok(Boarding::AtHand(settled));
+            return Ok(Enrolled::AtHand(settled));
         }
         let asker = match self.held(digest, None, now) {
             Some(_) => Asker::Known { in_background },
@@ -149,10 +178,9 @@ impl Cache {
         drop(shard);
         let airborne = Airborne {
             cache: Arc::clone(self),
-            flight: Arc::clone(&flight),
+            flight,
             digest,
         };
-        tokio::spawn(airborne.fly(question.key.clone(), ticket));
-        Ok(Boarding::Flight(flight))
+        Ok(Enrolled::Began(airborne, ticket))
     }
 }

@@ -21,6 +21,7 @@ use papaya::HashMap as Index;
 
 use super::entry::Entry;
 use super::former::Former;
+use super::sync::Step;
 use crate::clock::Tick;
 use crate::key::KeyDigest;
 
@@ -54,6 +55,7 @@ pub(crate) struct Store {
     index: Arc<Index<KeyDigest, Arc<Entry>, DigestBuildHasher>>,
     policy: Moka<KeyDigest, Arc<Entry>, DigestBuildHasher>,
     evictions: Arc<AtomicU64>,
+    step: Step,
 }
 
 impl Store {
@@ -78,6 +80,7 @@ impl Store {
         Self {
             index,
             evictions,
+            step: Step::new(),
             policy: Moka::builder()
                 .max_capacity(capacity)
                 // moka's clock is not ours, so this is housekeeping: the deadlines that count stand in the entries.
@@ -88,6 +91,7 @@ impl Store {
     }
 
     pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<Arc<Entry>> {
+        self.step.take();
         let entry = self.index.pin().get(&digest).cloned()?;
         // The clock's last bits are as good as a die, and cost no shared memory.
         if (now.0 ^ digest.low()).is_multiple_of(SAMPLE) {
@@ -97,12 +101,14 @@ impl Store {
     }
 
     pub(crate) fn insert(&self, entry: Arc<Entry>) {
+        self.step.take();
         self.index.pin().insert(entry.digest, Arc::clone(&entry));
         self.policy.insert(entry.digest, entry);
     }
 
     /// Removes this very entry; a successor under the same digest stays.
     pub(crate) fn remove(&self, entry: &Arc<Entry>) {
+        self.step.take();
         if remove_from(&self.index, entry.digest, entry) {
             self.policy.entry(entry.digest).and_compute_with(|held| {
                 match held {

@@ -1,0 +1,254 @@
+//! Orders in which threads may come to the locks and atomics of this room, chosen by a model checker.
+//!
+//! ```sh
+//! RUSTC_WORKSPACE_WRAPPER="$PWD/.ci/shuttle-rustc" cargo test --lib interleavings
+//! ```
+//!
+//! The stores are the real ones; each of their operations is one step, since the checker does not see their own locks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use shuttle::sync::atomic::AtomicBool;
+use shuttle::thread;
+
+use super::flight::{Flight, Landing};
+use super::landing::{Airborne, Outcome};
+use super::rules::Ruling;
+use super::settle::{Enrolled, Question};
+use super::{ApiKeyHandle, Cache, Look};
+use crate::clock::{Clock, Tick};
+use crate::config::Settings;
+use crate::context::{KeyId, OrgCode};
+use crate::key::{ApiKey, DigestSecret};
+use crate::upstream::Upstream;
+use crate::verify::{Facts, Refusal, Verification, verifier_fn};
+
+const SECRET: &str = "k_live_0123456789";
+
+/// Each of the faults that these tests are for shows within the first hundredth of them.
+const SCHEDULES: usize = 10_000;
+
+/// Runs the model under schedules drawn at random, and under some with few interruptions at places drawn at random.
+fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
+    shuttle::check_random(model.clone(), SCHEDULES);
+    shuttle::check_pct(model, SCHEDULES, 3);
+}
+
+fn cache() -> Arc<Cache> {
+    let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+    let settings = Settings::default();
+    let upstream = Upstream::new(Arc::new(verifier), Clock::System, &settings);
+    Cache::new(
+        settings,
+        Clock::System,
+        DigestSecret::draw().unwrap(),
+        upstream,
+    )
+}
+
+fn key() -> ApiKey {
+    ApiKey::parse(SECRET).unwrap()
+}
+
+fn key_id() -> KeyId {
+    KeyId::from_static("id_1")
+}
+
+fn org() -> OrgCode {
+    OrgCode::from_static("org_1")
+}
+
+fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
+    Question {
+        digest: cache.digest(SECRET),
+        key: key(),
+        oldest,
+        peer: None,
+    }
+}
+
+fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<Airborne> {
+    match cache.enroll(&question(cache, oldest), false).unwrap() {
+        Enrolled::Aboard(_) => None,
+        Enrolled::Began(airborne, _) => Some(airborne),
+    }
+}
+
+fn yes(sent_at: Tick) -> Outcome {
+    let facts = Facts {
+        org: Some(org()),
+        key_id: Some(key_id()),
+        ..Facts::default()
+    };
+    Outcome::Yes(facts, sent_at)
+}
+
+fn no(sent_at: Tick) -> Outcome {
+    Outcome::No(Refusal::Definitive, sent_at)
+}
+
+fn is_served(cache: &Cache) -> bool {
+    let look = cache.look(cache.digest(SECRET), None, cache.clock.now());
+    matches!(look, Look::Serve(_) | Look::ServeAndRefresh(_))
+}
+
+/// Whether one who waited for the flight would be served what it brought.
+fn serves(cache: &Cache, flight: &Flight) -> bool {
+    match flight.landing() {
+        Some(Landing::Yes(entry)) => cache.rules.on(&entry) == Ruling::Clear,
+        _ => false,
+    }
+}
+
+/// The issuer says yes until the key is revoked there. Who asks after the revocation and the decree may be served neither
+/// from the cache nor from the flight it boards.
+fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
+    check(move || {
+        let cache = cache();
+        let is_revoked = Arc::new(AtomicBool::new(false));
+        let load = {
+            let cache = Arc::clone(&cache);
+            let is_revoked = Arc::clone(&is_revoked);
+            thread::spawn(move || {
+                let Some(airborne) = begin(&cache, None) else {
+                    return;
+                };
+                let sent_at = cache.clock.now();
+                airborne.flight.sent(sent_at);
+                let outcome = if is_revoked.load(Ordering::Acquire) {
+                    no(sent_at)
+                } else {
+                    yes(sent_at)
+                };
+                cache.land(&airborne.flight, airborne.digest, outcome);
+            })
+        };
+        let handle = ApiKeyHandle::new(Arc::clone(&cache));
+        is_revoked.store(true, Ordering::Release);
+        decree(&handle);
+        assert!(!is_served(&cache), "served from the cache");
+        let boarded = match cache.enroll(&question(&cache, None), false).unwrap() {
+            Enrolled::Aboard(flight) => flight,
+            Enrolled::Began(airborne, _) => {
+                let flight = Arc::clone(&airborne.flight);
+                cache.land(&flight, airborne.digest, no(cache.clock.now()));
+                flight
+            }
+        };
+        load.join().unwrap();
+        assert!(!serves(&cache, &boarded), "served from a flight");
+        assert!(!is_served(&cache), "served from the cache, later");
+        if let Some(lift) = lift {
+            lift(&handle);
+            assert!(!is_served(&cache), "served after the block");
+        }
+    });
+}
+
+#[test]
+fn a_key_invalidated_while_it_is_loaded_does_not_come_back() {
+    revoked_while_loading(|handle| handle.invalidate_key(&key()), None);
+}
+
+#[test]
+fn a_key_id_invalidated_while_it_is_loaded_does_not_come_back() {
+    revoked_while_loading(|handle| handle.invalidate_key_id(&key_id()), None);
+}
+
+#[test]
+fn an_organization_invalidated_while_it_is_loaded_does_not_come_back() {
+    revoked_while_loading(|handle| handle.invalidate_org(&org()), None);
+}
+
+#[test]
+fn everything_invalidated_while_it_is_loaded_does_not_come_back() {
+    revoked_while_loading(ApiKeyHandle::invalidate_all, None);
+}
+
+#[test]
+fn a_key_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
+    revoked_while_loading(
+        |handle| handle.block_key(&key()).unwrap(),
+        Some(|handle| assert!(handle.unblock_key(&key()))),
+    );
+}
+
+#[test]
+fn an_organization_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
+    revoked_while_loading(
+        |handle| handle.block_org(&org()).unwrap(),
+        Some(|handle| assert!(handle.unblock_org(&org()))),
+    );
+}
+
+/// A decree against an entry that other threads look at: none of them may clear it by what it read before.
+#[test]
+fn a_look_during_a_decree_clears_nothing_that_the_decree_condemns() {
+    check(|| {
+        let cache = cache();
+        let airborne = begin(&cache, None).unwrap();
+        cache.land(&airborne.flight, airborne.digest, yes(cache.clock.now()));
+        let look = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || {
+                is_served(&cache);
+                is_served(&cache)
+            })
+        };
+        let handle = ApiKeyHandle::new(Arc::clone(&cache));
+        // Another version, so that the look has to consult the tables.
+        handle.invalidate_key_id(&KeyId::from_static("id_2"));
+        handle.invalidate_key_id(&key_id());
+        assert!(!is_served(&cache));
+        look.join().unwrap();
+        assert!(!is_served(&cache));
+    });
+}
+
+#[test]
+fn one_key_has_one_flight() {
+    check(|| {
+        let cache = cache();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let ask = {
+            let cache = Arc::clone(&cache);
+            let begun = Arc::clone(&begun);
+            move || {
+                // Held to the end, since a flight that is dropped lands.
+                let airborne = begin(&cache, None);
+                begun.fetch_add(usize::from(airborne.is_some()), Ordering::Relaxed);
+                airborne
+            }
+        };
+        let others: Vec<_> = (0..2).map(|_| thread::spawn(ask.clone())).collect();
+        let mine = ask();
+        let theirs: Vec<_> = others
+            .into_iter()
+            .map(|other| other.join().unwrap())
+            .collect();
+        assert_eq!(begun.load(Ordering::Relaxed), 1);
+        drop((mine, theirs));
+    });
+}
+
+/// Two questions about one key are under way, because the second asker would not take what the first began. The issuer
+/// says yes to the elder and no to the younger.
+#[test]
+fn an_older_yes_does_not_overtake_a_younger_no() {
+    check(|| {
+        let cache = cache();
+        let sent_at = cache.clock.now();
+        let elder = begin(&cache, None).unwrap();
+        elder.flight.sent(sent_at);
+        let later = Tick(sent_at.0 + 1);
+        let younger = begin(&cache, Some(later)).unwrap();
+        let landing = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || cache.land(&younger.flight, younger.digest, no(later)))
+        };
+        cache.land(&elder.flight, elder.digest, yes(sent_at));
+        landing.join().unwrap();
+        assert!(!is_served(&cache));
+    });
+}
