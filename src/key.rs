@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::hash::Hasher;
+use std::num::NonZeroU32;
 
 use siphasher::sip128::{Hasher128, SipHasher24};
 use zeroize::Zeroizing;
@@ -14,6 +15,8 @@ use zeroize::Zeroizing;
 pub const MIN_KEY_LEN: usize = 8;
 /// The longest key that is looked at, in bytes.
 pub const MAX_KEY_LEN: usize = 512;
+/// How many of a key's last characters an issuer may show.
+pub(crate) const KEY_TAIL_LEN: usize = 4;
 
 /// A caller's API key: a secret of 8 to 512 bytes in RFC 6750's `b64token` grammar.
 ///
@@ -110,6 +113,19 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
+/// What stands for the last four characters of a key, which an issuer may show in its list of keys.
+///
+/// 32 bits of the same function over these characters alone. No key is so short, so it is no key's digest; and without the
+/// cache's secret it gives none of the characters away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeyTail(NonZeroU32);
+
+impl fmt::Debug for KeyTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyTail(…)")
+    }
+}
+
 /// The secret of one cache. Drawn when the layer is built, never stored or shown.
 pub(crate) struct DigestSecret(Zeroizing<[u8; 16]>);
 
@@ -125,6 +141,15 @@ impl DigestSecret {
         let mut hasher = SipHasher24::new_with_key(&self.0);
         hasher.write(key.as_bytes());
         KeyDigest(hasher.finish128().as_u128())
+    }
+
+    /// The tail of a key, or of what an issuer shows of one. `None` when there are no four characters to it.
+    pub(crate) fn tail(&self, key: &str) -> Option<KeyTail> {
+        let tail = key.get(key.len().checked_sub(KEY_TAIL_LEN)?..)?;
+        #[allow(clippy::cast_possible_truncation)] // The low half of the low half is meant.
+        let bits = self.digest(tail).low() as u32;
+        // Two of the 2^32 values become one.
+        Some(KeyTail(NonZeroU32::new(bits).unwrap_or(NonZeroU32::MIN)))
     }
 }
 
@@ -169,6 +194,22 @@ mod tests {
         }
         assert!(secret.digest(&key[..511]) != digest);
         assert!(DigestSecret::draw().unwrap().digest(&key) != digest);
+    }
+
+    #[test]
+    fn a_tail_is_of_the_last_four_characters_and_no_others() {
+        let secret = DigestSecret::draw().unwrap();
+        let tail = secret.tail("k_live_abcdwxyz");
+        assert!(tail.is_some() && tail == secret.tail("wxyz"));
+        assert!(tail == secret.tail("another_key_wxyz"));
+        assert!(tail != secret.tail("k_live_abcdwxyZ"));
+        assert!(tail != secret.tail("k_live_abcdWxyz"));
+        assert!(tail != DigestSecret::draw().unwrap().tail("wxyz"));
+        assert!(secret.tail("xyz").is_none() && secret.tail("").is_none());
+        // Four bytes from the end is no boundary of a character.
+        assert!(secret.tail("aéxyz").is_none());
+        assert_eq!(size_of::<Option<KeyTail>>(), 4);
+        assert_eq!(format!("{tail:?}"), "Some(KeyTail(…))");
     }
 
     #[test]

@@ -22,6 +22,10 @@
 //! | info | `the issuer accepts our own token again` | the end of that |
 //! | warn | `our own token may verify keys but not list them` | it lacks `read:api_keys`; once until a probe is accepted |
 //! | error | `our own token may not look keys up` | with `api_id`: it lacks `read:api_keys`; once until it may |
+//! | info | `keys were rotated or taken away at the issuer` | the poller has `invalidated` so many of the keys held |
+//! | error | `the issuer's list lacks most of the keys held` | `absent` of the poller's `compared`: not believed before the next walk |
+//! | warn | `the poller cannot walk the issuer's keys` | `error` says why; once until a walk is complete |
+//! | info | `the poller walks the issuer's keys again` | the end of that |
 //! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
@@ -40,9 +44,9 @@
 //! | [`THROTTLED`] | counter | |
 //! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
 //! | [`ENTRIES`] | gauge | |
-
-#[cfg(feature = "kinde")]
-pub(crate) mod kinde;
+//! | [`POLLER_WALKS`] | counter | `result`: `complete`, `not-believed`, `idle`, `failed` |
+//! | [`POLLER_CALLS`] | counter | |
+//! | [`POLLER_INVALIDATED`] | counter | |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -76,6 +80,12 @@ pub const IN_FLIGHT: &str = "orgkey_calls_in_flight";
 pub const WAITING: &str = "orgkey_verifications_waiting";
 /// Good keys held.
 pub const ENTRIES: &str = "orgkey_entries";
+/// Counts the poller's walks over the issuer's list of keys.
+pub const POLLER_WALKS: &str = "orgkey_poller_walks_total";
+/// Counts the poller's calls to the issuer.
+pub const POLLER_CALLS: &str = "orgkey_poller_calls_total";
+/// Counts the keys that the poller invalidated.
+pub const POLLER_INVALIDATED: &str = "orgkey_poller_invalidated_total";
 
 /// Counts under a label whose values are all known here, so that counting builds no label.
 #[cfg(feature = "metrics")]
@@ -125,6 +135,11 @@ macro_rules! set {
         let _ = $value;
     };
 }
+
+#[cfg(feature = "kinde")]
+pub(crate) mod kinde;
+#[cfg(feature = "kinde")]
+pub(crate) mod poller;
 
 /// Lets one event a second through, and counts the others.
 struct Flood {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Cache, sync};
 use crate::clock::{Tick, nanos};
-use crate::key::KeyDigest;
+use crate::key::{KeyDigest, KeyTail};
 use crate::verify::Facts;
 
 /// How long facts may be served.
@@ -39,6 +39,9 @@ pub(crate) struct Entry {
     ask_after: AtomicU64,
     /// Whose entry it is, for those who wait for its end.
     pub(crate) home: Weak<Cache>,
+    /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
+    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
+    pub(super) tail: Option<KeyTail>,
 }
 
 /// How good facts are at a moment.
@@ -81,12 +84,18 @@ impl Entry {
             cleared: sync::AtomicU64::new(0),
             ask_after: AtomicU64::new(0),
             home,
+            tail: None,
         }
     }
 
     /// Whether both speak of the same caller.
     pub(super) fn has_owner_of(&self, other: &Self) -> bool {
         self.facts.org == other.facts.org && self.facts.user == other.facts.user
+    }
+
+    pub(super) fn with_tail(mut self, tail: Option<KeyTail>) -> Self {
+        self.tail = tail;
+        self
     }
 
     pub(crate) fn fresh_until(&self) -> Tick {

@@ -16,7 +16,7 @@ use super::entry::Entry;
 use super::store::DigestBuildHasher;
 use super::sync::{Mutex, MutexGuard};
 use crate::clock::Tick;
-use crate::key::KeyDigest;
+use crate::key::{KeyDigest, KeyTail};
 use crate::upstream::CannotTell;
 
 const SHARDS: usize = 64;
@@ -36,15 +36,18 @@ pub(crate) enum Landing {
 pub(crate) struct Flight {
     /// The version of the rules when it began.
     pub(crate) began: u64,
+    /// What its entry is to keep of the secret's end.
+    pub(crate) tail: Option<KeyTail>,
     /// When its call was sent; zero until then.
     sent_at: AtomicU64,
     landing: watch::Sender<Option<Landing>>,
 }
 
 impl Flight {
-    fn new(began: u64) -> Self {
+    fn new(began: u64, tail: Option<KeyTail>) -> Self {
         Self {
             began,
+            tail,
             sent_at: AtomicU64::new(0),
             landing: watch::Sender::new(None),
         }
@@ -137,8 +140,13 @@ impl Shard {
         suits.then(|| Arc::clone(flight))
     }
 
-    pub(crate) fn start(&mut self, digest: KeyDigest, began: u64) -> Arc<Flight> {
-        let flight = Arc::new(Flight::new(began));
+    pub(crate) fn start(
+        &mut self,
+        digest: KeyDigest,
+        began: u64,
+        tail: Option<KeyTail>,
+    ) -> Arc<Flight> {
+        let flight = Arc::new(Flight::new(began, tail));
         self.0.entry(digest).or_default().push(Arc::clone(&flight));
         flight
     }

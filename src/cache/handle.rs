@@ -43,7 +43,7 @@ use crate::upstream::UpstreamState;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
-pub struct ApiKeyHandle(Arc<Cache>);
+pub struct ApiKeyHandle(pub(super) Arc<Cache>);
 
 /// Counts since the layer was built, and how full it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,7 +153,7 @@ impl ApiKeyHandle {
         self.0.upstream.state()
     }
 
-    fn fence(&self) -> FenceAt {
+    pub(super) fn fence(&self) -> FenceAt {
         FenceAt {
             now: self.0.clock.now(),
             holds: self.0.settings.lifetimes.hard + self.0.settings.flight_deadline,

@@ -15,7 +15,7 @@ use shuttle::thread;
 use super::flight::{Flight, Landing};
 use super::landing::{Airborne, Outcome};
 use super::rules::Ruling;
-use super::settle::{Enrolled, Question};
+use super::settle::{Enrolled, Question, Settled};
 use super::{ApiKeyHandle, Cache, Look};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
@@ -70,7 +70,7 @@ fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
 
 fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<Airborne> {
     match cache.enroll(&question(cache, oldest), false).unwrap() {
-        Enrolled::Aboard(_) => None,
+        Enrolled::Aboard(_) | Enrolled::AtHand(_) => None,
         Enrolled::Began(airborne, _) => Some(airborne),
     }
 }
@@ -129,15 +129,20 @@ fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandl
         decree(&handle);
         assert!(!is_served(&cache), "served from the cache");
         let boarded = match cache.enroll(&question(&cache, None), false).unwrap() {
-            Enrolled::Aboard(flight) => flight,
+            Enrolled::Aboard(flight) => Some(flight),
             Enrolled::Began(airborne, _) => {
                 let flight = Arc::clone(&airborne.flight);
                 cache.land(&flight, airborne.digest, no(cache.clock.now()));
-                flight
+                Some(flight)
+            }
+            Enrolled::AtHand(settled) => {
+                assert!(matches!(settled, Settled::Refused), "served at hand");
+                None
             }
         };
         load.join().unwrap();
-        assert!(!serves(&cache, &boarded), "served from a flight");
+        let is_served_aboard = boarded.is_some_and(|flight| serves(&cache, &flight));
+        assert!(!is_served_aboard, "served from a flight");
         assert!(!is_served(&cache), "served from the cache, later");
         if let Some(lift) = lift {
             lift(&handle);

@@ -112,7 +112,7 @@ impl Cache {
             now,
             self.me.clone(),
         );
-        let entry = Arc::new(entry);
+        let entry = Arc::new(entry.with_tail(flight.tail));
         if self.rules.on(&entry) == Ruling::Fenced {
             return Landing::Grounded;
         }

@@ -15,9 +15,12 @@
 //!   flight, and once more when a waiter takes what landed.
 //! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
 //!   [`suspects`] weighs refusals that may have meant something else.
+//! * `census` compares what is held with a list of the issuer's own.
 //!
 //! Nothing here judges: organization and scopes are the guards' business, on every request anew.
 
+#[cfg(feature = "kinde")]
+mod census;
 mod entry;
 mod flight;
 mod former;
@@ -34,10 +37,12 @@ mod suspects;
 mod sync;
 
 use std::pin::pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+#[cfg(feature = "kinde")]
+pub(crate) use self::census::Held;
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
 use self::flight::Flights;
@@ -53,7 +58,7 @@ use self::store::Store;
 use self::suspects::Suspects;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
-use crate::key::{DigestSecret, KeyDigest};
+use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::telemetry;
 use crate::upstream::Upstream;
 
@@ -73,6 +78,7 @@ pub(crate) struct Cache {
     upstream: Upstream,
     counters: Counters,
     coalesced: AtomicU64,
+    keeps_tails: AtomicBool,
 }
 
 /// What a look-up finds.
@@ -113,8 +119,18 @@ impl Cache {
             upstream,
             counters: Counters::default(),
             coalesced: AtomicU64::new(0),
+            keeps_tails: AtomicBool::new(false),
             settings,
         })
+    }
+
+    /// What the entry of this key is to keep of the secret's end: nothing, unless somebody compares it with a list.
+    fn tail_to_keep(&self, key: &ApiKey) -> Option<KeyTail> {
+        if self.keeps_tails.load(Ordering::Relaxed) {
+            self.secret.tail(key.expose_secret())
+        } else {
+            None
+        }
     }
 
     pub(crate) fn digest(&self, key: &str) -> KeyDigest {

@@ -160,6 +160,16 @@ impl Rules {
         self.decree(|tables, version| tables.fence_key(digest, version, fence));
     }
 
+    /// Fences them all under one version: those who wait for the end of an entry are woken once.
+    #[cfg(feature = "kinde")]
+    pub(crate) fn fence_keys(&self, digests: &[KeyDigest], fence: FenceAt) {
+        self.decree(|tables, version| {
+            for digest in digests {
+                tables.fence_key(*digest, version, fence);
+            }
+        });
+    }
+
     pub(crate) fn fence_id(&self, id: &KeyId, fence: FenceAt) {
         self.decree(|tables, version| tables.fence_id(id, version, fence));
     }

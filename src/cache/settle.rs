@@ -174,7 +174,11 @@ impl Cache {
         };
         let ticket = self.upstream.ticket(asker, now)?;
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
-        let flight = shard.start(digest, self.rules.version());
+        let flight = shard.start(
+            digest,
+            self.rules.version(),
+            self.tail_to_keep(&question.key),
+        );
         drop(shard);
         let airborne = Airborne {
             cache: Arc::clone(self),

@@ -120,6 +120,12 @@ impl Store {
         }
     }
 
+    /// What is held at this moment.
+    #[cfg(feature = "kinde")]
+    pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
+        self.index.pin().values().cloned().collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.index.len()
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::wire::{MAX_BODY, Reply};
+use super::wire::{MAX_BODY, MAX_PAGE, Reply};
 use crate::context::KeyId;
 use crate::key::ApiKey;
 use crate::telemetry;
@@ -30,6 +30,7 @@ const VERIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const KEY_TIMEOUT: Duration = Duration::from_secs(2);
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
@@ -125,6 +126,27 @@ impl Http {
         self.read(request).await
     }
 
+    /// A page of the active keys of organizations, after this one or from the beginning.
+    pub(super) async fn list(
+        &self,
+        page_size: u32,
+        after: Option<&KeyId>,
+        token: &HeaderValue,
+    ) -> Result<Reply, VerifyError> {
+        let mut url = self.keys.clone();
+        url.query_pairs_mut()
+            .append_pair("key_type", "organization")
+            .append_pair("status", "active")
+            .append_pair("page_size", &page_size.to_string())
+            .extend_pairs(after.map(|id| ("starting_after", id.as_str())));
+        let request = self
+            .client
+            .get(url)
+            .header(AUTHORIZATION, token)
+            .timeout(LIST_TIMEOUT);
+        self.read_up_to(MAX_PAGE, request).await
+    }
+
     fn key_url(&self, key_id: &KeyId) -> Result<Url, VerifyError> {
         // In any spelling, these two are steps in a path and not names (WHATWG URL, "double-dot path segment").
         if matches!(key_id.as_str(), "." | "..") {
@@ -168,14 +190,25 @@ impl Http {
 
     /// Sends, and reads the body of a reply whose body counts.
     async fn read(&self, request: RequestBuilder) -> Result<Reply, VerifyError> {
+        self.read_up_to(MAX_BODY, request).await
+    }
+
+    async fn read_up_to(
+        &self,
+        longest: usize,
+        request: RequestBuilder,
+    ) -> Result<Reply, VerifyError> {
         let mut response = self.send(request).await?;
         let mut reply = head(&response);
         if !has_body_to_read(reply.status) {
             return Ok(reply);
         }
         while let Some(chunk) = response.chunk().await.map_err(transport)? {
-            if reply.body.len() + chunk.len() > MAX_BODY {
-                return Err(VerifyError::unavailable("the reply is longer than 64 KiB"));
+            if reply.body.len() + chunk.len() > longest {
+                return Err(VerifyError::unavailable(format!(
+                    "the reply is longer than {} KiB",
+                    longest / 1024
+                )));
             }
             reply.body.extend_from_slice(&chunk);
         }

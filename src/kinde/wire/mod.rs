@@ -7,6 +7,7 @@
 
 mod fields;
 mod key;
+mod list;
 mod token;
 mod verify;
 
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 pub(crate) use self::key::{KeyReading, read_key};
+pub(crate) use self::list::{ListReading, ListedKey, Page, read_list};
 pub(crate) use self::token::{TokenReading, bearer, read_token};
 pub(crate) use self::verify::{VerifyReading, read_verify};
 use crate::verify::VerifyError;
@@ -26,12 +28,14 @@ use crate::verify::VerifyError;
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// At most [`MAX_BODY`] bytes; empty for statuses whose body nobody reads.
+    /// At most [`MAX_BODY`] bytes, or [`MAX_PAGE`] of a list; empty for statuses whose body nobody reads.
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
 /// The longest body that is read, in bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
+/// The longest page of a list that is read, in bytes: 500 keys of 8 KiB each.
+pub(crate) const MAX_PAGE: usize = 4 * 1024 * 1024;
 
 /// A wait longer than this is not believed; nobody closes an API for a year.
 const LONGEST_WAIT: u64 = 24 * 60 * 60;
