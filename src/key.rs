@@ -146,6 +146,10 @@ impl DigestSecret {
     /// The tail of a key, or of what an issuer shows of one. `None` when there are no four characters to it.
     pub(crate) fn tail(&self, key: &str) -> Option<KeyTail> {
         let tail = key.get(key.len().checked_sub(KEY_TAIL_LEN)?..)?;
+        // A mask, say, is no part of a key.
+        if !tail.bytes().all(|b| is_token68(b) || b == b'=') {
+            return None;
+        }
         #[allow(clippy::cast_possible_truncation)] // The low half of the low half is meant.
         let bits = self.digest(tail).low() as u32;
         // Two of the 2^32 values become one.
@@ -205,6 +209,7 @@ mod tests {
         assert!(tail != secret.tail("k_live_abcdwxyZ"));
         assert!(tail != secret.tail("k_live_abcdWxyz"));
         assert!(tail != DigestSecret::draw().unwrap().tail("wxyz"));
+        assert!(secret.tail("****").is_none() && secret.tail("w yz").is_none());
         assert!(secret.tail("xyz").is_none() && secret.tail("").is_none());
         // Four bytes from the end is no boundary of a character.
         assert!(secret.tail("aéxyz").is_none());

@@ -23,7 +23,7 @@
 //! | warn | `our own token may verify keys but not list them` | it lacks `read:api_keys`; once until a probe is accepted |
 //! | error | `our own token may not look keys up` | with `api_id`: it lacks `read:api_keys`; once until it may |
 //! | info | `keys were rotated or taken away at the issuer` | the poller has `invalidated` so many of the keys held |
-//! | error | `the issuer's list lacks most of the keys held` | `absent` of the poller's `compared`: not believed before the next walk |
+//! | error | `the issuer's list speaks against most of the keys held` | `condemned` of `compared`: not believed before the next walk |
 //! | warn | `the poller cannot walk the issuer's keys` | `error` says why; once until a walk is complete |
 //! | info | `the poller walks the issuer's keys again` | the end of that |
 //! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |

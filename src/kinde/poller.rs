@@ -38,9 +38,9 @@ use crate::verify::{VerifyError, VerifyErrorKind};
 /// that ends early, for whatever reason, proves nothing and changes nothing: an error, a page that makes no sense, a key
 /// listed twice, a list that does not end within [its budget](KeyPollerBuilder::max_calls_per_walk).
 ///
-/// A walk that lacks more than half of the keys held, and at least twenty of them, looks more like a list that is not of
-/// everything (a token for one organization only, a fault of Kinde's) than like so many revocations. It is reported as an
-/// error, and believed when the next one says the same.
+/// A list that speaks against more than half of the keys held, and at least twenty of them, looks more like a list that is
+/// not of everything (a token for one organization only, a fault of Kinde's) than like so many revocations. It is reported as
+/// an error, and believed when the next complete walk finds it still so: then those take two walks.
 ///
 /// To tell a rotated secret from its successor, entries keep four bytes more: a keyed digest of the secret's last four
 /// characters, from which they cannot be read. Only layers with a poller keep it, for keys verified after the poller was
@@ -94,7 +94,7 @@ struct Settings {
 const LONGEST_WALK: Duration = Duration::from_secs(10 * 60);
 /// The longest pause that a 429 can order.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Fewer absent keys than this are believed, whatever share they are.
+/// Fewer keys than this are believed to be taken away at once, whatever share they are.
 const BELIEVED: usize = 20;
 
 /// What a walk came to.
@@ -109,7 +109,7 @@ pub struct WalkReport {
     pub compared: usize,
     /// How many of them were invalidated.
     pub invalidated: usize,
-    /// `false` when the list lacked so many keys that the next walk has to say so too.
+    /// `false` when the list spoke against so many keys that the next walk has to say so too.
     pub is_believed: bool,
 }
 
@@ -223,18 +223,15 @@ impl KeyPoller {
             }
         }
         report.calls = self.calls;
-        let verdict = comparison.verdict();
-        let is_too_much = verdict.absent >= BELIEVED && verdict.absent > compared / 2;
-        if is_too_much && !std::mem::replace(&mut self.is_doubtful, true) {
-            telemetry::not_believed(verdict.absent, compared);
-            report.is_believed = false;
-            // What was rotated is listed, so that part of the list is not in doubt.
-            report.invalidated = self.keys.invalidate_held(&verdict.rotated, began).await;
-            return Ok(report);
+        let condemned = comparison.condemned();
+        let is_too_much = condemned.len() >= BELIEVED && condemned.len() > compared / 2;
+        report.is_believed = !is_too_much || self.is_doubtful;
+        self.is_doubtful = !report.is_believed;
+        if report.is_believed {
+            report.invalidated = self.keys.invalidate_held(&condemned, began).await;
+        } else {
+            telemetry::not_believed(condemned.len(), compared);
         }
-        self.is_doubtful = false;
-        report.invalidated = self.keys.invalidate_held(&verdict.rotated, began).await
-            + self.keys.invalidate_held(&verdict.gone, began).await;
         Ok(report)
     }
 }

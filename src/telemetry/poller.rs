@@ -41,13 +41,13 @@ pub(crate) fn walked(end: WalkEnd, compared: usize, invalidated: usize) {
     }
 }
 
-/// The list lacks so much of what is held that it is not believed yet.
-pub(crate) fn not_believed(absent: usize, compared: usize) {
+/// The list speaks against so much of what is held that it is not believed yet.
+pub(crate) fn not_believed(condemned: usize, compared: usize) {
     tracing::error!(
         target: TARGET,
-        absent,
+        condemned,
         compared,
-        "the issuer's list lacks most of the keys held: believed only if the next one does too; is our own token restricted \
+        "the issuer's list speaks against most of the keys held: believed only if the next one does too; is our own token restricted \
          to one organization?"
     );
 }

@@ -25,16 +25,6 @@ pub(super) struct Comparison {
     hasher: RandomState,
 }
 
-/// What a whole list proves.
-pub(super) struct Verdict {
-    /// Listed under their id with another secret.
-    pub(super) rotated: Vec<Held>,
-    /// Not listed.
-    pub(super) gone: Vec<Held>,
-    /// How many are not listed.
-    pub(super) absent: usize,
-}
-
 impl Comparison {
     pub(super) fn new(keys: ApiKeyHandle, held: HashMap<KeyId, Vec<Held>>) -> Self {
         Self {
@@ -65,13 +55,11 @@ impl Comparison {
         Ok(())
     }
 
-    pub(super) fn verdict(self) -> Verdict {
-        let gone: Vec<_> = self.unseen.into_values().flatten().collect();
-        Verdict {
-            rotated: self.rotated,
-            absent: gone.len(),
-            gone,
-        }
+    /// What a whole list speaks against: keys that it does not show, or shows with another secret.
+    pub(super) fn condemned(self) -> Vec<Held> {
+        let mut condemned = self.rotated;
+        condemned.extend(self.unseen.into_values().flatten());
+        condemned
     }
 }
 
