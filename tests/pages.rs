@@ -6,6 +6,7 @@ fn the_front_page_explains_every_warning_and_error_and_no_other() {
     let written = [
         warnings_and_errors(include_str!("../src/telemetry.rs")),
         warnings_and_errors(include_str!("../src/telemetry/kinde.rs")),
+        warnings_and_errors(include_str!("../src/telemetry/poller.rs")),
     ]
     .concat();
     assert!(explained.len() > 2 && written.len() > 2);

@@ -2,17 +2,21 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use http::{Request, StatusCode};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use tokio::sync::watch;
 use tower::ServiceExt;
 use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use tower_orgkey::kinde::{KeyPoller, KeyPollerBuilder, KindeVerifier};
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind};
+use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind, telemetry};
 
 /// Only a test that fails waits for so long.
 const HANG: Duration = Duration::from_secs(30);
@@ -23,6 +27,8 @@ struct Stage {
     kinde: KindeVerifier,
     keys: ApiKeyHandle,
     app: Router,
+    /// Of the last request that was let through.
+    context: watch::Receiver<Option<OrgContext>>,
 }
 
 impl Stage {
@@ -43,15 +49,16 @@ impl Stage {
             .build()
             .unwrap();
         let keys = auth.handle();
-        let app = Router::new()
-            .route("/", get(|_: OrgContext| async {}))
-            .route_layer(auth);
+        let (told, context) = watch::channel(None);
+        let handler = move |org: OrgContext| async move { drop(told.send(Some(org))) };
+        let app = Router::new().route("/", get(handler)).route_layer(auth);
         Self {
             emulator,
             clock,
             kinde,
             keys,
             app,
+            context,
         }
     }
 
@@ -434,6 +441,115 @@ async fn an_inactive_key_is_absent_even_where_the_list_shows_it() {
     stage.emulator.revoke(key.id());
     assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
     stage.is_refused(&key).await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_key_is_found_gone() {
+    let stage = Stage::set().await;
+    let mut poller = stage.poller().build().unwrap();
+    let bystander = stage.known("org_a").await;
+    let going_on = stage.context.borrow().clone().unwrap().until_invalid();
+    let gone = stage.known("org_a").await;
+    let ends = stage.context.borrow().clone().unwrap().until_invalid();
+    stage.emulator.delete(gone.id());
+    let (ends, going_on) = (tokio::spawn(ends), tokio::spawn(going_on));
+    assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
+    tokio::time::timeout(HANG, ends).await.unwrap().unwrap();
+    stage.is_held(&bystander).await;
+    assert!(!going_on.is_finished());
+}
+
+#[tokio::test]
+async fn what_a_poller_does_is_counted_and_told_without_any_key() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+
+    let stage = Stage::set().await;
+    let mut poller = stage.poller().build().unwrap();
+    poller.walk_once().await.unwrap();
+    let key = stage.known("org_a").await;
+    let new = stage.emulator.rotate(key.id());
+    stage
+        .emulator
+        .inject(Endpoint::ListKeys, Fault::status(500));
+    for _ in 0..3 {
+        poller.walk_once().await.unwrap_err();
+    }
+    stage.emulator.clear_faults();
+    poller.walk_once().await.unwrap();
+    for _ in 0..25 {
+        stage.known("org_a").await;
+    }
+    let fault = Fault::with_member("api_keys", "[]");
+    stage.emulator.inject(Endpoint::ListKeys, fault);
+    assert!(!poller.walk_once().await.unwrap().is_believed);
+
+    let counted: BTreeMap<String, u64> = snapshotter
+        .snapshot()
+        .into_vec()
+        .into_iter()
+        .filter_map(|(key, _, _, value)| match value {
+            DebugValue::Counter(count) => {
+                let label = key
+                    .key()
+                    .labels()
+                    .next()
+                    .map(|label| label.value().to_owned());
+                Some((
+                    format!("{} {}", key.key().name(), label.unwrap_or_default()),
+                    count,
+                ))
+            }
+            _ => None,
+        })
+        .filter(|(name, _)| name.starts_with("orgkey_poller"))
+        .collect();
+    let walks = |result: &str| counted.get(&format!("{} {result}", telemetry::POLLER_WALKS));
+    assert_eq!(walks("idle"), Some(&1));
+    assert_eq!(walks("failed"), Some(&3));
+    assert_eq!(walks("complete"), Some(&1));
+    assert_eq!(walks("not-believed"), Some(&1));
+    let total = |name: &str| counted[&format!("{name} ")];
+    assert_eq!(total(telemetry::POLLER_CALLS), 5);
+    assert_eq!(total(telemetry::POLLER_INVALIDATED), 1);
+
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let told = |message: &str| text.matches(message).count();
+    assert_eq!(told("the poller cannot walk the issuer's keys"), 1);
+    assert_eq!(told("the poller walks the issuer's keys again"), 1);
+    assert_eq!(told("keys were rotated or taken away at the issuer"), 1);
+    assert_eq!(
+        told("the issuer's list speaks against most of the keys held"),
+        1
+    );
+    for secret in [key.secret(), new.secret(), &stage.emulator.client_secret()] {
+        assert_eq!(told(secret), 0);
+        assert_eq!(told(&secret[secret.len() - 8..]), 0);
+    }
+}
+
+/// Collects events as text.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test]

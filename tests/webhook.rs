@@ -350,6 +350,14 @@ async fn fault_59_a_forged_webhook_changes_nothing() {
 async fn fault_59_unknown_signers_do_not_make_us_call_kinde_for_each() {
     let stage = Stage::set().await;
     let thief = Signer::new();
+    // Nothing that is signed in another way than Kinde's is a reason to ask who signs.
+    let ps256 = thief.sign(
+        Algorithm::PS256,
+        Some("kid_of_nobody"),
+        &deleted("event_1", NOW),
+    );
+    assert_eq!(stage.deliver("id_1", ps256).await, 401);
+    assert_eq!(stage.fetches.load(Ordering::SeqCst), 0);
     for n in 0..50 {
         let kid = format!("kid_of_nobody_{n}");
         let token = thief.sign(Algorithm::RS256, Some(&kid), &deleted("event_1", NOW));

@@ -27,6 +27,31 @@ use crate::upstream::UpstreamState;
 /// | [`block_org`](Self::block_org), [`invalidate_org`](Self::invalidate_org) | all keys of an organization | constant |
 /// | [`invalidate_all`](Self::invalidate_all) | everything | constant |
 ///
+/// # Feeding it
+///
+/// An issuer that takes a key away tells nobody, so how soon it takes effect here depends on who tells the handle. Each way,
+/// with its bound on one node; "a verification" is one call to the issuer, at most the
+/// [deadline of a flight](crate::ApiKeyLayerBuilder::flight_deadline).
+///
+/// | told by | a key that was taken away is last accepted |
+/// |---|---|
+/// | nobody, and the issuer answers | twice the soft TTL and a verification after that: 2 min by default |
+/// | nobody, and the issuer does not answer | at the hard TTL, counted from the call that last said yes: 15 min by default |
+/// | a route with [`max_age(d)`](crate::ApiKeyLayer::max_age) | `d` and a verification after that; 503 where the issuer does not answer |
+/// | a method of this handle | before it returns |
+/// | your own endpoint for revocation, as in `examples/revoke_endpoint.rs` | before that endpoint answers |
+/// | the issuer's webhook, as in `examples/webhook.rs` | when it is delivered; Kinde has one for a deleted organization, and none for a key |
+/// | a poller, as `kinde::KeyPoller` | a period, the time of a walk and a verification after that: some 60 s by default, whatever the soft TTL |
+///
+/// A key that was invalidated is not served from memory: while the issuer does not answer it gets 503. So whatever speaks from
+/// outside, a webhook or a list of keys, should only ever invalidate. Then the worst of a forged, repeated or mistaken word is
+/// one more verification, and a customer is refused on the issuer's own answer alone. Block where the word is your own.
+///
+/// Streams that were opened with a key end as soon as its next request would be refused or asked about, if they wait for
+/// [`OrgContext::until_invalid`](crate::OrgContext::until_invalid), as in `examples/streams.rs`.
+///
+/// # Example
+///
 /// ```
 /// use tower_orgkey::{ApiKeyLayer, KeyId, OrgCode};
 /// # use tower_orgkey::{Verification, verifier_fn};
