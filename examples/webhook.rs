@@ -63,7 +63,8 @@ struct Webhook {
 struct Event {
     #[serde(rename = "type")]
     kind: String,
-    event_id: String,
+    #[serde(rename = "event_id")]
+    id: String,
     #[serde(alias = "event_timestamp")]
     timestamp: Timestamp,
     data: serde_json::Value,
@@ -85,14 +86,14 @@ async fn receive(
         return StatusCode::UNAUTHORIZED;
     };
     let age = Timestamp::now().as_second() - event.timestamp.as_second();
-    if !TIMELY.contains(&age) || event.event_id.len() > LONGEST_ID {
+    if !TIMELY.contains(&age) || event.id.len() > LONGEST_ID {
         return StatusCode::BAD_REQUEST;
     }
     {
         let mut seen = webhook.seen.lock().unwrap_or_else(PoisonError::into_inner);
         // The header is not signed, so whoever replays a delivery can change it; the event's own id is. It goes first: a
         // replay must not use up the id of a delivery that is still to come.
-        let is_new = seen.is_new(format!("event {}", event.event_id))
+        let is_new = seen.is_new(format!("event {}", event.id))
             && seen.is_new(format!("delivery {delivery}"));
         if !is_new {
             return StatusCode::OK;

@@ -1,5 +1,7 @@
 //! Streams end with their key: the example's own application, over real sockets.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it did not expect.
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

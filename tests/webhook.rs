@@ -97,9 +97,10 @@ impl Stage {
                 verifications.fetch_add(1, Ordering::SeqCst);
                 let is_good = key.expose_secret() == KEY && !is_deleted.load(Ordering::SeqCst);
                 async move {
-                    Ok(match is_good {
-                        true => Verification::of_organization(OrgCode::from_static("org_a")),
-                        false => Verification::refused(),
+                    Ok(if is_good {
+                        Verification::of_organization(OrgCode::from_static("org_a"))
+                    } else {
+                        Verification::refused()
                     })
                 }
             }))
