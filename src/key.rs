@@ -137,6 +137,11 @@ impl DigestSecret {
         Ok(Self(secret))
     }
 
+    #[cfg(feature = "test-util")]
+    pub(crate) fn fixed(secret: [u8; 16]) -> Self {
+        Self(Zeroizing::new(secret))
+    }
+
     pub(crate) fn digest(&self, key: &str) -> KeyDigest {
         let mut hasher = SipHasher24::new_with_key(&self.0);
         hasher.write(key.as_bytes());

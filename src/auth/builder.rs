@@ -43,6 +43,8 @@ pub struct ApiKeyLayerBuilder {
     allow_user_keys: bool,
     strip_credential: bool,
     peer: Option<PeerFn>,
+    #[cfg(feature = "test-util")]
+    digest_secret: Option<[u8; 16]>,
 }
 
 impl ApiKeyLayerBuilder {
@@ -57,6 +59,8 @@ impl ApiKeyLayerBuilder {
             allow_user_keys: false,
             strip_credential: false,
             peer: None,
+            #[cfg(feature = "test-util")]
+            digest_secret: None,
         }
     }
 
@@ -203,11 +207,27 @@ impl ApiKeyLayerBuilder {
         self
     }
 
+    /// Digests keys under a secret that is known, so that two runs of a benchmark do the same work.
+    #[cfg(feature = "test-util")]
+    #[doc(hidden)]
+    pub fn fixed_digest_secret(mut self, secret: [u8; 16]) -> Self {
+        self.digest_secret = Some(secret);
+        self
+    }
+
+    fn draw_secret(&self) -> Result<DigestSecret, ConfigError> {
+        #[cfg(feature = "test-util")]
+        if let Some(secret) = self.digest_secret {
+            return Ok(DigestSecret::fixed(secret));
+        }
+        DigestSecret::draw()
+            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))
+    }
+
     /// The layer. Needs no runtime, and starts nothing.
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
         self.settings.check()?;
-        let secret = DigestSecret::draw()
-            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
+        let secret = self.draw_secret()?;
         let realm = self.realm.as_deref().unwrap_or(Style::DEFAULT_REALM);
         let (credential, style) = match self.header {
             Some((AUTHORIZATION, _)) => {

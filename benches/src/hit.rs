@@ -1,0 +1,157 @@
+//! One request through every row: instructions and allocations by valgrind, time by turns.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use criterion::Criterion;
+
+use crate::counts::{self, Counts};
+use crate::rows::{self, ALL, FLOOR, NO_OP, OURS};
+use crate::table;
+
+/// How often the rows take turns, and for how many requests each time.
+const ROUNDS: usize = 61;
+const REQUESTS: u32 = 2_000;
+
+pub(crate) fn table() {
+    let counts: BTreeMap<&str, Counts> = ALL
+        .iter()
+        .map(|row| (row.name, counts::of(row.name)))
+        .collect();
+    let times = times();
+    let floor = counts[FLOOR].instructions - counts[NO_OP].instructions;
+    let lines: Vec<Vec<String>> = ALL
+        .iter()
+        .map(|row| {
+            let base = row.under.base();
+            let gained = counts[row.name].instructions - counts[base].instructions;
+            vec![
+                row.says.to_owned(),
+                format!("{:.0}", counts[row.name].instructions),
+                format!("{gained:+.0}"),
+                table::ratio(gained, floor),
+                format!(
+                    "{:+.2}",
+                    counts[row.name].allocations - counts[base].allocations
+                ),
+                format!("{:.0} ns", times[row.name]),
+                format!("{:+.0} ns", times[row.name] - times[base]),
+            ]
+        })
+        .collect();
+    table::print(
+        "hit: one request, whole and over a layer that does nothing",
+        &[
+            "row",
+            "instructions",
+            "over (0)",
+            "of the floor's",
+            "allocations",
+            "time",
+            "over (0)",
+        ],
+        &lines,
+    );
+}
+
+/// Nanoseconds of a request, the median of rounds in which every row had its turn.
+fn times() -> BTreeMap<&'static str, f64> {
+    let mut rows: Vec<_> = ALL
+        .iter()
+        .map(|row| (row.name, (row.build)(), Vec::new()))
+        .collect();
+    for _ in 0..ROUNDS {
+        for (_, call, took) in &mut rows {
+            let begin = Instant::now();
+            for _ in 0..REQUESTS {
+                call();
+            }
+            took.push(begin.elapsed().as_nanos() as f64 / f64::from(REQUESTS));
+        }
+    }
+    rows.into_iter()
+        .map(|(name, _, took)| (name, table::median(took)))
+        .collect()
+}
+
+pub(crate) fn criterion(filter: Option<&str>) {
+    let mut criterion = Criterion::default()
+        .sample_size(50)
+        .measurement_time(std::time::Duration::from_secs(2))
+        .warm_up_time(std::time::Duration::from_millis(500));
+    for row in ALL
+        .iter()
+        .filter(|row| filter.is_none_or(|filter| row.name.contains(filter)))
+    {
+        let mut call = (row.build)();
+        criterion.bench_function(row.name, |bencher| bencher.iter(|| black_box(&mut call)()));
+    }
+    criterion.final_summary();
+}
+
+/// What is held to its recorded value.
+fn ratios() -> BTreeMap<&'static str, f64> {
+    let of = |name| counts::instructions(rows::find(name).name);
+    let (no_op, floor, ours) = (of(NO_OP), of(FLOOR), of(OURS));
+    let gain = |of: f64| of / (floor - no_op);
+    BTreeMap::from([
+        ("hit", gain(ours - no_op)),
+        ("scope-guard", gain(ours - of("ours-auth"))),
+        (
+            "organization-guard",
+            gain(of("parameter-org") - of("parameter-auth")),
+        ),
+        // Whole requests: these never see their handler.
+        ("refusal", of("ours-refused") / floor),
+        ("malformed", of("ours-malformed") / floor),
+    ])
+}
+
+/// How much of its recorded value a ratio may grow by.
+const MAY_GROW: f64 = 0.03;
+
+pub(crate) fn guard() -> ExitCode {
+    let recorded = std::fs::read_to_string(recorded_path()).expect("the recorded ratios");
+    let recorded: BTreeMap<&str, f64> = recorded
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, ratio)| (name, ratio.parse().expect("a ratio")))
+        .collect();
+    let mut grown = false;
+    for (name, ratio) in ratios() {
+        let before = *recorded.get(name).expect("every ratio is recorded");
+        let has_grown = ratio > before * (1.0 + MAY_GROW);
+        grown |= has_grown;
+        println!(
+            "{name}: {ratio:.3} of the floor, recorded {before:.3}{}",
+            if has_grown { ": GROWN" } else { "" }
+        );
+    }
+    if grown {
+        eprintln!(
+            "instructions have grown by more than 3 %: spare them, or record the new ratios in the same commit with \
+             `benches/run guard --record` and the reason"
+        );
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+pub(crate) fn record() {
+    let mut text = String::from(
+        "# Instructions as ratios to the floor row of the same run: `benches/run guard` compares, `guard --record` writes.\n",
+    );
+    for (name, ratio) in ratios() {
+        let _ = writeln!(text, "{name} {ratio:.3}");
+    }
+    std::fs::write(recorded_path(), text).expect("the recorded ratios");
+}
+
+fn recorded_path() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/hit.ratios"))
+}

@@ -1,0 +1,153 @@
+//! The rows: what is put before the same handler, and one request through it.
+
+mod floor;
+mod hand_made;
+mod ours;
+mod plain;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use futures_util::FutureExt;
+use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
+use http::{HeaderValue, Request, StatusCode, Uri};
+use tower_service::Service;
+
+pub(crate) const KEY: &str = "k_live_0123456789abcdef0123456789abcdef";
+pub(crate) const SCOPE: &str = "read:reports";
+/// The scopes of the key, as many as a key of an integration has.
+pub(crate) const SCOPES: [&str; 4] = ["read:reports", "read:users", "write:reports", "write:users"];
+pub(crate) const SECRET: [u8; 16] = *b"a fixed secret :";
+
+const BEARER: &str = "Bearer k_live_0123456789abcdef0123456789abcdef";
+const JUNK: &str = "Bearer k_live_ffffffffffffffffffffffffffffffff";
+const MALFORMED: &str = "Bearer k_live_0123456789 abcdef0123456789abcde";
+
+/// One request through a row, from the building of it to the dropping of the response.
+pub(crate) type Call = Box<dyn FnMut()>;
+
+/// What a row is measured against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Under {
+    /// An axum router with one layer that does nothing.
+    Router,
+    /// The same, for a route with a parameter.
+    Parameter,
+    /// A plain Tower service, with such a layer.
+    Service,
+}
+
+impl Under {
+    pub(crate) fn base(self) -> &'static str {
+        match self {
+            Self::Router => NO_OP,
+            Self::Parameter => "parameter-no-op",
+            Self::Service => "service-no-op",
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) says: &'static str,
+    pub(crate) under: Under,
+    pub(crate) build: fn() -> Call,
+}
+
+pub(crate) const NO_OP: &str = "no-op";
+pub(crate) const FLOOR: &str = "floor";
+pub(crate) const OURS: &str = "ours";
+
+#[rustfmt::skip]
+pub(crate) const ALL: &[Row] = &[
+    Row { name: NO_OP, says: "(0) a layer that does nothing", under: Under::Router, build: floor::no_op },
+    Row { name: "static-bearer", says: "tower-http static bearer, no context", under: Under::Router, build: floor::static_bearer },
+    Row { name: "extension", says: "axum's `Extension` alone", under: Under::Router, build: floor::extension },
+    Row { name: FLOOR, says: "**floor**: bearer, one compare, one `Arc`, one scope", under: Under::Router, build: floor::floor },
+    Row { name: OURS, says: "**ours**: `(auth, require_scope(..))`, fresh hit", under: Under::Router, build: ours::hit },
+    Row { name: "ours-auth", says: "ours, the layer without a guard", under: Under::Router, build: ours::auth },
+    Row { name: "ours-handler", says: "ours, and a handler that takes `OrgContext`", under: Under::Router, build: ours::handler },
+    Row { name: "ours-refused", says: "ours: a refusal from the cache", under: Under::Router, build: ours::refused },
+    Row { name: "ours-malformed", says: "ours: a malformed header", under: Under::Router, build: ours::malformed },
+    Row { name: "papaya", says: "the floor over papaya, SipHash-1-3-128", under: Under::Router, build: hand_made::papaya },
+    Row { name: "moka", says: "the floor over `moka::sync`, SipHash-1-3-128", under: Under::Router, build: hand_made::moka },
+    Row { name: "from-fn", says: "typical `from_fn`: hex SHA-256, `moka::future`, owned context", under: Under::Router, build: hand_made::from_fn },
+    Row { name: "parameter-no-op", says: "(0) a layer that does nothing, `/orgs/{org_code}/…`", under: Under::Parameter, build: floor::no_op_parameter },
+    Row { name: "parameter-auth", says: "ours, the layer without a guard, `/orgs/{org_code}/…`", under: Under::Parameter, build: ours::auth_parameter },
+    Row { name: "parameter-org", says: "ours: `(auth, require_org(..))`, `/orgs/{org_code}/…`", under: Under::Parameter, build: ours::org },
+    Row { name: "service-no-op", says: "(0) a layer that does nothing, plain service", under: Under::Service, build: plain::no_op },
+    Row { name: "service-extension", says: "axum's `Extension`, plain service", under: Under::Service, build: plain::extension },
+    Row { name: "service-ours", says: "ours, plain service", under: Under::Service, build: plain::ours },
+];
+
+pub(crate) fn find(name: &str) -> Row {
+    *ALL.iter()
+        .find(|row| row.name == name)
+        .unwrap_or_else(|| panic!("no row `{name}`"))
+}
+
+/// Runs a row so many times, for those who count from outside.
+pub(crate) fn repeat(name: &str, times: u64) {
+    let mut call = (find(name).build)();
+    for _ in 0..times {
+        call();
+    }
+}
+
+/// A request as a client sends it.
+fn request(path: &'static str, authorization: &'static str) -> Request<Body> {
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = Uri::from_static(path);
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::from_static("api.example.com"));
+    headers.insert(USER_AGENT, HeaderValue::from_static("client/1.0"));
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(AUTHORIZATION, HeaderValue::from_static(authorization));
+    request
+}
+
+const REPORTS: &str = "/reports";
+const ORG_REPORTS: &str = "/orgs/org_1234567890/reports";
+
+/// The API that is protected, before any layer.
+fn api() -> Router {
+    Router::new()
+        .route(REPORTS, get(async || "ok"))
+        .route("/orgs/{org_code}/reports", get(async || "ok"))
+}
+
+/// One request through a router, which is resolved first: else axum puts every layer on anew for each request.
+fn through(
+    path: &'static str,
+    authorization: &'static str,
+    expected: StatusCode,
+    router: Router,
+) -> Call {
+    through_service(path, authorization, expected, router.with_state(()))
+}
+
+fn through_service<S>(
+    path: &'static str,
+    authorization: &'static str,
+    expected: StatusCode,
+    mut service: S,
+) -> Call
+where
+    S: Service<Request<Body>, Response = http::Response<Body>> + 'static,
+    S::Error: std::fmt::Debug,
+{
+    Box::new(move || {
+        let response = service
+            .call(request(path, authorization))
+            .now_or_never()
+            .expect("a request that waits for nothing")
+            .expect("a response");
+        assert_eq!(response.status(), expected);
+    })
+}
+
+/// A good key at the route without a parameter.
+fn passes(router: Router) -> Call {
+    through(REPORTS, BEARER, StatusCode::OK, router)
+}
