@@ -275,12 +275,13 @@ mod extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-            if parts.extensions.get::<Anonymous>().is_some() {
-                return Ok(None);
+            match parts.extensions.get::<Self>() {
+                Some(context) => Ok(Some(context.clone())),
+                None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
+                None => Err(Rejection::layer_missing(
+                    "the extractor `Option<OrgContext>`",
+                )),
             }
-            Self::of(&parts.extensions, "the extractor `Option<OrgContext>`")
-                .cloned()
-                .map(Some)
         }
     }
 }

@@ -4,7 +4,7 @@
 //! then the key. A header of the user's own choice can take its place, and then holds the key and nothing else.
 //! Keys in query parameters or bodies (RFC 6750 §2.2, §2.3) are never looked for: they end up in logs.
 
-use http::header::{AUTHORIZATION, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
 use crate::key::is_key;
 
@@ -23,7 +23,7 @@ pub(crate) enum Credential<'a> {
     /// Repeated, or outside the grammar.
     Malformed,
     /// A key that keeps the grammar.
-    Key(&'a str),
+    Key(&'a [u8]),
 }
 
 impl CredentialSource {
@@ -34,31 +34,21 @@ impl CredentialSource {
         }
     }
 
-    pub(crate) fn read<'a>(&self, headers: &'a HeaderMap) -> Credential<'a> {
-        let mut values = headers.get_all(self.header()).iter();
-        let Some(value) = values.next() else {
-            return Credential::Absent;
-        };
-        if values.next().is_some() {
+    /// What the request presents. A credential that is alone is marked as sensitive by the way, so that no `Debug` of the
+    /// headers shows it; a repeated one goes nowhere.
+    pub(crate) fn read<'a>(&self, headers: &'a mut HeaderMap) -> Credential<'a> {
+        // As many values as names: nothing is repeated, and one look-up will do.
+        let may_repeat = headers.len() != headers.keys_len();
+        if may_repeat && headers.get_all(self.header()).iter().nth(1).is_some() {
             return Credential::Malformed;
         }
+        let Some(value) = headers.get_mut(self.header()) else {
+            return Credential::Absent;
+        };
+        value.set_sensitive(true);
         match self {
             Self::AuthorizationBearer => bearer(value.as_bytes()),
             Self::Header(_) => key(value.as_bytes()),
-        }
-    }
-
-    /// Marks the credential as sensitive, so that no `Debug` of the headers shows it.
-    pub(crate) fn conceal(&self, headers: &mut HeaderMap) {
-        // `entry` may grow the map, so the ordinary request, with its one value, goes without.
-        if headers.get_all(self.header()).iter().nth(1).is_none() {
-            if let Some(value) = headers.get_mut(self.header()) {
-                value.set_sensitive(true);
-            }
-        } else if let Entry::Occupied(mut values) = headers.entry(self.header()) {
-            for value in values.iter_mut() {
-                value.set_sensitive(true);
-            }
         }
     }
 }
@@ -66,7 +56,16 @@ impl CredentialSource {
 fn bearer(value: &[u8]) -> Credential<'_> {
     const SCHEME: &[u8] = b"bearer";
 
-    // The scheme ends at the first space, wherever that is: `Basic  abc` has one more where `Bearer` has its first.
+    // The usual request first: the scheme, one space, the key.
+    if let Some((&[b, e, a, r, er @ .., b' '], rest)) = value.split_first_chunk::<7>() {
+        // A letter differs from its capital by one bit, and nothing else becomes a letter by it that was none.
+        let is_scheme = u32::from_le_bytes([b, e, a, r]) | 0x2020_2020
+            == u32::from_le_bytes(*b"bear")
+            && u16::from_le_bytes(er) | 0x2020 == u16::from_le_bytes(*b"er");
+        if is_scheme && is_key(rest) {
+            return Credential::Key(rest);
+        }
+    }
     let scheme_end = value.iter().position(|&b| b == b' ').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
     if !scheme.eq_ignore_ascii_case(SCHEME) {
@@ -81,11 +80,11 @@ fn bearer(value: &[u8]) -> Credential<'_> {
 }
 
 fn key(bytes: &[u8]) -> Credential<'_> {
-    if !is_key(bytes) {
-        return Credential::Malformed;
+    if is_key(bytes) {
+        Credential::Key(bytes)
+    } else {
+        Credential::Malformed
     }
-    // The grammar is a part of ASCII, so this never fails.
-    std::str::from_utf8(bytes).map_or(Credential::Malformed, Credential::Key)
 }
 
 /// RFC 9110 §5.6.2 `token`, which an authentication scheme is.
@@ -103,9 +102,11 @@ pub(crate) fn vary_on(name: &HeaderName) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use http::header::COOKIE;
+
     use super::*;
 
-    fn read(headers: &HeaderMap) -> Credential<'_> {
+    fn read(headers: &mut HeaderMap) -> Credential<'_> {
         CredentialSource::AuthorizationBearer.read(headers)
     }
 
@@ -124,8 +125,8 @@ mod tests {
             "BeArEr   12345678",
         ] {
             assert_eq!(
-                read(&with(value.as_bytes())),
-                Credential::Key("12345678"),
+                read(&mut with(value.as_bytes())),
+                Credential::Key(b"12345678"),
                 "{value}"
             );
         }
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn nothing_or_another_scheme_is_absent() {
-        assert_eq!(read(&HeaderMap::new()), Credential::Absent);
+        assert_eq!(read(&mut HeaderMap::new()), Credential::Absent);
         for value in [
             "Basic YWxhZGRpbjpvcGVu",
             "Bearerx 12345678",
@@ -143,7 +144,11 @@ mod tests {
             "Basic  YWxhZGRpbjpvcGVu",
             "DPoP a b",
         ] {
-            assert_eq!(read(&with(value.as_bytes())), Credential::Absent, "{value}");
+            assert_eq!(
+                read(&mut with(value.as_bytes())),
+                Credential::Absent,
+                "{value}"
+            );
         }
     }
 
@@ -166,14 +171,14 @@ mod tests {
             b"Bearer ========",
         ];
         for value in values {
-            assert_eq!(read(&with(value)), Credential::Malformed, "{value:?}");
+            assert_eq!(read(&mut with(value)), Credential::Malformed, "{value:?}");
         }
         let mut twice = with(b"Bearer 12345678");
         twice.append(AUTHORIZATION, HeaderValue::from_static("Bearer 12345678"));
-        assert_eq!(read(&twice), Credential::Malformed);
+        assert_eq!(read(&mut twice), Credential::Malformed);
         let mut with_basic = with(b"Bearer 12345678");
         with_basic.append(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
-        assert_eq!(read(&with_basic), Credential::Malformed);
+        assert_eq!(read(&mut with_basic), Credential::Malformed);
     }
 
     #[test]
@@ -181,26 +186,32 @@ mod tests {
         let name = HeaderName::from_static("x-api-key");
         let source = CredentialSource::Header(name.clone());
         let mut headers = with(b"Bearer 12345678");
-        assert_eq!(source.read(&headers), Credential::Absent);
+        assert_eq!(source.read(&mut headers), Credential::Absent);
         headers.insert(&name, HeaderValue::from_static("Bearer 12345678"));
-        assert_eq!(source.read(&headers), Credential::Malformed);
+        assert_eq!(source.read(&mut headers), Credential::Malformed);
         headers.insert(&name, HeaderValue::from_static(""));
-        assert_eq!(source.read(&headers), Credential::Malformed);
+        assert_eq!(source.read(&mut headers), Credential::Malformed);
         headers.insert(&name, HeaderValue::from_static("12345678"));
-        assert_eq!(source.read(&headers), Credential::Key("12345678"));
+        assert_eq!(source.read(&mut headers), Credential::Key(b"12345678"));
         headers.append(&name, HeaderValue::from_static("12345678"));
-        assert_eq!(source.read(&headers), Credential::Malformed);
+        assert_eq!(source.read(&mut headers), Credential::Malformed);
     }
 
     #[test]
-    fn a_concealed_credential_is_not_shown_by_debug() {
+    fn a_header_that_repeats_another_name_is_read_all_the_same() {
         let mut headers = with(b"Bearer 12345678");
-        headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer 87654321"));
-        CredentialSource::AuthorizationBearer.conceal(&mut headers);
+        headers.append(COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(COOKIE, HeaderValue::from_static("b=2"));
+        assert_eq!(read(&mut headers), Credential::Key(b"12345678"));
+        headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer 12345678"));
+        assert_eq!(read(&mut headers), Credential::Malformed);
+    }
+
+    #[test]
+    fn a_credential_that_was_read_is_not_shown_by_debug() {
+        let mut headers = with(b"Bearer 12345678");
+        read(&mut headers);
         let shown = format!("{headers:?}");
-        assert!(
-            !shown.contains("12345678") && !shown.contains("87654321"),
-            "{shown}"
-        );
+        assert!(!shown.contains("12345678"), "{shown}");
     }
 }

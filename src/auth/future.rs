@@ -153,7 +153,12 @@ where
             match this.state.as_mut().project() {
                 StateProj::Called { future } => {
                     let response = ready!(future.poll(cx))?;
-                    tell(&response, *this.is_anonymous);
+                    let rejection = response.extensions().get::<Rejection>();
+                    tell(rejection, *this.is_anonymous);
+                    // The usual response needs nothing, and is not copied for it.
+                    if rejection.is_none() && this.face.vary().is_none() {
+                        return Poll::Ready(Ok(response));
+                    }
                     return Poll::Ready(Ok(dress(this.face, response)));
                 }
                 StateProj::Refused { rejection } => {
@@ -178,8 +183,8 @@ where
 }
 
 /// Tells how a request ended that was let through. What a layer further in refused, that one has told already.
-fn tell<B>(response: &Response<B>, is_anonymous: bool) {
-    match response.extensions().get::<Rejection>() {
+fn tell(rejection: Option<&Rejection>, is_anonymous: bool) {
+    match rejection {
         Some(rejection) if rejection.is_dressed() => {}
         Some(rejection) => telemetry::answered(Outcome::Refused(rejection)),
         None if is_anonymous => telemetry::answered(Outcome::Anonymous),

@@ -75,12 +75,13 @@ where
 
 impl Core {
     /// Decides on a request, and puts into it what a decision to let it pass entails.
+    #[inline]
     fn way<B>(
         self: &Arc<Self>,
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
     ) -> Way {
-        let (key, digest) = match self.credential.read(request.headers()) {
+        let (key, digest) = match self.credential.read(request.headers_mut()) {
             Credential::Key(key) => (key, self.cache.digest(key)),
             Credential::Absent if self.allow_anonymous => {
                 request.extensions_mut().remove::<OrgContext>();
@@ -96,14 +97,14 @@ impl Core {
         let entry = match self.cache.look(digest, oldest, now) {
             Look::Serve(entry) => entry,
             Look::ServeAndRefresh(entry) => {
-                if let Ok(key) = ApiKey::parse(key) {
+                if let Ok(key) = ApiKey::from_bytes(key) {
                     self.cache.refresh(key, &entry);
                 }
                 entry
             }
             Look::Refused => return Way::Refuse(Rejection::invalid_token()),
             Look::Ask => {
-                let Ok(key) = ApiKey::parse(key) else {
+                let Ok(key) = ApiKey::from_bytes(key) else {
                     return Way::Refuse(Rejection::malformed_credential());
                 };
                 let peer = self
@@ -140,12 +141,9 @@ impl Core {
         telemetry::allowed(&context);
         if self.strip_credential {
             request.headers_mut().remove(self.credential.header());
-        } else {
-            self.credential.conceal(request.headers_mut());
         }
-        let extensions = request.extensions_mut();
-        extensions.remove::<Anonymous>();
-        extensions.insert(context);
+        // Goes before what a layer further out may have put there for a request without a key.
+        request.extensions_mut().insert(context);
         Ok(())
     }
 }

@@ -133,7 +133,7 @@ impl Cache {
         }
     }
 
-    pub(crate) fn digest(&self, key: &str) -> KeyDigest {
+    pub(crate) fn digest(&self, key: impl AsRef<[u8]>) -> KeyDigest {
         self.secret.digest(key)
     }
 

@@ -26,13 +26,19 @@ pin_project! {
 }
 
 impl<F> GuardFuture<F> {
-    pub(super) fn new(decision: Result<F, Rejection>) -> Self {
+    // Two makers and no `Result` between them: the inner future is some hundred bytes, and every step copies them.
+    #[inline]
+    pub(super) fn pass(future: F) -> Self {
         Self {
-            state: match decision {
-                Ok(future) => State::Passed { future },
-                Err(rejection) => State::Refused {
-                    rejection: Some(rejection),
-                },
+            state: State::Passed { future },
+        }
+    }
+
+    #[cold]
+    pub(super) fn refuse(rejection: Rejection) -> Self {
+        Self {
+            state: State::Refused {
+                rejection: Some(rejection),
             },
         }
     }

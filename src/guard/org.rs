@@ -207,13 +207,15 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let org = match OrgContext::of(request.extensions(), "an organization guard") {
             Ok(context) => context.org_code().clone(),
-            Err(rejection) => return GuardFuture::new(Err(rejection)),
+            Err(rejection) => return GuardFuture::refuse(rejection),
         };
         let (request, agreement) = self.guard.claim.agrees(request, &org);
-        GuardFuture::new(match agreement {
-            Agreement::Same => Ok(self.inner.call(request)),
-            Agreement::Other => Err(Rejection::organization_mismatch(self.guard.hide)),
-            Agreement::Missing => Err(Rejection::internal()),
-        })
+        match agreement {
+            Agreement::Same => GuardFuture::pass(self.inner.call(request)),
+            Agreement::Other => {
+                GuardFuture::refuse(Rejection::organization_mismatch(self.guard.hide))
+            }
+            Agreement::Missing => GuardFuture::refuse(Rejection::internal()),
+        }
     }
 }

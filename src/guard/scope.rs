@@ -112,6 +112,9 @@ where
             "a scope guard",
         )
         .map(drop);
-        GuardFuture::new(decision.map(|()| self.inner.call(request)))
+        match decision {
+            Ok(()) => GuardFuture::pass(self.inner.call(request)),
+            Err(rejection) => GuardFuture::refuse(rejection),
+        }
     }
 }
