@@ -47,6 +47,7 @@ pub(crate) enum Clock {
 }
 
 impl Clock {
+    #[inline]
     pub(crate) fn now(&self) -> Tick {
         match self {
             Self::System => system_now(),

@@ -227,6 +227,7 @@ impl OrgContext {
     }
 
     /// The context that the layer put into a request, or the refusal that its absence calls for.
+    #[inline]
     pub(crate) fn of<'a>(
         extensions: &'a Extensions,
         who_asks: &str,

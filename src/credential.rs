@@ -36,6 +36,7 @@ impl CredentialSource {
 
     /// What the request presents. A credential that is alone is marked as sensitive by the way, so that no `Debug` of the
     /// headers shows it; a repeated one goes nowhere.
+    #[inline]
     pub(crate) fn read<'a>(&self, headers: &'a mut HeaderMap) -> Credential<'a> {
         // As many values as names: nothing is repeated, and one look-up will do.
         let may_repeat = headers.len() != headers.keys_len();
@@ -53,9 +54,8 @@ impl CredentialSource {
     }
 }
 
+#[inline]
 fn bearer(value: &[u8]) -> Credential<'_> {
-    const SCHEME: &[u8] = b"bearer";
-
     // The usual request first: the scheme, one space, the key.
     if let Some((&[b, e, a, r, er @ .., b' '], rest)) = value.split_first_chunk::<7>() {
         // A letter differs from its capital by one bit, and nothing else becomes a letter by it that was none.
@@ -66,6 +66,14 @@ fn bearer(value: &[u8]) -> Credential<'_> {
             return Credential::Key(rest);
         }
     }
+    unusual_bearer(value)
+}
+
+/// Another scheme, more spaces, or what is no credential at all.
+#[cold]
+fn unusual_bearer(value: &[u8]) -> Credential<'_> {
+    const SCHEME: &[u8] = b"bearer";
+
     let scheme_end = value.iter().position(|&b| b == b' ').unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
     if !scheme.eq_ignore_ascii_case(SCHEME) {

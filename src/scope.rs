@@ -120,6 +120,7 @@ impl Scopes {
     }
 
     /// Whether the set holds exactly this name.
+    #[inline]
     pub fn contains(&self, name: &str) -> bool {
         /// So many are compared faster than they are searched: most differ in length already.
         const A_HANDFUL: usize = 8;

@@ -216,7 +216,17 @@ pub(crate) fn refusals_not_believed() {
 }
 
 /// A request was let through.
+#[inline]
 pub(crate) fn allowed(context: &OrgContext) {
+    if tracing::enabled!(target: TARGET, tracing::Level::DEBUG) {
+        tell_allowed(context);
+    }
+    observe!(SERVED_AGE, context.age());
+}
+
+/// Apart from its condition, which every request asks and hardly any fulfils.
+#[cold]
+fn tell_allowed(context: &OrgContext) {
     tracing::debug!(
         target: TARGET,
         outcome = "allowed",
@@ -225,7 +235,6 @@ pub(crate) fn allowed(context: &OrgContext) {
         age = ?context.age(),
         "request judged"
     );
-    observe!(SERVED_AGE, context.age());
 }
 
 /// A request was answered: refused, here or beneath the layer, or by the inner service.

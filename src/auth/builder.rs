@@ -215,19 +215,13 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    fn draw_secret(&self) -> Result<DigestSecret, ConfigError> {
-        #[cfg(feature = "test-util")]
-        if let Some(secret) = self.digest_secret {
-            return Ok(DigestSecret::fixed(secret));
-        }
-        DigestSecret::draw()
-            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))
-    }
-
     /// The layer. Needs no runtime, and starts nothing.
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
         self.settings.check()?;
-        let secret = self.draw_secret()?;
+        let secret = DigestSecret::draw()
+            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
+        #[cfg(feature = "test-util")]
+        let secret = self.digest_secret.map_or(secret, DigestSecret::fixed);
         let realm = self.realm.as_deref().unwrap_or(Style::DEFAULT_REALM);
         let (credential, style) = match self.header {
             Some((AUTHORIZATION, _)) => {

@@ -21,15 +21,15 @@ pin_project! {
         S: Service<Request<ReqBody>>,
     {
         #[pin]
-        state: State<S, ReqBody>,
-        face: Face<F>,
-        is_anonymous: bool,
+        pub(super) state: State<S, ReqBody>,
+        pub(super) face: Face<F>,
+        pub(super) is_anonymous: bool,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<S, ReqBody>
+    pub(super) enum State<S, ReqBody>
     where
         S: Service<Request<ReqBody>>,
     {
@@ -105,39 +105,6 @@ where
 enum Stop<E> {
     Refused(Rejection),
     Failed(E),
-}
-
-impl<S, F, ReqBody> ResponseFuture<S, F, ReqBody>
-where
-    S: Service<Request<ReqBody>>,
-{
-    pub(super) fn call(future: S::Future, face: Face<F>, is_anonymous: bool) -> Self {
-        Self {
-            state: State::Called { future },
-            face,
-            is_anonymous,
-        }
-    }
-
-    pub(super) fn refuse(rejection: Rejection, face: Face<F>) -> Self {
-        Self {
-            state: State::Refused {
-                rejection: Some(rejection),
-            },
-            face,
-            is_anonymous: false,
-        }
-    }
-
-    pub(super) fn wait(pending: Pending<S, ReqBody>, face: Face<F>) -> Self {
-        Self {
-            state: State::Waiting {
-                pending: Box::new(pending),
-            },
-            face,
-            is_anonymous: false,
-        }
-    }
 }
 
 impl<S, F, ReqBody, ResBody> Future for ResponseFuture<S, F, ReqBody>

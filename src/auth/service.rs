@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::future::{Pending, ResponseFuture};
+use super::future::{Pending, ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use crate::cache::{Entry, Look, Question};
 use crate::clock::Tick;
@@ -52,24 +52,48 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let core = &self.layer.core;
-        let way = core.way(&mut request, self.layer.max_age);
-        match way {
-            Way::Pass { is_anonymous } => ResponseFuture::call(
-                self.inner.call(request),
-                self.layer.face.clone(),
+        // Nothing but this function writes the future, so that it is built where it stays: it is some hundred bytes.
+        let face = self.layer.face.clone();
+        match self.layer.core.way(&mut request, self.layer.max_age) {
+            Way::Pass { is_anonymous } => ResponseFuture {
+                face,
                 is_anonymous,
-            ),
-            Way::Refuse(rejection) => ResponseFuture::refuse(rejection, self.layer.face.clone()),
-            Way::Wait(question) => {
-                // The instance that was made ready may hold a permit, which nobody may hold while waiting for the issuer.
-                let inner = self.inner.clone();
-                drop(std::mem::replace(&mut self.inner, inner.clone()));
-                let pending = Pending::new(inner, request, Arc::clone(core), question);
-                ResponseFuture::wait(pending, self.layer.face.clone())
-            }
+                state: State::Called {
+                    future: self.inner.call(request),
+                },
+            },
+            Way::Refuse(rejection) => ResponseFuture {
+                face,
+                is_anonymous: false,
+                state: State::Refused {
+                    rejection: Some(rejection),
+                },
+            },
+            Way::Wait(question) => ResponseFuture {
+                face,
+                is_anonymous: false,
+                state: State::Waiting {
+                    pending: self.wait(request, question),
+                },
+            },
         }
+    }
+}
+
+impl<S: Clone, F> ApiKeyService<S, F> {
+    #[cold]
+    fn wait<ReqBody>(
+        &mut self,
+        request: Request<ReqBody>,
+        question: Question,
+    ) -> Box<Pending<S, ReqBody>> {
+        // The instance that was made ready may hold a permit, which nobody may hold while waiting for the issuer.
+        let inner = self.inner.clone();
+        drop(std::mem::replace(&mut self.inner, inner.clone()));
+        let core = Arc::clone(&self.layer.core);
+        Box::new(Pending::new(inner, request, core, question))
     }
 }
 
@@ -128,6 +152,7 @@ impl Core {
     }
 
     /// Judges facts for this request, and gives it its context.
+    #[inline]
     pub(super) fn admit<B>(
         &self,
         request: &mut Request<B>,

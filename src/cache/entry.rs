@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) began: u64,
     /// The soft TTL that this entry drew, in nanoseconds.
     soft: u64,
+    /// The end of that, or of everything if that is earlier: what most requests ask for.
+    fresh_until: Tick,
     /// The end of everything: the hard TTL.
     hard_until: Tick,
     /// The key's own expiry on our clock.
@@ -73,13 +75,17 @@ impl Entry {
             // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
             now.after(at.duration_since(SystemTime::now()).unwrap_or_default())
         });
+        let soft = draw_soft(lifetimes.soft);
+        let hard_until = sent_at.after(lifetimes.hard);
+        let end = expires.map_or(hard_until, |at| at.min(hard_until));
         Self {
             facts,
             digest,
             sent_at,
             began,
-            soft: draw_soft(lifetimes.soft),
-            hard_until: sent_at.after(lifetimes.hard),
+            soft,
+            fresh_until: end.min(Tick(sent_at.0.saturating_add(soft))),
+            hard_until,
             expires,
             cleared: sync::AtomicU64::new(0),
             ask_after: AtomicU64::new(0),
@@ -99,7 +105,7 @@ impl Entry {
     }
 
     pub(crate) fn fresh_until(&self) -> Tick {
-        Tick(self.sent_at.0.saturating_add(self.soft))
+        self.fresh_until
     }
 
     pub(crate) fn hard_until(&self) -> Tick {
@@ -108,12 +114,12 @@ impl Entry {
     }
 
     pub(crate) fn freshness(&self, now: Tick) -> Freshness {
-        if self.expires.is_some_and(|at| now >= at) {
+        if now < self.fresh_until {
+            Freshness::Fresh
+        } else if self.expires.is_some_and(|at| now >= at) {
             Freshness::Expired
         } else if now >= self.hard_until {
             Freshness::Gone
-        } else if now.0 - self.sent_at.0.min(now.0) < self.soft {
-            Freshness::Fresh
         } else if now.0 - self.sent_at.0 < self.soft.saturating_mul(2) {
             Freshness::Stale
         } else {

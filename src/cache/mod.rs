@@ -138,6 +138,7 @@ impl Cache {
     }
 
     /// What is held of a key, by an answer younger than `oldest`.
+    #[inline]
     pub(crate) fn look(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Look {
         let (look, found) = match self.store.get(digest, now) {
             Some(entry) => self.look_at(entry, oldest, now),
@@ -149,6 +150,7 @@ impl Cache {
         look
     }
 
+    #[inline]
     fn look_at(&self, entry: Arc<Entry>, oldest: Option<Tick>, now: Tick) -> (Look, Found) {
         match self.rules.on(&entry) {
             Ruling::Clear => {}

@@ -1,9 +1,15 @@
 //! Keys that the issuer refused, in a cache of their own: a flood of junk fills this one and no other.
+//!
+//! As with the good keys, moka bounds them and an index before it answers. The policy hears of no read at all: the oldest
+//! refusals go first, and how often a refused key knocks earns it nothing.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache as Moka;
+use papaya::HashMap as Index;
 
 use super::store::DigestBuildHasher;
 use super::sync::Step;
@@ -26,34 +32,53 @@ pub(crate) struct Refused {
 }
 
 pub(crate) struct Refusals {
-    refused: Moka<KeyDigest, Refused, DigestBuildHasher>,
+    index: Arc<Index<KeyDigest, Arc<Refused>, DigestBuildHasher>>,
+    policy: Moka<KeyDigest, Arc<Refused>, DigestBuildHasher>,
     step: Step,
 }
 
 impl Refusals {
     pub(crate) fn new(capacity: u64) -> Self {
+        let index: Arc<Index<_, Arc<Refused>, _>> =
+            Arc::new(Index::with_hasher(DigestBuildHasher::default()));
+        let listener = {
+            let index = Arc::clone(&index);
+            move |digest: Arc<KeyDigest>, refused: Arc<Refused>, _| {
+                // A successor under the same digest stays.
+                let is_this = |_: &KeyDigest, held: &Arc<Refused>| Arc::ptr_eq(held, &refused);
+                let _ = index.pin().remove_if(&*digest, is_this);
+            }
+        };
         Self {
-            refused: Moka::builder()
+            index,
+            policy: Moka::builder()
                 .max_capacity(capacity)
-                .time_to_live(FORGOTTEN)
-                // The oldest go first: how often a refused key knocks earns it nothing.
-                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .time_to_live(LONGEST + FORGOTTEN)
+                .eviction_policy(EvictionPolicy::lru())
+                .eviction_listener(listener)
                 .build_with_hasher(DigestBuildHasher::default()),
             step: Step::new(),
         }
     }
 
     /// The refusal that still stands, if there is one.
+    #[inline]
     pub(crate) fn standing(&self, digest: KeyDigest, now: Tick) -> Option<Refused> {
         self.step.take();
-        self.refused
-            .get(&digest)
-            .filter(|refused| now < refused.until)
+        self.get(digest).filter(|refused| now < refused.until)
+    }
+
+    #[inline]
+    fn get(&self, digest: KeyDigest) -> Option<Refused> {
+        self.index.pin().get(&digest).map(|refused| **refused)
     }
 
     pub(crate) fn note(&self, digest: KeyDigest, began: u64, now: Tick) {
         self.step.take();
-        let lasts = match self.refused.get(&digest) {
+        let before = self
+            .get(digest)
+            .filter(|before| now < before.until.after(FORGOTTEN));
+        let lasts = match before {
             Some(before) if before.began == began || now >= before.until => {
                 (before.lasts * 2).min(LONGEST)
             }
@@ -61,24 +86,24 @@ impl Refusals {
             Some(before) => before.lasts,
             None => FIRST,
         };
-        let until = now.after(lasts);
-        self.refused.insert(
-            digest,
-            Refused {
-                until,
-                lasts,
-                began,
-            },
-        );
+        let refused = Arc::new(Refused {
+            until: now.after(lasts),
+            lasts,
+            began,
+        });
+        self.index.pin().insert(digest, Arc::clone(&refused));
+        self.policy.insert(digest, refused);
     }
 
     pub(crate) fn forget(&self, digest: KeyDigest) {
         self.step.take();
-        self.refused.invalidate(&digest);
+        if self.index.pin().remove(&digest).is_some() {
+            self.policy.invalidate(&digest);
+        }
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.refused.entry_count()
+        self.index.len() as u64
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) enum Found {
 }
 
 impl Counters {
+    #[inline]
     pub(crate) fn count(&self, found: Found) {
         let stripe = &self.0[stripe()];
         let counter = match found {

@@ -90,6 +90,7 @@ impl Store {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<Arc<Entry>> {
         self.step.take();
         let entry = self.index.pin().get(&digest).cloned()?;

@@ -34,7 +34,7 @@ impl<F> GuardFuture<F> {
         }
     }
 
-    #[cold]
+    #[inline]
     pub(super) fn refuse(rejection: Rejection) -> Self {
         Self {
             state: State::Refused {

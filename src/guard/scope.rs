@@ -11,6 +11,7 @@ use crate::rejection::Rejection;
 use crate::scope::{ScopePolicy, permits, wanted};
 
 /// The one decision, for the guard and for [`Scoped`](super::Scoped).
+#[inline]
 pub(super) fn decide<'a, 'p, N: AsRef<str> + 'p>(
     extensions: &'a Extensions,
     alternatives: impl Iterator<Item = &'p [N]> + Clone,
@@ -20,11 +21,16 @@ pub(super) fn decide<'a, 'p, N: AsRef<str> + 'p>(
     if permits(alternatives.clone(), context.scopes()) {
         Ok(context)
     } else {
-        Err(Rejection::insufficient_scope(wanted(
-            alternatives,
-            context.scopes(),
-        )))
+        Err(refusal(alternatives, context))
     }
+}
+
+#[cold]
+fn refusal<'p, N: AsRef<str> + 'p>(
+    alternatives: impl Iterator<Item = &'p [N]>,
+    context: &OrgContext,
+) -> Rejection {
+    Rejection::insufficient_scope(wanted(alternatives, context.scopes()))
 }
 
 /// The key must hold this scope.
@@ -105,6 +111,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let decision = decide(
             request.extensions(),
