@@ -120,7 +120,7 @@ fn is_token68_byte(byte: u8) -> bool {
 
 /// What stands for a key inside a cache: 128 bits of SipHash-1-3 over the *whole* key under the cache's secret.
 ///
-/// SipHash is a pseudo-random function: without the 128-bit secret nobody can tell which keys share a digest, so two keys
+/// It is a pseudo-random function: without the 128-bit secret nobody can tell which keys share a digest, so two keys
 /// collide with a chance of one in 2^128 a pair, and no caller can look for a pair. Nobody ever sees a digest, and the
 /// secret lives no longer than the process, so whoever wanted a collision could only send keys and hope. For that the
 /// rounds of SipHash-1-3 suffice (no attack on it is known that beats guessing; the hash tables of Rust and Python rest

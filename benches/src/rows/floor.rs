@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::Extension;
 use axum::body::Body;
+use axum::{Extension, Router};
 use http::header::AUTHORIZATION;
 use http::{Request, Response, StatusCode};
 use pin_project_lite::pin_project;
@@ -17,7 +17,12 @@ use tower_service::Service;
 use super::{BEARER, Call, KEY, ORG_REPORTS, SCOPE, SCOPES, api, passes, through};
 
 pub(super) fn no_op() -> Call {
-    passes(api().layer(NoOpLayer))
+    passes(bare())
+}
+
+/// An API behind a layer that does nothing.
+pub(crate) fn bare() -> Router {
+    api().layer(NoOpLayer)
 }
 
 pub(super) fn no_op_parameter() -> Call {

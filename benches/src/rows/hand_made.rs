@@ -4,6 +4,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -16,31 +17,47 @@ use super::floor::{Facts, KeyLayer, ScopeLayer};
 use super::{Call, KEY, SCOPE, SECRET, api, passes};
 
 pub(super) fn papaya() -> Call {
+    passes(over_papaya([KEY.to_owned()]))
+}
+
+/// The floor over a papaya map of these keys.
+pub(crate) fn over_papaya(of: impl IntoIterator<Item = String>) -> Router {
+    let facts = Arc::new(Facts::of_the_key());
     let keys = papaya::HashMap::with_hasher(DigestBuildHasher::default());
-    keys.pin()
-        .insert(digest(KEY), Arc::new(Facts::of_the_key()));
+    for key in of {
+        keys.pin()
+            .insert(digest(&key), Arc::new(facts.as_ref().clone()));
+    }
     let auth = KeyLayer(
         |key: &str, keys: &papaya::HashMap<u128, Arc<Facts>, DigestBuildHasher>| {
             keys.pin().get(&digest(key)).cloned()
         },
     )
     .over(keys);
-    passes(api().layer((auth, ScopeLayer(SCOPE))))
+    api().layer((auth, ScopeLayer(SCOPE)))
 }
 
 pub(super) fn moka() -> Call {
+    passes(over_moka([KEY.to_owned()]))
+}
+
+/// The floor over a moka cache of these keys.
+pub(crate) fn over_moka(of: impl IntoIterator<Item = String>) -> Router {
+    let facts = Arc::new(Facts::of_the_key());
     let keys = moka::sync::Cache::builder()
-        .max_capacity(100_000)
-        .time_to_live(Duration::from_secs(60))
+        .max_capacity(2_000_000)
+        .time_to_live(Duration::from_secs(3_600))
         .build_with_hasher(DigestBuildHasher::default());
-    keys.insert(digest(KEY), Arc::new(Facts::of_the_key()));
+    for key in of {
+        keys.insert(digest(&key), Arc::new(facts.as_ref().clone()));
+    }
     let auth = KeyLayer(
         |key: &str, keys: &moka::sync::Cache<u128, Arc<Facts>, DigestBuildHasher>| {
             keys.get(&digest(key))
         },
     )
     .over(keys);
-    passes(api().layer((auth, ScopeLayer(SCOPE))))
+    api().layer((auth, ScopeLayer(SCOPE)))
 }
 
 pub(crate) fn digest(key: &str) -> u128 {
@@ -72,14 +89,19 @@ impl Hasher for DigestHasher {
 
 type Known = moka::future::Cache<String, Facts>;
 
-pub(crate) fn from_fn() -> Call {
+pub(super) fn from_fn() -> Call {
+    passes(typical_router())
+}
+
+/// An API behind what one writes without having measured.
+pub(crate) fn typical_router() -> Router {
     let known = Known::builder()
         .max_capacity(100_000)
         .time_to_live(Duration::from_secs(60))
         .build();
     let filled = known.insert(hex_digest(KEY), Facts::of_the_key());
     futures_util::FutureExt::now_or_never(filled).expect("an insert that waits for nothing");
-    passes(api().layer(axum::middleware::from_fn_with_state(known, typical)))
+    api().layer(axum::middleware::from_fn_with_state(known, typical))
 }
 
 async fn typical(State(known): State<Known>, mut request: Request, next: Next) -> Response {

@@ -1,8 +1,8 @@
 //! The rows: what is put before the same handler, and one request through it.
 
-mod floor;
-mod hand_made;
-mod ours;
+pub(crate) mod floor;
+pub(crate) mod hand_made;
+pub(crate) mod ours;
 mod plain;
 
 use axum::Router;
@@ -19,7 +19,7 @@ pub(crate) const SCOPE: &str = "read:reports";
 pub(crate) const SCOPES: [&str; 4] = ["read:reports", "read:users", "write:reports", "write:users"];
 pub(crate) const SECRET: [u8; 16] = *b"a fixed secret :";
 
-const BEARER: &str = "Bearer k_live_0123456789abcdef0123456789abcdef";
+pub(crate) const BEARER: &str = "Bearer k_live_0123456789abcdef0123456789abcdef";
 const JUNK: &str = "Bearer k_live_ffffffffffffffffffffffffffffffff";
 const MALFORMED: &str = "Bearer k_live_0123456789 abcdef0123456789abcde";
 
@@ -97,21 +97,25 @@ pub(crate) fn repeat(name: &str, times: u64) {
 
 /// A request as a client sends it.
 fn request(path: &'static str, authorization: &'static str) -> Request<Body> {
+    request_with(path, HeaderValue::from_static(authorization))
+}
+
+pub(crate) fn request_with(path: &'static str, authorization: HeaderValue) -> Request<Body> {
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = Uri::from_static(path);
     let headers = request.headers_mut();
     headers.insert(HOST, HeaderValue::from_static("api.example.com"));
     headers.insert(USER_AGENT, HeaderValue::from_static("client/1.0"));
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    headers.insert(AUTHORIZATION, HeaderValue::from_static(authorization));
+    headers.insert(AUTHORIZATION, authorization);
     request
 }
 
-const REPORTS: &str = "/reports";
+pub(crate) const REPORTS: &str = "/reports";
 const ORG_REPORTS: &str = "/orgs/org_1234567890/reports";
 
 /// The API that is protected, before any layer.
-fn api() -> Router {
+pub(crate) fn api() -> Router {
     Router::new()
         .route(REPORTS, get(async || "ok"))
         .route("/orgs/{org_code}/reports", get(async || "ok"))

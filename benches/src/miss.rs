@@ -1,0 +1,173 @@
+//! A key that is not known: one call to the issuer, beside the same call made bare.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::routing::post;
+use axum::{Json, Router};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tower::ServiceExt;
+use tower_orgkey::{
+    ApiKey, ApiKeyLayer, KeyId, OrgCode, Scopes, Verification, Verifier, VerifyError,
+};
+
+use crate::keys;
+use crate::rows::{self, REPORTS};
+use crate::table;
+
+const ROUNDS: u32 = 2_001;
+
+#[derive(Serialize)]
+struct Asked<'a> {
+    api_key: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    is_valid: bool,
+    key_id: String,
+    scopes: Vec<String>,
+    org_code: String,
+}
+
+/// An issuer's endpoint over reqwest, with nothing around it.
+#[derive(Clone)]
+struct OverHttp {
+    client: reqwest::Client,
+    url: String,
+}
+
+impl OverHttp {
+    async fn ask(&self, key: &str) -> reqwest::Result<Answered> {
+        let asked = Asked { api_key: key };
+        self.client
+            .post(&self.url)
+            .json(&asked)
+            .send()
+            .await?
+            .json()
+            .await
+    }
+}
+
+impl Verifier for OverHttp {
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        let answered = self
+            .ask(key.expose_secret())
+            .await
+            .map_err(VerifyError::unavailable)?;
+        if !answered.is_valid {
+            return Ok(Verification::refused());
+        }
+        let org = OrgCode::new(answered.org_code).map_err(VerifyError::unavailable)?;
+        let key_id = KeyId::new(answered.key_id).map_err(VerifyError::unavailable)?;
+        Ok(Verification::of_organization(org)
+            .with_key_id(key_id)
+            .with_scopes(Scopes::from_names(answered.scopes)))
+    }
+}
+
+async fn answer() -> Json<serde_json::Value> {
+    Json(serde_json::json!({
+        "code": "API_KEY_VERIFIED", "message": "API key verified", "is_valid": true,
+        "key_id": "api_key_00000000000000000000000000000001", "status": "active",
+        "scopes": ["read:reports", "read:users"], "org_code": "org_1234567890", "user_id": null,
+        "last_verified_on": "2026-01-02T03:04:05+11", "verification_count": 7
+    }))
+}
+
+pub(crate) fn table() {
+    let connections = Arc::new(AtomicU32::new(0));
+    let url = serve(Arc::clone(&connections));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (bare, cold) = runtime.block_on(async {
+        let verifier = || OverHttp {
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("a client"),
+            url: url.clone(),
+        };
+        let bare = verifier();
+        let router = rows::api()
+            .layer(ApiKeyLayer::new(verifier()))
+            .with_state(());
+        let mut took = (Vec::new(), Vec::new());
+        for n in 0..ROUNDS {
+            let key = keys::key(n);
+            // On a task, as the server's requests are.
+            let asking = bare.clone();
+            let begin = Instant::now();
+            let answered = tokio::spawn(async move { asking.ask(&key).await }).await;
+            assert!(
+                answered
+                    .expect("a task that ends")
+                    .expect("an answer")
+                    .is_valid
+            );
+            took.0.push(begin.elapsed().as_secs_f64());
+
+            let request = rows::request_with(REPORTS, keys::authorization(n));
+            let router = router.clone();
+            let begin = Instant::now();
+            let response = tokio::spawn(router.oneshot(request)).await;
+            let response = response.expect("a task that ends").expect("a response");
+            assert_eq!(response.status(), StatusCode::OK);
+            took.1.push(begin.elapsed().as_secs_f64());
+        }
+        (table::median(took.0), table::median(took.1))
+    });
+    let microseconds = |seconds: f64| format!("{:.1} µs", seconds * 1e6);
+    table::print(
+        "miss: one after another, over a warm connection",
+        &["row", "median", "of the bare call"],
+        &[
+            vec![
+                "a bare reqwest JSON POST".to_owned(),
+                microseconds(bare),
+                "1.00".to_owned(),
+            ],
+            vec![
+                "a cold key through the layer".to_owned(),
+                microseconds(cold),
+                table::ratio(cold, bare),
+            ],
+        ],
+    );
+    println!(
+        "\nConnections: {} (one is the bare client's).",
+        connections.load(Ordering::Relaxed)
+    );
+}
+
+/// A server on a thread of its own, that counts connections.
+fn serve(connections: Arc<AtomicU32>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("a socket");
+    let url = format!("http://{}/verify", listener.local_addr().expect("a port"));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            use axum::serve::ListenerExt;
+
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+            let listener = listener.tap_io(move |stream| {
+                connections.fetch_add(1, Ordering::Relaxed);
+                stream.set_nodelay(true).expect("a socket");
+            });
+            let app = Router::new().route("/verify", post(answer));
+            axum::serve(listener, app).await.expect("a server");
+        });
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    url
+}

@@ -1,0 +1,99 @@
+//! Hits on one key from every core: what a reader costs another.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::Instant;
+
+use axum::Router;
+use http::HeaderValue;
+
+use crate::keys;
+use crate::rows::{self, floor, hand_made, ours};
+use crate::table;
+
+const ROUNDS: usize = 21;
+const REQUESTS: u32 = 50_000;
+
+pub(crate) fn table() {
+    let cores = thread::available_parallelism()
+        .map_or(2, usize::from)
+        .max(2);
+    let auth = ours::warm_layer();
+    let rows = [
+        ("(0) a layer that does nothing", floor::bare()),
+        (
+            "the floor over papaya",
+            hand_made::over_papaya([rows::KEY.to_owned()]),
+        ),
+        (
+            "the floor over moka",
+            hand_made::over_moka([rows::KEY.to_owned()]),
+        ),
+        (
+            "ours",
+            rows::api().layer((auth, tower_orgkey::require_scope(rows::SCOPE))),
+        ),
+    ]
+    .map(|(says, router)| (says, router.with_state(())));
+    let mut took = vec![(Vec::new(), Vec::new()); rows.len()];
+    for _ in 0..ROUNDS {
+        for ((_, router), (one, all)) in rows.iter().zip(&mut took) {
+            one.push(hammer(router, 1));
+            all.push(hammer(router, cores));
+        }
+    }
+    let figures: Vec<(f64, f64)> = took
+        .into_iter()
+        .map(|(one, all)| (table::median(one), table::median(all)))
+        .collect();
+    let papaya = figures[1].1 / figures[1].0;
+    let lines: Vec<_> = rows
+        .iter()
+        .zip(&figures)
+        .map(|((says, _), (one, all))| {
+            vec![
+                (*says).to_owned(),
+                format!("{one:.0} ns"),
+                format!("{all:.0} ns"),
+                table::ratio(*all, *one),
+                table::ratio(all / one, papaya),
+                table::ratio(*all, figures[1].1),
+            ]
+        })
+        .collect();
+    table::print(
+        &format!("threads: one key, a request on 1 and on each of {cores} threads"),
+        &[
+            "row",
+            "1 thread",
+            "each of all",
+            "all / 1",
+            "of papaya's",
+            "time / papaya's",
+        ],
+        &lines,
+    );
+}
+
+/// Nanoseconds of a request on each of so many threads.
+fn hammer(router: &Router, threads: usize) -> f64 {
+    let barrier = Barrier::new(threads);
+    let hammering = || {
+        let mut router = router.clone();
+        let authorization = HeaderValue::from_static(rows::BEARER);
+        barrier.wait();
+        let begin = Instant::now();
+        for _ in 0..REQUESTS {
+            keys::call(&mut router, authorization.clone());
+        }
+        begin.elapsed().as_nanos() as f64 / f64::from(REQUESTS)
+    };
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(hammering)).collect();
+        let took: Vec<f64> = handles
+            .into_iter()
+            .map(|handle| handle.join().expect("a thread that ends"))
+            .collect();
+        took.iter().sum::<f64>() / took.len() as f64
+    })
+}
