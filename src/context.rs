@@ -121,6 +121,13 @@ identifier! {
     OrgCode
 }
 
+impl OrgCode {
+    /// How many hold this copy of it.
+    pub(crate) fn references(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+}
+
 identifier! {
     /// A key's identifier at the issuer: 1 to 255 visible ASCII characters. Not a secret, and stable over a rotation.
     ///

@@ -149,6 +149,11 @@ impl Scopes {
         self.0.is_none()
     }
 
+    /// How many hold this copy of the set; the empty one is nobody's.
+    pub(crate) fn references(&self) -> usize {
+        self.0.as_ref().map_or(0, Arc::strong_count)
+    }
+
     fn as_slice(&self) -> &[Scope] {
         self.0.as_deref().unwrap_or_default()
     }

@@ -27,14 +27,12 @@ pub(crate) struct Entry {
     pub(crate) sent_at: Tick,
     /// The version of the rules when that call's flight began: an invalidation that is younger condemns the entry.
     pub(crate) began: u64,
-    /// The soft TTL that this entry drew, in nanoseconds.
-    soft: u64,
-    /// The end of that, or of everything if that is earlier: what most requests ask for.
+    /// The end of the soft TTL that this entry drew, or of everything if that is earlier.
     fresh_until: Tick,
-    /// The end of everything: the hard TTL.
+    /// The end of everything: the hard TTL, or the key's own expiry.
     hard_until: Tick,
-    /// The key's own expiry on our clock.
-    expires: Option<Tick>,
+    /// Whether that end is the key's own.
+    expires: bool,
     /// The version of the rules that last found nothing against the entry.
     pub(super) cleared: sync::AtomicU64,
     /// No background refresh begins before this.
@@ -75,18 +73,17 @@ impl Entry {
             // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
             now.after(at.duration_since(SystemTime::now()).unwrap_or_default())
         });
-        let soft = draw_soft(lifetimes.soft);
         let hard_until = sent_at.after(lifetimes.hard);
         let end = expires.map_or(hard_until, |at| at.min(hard_until));
+        let soft_until = Tick(sent_at.0.saturating_add(draw_soft(lifetimes.soft)));
         Self {
             facts,
             digest,
             sent_at,
             began,
-            soft,
-            fresh_until: end.min(Tick(sent_at.0.saturating_add(soft))),
-            hard_until,
-            expires,
+            fresh_until: soft_until.min(end),
+            hard_until: end,
+            expires: expires == Some(end),
             cleared: sync::AtomicU64::new(0),
             ask_after: AtomicU64::new(0),
             home,
@@ -109,18 +106,22 @@ impl Entry {
     }
 
     pub(crate) fn hard_until(&self) -> Tick {
-        self.expires
-            .map_or(self.hard_until, |at| at.min(self.hard_until))
+        self.hard_until
     }
 
     pub(crate) fn freshness(&self, now: Tick) -> Freshness {
         if now < self.fresh_until {
-            Freshness::Fresh
-        } else if self.expires.is_some_and(|at| now >= at) {
-            Freshness::Expired
-        } else if now >= self.hard_until {
-            Freshness::Gone
-        } else if now.0 - self.sent_at.0 < self.soft.saturating_mul(2) {
+            return Freshness::Fresh;
+        }
+        if now >= self.hard_until {
+            return if self.expires {
+                Freshness::Expired
+            } else {
+                Freshness::Gone
+            };
+        }
+        // The end is still ahead, so it was the soft TTL that ended.
+        if now.since(self.fresh_until) < self.fresh_until.since(self.sent_at) {
             Freshness::Stale
         } else {
             Freshness::Overdue
@@ -177,7 +178,7 @@ mod tests {
         for _ in 0..1_000 {
             let entry = entry(Facts::default());
             let at = |nanos: u64| entry.freshness(Tick(entry.sent_at.0 + nanos));
-            let soft = entry.soft;
+            let soft = entry.fresh_until.0 - entry.sent_at.0;
             assert!((51_000_000_000..=60_000_000_000).contains(&soft));
             assert_eq!(at(soft - 1), Freshness::Fresh);
             assert_eq!(at(soft), Freshness::Stale);

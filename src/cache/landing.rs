@@ -104,7 +104,7 @@ impl Cache {
         now: Tick,
     ) -> Landing {
         let entry = Entry::new(
-            facts,
+            self.shared.share(facts),
             digest,
             sent_at,
             flight.began,

@@ -31,6 +31,7 @@ mod landing;
 mod refusals;
 mod rules;
 mod settle;
+mod shared;
 mod stats;
 mod store;
 mod suspects;
@@ -52,6 +53,7 @@ use self::refusals::Refusals;
 pub use self::rules::BlockListFull;
 use self::rules::{Rules, Ruling};
 pub(crate) use self::settle::{Question, Settled};
+use self::shared::Shared;
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;
@@ -72,6 +74,7 @@ pub(crate) struct Cache {
     store: Store,
     refusals: Refusals,
     former: Arc<Former>,
+    shared: Shared,
     rules: Rules,
     flights: Flights,
     suspects: Suspects,
@@ -113,6 +116,7 @@ impl Cache {
             ),
             refusals: Refusals::new((settings.capacity / 10).max(1)),
             former,
+            shared: Shared::default(),
             rules: Rules::default(),
             flights: Flights::default(),
             suspects: Suspects::default(),

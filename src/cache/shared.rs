@@ -1,0 +1,128 @@
+//! One copy of what repeats from key to key: an organization has several keys, and an API offers a few kinds of keys.
+//!
+//! Every answer of the issuer brings strings of its own. What is equal to something held already is let go for a reference to
+//! it, which saves a third of a key's memory.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+
+use crate::context::OrgCode;
+use crate::scope::Scopes;
+use crate::verify::Facts;
+
+/// The facts' parts that repeat. Holds no more than twice of what the entries hold themselves, and a few.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    orgs: Pool<OrgCode>,
+    scopes: Pool<Scopes>,
+}
+
+impl Shared {
+    /// The same facts, of shared parts.
+    pub(crate) fn share(&self, facts: Facts) -> Facts {
+        Facts {
+            org: facts.org.map(|org| self.orgs.share(org)),
+            scopes: self.scopes.share(facts.scopes),
+            ..facts
+        }
+    }
+}
+
+/// What is counted by references.
+trait Counted: Clone + Eq + Hash {
+    /// Whether somebody else holds it as well.
+    fn is_held_elsewhere(&self) -> bool;
+}
+
+impl Counted for OrgCode {
+    fn is_held_elsewhere(&self) -> bool {
+        self.references() > 1
+    }
+}
+
+impl Counted for Scopes {
+    fn is_held_elsewhere(&self) -> bool {
+        self.references() > 1
+    }
+}
+
+/// So many are not worth a look at who holds them.
+const A_FEW: usize = 64;
+
+#[derive(Debug)]
+struct Pool<T>(Mutex<Held<T>>);
+
+#[derive(Debug)]
+struct Held<T> {
+    values: HashSet<T>,
+    /// At this size, what nobody else holds is let go.
+    sweep_at: usize,
+}
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Held {
+            values: HashSet::new(),
+            sweep_at: A_FEW,
+        }))
+    }
+}
+
+impl<T: Counted> Pool<T> {
+    fn share(&self, value: T) -> T {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = held.values.get(&value) {
+            return same.clone();
+        }
+        if held.values.len() >= held.sweep_at {
+            held.values.retain(T::is_held_elsewhere);
+            // Twice of what is left: sweeping costs each newcomer a constant, on the whole.
+            held.sweep_at = (held.values.len() * 2).max(A_FEW);
+            let room = held.sweep_at;
+            held.values.shrink_to(room);
+        }
+        held.values.insert(value.clone());
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn org(n: usize) -> OrgCode {
+        OrgCode::new(format!("org_{n}")).unwrap()
+    }
+
+    #[test]
+    fn equal_parts_become_one() {
+        let shared = Shared::default();
+        let facts = || Facts {
+            org: Some(org(1)),
+            scopes: Scopes::from_names(["a", "b"]),
+            ..Facts::default()
+        };
+        let first = shared.share(facts());
+        let second = shared.share(facts());
+        assert_eq!(first.org, second.org);
+        assert_eq!(first.scopes, second.scopes);
+        // The two, and the pool.
+        assert_eq!(first.org.unwrap().references(), 3);
+        assert_eq!(first.scopes.references(), 3);
+    }
+
+    #[test]
+    fn what_nobody_holds_any_more_is_let_go() {
+        let pool = Pool::default();
+        let kept: Vec<OrgCode> = (0..10).map(|n| pool.share(org(n))).collect();
+        for n in 10..10_000 {
+            drop(pool.share(org(n)));
+            assert!(pool.0.lock().unwrap().values.len() <= A_FEW);
+        }
+        for (n, kept) in kept.iter().enumerate() {
+            assert_eq!(pool.share(org(n)), *kept);
+            assert_eq!(kept.references(), 2, "{n}");
+        }
+    }
+}
