@@ -121,7 +121,7 @@ impl OrgContextBuilder {
 
     /// Sets the user that the key acts for.
     pub fn user_id(mut self, user_id: &str) -> Self {
-        self.facts.user = Some(user_id.into());
+        self.facts.user = Some(Box::new(user_id.into()));
         self
     }
 

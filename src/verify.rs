@@ -149,10 +149,12 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) org: Option<OrgCode>,
-    pub(crate) user: Option<Box<str>>,
+    /// Boxed twice, as the expiry is once: hardly a key has it, and every key would carry the room for it.
+    pub(crate) user: Option<Box<Box<str>>>,
     pub(crate) key_id: Option<KeyId>,
     pub(crate) scopes: Scopes,
-    pub(crate) expires_at: Option<SystemTime>,
+    /// Boxed: hardly an issuer tells it.
+    pub(crate) expires_at: Option<Box<SystemTime>>,
 }
 
 /// How sure a no is.
@@ -206,13 +208,13 @@ impl Verification {
     /// organization, unless [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys) is set. No effect on a
     /// refusal.
     pub fn with_user_id(self, user_id: impl Into<Box<str>>) -> Self {
-        self.map(|facts| facts.user = Some(user_id.into()))
+        self.map(|facts| facts.user = Some(Box::new(user_id.into())))
     }
 
     /// When the key expires by the issuer's word. From that second on it is refused, whatever is cached. The wall
     /// clock is read once, when the answer arrives. No effect on a refusal.
     pub fn with_expires_at(self, at: SystemTime) -> Self {
-        self.map(|facts| facts.expires_at = Some(at))
+        self.map(|facts| facts.expires_at = Some(Box::new(at)))
     }
 
     /// Whether the issuer said yes.
@@ -223,7 +225,7 @@ impl Verification {
     /// When the key expires, if the issuer said so.
     pub fn expires_at(&self) -> Option<SystemTime> {
         match &self.0 {
-            Answer::Valid(facts) => facts.expires_at,
+            Answer::Valid(facts) => facts.expires_at.as_deref().copied(),
             Answer::Refused(_) => None,
         }
     }

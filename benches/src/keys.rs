@@ -75,18 +75,35 @@ fn inverse(of: u128) -> u128 {
 /// An API behind this layer, which has been asked about the first so many keys.
 pub(crate) fn filled(auth: ApiKeyLayer, keys: u32) -> Router {
     let router = rows::api().layer((auth, require_scope(SCOPE)));
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_time()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        for n in 0..keys {
-            let request = rows::request_with(REPORTS, authorization(n));
-            let response = router.clone().oneshot(request).await.expect("a response");
-            assert_eq!(response.status(), StatusCode::OK);
+        // Several at a time, as callers come; of one after another, each would leave the same gaps in the heap.
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|caller| {
+                tokio::spawn(ask(
+                    router.clone(),
+                    (caller..keys).step_by(CALLERS as usize),
+                ))
+            })
+            .collect();
+        for caller in callers {
+            caller.await.expect("a task that ends");
         }
     });
     router
+}
+
+const CALLERS: u32 = 32;
+
+async fn ask(router: Router, keys: impl Iterator<Item = u32>) {
+    for n in keys {
+        let request = rows::request_with(REPORTS, authorization(n));
+        let response = router.clone().oneshot(request).await.expect("a response");
+        assert_eq!(response.status(), StatusCode::OK);
+    }
 }
 
 /// One request with this credential, through a resolved router.

@@ -31,8 +31,6 @@ pub(crate) struct Entry {
     fresh_until: Tick,
     /// The end of everything: the hard TTL, or the key's own expiry.
     hard_until: Tick,
-    /// Whether that end is the key's own.
-    expires: bool,
     /// The version of the rules that last found nothing against the entry.
     pub(super) cleared: sync::AtomicU64,
     /// No background refresh begins before this.
@@ -61,7 +59,7 @@ pub(crate) enum Freshness {
 
 impl Entry {
     pub(crate) fn new(
-        facts: Facts,
+        mut facts: Facts,
         digest: KeyDigest,
         sent_at: Tick,
         began: u64,
@@ -69,12 +67,16 @@ impl Entry {
         now: Tick,
         home: Weak<Cache>,
     ) -> Self {
-        let expires = facts.expires_at.map(|at| {
+        let expires = facts.expires_at.as_deref().map(|at| {
             // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
             now.after(at.duration_since(SystemTime::now()).unwrap_or_default())
         });
         let hard_until = sent_at.after(lifetimes.hard);
         let end = expires.map_or(hard_until, |at| at.min(hard_until));
+        if expires.is_some_and(|at| at > hard_until) {
+            // Not the end that counts; see `freshness`.
+            facts.expires_at = None;
+        }
         let soft_until = Tick(sent_at.0.saturating_add(draw_soft(lifetimes.soft)));
         Self {
             facts,
@@ -83,7 +85,6 @@ impl Entry {
             began,
             fresh_until: soft_until.min(end),
             hard_until: end,
-            expires: expires == Some(end),
             cleared: sync::AtomicU64::new(0),
             ask_after: AtomicU64::new(0),
             home,
@@ -114,7 +115,8 @@ impl Entry {
             return Freshness::Fresh;
         }
         if now >= self.hard_until {
-            return if self.expires {
+            // An expiry that stands here is the end itself.
+            return if self.facts.expires_at.is_some() {
                 Freshness::Expired
             } else {
                 Freshness::Gone
@@ -200,7 +202,7 @@ mod tests {
     #[test]
     fn an_expiry_ends_freshness_and_one_in_the_past_is_over_at_once() {
         let soon = entry(Facts {
-            expires_at: Some(SystemTime::now() + Duration::from_secs(10)),
+            expires_at: Some(Box::new(SystemTime::now() + Duration::from_secs(10))),
             ..Facts::default()
         });
         assert_eq!(
@@ -212,7 +214,7 @@ mod tests {
             Freshness::Expired
         );
         let past = entry(Facts {
-            expires_at: Some(SystemTime::UNIX_EPOCH),
+            expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
             ..Facts::default()
         });
         assert_eq!(past.freshness(past.sent_at), Freshness::Expired);

@@ -2,8 +2,7 @@
 //!
 //! moka's own reads all write to one log, which is a line of memory that every core then fights for. So reads go to a
 //! papaya map, and one read in [`SAMPLE`] is reported to moka, whose policy needs to know what is hot. Entries go into
-//! the index first and then into moka; what moka lets go leaves the index by its eviction listener, entry by entry, so
-//! that the successor of an evicted entry stays.
+//! the index first and then into moka; what moka lets go leaves the index by its eviction listener.
 //!
 //! Only an issuer's yes is ever written here, and a miss is never reported to the policy: a flood of junk neither takes
 //! room nor makes what is hot look cold.
@@ -43,17 +42,21 @@ impl Hasher for DigestHasher {
         }
     }
 
-    #[allow(clippy::cast_possible_truncation)] // The low half is meant.
-    fn write_u128(&mut self, digest: u128) {
-        self.0 = digest as u64;
+    fn write_u64(&mut self, low_half: u64) {
+        self.0 = low_half;
     }
 }
 
 pub(crate) type DigestBuildHasher = BuildHasherDefault<DigestHasher>;
 
+/// Entries under the low halves of their digests: a half finds, and the whole decides. Two keys that share a half push each
+/// other out, which costs a verification.
+type Entries = Index<u64, Arc<Entry>, DigestBuildHasher>;
+
 pub(crate) struct Store {
-    index: Arc<Index<KeyDigest, Arc<Entry>, DigestBuildHasher>>,
-    policy: Moka<KeyDigest, Arc<Entry>, DigestBuildHasher>,
+    index: Arc<Entries>,
+    /// What is in the index, without a second hold on it.
+    policy: Moka<u64, (), DigestBuildHasher>,
     evictions: Arc<AtomicU64>,
     step: Step,
 }
@@ -62,18 +65,22 @@ impl Store {
     /// Holds up to `capacity` entries, none for longer than `keep`. What leaves by age or for want of room is noted
     /// among the former keys.
     pub(crate) fn new(capacity: u64, keep: Duration, former: Arc<Former>) -> Self {
-        let index = Arc::new(Index::with_hasher(DigestBuildHasher::default()));
+        let index = Arc::new(Entries::with_hasher(DigestBuildHasher::default()));
         let evictions = Arc::new(AtomicU64::new(0));
         let listener = {
             let index = Arc::clone(&index);
             let evictions = Arc::clone(&evictions);
-            move |digest: Arc<KeyDigest>, entry: Arc<Entry>, cause: RemovalCause| {
-                remove_from(&index, *digest, &entry);
+            move |low: Arc<u64>, (), cause: RemovalCause| {
+                // What is replaced or removed by us is dealt with where we do it.
+                if !cause.was_evicted() {
+                    return;
+                }
                 if cause == RemovalCause::Size {
                     evictions.fetch_add(1, Ordering::Relaxed);
                 }
-                if cause.was_evicted() {
-                    former.note(*digest, entry.sent_at);
+                // A successor that came this very moment goes too, and is verified once more.
+                if let Some(entry) = index.pin().remove(&*low) {
+                    former.note(entry.digest, entry.sent_at);
                 }
             }
         };
@@ -83,8 +90,10 @@ impl Store {
             step: Step::new(),
             policy: Moka::builder()
                 .max_capacity(capacity)
-                // moka's clock is not ours, so this is housekeeping: the deadlines that count stand in the entries.
-                .time_to_live(keep)
+                // moka's clock is not ours, so this is housekeeping: the deadlines that count stand in the entries. Of idle
+                // time rather than of lifetime, since that needs one list less. Every yes is a new insert, so what is past
+                // its deadline is idle as well, or is let go by the next who asks for it.
+                .time_to_idle(keep)
                 .eviction_listener(listener)
                 .build_with_hasher(DigestBuildHasher::default()),
         }
@@ -93,30 +102,42 @@ impl Store {
     #[inline]
     pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<Arc<Entry>> {
         self.step.take();
-        let entry = self.index.pin().get(&digest).cloned()?;
+        let entry = {
+            let index = self.index.pin();
+            let entry = index.get(&digest.low())?;
+            if entry.digest != digest {
+                return None;
+            }
+            Arc::clone(entry)
+        };
         // The clock is as good as a die, and costs no shared memory. Multiplied by the golden ratio, since some clocks count
         // in whole microseconds.
         if (now.0 ^ digest.low()).wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
-            self.policy.get(&digest);
+            self.policy.get(&digest.low());
         }
         Some(entry)
     }
 
+    /// Into the index first: whatever the policy lets go from then on leaves the index as well.
     pub(crate) fn insert(&self, entry: Arc<Entry>) {
         self.step.take();
-        self.index.pin().insert(entry.digest, Arc::clone(&entry));
-        self.policy.insert(entry.digest, entry);
+        let low = entry.digest.low();
+        self.index.pin().insert(low, entry);
+        self.policy.insert(low, ());
     }
 
     /// Removes this very entry; a successor under the same digest stays.
     pub(crate) fn remove(&self, entry: &Arc<Entry>) {
         self.step.take();
-        if remove_from(&self.index, entry.digest, entry) {
-            self.policy.entry(entry.digest).and_compute_with(|held| {
-                match held {
-                    Some(held) if Arc::ptr_eq(held.value(), entry) => Op::Remove,
-                    // Succeeded or evicted meanwhile.
-                    _ => Op::Nop,
+        let low = entry.digest.low();
+        let is_this = |_: &u64, held: &Arc<Entry>| Arc::ptr_eq(held, entry);
+        if matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_))) {
+            // An insert of the same key waits meanwhile, or shows in the index.
+            self.policy.entry(low).and_compute_with(|_| {
+                if self.index.pin().contains_key(&low) {
+                    Op::Nop
+                } else {
+                    Op::Remove
                 }
             });
         }
@@ -136,19 +157,6 @@ impl Store {
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
-}
-
-fn remove_from(
-    index: &Index<KeyDigest, Arc<Entry>, DigestBuildHasher>,
-    digest: KeyDigest,
-    entry: &Arc<Entry>,
-) -> bool {
-    matches!(
-        index
-            .pin()
-            .remove_if(&digest, |_, held| Arc::ptr_eq(held, entry)),
-        Ok(Some(_))
-    )
 }
 
 impl fmt::Debug for Store {

@@ -71,7 +71,7 @@ fn read_facts(body: Body) -> Result<Facts, VerifyError> {
     Ok(Facts {
         org: org.map(OrgCode::new).transpose().map_err(outside)?,
         key_id: key_id.map(KeyId::new).transpose().map_err(outside)?,
-        user: user.map(Into::into),
+        user: user.map(|user| Box::new(user.into())),
         scopes: read_scopes(body.scopes)?,
         expires_at: None,
     })
