@@ -11,7 +11,7 @@ use crate::cache::{Entry, Look, Question};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
-use crate::key::ApiKey;
+use crate::key::{ApiKey, KeyDigest};
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
 use crate::telemetry;
@@ -107,11 +107,7 @@ impl Core {
     ) -> Way {
         let (key, digest) = match self.credential.read(request.headers_mut()) {
             Credential::Key(key) => (key, self.cache.digest(key)),
-            Credential::Absent if self.allow_anonymous => {
-                request.extensions_mut().remove::<OrgContext>();
-                request.extensions_mut().insert(Anonymous);
-                return Way::Pass { is_anonymous: true };
-            }
+            Credential::Absent if self.allow_anonymous => return anonymous(request),
             Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
         };
@@ -131,16 +127,7 @@ impl Core {
                 let Ok(key) = ApiKey::from_bytes(key) else {
                     return Way::Refuse(Rejection::malformed_credential());
                 };
-                let peer = self
-                    .peer
-                    .as_ref()
-                    .and_then(|peer| peer(RequestHead::of(request)));
-                return Way::Wait(Question {
-                    key,
-                    digest,
-                    oldest,
-                    peer,
-                });
+                return self.ask(request, key, digest, oldest);
             }
         };
         match self.admit(request, entry, now) {
@@ -149,6 +136,23 @@ impl Core {
             },
             Err(rejection) => Way::Refuse(rejection),
         }
+    }
+
+    #[cold]
+    fn ask<B>(
+        &self,
+        request: &Request<B>,
+        key: ApiKey,
+        digest: KeyDigest,
+        oldest: Option<Tick>,
+    ) -> Way {
+        let peer = self.peer.as_ref();
+        Way::Wait(Question {
+            key,
+            digest,
+            oldest,
+            peer: peer.and_then(|peer| peer(RequestHead::of(request))),
+        })
     }
 
     /// Judges facts for this request, and gives it its context.
@@ -171,6 +175,14 @@ impl Core {
         request.extensions_mut().insert(context);
         Ok(())
     }
+}
+
+#[cold]
+fn anonymous<B>(request: &mut Request<B>) -> Way {
+    let extensions = request.extensions_mut();
+    extensions.remove::<OrgContext>();
+    extensions.insert(Anonymous);
+    Way::Pass { is_anonymous: true }
 }
 
 impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {

@@ -74,7 +74,7 @@ impl ApiKeyHandle {
                 .iter()
                 .map(|Held(entry)| entry.digest)
                 .filter(|digest| {
-                    let current = cache.store.get(*digest, now);
+                    let current = cache.store.get(*digest);
                     current.is_some_and(|current| current.sent_at < since)
                 })
                 .collect();

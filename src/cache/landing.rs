@@ -77,7 +77,7 @@ impl Cache {
             }
             return Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after));
         }
-        if let Some(held) = self.store.get(digest, now) {
+        if let Some(held) = self.store.get(digest) {
             if held.sent_at > sent_at {
                 // A yes to a younger question has overtaken this no.
                 return Landing::Grounded;
@@ -120,7 +120,7 @@ impl Cache {
             // A key that is over is as good as refused, older facts that knew of no end included.
             return self.refuse(shard, flight, digest, Refusal::Definitive, sent_at, now);
         }
-        let held = self.store.get(digest, now);
+        let held = self.store.get(digest);
         if held.as_ref().is_none_or(|held| held.sent_at <= sent_at) {
             self.store.insert(Arc::clone(&entry));
             self.refusals.forget(digest);
@@ -137,7 +137,7 @@ impl Cache {
         let _shard = self.flights.shard(entry.digest);
         let is_current = self
             .store
-            .get(entry.digest, now)
+            .get(entry.digest)
             .is_some_and(|held| Arc::ptr_eq(&held, entry));
         if is_current {
             self.store.remove(entry);

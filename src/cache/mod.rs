@@ -144,12 +144,15 @@ impl Cache {
     /// What is held of a key, by an answer younger than `oldest`.
     #[inline]
     pub(crate) fn look(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Look {
-        let (look, found) = match self.store.get(digest, now) {
+        let (look, found) = match self.store.get(digest) {
             Some(entry) => self.look_at(entry, oldest, now),
             None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
             None => (Look::Ask, Found::Nothing),
         };
-        self.counters.count(found);
+        let nth = self.counters.count(found);
+        if matches!(found, Found::Fresh | Found::Stale) {
+            self.store.told_of_read(digest, nth);
+        }
         telemetry::looked_up(found);
         look
     }
@@ -204,7 +207,7 @@ impl Cache {
 
     /// Facts about the key that may still be served if the issuer does not answer.
     fn held(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
-        let entry = self.store.get(digest, now)?;
+        let entry = self.store.get(digest)?;
         let may_serve = self.rules.on(&entry) == Ruling::Clear
             && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
             && oldest.is_none_or(|oldest| entry.sent_at > oldest);
@@ -215,7 +218,7 @@ impl Cache {
     fn forget(&self, digest: KeyDigest) {
         let mut shard = self.flights.shard(digest);
         shard.ground(digest);
-        if let Some(entry) = self.store.get(digest, self.clock.now()) {
+        if let Some(entry) = self.store.get(digest) {
             self.retire(&entry);
         }
         self.refusals.forget(digest);

@@ -29,8 +29,9 @@ pub(crate) enum Found {
 }
 
 impl Counters {
+    /// Counts, and tells how many this thread had found so before.
     #[inline]
-    pub(crate) fn count(&self, found: Found) {
+    pub(crate) fn count(&self, found: Found) -> u64 {
         let stripe = &self.0[stripe()];
         let counter = match found {
             Found::Fresh => &stripe.hits,
@@ -38,7 +39,7 @@ impl Counters {
             Found::Refusal => &stripe.refusals,
             Found::Nothing => &stripe.misses,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn of(&self, found: Found) -> u64 {

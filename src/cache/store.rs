@@ -21,7 +21,6 @@ use papaya::HashMap as Index;
 use super::entry::Entry;
 use super::former::Former;
 use super::sync::Step;
-use crate::clock::Tick;
 use crate::key::KeyDigest;
 
 /// One read in so many is reported to the eviction policy.
@@ -100,22 +99,20 @@ impl Store {
     }
 
     #[inline]
-    pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<Arc<Entry>> {
+    pub(crate) fn get(&self, digest: KeyDigest) -> Option<Arc<Entry>> {
         self.step.take();
-        let entry = {
-            let index = self.index.pin();
-            let entry = index.get(&digest.low())?;
-            if entry.digest != digest {
-                return None;
-            }
-            Arc::clone(entry)
-        };
-        // The clock is as good as a die, and costs no shared memory. Multiplied by the golden ratio, since some clocks count
-        // in whole microseconds.
-        if (now.0 ^ digest.low()).wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
+        let index = self.index.pin();
+        let entry = index.get(&digest.low())?;
+        (entry.digest == digest).then(|| Arc::clone(entry))
+    }
+
+    /// Tells the policy of the nth read of this thread, if it is one of those that are told.
+    #[inline]
+    pub(crate) fn told_of_read(&self, digest: KeyDigest, nth: u64) {
+        // Spread by the golden ratio: keys that come in turn shall not meet the same turn each time.
+        if nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
             self.policy.get(&digest.low());
         }
-        Some(entry)
     }
 
     /// Into the index first: whatever the policy lets go from then on leaves the index as well.
