@@ -33,13 +33,12 @@ pub fn credential(input: &[u8]) {
         for value in &values {
             headers.append(source.header(), value.clone());
         }
-        let read = source.read(&headers);
         let is_bearer = *source.header() == AUTHORIZATION;
+        let read = source.read(&mut headers);
         assert_eq!(read, plain_credential(&values, is_bearer));
         let Credential::Key(key) = read else { continue };
-        let key = key.to_owned();
+        let key = String::from_utf8_lossy(key).into_owned();
         assert!(ApiKey::parse(&key).is_ok_and(|parsed| parsed.expose_secret() == key));
-        source.conceal(&mut headers);
         assert!(!format!("{headers:?}").contains(&key), "a key is shown");
     }
 }
@@ -86,7 +85,7 @@ fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "-._~+/".contains(c));
     if is_key {
-        Credential::Key(key)
+        Credential::Key(key.as_bytes())
     } else {
         Credential::Malformed
     }
@@ -108,7 +107,7 @@ pub fn verify_reply(input: &[u8]) {
             };
             assert_eq!(facts.org.as_ref().map(AsRef::as_ref), text("org_code"));
             assert_eq!(facts.key_id.as_ref().map(AsRef::as_ref), text("key_id"));
-            assert_eq!(facts.user.as_deref(), text("user_id"));
+            assert_eq!(facts.user.as_deref().map(AsRef::as_ref), text("user_id"));
             for identifier in ["org_code", "key_id"].into_iter().filter_map(text) {
                 assert!(identifier.len() <= MAX_IDENTIFIER_LEN);
                 assert!(identifier.bytes().all(|b| b.is_ascii_graphic()));

@@ -69,7 +69,6 @@ impl ApiKeyHandle {
         let cache = &self.0;
         let mut invalidated = 0;
         for batch in held.chunks(BATCH) {
-            let now = cache.clock.now();
             let digests: Vec<_> = batch
                 .iter()
                 .map(|Held(entry)| entry.digest)
