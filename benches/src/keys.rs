@@ -50,6 +50,10 @@ pub(crate) fn builder() -> ApiKeyLayerBuilder {
     ApiKeyLayer::builder(verifier_fn(yes)).fixed_digest_secret(rows::SECRET)
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "what `verifier_fn` hands over"
+)]
 fn yes(key: ApiKey) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
     let digits = &key.expose_secret()["k_live_".len()..];
     let mixed = u128::from_str_radix(digits, 16).expect("a key of ours");
@@ -117,11 +121,17 @@ pub(crate) fn call(router: &mut Router, authorization: HeaderValue) {
 }
 
 /// Indices into so many keys.
+#[expect(clippy::cast_possible_truncation, reason = "below the number of keys")]
 pub(crate) fn uniform(keys: u32, random: &mut u64) -> u32 {
     ((u128::from(next(random)) * u128::from(keys)) >> 64) as u32
 }
 
 /// The same by Zipf's law: the logarithm of the rank is uniform.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "from one to the number of keys"
+)]
 pub(crate) fn zipf(keys: u32, random: &mut u64) -> u32 {
     let unit = next(random) as f64 / u64::MAX as f64;
     (f64::from(keys).powf(unit) as u32).min(keys) - 1

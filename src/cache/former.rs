@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn a_former_key_is_known_for_a_day_and_within_the_capacity() {
         let secret = DigestSecret::draw().unwrap();
-        let key = |n: u32| secret.digest(&n.to_string());
+        let key = |n: u32| secret.digest(n.to_string());
         let former = Former::new(10);
         let at = Tick::ZERO.after(Duration::from_secs(1));
         former.note(key(0), at);

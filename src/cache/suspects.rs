@@ -89,7 +89,7 @@ mod tests {
             hard: Duration::from_secs(900),
         };
         let entry = |n: usize| {
-            let digest = secret.digest(&n.to_string());
+            let digest = secret.digest(n.to_string());
             Entry::new(
                 Facts::default(),
                 digest,
