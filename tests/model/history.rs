@@ -65,8 +65,8 @@ pub(crate) struct History {
     pub(crate) decrees: Vec<Decree>,
     /// Requests of a layer with a `max_age`: these may ask although fresh facts are held.
     pub(crate) strict: Vec<(Secret, Moment)>,
-    /// When our clock jumped ahead of the timers.
-    pub(crate) jumps: Vec<Moment>,
+    /// When our clock jumped ahead of the timers, and how far.
+    pub(crate) jumps: Vec<(Moment, Duration)>,
     /// The end of the last call, and whether the issuer answered it.
     pub(crate) ends: Vec<(Moment, bool)>,
     /// What the issuer saw that it should not have.
@@ -114,8 +114,13 @@ impl History {
         else {
             return;
         };
-        // The flight began up to its whole deadline before its call.
-        let since = first.sent.at.saturating_sub(Duration::from_secs(10));
+        // The flight began up to its whole deadline before its call, and a deadline does not run while the machine sleeps.
+        let mut since = first.sent.at.saturating_sub(Duration::from_secs(10));
+        for (jump, nap) in self.jumps.iter().rev() {
+            if jump.seq < first.sent.seq && jump.at + *nap >= since {
+                since = since.saturating_sub(*nap);
+            }
+        }
         let is_grounded = self.decrees.iter().any(|decree| {
             decree.when.at >= since
                 && decree.kind != Kind::Unblock

@@ -451,7 +451,7 @@ impl<B: Belief> StateMachineTest for Machine<B> {
                 // Flights begun are to have sent their calls, or the history would not tell when they began.
                 machine.runtime.block_on(settle());
                 let now = machine.issuer.history().now();
-                machine.issuer.history().jumps.push(now);
+                machine.issuer.history().jumps.push((now, nap));
                 machine.clock.jump(nap);
             }
             Step::Block(target) => machine.decree(Kind::Block, target),

@@ -400,7 +400,7 @@ impl Oracle<'_> {
     fn waited_through_a_change(&self, seen: &Seen) -> bool {
         let during = |when: &Moment| (seen.begun.seq..seen.ended.seq).contains(&when.seq);
         seen.ended.at - seen.begun.at >= CALLER
-            && (self.history.jumps.iter().any(during)
+            && (self.history.jumps.iter().any(|(jump, _)| during(jump))
                 || self
                     .history
                     .decrees
