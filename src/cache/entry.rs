@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::{Cache, sync};
@@ -33,13 +33,13 @@ pub(crate) struct Entry {
     hard_until: Tick,
     /// The version of the rules that last found nothing against the entry.
     pub(super) cleared: sync::AtomicU64,
-    /// No background refresh begins before this.
-    ask_after: AtomicU64,
     /// Whose entry it is, for those who wait for its end.
     pub(crate) home: Weak<Cache>,
     /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     pub(super) tail: Option<KeyTail>,
+    /// No background refresh begins before this, in milliseconds after `sent_at`: 49 days of them, and facts live for hours.
+    ask_after: AtomicU32,
 }
 
 /// How good facts are at a moment.
@@ -86,9 +86,9 @@ impl Entry {
             fresh_until: soft_until.min(end),
             hard_until: end,
             cleared: sync::AtomicU64::new(0),
-            ask_after: AtomicU64::new(0),
             home,
             tail: None,
+            ask_after: AtomicU32::new(0),
         }
     }
 
@@ -133,15 +133,25 @@ impl Entry {
     /// Whether this caller is the one to begin a background refresh. It then has until `until` for itself.
     pub(super) fn claim_refresh(&self, now: Tick, until: Tick) -> bool {
         let ask_after = self.ask_after.load(Ordering::Relaxed);
-        now.0 >= ask_after
+        self.age_at(now) >= ask_after
             && self
                 .ask_after
-                .compare_exchange(ask_after, until.0, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(
+                    ask_after,
+                    self.age_at(until),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
                 .is_ok()
     }
 
     pub(super) fn refresh_after(&self, at: Tick) {
-        self.ask_after.store(at.0, Ordering::Relaxed);
+        self.ask_after.store(self.age_at(at), Ordering::Relaxed);
+    }
+
+    /// In whole milliseconds.
+    fn age_at(&self, at: Tick) -> u32 {
+        u32::try_from(at.since(self.sent_at).as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -223,9 +233,10 @@ mod tests {
     #[test]
     fn one_caller_claims_a_refresh() {
         let entry = entry(Facts::default());
-        assert!(entry.claim_refresh(Tick(5), Tick(10)));
-        assert!(!entry.claim_refresh(Tick(5), Tick(10)));
-        assert!(!entry.claim_refresh(Tick(9), Tick(20)));
-        assert!(entry.claim_refresh(Tick(10), Tick(20)));
+        let at = |milliseconds| entry.sent_at.after(Duration::from_millis(milliseconds));
+        assert!(entry.claim_refresh(at(5), at(10)));
+        assert!(!entry.claim_refresh(at(5), at(10)));
+        assert!(!entry.claim_refresh(at(9), at(20)));
+        assert!(entry.claim_refresh(at(10), at(20)));
     }
 }
