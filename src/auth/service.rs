@@ -112,8 +112,10 @@ impl Core {
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
         };
         let now = self.cache.clock.now();
-        let oldest =
-            max_age.map(|max_age| Tick(now.0.saturating_sub(crate::clock::nanos(max_age))));
+        // An age that reaches back to before the clock's origin excludes nothing.
+        let oldest = max_age
+            .and_then(|max_age| now.0.checked_sub(crate::clock::nanos(max_age)))
+            .map(Tick);
         let entry = match self.cache.look(digest, oldest, now) {
             Look::Serve(entry) => entry,
             Look::ServeAndRefresh(entry) => {
