@@ -40,7 +40,8 @@
 //! * If the probe is refused with 403 and verify goes on accepting the same token, it is the probe that lacks the scope: it
 //!   is logged once, there is no probe for 15 minutes, and a refusal is read as the key's. A known key is then given up when
 //!   verify has accepted another key after its refusal. Until verify has accepted the token once more, a bad key gets 503:
-//!   a revoked token looks just the same.
+//!   a revoked token looks just the same. For the same reason another token is tried, at most once in that time for junk,
+//!   where verify has accepted none for a minute.
 //! * Without credentials there is nothing to probe with: once verify has answered 200, a refusal is read as the key's in the
 //!   same manner.
 //! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) pins either reading.

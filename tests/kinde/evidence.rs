@@ -325,6 +325,58 @@ async fn fault_56_without_the_probes_scope_bad_keys_are_refused_and_cost_no_toke
 }
 
 #[tokio::test]
+async fn fault_56_only_a_yes_to_a_later_call_shows_that_the_scope_is_missing() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.get(GOOD).await, served());
+    stage.stub.always(Endpoint::Probe, Answer::status(403));
+    stage.stub.on(Endpoint::Verify, |request| {
+        if request.key() == NEW {
+            // Sent before the probe, answered after it: the token may have been revoked in between.
+            yes().after(Duration::from_millis(500))
+        } else {
+            Answer::status(401)
+        }
+    });
+    let soon = async {
+        while stage.count(Endpoint::Verify) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stage.get(BAD).await
+    };
+    let (late, soon) = tokio::join!(stage.get(NEW), soon);
+    assert_eq!((late, soon), (served(), misconfigured()));
+    assert_eq!(stage.count(Endpoint::Probe), 1);
+    assert_eq!(stage.get(BAD).await, misconfigured());
+}
+
+#[tokio::test]
+async fn fault_56_a_refusal_of_a_token_that_was_replaced_meanwhile_is_not_the_keys() {
+    let stage = without_scope().await;
+    stage.jump(2_600);
+    assert_eq!(stage.get("k_live_good_0003").await, served());
+    assert_eq!(stage.get(BAD).await, refused());
+    // From here on for 15 minutes nothing is probed, and a refusal is read as the key's. This is the time for a new token.
+    stage.jump(500);
+    stage.stub.on(Endpoint::Verify, |request| {
+        if request.token() == Some("token-1") {
+            Answer::status(401).after(Duration::from_millis(300))
+        } else {
+            yes()
+        }
+    });
+    assert_eq!(stage.get("k_live_good_0004").await, served());
+    let tokens: Vec<_> = stage
+        .stub
+        .requests(Endpoint::Verify)
+        .iter()
+        .rev()
+        .take(2)
+        .map(|call| call.token().unwrap().to_owned())
+        .collect();
+    assert_eq!(tokens, ["token-2", "token-1"]);
+}
+
+#[tokio::test]
 async fn fault_56_a_known_key_is_given_up_when_verify_has_accepted_another() {
     let stage = without_scope().await;
     stage.stub.on(Endpoint::Verify, |request| {

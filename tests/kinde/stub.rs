@@ -261,8 +261,9 @@ impl Shared {
                     write!(head, "Content-Length: {}\r\n", body.len()).unwrap();
                 }
                 head += "\r\n";
-                stream.write_all(head.as_bytes()).await.ok()?;
-                stream.write_all(&body).await.ok()?;
+                // In one piece: the second of two would wait for the first one's acknowledgement.
+                let reply = [head.as_bytes(), &body].concat();
+                stream.write_all(&reply).await.ok()?;
                 stream.flush().await.ok()
             }
             Answer::Bytes(bytes) => {
@@ -317,6 +318,10 @@ async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Request> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
+        // Something else than HTTP: a handshake of TLS, say.
+        if !head[0].is_ascii_uppercase() {
+            return None;
+        }
     }
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.split("\r\n");
