@@ -160,8 +160,13 @@ pub(crate) struct Facts {
 /// How sure a no is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It is about this key and nothing else.
+    /// It is about this key and nothing else, and the issuer answered the question.
     Definitive,
+    /// It is about this key, as evidence from elsewhere shows. It does not show that the endpoint answers questions, so it
+    /// confirms no doubt about another key.
+    // Verifiers of users' own have no such evidence to show.
+    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
+    Concluded,
     /// It may be about the request or the endpoint: enough against a key nobody knows, not against a known one.
     Unconfirmed,
 }

@@ -28,7 +28,9 @@ impl Cache {
         let now = self.clock.now();
         let confirms = match &outcome {
             Outcome::Yes(_, sent_at) | Outcome::No(Refusal::Definitive, sent_at) => Some(*sent_at),
-            Outcome::No(Refusal::Unconfirmed, _) | Outcome::CannotTell(_) => None,
+            Outcome::No(Refusal::Concluded | Refusal::Unconfirmed, _) | Outcome::CannotTell(_) => {
+                None
+            }
         };
         let mut shard = self.flights.shard(digest);
         shard.remove(digest, flight);
@@ -84,7 +86,7 @@ impl Cache {
             }
             self.store.remove(&held);
         }
-        if refusal == Refusal::Definitive {
+        if refusal != Refusal::Unconfirmed {
             self.former.forget(digest);
             // A yes to an older question may still be on its way, and must not overtake this no.
             shard.ground(digest);

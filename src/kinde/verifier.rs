@@ -9,7 +9,7 @@ use super::token::{Credentials, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
 use crate::clock::Clock;
 use crate::key::ApiKey;
-use crate::verify::{Answer, Facts, Verification, Verifier, VerifyError};
+use crate::verify::{Answer, Facts, Refusal, Verification, Verifier, VerifyError};
 
 /// Asks Kinde whether a key is good.
 ///
@@ -145,7 +145,10 @@ impl Kinde {
         };
         let key_likely = || Ok(Next::Answer(Verification::refused_unconfirmed()));
         match verdict {
-            Verdict::Key => Ok(Next::Answer(Verification::refused())),
+            Verdict::Key => {
+                let concluded = Answer::Refused(Refusal::Concluded);
+                Ok(Next::Answer(Verification(concluded)))
+            }
             // Enough for a stranger. A known key is given up when verify answers a later call, which shows that it was
             // not about us.
             Verdict::KeyLikely => key_likely(),

@@ -542,3 +542,17 @@ async fn a_refusal_of_a_token_that_was_replaced_meanwhile_is_asked_again_with_th
     assert_eq!(stage.count(Endpoint::Probe), 1);
     assert_eq!(stage.count(Endpoint::Token), 3);
 }
+
+#[tokio::test]
+async fn a_doubted_key_is_not_given_up_on_anothers_401() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.get(GOOD).await, served());
+    stage.stub.on(Endpoint::Verify, |request| {
+        Answer::status(if request.key() == GOOD { 400 } else { 401 })
+    });
+    stage.jump(130);
+    assert_eq!(stage.get(GOOD).await, served());
+    // Begun after the doubt, and refused by a 401 and a probe: verify has still not answered 200.
+    assert_eq!(stage.get(BAD).await, refused());
+    assert_eq!(stage.get(GOOD).await, served());
+}
