@@ -3,14 +3,21 @@
 // The guides speak of everything there is; where some of it is switched off, their links to it lead nowhere.
 #![cfg_attr(
     not(all(
+        feature = "audit",
         feature = "axum",
         feature = "emulator",
         feature = "kinde",
-        feature = "test-util"
+        feature = "limit",
+        feature = "settings",
+        feature = "test-util",
+        feature = "usage"
     )),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
+#[cfg(feature = "audit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
+pub mod audit;
 pub mod auth;
 mod cache;
 mod clock;
@@ -28,15 +35,26 @@ mod key;
 #[cfg(feature = "kinde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kinde")))]
 pub mod kinde;
+#[cfg(feature = "limit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
+pub mod limit;
 pub mod rejection;
 mod request_head;
 pub mod scope;
+#[cfg(feature = "settings")]
+#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
+pub mod settings;
 pub mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
 mod upstream;
+#[cfg(feature = "usage")]
+#[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
+pub mod usage;
 pub mod verify;
+#[cfg(any(feature = "audit", feature = "usage"))]
+mod witness;
 
 pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
 pub use self::cache::{ApiKeyHandle, BlockListFull, Stats};

@@ -249,7 +249,8 @@ pub(crate) fn answered(outcome: Outcome<'_>) {
     };
     count!(REQUESTS, "outcome" = outcome;
         "allowed" "anonymous" "credential-missing" "credential-malformed" "invalid-token" "organization-required"
-        "insufficient-scope" "organization-mismatch" "not-found" "verifier-unavailable" "verifier-misconfigured" "internal");
+        "insufficient-scope" "organization-mismatch" "not-found" "verifier-unavailable" "verifier-misconfigured"
+        "rate-limited" "concurrency-limited" "settings-unavailable" "internal");
 }
 
 /// How a request ended, as far as the layer is concerned.

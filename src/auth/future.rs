@@ -90,7 +90,9 @@ where
 
     fn judge(&mut self, settled: Settled) -> Result<(), Rejection> {
         match (settled, &mut self.request) {
-            (Settled::Serve(entry, now), Some(request)) => self.core.admit(request, entry, now),
+            (Settled::Serve(entry, now), Some(request)) => {
+                self.core.admit(request, entry, now, false)
+            }
             (Settled::CannotTell(cannot_tell), _) => Err(if cannot_tell.is_misconfigured {
                 Rejection::verifier_misconfigured(cannot_tell.retry_after)
             } else {

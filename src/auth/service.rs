@@ -132,7 +132,7 @@ impl Core {
                 return self.ask(request, key, digest, oldest);
             }
         };
-        match self.admit(request, entry, now) {
+        match self.admit(request, entry, now, true) {
             Ok(()) => Way::Pass {
                 is_anonymous: false,
             },
@@ -157,19 +157,26 @@ impl Core {
         })
     }
 
-    /// Judges facts for this request, and gives it its context.
+    /// Judges facts for this request, and gives it its context. `cached` facts were there before it came.
     #[inline]
+    #[cfg_attr(
+        not(any(feature = "audit", feature = "usage")),
+        allow(unused_variables)
+    )]
     pub(super) fn admit<B>(
         &self,
         request: &mut Request<B>,
         entry: Arc<Entry>,
         now: Tick,
+        cached: bool,
     ) -> Result<(), Rejection> {
         if entry.facts.user.is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
         telemetry::allowed(&context);
+        #[cfg(any(feature = "audit", feature = "usage"))]
+        crate::witness::Witness::tell_organization(request.extensions(), &context, cached);
         if self.strip_credential {
             request.headers_mut().remove(self.credential.header());
         }
@@ -182,6 +189,8 @@ impl Core {
 #[cold]
 fn anonymous<B>(request: &mut Request<B>) -> Way {
     let extensions = request.extensions_mut();
+    #[cfg(any(feature = "audit", feature = "usage"))]
+    crate::witness::Witness::tell_anonymous(extensions);
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
     Way::Pass { is_anonymous: true }

@@ -57,6 +57,20 @@
 //! **503.** As `verifier-unavailable`, and waiting will not help: the API's own credentials at the issuer are refused. Its
 //! operator finds the reason in the log.
 //!
+//! ## rate-limited
+//!
+//! **429.** The organization (or its key) has made as many requests as its plan allows for now. Try again after
+//! `Retry-After` seconds.
+//!
+//! ## concurrency-limited
+//!
+//! **429.** The organization (or its key) has as many requests under way as its plan allows. Wait for one of them to end.
+//!
+//! ## settings-unavailable
+//!
+//! **503.** The key is good, but the organization's own settings cannot be loaded at the moment. Try again after
+//! `Retry-After` seconds.
+//!
 //! ## internal
 //!
 //! **500.** The API is put together wrongly: a guard without the layer in front of it, or one that names a path parameter
@@ -113,13 +127,19 @@ pub enum RejectionKind {
     VerifierUnavailable,
     /// The same, because the issuer refuses this service's own credentials. 503.
     VerifierMisconfigured,
+    /// The organization or the key has used up its rate. 429.
+    RateLimited,
+    /// The organization or the key has too many requests under way. 429.
+    ConcurrencyLimited,
+    /// The organization's settings cannot be loaded now. 503.
+    SettingsUnavailable,
     /// A guard or an extractor without the layer, or without its path parameter. 500.
     Internal,
 }
 
 impl RejectionKind {
     /// Every kind, in the order of the guide.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::CredentialMissing,
         Self::CredentialMalformed,
         Self::InvalidToken,
@@ -129,6 +149,9 @@ impl RejectionKind {
         Self::NotFound,
         Self::VerifierUnavailable,
         Self::VerifierMisconfigured,
+        Self::RateLimited,
+        Self::ConcurrencyLimited,
+        Self::SettingsUnavailable,
         Self::Internal,
     ];
 }
@@ -189,6 +212,30 @@ impl Rejection {
         }
     }
 
+    #[cfg(feature = "limit")]
+    pub(crate) fn rate_limited(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(RejectionKind::RateLimited)
+        }
+    }
+
+    #[cfg(feature = "limit")]
+    pub(crate) fn concurrency_limited(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(RejectionKind::ConcurrencyLimited)
+        }
+    }
+
+    #[cfg(feature = "settings")]
+    pub(crate) fn settings_unavailable(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(RejectionKind::SettingsUnavailable)
+        }
+    }
+
     /// A guard or extractor finds no trace of the layer. The log says loudly what the caller is not told.
     pub(crate) fn layer_missing(who_asks: &str) -> Self {
         telemetry::layer_missing(who_asks);
@@ -221,8 +268,11 @@ impl Rejection {
             | RejectionKind::InsufficientScope
             | RejectionKind::OrganizationMismatch => StatusCode::FORBIDDEN,
             RejectionKind::NotFound => StatusCode::NOT_FOUND,
-            RejectionKind::VerifierUnavailable | RejectionKind::VerifierMisconfigured => {
-                StatusCode::SERVICE_UNAVAILABLE
+            RejectionKind::VerifierUnavailable
+            | RejectionKind::VerifierMisconfigured
+            | RejectionKind::SettingsUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            RejectionKind::RateLimited | RejectionKind::ConcurrencyLimited => {
+                StatusCode::TOO_MANY_REQUESTS
             }
             RejectionKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -240,6 +290,9 @@ impl Rejection {
             RejectionKind::NotFound => "not-found",
             RejectionKind::VerifierUnavailable => "verifier-unavailable",
             RejectionKind::VerifierMisconfigured => "verifier-misconfigured",
+            RejectionKind::RateLimited => "rate-limited",
+            RejectionKind::ConcurrencyLimited => "concurrency-limited",
+            RejectionKind::SettingsUnavailable => "settings-unavailable",
             RejectionKind::Internal => "internal",
         }
     }
@@ -256,6 +309,11 @@ impl Rejection {
             RejectionKind::NotFound => "Not found",
             RejectionKind::VerifierUnavailable | RejectionKind::VerifierMisconfigured => {
                 "The API key cannot be verified at the moment"
+            }
+            RejectionKind::RateLimited => "The organization's rate limit is used up",
+            RejectionKind::ConcurrencyLimited => "The organization has too many requests under way",
+            RejectionKind::SettingsUnavailable => {
+                "The organization's settings cannot be loaded at the moment"
             }
             RejectionKind::Internal => "Internal server error",
         }
@@ -289,6 +347,11 @@ impl Rejection {
             RejectionKind::VerifierMisconfigured => {
                 "Nothing is wrong with the key as far as is known. The operator of this service has to act."
             }
+            RejectionKind::RateLimited => "Make fewer requests. Try again later.",
+            RejectionKind::ConcurrencyLimited => {
+                "Wait for one of the requests under way to end. Try again later."
+            }
+            RejectionKind::SettingsUnavailable => "Nothing is wrong with the key. Try again later.",
             RejectionKind::Internal => "The operator of this service has to act.",
         }
     }
@@ -298,7 +361,7 @@ impl Rejection {
         self.scope.as_deref()
     }
 
-    /// When to try again: only for a 503. Whole seconds, rounded up, go into `Retry-After`.
+    /// When to try again: only for a 429 or a 503. Whole seconds, rounded up, go into `Retry-After`.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }

@@ -1,0 +1,1 @@
+//! Settings: what is configured for each organization, loaded once and kept like the facts of a key.

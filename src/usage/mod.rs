@@ -1,0 +1,1 @@
+//! Usage: what each organization and each key did, by route and minute.

@@ -1,0 +1,84 @@
+//! A future that tells how a request ended, however it ends.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::Response;
+use pin_project_lite::pin_project;
+
+/// What watches one request, from its arrival to the head of its response.
+pub(crate) trait Visit {
+    /// The request ended without a response. Called at most once, and not after [`Answer::answered`].
+    fn left(self, how: Left);
+}
+
+/// A [`Visit`] to a service whose responses have this body.
+pub(crate) trait Answer<B>: Visit {
+    /// The body that goes on: the same, or one that watches it in turn.
+    type Body;
+
+    /// The request was answered.
+    fn answered(self, response: Response<B>) -> Response<Self::Body>;
+}
+
+/// How a request ended that got no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The inner service failed with an error.
+    Failed,
+    /// The future was dropped: the client went away, or somebody's timeout ended it.
+    Dropped,
+    /// The inner service panicked.
+    Panicked,
+}
+
+pin_project! {
+    /// The future of an inner service, watched.
+    pub(crate) struct Watched<F, V: Visit> {
+        #[pin]
+        future: F,
+        visit: Option<V>,
+    }
+
+    impl<F, V: Visit> PinnedDrop for Watched<F, V> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(visit) = this.project().visit.take() {
+                visit.left(if std::thread::panicking() { Left::Panicked } else { Left::Dropped });
+            }
+        }
+    }
+}
+
+impl<F, V: Visit> Watched<F, V> {
+    pub(crate) fn new(future: F, visit: V) -> Self {
+        Self {
+            future,
+            visit: Some(visit),
+        }
+    }
+}
+
+impl<F, V, B, E> Future for Watched<F, V>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    V: Answer<B>,
+{
+    type Output = Result<Response<V::Body>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.future.poll(cx));
+        let visit = this
+            .visit
+            .take()
+            .unwrap_or_else(|| unreachable!("polled after completion"));
+        Poll::Ready(match result {
+            Ok(response) => Ok(visit.answered(response)),
+            Err(error) => {
+                visit.left(Left::Failed);
+                Err(error)
+            }
+        })
+    }
+}
