@@ -10,21 +10,26 @@ use std::time::Instant;
 use criterion::Criterion;
 
 use crate::counts::{self, Counts};
-use crate::rows::{self, ALL, FLOOR, NO_OP, OURS};
+use crate::rows::{self, ALL, FLOOR, NO_OP, OURS, Row};
 use crate::table;
 
 /// How often the rows take turns, and for how many requests each time.
 const ROUNDS: usize = 61;
 const REQUESTS: u32 = 2_000;
 
-pub(crate) fn table() {
-    let counts: BTreeMap<&str, Counts> = ALL
+pub(crate) fn of_all() {
+    table("hit: one request, whole and over a layer that does nothing", ALL);
+}
+
+/// Prints what these rows cost. The rows they are measured against, and the floor, must be among them.
+pub fn table(title: &str, rows: &[Row]) {
+    let counts: BTreeMap<&str, Counts> = rows
         .iter()
         .map(|row| (row.name, counts::of(row.name)))
         .collect();
-    let times = times();
+    let times = times(rows);
     let floor = counts[FLOOR].instructions - counts[NO_OP].instructions;
-    let lines: Vec<Vec<String>> = ALL
+    let lines: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
             let base = row.under.base();
@@ -44,7 +49,7 @@ pub(crate) fn table() {
         })
         .collect();
     table::print(
-        "hit: one request, whole and over a layer that does nothing",
+        title,
         &[
             "row",
             "instructions",
@@ -59,8 +64,8 @@ pub(crate) fn table() {
 }
 
 /// Nanoseconds of a request, the median of rounds in which every row had its turn.
-fn times() -> BTreeMap<&'static str, f64> {
-    let mut rows: Vec<_> = ALL
+fn times(rows: &[Row]) -> BTreeMap<&'static str, f64> {
+    let mut rows: Vec<_> = rows
         .iter()
         .map(|row| (row.name, (row.build)(), Vec::new()))
         .collect();

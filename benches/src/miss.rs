@@ -9,15 +9,15 @@ use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
-use tower_orgkey::{
-    ApiKey, ApiKeyLayer, KeyId, OrgCode, Scopes, Verification, Verifier, VerifyError,
-};
+use tower_orgkey::ApiKeyLayer;
+use tower_orgkey::kinde::KindeVerifier;
 
 use crate::keys;
 use crate::rows::{self, REPORTS};
 use crate::table;
 
 const ROUNDS: u32 = 2_001;
+const VERIFY: &str = "/api/v1/api_keys/verify";
 
 #[derive(Serialize)]
 struct Asked<'a> {
@@ -27,12 +27,9 @@ struct Asked<'a> {
 #[derive(Deserialize)]
 struct Answered {
     is_valid: bool,
-    key_id: String,
-    scopes: Vec<String>,
-    org_code: String,
 }
 
-/// An issuer's endpoint over reqwest, with nothing around it.
+/// The issuer's endpoint over reqwest, with nothing around it.
 #[derive(Clone)]
 struct OverHttp {
     client: reqwest::Client,
@@ -52,23 +49,6 @@ impl OverHttp {
     }
 }
 
-impl Verifier for OverHttp {
-    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        let answered = self
-            .ask(key.expose_secret())
-            .await
-            .map_err(VerifyError::unavailable)?;
-        if !answered.is_valid {
-            return Ok(Verification::refused());
-        }
-        let org = OrgCode::new(answered.org_code).map_err(VerifyError::unavailable)?;
-        let key_id = KeyId::new(answered.key_id).map_err(VerifyError::unavailable)?;
-        Ok(Verification::of_organization(org)
-            .with_key_id(key_id)
-            .with_scopes(Scopes::from_names(answered.scopes)))
-    }
-}
-
 async fn answer() -> Json<serde_json::Value> {
     Json(serde_json::json!({
         "code": "API_KEY_VERIFIED", "message": "API key verified", "is_valid": true,
@@ -80,24 +60,25 @@ async fn answer() -> Json<serde_json::Value> {
 
 pub(crate) fn table() {
     let connections = Arc::new(AtomicU32::new(0));
-    let url = serve(Arc::clone(&connections));
+    let issuer = serve(Arc::clone(&connections));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .expect("a runtime");
     let (bare, cold) = runtime.block_on(async {
-        let verifier = || OverHttp {
+        let bare = OverHttp {
             client: reqwest::Client::builder()
                 .no_proxy()
                 .build()
                 .expect("a client"),
-            url: url.clone(),
+            url: format!("{issuer}{VERIFY}"),
         };
-        let bare = verifier();
-        let router = rows::api()
-            .layer(ApiKeyLayer::new(verifier()))
-            .with_state(());
+        let kinde = KindeVerifier::builder(&issuer)
+            .bearer_token("a-token-of-our-own")
+            .build()
+            .expect("a verifier");
+        let router = rows::api().layer(ApiKeyLayer::new(kinde)).with_state(());
         let mut took = (Vec::new(), Vec::new());
         for n in 0..ROUNDS {
             let key = keys::key(n);
@@ -134,7 +115,7 @@ pub(crate) fn table() {
                 "1.00".to_owned(),
             ],
             vec![
-                "a cold key through the layer".to_owned(),
+                "a cold key through the layer and `KindeVerifier`".to_owned(),
                 microseconds(cold),
                 table::ratio(cold, bare),
             ],
@@ -150,7 +131,7 @@ pub(crate) fn table() {
 fn serve(connections: Arc<AtomicU32>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("a socket");
-    let url = format!("http://{}/verify", listener.local_addr().expect("a port"));
+    let issuer = format!("http://{}", listener.local_addr().expect("a port"));
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -164,10 +145,10 @@ fn serve(connections: Arc<AtomicU32>) -> String {
                 connections.fetch_add(1, Ordering::Relaxed);
                 stream.set_nodelay(true).expect("a socket");
             });
-            let app = Router::new().route("/verify", post(answer));
+            let app = Router::new().route(VERIFY, post(answer));
             axum::serve(listener, app).await.expect("a server");
         });
     });
     std::thread::sleep(Duration::from_millis(100));
-    url
+    issuer
 }

@@ -13,22 +13,22 @@ use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
 use http::{HeaderValue, Request, StatusCode, Uri};
 use tower_service::Service;
 
-pub(crate) const KEY: &str = "k_live_0123456789abcdef0123456789abcdef";
-pub(crate) const SCOPE: &str = "read:reports";
+pub const KEY: &str = "k_live_0123456789abcdef0123456789abcdef";
+pub const SCOPE: &str = "read:reports";
 /// The scopes of the key, as many as a key of an integration has.
 pub(crate) const SCOPES: [&str; 4] = ["read:reports", "read:users", "write:reports", "write:users"];
 pub(crate) const SECRET: [u8; 16] = *b"a fixed secret :";
 
-pub(crate) const BEARER: &str = "Bearer k_live_0123456789abcdef0123456789abcdef";
+pub const BEARER: &str = "Bearer k_live_0123456789abcdef0123456789abcdef";
 const JUNK: &str = "Bearer k_live_ffffffffffffffffffffffffffffffff";
 const MALFORMED: &str = "Bearer k_live_0123456789 abcdef0123456789abcde";
 
 /// One request through a row, from the building of it to the dropping of the response.
-pub(crate) type Call = Box<dyn FnMut()>;
+pub type Call = Box<dyn FnMut()>;
 
 /// What a row is measured against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Under {
+pub enum Under {
     /// An axum router with one layer that does nothing.
     Router,
     /// The same, for a route with a parameter.
@@ -48,19 +48,19 @@ impl Under {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct Row {
-    pub(crate) name: &'static str,
-    pub(crate) says: &'static str,
-    pub(crate) under: Under,
-    pub(crate) build: fn() -> Call,
+pub struct Row {
+    pub name: &'static str,
+    pub says: &'static str,
+    pub under: Under,
+    pub build: fn() -> Call,
 }
 
-pub(crate) const NO_OP: &str = "no-op";
-pub(crate) const FLOOR: &str = "floor";
-pub(crate) const OURS: &str = "ours";
+pub const NO_OP: &str = "no-op";
+pub const FLOOR: &str = "floor";
+pub const OURS: &str = "ours";
 
 #[rustfmt::skip]
-pub(crate) const ALL: &[Row] = &[
+pub const ALL: &[Row] = &[
     Row { name: NO_OP, says: "(0) a layer that does nothing", under: Under::Router, build: floor::no_op },
     Row { name: "static-bearer", says: "tower-http static bearer, no context", under: Under::Router, build: floor::static_bearer },
     Row { name: "extension", says: "axum's `Extension` alone", under: Under::Router, build: floor::extension },
@@ -81,22 +81,23 @@ pub(crate) const ALL: &[Row] = &[
     Row { name: "service-ours", says: "ours, plain service", under: Under::Service, build: plain::ours },
 ];
 
-pub(crate) fn find(name: &str) -> Row {
+pub fn find(name: &str) -> Row {
     *ALL.iter()
         .find(|row| row.name == name)
         .unwrap_or_else(|| panic!("no row `{name}`"))
 }
 
-/// Runs a row so many times, for those who count from outside.
-pub(crate) fn repeat(name: &str, times: u64) {
-    let mut call = (find(name).build)();
+/// Runs one of these rows so many times, for those who count from outside.
+pub fn repeat(rows: &[Row], name: &str, times: u64) {
+    let row = rows.iter().find(|row| row.name == name);
+    let mut call = (row.unwrap_or_else(|| panic!("no row `{name}`")).build)();
     for _ in 0..times {
         call();
     }
 }
 
 /// A request as a client sends it.
-fn request(path: &'static str, authorization: &'static str) -> Request<Body> {
+pub fn request(path: &'static str, authorization: &'static str) -> Request<Body> {
     request_with(path, HeaderValue::from_static(authorization))
 }
 
@@ -111,18 +112,18 @@ pub(crate) fn request_with(path: &'static str, authorization: HeaderValue) -> Re
     request
 }
 
-pub(crate) const REPORTS: &str = "/reports";
+pub const REPORTS: &str = "/reports";
 const ORG_REPORTS: &str = "/orgs/org_1234567890/reports";
 
 /// The API that is protected, before any layer.
-pub(crate) fn api() -> Router {
+pub fn api() -> Router {
     Router::new()
         .route(REPORTS, get(async || "ok"))
         .route("/orgs/{org_code}/reports", get(async || "ok"))
 }
 
 /// One request through a router, which is resolved first: else axum puts every layer on anew for each request.
-fn through(
+pub fn through(
     path: &'static str,
     authorization: &'static str,
     expected: StatusCode,
@@ -152,6 +153,6 @@ where
 }
 
 /// A good key at the route without a parameter.
-fn passes(router: Router) -> Call {
+pub fn passes(router: Router) -> Call {
     through(REPORTS, BEARER, StatusCode::OK, router)
 }

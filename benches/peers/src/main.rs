@@ -1,0 +1,57 @@
+//! The layer beside what one would take instead, on the same router, in one run.
+//!
+//! Each peer as its documentation shows it, with what it offers of organization and scopes. They do different things: a JWT
+//! is verified on every request and cannot be revoked; an introspection asks an issuer, as this layer does.
+
+mod introspection;
+mod jwt;
+
+use std::process::ExitCode;
+
+use tower_orgkey_benches::hit;
+use tower_orgkey_benches::rows::{self, Row, Under};
+
+#[rustfmt::skip]
+const PEERS: &[Row] = &[
+    Row { name: "zitadel", says: "zitadel: cached introspection, an extractor", under: Under::Router, build: introspection::zitadel },
+    Row { name: "jwt-auth-hs256", says: "axum-jwt-auth: HS256, an extractor", under: Under::Router, build: jwt::axum_jwt_auth },
+    Row { name: "aliri-hs256", says: "aliri_tower: HS256 and a scope, layers", under: Under::Router, build: jwt::aliri },
+    Row { name: "authorizer-hs256", says: "jwt-authorizer: HS256, a layer", under: Under::Router, build: jwt::authorizer_hs256 },
+    Row { name: "authorizer-rs256", says: "jwt-authorizer: RS256, a layer", under: Under::Router, build: jwt::authorizer_rs256 },
+    Row { name: "authorizer-eddsa", says: "jwt-authorizer: EdDSA, a layer", under: Under::Router, build: jwt::authorizer_eddsa },
+];
+
+/// Those of the other benches that belong beside them.
+const OURS: [&str; 6] = [
+    rows::NO_OP,
+    "static-bearer",
+    rows::FLOOR,
+    rows::OURS,
+    "ours-handler",
+    "from-fn",
+];
+
+fn main() -> ExitCode {
+    let rows: Vec<Row> = OURS
+        .into_iter()
+        .map(rows::find)
+        .chain(PEERS.iter().copied())
+        .collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => hit::table(
+            "peers: one request, whole and over a layer that does nothing",
+            &rows,
+        ),
+        // What the bench starts as a process of its own.
+        ["row", name, times] => {
+            rows::repeat(&rows, name, times.parse().expect("a number of requests"));
+        }
+        _ => {
+            eprintln!("usage: benches/run peers");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

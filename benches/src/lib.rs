@@ -1,0 +1,66 @@
+//! What the layer costs, beside a floor that is measured in the same run.
+//!
+//! Seconds do not repeat on a shared machine. Instruction counts do, and so do ratios between rows that take turns.
+
+mod counts;
+mod end_to_end;
+mod herd;
+pub mod hit;
+mod keys;
+mod miss;
+pub mod rows;
+mod scale;
+mod table;
+mod threads;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: benches/run [bench] [options]
+
+Without a bench, all of them, one after another.
+
+  hit          one request, row by row: instructions, allocations, time
+  hit --criterion [filter]   the same by criterion, to compare with its last run
+  scale        one key to a million: the cost of a hit, the bytes of a key
+  threads      one key, from every core
+  herd         ten thousand requests at once with one cold key
+  miss         a cold key, beside the bare call to the issuer
+  end_to_end   requests per second over loopback, under wrk
+  guard        instructions as ratios to the floor, against `benches/hit.ratios`
+  guard --record             writes that file";
+
+/// Runs the bench that the command line names, or all of them.
+pub fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => {
+            hit::of_all();
+            scale::table();
+            threads::table();
+            herd::table();
+            miss::table();
+            end_to_end::table();
+        }
+        ["hit"] => hit::of_all(),
+        ["scale"] => scale::table(),
+        ["threads"] => threads::table(),
+        ["herd"] => herd::table(),
+        ["miss"] => miss::table(),
+        ["end_to_end"] => end_to_end::table(),
+        ["hit", "--criterion", ref filter @ ..] => hit::criterion(filter.first().copied()),
+        ["guard"] => return hit::guard(),
+        ["guard", "--record"] => hit::record(),
+        // What the benches start as processes of their own.
+        ["row", name, times] => rows::repeat(rows::ALL, name, times.parse().expect("a number of requests")),
+        ["memory", keys] => scale::memory(keys.parse().expect("a number of keys")),
+        ["junk", keys] => scale::junk(keys.parse().expect("a number of keys")),
+        ["serve", row, address] => end_to_end::serve(row, address),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
