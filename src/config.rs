@@ -91,7 +91,7 @@ impl Settings {
             return wrong("hard_ttl", "must be at least twice the soft TTL");
         }
         if self.capacity < 10 {
-            return wrong("capacity", "must be at least 10 keys");
+            return wrong("capacity", "must be at least 10");
         }
         if self.max_calls_per_second == Some(0) {
             return wrong("max_calls_per_second", "must be at least 1");

@@ -184,7 +184,7 @@ impl OrgContext {
 
     /// The user that the key acts for: only with [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys).
     pub fn user_id(&self) -> Option<&str> {
-        self.entry.facts.user.as_deref().map(AsRef::as_ref)
+        self.entry.facts.user()
     }
 
     /// How old the facts were when this request was judged: the time since the call to the issuer was sent.

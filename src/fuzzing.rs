@@ -107,7 +107,7 @@ pub fn verify_reply(input: &[u8]) {
             };
             assert_eq!(facts.org.as_ref().map(AsRef::as_ref), text("org_code"));
             assert_eq!(facts.key_id.as_ref().map(AsRef::as_ref), text("key_id"));
-            assert_eq!(facts.user.as_deref().map(AsRef::as_ref), text("user_id"));
+            assert_eq!(facts.user(), text("user_id"));
             for identifier in ["org_code", "key_id"].into_iter().filter_map(text) {
                 assert!(identifier.len() <= MAX_IDENTIFIER_LEN);
                 assert!(identifier.bytes().all(|b| b.is_ascii_graphic()));

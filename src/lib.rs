@@ -38,6 +38,7 @@ pub mod kinde;
 #[cfg(feature = "limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
+mod pending;
 pub mod rejection;
 mod request_head;
 pub mod scope;
@@ -71,6 +72,11 @@ pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::rejection::{DefaultRejectionResponse, Rejection, RejectionKind, RejectionResponse};
 pub use self::request_head::RequestHead;
 pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scopes};
+#[cfg(feature = "settings")]
+#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
+pub use self::settings::{
+    OrgSettings, OrgSettingsHandle, OrgSettingsLayer, SettingsError, SettingsLoader, settings_fn,
+};
 pub use self::upstream::{BreakerState, UpstreamState};
 pub use self::verify::{
     Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,

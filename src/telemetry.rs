@@ -26,6 +26,13 @@
 //! | error | `the issuer's list speaks against most of the keys held` | `condemned` of `compared`: not believed before the next walk |
 //! | warn | `the poller cannot walk the issuer's keys` | `error` says why; once until a walk is complete |
 //! | info | `the poller walks the issuer's keys again` | the end of that |
+//! | error | `refused with 500: no OrgSettingsLayer` | `OrgSettings<T>` without the layer of its type beneath the `ApiKeyLayer` |
+//! | warn | `an organization's settings could not be loaded` | a load failed: `org_code` says whose, `error` says how |
+//! | warn | `the settings loader fails` | its breaker opened |
+//! | info | `trying the settings loader again` | the breaker lets one load through |
+//! | info | `the settings loader answers again` | the breaker closed |
+//! | warn | `the settings loader asks for fewer calls` | loads pause for `pause` |
+//! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
 //! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
@@ -47,6 +54,16 @@
 //! | [`POLLER_WALKS`] | counter | `result`: `complete`, `not-believed`, `idle`, `failed` |
 //! | [`POLLER_CALLS`] | counter | |
 //! | [`POLLER_INVALIDATED`] | counter | |
+//! | [`SETTINGS_LOOKUPS`] | counter | `result`: `fresh`, `stale`, `asked` |
+//! | [`SETTINGS_DEFAULTS`] | counter | |
+//! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
+//! | [`SETTINGS_LATENCY`] | histogram, seconds | `settings` |
+//! | [`SETTINGS_BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `settings` |
+//! | [`SETTINGS_THROTTLED`] | counter | `settings` |
+//! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
+//! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
+//!
+//! `settings` is the name of the type that is loaded, as the compiler gives it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -86,6 +103,25 @@ pub const POLLER_WALKS: &str = "orgkey_poller_walks_total";
 pub const POLLER_CALLS: &str = "orgkey_poller_calls_total";
 /// Counts the keys that the poller invalidated.
 pub const POLLER_INVALIDATED: &str = "orgkey_poller_invalidated_total";
+
+/// Counts what requests found of their organization's settings.
+pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
+/// Counts requests that were given the default, since there were no settings to be had.
+pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
+/// Counts calls to the settings loader by their result.
+pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
+/// How long calls to the settings loader took, in seconds.
+pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
+/// The state of the breaker before the settings loader: 0 closed, 1 half open, 2 open.
+pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
+/// Counts the pauses that the settings loader asked for.
+pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
+/// Calls to the settings loader under way.
+pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
+/// Loads of settings that wait for their turn.
+pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
+/// Organizations whose settings are held.
+pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";
 
 /// Counts under a label whose values are all known here, so that counting builds no label.
 #[cfg(feature = "metrics")]
@@ -140,6 +176,19 @@ macro_rules! set {
 pub(crate) mod kinde;
 #[cfg(feature = "kinde")]
 pub(crate) mod poller;
+#[cfg(feature = "settings")]
+pub(crate) mod settings;
+
+/// Whom a cache and what stands before its verifier speak of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Voice {
+    /// The issuer, and its keys.
+    #[default]
+    Issuer,
+    /// The loader of settings of this type, and the organizations they are of.
+    #[cfg(feature = "settings")]
+    Settings(&'static str),
+}
 
 /// Lets one event a second through, and counts the others.
 struct Flood {
@@ -273,14 +322,26 @@ pub(crate) fn looked_up(found: Found) {
 }
 
 /// The number of good keys held has changed.
-pub(crate) fn entries(number: usize) {
-    set!(ENTRIES, number);
+pub(crate) fn entries(voice: Voice, number: usize) {
+    match voice {
+        Voice::Issuer => {
+            set!(ENTRIES, number);
+        }
+        #[cfg(feature = "settings")]
+        Voice::Settings(of) => settings::entries(of, number),
+    }
 }
 
 /// The number of calls under way, or of those that wait, has changed.
-pub(crate) fn occupied(calls: usize, waiting: usize) {
-    set!(IN_FLIGHT, calls);
-    set!(WAITING, waiting);
+pub(crate) fn occupied(voice: Voice, calls: usize, waiting: usize) {
+    match voice {
+        Voice::Issuer => {
+            set!(IN_FLIGHT, calls);
+            set!(WAITING, waiting);
+        }
+        #[cfg(feature = "settings")]
+        Voice::Settings(of) => settings::occupied(of, calls, waiting),
+    }
 }
 
 /// A call to the verifier has ended.
@@ -307,30 +368,54 @@ pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: D
 }
 
 /// The breaker opened.
-pub(crate) fn breaker_opened(open_for: Duration) {
-    set!(BREAKER, 2_usize);
-    tracing::warn!(
-        target: TARGET,
-        ?open_for,
-        "the issuer fails: known keys are served from what is held, unknown ones get 503"
-    );
+pub(crate) fn breaker_opened(voice: Voice, open_for: Duration) {
+    match voice {
+        Voice::Issuer => {
+            set!(BREAKER, 2_usize);
+            tracing::warn!(
+                target: TARGET,
+                ?open_for,
+                "the issuer fails: known keys are served from what is held, unknown ones get 503"
+            );
+        }
+        #[cfg(feature = "settings")]
+        Voice::Settings(of) => settings::breaker_opened(of, open_for),
+    }
 }
 
 /// The breaker lets one call through.
-pub(crate) fn breaker_probes() {
-    set!(BREAKER, 1_usize);
-    tracing::info!(target: TARGET, "trying the issuer again");
+pub(crate) fn breaker_probes(voice: Voice) {
+    match voice {
+        Voice::Issuer => {
+            set!(BREAKER, 1_usize);
+            tracing::info!(target: TARGET, "trying the issuer again");
+        }
+        #[cfg(feature = "settings")]
+        Voice::Settings(of) => settings::breaker_probes(of),
+    }
 }
 
 /// The breaker closed.
-pub(crate) fn breaker_closed() {
-    set!(BREAKER, 0_usize);
-    tracing::info!(target: TARGET, "the issuer answers again");
+pub(crate) fn breaker_closed(voice: Voice) {
+    match voice {
+        Voice::Issuer => {
+            set!(BREAKER, 0_usize);
+            tracing::info!(target: TARGET, "the issuer answers again");
+        }
+        #[cfg(feature = "settings")]
+        Voice::Settings(of) => settings::breaker_closed(of),
+    }
 }
 
 /// The issuer answered 429, and is left alone.
-pub(crate) fn throttled(pause: Duration) {
-    #[cfg(feature = "metrics")]
-    metrics::counter!(THROTTLED).increment(1);
-    tracing::warn!(target: TARGET, ?pause, "the issuer asks for fewer calls");
+pub(crate) fn throttled(voice: Voice, pause: Duration) {
+    match voice {
+        Voice::Issuer => {
+            #[cfg(feature = "metrics")]
+            metrics::counter!(THROTTLED).increment(1);
+            tracing::warn!(target: TARGET, ?pause, "the issuer asks for fewer calls");
+        }
+        #[cfg(feature = "settings")]
+        Voice::Settings(of) => settings::throttled(of, pause),
+    }
 }

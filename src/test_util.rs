@@ -29,7 +29,9 @@ use crate::clock::{Tick, nanos};
 use crate::context::{KeyId, OrgCode, OrgContext};
 use crate::key::DigestSecret;
 use crate::scope::Scopes;
-use crate::verify::Facts;
+#[cfg(feature = "settings")]
+use crate::settings::OrgSettings;
+use crate::verify::{Extra, Facts};
 
 /// A clock for [`ApiKeyLayerBuilder::test_clock`](crate::ApiKeyLayerBuilder::test_clock): it follows tokio's, which a test
 /// may pause, and jumps when told to, as the clock of a machine that slept does.
@@ -77,6 +79,27 @@ impl Default for TestClock {
     }
 }
 
+/// What a handler that takes [`OrgSettings`] is given, without any layer.
+///
+/// ```
+/// use tower_orgkey::settings::OrgSettings;
+/// use tower_orgkey::test_util::{OrgContextBuilder, org_settings};
+///
+/// async fn seats(seats: OrgSettings<u32>) -> String {
+///     format!("{} seats", *seats)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let org = OrgContextBuilder::new("org_1").build();
+/// assert_eq!(seats(org_settings(&org, 3)).await, "3 seats");
+/// # }
+/// ```
+#[cfg(feature = "settings")]
+#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
+pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
+    OrgSettings::new(org.org_code().clone(), Arc::new(settings))
+}
+
 /// Makes an [`OrgContext`] without any layer. See the [module's guide](crate::test_util).
 #[derive(Clone, Debug)]
 #[must_use]
@@ -121,7 +144,7 @@ impl OrgContextBuilder {
 
     /// Sets the user that the key acts for.
     pub fn user_id(mut self, user_id: &str) -> Self {
-        self.facts.user = Some(Box::new(user_id.into()));
+        self.facts.extra = Some(Box::new(Extra::User(user_id.into())));
         self
     }
 

@@ -149,12 +149,35 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) org: Option<OrgCode>,
-    /// Boxed twice, as the expiry is once: hardly a key has it, and every key would carry the room for it.
-    pub(crate) user: Option<Box<Box<str>>>,
+    /// One thin pointer: hardly a key has it, and every key would carry the room for it.
+    pub(crate) extra: Option<Box<Extra>>,
     pub(crate) key_id: Option<KeyId>,
     pub(crate) scopes: Scopes,
     /// Boxed: hardly an issuer tells it.
     pub(crate) expires_at: Option<Box<SystemTime>>,
+}
+
+/// What hardly any facts have besides.
+#[derive(Clone, Debug)]
+pub(crate) enum Extra {
+    /// The user that the key acts for.
+    User(Box<str>),
+    /// What a loader brought, where the "key" is an organization's code and the cache that of its settings.
+    #[cfg(feature = "settings")]
+    Settings(Arc<dyn std::any::Any + Send + Sync>),
+}
+
+impl Facts {
+    /// The user that the key acts for.
+    #[inline]
+    pub(crate) fn user(&self) -> Option<&str> {
+        match self.extra.as_deref() {
+            Some(Extra::User(user)) => Some(user),
+            #[cfg(feature = "settings")]
+            Some(Extra::Settings(_)) => None,
+            None => None,
+        }
+    }
 }
 
 /// How sure a no is.
@@ -213,7 +236,20 @@ impl Verification {
     /// organization, unless [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys) is set. No effect on a
     /// refusal.
     pub fn with_user_id(self, user_id: impl Into<Box<str>>) -> Self {
-        self.map(|facts| facts.user = Some(Box::new(user_id.into())))
+        self.map(|facts| facts.extra = Some(Box::new(Extra::User(user_id.into()))))
+    }
+
+    /// A loader's answer about an organization.
+    #[cfg(feature = "settings")]
+    pub(crate) fn of_settings(
+        org: OrgCode,
+        settings: Arc<dyn std::any::Any + Send + Sync>,
+    ) -> Self {
+        Self(Answer::Valid(Facts {
+            org: Some(org),
+            extra: Some(Box::new(Extra::Settings(settings))),
+            ..Facts::default()
+        }))
     }
 
     /// When the key expires by the issuer's word. From that second on it is refused, whatever is cached. The wall

@@ -13,6 +13,7 @@ use crate::credential::CredentialSource;
 use crate::key::DigestSecret;
 use crate::rejection::{DefaultRejectionResponse, Face, Style};
 use crate::request_head::RequestHead;
+use crate::telemetry::Voice;
 use crate::upstream::Upstream;
 use crate::verify::DynVerifier;
 
@@ -240,7 +241,12 @@ impl ApiKeyLayerBuilder {
                 Some(Style::bearer(realm)?),
             ),
         };
-        let upstream = Upstream::new(self.verifier, self.clock.clone(), &self.settings);
+        let upstream = Upstream::new(
+            self.verifier,
+            self.clock.clone(),
+            &self.settings,
+            Voice::Issuer,
+        );
         Ok(ApiKeyLayer {
             core: Arc::new(Core {
                 credential,

@@ -10,7 +10,8 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
-use crate::cache::{Question, Settled};
+use crate::cache::Settled;
+use crate::pending::{Judge, Pending, Stop};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
 use crate::telemetry::{self, Outcome};
 
@@ -36,77 +37,22 @@ pin_project! {
         Called { #[pin] future: S::Future },
         Refused { rejection: Option<Rejection> },
         // Boxed, so that the future of a hit stays small: a request that waits for the issuer can pay for a box.
-        Waiting { pending: Box<Pending<S, ReqBody>> },
+        Waiting { pending: Box<Pending<S, ReqBody, Arc<Core>>> },
     }
 }
 
-/// A request whose key has to be verified first.
-pub(super) struct Pending<S, ReqBody> {
-    inner: S,
-    request: Option<Request<ReqBody>>,
-    core: Arc<Core>,
-    step: Step,
-}
-
-enum Step {
-    Settle(Pin<Box<dyn Future<Output = Settled> + Send>>),
-    MakeReady,
-}
-
-impl<S, ReqBody> Pending<S, ReqBody> {
-    pub(super) fn new(
-        inner: S,
-        request: Request<ReqBody>,
-        core: Arc<Core>,
-        question: Question,
-    ) -> Self {
-        let settle = Arc::clone(&core.cache).settle(question);
-        Self {
-            inner,
-            request: Some(request),
-            core,
-            step: Step::Settle(Box::pin(settle)),
-        }
-    }
-}
-
-impl<S, ReqBody> Pending<S, ReqBody>
-where
-    S: Service<Request<ReqBody>>,
-{
-    /// Waits for the answer, then makes the inner service ready and calls it.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, Stop<S::Error>>> {
-        if let Step::Settle(settle) = &mut self.step {
-            let settled = ready!(settle.as_mut().poll(cx));
-            self.step = Step::MakeReady;
-            self.judge(settled).map_err(Stop::Refused)?;
-        }
-        ready!(self.inner.poll_ready(cx)).map_err(Stop::Failed)?;
-        match self.request.take() {
-            Some(request) => Poll::Ready(Ok(self.inner.call(request))),
-            None => unreachable!("a pending request is called once"),
-        }
-    }
-
-    fn judge(&mut self, settled: Settled) -> Result<(), Rejection> {
-        match (settled, &mut self.request) {
-            (Settled::Serve(entry, now), Some(request)) => {
-                self.core.admit(request, entry, now, false)
-            }
-            (Settled::CannotTell(cannot_tell), _) => Err(if cannot_tell.is_misconfigured {
+impl<B> Judge<B> for Arc<Core> {
+    fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection> {
+        match settled {
+            Settled::Serve(entry, now) => self.admit(request, entry, now, false),
+            Settled::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
                 Rejection::verifier_misconfigured(cannot_tell.retry_after)
             } else {
                 Rejection::verifier_unavailable(cannot_tell.retry_after)
             }),
-            (Settled::Refused | Settled::Serve(..), _) => Err(Rejection::invalid_token()),
+            Settled::Refused => Err(Rejection::invalid_token()),
         }
     }
-}
-
-/// Why a pending request is not called.
-enum Stop<E> {
-    Refused(Rejection),
-    Failed(E),
 }
 
 impl<S, F, ReqBody, ResBody> Future for ResponseFuture<S, F, ReqBody>

@@ -5,13 +5,14 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::future::{Pending, ResponseFuture, State};
+use super::future::{ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use crate::cache::{Entry, Look, Question};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
 use crate::key::{ApiKey, KeyDigest};
+use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
 use crate::telemetry;
@@ -88,12 +89,11 @@ impl<S: Clone, F> ApiKeyService<S, F> {
         &mut self,
         request: Request<ReqBody>,
         question: Question,
-    ) -> Box<Pending<S, ReqBody>> {
-        // The instance that was made ready may hold a permit, which nobody may hold while waiting for the issuer.
-        let inner = self.inner.clone();
-        drop(std::mem::replace(&mut self.inner, inner.clone()));
+    ) -> Box<Pending<S, ReqBody, Arc<Core>>> {
         let core = Arc::clone(&self.layer.core);
-        Box::new(Pending::new(inner, request, core, question))
+        let cache = Arc::clone(&core.cache);
+        let inner = &mut self.inner;
+        Box::new(Pending::new(inner, request, &cache, question, core))
     }
 }
 
@@ -170,7 +170,7 @@ impl Core {
         now: Tick,
         cached: bool,
     ) -> Result<(), Rejection> {
-        if entry.facts.user.is_some() && !self.allow_user_keys {
+        if entry.facts.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;

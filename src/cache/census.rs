@@ -55,7 +55,7 @@ impl ApiKeyHandle {
         entries.retain(|entry| {
             let facts = &entry.facts;
             let is_organizations =
-                facts.org.is_some() && facts.user.is_none() && facts.key_id.is_some();
+                facts.org.is_some() && facts.user().is_none() && facts.key_id.is_some();
             is_organizations
                 && entry.sent_at < now
                 && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)

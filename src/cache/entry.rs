@@ -94,7 +94,7 @@ impl Entry {
 
     /// Whether both speak of the same caller.
     pub(super) fn has_owner_of(&self, other: &Self) -> bool {
-        self.facts.org == other.facts.org && self.facts.user == other.facts.user
+        self.facts.org == other.facts.org && self.facts.user() == other.facts.user()
     }
 
     pub(super) fn with_tail(mut self, tail: Option<KeyTail>) -> Self {

@@ -24,7 +24,7 @@ use crate::upstream::UpstreamState;
 /// |---|---|---|
 /// | [`block_key`](Self::block_key), [`invalidate_key`](Self::invalidate_key) | one secret | constant |
 /// | [`block_key_id`](Self::block_key_id), [`invalidate_key_id`](Self::invalidate_key_id) | a key, whatever its present secret: the one for rotation | constant |
-/// | [`block_org`](Self::block_org), [`invalidate_org`](Self::invalidate_org) | all keys of an organization | constant |
+/// | [`block_org`](Self::block_org), [`invalidate_org`](Self::invalidate_org) | all keys of an organization; invalidated, also its [settings](crate::settings) | constant |
 /// | [`invalidate_all`](Self::invalidate_all) | everything | constant |
 ///
 /// # Feeding it
@@ -144,14 +144,18 @@ impl ApiKeyHandle {
         self.0.rules.fence_id(key_id, self.fence());
     }
 
-    /// Asks the issuer again about every key of this organization.
+    /// Asks the issuer again about every key of this organization, and the loaders about its settings.
     pub fn invalidate_org(&self, org: &OrgCode) {
         self.0.rules.fence_org(org, self.fence());
+        #[cfg(feature = "settings")]
+        self.0.dependents.invalidate_org(org);
     }
 
-    /// Asks the issuer again about every key, refused ones included.
+    /// Asks the issuer again about every key, refused ones included, and the loaders about all settings.
     pub fn invalidate_all(&self) {
         self.0.rules.fence_all();
+        #[cfg(feature = "settings")]
+        self.0.dependents.invalidate_all();
         for mut shard in self.0.flights.shards() {
             shard.ground_all();
         }

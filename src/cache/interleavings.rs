@@ -21,6 +21,7 @@ use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
+use crate::telemetry::Voice;
 use crate::upstream::Upstream;
 use crate::verify::{Facts, Refusal, Verification, verifier_fn};
 
@@ -38,7 +39,7 @@ fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
 fn cache() -> Arc<Cache> {
     let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
     let settings = Settings::default();
-    let upstream = Upstream::new(Arc::new(verifier), Clock::System, &settings);
+    let upstream = Upstream::new(Arc::new(verifier), Clock::System, &settings, Voice::Issuer);
     Cache::new(
         settings,
         Clock::System,

@@ -52,7 +52,7 @@ impl Cache {
             flight.land(landing);
         }
         drop(shard);
-        telemetry::entries(self.store.len());
+        telemetry::entries(self.upstream.voice(), self.store.len());
         for entry in confirms
             .into_iter()
             .flat_map(|sent_at| self.suspects.confirm(sent_at, now))

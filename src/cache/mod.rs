@@ -15,12 +15,15 @@
 //!   flight, and once more when a waiter takes what landed.
 //! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
 //!   [`suspects`] weighs refusals that may have meant something else.
+//! * `dependents` are other caches that hear of what is invalidated here.
 //! * `census` compares what is held with a list of the issuer's own.
 //!
 //! Nothing here judges: organization and scopes are the guards' business, on every request anew.
 
 #[cfg(feature = "kinde")]
 mod census;
+#[cfg(feature = "settings")]
+mod dependents;
 mod entry;
 mod flight;
 mod former;
@@ -44,6 +47,8 @@ use std::time::Duration;
 
 #[cfg(feature = "kinde")]
 pub(crate) use self::census::Held;
+#[cfg(feature = "settings")]
+use self::dependents::Dependents;
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
 use self::flight::Flights;
@@ -82,6 +87,8 @@ pub(crate) struct Cache {
     counters: Counters,
     coalesced: AtomicU64,
     keeps_tails: AtomicBool,
+    #[cfg(feature = "settings")]
+    dependents: Dependents,
 }
 
 /// What a look-up finds.
@@ -124,6 +131,8 @@ impl Cache {
             counters: Counters::default(),
             coalesced: AtomicU64::new(0),
             keeps_tails: AtomicBool::new(false),
+            #[cfg(feature = "settings")]
+            dependents: Dependents::default(),
             settings,
         })
     }
@@ -144,6 +153,19 @@ impl Cache {
     /// What is held of a key, by an answer younger than `oldest`.
     #[inline]
     pub(crate) fn look(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Look {
+        let (look, found) = self.look_up(digest, oldest, now);
+        telemetry::looked_up(found);
+        look
+    }
+
+    /// [`look`](Self::look), of which the caller tells.
+    #[inline]
+    pub(crate) fn look_up(
+        &self,
+        digest: KeyDigest,
+        oldest: Option<Tick>,
+        now: Tick,
+    ) -> (Look, Found) {
         let (look, found) = match self.store.get(digest) {
             Some(entry) => self.look_at(entry, oldest, now),
             None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
@@ -153,8 +175,7 @@ impl Cache {
         if matches!(found, Found::Fresh | Found::Stale) {
             self.store.told_of_read(digest, nth);
         }
-        telemetry::looked_up(found);
-        look
+        (look, found)
     }
 
     #[inline]

@@ -172,7 +172,7 @@ impl Cache {
                 peer: question.peer,
             },
         };
-        let ticket = self.upstream.ticket(asker, now)?;
+        let ticket = self.upstream.ticket(asker, digest, now)?;
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
         let flight = shard.start(
             digest,

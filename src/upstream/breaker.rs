@@ -4,12 +4,18 @@
 //! as long each time up to 60 s, shortened by up to a fifth so that a fleet does not come back in step. Then one call goes
 //! through; its outcome closes the breaker or opens it again. What counts as a failure is "no usable answer": a refusal is
 //! an answer, a 429 is the throttle's business, and our own credentials being refused says that the issuer is alive.
+//!
+//! Where a failure may be one *subject's* own fault (an organization whose settings no loader can make sense of), calls say
+//! whom they are about. Then the 5 in a row have to be failures of 5 subjects, a subject's failures count once in 10 s among
+//! the calls, and one whose probe failed lets others go first for 5 s: whatever is wrong with one costs the others nothing.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Tick;
-use crate::telemetry;
+use crate::key::KeyDigest;
+use crate::telemetry::{self, Voice};
 
 const WINDOW: Duration = Duration::from_secs(10);
 const BUCKETS: usize = 10;
@@ -44,6 +50,7 @@ pub enum BreakerState {
 
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
+    voice: Voice,
     state: Mutex<State>,
 }
 
@@ -56,6 +63,10 @@ struct State {
     generation: u64,
     slots: [Slot; BUCKETS],
     failed_in_a_row: u32,
+    /// The subjects among those.
+    subjects_in_a_row: HashSet<KeyDigest>,
+    /// Whose probe failed last.
+    last_probe: Option<KeyDigest>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +76,13 @@ enum Phase {
     Probing,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Slot {
     second: u64,
     calls: u32,
     failures: u32,
+    /// The subjects among those.
+    subjects: HashSet<KeyDigest>,
 }
 
 /// A call that the breaker let through. Dropped without an outcome, it gives its turn back.
@@ -78,6 +91,7 @@ pub(super) struct Call<'a> {
     breaker: &'a Breaker,
     generation: u64,
     is_done: bool,
+    subject: Option<KeyDigest>,
 }
 
 impl Default for State {
@@ -86,13 +100,22 @@ impl Default for State {
             phase: Phase::Closed,
             openings: 0,
             generation: 0,
-            slots: [Slot::default(); BUCKETS],
+            slots: Default::default(),
             failed_in_a_row: 0,
+            subjects_in_a_row: HashSet::new(),
+            last_probe: None,
         }
     }
 }
 
 impl Breaker {
+    pub(super) fn new(voice: Voice) -> Self {
+        Self {
+            voice,
+            ..Self::default()
+        }
+    }
+
     /// Whether a call would go through, or how long it has to wait.
     pub(super) fn check(&self, now: Tick) -> Result<(), Duration> {
         match self.lock().phase {
@@ -103,13 +126,28 @@ impl Breaker {
         }
     }
 
+    /// How long a subject lets others go first, since its own probe was the last to fail.
+    pub(super) fn give_way(&self, subject: Option<KeyDigest>, now: Tick) -> Result<(), Duration> {
+        let Some(subject) = subject else {
+            return Ok(());
+        };
+        let state = self.lock();
+        match state.phase {
+            Phase::Open { until } if state.last_probe == Some(subject) => {
+                let until = until.after(FIRST_OPEN);
+                (now >= until).then_some(()).ok_or(until.since(now))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn begin(&self, now: Tick) -> Result<Call<'_>, Duration> {
         let mut state = self.lock();
         match state.phase {
             Phase::Closed => {}
             Phase::Open { until } if now >= until => {
                 state.turn(Phase::Probing);
-                telemetry::breaker_probes();
+                telemetry::breaker_probes(self.voice);
             }
             Phase::Open { until } => return Err(until.since(now)),
             Phase::Probing => return Err(Duration::from_secs(1)),
@@ -118,6 +156,7 @@ impl Breaker {
             breaker: self,
             generation: state.generation,
             is_done: false,
+            subject: None,
         })
     }
 
@@ -137,28 +176,38 @@ impl Breaker {
 }
 
 impl Call<'_> {
+    /// Says whom it is about, where a failure may be its subject's own fault.
+    pub(super) fn about(mut self, subject: Option<KeyDigest>) -> Self {
+        self.subject = subject;
+        self
+    }
+
     /// Tells what became of the call. `true` when the breaker opened on it.
     pub(super) fn end(mut self, health: Health, now: Tick) -> bool {
         self.is_done = true;
+        let voice = self.breaker.voice;
         let mut state = self.breaker.lock();
         if state.generation != self.generation {
             return false;
         }
         match (state.phase, health) {
-            (Phase::Probing, Health::Failed) => state.open(now),
+            (Phase::Probing, Health::Failed) => {
+                state.last_probe = self.subject;
+                state.open(voice, now);
+            }
             (Phase::Probing, Health::Answered | Health::Alive) => {
                 *state = State {
                     generation: state.generation + 1,
                     ..State::default()
                 };
-                telemetry::breaker_closed();
+                telemetry::breaker_closed(voice);
             }
             (_, Health::Alive) => return false,
             (_, health) => {
-                if !state.count(health, now) {
+                if !state.count(health, self.subject, now) {
                     return false;
                 }
-                state.open(now);
+                state.open(voice, now);
             }
         }
         health == Health::Failed
@@ -181,7 +230,7 @@ impl State {
         self.generation += 1;
     }
 
-    fn open(&mut self, now: Tick) {
+    fn open(&mut self, voice: Voice, now: Tick) {
         let open = FIRST_OPEN
             .saturating_mul(1 << self.openings.min(10))
             .min(LONGEST_OPEN);
@@ -190,12 +239,21 @@ impl State {
         self.turn(Phase::Open {
             until: now.after(open),
         });
-        telemetry::breaker_opened(open);
+        telemetry::breaker_opened(voice, open);
     }
 
     /// Counts an outcome. `true` when it is one failure too many.
-    fn count(&mut self, health: Health, now: Tick) -> bool {
+    fn count(&mut self, health: Health, subject: Option<KeyDigest>, now: Tick) -> bool {
         let second = now.0 / 1_000_000_000;
+        let oldest = (second + 1).saturating_sub(WINDOW.as_secs());
+        let is_repeated = health == Health::Failed
+            && subject.is_some_and(|subject| {
+                let mut recent = self.slots.iter().filter(|slot| slot.second >= oldest);
+                recent.any(|slot| slot.subjects.contains(&subject))
+            });
+        if is_repeated {
+            return false;
+        }
         #[allow(clippy::cast_possible_truncation)] // Reduced to the number of slots first.
         let slot = &mut self.slots[(second % BUCKETS as u64) as usize];
         if slot.second != second {
@@ -207,11 +265,14 @@ impl State {
         slot.calls += 1;
         if health == Health::Answered {
             self.failed_in_a_row = 0;
+            self.subjects_in_a_row.clear();
             return false;
         }
         slot.failures += 1;
-        self.failed_in_a_row += 1;
-        let oldest = (second + 1).saturating_sub(WINDOW.as_secs());
+        slot.subjects.extend(subject);
+        if subject.is_none_or(|subject| self.subjects_in_a_row.insert(subject)) {
+            self.failed_in_a_row += 1;
+        }
         let recent = self.slots.iter().filter(|slot| slot.second >= oldest);
         let (calls, failures) = recent.fold((0, 0), |(calls, failures), slot| {
             (calls + slot.calls, failures + slot.failures)
@@ -331,5 +392,81 @@ mod tests {
         let state = breaker.state(at(0));
         assert!(!old.next().unwrap().end(Health::Answered, at(0)));
         assert_eq!(breaker.state(at(0)), state);
+    }
+
+    fn subjects(n: usize) -> Vec<KeyDigest> {
+        let secret = crate::key::DigestSecret::draw().unwrap();
+        (0..n).map(|n| secret.digest(n.to_string())).collect()
+    }
+
+    fn end_about(breaker: &Breaker, subject: KeyDigest, health: Health, now: Tick) -> bool {
+        let call = breaker.begin(now).unwrap();
+        call.about(Some(subject)).end(health, now)
+    }
+
+    #[test]
+    fn one_subject_that_fails_for_ever_never_opens_it_and_five_do() {
+        let breaker = Breaker::default();
+        let subjects = subjects(6);
+        // An hour of its failures alone, and then among the answers of another.
+        for second in 0..3_600 {
+            assert!(!end_about(
+                &breaker,
+                subjects[0],
+                Health::Failed,
+                at(second * 1_000)
+            ));
+        }
+        for n in 0..3_600 {
+            let now = at(3_600_000 + n * 100);
+            assert!(!end_about(&breaker, subjects[0], Health::Failed, now));
+            if n % 2 == 0 {
+                assert!(!end_about(&breaker, subjects[5], Health::Answered, now));
+            }
+        }
+        assert_eq!(breaker.state(at(4_000_000)), BreakerState::Closed);
+        for (n, &subject) in subjects[..5].iter().enumerate() {
+            let opens = end_about(&breaker, subject, Health::Failed, at(4_000_000));
+            assert_eq!(opens, n == 4, "{n}");
+        }
+    }
+
+    #[test]
+    fn half_of_twenty_calls_about_many_subjects_open_it() {
+        let breaker = Breaker::default();
+        let subjects = subjects(40);
+        let opened = subjects.chunks(2).position(|pair| {
+            end_about(&breaker, pair[0], Health::Answered, at(0));
+            end_about(&breaker, pair[1], Health::Failed, at(0))
+        });
+        assert_eq!(opened, Some(9));
+    }
+
+    #[test]
+    fn a_subject_whose_probe_failed_lets_others_go_first_for_five_seconds() {
+        let breaker = Breaker::default();
+        let subjects = subjects(5);
+        let mut now = at(0);
+        for &subject in &subjects {
+            end_about(&breaker, subject, Health::Failed, now);
+        }
+        now = now.after(Duration::from_secs(5));
+        assert_eq!(breaker.give_way(Some(subjects[0]), now), Ok(()));
+        assert!(end_about(&breaker, subjects[0], Health::Failed, now));
+        let BreakerState::Open { remaining } = breaker.state(now) else {
+            panic!("not open")
+        };
+        now = now.after(remaining);
+        assert_eq!(breaker.check(now), Ok(()));
+        assert_eq!(
+            breaker.give_way(Some(subjects[0]), now),
+            Err(Duration::from_secs(5))
+        );
+        assert_eq!(breaker.give_way(Some(subjects[1]), now), Ok(()));
+        assert_eq!(breaker.give_way(None, now), Ok(()));
+        let later = now.after(Duration::from_secs(5));
+        assert_eq!(breaker.give_way(Some(subjects[0]), later), Ok(()));
+        assert!(!end_about(&breaker, subjects[1], Health::Answered, now));
+        assert_eq!(breaker.give_way(Some(subjects[0]), now), Ok(()));
     }
 }

@@ -33,8 +33,8 @@ use self::breaker::{Breaker, Health};
 use self::room::{Next, Place, Room, Word};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
-use crate::key::ApiKey;
-use crate::telemetry;
+use crate::key::{ApiKey, KeyDigest};
+use crate::telemetry::{self, Voice};
 use crate::verify::{Answer, DynVerifier, VerifyError, VerifyErrorKind};
 
 /// On whose behalf the issuer is asked.
@@ -90,6 +90,7 @@ pub struct UpstreamState {
 }
 
 pub(crate) struct Upstream {
+    voice: Voice,
     verifier: Arc<dyn DynVerifier>,
     clock: Clock,
     attempt_deadline: Duration,
@@ -102,6 +103,7 @@ pub(crate) struct Upstream {
 
 /// The room, its lock, and the task that watches the clock while somebody waits for time to pass.
 struct Gate {
+    voice: Voice,
     clock: Clock,
     inside: Mutex<Inside>,
 }
@@ -115,6 +117,8 @@ struct Inside {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     asker: Asker,
+    /// Whom the call is about, where a failure may be its subject's own fault.
+    subject: Option<KeyDigest>,
     turn: Turn,
 }
 
@@ -141,13 +145,19 @@ struct Permit {
 }
 
 impl Upstream {
-    pub(crate) fn new(verifier: Arc<dyn DynVerifier>, clock: Clock, settings: &Settings) -> Self {
+    pub(crate) fn new(
+        verifier: Arc<dyn DynVerifier>,
+        clock: Clock,
+        settings: &Settings,
+        voice: Voice,
+    ) -> Self {
         let room = Room::new(settings.max_calls_per_second, clock.now());
         Self {
+            voice,
             verifier,
             attempt_deadline: settings.attempt_deadline,
             retry_after: settings.retry_after,
-            breaker: Breaker::default(),
+            breaker: Breaker::new(voice),
             // A tenth of the calls, and one a second: SRE book, Finagle.
             retries: TpsBudget::new(Duration::from_secs(10), 1, 0.1),
             backoff: ExponentialBuilder::default()
@@ -155,6 +165,7 @@ impl Upstream {
                 .with_max_times(1)
                 .with_jitter(),
             gate: Arc::new(Gate {
+                voice,
                 clock: clock.clone(),
                 inside: Mutex::new(Inside {
                     room,
@@ -165,9 +176,36 @@ impl Upstream {
         }
     }
 
-    /// Whether the issuer may be asked now, or soon. Decides at once.
-    pub(crate) fn ticket(&self, asker: Asker, now: Tick) -> Result<Ticket, CannotTell> {
-        self.breaker.check(now).map_err(CannotTell::unavailable)?;
+    /// Whom this speaks of.
+    pub(crate) fn voice(&self) -> Voice {
+        self.voice
+    }
+
+    /// The subject of a call about this key, where a failure may be the subject's own fault.
+    fn subject(&self, digest: KeyDigest) -> Option<KeyDigest> {
+        match self.voice {
+            // An issuer that gives no usable answer gives it to none.
+            Voice::Issuer => {
+                let _ = digest;
+                None
+            }
+            #[cfg(feature = "settings")]
+            Voice::Settings(_) => Some(digest),
+        }
+    }
+
+    /// Whether the issuer may be asked about this key now, or soon. Decides at once.
+    pub(crate) fn ticket(
+        &self,
+        asker: Asker,
+        digest: KeyDigest,
+        now: Tick,
+    ) -> Result<Ticket, CannotTell> {
+        let subject = self.subject(digest);
+        self.breaker
+            .check(now)
+            .and_then(|()| self.breaker.give_way(subject, now))
+            .map_err(CannotTell::unavailable)?;
         let place = self.gate.enter(asker, now, self.retry_after)?;
         let turn = match place {
             Place::Called => Turn::Now(Permit::new(&self.gate, asker)),
@@ -177,7 +215,11 @@ impl Upstream {
                 asker,
             }),
         };
-        Ok(Ticket { asker, turn })
+        Ok(Ticket {
+            asker,
+            subject,
+            turn,
+        })
     }
 
     /// Asks the issuer. `sent` hears when each call is sent. Returns the answer and when its call was sent.
@@ -187,8 +229,12 @@ impl Upstream {
         key: &ApiKey,
         sent: impl Fn(Tick),
     ) -> Result<(Answer, Tick), CannotTell> {
-        let asker = ticket.asker;
-        let mut permit = match ticket.turn {
+        let Ticket {
+            asker,
+            subject,
+            turn,
+        } = ticket;
+        let mut permit = match turn {
             Turn::Now(permit) => permit,
             Turn::Later(mut queued) => match (&mut queued.word).await {
                 Ok(Ok(())) => Permit::new(&self.gate, asker),
@@ -205,7 +251,7 @@ impl Upstream {
         loop {
             let now = self.clock.now();
             sent(now);
-            let error = match self.attempt(key, asker, now).await? {
+            let error = match self.attempt(key, asker, subject, now).await? {
                 Ok(answer) => {
                     permit.is_refusal = matches!(answer, Answer::Refused(_));
                     return Ok((answer, now));
@@ -232,9 +278,15 @@ impl Upstream {
         &self,
         key: &ApiKey,
         asker: Asker,
+        subject: Option<KeyDigest>,
         now: Tick,
     ) -> Result<Result<Answer, VerifyError>, CannotTell> {
-        let call = self.breaker.begin(now).map_err(CannotTell::unavailable)?;
+        let call = self
+            .breaker
+            .give_way(subject, now)
+            .and_then(|()| self.breaker.begin(now))
+            .map_err(CannotTell::unavailable)?
+            .about(subject);
         let verified = self.verifier.call(key, asker.is_known());
         let verified = match tokio::time::timeout(self.attempt_deadline, verified).await {
             Ok(verified) => verified,
@@ -255,7 +307,15 @@ impl Upstream {
                 VerifyErrorKind::Misconfigured => Health::Alive,
             },
         };
-        telemetry::issuer_called(&verified, end.since(now));
+        let took = end.since(now);
+        match self.voice {
+            Voice::Issuer => telemetry::issuer_called(&verified, took),
+            // What stands in a key's place is an organization's code, and no secret.
+            #[cfg(feature = "settings")]
+            Voice::Settings(of) => {
+                telemetry::settings::called(of, key.expose_secret(), &verified, took);
+            }
+        }
         if call.end(health, end)
             && let Err(remaining) = self.breaker.check(end)
         {
@@ -314,14 +374,18 @@ impl Gate {
         if matches!(place, Place::Waiting(_)) {
             self.call_up(inside, now);
         } else {
-            telemetry::occupied(inside.room.calls(), inside.room.waiting());
+            telemetry::occupied(self.voice, inside.room.calls(), inside.room.waiting());
         }
         Ok(place)
     }
 
     fn pause(&self, retry_after: Option<Duration>, now: Tick) {
         let mut inside = self.lock();
+        let is_new = inside.room.throttle.pause(now).is_none();
         let wait = inside.room.throttle.too_many(retry_after, now);
+        if is_new {
+            telemetry::throttled(self.voice, wait);
+        }
         inside.room.dismiss(CannotTell::unavailable(wait));
     }
 
@@ -338,7 +402,7 @@ impl Gate {
     /// Lets go whoever may, and sees to it that the clock is watched while time alone holds the next one back.
     fn call_up(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>, now: Tick) {
         let next = inside.room.call_up(now);
-        telemetry::occupied(inside.room.calls(), inside.room.waiting());
+        telemetry::occupied(self.voice, inside.room.calls(), inside.room.waiting());
         let Next::In(wait) = next else { return };
         if inside.is_watched {
             return;

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::bucket::Bucket;
 use crate::clock::Tick;
-use crate::telemetry;
 
 /// No pause is longer, whatever the issuer says.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -122,7 +121,6 @@ impl Throttle {
             _ => {
                 // One cut a pause: the calls that were under way when it began are answered 429 too.
                 self.cut(now);
-                telemetry::throttled(wait);
                 self.pause = Some(Pause {
                     until,
                     trickle: Bucket::new(1.0, 1.0 / TRICKLE.as_secs_f64(), now).emptied(),

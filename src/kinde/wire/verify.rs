@@ -7,7 +7,7 @@ use super::fields::{Content, Field};
 use super::{Reply, cannot_tell, nonsense, read_json};
 use crate::context::{KeyId, OrgCode};
 use crate::scope::{MAX_SCOPE_LEN, MAX_SCOPES, Scopes};
-use crate::verify::{Facts, VerifyError};
+use crate::verify::{Extra, Facts, VerifyError};
 
 /// What verify says.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ fn read_facts(body: Body) -> Result<Facts, VerifyError> {
     Ok(Facts {
         org: org.map(OrgCode::new).transpose().map_err(outside)?,
         key_id: key_id.map(KeyId::new).transpose().map_err(outside)?,
-        user: user.map(|user| Box::new(user.into())),
+        extra: user.map(|user| Box::new(Extra::User(user.into()))),
         scopes: read_scopes(body.scopes)?,
         expires_at: None,
     })

@@ -1,0 +1,78 @@
+//! A request that has to wait for an answer before it may go on: the one way that every layer takes that asks somebody.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::Request;
+use tower_service::Service;
+
+use crate::cache::{Cache, Question, Settled};
+use crate::rejection::Rejection;
+
+/// Decides on a request once its question is settled.
+pub(crate) trait Judge<B> {
+    /// The decision. To let the request pass puts into it what that entails.
+    fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection>;
+}
+
+/// A request that waits, and a clone of the inner service for afterwards.
+pub(crate) struct Pending<S, B, J> {
+    inner: S,
+    request: Option<Request<B>>,
+    judge: J,
+    step: Step,
+}
+
+enum Step {
+    Settle(Pin<Box<dyn Future<Output = Settled> + Send>>),
+    MakeReady,
+}
+
+/// Why a pending request is not called.
+pub(crate) enum Stop<E> {
+    Refused(Rejection),
+    Failed(E),
+}
+
+impl<S: Clone, B, J> Pending<S, B, J> {
+    /// Lets the instance that was made ready go: it may hold a permit, which nobody may hold while waiting for an answer.
+    pub(crate) fn new(
+        made_ready: &mut S,
+        request: Request<B>,
+        cache: &Arc<Cache>,
+        question: Question,
+        judge: J,
+    ) -> Self {
+        let inner = made_ready.clone();
+        drop(mem::replace(made_ready, inner.clone()));
+        Self {
+            inner,
+            request: Some(request),
+            judge,
+            step: Step::Settle(Box::pin(Arc::clone(cache).settle(question))),
+        }
+    }
+}
+
+impl<S, B, J> Pending<S, B, J>
+where
+    S: Service<Request<B>>,
+    J: Judge<B>,
+{
+    /// Waits for the answer, then makes the inner service ready and calls it.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, Stop<S::Error>>> {
+        if let (Step::Settle(settle), Some(request)) = (&mut self.step, &mut self.request) {
+            let settled = ready!(settle.as_mut().poll(cx));
+            self.step = Step::MakeReady;
+            self.judge.judge(request, settled).map_err(Stop::Refused)?;
+        }
+        ready!(self.inner.poll_ready(cx)).map_err(Stop::Failed)?;
+        match self.request.take() {
+            Some(request) => Poll::Ready(Ok(self.inner.call(request))),
+            None => unreachable!("a pending request is called once"),
+        }
+    }
+}

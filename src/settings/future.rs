@@ -1,0 +1,81 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::layer::Core;
+use crate::pending::{Pending, Stop};
+use crate::rejection::{Rejection, undressed};
+
+pin_project! {
+    /// The response future of [`OrgSettingsService`](super::OrgSettingsService).
+    pub struct ResponseFuture<S, T, ReqBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        #[pin]
+        pub(super) state: State<S, T, ReqBody>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    pub(super) enum State<S, T, ReqBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        Called { #[pin] future: S::Future },
+        Refused { rejection: Option<Rejection> },
+        // Boxed, so that the future of a hit stays small: a request that waits for a load can pay for a box.
+        Waiting { pending: Box<Pending<S, ReqBody, Arc<Core<T>>>> },
+    }
+}
+
+impl<S, T, ReqBody, ResBody> Future for ResponseFuture<S, T, ReqBody>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    T: Send + Sync + 'static,
+    ResBody: From<Bytes>,
+{
+    type Output = Result<Response<ResBody>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Called { future } => return future.poll(cx),
+                StateProj::Refused { rejection } => {
+                    let rejection = rejection
+                        .take()
+                        .unwrap_or_else(|| unreachable!("polled after completion"));
+                    return Poll::Ready(Ok(undressed(rejection)));
+                }
+                StateProj::Waiting { pending } => {
+                    let next = match ready!(pending.poll(cx)) {
+                        Ok(future) => State::Called { future },
+                        Err(Stop::Refused(rejection)) => State::Refused {
+                            rejection: Some(rejection),
+                        },
+                        Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),
+                    };
+                    this.state.set(next);
+                }
+            }
+        }
+    }
+}
+
+impl<S, T, ReqBody> fmt::Debug for ResponseFuture<S, T, ReqBody>
+where
+    S: Service<Request<ReqBody>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,95 @@
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::future::{ResponseFuture, State};
+use super::layer::{Core, OrgSettingsLayer, Way};
+use crate::cache::Question;
+use crate::pending::Pending;
+
+/// The service that [`OrgSettingsLayer`] makes.
+///
+/// See the [module's guide](crate::settings).
+#[must_use]
+pub struct OrgSettingsService<S, T> {
+    inner: S,
+    layer: OrgSettingsLayer<T>,
+}
+
+impl<S, T> OrgSettingsService<S, T> {
+    pub(super) fn new(inner: S, layer: OrgSettingsLayer<T>) -> Self {
+        Self { inner, layer }
+    }
+}
+
+impl<S, T, ReqBody, ResBody> Service<Request<ReqBody>> for OrgSettingsService<S, T>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    T: Send + Sync + 'static,
+    ResBody: From<Bytes>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, T, ReqBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        match self.layer.core.way(&mut request) {
+            Way::Pass => ResponseFuture {
+                state: State::Called {
+                    future: self.inner.call(request),
+                },
+            },
+            Way::Refuse(rejection) => ResponseFuture {
+                state: State::Refused {
+                    rejection: Some(rejection),
+                },
+            },
+            Way::Wait(question) => ResponseFuture {
+                state: State::Waiting {
+                    pending: self.wait(request, question),
+                },
+            },
+        }
+    }
+}
+
+impl<S: Clone, T> OrgSettingsService<S, T> {
+    #[cold]
+    fn wait<ReqBody>(
+        &mut self,
+        request: Request<ReqBody>,
+        question: Question,
+    ) -> Box<Pending<S, ReqBody, Arc<Core<T>>>> {
+        let core = Arc::clone(&self.layer.core);
+        let cache = Arc::clone(&core.cache);
+        let inner = &mut self.inner;
+        Box::new(Pending::new(inner, request, &cache, question, core))
+    }
+}
+
+impl<S: Clone, T> Clone for OrgSettingsService<S, T> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            layer: self.layer.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, T> fmt::Debug for OrgSettingsService<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrgSettingsService")
+            .field("inner", &self.inner)
+            .field("layer", &self.layer)
+            .finish()
+    }
+}

@@ -1,0 +1,135 @@
+//! What the layers of settings tell. A layer's cache and the loader behind it speak under names of their own, so that those of
+//! the keys stay what they are.
+
+use std::error::Error;
+use std::time::Duration;
+
+use super::{Flood, TARGET};
+#[cfg(feature = "metrics")]
+use super::{
+    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
+    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
+};
+use crate::cache::Found;
+use crate::verify::{Verification, VerifyError, VerifyErrorKind};
+
+/// Sets a gauge of the settings of one type.
+#[cfg(feature = "metrics")]
+macro_rules! set_of {
+    ($name:expr, $of:expr, $value:expr) => {
+        // Exact to 2^53.
+        #[allow(clippy::cast_precision_loss)]
+        metrics::gauge!($name, "settings" => $of).set($value as f64)
+    };
+}
+
+#[cfg(not(feature = "metrics"))]
+macro_rules! set_of {
+    ($name:expr, $of:expr, $value:expr) => {
+        let _ = ($of, $value);
+    };
+}
+
+/// A handler asks for settings of a type that no layer has given this request.
+pub(crate) fn layer_missing(who_asks: &str, of: &str) {
+    static FLOOD: Flood = Flood::new();
+    if let Some(left_out) = FLOOD.admit() {
+        tracing::error!(
+            target: TARGET,
+            who_asks,
+            settings = of,
+            left_out,
+            "refused with 500: no `OrgSettingsLayer` of this type stands between this route and its `ApiKeyLayer`; add it with \
+             `.route_layer(settings)` before `.route_layer(auth)`"
+        );
+    }
+}
+
+/// A request looked for its organization's settings.
+#[inline]
+pub(crate) fn looked_up(found: Found) {
+    let result = match found {
+        Found::Fresh => "fresh",
+        Found::Stale => "stale",
+        // A loader refuses nobody.
+        Found::Refusal | Found::Nothing => "asked",
+    };
+    count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
+}
+
+/// A request was given the default.
+pub(crate) fn defaulted() {
+    #[cfg(feature = "metrics")]
+    metrics::counter!(SETTINGS_DEFAULTS).increment(1);
+}
+
+pub(super) fn entries(of: &'static str, number: usize) {
+    set_of!(SETTINGS_ENTRIES, of, number);
+}
+
+pub(super) fn occupied(of: &'static str, calls: usize, waiting: usize) {
+    set_of!(SETTINGS_IN_FLIGHT, of, calls);
+    set_of!(SETTINGS_WAITING, of, waiting);
+}
+
+/// A call to the loader has ended.
+pub(crate) fn called(
+    of: &'static str,
+    org_code: &str,
+    outcome: &Result<Verification, VerifyError>,
+    took: Duration,
+) {
+    static FLOOD: Flood = Flood::new();
+    let result = match outcome.as_ref().map_err(VerifyError::kind) {
+        Ok(_) => "loaded",
+        Err(VerifyErrorKind::Unavailable) => "unavailable",
+        Err(VerifyErrorKind::Throttled { .. }) => "throttled",
+        Err(VerifyErrorKind::Misconfigured) => "broken",
+    };
+    tracing::debug!(target: TARGET, settings = of, result, org_code, ?took, "asked the settings loader");
+    #[cfg(feature = "metrics")]
+    {
+        metrics::counter!(SETTINGS_LOADS, "settings" => of, "result" => result).increment(1);
+        metrics::histogram!(SETTINGS_LATENCY, "settings" => of).record(took.as_secs_f64());
+    }
+    // What stands around the loader's own error speaks of keys. A loader that asks for fewer calls has none; see `throttled`.
+    if let Err(error) = outcome
+        && let Some(error) = error.source()
+        && let Some(left_out) = FLOOD.admit()
+    {
+        tracing::warn!(
+            target: TARGET,
+            error,
+            settings = of,
+            org_code,
+            left_out,
+            "an organization's settings could not be loaded"
+        );
+    }
+}
+
+pub(super) fn breaker_opened(of: &'static str, open_for: Duration) {
+    set_of!(SETTINGS_BREAKER, of, 2_usize);
+    tracing::warn!(
+        target: TARGET,
+        settings = of,
+        ?open_for,
+        "the settings loader fails: organizations are served from what is held, others get the default or 503"
+    );
+}
+
+pub(super) fn breaker_probes(of: &'static str) {
+    set_of!(SETTINGS_BREAKER, of, 1_usize);
+    tracing::info!(target: TARGET, settings = of, "trying the settings loader again");
+}
+
+pub(super) fn breaker_closed(of: &'static str) {
+    set_of!(SETTINGS_BREAKER, of, 0_usize);
+    tracing::info!(target: TARGET, settings = of, "the settings loader answers again");
+}
+
+pub(super) fn throttled(of: &'static str, pause: Duration) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!(SETTINGS_THROTTLED, "settings" => of).increment(1);
+    tracing::warn!(target: TARGET, settings = of, ?pause, "the settings loader asks for fewer calls");
+}
