@@ -105,13 +105,33 @@ fn serves(cache: &Cache, flight: &Flight) -> bool {
 /// The issuer says yes until the key is revoked there. Who asks after the revocation and the decree may be served neither
 /// from the cache nor from the flight it boards.
 fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
+    revoked_in(
+        || {
+            let cache = cache();
+            (ApiKeyHandle::new(Arc::clone(&cache)), cache)
+        },
+        |_, _| (),
+        decree,
+        lift,
+    );
+}
+
+/// The same for a cache that hears of decrees by this handle, once `hears` was called before the load.
+fn revoked_in(
+    world: fn() -> (ApiKeyHandle, Arc<Cache>),
+    hears: fn(&ApiKeyHandle, &Arc<Cache>),
+    decree: fn(&ApiKeyHandle),
+    lift: Option<fn(&ApiKeyHandle)>,
+) {
     check(move || {
-        let cache = cache();
+        let (handle, cache) = world();
         let is_revoked = Arc::new(AtomicBool::new(false));
         let load = {
             let cache = Arc::clone(&cache);
+            let handle = handle.clone();
             let is_revoked = Arc::clone(&is_revoked);
             thread::spawn(move || {
+                hears(&handle, &cache);
                 let Some(airborne) = begin(&cache, None) else {
                     return;
                 };
@@ -125,7 +145,6 @@ fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandl
                 cache.land(&airborne.flight, airborne.digest, outcome);
             })
         };
-        let handle = ApiKeyHandle::new(Arc::clone(&cache));
         is_revoked.store(true, Ordering::Release);
         decree(&handle);
         assert!(!is_served(&cache), "served from the cache");
@@ -185,6 +204,56 @@ fn an_organization_blocked_while_it_is_loaded_does_not_come_back_after_the_block
     revoked_while_loading(
         |handle| handle.block_org(&org()).unwrap(),
         Some(|handle| assert!(handle.unblock_org(&org()))),
+    );
+}
+
+/// A cache of settings, behind one of keys. To it the organization is what a key is elsewhere.
+#[cfg(feature = "settings")]
+fn settings_behind_keys() -> (ApiKeyHandle, Arc<Cache>) {
+    (ApiKeyHandle::new(cache()), cache())
+}
+
+/// The organization whose code is what these tests load.
+#[cfg(feature = "settings")]
+fn org_of_the_settings() -> OrgCode {
+    OrgCode::from_static(SECRET)
+}
+
+#[cfg(feature = "settings")]
+#[test]
+fn settings_invalidated_with_their_organization_while_they_are_loaded_do_not_come_back() {
+    revoked_in(
+        || {
+            let (keys, settings) = settings_behind_keys();
+            keys.tell(&settings);
+            (keys, settings)
+        },
+        |_, _| (),
+        |keys| keys.invalidate_org(&org_of_the_settings()),
+        None,
+    );
+}
+
+#[cfg(feature = "settings")]
+#[test]
+fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_nothing_from_before()
+ {
+    revoked_in(
+        settings_behind_keys,
+        |keys, settings| keys.tell(settings),
+        |keys| keys.invalidate_org(&org_of_the_settings()),
+        None,
+    );
+}
+
+#[cfg(feature = "settings")]
+#[test]
+fn a_cache_of_settings_that_is_made_while_everything_is_invalidated_keeps_nothing_from_before() {
+    revoked_in(
+        settings_behind_keys,
+        |keys, settings| keys.tell(settings),
+        ApiKeyHandle::invalidate_all,
+        None,
     );
 }
 

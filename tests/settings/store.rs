@@ -1,0 +1,154 @@
+//! A store of settings in memory that counts what it is asked, and fails on demand.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tower_orgkey::OrgCode;
+use tower_orgkey::settings::{SettingsError, SettingsLoader};
+
+/// The settings: whose they are, and the how manieth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) org: String,
+    pub(crate) revision: u64,
+}
+
+impl Plan {
+    pub(crate) fn of(org: &str, revision: u64) -> Self {
+        Self {
+            org: org.to_owned(),
+            revision,
+        }
+    }
+}
+
+/// What the store does when it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Unavailable,
+    Broken,
+    Throttled,
+    /// Never answers.
+    Silent,
+    /// Panics when polled.
+    Panics,
+    /// Panics before there is a future.
+    PanicsAtOnce,
+}
+
+/// Clones are one store.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Store(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    revisions: Mutex<HashMap<String, u64>>,
+    moods: Mutex<HashMap<String, Mood>>,
+    mood: Mutex<Option<Mood>>,
+    latency: Mutex<Duration>,
+    gate: Mutex<Option<Arc<Semaphore>>>,
+    calls: Mutex<HashMap<String, usize>>,
+    finished: AtomicUsize,
+    failures: AtomicUsize,
+}
+
+impl Store {
+    /// Changes an organization's settings.
+    pub(crate) fn change(&self, org: &str) {
+        let mut revisions = self.0.revisions.lock().unwrap();
+        *revisions.entry(org.to_owned()).or_default() += 1;
+    }
+
+    /// Whatever it is asked of this organization.
+    pub(crate) fn fails_for(&self, org: &str, mood: Mood) {
+        self.0.moods.lock().unwrap().insert(org.to_owned(), mood);
+    }
+
+    pub(crate) fn fails(&self, mood: Mood) {
+        *self.0.mood.lock().unwrap() = Some(mood);
+    }
+
+    pub(crate) fn recovers(&self) {
+        *self.0.mood.lock().unwrap() = None;
+        self.0.moods.lock().unwrap().clear();
+    }
+
+    pub(crate) fn latency(&self, latency: Duration) {
+        *self.0.latency.lock().unwrap() = latency;
+    }
+
+    /// Holds every answer back until the semaphore has a permit for it. What it is was decided when the call began.
+    pub(crate) fn hold(&self) -> Arc<Semaphore> {
+        let gate = Arc::new(Semaphore::new(0));
+        *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
+        gate
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.0.calls.lock().unwrap().values().sum()
+    }
+
+    pub(crate) fn calls_for(&self, org: &str) -> usize {
+        let calls = self.0.calls.lock().unwrap();
+        calls.get(org).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn finished(&self) -> usize {
+        self.0.finished.load(Ordering::SeqCst)
+    }
+
+    /// How often it failed, as it was told to.
+    pub(crate) fn failures(&self) -> usize {
+        self.0.failures.load(Ordering::SeqCst)
+    }
+
+    fn mood(&self, org: &str) -> Option<Mood> {
+        let everybodys = *self.0.mood.lock().unwrap();
+        everybodys.or_else(|| self.0.moods.lock().unwrap().get(org).copied())
+    }
+
+    async fn answer(&self, plan: Plan, mood: Option<Mood>) -> Result<Plan, SettingsError> {
+        let latency = *self.0.latency.lock().unwrap();
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let gate = self.0.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        match mood {
+            None => Ok(plan),
+            Some(Mood::Unavailable) => Err(SettingsError::unavailable("connection refused")),
+            Some(Mood::Broken) => Err(SettingsError::broken("no such plan")),
+            Some(Mood::Throttled) => Err(SettingsError::throttled(Some(Duration::from_secs(30)))),
+            Some(Mood::Silent) => std::future::pending().await,
+            Some(Mood::Panics | Mood::PanicsAtOnce) => panic!("a loader that panics on purpose"),
+        }
+    }
+}
+
+impl SettingsLoader<Plan> for Store {
+    fn load(&self, org: &OrgCode) -> impl Future<Output = Result<Plan, SettingsError>> + Send {
+        let org = org.as_str().to_owned();
+        *self.0.calls.lock().unwrap().entry(org.clone()).or_default() += 1;
+        let mood = self.mood(&org);
+        if mood.is_some() {
+            self.0.failures.fetch_add(1, Ordering::SeqCst);
+        }
+        assert!(
+            mood != Some(Mood::PanicsAtOnce),
+            "a loader that panics on purpose"
+        );
+        let revisions = self.0.revisions.lock().unwrap();
+        let revision = revisions.get(&org).copied().unwrap_or_default();
+        let (store, plan) = (self.clone(), Plan { org, revision });
+        async move {
+            let answer = store.answer(plan, mood).await;
+            store.0.finished.fetch_add(1, Ordering::SeqCst);
+            answer
+        }
+    }
+}
