@@ -7,6 +7,7 @@ fn the_front_page_explains_every_warning_and_error_and_no_other() {
         warnings_and_errors(include_str!("../src/telemetry.rs")),
         warnings_and_errors(include_str!("../src/telemetry/kinde.rs")),
         warnings_and_errors(include_str!("../src/telemetry/poller.rs")),
+        warnings_and_errors(include_str!("../src/telemetry/settings.rs")),
     ]
     .concat();
     assert!(explained.len() > 2 && written.len() > 2);

@@ -56,7 +56,6 @@ impl ApiKeyHandle {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::auth::ApiKeyLayer;
     use crate::verify::{Verification, verifier_fn};
 

@@ -104,11 +104,6 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
     pub(super) fn give_to(self, extensions: &mut Extensions) {
         extensions.insert(Given(self));
     }
-
-    /// Takes away what a layer further out gave.
-    pub(super) fn take_from(extensions: &mut Extensions) {
-        extensions.remove::<Given<T>>();
-    }
 }
 
 impl<T> Clone for OrgSettings<T> {

@@ -80,7 +80,7 @@ impl<T: Send + Sync + 'static> Core<T> {
     pub(super) fn way<B>(&self, request: &mut Request<B>) -> Way {
         let extensions = request.extensions_mut();
         let Some(context) = extensions.get::<OrgContext>() else {
-            return without_organization::<T>(extensions);
+            return without_organization(extensions);
         };
         let org = context.org_code().clone();
         let cache = &self.cache;
@@ -148,9 +148,9 @@ fn read<T: Send + Sync + 'static>(entry: &Entry, org: &OrgCode) -> Option<Arc<T>
 }
 
 #[cold]
-fn without_organization<T: Send + Sync + 'static>(extensions: &mut Extensions) -> Way {
+fn without_organization(extensions: &Extensions) -> Way {
     if extensions.get::<Anonymous>().is_some() {
-        OrgSettings::<T>::take_from(extensions);
+        // What a layer further out may have given is not read without an organization.
         Way::Pass
     } else {
         Way::Refuse(Rejection::layer_missing("an `OrgSettingsLayer`"))
@@ -195,5 +195,39 @@ impl<T> fmt::Debug for OrgSettingsLayer<T> {
             .field("settings", &std::any::type_name::<T>())
             .field("has_default", &self.core.default.is_some())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use super::*;
+    use crate::cache::Lifetimes;
+    use crate::clock::Tick;
+    use crate::key::DigestSecret;
+    use crate::verify::Facts;
+
+    #[test]
+    fn settings_are_read_from_an_entry_of_the_same_organization_and_the_same_type_alone() {
+        let of = |extra| {
+            let facts = Facts {
+                org: Some(OrgCode::from_static("org_1")),
+                extra: Some(Box::new(extra)),
+                ..Facts::default()
+            };
+            let lifetimes = Lifetimes {
+                soft: Duration::from_secs(60),
+                hard: Duration::from_secs(900),
+            };
+            let digest = DigestSecret::draw().unwrap().digest("org_1");
+            Entry::new(facts, digest, Tick(1), 1, lifetimes, Tick(1), Weak::new())
+        };
+        let entry = of(Extra::Settings(Arc::new(7_u32)));
+        let org = OrgCode::from_static("org_1");
+        assert_eq!(read::<u32>(&entry, &org), Some(Arc::new(7)));
+        assert_eq!(read::<u32>(&entry, &OrgCode::from_static("org_2")), None);
+        assert_eq!(read::<u64>(&entry, &org), None);
+        assert_eq!(read::<u32>(&of(Extra::User("7".into())), &org), None);
     }
 }

@@ -9,8 +9,10 @@ use crate::store::{Mood, Plan, Store};
 use crate::support::service::request;
 use crate::{App, MINUTE, auth, code, key_of, plan, settle};
 
+type Invalidate = fn(&App, &OrgCode);
+
 /// Every way to have the settings of organization `one` loaded anew, and whether it spares others.
-const MEANS: [(&str, fn(&App, &OrgCode), bool); 4] = [
+const MEANS: [(&str, Invalidate, bool); 4] = [
     ("keys' org", |app, org| app.keys.invalidate_org(org), true),
     ("keys' all", |app, _| app.keys.invalidate_all(), false),
     (
@@ -132,13 +134,17 @@ async fn every_layer_of_the_keys_hears_of_it_whenever_it_was_made_and_those_that
     drop(OrgSettingsLayer::new(&keys, Store::default()).layer(Probe::new()));
     let second = OrgSettingsLayer::new(&auth.handle(), stores[1].clone());
     assert_eq!(given(&second, &auth, "one").await, 0);
-    stores.iter().for_each(|store| store.change("one"));
+    for store in &stores {
+        store.change("one");
+    }
     keys.clone().invalidate_org(&code("one"));
     for layer in [&first, &second, &first.clone()] {
         assert_eq!(given(layer, &auth, "one").await, 1);
     }
     // The layers share nothing otherwise.
-    stores.iter().for_each(|store| store.change("one"));
+    for store in &stores {
+        store.change("one");
+    }
     first.handle().invalidate_org(&code("one"));
     assert_eq!(given(&first, &auth, "one").await, 2);
     assert_eq!(given(&second, &auth, "one").await, 1);

@@ -57,10 +57,37 @@ async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_
     assert!(response.as_mut().now_or_never().is_none());
     tokio::task::yield_now().await;
     assert_eq!((store.calls(), seen.polls()), (1, polls));
+    // The settings are there, and the inner service is not.
+    seen.hold();
     gate.add_permits(1);
+    while store.finished() == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
+    assert!(response.as_mut().now_or_never().is_none());
+    assert_eq!((seen.polls(), seen.called().len()), (polls + 1, 0));
+    seen.release();
     response.await.unwrap();
     assert_eq!((seen.called().len(), seen.violations()), (1, 0));
     assert_ne!(seen.called(), [0], "the instance that was made ready first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_response_cancels_the_inner_call_and_nothing_else() {
+    let probe = Probe::new();
+    let seen = probe.seen();
+    let store = Store::default();
+    let mut service = OrgSettingsLayer::<Plan>::new(&auth().0.handle(), store.clone()).layer(probe);
+    for cancelled in 1..3 {
+        ready(&mut service).await;
+        service.call(request("one")).await.unwrap();
+        ready(&mut service).await;
+        let mut response = Box::pin(service.call(request("one")));
+        assert!(response.as_mut().now_or_never().is_none());
+        drop(response);
+        assert_eq!((seen.cancelled(), seen.violations()), (cancelled, 0));
+    }
+    assert_eq!(store.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
