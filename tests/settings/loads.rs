@@ -179,6 +179,24 @@ async fn a_default_is_given_where_nothing_is_held_and_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn however_many_organizations_appear_no_more_are_held_than_there_is_room_for() {
+    let app = App::with(|builder| builder.capacity(100));
+    for n in 0..2_000 {
+        let org = format!("org_{n}");
+        assert_eq!(app.get(&org).await, plan(&org, 0));
+    }
+    let stats = app.layer.handle().stats();
+    assert!(stats.evictions >= 1_000, "{stats:?}");
+    assert!(stats.entries as u64 + stats.evictions <= 2_000, "{stats:?}");
+    // Those that made room are loaded again.
+    for n in 0..2_000 {
+        let org = format!("org_{n}");
+        assert_eq!(app.get(&org).await, plan(&org, 0));
+    }
+    assert!(app.store.calls() >= 3_000, "{}", app.store.calls());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_bounds_are_the_builders() {
     let app = App::with(|builder| {
         builder

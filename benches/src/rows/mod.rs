@@ -68,6 +68,7 @@ pub const ALL: &[Row] = &[
     Row { name: OURS, says: "**ours**: `(auth, require_scope(..))`, fresh hit", under: Under::Router, build: ours::hit },
     Row { name: "ours-auth", says: "ours, the layer without a guard", under: Under::Router, build: ours::auth },
     Row { name: "ours-handler", says: "ours, and a handler that takes `OrgContext`", under: Under::Router, build: ours::handler },
+    Row { name: "ours-settings", says: "ours, and a layer of settings, fresh hit", under: Under::Router, build: ours::settings },
     Row { name: "ours-refused", says: "ours: a refusal from the cache", under: Under::Router, build: ours::refused },
     Row { name: "ours-malformed", says: "ours: a malformed header", under: Under::Router, build: ours::malformed },
     Row { name: "papaya", says: "the floor over papaya, SipHash-1-3-128", under: Under::Router, build: hand_made::papaya },
