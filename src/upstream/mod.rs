@@ -9,28 +9,30 @@
 //! ```
 //!
 //! * [`breaker`]: an issuer that fails is left alone.
-//! * [`room`]: calls at once, the reserve for known keys, the order of those who wait, the budget of refusals.
+//! * [`room`]: calls at once, the reserve for known keys, the order of those who wait, the budget of refusals. [`gate`] is its
+//!   door, with a lock and a watch over the clock.
 //! * [`throttle`]: calls a second, and what a 429 does to them.
 //!
 //! Nothing here knows what a key's facts are, or caches anything.
 
 mod breaker;
 mod bucket;
+mod gate;
 mod room;
 mod strangers;
 mod throttle;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::sync::oneshot;
 use tower::retry::budget::{Budget, TpsBudget};
 
 pub use self::breaker::BreakerState;
 use self::breaker::{Breaker, Health};
-use self::room::{Next, Place, Room, Word};
+use self::gate::{Gate, Permit, Queued};
+use self::room::{Place, Room};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::key::{ApiKey, KeyDigest};
@@ -101,18 +103,6 @@ pub(crate) struct Upstream {
     gate: Arc<Gate>,
 }
 
-/// The room, its lock, and the task that watches the clock while somebody waits for time to pass.
-struct Gate {
-    voice: Voice,
-    clock: Clock,
-    inside: Mutex<Inside>,
-}
-
-struct Inside {
-    room: Room,
-    is_watched: bool,
-}
-
 /// The leave to ask: at once, or when one's turn has come.
 #[derive(Debug)]
 pub(crate) struct Ticket {
@@ -126,22 +116,6 @@ pub(crate) struct Ticket {
 enum Turn {
     Now(Permit),
     Later(Queued),
-}
-
-/// A place in the waiting room.
-#[derive(Debug)]
-struct Queued {
-    word: oneshot::Receiver<Word>,
-    gate: Arc<Gate>,
-    asker: Asker,
-}
-
-/// A call's slot, given back when dropped.
-#[derive(Debug)]
-struct Permit {
-    gate: Arc<Gate>,
-    asker: Asker,
-    is_refusal: bool,
 }
 
 impl Upstream {
@@ -164,14 +138,7 @@ impl Upstream {
                 .with_min_delay(Duration::from_millis(50))
                 .with_max_times(1)
                 .with_jitter(),
-            gate: Arc::new(Gate {
-                voice,
-                clock: clock.clone(),
-                inside: Mutex::new(Inside {
-                    room,
-                    is_watched: false,
-                }),
-            }),
+            gate: Arc::new(Gate::new(room, clock.clone(), voice)),
             clock,
         }
     }
@@ -358,139 +325,10 @@ impl Upstream {
     }
 }
 
-impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(
-        self: &Arc<Self>,
-        asker: Asker,
-        now: Tick,
-        patience: Duration,
-    ) -> Result<Place, CannotTell> {
-        let mut inside = self.lock();
-        let place = inside.room.enter(asker, now, patience)?;
-        if matches!(place, Place::Waiting(_)) {
-            self.call_up(inside, now);
-        } else {
-            telemetry::occupied(self.voice, inside.room.calls(), inside.room.waiting());
-        }
-        Ok(place)
-    }
-
-    fn pause(&self, retry_after: Option<Duration>, now: Tick) {
-        let mut inside = self.lock();
-        let is_new = inside.room.throttle.pause(now).is_none();
-        let wait = inside.room.throttle.too_many(retry_after, now);
-        if is_new {
-            telemetry::throttled(self.voice, wait);
-        }
-        inside.room.dismiss(CannotTell::unavailable(wait));
-    }
-
-    /// Whether a call may be repeated by one that holds a slot already.
-    fn may_repeat(&self, now: Tick) -> bool {
-        let throttle = &mut self.lock().room.throttle;
-        let may = throttle.pause(now).is_none() && throttle.check(now).is_ok();
-        if may {
-            throttle.count(now);
-        }
-        may
-    }
-
-    /// Lets go whoever may, and sees to it that the clock is watched while time alone holds the next one back.
-    fn call_up(self: &Arc<Self>, mut inside: MutexGuard<'_, Inside>, now: Tick) {
-        let next = inside.room.call_up(now);
-        telemetry::occupied(self.voice, inside.room.calls(), inside.room.waiting());
-        let Next::In(wait) = next else { return };
-        if inside.is_watched {
-            return;
-        }
-        // Without a runtime nobody can be waiting.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            inside.is_watched = true;
-            // A runtime that shuts down drops the watch at once, on this very thread, and the watch then takes the lock.
-            drop(inside);
-            let watch = Watch {
-                gate: Arc::clone(self),
-                is_on_duty: true,
-            };
-            runtime.spawn(watch.run(wait));
-        }
-    }
-}
-
-/// Watches the clock. Dropped on duty, with its runtime, it lets the next one take over.
-struct Watch {
-    gate: Arc<Gate>,
-    is_on_duty: bool,
-}
-
-impl Watch {
-    async fn run(mut self, mut wait: Duration) {
-        loop {
-            // Timers are no finer.
-            tokio::time::sleep(wait.max(Duration::from_millis(1))).await;
-            let mut inside = self.gate.lock();
-            match inside.room.call_up(self.gate.clock.now()) {
-                Next::In(next) => wait = next,
-                Next::Idle => {
-                    inside.is_watched = false;
-                    self.is_on_duty = false;
-                    return;
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.is_on_duty {
-            self.gate.lock().is_watched = false;
-        }
-    }
-}
-
-impl Permit {
-    fn new(gate: &Arc<Gate>, asker: Asker) -> Self {
-        Self {
-            gate: Arc::clone(gate),
-            asker,
-            is_refusal: false,
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let now = self.gate.clock.now();
-        let mut inside = self.gate.lock();
-        inside.room.end(self.asker, self.is_refusal);
-        self.gate.call_up(inside, now);
-    }
-}
-
-impl Drop for Queued {
-    /// A turn that was granted and never taken would keep its slot.
-    fn drop(&mut self) {
-        if let Ok(Ok(())) = self.word.try_recv() {
-            drop(Permit::new(&self.gate, self.asker));
-        }
-    }
-}
-
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream")
             .field("state", &self.state())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Gate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").finish_non_exhaustive()
     }
 }
