@@ -153,19 +153,6 @@ impl Cache {
     /// What is held of a key, by an answer younger than `oldest`.
     #[inline]
     pub(crate) fn look(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Look {
-        let (look, found) = self.look_up(digest, oldest, now);
-        telemetry::looked_up(found);
-        look
-    }
-
-    /// [`look`](Self::look), of which the caller tells.
-    #[inline]
-    pub(crate) fn look_up(
-        &self,
-        digest: KeyDigest,
-        oldest: Option<Tick>,
-        now: Tick,
-    ) -> (Look, Found) {
         let (look, found) = match self.store.get(digest) {
             Some(entry) => self.look_at(entry, oldest, now),
             None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
@@ -175,7 +162,8 @@ impl Cache {
         if matches!(found, Found::Fresh | Found::Stale) {
             self.store.told_of_read(digest, nth);
         }
-        (look, found)
+        telemetry::looked_up(found);
+        look
     }
 
     #[inline]
@@ -210,6 +198,22 @@ impl Cache {
             Freshness::Stale => (Look::Serve(entry), Found::Stale),
             Freshness::Overdue => (Look::Ask, Found::Nothing),
         }
+    }
+
+    /// [`look`](Self::look) in a cache of settings, where nothing is refused and whose telemetry is its own.
+    #[cfg(feature = "settings")]
+    #[inline]
+    pub(crate) fn look_for_settings(&self, digest: KeyDigest, now: Tick) -> Look {
+        let (look, found) = match self.store.get(digest) {
+            Some(entry) => self.look_at(entry, None, now),
+            None => (Look::Ask, Found::Nothing),
+        };
+        let nth = self.counters.count(found);
+        if matches!(found, Found::Fresh | Found::Stale) {
+            self.store.told_of_read(digest, nth);
+        }
+        telemetry::settings::looked_up(found);
+        look
     }
 
     /// Whether the key is refused from memory, or blocked without being known.

@@ -86,9 +86,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let cache = &self.cache;
         let digest = cache.digest(org.as_str());
         let now = cache.clock.now();
-        let (look, found) = cache.look_up(digest, None, now);
-        telemetry::settings::looked_up(found);
-        let entry = match look {
+        let entry = match cache.look_for_settings(digest, now) {
             Look::Serve(entry) => entry,
             Look::ServeAndRefresh(entry) => {
                 cache.refresh(ApiKey::standing_for(&org), &entry);

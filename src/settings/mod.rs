@@ -76,7 +76,9 @@
 //!   in 10 s among the calls of which half have to fail;
 //! * an organization whose load was the one to try whether the store is back, and failed, lets others try first for 5 s.
 //!
-//! So what is wrong with one costs another nothing but its one place among the calls under way.
+//! So what is wrong with one costs another nothing but its one place among the calls under way. It costs itself more: with the
+//! breaker closed, each of its requests past twice the soft TTL waits for a load of its own to fail before it is given what is
+//! held.
 //!
 //! # What it costs
 //!

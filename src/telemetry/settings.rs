@@ -5,13 +5,27 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::{Flood, TARGET};
-#[cfg(feature = "metrics")]
-use super::{
-    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
-    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
-};
 use crate::cache::Found;
 use crate::verify::{Verification, VerifyError, VerifyErrorKind};
+
+/// Counts what requests found of their organization's settings.
+pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
+/// Counts requests that were given the default, since there were no settings to be had.
+pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
+/// Counts calls to the settings loader by their result.
+pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
+/// How long calls to the settings loader took, in seconds.
+pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
+/// The state of the breaker before the settings loader: 0 closed, 1 half open, 2 open.
+pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
+/// Counts the pauses that the settings loader asked for.
+pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
+/// Calls to the settings loader under way.
+pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
+/// Loads of settings that wait for their turn.
+pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
+/// Organizations whose settings are held.
+pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";
 
 /// Sets a gauge of the settings of one type.
 #[cfg(feature = "metrics")]
