@@ -233,6 +233,12 @@ impl OrgContext {
         }
     }
 
+    /// What stands for the key itself where its issuer gives it no id.
+    #[cfg(feature = "limit")]
+    pub(crate) fn key_digest(&self) -> crate::key::KeyDigest {
+        self.entry.digest
+    }
+
     /// The context that the layer put into a request, or the refusal that its absence calls for.
     #[inline]
     pub(crate) fn of<'a>(

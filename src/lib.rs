@@ -69,6 +69,11 @@ pub use self::guard::{
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use self::guard::{Scoped, require_org};
 pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
+#[cfg(feature = "limit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
+pub use self::limit::{
+    OrgConcurrencyLimitLayer, OrgRateLimitLayer, OrgRateLimitLayerBuilder, Quota,
+};
 pub use self::rejection::{DefaultRejectionResponse, Rejection, RejectionKind, RejectionResponse};
 pub use self::request_head::RequestHead;
 pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scopes};

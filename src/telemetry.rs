@@ -33,6 +33,7 @@
 //! | info | `the settings loader answers again` | the breaker closed |
 //! | warn | `the settings loader asks for fewer calls` | loads pause for `pause` |
 //! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
+//! | warn | `a limit holds fewer accounts` | more are active than its `capacity`: some begin anew (feature `limit`) |
 //! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
@@ -235,6 +236,19 @@ pub(crate) fn parameter_missing(parameter: &str) {
             parameter,
             left_out,
             "refused with 500: `require_org` names a path parameter that this route does not have"
+        );
+    }
+}
+
+/// A limit gave up the accounts of an organization or a key that was not idle.
+#[cfg(feature = "limit")]
+pub(crate) fn limit_forgotten() {
+    static FLOOD: Flood = Flood::new();
+    if let Some(left_out) = FLOOD.admit() {
+        tracing::warn!(
+            target: TARGET,
+            left_out,
+            "a limit holds fewer accounts than organizations or keys are active: those that it forgets begin anew"
         );
     }
 }

@@ -1,0 +1,78 @@
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::permits::Permit;
+
+pin_project! {
+    /// The response body of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): the inner service's, holding the request's
+    /// place until it ends, fails or is dropped.
+    pub struct PermitBody<B> {
+        #[pin]
+        body: B,
+        permit: Option<Permit>,
+    }
+}
+
+impl<B: Body> PermitBody<B> {
+    pub(super) fn new(body: B, permit: Option<Permit>) -> Self {
+        // Nobody may ever ask a body for a frame that has none.
+        let permit = permit.filter(|_| !body.is_end_stream());
+        Self { body, permit }
+    }
+}
+
+impl<B> PermitBody<B> {
+    /// The inner service's body alone, without the request's place.
+    pub fn into_inner(self) -> B {
+        self.body
+    }
+}
+
+impl<B: From<Bytes>> From<Bytes> for PermitBody<B> {
+    /// A body that holds no place: that of a refusal.
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            body: B::from(bytes),
+            permit: None,
+        }
+    }
+}
+
+impl<B: Body> Body for PermitBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.project();
+        let frame = ready!(this.body.as_mut().poll_frame(cx));
+        // A client may stop asking after the last frame, and keep the body.
+        if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
+            *this.permit = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B: fmt::Debug> fmt::Debug for PermitBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PermitBody")
+            .field("body", &self.body)
+            .finish_non_exhaustive()
+    }
+}

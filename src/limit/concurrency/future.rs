@@ -1,0 +1,85 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+use super::body::PermitBody;
+use super::permits::Permit;
+use crate::rejection::{Rejection, undressed};
+
+pin_project! {
+    /// The response future of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): the inner service's, or a refusal.
+    ///
+    /// Dropping it gives the request's place back.
+    pub struct OrgConcurrencyLimitFuture<F> {
+        #[pin]
+        state: State<F>,
+        permit: Option<Permit>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Passed { #[pin] future: F },
+        Refused { rejection: Option<Rejection> },
+    }
+}
+
+impl<F> OrgConcurrencyLimitFuture<F> {
+    #[inline]
+    pub(super) fn pass(future: F, permit: Option<Permit>) -> Self {
+        Self {
+            state: State::Passed { future },
+            permit,
+        }
+    }
+
+    #[inline]
+    pub(super) fn refuse(rejection: Rejection) -> Self {
+        Self {
+            state: State::Refused {
+                rejection: Some(rejection),
+            },
+            permit: None,
+        }
+    }
+}
+
+impl<F, B, E> Future for OrgConcurrencyLimitFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body + From<Bytes>,
+{
+    type Output = Result<Response<PermitBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        Poll::Ready(match this.state.project() {
+            StateProj::Passed { future } => {
+                let result = ready!(future.poll(cx));
+                // On to the body, or back at once after an error.
+                let permit = this.permit.take();
+                result.map(|response| response.map(|body| PermitBody::new(body, permit)))
+            }
+            StateProj::Refused { rejection } => {
+                let rejection = rejection
+                    .take()
+                    .unwrap_or_else(|| unreachable!("polled after completion"));
+                Ok(undressed(rejection))
+            }
+        })
+    }
+}
+
+impl<F> fmt::Debug for OrgConcurrencyLimitFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrgConcurrencyLimitFuture")
+            .finish_non_exhaustive()
+    }
+}

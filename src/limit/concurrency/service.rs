@@ -1,0 +1,61 @@
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::body::PermitBody;
+use super::future::OrgConcurrencyLimitFuture;
+use super::layer::{Full, OrgConcurrencyLimitLayer};
+use crate::limit::subject::caller;
+use crate::rejection::Rejection;
+
+/// Nobody knows when one of the requests under way will end. The least that `Retry-After` can say.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The service that [`OrgConcurrencyLimitLayer`] makes.
+///
+/// See the [module's guide](crate::limit).
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct OrgConcurrencyLimit<S> {
+    inner: S,
+    limit: OrgConcurrencyLimitLayer,
+}
+
+impl<S> OrgConcurrencyLimit<S> {
+    pub(super) fn new(inner: S, limit: OrgConcurrencyLimitLayer) -> Self {
+        Self { inner, limit }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgConcurrencyLimit<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body + From<Bytes>,
+{
+    type Response = Response<PermitBody<ResBody>>;
+    type Error = S::Error;
+    type Future = OrgConcurrencyLimitFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let admitted = match caller(request.extensions(), "a concurrency limit") {
+            Ok(Some(context)) => self.limit.admit(context),
+            Ok(None) => Ok(None),
+            Err(rejection) => return OrgConcurrencyLimitFuture::refuse(rejection),
+        };
+        match admitted {
+            Ok(permit) => OrgConcurrencyLimitFuture::pass(self.inner.call(request), permit),
+            Err(Full) => {
+                OrgConcurrencyLimitFuture::refuse(Rejection::concurrency_limited(RETRY_AFTER))
+            }
+        }
+    }
+}

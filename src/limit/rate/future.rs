@@ -1,0 +1,79 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use pin_project_lite::pin_project;
+
+use crate::limit::fields::Fields;
+use crate::rejection::{Rejection, undressed};
+
+pin_project! {
+    /// The response future of [`OrgRateLimit`](super::OrgRateLimit): the inner service's, or a refusal.
+    pub struct OrgRateLimitFuture<F> {
+        #[pin]
+        state: State<F>,
+        fields: Option<Fields>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Passed { #[pin] future: F },
+        Refused { rejection: Option<Rejection> },
+    }
+}
+
+impl<F> OrgRateLimitFuture<F> {
+    #[inline]
+    pub(super) fn pass(future: F, fields: Option<Fields>) -> Self {
+        Self {
+            state: State::Passed { future },
+            fields,
+        }
+    }
+
+    #[inline]
+    pub(super) fn refuse(rejection: Rejection, fields: Option<Fields>) -> Self {
+        Self {
+            state: State::Refused {
+                rejection: Some(rejection),
+            },
+            fields,
+        }
+    }
+}
+
+impl<F, B, E> Future for OrgRateLimitFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: From<Bytes>,
+{
+    type Output = Result<Response<B>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = match this.state.project() {
+            StateProj::Passed { future } => ready!(future.poll(cx))?,
+            StateProj::Refused { rejection } => {
+                let rejection = rejection
+                    .take()
+                    .unwrap_or_else(|| unreachable!("polled after completion"));
+                undressed(rejection)
+            }
+        };
+        if let Some(fields) = this.fields {
+            fields.write(response.headers_mut());
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<F> fmt::Debug for OrgRateLimitFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrgRateLimitFuture").finish_non_exhaustive()
+    }
+}

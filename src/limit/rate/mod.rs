@@ -1,0 +1,11 @@
+//! The rate limit: a layer, its service and its future.
+
+mod builder;
+mod future;
+mod layer;
+mod service;
+
+pub use self::builder::OrgRateLimitLayerBuilder;
+pub use self::future::OrgRateLimitFuture;
+pub use self::layer::OrgRateLimitLayer;
+pub use self::service::OrgRateLimit;

@@ -1,0 +1,132 @@
+//! Whose requests are counted together.
+
+use std::hash::{Hash, Hasher};
+
+use http::Extensions;
+use papaya::Equivalent;
+
+use crate::context::{Anonymous, KeyId, OrgCode, OrgContext};
+use crate::key::KeyDigest;
+use crate::rejection::Rejection;
+
+/// What a limit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Per {
+    Organization,
+    Key,
+}
+
+/// An organization, or one of its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub(super) org: OrgCode,
+    key: Option<Key>,
+}
+
+/// A key goes by its id, which outlives a rotation. An issuer that gives its keys none leaves their digests.
+#[derive(Clone, PartialEq, Eq)]
+enum Key {
+    Id(KeyId),
+    Digest(KeyDigest),
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => f.debug_tuple("Id").field(id).finish(),
+            // No digest is ever shown.
+            Self::Digest(_) => f.debug_tuple("Digest").finish(),
+        }
+    }
+}
+
+impl Hash for Subject {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match &self.key {
+            None => hash(&self.org, None, state),
+            Some(Key::Id(id)) => hash(&self.org, Some(&KeyRef::Id(id)), state),
+            Some(Key::Digest(digest)) => hash(&self.org, Some(&KeyRef::Digest(*digest)), state),
+        }
+    }
+}
+
+/// The one hash of a subject, whether it is held or asked for.
+fn hash<H: Hasher>(org: &OrgCode, key: Option<&KeyRef<'_>>, state: &mut H) {
+    org.hash(state);
+    match key {
+        None => {}
+        Some(KeyRef::Id(id)) => id.hash(state),
+        Some(KeyRef::Digest(digest)) => digest.low().hash(state),
+    }
+}
+
+/// A subject that is asked for: found in a context, without counting a reference.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) org: &'a OrgCode,
+    key: Option<KeyRef<'a>>,
+}
+
+#[derive(Clone, Copy)]
+enum KeyRef<'a> {
+    Id(&'a KeyId),
+    Digest(KeyDigest),
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn of(context: &'a OrgContext, per: Per) -> Self {
+        let key = match per {
+            Per::Organization => None,
+            Per::Key => Some(match context.key_id() {
+                Some(id) => KeyRef::Id(id),
+                None => KeyRef::Digest(context.key_digest()),
+            }),
+        };
+        Self {
+            org: context.org_code(),
+            key,
+        }
+    }
+
+    pub(super) fn to_subject(self) -> Subject {
+        let key = self.key.map(|key| match key {
+            KeyRef::Id(id) => Key::Id(id.clone()),
+            KeyRef::Digest(digest) => Key::Digest(digest),
+        });
+        Subject {
+            org: self.org.clone(),
+            key,
+        }
+    }
+}
+
+impl Hash for Asked<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash(self.org, self.key.as_ref(), state);
+    }
+}
+
+impl Equivalent<Subject> for Asked<'_> {
+    fn equivalent(&self, held: &Subject) -> bool {
+        let is_same_key = match (&self.key, &held.key) {
+            (None, None) => true,
+            (Some(KeyRef::Id(asked)), Some(Key::Id(held))) => *asked == held,
+            (Some(KeyRef::Digest(asked)), Some(Key::Digest(held))) => asked == held,
+            _ => false,
+        };
+        is_same_key && *self.org == held.org
+    }
+}
+
+/// Whose request this is; `None` for one that the layer let pass without a key. Without the layer it is refused.
+#[inline]
+pub(super) fn caller<'a>(
+    extensions: &'a Extensions,
+    who_asks: &str,
+) -> Result<Option<&'a OrgContext>, Rejection> {
+    match extensions.get::<OrgContext>() {
+        Some(context) => Ok(Some(context)),
+        None if extensions.get::<Anonymous>().is_some() => Ok(None),
+        None => Err(Rejection::layer_missing(who_asks)),
+    }
+}
