@@ -6,6 +6,9 @@ use static_assertions::{assert_impl_all, assert_not_impl_any};
 use tower_orgkey::auth::ResponseFuture;
 use tower_orgkey::context::OrgContext;
 use tower_orgkey::guard::{FromHead, GuardFuture, PathParameter, RequireOrg, RequireScope};
+use tower_orgkey::limit::{
+    OrgConcurrencyLimit, OrgConcurrencyLimitFuture, OrgRateLimit, OrgRateLimitFuture, PermitBody,
+};
 use tower_orgkey::test_util::{OrgContextBuilder, TestClock};
 use tower_orgkey::*;
 
@@ -58,6 +61,12 @@ all! {
     InvalidIdentifier: Clone, Eq, std::error::Error, Static;
     InvalidScope: Clone, Eq, std::error::Error, Static;
     InvalidScopePolicy: Clone, Eq, std::error::Error, Static;
+    OrgRateLimitLayer: Clone, Static;
+    OrgRateLimitLayerBuilder: Static;
+    OrgRateLimit<Probe>: Clone, Static;
+    OrgConcurrencyLimitLayer: Clone, Static;
+    OrgConcurrencyLimit<Probe>: Clone, Static;
+    Quota: Copy, Eq, std::hash::Hash, Static;
     TestClock: Clone, Default, Static;
     OrgContextBuilder: Clone, Static;
 }
@@ -65,6 +74,9 @@ all! {
 // Only what the body and the inner service are decides about a future.
 assert_impl_all!(ResponseFuture<Probe, DefaultRejectionResponse, ()>: Send, Unpin, std::fmt::Debug);
 assert_impl_all!(ResponseFuture<Probe, Face, axum::body::Body>: Send, Unpin);
+assert_impl_all!(OrgRateLimitFuture<Ready>: Send, Sync, Unpin, std::fmt::Debug);
+assert_impl_all!(OrgConcurrencyLimitFuture<Ready>: Send, Sync, Unpin, std::fmt::Debug);
+assert_impl_all!(PermitBody<axum::body::Body>: Send, Unpin, std::fmt::Debug, http_body::Body, From<Bytes>);
 assert_impl_all!(GuardFuture<Ready>: Send, Sync, Unpin, std::fmt::Debug);
 
 // A key cannot be printed, nor compared other than by its digest.

@@ -6,7 +6,10 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tower::{Layer, Service, ServiceExt};
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKeyLayer, ApiKeyService, RequestHead, require_org_with, require_scope};
+use tower_orgkey::{
+    ApiKeyLayer, ApiKeyService, OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer, Quota,
+    RequestHead, require_org_with, require_scope,
+};
 
 use crate::probe::{Probe, Seen};
 use crate::support::service::request;
@@ -167,6 +170,37 @@ async fn guards_forward_readiness_and_call_the_instance_they_made_ready() {
     ready(&mut guards).await;
     assert_eq!(guards.call(context(&["b"])).await.unwrap().status(), 403);
     assert_eq!(seen.called().len(), 3);
+    assert_eq!((seen.clones(), seen.violations()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_forward_readiness_and_call_the_instance_they_made_ready() {
+    let probe = Probe::new();
+    let seen = probe.seen();
+    let bodies = tower::util::MapResponseLayer::new(|response: http::Response<bytes::Bytes>| {
+        response.map(http_body_util::Full::new)
+    });
+    let concurrency = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(1));
+    let rate = OrgRateLimitLayer::new(|_: &OrgContext| Some(Quota::per_hour(3)));
+    let mut limits = rate.layer(concurrency.layer(bodies.layer(probe)));
+    let request = || {
+        let mut request = http::Request::new(());
+        let context = tower_orgkey::test_util::OrgContextBuilder::new("org_one").build();
+        request.extensions_mut().insert(context);
+        request
+    };
+    seen.hold();
+    let mut waiting = Box::pin(ready(&mut limits));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    seen.release();
+    waiting.await;
+    for (n, status) in [(1, 200), (2, 200), (3, 200), (3, 429)] {
+        ready(&mut limits).await;
+        assert_eq!(seen.ready(), 1);
+        let response = limits.call(request()).await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(seen.called(), vec![0; n]);
+    }
     assert_eq!((seen.clones(), seen.violations()), (0, 0));
 }
 

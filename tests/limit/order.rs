@@ -1,0 +1,260 @@
+//! Between the layer and the handler: what counts, and in whose face it is refused.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::response::IntoResponse;
+use axum::routing::get as route;
+use tower::ServiceBuilder;
+use tower_orgkey::{
+    ApiKey, ApiKeyLayer, OrgConcurrencyLimitLayer, Quota, Rejection, Verification, require_scope,
+};
+
+use crate::support::log::Log;
+use crate::support::wire::{Answer, get, serve};
+use crate::support::{self, Issuer, Say};
+use crate::*;
+
+const ONE: &str = "k_test_one_0123456789";
+const TWO: &str = "k_test_two_0123456789";
+const NOBODY: &str = "k_test_nobody_0123456";
+const DOUBTFUL: &str = "k_test_doubtful_01234";
+
+fn issuer() -> Issuer {
+    Issuer::knowing([
+        (ONE, support::org("org_one", &["read:reports"])),
+        (TWO, support::org("org_one", &["read:reports"])),
+        (NOBODY, Say::Yes(Verification::without_organization())),
+        (DOUBTFUL, Say::Unavailable),
+    ])
+}
+
+/// A limit that counts how often its function is asked: whoever it does not ask for uses nothing.
+fn counted(most: u32) -> (OrgRateLimitLayer, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let quota = {
+        let asked = Arc::clone(&asked);
+        move |_: &OrgContext| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Some(Quota::per_hour(most))
+        }
+    };
+    let builder = OrgRateLimitLayer::builder(quota).ratelimit_fields("hourly");
+    (builder.build().unwrap(), asked)
+}
+
+fn app() -> Router {
+    Router::new()
+        .route("/", route(async || "open"))
+        .route(
+            "/read",
+            route(async || "read").route_layer(require_scope("read:reports")),
+        )
+        .route(
+            "/write",
+            route(async || "write").route_layer(require_scope("write:reports")),
+        )
+}
+
+fn wears_no_fields(answer: &Answer) {
+    assert_eq!(answer.header("ratelimit"), None);
+    assert_eq!(answer.header("ratelimit-policy"), None);
+}
+
+#[tokio::test]
+async fn a_key_that_is_refused_uses_nobodys_quota() {
+    let (limit, asked) = counted(2);
+    let auth = ApiKeyLayer::new(issuer());
+    let keys = auth.handle();
+    let address = serve(app().route_layer(limit.clone()).route_layer(auth)).await;
+    keys.block_key(&ApiKey::parse(TWO).unwrap()).unwrap();
+    for (key, status) in [
+        (Some("k_test_unknown_01234"), 401),
+        (Some("short"), 400),
+        (Some(NOBODY), 403),
+        (Some(DOUBTFUL), 503),
+        (Some(TWO), 401),
+        (None, 401),
+    ] {
+        let ask = get(address, "/");
+        let answer = match key {
+            Some(key) => ask.key(key).send().await,
+            None => ask.send().await,
+        };
+        assert_eq!(answer.status, status);
+        wears_no_fields(&answer);
+    }
+    assert_eq!((asked.load(Ordering::SeqCst), limit.accounts()), (0, 0));
+    for (status, left) in [(200, 1), (200, 0), (429, 0)] {
+        let answer = get(address, "/").key(ONE).send().await;
+        assert_eq!(answer.status, status);
+        let field = answer.header("ratelimit").unwrap().to_owned();
+        assert!(
+            field.starts_with(&format!("\"hourly\";r={left};")),
+            "{field}"
+        );
+        assert_eq!(
+            answer.header("ratelimit-policy"),
+            Some("\"hourly\";q=2;w=3600")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_guards_refusal_counts_inside_of_the_limit_and_not_outside_of_it() {
+    for (is_inside, left) in [(true, 0), (false, 1)] {
+        let (limit, _) = counted(2);
+        let guard = require_scope("write:reports");
+        let handler = route(async || "write");
+        let guarded = if is_inside {
+            handler.route_layer(guard).route_layer(limit.clone())
+        } else {
+            handler.route_layer(limit.clone()).route_layer(guard)
+        };
+        let app = Router::new()
+            .route("/write", guarded)
+            .route("/read", route(async || "read").route_layer(limit))
+            .route_layer(ApiKeyLayer::new(issuer()));
+        let address = serve(app).await;
+        let refused = get(address, "/write").key(ONE).send().await;
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (403, "insufficient-scope")
+        );
+        assert_eq!(refused.header("ratelimit").is_some(), is_inside);
+        let answer = get(address, "/read").key(ONE).send().await;
+        let field = answer.header("ratelimit").unwrap().to_owned();
+        assert!(
+            field.starts_with(&format!("\"hourly\";r={left};")),
+            "{field}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_refusal_wears_the_users_face_and_keeps_the_fields() {
+    let (limit, _) = counted(1);
+    let auth = ApiKeyLayer::new(issuer()).with_rejection_response(|rejection: &Rejection| {
+        (
+            rejection.status(),
+            [("x-face", "mine")],
+            format!("mine: {}", rejection.code()),
+        )
+            .into_response()
+    });
+    let busy = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(0));
+    let app = app()
+        .route("/busy", route(async || "busy").route_layer(busy))
+        .route_layer(limit)
+        .route_layer(auth);
+    let address = serve(app).await;
+    // Passes the rate, and its field survives the refusal beneath it.
+    let busy = get(address, "/busy").key(ONE).send().await;
+    assert_eq!(
+        (busy.status, busy.body.as_str()),
+        (429, "mine: concurrency-limited")
+    );
+    assert_eq!(busy.header("retry-after"), Some("1"));
+    assert!(
+        busy.header("ratelimit")
+            .unwrap()
+            .starts_with("\"hourly\";r=0;")
+    );
+
+    let refused = get(address, "/").key(ONE).send().await;
+    assert_eq!(
+        (refused.status, refused.body.as_str()),
+        (429, "mine: rate-limited")
+    );
+    assert_eq!(refused.header("x-face"), Some("mine"));
+    assert_eq!(
+        refused.header("content-type"),
+        Some("text/plain; charset=utf-8")
+    );
+    assert_eq!(refused.header("cache-control"), Some("no-store"));
+    let wait = refused.header("retry-after").unwrap().to_owned();
+    let left = format!("\"hourly\";r=0;t={wait}");
+    assert_eq!(refused.header("ratelimit"), Some(left.as_str()));
+    assert_eq!(
+        refused.header("ratelimit-policy"),
+        Some("\"hourly\";q=1;w=3600")
+    );
+    assert!((3_500..=3_600).contains(&wait.parse().unwrap()), "{wait}");
+}
+
+#[tokio::test]
+async fn several_limits_each_have_their_say() {
+    let limit = |name: &str, most| quota(Quota::per_hour(most)).ratelimit_fields(name);
+    let app = app()
+        .route_layer(limit("organization", 100).build().unwrap())
+        .route_layer(limit("key", 10).per_key().build().unwrap())
+        .route_layer(ApiKeyLayer::new(issuer()));
+    let address = serve(app).await;
+    let answer = get(address, "/read").key(ONE).send().await;
+    let policies = [r#""organization";q=100;w=3600"#, r#""key";q=10;w=3600"#];
+    assert_eq!(answer.all("ratelimit-policy"), policies);
+    assert_eq!(answer.all("ratelimit").len(), 2);
+}
+
+#[tokio::test]
+async fn a_request_without_a_key_passes_uncounted_where_the_layer_lets_it() {
+    let (limit, asked) = counted(0);
+    let none_at_once = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(0));
+    let auth = ApiKeyLayer::builder(issuer())
+        .allow_anonymous()
+        .build()
+        .unwrap();
+    let app = app()
+        .route_layer(none_at_once)
+        .route_layer(limit)
+        .route_layer(auth);
+    let address = serve(app).await;
+    for _ in 0..3 {
+        let answer = get(address, "/").send().await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "open"));
+        wears_no_fields(&answer);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    // A guard inside still asks who it is, and a key is counted.
+    assert_eq!(get(address, "/read").send().await.status, 401);
+    assert_eq!(get(address, "/").key(ONE).send().await.status, 429);
+}
+
+#[tokio::test]
+async fn without_the_layer_in_front_it_is_500_and_the_log_says_so() {
+    let (log, _guard) = Log::capture();
+    let (limit, _) = counted(5);
+    let handler =
+        || service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Body::empty())));
+    let mut rate = limit.layer(handler());
+    let refused = rate.call(Request::new(())).await.unwrap();
+    assert_eq!(refused.status(), 500);
+    assert!(!refused.headers().contains_key("ratelimit"));
+    let mut concurrency = OrgConcurrencyLimitLayer::new(|_: &OrgContext| None).layer(handler());
+    assert_eq!(
+        concurrency.call(Request::new(())).await.unwrap().status(),
+        500
+    );
+    let loud = log.lines("ERROR", "no `ApiKeyLayer` stands in front");
+    assert!(!loud.is_empty(), "{}", log.text());
+}
+
+/// Plain Tower, with no router to make one body out of all.
+#[tokio::test]
+async fn the_layers_compose_in_one_stack() {
+    let (limit, _) = counted(2);
+    let mut stack = ServiceBuilder::new()
+        .layer(ApiKeyLayer::new(issuer()))
+        .layer(limit)
+        .layer(OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(1)))
+        .layer(require_scope("read:reports"))
+        .service(service_fn(async |_: Request<()>| {
+            Ok::<_, Infallible>(Response::new(Body::from("reports")))
+        }));
+    for status in [200, 200, 429] {
+        let ready = tower::ServiceExt::ready(&mut stack).await.unwrap();
+        let response = ready.call(support::service::request(ONE)).await.unwrap();
+        assert_eq!(response.status(), status);
+    }
+}

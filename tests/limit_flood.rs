@@ -1,0 +1,127 @@
+//! A flood of organizations and of keys: memory is bounded, and nobody's limit is.
+//!
+//! In a process of its own, whose memory nothing else takes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response};
+use tower::{Layer, Service, service_fn};
+use tower_orgkey::test_util::{OrgContextBuilder, TestClock};
+use tower_orgkey::{OrgContext, OrgRateLimitLayer, OrgRateLimitLayerBuilder, Quota};
+
+const MILLION: usize = 1_000_000;
+const CAPACITY: usize = 50_000;
+const BURST: u32 = 3;
+
+/// A million names in one piece of memory, which is there before anything is measured.
+fn names() -> impl Iterator<Item = &'static str> + Clone {
+    use std::fmt::Write as _;
+
+    let mut all = String::with_capacity(MILLION * 10);
+    for n in 0..MILLION {
+        write!(all, "id_{n:07}").unwrap();
+    }
+    let all: &'static str = String::leak(all);
+    (0..MILLION).map(move |n| &all[n * 10..(n + 1) * 10])
+}
+
+fn per_year() -> OrgRateLimitLayerBuilder {
+    // Nothing is given back while the test runs, however slow it is.
+    let quota = Quota::per(BURST, Duration::from_secs(365 * 24 * 3_600));
+    OrgRateLimitLayer::builder(move |_: &OrgContext| Some(quota)).capacity(CAPACITY)
+}
+
+fn caller(limit: &OrgRateLimitLayer) -> impl FnMut(OrgContext) -> bool + use<> {
+    let handler =
+        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Bytes::new())));
+    let mut service = limit.layer(handler);
+    move |context| {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(context);
+        let response = service.call(request).now_or_never().unwrap().unwrap();
+        assert!([200, 429].contains(&response.status().as_u16()));
+        response.status() == 200
+    }
+}
+
+/// Memory that the process has in use, in bytes.
+#[cfg(target_os = "linux")]
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kilobytes * 1024
+}
+
+#[cfg(not(target_os = "linux"))]
+fn resident() -> u64 {
+    0
+}
+
+#[test]
+fn fault_53_a_flood_of_organizations_and_keys_takes_bounded_memory_and_lifts_no_limit() {
+    let names = names();
+
+    // A million organizations, each of which has used something of its quota.
+    let limit = per_year().test_clock(TestClock::new()).build().unwrap();
+    let mut passes = caller(&limit);
+    let mut at_capacity = 0;
+    for (n, name) in names.clone().enumerate() {
+        assert!(passes(OrgContextBuilder::new(name).build()));
+        assert!(limit.accounts() <= CAPACITY);
+        if n == 4 * CAPACITY {
+            assert_eq!(limit.accounts(), CAPACITY, "the flood is none");
+            at_capacity = resident();
+        }
+    }
+    let grown = resident().saturating_sub(at_capacity);
+    // Some 400 bytes for each of the 800,000 that came since would be 320 MB.
+    assert!(
+        grown < 40_000_000,
+        "grown by {grown} bytes since the book was full"
+    );
+    drop((passes, limit));
+
+    // A million keys of one organization, amid others that have used up theirs.
+    let limit = per_year()
+        .per_key()
+        .test_clock(TestClock::new())
+        .build()
+        .unwrap();
+    let mut passes = caller(&limit);
+    let others: Vec<OrgContext> = names
+        .clone()
+        .take(CAPACITY / 2)
+        .map(|name| OrgContextBuilder::new(name).key_id("key").build())
+        .collect();
+    for _ in 0..BURST {
+        assert!(others.iter().all(|other| passes(other.clone())));
+    }
+    let mut passed = 0;
+    for name in names {
+        passed += u32::from(passes(
+            OrgContextBuilder::new("org_flood").key_id(name).build(),
+        ));
+    }
+    let share = CAPACITY / 100;
+    assert_eq!(limit.accounts(), others.len() + share);
+    assert_eq!(
+        passed as usize,
+        share * BURST as usize,
+        "no key brought a fresh burst"
+    );
+    let refused = others.into_iter().filter(|other| !passes(other.clone()));
+    assert_eq!(
+        refused.count(),
+        CAPACITY / 2,
+        "somebody else's account was lost"
+    );
+}
