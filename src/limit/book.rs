@@ -6,7 +6,7 @@
 //! If all room is taken nevertheless,
 //!
 //! * an organization with its full share of it takes over one of its *own* accounts, together with what that owes. So a flood of
-//!   keys of one organization takes no room from others, and gives it at most its share of quotas and never one more;
+//!   keys of one organization takes no more than this share, and gives it so many quotas and never one more;
 //! * any other takes the place of the account that owes least of a few that come next in turn. Whose that was begins anew.
 
 use std::collections::HashMap;
@@ -66,7 +66,7 @@ impl Book {
     /// Spends of accounts that are not there yet, or were given up a moment ago.
     #[cold]
     fn open(&self, who: Asked<'_>, quota: &Quota, now: Tick) -> Verdict {
-        let mut shelf = self.lock();
+        let mut places = self.lock();
         let index = self.index.pin();
         // Another request of the same came first. What the index has under this lock is not given up.
         if let Some(verdict) = index
@@ -76,18 +76,18 @@ impl Book {
             return verdict;
         }
         for _ in 0..TIDIED {
-            if let Some(gone) = shelf.tidy(now) {
+            if let Some(gone) = places.tidy(now) {
                 index.remove(&gone);
             }
         }
         let subject = who.to_subject();
-        let (gone, accounts) = if shelf.held_by(who.org) >= self.share {
-            let (gone, accounts) = shelf.take_over(subject.clone(), now);
+        let (gone, accounts) = if places.held_by(who.org) >= self.share {
+            let (gone, accounts) = places.take_over(subject.clone(), now);
             (Some(gone), accounts)
         } else {
-            let gone = (shelf.held >= self.capacity).then(|| shelf.make_room(now));
+            let gone = (places.held >= self.capacity).then(|| places.make_room(now));
             let accounts = Arc::new(Accounts::new(*quota));
-            shelf.add(subject.clone(), Arc::clone(&accounts));
+            places.add(subject.clone(), Arc::clone(&accounts));
             (gone.flatten(), accounts)
         };
         if let Some(gone) = gone {
@@ -131,15 +131,14 @@ impl Shelf {
 
     fn add(&mut self, subject: Subject, accounts: Arc<Accounts>) {
         self.held += 1;
-        match self.places.get(&subject.org) {
-            Some(at) => self.orgs[*at].accounts.push((subject, accounts)),
-            None => {
-                self.places.insert(subject.org.clone(), self.orgs.len());
-                self.orgs.push(Organization {
-                    accounts: vec![(subject, accounts)],
-                    hand: 0,
-                });
-            }
+        if let Some(at) = self.places.get(&subject.org) {
+            self.orgs[*at].accounts.push((subject, accounts));
+        } else {
+            self.places.insert(subject.org.clone(), self.orgs.len());
+            self.orgs.push(Organization {
+                accounts: vec![(subject, accounts)],
+                hand: 0,
+            });
         }
     }
 

@@ -68,9 +68,9 @@
 //! (to some 40 MB), and how many can be held to their quotas at a time. Beyond it the account that owes least, of some
 //! that come in turn, is forgotten; its organization begins with a burst anew, and a warning is
 //! [logged](crate::telemetry). One organization's keys can have a hundredth of the capacity (at least ten accounts). Its further keys take
-//! over the accounts of its own, with what these owe: a flood of keys takes no room from anybody else and gains nothing.
+//! over the accounts of its own, with what these owe: a flood of keys takes no more room than that, and gains nothing.
 //!
-//! A concurrency limit holds an entry for who has requests under way, while they are.
+//! A concurrency limit holds an entry for who has requests under way, while they are; its table keeps the size of its busiest moment.
 //!
 //! # What is under way
 //!

@@ -124,7 +124,7 @@ impl fmt::Debug for Quota {
             .field("requests", &self.requests)
             .field("window", &self.window())
             .field("burst", &self.burst)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -240,6 +240,28 @@ async fn without_the_layer_in_front_it_is_500_and_the_log_says_so() {
     assert!(!loud.is_empty(), "{}", log.text());
 }
 
+/// Whoever has read an answer to its end finds the place free, however the answer was sent.
+#[tokio::test]
+async fn requests_one_after_the_other_never_meet_a_limit_of_one() {
+    let chunks = async || {
+        let chunks = ["in ", "three ", "parts"].map(Ok::<_, Infallible>);
+        Body::from_stream(futures_util::stream::iter(chunks))
+    };
+    let app = Router::new()
+        .route("/whole", route(async || "at once"))
+        .route("/chunks", route(chunks))
+        .route("/nothing", route(async || ()))
+        .route_layer(OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(1)))
+        .route_layer(ApiKeyLayer::new(issuer()));
+    let address = serve(app).await;
+    for n in 0..100 {
+        for path in ["/whole", "/chunks", "/nothing"] {
+            let answer = get(address, path).key(ONE).send().await;
+            assert_eq!(answer.status, 200, "{path} for the {n}th time");
+        }
+    }
+}
+
 /// Plain Tower, with no router to make one body out of all.
 #[tokio::test]
 async fn the_layers_compose_in_one_stack() {

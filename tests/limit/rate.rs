@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use http::header::{CACHE_CONTROL, RETRY_AFTER};
 use tower_orgkey::{Quota, RejectionKind};
 
+use crate::support::log::Log;
 use crate::*;
 
 #[tokio::test(start_paused = true)]
@@ -186,6 +187,25 @@ async fn the_fields_tell_how_a_caller_stands_on_every_answer() {
     }
     clock.jump(secs(11));
     assert_eq!(told(), (429, r#""default";r=0;t=9"#.to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_forgets_who_is_not_idle_says_so() {
+    let (log, _guard) = Log::capture();
+    let clock = TestClock::new();
+    let limit = build(quota(Quota::per_minute(60)).capacity(10), &clock);
+    let mut limited = limited(&limit);
+    let names: Vec<&'static str> = (0..31)
+        .map(|n| &*String::leak(format!("org_{n}")))
+        .collect();
+    for (n, name) in names.iter().enumerate() {
+        assert!(passes(&mut limited, &org(name)));
+        // One request is given back in a second, so only few owe anything at a time; in the end nobody gets anything back.
+        clock.jump(secs(u64::from(n < 20)));
+        let told = log.lines("WARN", "a limit holds fewer accounts than");
+        assert_eq!(told.len(), usize::from(n == 30), "{n}: {told:?}");
+        assert!(limit.accounts() <= 10);
+    }
 }
 
 #[test]
