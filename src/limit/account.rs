@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_quota_that_was_forgotten_comes_back_owing_no_less() {
-        let daily = |n| Quota::per(100 + n, Duration::from_secs(24 * 3_600));
+        let daily = |n: u32| Quota::per(100 + n, Duration::from_secs(24 * 3_600));
         let (minutely, quick) = (Quota::per_minute(60), Quota::per_second(5));
         let accounts = Accounts::new(daily(0));
         for n in 0..3 {

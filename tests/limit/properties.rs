@@ -60,7 +60,7 @@ fn paused() -> Runtime {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_stretch_of_time_has_more_than_burst_and_rate_and_each_organization_is_as_if_alone(
