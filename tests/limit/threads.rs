@@ -1,6 +1,6 @@
 //! Many threads at once.
 //!
-//! Outside of its runtime a paused clock goes on, so the quotas here give back one request in hours.
+//! Outside of its runtime a paused clock goes on, so the quotas here give back one request in minutes or more.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -11,12 +11,12 @@ use tower_orgkey::Quota;
 use crate::*;
 
 const THREADS: usize = 8;
-const YEAR: Duration = secs(365 * 24 * 3_600);
+const DAY: Duration = secs(24 * 3_600);
 
 #[tokio::test(start_paused = true)]
 async fn exactly_the_burst_passes_however_many_try_at_once() {
     let clock = TestClock::new();
-    let limit = build(quota(Quota::per(500, YEAR)), &clock);
+    let limit = build(quota(Quota::per(500, DAY)), &clock);
     let (begin, total) = (Barrier::new(THREADS), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -36,10 +36,10 @@ async fn exactly_the_burst_passes_however_many_try_at_once() {
 /// that nobody finds any more.
 #[tokio::test(start_paused = true)]
 async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst() {
-    const ROUNDS: usize = 300;
+    const ROUNDS: usize = 2_000;
     const BURST: usize = 20;
     let clock = TestClock::new();
-    let limit = build(quota(Quota::per(20, YEAR)), &clock);
+    let limit = build(quota(Quota::per(20, DAY)), &clock);
     let names: Vec<&'static str> = (0..ROUNDS * 40)
         .map(|n| &*String::leak(format!("org_{n}")))
         .collect();
@@ -60,7 +60,7 @@ async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst()
                         let passed = passed.swap(0, Ordering::SeqCst);
                         rounds.lock().unwrap().push(passed);
                         // Everybody has everything back.
-                        clock.jump(YEAR);
+                        clock.jump(DAY);
                     }
                     end.wait();
                     if thread < THREADS / 2 {
@@ -83,11 +83,13 @@ async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst()
     rounds.push(passed.into_inner());
     // The first was counted before anybody began.
     assert_eq!(rounds.remove(0), 0);
-    assert_eq!(rounds, [BURST; ROUNDS]);
+    assert_eq!(rounds.len(), ROUNDS);
+    rounds.retain(|passed| *passed != BURST);
+    assert_eq!(rounds, [0; 0], "other than {BURST} passed");
     assert_eq!(newcomers.into_inner(), ROUNDS * 40);
     assert!(
         limit.accounts() < 1_000,
-        "{} of 12,000 are left",
+        "{} of 80,000 are left",
         limit.accounts()
     );
 }
