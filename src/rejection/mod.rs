@@ -154,6 +154,25 @@ impl RejectionKind {
         Self::SettingsUnavailable,
         Self::Internal,
     ];
+
+    /// The stable name of the kind, which is also its heading in the [guide](crate::rejection).
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::CredentialMissing => "credential-missing",
+            Self::CredentialMalformed => "credential-malformed",
+            Self::InvalidToken => "invalid-token",
+            Self::OrganizationRequired => "organization-required",
+            Self::InsufficientScope => "insufficient-scope",
+            Self::OrganizationMismatch => "organization-mismatch",
+            Self::NotFound => "not-found",
+            Self::VerifierUnavailable => "verifier-unavailable",
+            Self::VerifierMisconfigured => "verifier-misconfigured",
+            Self::RateLimited => "rate-limited",
+            Self::ConcurrencyLimited => "concurrency-limited",
+            Self::SettingsUnavailable => "settings-unavailable",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 impl Rejection {
@@ -280,21 +299,7 @@ impl Rejection {
 
     /// The stable name of the case, which is also its heading in the [guide](crate::rejection).
     pub fn code(&self) -> &'static str {
-        match self.kind {
-            RejectionKind::CredentialMissing => "credential-missing",
-            RejectionKind::CredentialMalformed => "credential-malformed",
-            RejectionKind::InvalidToken => "invalid-token",
-            RejectionKind::OrganizationRequired => "organization-required",
-            RejectionKind::InsufficientScope => "insufficient-scope",
-            RejectionKind::OrganizationMismatch => "organization-mismatch",
-            RejectionKind::NotFound => "not-found",
-            RejectionKind::VerifierUnavailable => "verifier-unavailable",
-            RejectionKind::VerifierMisconfigured => "verifier-misconfigured",
-            RejectionKind::RateLimited => "rate-limited",
-            RejectionKind::ConcurrencyLimited => "concurrency-limited",
-            RejectionKind::SettingsUnavailable => "settings-unavailable",
-            RejectionKind::Internal => "internal",
-        }
+        self.kind.code()
     }
 
     /// A short summary, the same for every occurrence of the case.
