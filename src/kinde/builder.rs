@@ -2,8 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, ClientBuilder, redirect, retry};
-use url::{Host, Url};
+use reqwest::Client;
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::evidence::Evidence;
@@ -14,6 +14,7 @@ use super::verifier::{Kinde, KindeVerifier, UnauthorizedMeans};
 use super::wire::bearer;
 use crate::clock::Clock;
 use crate::config::ConfigError;
+use crate::http_client::{self, Pinned};
 
 /// Builds a [`KindeVerifier`]. See the [module's guide](crate::kinde).
 #[must_use]
@@ -217,28 +218,8 @@ impl KindeVerifierBuilder {
     }
 
     fn issuer(&self) -> Result<Url, ConfigError> {
-        let wrong = |problem: &'static str| Err(ConfigError::new("issuer", problem));
-        let Ok(url) = Url::parse(&self.issuer) else {
-            return wrong("is no absolute URL");
-        };
-        if !matches!(url.scheme(), "https" | "http") {
-            return wrong("must begin with `https://`");
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return wrong("must not hold a user or password");
-        }
-        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            return wrong("must not have a path, query or fragment");
-        }
-        match url.scheme() {
-            "https" if !cfg!(any(feature = "rustls", feature = "native-tls")) => {
-                wrong("`https` needs the feature `rustls` or `native-tls`")
-            }
-            "http" if !self.allow_http && !is_loopback(&url) => {
-                wrong("`http` sends every key in clear; only loopback may have it")
-            }
-            _ => Ok(url),
-        }
+        http_client::origin(&self.issuer, self.allow_http)
+            .map_err(|problem| ConfigError::new("issuer", problem))
     }
 
     fn check_texts(&self) -> Result<(), ConfigError> {
@@ -264,75 +245,18 @@ impl KindeVerifierBuilder {
     }
 
     fn client(&self, issuer: &Url) -> Result<Client, ConfigError> {
-        let mut builder = Client::builder()
-            .user_agent(concat!("tower-orgkey/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .retry(retry::never())
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
-            .connection_verbose(false)
-            .https_only(issuer.scheme() == "https")
-            .connect_timeout(self.connect_timeout);
-        if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(proxy_at(proxy)?);
-        }
-        self.tls(builder, issuer)?.build().map_err(|_| {
-            if self.certificates.is_empty() {
-                ConfigError::new(
-                    "build",
-                    "the TLS library cannot be set up; are there root certificates on this machine?",
-                )
-            } else {
-                not_certificates()
-            }
-        })
+        let proxy = match &self.proxy {
+            Some(proxy) => Some(proxy_at(proxy)?),
+            None => None,
+        };
+        let pinned = Pinned {
+            origin: issuer,
+            connect_timeout: self.connect_timeout,
+            certificates: &self.certificates,
+            proxy,
+        };
+        pinned.build()
     }
-
-    #[cfg(any(feature = "rustls", feature = "native-tls"))]
-    fn tls(&self, builder: ClientBuilder, issuer: &Url) -> Result<ClientBuilder, ConfigError> {
-        // Both features on, as other crates may have them: the one that is written in Rust.
-        #[cfg(feature = "rustls")]
-        let builder = builder.tls_backend_rustls();
-        #[cfg(not(feature = "rustls"))]
-        let builder = builder.tls_backend_native();
-
-        let mut certificates = Vec::new();
-        for pem in &self.certificates {
-            let read = reqwest::Certificate::from_pem_bundle(pem);
-            match read {
-                Ok(read) if !read.is_empty() => certificates.extend(read),
-                _ => return Err(not_certificates()),
-            }
-        }
-        let builder = builder.tls_version_min(reqwest::tls::Version::TLS_1_2);
-        // Without TLS there is nobody to trust, so a machine without root certificates need not have them.
-        let is_plain = issuer.scheme() == "http" && self.proxy.is_none();
-        Ok(if is_plain && certificates.is_empty() {
-            builder.tls_certs_only([])
-        } else {
-            builder.tls_certs_merge(certificates)
-        })
-    }
-
-    #[cfg(not(any(feature = "rustls", feature = "native-tls")))]
-    fn tls(&self, builder: ClientBuilder, _: &Url) -> Result<ClientBuilder, ConfigError> {
-        if self.certificates.is_empty() {
-            Ok(builder)
-        } else {
-            Err(ConfigError::new(
-                "add_root_certificate_pem",
-                "needs the feature `rustls` or `native-tls`",
-            ))
-        }
-    }
-}
-
-fn not_certificates() -> ConfigError {
-    ConfigError::new("add_root_certificate_pem", "holds no usable certificate")
 }
 
 fn proxy_at(url: &str) -> Result<reqwest::Proxy, ConfigError> {
@@ -342,15 +266,6 @@ fn proxy_at(url: &str) -> Result<reqwest::Proxy, ConfigError> {
         return Err(wrong());
     }
     reqwest::Proxy::all(parsed).map_err(|_| wrong())
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }
 
 impl fmt::Debug for KindeVerifierBuilder {
