@@ -8,6 +8,7 @@
         feature = "emulator",
         feature = "kinde",
         feature = "limit",
+        feature = "openmeter",
         feature = "settings",
         feature = "test-util",
         feature = "usage"
@@ -85,6 +86,9 @@ pub use self::settings::{
     OrgSettings, OrgSettingsHandle, OrgSettingsLayer, SettingsError, SettingsLoader, settings_fn,
 };
 pub use self::upstream::{BreakerState, UpstreamState};
+#[cfg(feature = "usage")]
+#[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
+pub use self::usage::{UsageHandle, UsageLayer};
 pub use self::verify::{
     Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,
 };

@@ -27,6 +27,10 @@ pub(crate) enum Caller {
     Organization {
         context: OrgContext,
         /// Whether the facts were held already, so that the request did not wait for the issuer.
+        #[cfg_attr(
+            not(feature = "audit"),
+            allow(dead_code, reason = "usage counts both alike")
+        )]
         cached: bool,
     },
     /// Nobody's: the layer lets requests without a key pass.

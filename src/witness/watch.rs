@@ -57,6 +57,27 @@ impl<F, V: Visit> Watched<F, V> {
             visit: Some(visit),
         }
     }
+
+    /// Calls the inner service under watch: a panic that comes before there is a future is told as well.
+    #[cfg(feature = "usage")]
+    pub(crate) fn call(visit: V, call: impl FnOnce() -> F) -> Self {
+        struct Calling<V: Visit>(Option<V>);
+
+        impl<V: Visit> Drop for Calling<V> {
+            fn drop(&mut self) {
+                if let Some(visit) = self.0.take() {
+                    visit.left(Left::Panicked);
+                }
+            }
+        }
+
+        let mut calling = Calling(Some(visit));
+        let future = call();
+        match calling.0.take() {
+            Some(visit) => Self::new(future, visit),
+            None => unreachable!("nothing else takes it"),
+        }
+    }
 }
 
 impl<F, V, B, E> Future for Watched<F, V>

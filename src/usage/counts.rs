@@ -1,0 +1,340 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::nanos;
+use crate::rejection::RejectionKind;
+use crate::witness::Left;
+
+/// The upper bounds of the duration buckets, in milliseconds, each inclusive. One more bucket holds what took longer.
+///
+/// These are the boundaries that OpenTelemetry's semantic conventions advise for `http.server.request.duration`.
+pub const DURATION_BOUNDS_MS: [u64; 14] = [
+    5, 10, 25, 50, 75, 100, 250, 500, 750, 1_000, 2_500, 5_000, 7_500, 10_000,
+];
+
+const BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
+const KINDS: usize = RejectionKind::ALL.len();
+
+/// What is counted of requests: a value that adds up.
+///
+/// ```
+/// use tower_orgkey::usage::Counts;
+///
+/// let counts = Counts::default();
+/// assert_eq!((counts.requests(), counts.refused()), (0, 0));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
+pub struct Counts {
+    requests: u64,
+    failed: u64,
+    dropped: u64,
+    panicked: u64,
+    request_bytes: u64,
+    response_bytes: u64,
+    duration_nanos: u64,
+    durations: [u64; BUCKETS],
+    /// By kind, in the order of [`RejectionKind::ALL`]. Apart, since most rows never see a refusal.
+    refusals: Option<Box<[u64; KINDS]>>,
+}
+
+impl Counts {
+    /// Requests, whatever became of them.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Requests that this crate's layers, guards or extractors refused.
+    pub fn refused(&self) -> u64 {
+        self.refusals.iter().flat_map(|counts| counts.iter()).sum()
+    }
+
+    /// Requests that were refused for this.
+    pub fn refused_for(&self, kind: RejectionKind) -> u64 {
+        self.refusals
+            .as_ref()
+            .map_or(0, |counts| counts[kind as usize])
+    }
+
+    /// What requests were refused for, and how many; kinds that did not occur are left out.
+    pub fn refusals(&self) -> impl Iterator<Item = (RejectionKind, u64)> + '_ {
+        RejectionKind::ALL
+            .into_iter()
+            .map(|kind| (kind, self.refused_for(kind)))
+            .filter(|(_, count)| *count > 0)
+    }
+
+    /// Requests that ended with an error of the inner service instead of a response.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    /// Requests whose future was dropped before there was a response: the client went away, or a timeout ended it.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Requests whose handler panicked.
+    pub fn panicked(&self) -> u64 {
+        self.panicked
+    }
+
+    /// The sizes that requests declared for their bodies, added up. A body of unknown size counts nothing.
+    pub fn request_bytes(&self) -> u64 {
+        self.request_bytes
+    }
+
+    /// The sizes of responses' bodies, added up, where they were known when the response began. A stream counts nothing.
+    pub fn response_bytes(&self) -> u64 {
+        self.response_bytes
+    }
+
+    /// How long requests took, added up: from their arrival at the layer to the head of the response, or to their end
+    /// without one.
+    pub fn duration(&self) -> Duration {
+        Duration::from_nanos(self.duration_nanos)
+    }
+
+    /// Requests by how long they took: a count for each of [`DURATION_BOUNDS_MS`], not cumulative, and one for what took
+    /// longer.
+    pub fn durations(&self) -> &[u64] {
+        &self.durations
+    }
+}
+
+/// One request that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) took: Duration,
+    pub(super) how: How,
+    pub(super) request_bytes: u64,
+    pub(super) response_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum How {
+    Answered(Option<RejectionKind>),
+    Left(Left),
+}
+
+impl Counts {
+    pub(super) fn count(&mut self, ended: Ended) {
+        let took = nanos(ended.took);
+        self.requests += 1;
+        self.request_bytes = self.request_bytes.saturating_add(ended.request_bytes);
+        self.response_bytes = self.response_bytes.saturating_add(ended.response_bytes);
+        self.duration_nanos = self.duration_nanos.saturating_add(took);
+        let bucket = DURATION_BOUNDS_MS.partition_point(|bound| took > bound * 1_000_000);
+        self.durations[bucket] += 1;
+        match ended.how {
+            How::Answered(None) => {}
+            How::Answered(Some(kind)) => {
+                self.refusals.get_or_insert_default()[kind as usize] += 1;
+            }
+            How::Left(Left::Failed) => self.failed += 1,
+            How::Left(Left::Dropped) => self.dropped += 1,
+            How::Left(Left::Panicked) => self.panicked += 1,
+        }
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what another counted. What would not fit stays at the most that does.
+    pub(super) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.numbers_mut().into_iter().zip(other.numbers()) {
+            *mine = mine.saturating_add(theirs);
+        }
+        if let Some(theirs) = &other.refusals {
+            let mine = self.refusals.get_or_insert_default();
+            for (mine, theirs) in mine.iter_mut().zip(theirs.iter()) {
+                *mine = mine.saturating_add(*theirs);
+            }
+        }
+    }
+
+    /// What is here beyond what was there. `None` if any number is less here than there.
+    pub(super) fn beyond(&self, there: &Self) -> Option<Self> {
+        let mut beyond = self.clone();
+        for (mine, theirs) in beyond.numbers_mut().into_iter().zip(there.numbers()) {
+            *mine = mine.checked_sub(theirs)?;
+        }
+        if let Some(theirs) = &there.refusals {
+            let mine = beyond.refusals.as_mut()?;
+            for (mine, theirs) in mine.iter_mut().zip(theirs.iter()) {
+                *mine = mine.checked_sub(*theirs)?;
+            }
+            beyond.refusals = beyond
+                .refusals
+                .filter(|counts| counts.iter().any(|count| *count > 0));
+        }
+        Some(beyond)
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        [
+            self.requests,
+            self.failed,
+            self.dropped,
+            self.panicked,
+            self.request_bytes,
+            self.response_bytes,
+            self.duration_nanos,
+        ]
+        .into_iter()
+        .chain(self.durations)
+    }
+
+    fn numbers_mut(&mut self) -> impl IntoIterator<Item = &mut u64> {
+        [
+            &mut self.requests,
+            &mut self.failed,
+            &mut self.dropped,
+            &mut self.panicked,
+            &mut self.request_bytes,
+            &mut self.response_bytes,
+            &mut self.duration_nanos,
+        ]
+        .into_iter()
+        .chain(&mut self.durations)
+    }
+}
+
+/// How counts are written down: refusals by their codes.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    requests: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    refusals: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    failed: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    dropped: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    panicked: u64,
+    request_bytes: u64,
+    response_bytes: u64,
+    duration_nanos: u64,
+    durations: [u64; BUCKETS],
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // The signature that `serde` asks for.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl From<Counts> for Wire {
+    fn from(counts: Counts) -> Self {
+        Self {
+            requests: counts.requests,
+            refusals: counts
+                .refusals()
+                .map(|(kind, count)| (kind.code().to_owned(), count))
+                .collect(),
+            failed: counts.failed,
+            dropped: counts.dropped,
+            panicked: counts.panicked,
+            request_bytes: counts.request_bytes,
+            response_bytes: counts.response_bytes,
+            duration_nanos: counts.duration_nanos,
+            durations: counts.durations,
+        }
+    }
+}
+
+impl TryFrom<Wire> for Counts {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<Self, String> {
+        let mut refusals: Option<Box<[u64; KINDS]>> = None;
+        for (code, count) in wire.refusals {
+            let Some(kind) = RejectionKind::ALL
+                .into_iter()
+                .find(|kind| kind.code() == code)
+            else {
+                return Err(format!("no refusal is called {code:?}"));
+            };
+            if count > 0 {
+                refusals.get_or_insert_default()[kind as usize] = count;
+            }
+        }
+        Ok(Self {
+            requests: wire.requests,
+            failed: wire.failed,
+            dropped: wire.dropped,
+            panicked: wire.panicked,
+            request_bytes: wire.request_bytes,
+            response_bytes: wire.response_bytes,
+            duration_nanos: wire.duration_nanos,
+            durations: wire.durations,
+            refusals,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(took: Duration, how: How) -> Ended {
+        Ended {
+            took,
+            how,
+            request_bytes: 3,
+            response_bytes: 5,
+        }
+    }
+
+    #[test]
+    fn a_duration_falls_into_the_first_bucket_whose_bound_it_does_not_pass() {
+        let mut counts = Counts::default();
+        for nanos in [0, 5_000_000, 5_000_001, 10_000_000_000, 10_000_000_001] {
+            counts.count(ended(Duration::from_nanos(nanos), How::Answered(None)));
+        }
+        let mut expected = [0; BUCKETS];
+        (expected[0], expected[1], expected[13], expected[14]) = (2, 1, 1, 1);
+        assert_eq!(counts.durations(), expected);
+        assert_eq!(counts.duration(), Duration::from_nanos(20_010_000_002));
+    }
+
+    #[test]
+    fn kinds_stand_at_their_own_place() {
+        for (place, kind) in RejectionKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_added_can_be_taken_away_and_what_is_written_read() {
+        let mut one = Counts::default();
+        one.count(ended(
+            Duration::from_millis(7),
+            How::Answered(Some(RejectionKind::NotFound)),
+        ));
+        one.count(ended(Duration::ZERO, How::Left(Left::Dropped)));
+        let mut other = Counts::default();
+        for how in [
+            How::Left(Left::Failed),
+            How::Left(Left::Panicked),
+            How::Answered(None),
+        ] {
+            other.count(ended(Duration::from_secs(60), how));
+        }
+        let mut both = one.clone();
+        both.add(&other);
+        assert_eq!(both.requests(), 5);
+        assert_eq!((both.request_bytes(), both.response_bytes()), (15, 25));
+        assert_eq!(both.beyond(&one).as_ref(), Some(&other));
+        assert_eq!(both.beyond(&other).as_ref(), Some(&one));
+        assert_eq!(one.beyond(&both), None);
+        assert_eq!(other.beyond(&one), None, "no refusal is there to be taken");
+
+        let written = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<Counts>(&written).unwrap(), both);
+        let unknown = written.replace("not-found", "not-heard-of");
+        assert!(serde_json::from_str::<Counts>(&unknown).is_err());
+    }
+}

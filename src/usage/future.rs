@@ -1,0 +1,43 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::Response;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+use super::service::Call;
+use crate::witness::Watched;
+
+pin_project! {
+    /// The response future of [`UsageService`](super::UsageService). Dropped before its end it counts as that.
+    pub struct ResponseFuture<F> {
+        #[pin]
+        watched: Watched<F, Call>,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(super) fn new(watched: Watched<F, Call>) -> Self {
+        Self { watched }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().watched.poll(cx)
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,120 @@
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::CONTENT_LENGTH;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::books::Books;
+use super::counts::{Ended, How};
+use super::future::ResponseFuture;
+use super::routes::RouteId;
+use crate::clock::Tick;
+use crate::rejection::Rejection;
+use crate::request_head::RequestHead;
+use crate::witness::{Answer, Left, Visit, Watched, Witness};
+
+/// The service that [`UsageLayer`](super::UsageLayer) makes.
+///
+/// See the [module's guide](crate::usage).
+#[derive(Clone)]
+#[must_use]
+pub struct UsageService<S> {
+    inner: S,
+    books: Arc<Books>,
+}
+
+impl<S> UsageService<S> {
+    pub(super) fn new(inner: S, books: Arc<Books>) -> Self {
+        Self { inner, books }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for UsageService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ReqBody: Body,
+    ResBody: Body,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let call = Call {
+            route: self.books.route(RequestHead::of(&request)),
+            request_bytes: declared_size(&request),
+            witness: Witness::call(request.extensions_mut()),
+            began: self.books.clock.now(),
+            books: Arc::clone(&self.books),
+        };
+        let inner = &mut self.inner;
+        ResponseFuture::new(Watched::call(call, || inner.call(request)))
+    }
+}
+
+/// The size of a request's body, as far as the request tells.
+fn declared_size<B: Body>(request: &Request<B>) -> u64 {
+    let told = || {
+        let length = request.headers().get(CONTENT_LENGTH)?;
+        length.to_str().ok()?.parse().ok()
+    };
+    let exact = request.body().size_hint().exact();
+    exact.or_else(told).unwrap_or(0)
+}
+
+/// One request, from its arrival to its end.
+pub(super) struct Call {
+    books: Arc<Books>,
+    witness: Witness,
+    began: Tick,
+    route: RouteId,
+    request_bytes: u64,
+}
+
+impl Call {
+    #[inline]
+    fn count(&self, how: How, response_bytes: u64) {
+        let ended = Ended {
+            took: self.books.clock.now().since(self.began),
+            how,
+            request_bytes: self.request_bytes,
+            response_bytes,
+        };
+        self.books.count(&self.witness, self.route, ended);
+    }
+}
+
+impl Visit for Call {
+    #[cold]
+    fn left(self, how: Left) {
+        self.count(How::Left(how), 0);
+    }
+}
+
+impl<B: Body> Answer<B> for Call {
+    type Body = B;
+
+    #[inline]
+    fn answered(self, response: Response<B>) -> Response<B> {
+        let refusal = response.extensions().get().map(Rejection::kind);
+        let size = response.body().size_hint().exact().unwrap_or(0);
+        self.count(How::Answered(refusal), size);
+        response
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for UsageService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UsageService")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,39 @@
+//! The wall clock, which names the minutes and nothing else.
+
+use std::time::{Duration, SystemTime};
+
+#[derive(Clone, Debug, Default)]
+pub(super) enum Wall {
+    #[default]
+    System,
+    #[cfg(feature = "test-util")]
+    Test(crate::test_util::TestWallClock),
+}
+
+impl Wall {
+    fn now(&self) -> SystemTime {
+        match self {
+            Self::System => SystemTime::now(),
+            #[cfg(feature = "test-util")]
+            Self::Test(clock) => clock.now(),
+        }
+    }
+
+    fn since_epoch(&self) -> Duration {
+        // A clock before 1970 is not set; its minute is the first there is.
+        let now = self.now().duration_since(SystemTime::UNIX_EPOCH);
+        now.unwrap_or_default()
+    }
+
+    /// The minute that it is, counted from the Unix epoch.
+    pub(super) fn minute(&self) -> u64 {
+        self.since_epoch().as_secs() / 60
+    }
+
+    /// The time to the next minute.
+    pub(super) fn to_next_minute(&self) -> Duration {
+        let into = self.since_epoch().as_nanos() % 60_000_000_000;
+        // Less than a minute, which fits.
+        Duration::from_secs(60) - Duration::from_nanos(u64::try_from(into).unwrap_or(0))
+    }
+}
