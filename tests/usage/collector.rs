@@ -1,0 +1,188 @@
+//! A meter on a real socket that takes CloudEvents, and fails in the ways that meters do.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::kit::Sums;
+
+/// What becomes of one call.
+#[derive(Clone, Debug)]
+pub(crate) enum Does {
+    /// Takes the events, and says so.
+    Take,
+    /// Takes nothing, and says this.
+    Say(u16, &'static str),
+    /// Takes nothing and says nothing, for as long as the client waits.
+    Hang,
+    /// Takes nothing, and ends the connection.
+    Reset,
+    /// Takes the events, and says so once the client waits no more.
+    TakeTooLate,
+    /// Takes nothing if this stands in the batch, and says 400.
+    Refuse(String),
+}
+
+pub(crate) struct Collector {
+    pub(crate) address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    next: Mutex<VecDeque<Does>>,
+    usually: Mutex<Option<Does>>,
+    calls: Mutex<Vec<Call>>,
+    taken: Mutex<Vec<Value>>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) head: String,
+    pub(crate) events: Vec<Value>,
+    pub(crate) does: &'static str,
+}
+
+impl Collector {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let serving = Arc::clone(&shared);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, Arc::clone(&serving)));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next calls are dealt with like this, one after another.
+    pub(crate) fn then(&self, does: impl IntoIterator<Item = Does>) {
+        self.shared.next.lock().unwrap().extend(does);
+    }
+
+    /// Calls of which nothing else is said.
+    pub(crate) fn usually(&self, does: Does) {
+        *self.shared.usually.lock().unwrap() = Some(does);
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.shared.calls.lock().unwrap().clone()
+    }
+
+    /// What was done, call by call.
+    pub(crate) fn done(&self) -> Vec<&'static str> {
+        self.calls().iter().map(|call| call.does).collect()
+    }
+
+    /// Every event taken, in order, as often as it was.
+    pub(crate) fn taken(&self) -> Vec<Value> {
+        self.shared.taken.lock().unwrap().clone()
+    }
+
+    /// The first of each id, in order. What has one id is one event.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let mut seen: HashMap<String, Value> = HashMap::new();
+        let mut events = Vec::new();
+        for event in self.taken() {
+            let id = event["id"].as_str().unwrap().to_owned();
+            match seen.get(&id) {
+                Some(first) => assert_eq!(*first, event, "one id, two events"),
+                None => {
+                    seen.insert(id, event.clone());
+                    events.push(event);
+                }
+            }
+        }
+        events
+    }
+
+    /// Requests by subject, each event counted once; the minutes of a subject come in order.
+    pub(crate) fn bill(&self) -> Sums {
+        let mut sums = Sums::new();
+        let mut last: BTreeMap<String, String> = BTreeMap::new();
+        for event in self.events() {
+            let subject = event["subject"].as_str().unwrap().to_owned();
+            let time = event["time"].as_str().unwrap().to_owned();
+            if let Some(before) = last.insert(subject.clone(), time.clone()) {
+                assert!(before <= time, "{subject}: {time} came after {before}");
+            }
+            *sums.entry(subject).or_default() += event["data"]["requests"].as_u64().unwrap();
+        }
+        sums
+    }
+}
+
+async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+    while let Some((head, body)) = read(&mut stream).await {
+        let events: Vec<Value> = serde_json::from_str(&body).unwrap();
+        let next = shared.next.lock().unwrap().pop_front();
+        let does = next
+            .or_else(|| shared.usually.lock().unwrap().clone())
+            .unwrap_or(Does::Take);
+        let (name, takes) = match &does {
+            Does::Take => ("take", true),
+            Does::Say(..) => ("say", false),
+            Does::Hang => ("hang", false),
+            Does::Reset => ("reset", false),
+            Does::TakeTooLate => ("take too late", true),
+            Does::Refuse(text) if body.contains(text.as_str()) => ("refuse", false),
+            Does::Refuse(_) => ("take", true),
+        };
+        if takes {
+            shared.taken.lock().unwrap().extend(events.iter().cloned());
+        }
+        shared.calls.lock().unwrap().push(Call {
+            head,
+            events,
+            does: name,
+        });
+        let answer = match (does, takes) {
+            (Does::Hang | Does::TakeTooLate, _) => {
+                // Until the client has gone.
+                let _ = stream.read(&mut [0; 1]).await;
+                "204 No Content\r\n".to_owned()
+            }
+            (Does::Reset, _) => return,
+            (Does::Say(status, headers), _) => format!("{status} Said\r\n{headers}"),
+            (_, true) => "204 No Content\r\n".to_owned(),
+            (_, false) => "400 Bad Request\r\n".to_owned(),
+        };
+        let answer = format!("HTTP/1.1 {answer}content-length: 0\r\n\r\n");
+        if stream.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The head and the body of a request.
+async fn read(stream: &mut TcpStream) -> Option<(String, String)> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut some = [0; 16 * 1024];
+        let number = stream.read(&mut some).await.ok()?;
+        if number == 0 {
+            return None;
+        }
+        bytes.extend_from_slice(&some[..number]);
+        let text = String::from_utf8_lossy(&bytes);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let head = head.to_ascii_lowercase();
+        let (_, length) = head.split_once("content-length: ").unwrap();
+        let length: usize = length.lines().next().unwrap().parse().unwrap();
+        if body.len() >= length {
+            return Some((head, body.to_owned()));
+        }
+    }
+}
