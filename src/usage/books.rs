@@ -220,7 +220,7 @@ impl Books {
             *floor = target;
             target
         };
-        let mut periods: BTreeMap<Period, BTreeMap<RowKey, Counts>> = BTreeMap::new();
+        let mut periods: BTreeMap<Period, BTreeMap<LineKey, Counts>> = BTreeMap::new();
         for shard in &self.shards {
             let (over, given_up) = {
                 let mut shard = lock(shard);
@@ -233,7 +233,7 @@ impl Books {
             for (period, ledger) in over {
                 let lines = periods.entry(period).or_default();
                 for (key, counts) in ledger.lines() {
-                    lines.entry(key).or_default().add(counts);
+                    lines.entry(self.named(key)).or_default().add(counts);
                 }
             }
         }
@@ -246,17 +246,22 @@ impl Books {
     fn records(
         &self,
         Period { minute, part }: Period,
-        lines: BTreeMap<RowKey, Counts>,
+        lines: BTreeMap<LineKey, Counts>,
     ) -> impl Iterator<Item = UsageRecord> {
         let lines = lines.into_iter().enumerate();
-        lines.map(move |(n, (key, counts))| UsageRecord {
+        lines.map(move |(n, ((account, key, route), counts))| UsageRecord {
             id: format!("{}-{minute}-{part}-{n}", self.run),
             minute: minute.saturating_mul(60),
-            account: key.account,
-            key: key.key,
-            route: self.routes.route(key.route),
+            account,
+            key,
+            route,
             counts,
         })
+    }
+
+    /// The same with the route's name for its number, which depends on who came first.
+    fn named(&self, row: RowKey) -> LineKey {
+        (row.account, row.key, self.routes.route(row.route))
     }
 
     pub(super) fn snapshot(&self) -> UsageSnapshot {
@@ -268,9 +273,7 @@ impl Books {
                 lines.map(|(key, counts)| (key, counts.clone())).collect()
             };
             for (key, counts) in of_shard {
-                let route = self.routes.route(key.route);
-                let line = lines.entry((key.account, key.key, route)).or_default();
-                line.add(&counts);
+                lines.entry(self.named(key)).or_default().add(&counts);
             }
         }
         UsageSnapshot::new(self.run.clone(), lines)

@@ -9,7 +9,7 @@ use super::routes::RouteId;
 use crate::context::{KeyId, OrgCode};
 
 /// What a row counts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RowKey {
     pub(super) account: Account,
     pub(super) key: KeyName,

@@ -10,7 +10,7 @@ use super::account::Route;
 const LONGEST: usize = 1024;
 
 /// Stands for a route in these books.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RouteId(u32);
 
 impl RouteId {

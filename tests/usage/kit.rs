@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
@@ -149,7 +149,8 @@ impl Memory {
 
 impl UsageSink for Memory {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
-        let answer = (self.judge.lock().unwrap())(batch);
+        // A judge that panicked judges on.
+        let answer = (self.judge.lock().unwrap_or_else(PoisonError::into_inner))(batch);
         if answer.is_ok() {
             self.taken.lock().unwrap().extend_from_slice(batch);
         }
