@@ -8,6 +8,7 @@ fn the_front_page_explains_every_warning_and_error_and_no_other() {
         warnings_and_errors(include_str!("../src/telemetry/kinde.rs")),
         warnings_and_errors(include_str!("../src/telemetry/poller.rs")),
         warnings_and_errors(include_str!("../src/telemetry/settings.rs")),
+        warnings_and_errors(include_str!("../src/telemetry/usage.rs")),
     ]
     .concat();
     assert!(explained.len() > 2 && written.len() > 2);

@@ -159,17 +159,16 @@ impl Ledger {
 
     fn add_remainder(&mut self, hasher: &RandomState, org: OrgCode, counts: &Counts) {
         let hash = hasher.hash_one(&org);
-        let place = match self.remainders.find(hash, |held| *held == org) {
-            Some(place) => place,
-            None => {
-                while self.remainders.is_full()
-                    && let Some(evicted) = self.remainders.evict()
-                {
-                    self.folds += 1;
-                    self.other_organizations.add(&evicted.counts);
-                }
-                self.remainders.insert(hash, org, Counts::default())
+        let place = if let Some(place) = self.remainders.find(hash, |held| *held == org) {
+            place
+        } else {
+            while self.remainders.is_full()
+                && let Some(evicted) = self.remainders.evict()
+            {
+                self.folds += 1;
+                self.other_organizations.add(&evicted.counts);
             }
+            self.remainders.insert(hash, org, Counts::default())
         };
         self.remainders.at(place).add(counts);
     }

@@ -33,7 +33,7 @@ impl Wall {
     /// The time to the next minute.
     pub(super) fn to_next_minute(&self) -> Duration {
         let into = self.since_epoch().as_nanos() % 60_000_000_000;
-        // Less than a minute, which fits.
-        Duration::from_secs(60) - Duration::from_nanos(u64::try_from(into).unwrap_or(0))
+        let into = Duration::from_nanos(u64::try_from(into).unwrap_or_default());
+        Duration::from_secs(60).saturating_sub(into)
     }
 }

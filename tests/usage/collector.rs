@@ -43,7 +43,6 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) head: String,
-    pub(crate) events: Vec<Value>,
     pub(crate) does: &'static str,
 }
 
@@ -95,12 +94,11 @@ impl Collector {
         let mut events = Vec::new();
         for event in self.taken() {
             let id = event["id"].as_str().unwrap().to_owned();
-            match seen.get(&id) {
-                Some(first) => assert_eq!(*first, event, "one id, two events"),
-                None => {
-                    seen.insert(id, event.clone());
-                    events.push(event);
-                }
+            if let Some(first) = seen.get(&id) {
+                assert_eq!(*first, event, "one id, two events");
+            } else {
+                seen.insert(id, event.clone());
+                events.push(event);
             }
         }
         events
@@ -130,22 +128,17 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             .or_else(|| shared.usually.lock().unwrap().clone())
             .unwrap_or(Does::Take);
         let (name, takes) = match &does {
-            Does::Take => ("take", true),
             Does::Say(..) => ("say", false),
             Does::Hang => ("hang", false),
             Does::Reset => ("reset", false),
             Does::TakeTooLate => ("take too late", true),
             Does::Refuse(text) if body.contains(text.as_str()) => ("refuse", false),
-            Does::Refuse(_) => ("take", true),
+            Does::Take | Does::Refuse(_) => ("take", true),
         };
         if takes {
             shared.taken.lock().unwrap().extend(events.iter().cloned());
         }
-        shared.calls.lock().unwrap().push(Call {
-            head,
-            events,
-            does: name,
-        });
+        shared.calls.lock().unwrap().push(Call { head, does: name });
         let answer = match (does, takes) {
             (Does::Hang | Does::TakeTooLate, _) => {
                 // Until the client has gone.
@@ -168,7 +161,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
 async fn read(stream: &mut TcpStream) -> Option<(String, String)> {
     let mut bytes = Vec::new();
     loop {
-        let mut some = [0; 16 * 1024];
+        let mut some = vec![0; 16 * 1024];
         let number = stream.read(&mut some).await.ok()?;
         if number == 0 {
             return None;

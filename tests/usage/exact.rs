@@ -34,13 +34,13 @@ async fn two_hundred_thousand_keys_fit_into_a_thousand_rows_and_no_request_is_lo
     assert!(stats.rows <= 2 * (1_000 + 100 + 3 * 64), "{stats:?}");
     assert!(stats.folds > KEYS / 2, "{stats:?}");
     let snapshot = handle.snapshot();
-    let pushed = sink.sums();
+    let billed = sink.sums();
     for org in 0..7 {
         let expected = (0..KEYS).filter(|n| n % 7 == org).count() as u64;
         let name = format!("org_{org}");
         assert_eq!(of_org(&snapshot, &name), expected);
         assert_eq!(
-            pushed[&name], expected,
+            billed[&name], expected,
             "what is pushed is folded, and whole"
         );
     }

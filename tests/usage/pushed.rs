@@ -90,8 +90,8 @@ async fn a_running_pusher_closes_every_minute_and_flushes_the_last() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         // A minute and a half: a minute, 2 s, and the pauses of a sink that fails twice.
         let least = second.saturating_sub(150);
-        let pushed: u64 = sink.sums().values().sum();
-        assert!(pushed >= least, "{pushed} of {second} pushed");
+        let billed: u64 = sink.sums().values().sum();
+        assert!(billed >= least, "{billed} of {second} pushed");
     }
     drop(stop);
     let report = pushing.await.unwrap();
