@@ -53,7 +53,7 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// ```
 /// use tower_orgkey::usage::{OpenMeterSink, UsageLayer};
 ///
-/// # fn token() -> String { "a token".to_owned() }
+/// # fn token() -> String { "a-token".to_owned() }
 /// let usage = UsageLayer::new();
 /// let sink = OpenMeterSink::builder("https://openmeter.cloud")
 ///     .token(token())
