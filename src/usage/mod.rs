@@ -30,6 +30,8 @@
 //! println!("{} requests, {} refused", of_acme.requests(), of_acme.refused());
 //! ```
 //!
+//! Beneath `ApiKeyLayer` it would never learn whose a request is: everything there is nobody's.
+//!
 //! # What is counted, and for whom
 //!
 //! One request counts once, when its response begins: its answer, its refusal or that it was left, in the minute (UTC) in

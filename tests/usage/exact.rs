@@ -4,15 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use proptest::prelude::*;
+use tower::ServiceExt;
+use tower_orgkey::telemetry;
 use tower_orgkey::usage::{UsageLayer, UsageLine};
 
 use crate::kit::{Memory, app, next_minute, of_org, read, read_times, request, sums, usage, wall};
-use tower::ServiceExt;
 
 #[tokio::test(start_paused = true)]
 async fn two_hundred_thousand_keys_fit_into_a_thousand_rows_and_no_request_is_lost() {
     const KEYS: u64 = 200_000;
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
     let wall = wall();
     let usage = usage(&wall)
         .capacity(1_000)
@@ -33,6 +38,11 @@ async fn two_hundred_thousand_keys_fit_into_a_thousand_rows_and_no_request_is_lo
     let stats = handle.stats();
     assert!(stats.rows <= 2 * (1_000 + 100 + 3 * 64), "{stats:?}");
     assert!(stats.folds > KEYS / 2, "{stats:?}");
+    let told = snapshotter.snapshot().into_vec();
+    let folded = told
+        .iter()
+        .find(|(key, ..)| key.key().name() == telemetry::USAGE_FOLDED);
+    assert_eq!(folded.unwrap().3, DebugValue::Counter(stats.folds));
     let snapshot = handle.snapshot();
     let billed = sink.sums();
     for org in 0..7 {

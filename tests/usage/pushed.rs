@@ -140,6 +140,24 @@ async fn a_sink_that_refuses_everything_gets_no_more_than_a_few_records() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_after_the_last_record_keeps_no_pusher_awake() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let handle = usage.handle();
+    let sink = Memory::new(|_| Err(PushError::refused("wrong meter")));
+    let mut pusher = handle.pusher(sink).build().unwrap();
+    let app = app(&usage);
+    for n in 0..12 {
+        read_times(&app, 1, &format!("key.org_1.k{n}")).await;
+    }
+    next_minute(&wall);
+    // Ends only if the pusher sleeps: nothing else moves the clock.
+    let stop = tokio::time::sleep(Duration::from_secs(3_600));
+    pusher.run_until(stop).await;
+    assert_eq!((handle.stats().refused, handle.stats().waiting), (12, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn minutes_that_no_pusher_fetches_are_bounded_and_counted() {
     let wall = wall();
     let usage = usage(&wall).capacity(64).build().unwrap();
@@ -186,7 +204,10 @@ async fn a_pause_that_is_asked_for_is_made() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
     let asked = tokio::time::Instant::now();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
     let sink = Memory::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
         if asked.elapsed() < Duration::from_secs(200) {
             Err(PushError::retry("busy").after(Duration::from_secs(200)))
         } else {
@@ -199,6 +220,8 @@ async fn a_pause_that_is_asked_for_is_made() {
     assert_eq!((report.pushed, report.waiting), (0, 1));
     let report = pusher.flush(Duration::from_secs(300)).await;
     assert_eq!((report.pushed, report.waiting), (1, 0));
+    // Each flush tries at once, and then only after the pause.
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
     let passed = asked.elapsed().as_secs();
     assert!((200..=300).contains(&passed), "{passed} s");
     let error = PushError::refused("no").after(Duration::from_secs(1));

@@ -208,6 +208,8 @@ impl<S: UsageSink> UsagePusher<S> {
         loop {
             let batch = lock(&self.outbox).head(self.batch);
             if batch.is_empty() {
+                // There is nothing to make a pause for.
+                self.not_before = None;
                 return Ok(());
             }
             match self.push(&batch).await {
