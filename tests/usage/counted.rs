@@ -9,10 +9,18 @@ use axum::body::{Body, Bytes};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt};
-use tower_orgkey::usage::{Account, Counts, KeyName, Route, UsageLine, UsageSnapshot};
+use tower_orgkey::usage::{
+    Account, Counts, KeyName, OpenMeterSink, Route, UsageLayer, UsageLine, UsagePusher,
+    UsageService, UsageSnapshot,
+};
 use tower_orgkey::{KeyId, OrgCode, RejectionKind, RequestHead};
 
 use crate::kit::{app, read, request, usage, wall};
+
+static_assertions::assert_impl_all!(UsageLayer: Clone, Send, Sync);
+static_assertions::assert_impl_all!(UsageService<axum::Router>: Clone, Send, Sync);
+static_assertions::assert_impl_all!(UsagePusher<OpenMeterSink>: Send, Sync);
+static_assertions::assert_impl_all!(UsageSnapshot: Clone, PartialEq, Send, Sync);
 
 fn line<'a>(
     snapshot: &'a UsageSnapshot,
