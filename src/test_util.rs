@@ -102,6 +102,8 @@ impl Default for TestClock {
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
     OrgSettings::new(org.org_code().clone(), Arc::new(settings))
+}
+
 /// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::usage::UsageLayerBuilder::test_wall_clock): it stands still
 /// until it is set, forward or back.
 ///
