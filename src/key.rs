@@ -95,35 +95,43 @@ pub(crate) fn is_key(bytes: &[u8]) -> bool {
 fn is_token68(bytes: &[u8]) -> bool {
     const BLOCK: usize = 16;
 
-    #[inline]
-    fn is_block(block: &[u8; BLOCK]) -> bool {
-        let mut outside = 0;
-        for &byte in block {
-            outside |= u8::from(!is_token68_byte(byte));
-        }
-        outside == 0
-    }
-
-    let Some(last) = bytes.last_chunk::<BLOCK>() else {
+    let Some(last) = bytes.len().checked_sub(BLOCK) else {
         return bytes.iter().all(|&b| is_token68_byte(b));
     };
-    // The last block overlaps the one before it, so that nothing is left over.
-    is_block(last) && bytes.as_chunks::<BLOCK>().0.iter().all(is_block)
+    let mut worst = [0; BLOCK];
+    let mut at = 0;
+    loop {
+        // The last block overlaps the one before it, so that nothing is left over.
+        let Some(block) = bytes[at.min(last)..].first_chunk::<BLOCK>() else {
+            return false;
+        };
+        for (worst, &byte) in worst.iter_mut().zip(block) {
+            *worst = (*worst).max(outside_token68(byte));
+        }
+        at += BLOCK;
+        if at >= bytes.len() {
+            return u128::from_ne_bytes(worst) == 0;
+        }
+    }
 }
 
 #[inline]
-#[expect(
-    clippy::needless_bitwise_bool,
-    reason = "a branch would keep blocks from becoming vectors"
-)]
 fn is_token68_byte(byte: u8) -> bool {
+    outside_token68(byte) == 0
+}
+
+/// Zero for a byte of the alphabet: how far it is from the nearest part of it, by operations that exist for whole vectors.
+#[inline]
+fn outside_token68(byte: u8) -> u8 {
+    // How far behind the range; a byte before it wraps around to far behind it.
+    let outside =
+        |byte: u8, first: u8, last: u8| byte.wrapping_sub(first).saturating_sub(last - first);
     // `-`, `.`, `/` and the digits follow each other in ASCII; letters differ from their capitals by one bit.
-    let in_range = |byte: u8, first: u8, last: u8| byte.wrapping_sub(first) <= last - first;
-    in_range(byte, b'-', b'9')
-        | in_range(byte | 0x20, b'a', b'z')
-        | (byte == b'_')
-        | (byte == b'~')
-        | (byte == b'+')
+    outside(byte, b'-', b'9')
+        .min(outside(byte | 0x20, b'a', b'z'))
+        .min(byte ^ b'_')
+        .min(byte ^ b'~')
+        .min(byte ^ b'+')
 }
 
 /// What stands for a key inside a cache: 128 bits of SipHash-1-3 over the *whole* key under the cache's secret.
