@@ -125,12 +125,10 @@ impl Scopes {
         /// So many are compared faster than they are searched: most differ in length already.
         const A_HANDFUL: usize = 8;
 
-        let held = self.as_slice();
-        if held.len() <= A_HANDFUL {
-            held.iter().any(|held| held.as_str() == name)
-        } else {
-            held.binary_search_by(|held| held.as_str().cmp(name))
-                .is_ok()
+        match &self.0 {
+            Some(held) if held.len() <= A_HANDFUL => held.iter().any(|held| held.as_str() == name),
+            Some(held) => is_among(held, name),
+            None => false,
         }
     }
 
@@ -157,6 +155,14 @@ impl Scopes {
     fn as_slice(&self) -> &[Scope] {
         self.0.as_deref().unwrap_or_default()
     }
+}
+
+/// Kept apart, so that the usual handful needs no registers for it.
+#[inline(never)]
+fn is_among(sorted: &[Scope], name: &str) -> bool {
+    sorted
+        .binary_search_by(|held| held.as_str().cmp(name))
+        .is_ok()
 }
 
 impl FromIterator<Scope> for Scopes {

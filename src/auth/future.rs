@@ -67,14 +67,16 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Called { future } => {
-                    let response = ready!(future.poll(cx))?;
-                    let rejection = response.extensions().get::<Rejection>();
-                    tell(rejection, *this.is_anonymous);
-                    // The usual response needs nothing, and is not copied for it.
-                    if rejection.is_none() && this.face.vary().is_none() {
-                        return Poll::Ready(Ok(response));
+                    let polled = future.poll(cx);
+                    if let Poll::Ready(Ok(response)) = &polled {
+                        let rejection = response.extensions().get::<Rejection>();
+                        tell(rejection, *this.is_anonymous);
+                        if rejection.is_some() || this.face.vary().is_some() {
+                            return polled.map_ok(|response| dress(this.face, response));
+                        }
                     }
-                    return Poll::Ready(Ok(dress(this.face, response)));
+                    // The usual response needs nothing, and is not even moved: it is written where the caller wants it.
+                    return polled;
                 }
                 StateProj::Refused { rejection } => {
                     let rejection = mem::take(rejection)

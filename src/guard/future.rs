@@ -1,7 +1,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::Response;
@@ -13,13 +13,13 @@ pin_project! {
     /// The response future of a guard: the inner service's, or a refusal.
     pub struct GuardFuture<F> {
         #[pin]
-        state: State<F>,
+        pub(super) state: State<F>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F> {
+    pub(super) enum State<F> {
         Passed { #[pin] future: F },
         Refused { rejection: Option<Rejection> },
     }
@@ -53,7 +53,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Passed { future } => Poll::Ready(ready!(future.poll(cx))),
+            StateProj::Passed { future } => future.poll(cx),
             StateProj::Refused { rejection } => {
                 let rejection = rejection
                     .take()

@@ -10,27 +10,29 @@ use crate::context::OrgContext;
 use crate::rejection::Rejection;
 use crate::scope::{ScopePolicy, permits, wanted};
 
-/// The one decision, for the guard and for [`Scoped`](super::Scoped).
+/// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
 #[inline]
-pub(super) fn decide<'a, 'p, N: AsRef<str> + 'p>(
+pub(super) fn permitted<'a, 'p, N: AsRef<str> + 'p>(
     extensions: &'a Extensions,
-    alternatives: impl Iterator<Item = &'p [N]> + Clone,
-    who_asks: &str,
-) -> Result<&'a OrgContext, Rejection> {
-    let context = OrgContext::of(extensions, who_asks)?;
-    if permits(alternatives.clone(), context.scopes()) {
-        Ok(context)
-    } else {
-        Err(refusal(alternatives, context))
+    alternatives: impl Iterator<Item = &'p [N]>,
+) -> Option<&'a OrgContext> {
+    match extensions.get::<OrgContext>() {
+        Some(context) if permits(alternatives, context.scopes()) => Some(context),
+        _ => None,
     }
 }
 
+/// Why a request is not permitted. It looks for the context once more, so that those who are do not pay for the answer.
 #[cold]
-fn refusal<'p, N: AsRef<str> + 'p>(
+pub(super) fn refusal<'p, N: AsRef<str> + 'p>(
+    extensions: &Extensions,
     alternatives: impl Iterator<Item = &'p [N]>,
-    context: &OrgContext,
+    who_asks: &str,
 ) -> Rejection {
-    Rejection::insufficient_scope(wanted(alternatives, context.scopes()))
+    match OrgContext::of(extensions, who_asks) {
+        Ok(context) => Rejection::insufficient_scope(wanted(alternatives, context.scopes())),
+        Err(rejection) => rejection,
+    }
 }
 
 /// The key must hold this scope.
@@ -113,12 +115,12 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let decision = decide(
-            request.extensions(),
-            self.policy.alternatives(),
-            "a scope guard",
-        )
-        .map(drop);
+        let alternatives = self.policy.alternatives();
+        // Decided before the call, and not in the arms of one `if`: the compiler then copies the inner future once less.
+        let decision = match permitted(request.extensions(), alternatives.clone()) {
+            Some(_) => Ok(()),
+            None => Err(refusal(request.extensions(), alternatives, "a scope guard")),
+        };
         match decision {
             Ok(()) => GuardFuture::pass(self.inner.call(request)),
             Err(rejection) => GuardFuture::refuse(rejection),

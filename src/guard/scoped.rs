@@ -2,6 +2,8 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
 #[cfg(feature = "axum")]
+use super::scope::{permitted, refusal};
+#[cfg(feature = "axum")]
 use crate::context::OrgContext;
 use crate::scope::is_scope;
 
@@ -107,8 +109,8 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
             );
         }
         let alternatives = S::ALTERNATIVES.iter().copied();
-        let context =
-            super::scope::decide(&parts.extensions, alternatives, "the extractor `Scoped`")?;
+        let context = permitted(&parts.extensions, alternatives.clone())
+            .ok_or_else(|| refusal(&parts.extensions, alternatives, "the extractor `Scoped`"))?;
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,
