@@ -58,6 +58,7 @@ impl Clock {
 }
 
 #[cfg(unix)]
+#[inline]
 fn system_now() -> Tick {
     use rustix::time::{ClockId, clock_gettime};
 
@@ -68,7 +69,7 @@ fn system_now() -> Tick {
 
     let time = clock_gettime(CLOCK);
     // Neither field is negative: the clock counts up from boot.
-    Tick(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+    Tick(time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned())
 }
 
 #[cfg(not(unix))]

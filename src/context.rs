@@ -156,6 +156,7 @@ pub struct OrgContext {
 
 impl OrgContext {
     /// The context of an entry, if it has an organization.
+    #[inline]
     pub(crate) fn new(entry: Arc<Entry>, judged_at: Tick) -> Option<Self> {
         entry
             .facts

@@ -43,15 +43,25 @@ impl CredentialSource {
         if may_repeat && headers.get_all(self.header()).iter().nth(1).is_some() {
             return Credential::Malformed;
         }
-        let Some(value) = headers.get_mut(self.header()) else {
-            return Credential::Absent;
-        };
-        value.set_sensitive(true);
+        // Two look-ups in the code, so that one of them knows its name beforehand.
         match self {
-            Self::AuthorizationBearer => bearer(value.as_bytes()),
-            Self::Header(_) => key(value.as_bytes()),
+            Self::AuthorizationBearer => match headers.get_mut(AUTHORIZATION) {
+                Some(value) => bearer(seal(value)),
+                None => Credential::Absent,
+            },
+            Self::Header(name) => match headers.get_mut(name) {
+                Some(value) => key(seal(value)),
+                None => Credential::Absent,
+            },
         }
     }
+}
+
+/// The bytes of a credential, which `Debug` does not show from now on.
+#[inline]
+fn seal(value: &mut HeaderValue) -> &[u8] {
+    value.set_sensitive(true);
+    value.as_bytes()
 }
 
 #[inline]

@@ -113,24 +113,28 @@ impl Core {
         };
         let now = self.cache.clock.now();
         // An age that reaches back to before the clock's origin excludes nothing.
-        let oldest = max_age
-            .and_then(|max_age| now.0.checked_sub(crate::clock::nanos(max_age)))
-            .map(Tick);
+        let oldest = match max_age {
+            Some(max_age) => before(now, max_age),
+            None => None,
+        };
         let entry = match self.cache.look(digest, oldest, now) {
-            Look::Serve(entry) => entry,
-            Look::ServeAndRefresh(entry) => {
-                if let Ok(key) = ApiKey::from_bytes(key) {
-                    self.cache.refresh(key, &entry);
+            Ok(entry) => entry,
+            Err(held) => match self.cache.look_closer(held, digest, oldest, now) {
+                Look::Serve(entry) => entry,
+                Look::ServeAndRefresh(entry) => {
+                    if let Ok(key) = ApiKey::from_bytes(key) {
+                        self.cache.refresh(key, &entry);
+                    }
+                    entry
                 }
-                entry
-            }
-            Look::Refused => return Way::Refuse(Rejection::invalid_token()),
-            Look::Ask => {
-                let Ok(key) = ApiKey::from_bytes(key) else {
-                    return Way::Refuse(Rejection::malformed_credential());
-                };
-                return self.ask(request, key, digest, oldest);
-            }
+                Look::Refused => return Way::Refuse(Rejection::invalid_token()),
+                Look::Ask => {
+                    let Ok(key) = ApiKey::from_bytes(key) else {
+                        return Way::Refuse(Rejection::malformed_credential());
+                    };
+                    return self.ask(request, key, digest, oldest);
+                }
+            },
         };
         match self.admit(request, entry, now, true) {
             Ok(()) => Way::Pass {
@@ -158,7 +162,11 @@ impl Core {
     }
 
     /// Judges facts for this request, and gives it its context. `cached` facts were there before it came.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "the compiler would not, since the seldom way judges too, and a call is a sixth of its price"
+    )]
     #[cfg_attr(
         not(any(feature = "audit", feature = "usage")),
         allow(unused_variables)
@@ -184,6 +192,12 @@ impl Core {
         request.extensions_mut().insert(context);
         Ok(())
     }
+}
+
+/// Kept apart: most layers take facts of any age that may be served.
+#[inline(never)]
+fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
+    now.0.checked_sub(crate::clock::nanos(age)).map(Tick)
 }
 
 #[cold]

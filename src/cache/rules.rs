@@ -92,6 +92,13 @@ impl Rules {
         self.consult(entry, version)
     }
 
+    /// Whether nothing was decreed since the entry was last found clear. If something was, [`on`](Self::on) tells what.
+    #[inline]
+    pub(crate) fn has_cleared(&self, entry: &Entry) -> bool {
+        let version = self.version();
+        entry.cleared.load(Ordering::Relaxed) == version
+    }
+
     #[cold]
     fn consult(&self, entry: &Entry, version: u64) -> Ruling {
         let ruling = self

@@ -111,8 +111,13 @@ impl Store {
     pub(crate) fn told_of_read(&self, digest: KeyDigest, nth: u64) {
         // Spread by the golden ratio: keys that come in turn shall not meet the same turn each time.
         if nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
-            self.policy.get(&digest.low());
+            self.tell_of_read(digest);
         }
+    }
+
+    #[cold]
+    fn tell_of_read(&self, digest: KeyDigest) {
+        self.policy.get(&digest.low());
     }
 
     /// Into the index first: whatever the policy lets go from then on leaves the index as well.
