@@ -9,6 +9,8 @@ use super::future::GuardFuture;
 use crate::context::OrgContext;
 use crate::rejection::Rejection;
 use crate::scope::{ScopePolicy, permits, wanted};
+#[cfg(feature = "audit")]
+use crate::witness::{Policy, Witness};
 
 /// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
 #[inline]
@@ -121,6 +123,16 @@ where
             Some(_) => Ok(()),
             None => Err(refusal(request.extensions(), alternatives, "a scope guard")),
         };
+        let decision = decide(
+            request.extensions(),
+            self.policy.alternatives(),
+            "a scope guard",
+        )
+        .map(drop);
+        #[cfg(feature = "audit")]
+        Witness::tell_asked(request.extensions(), decision.is_ok(), || {
+            Policy::OfGuard(self.policy.clone())
+        });
         match decision {
             Ok(()) => GuardFuture::pass(self.inner.call(request)),
             Err(rejection) => GuardFuture::refuse(rejection),

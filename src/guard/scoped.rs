@@ -111,6 +111,13 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
         let alternatives = S::ALTERNATIVES.iter().copied();
         let context = permitted(&parts.extensions, alternatives.clone())
             .ok_or_else(|| refusal(&parts.extensions, alternatives, "the extractor `Scoped`"))?;
+        let decision =
+            super::scope::decide(&parts.extensions, alternatives, "the extractor `Scoped`");
+        #[cfg(feature = "audit")]
+        crate::witness::Witness::tell_asked(&parts.extensions, decision.is_ok(), || {
+            crate::witness::Policy::OfType(S::ALTERNATIVES)
+        });
+        let context = decision?;
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,

@@ -9,16 +9,25 @@
 
 mod watch;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::Extensions;
 
 pub(crate) use self::watch::{Answer, Left, Visit, Watched};
 use crate::context::OrgContext;
+#[cfg(feature = "audit")]
+use crate::scope::ScopePolicy;
 
 /// What is told of one request. Cloning counts a reference.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Witness(Arc<OnceLock<Caller>>);
+pub(crate) struct Witness(Arc<Mutex<Told>>);
+
+#[derive(Debug, Default)]
+struct Told {
+    caller: Option<Caller>,
+    #[cfg(feature = "audit")]
+    asked: Vec<Asked>,
+}
 
 /// Whose the request is, as far as the layer let it in.
 #[derive(Clone, Debug)]
@@ -44,25 +53,81 @@ impl Witness {
     }
 
     /// Whose the request is. `None` before the layer judged it, and where it was refused.
-    pub(crate) fn caller(&self) -> Option<&Caller> {
-        self.0.get()
+    pub(crate) fn caller(&self) -> Option<Caller> {
+        self.told().caller.clone()
     }
 
     /// Tells the witness of a request, if there is one, that an organization's key was let in.
     #[inline]
     pub(crate) fn tell_organization(extensions: &Extensions, context: &OrgContext, cached: bool) {
-        if let Some(Self(caller)) = extensions.get() {
+        if let Some(witness) = extensions.get::<Self>() {
             let context = context.clone();
-            // A service that is called twice for one request, by a retry say, judges twice: the first stands.
-            let _ = caller.set(Caller::Organization { context, cached });
+            // Of two layers in a row the inner decides, so the last word stands.
+            witness.told().caller = Some(Caller::Organization { context, cached });
         }
     }
 
     /// Tells the witness of a request, if there is one, that it was let in without a key.
     #[inline]
     pub(crate) fn tell_anonymous(extensions: &Extensions) {
-        if let Some(Self(caller)) = extensions.get() {
-            let _ = caller.set(Caller::Anonymous);
+        if let Some(witness) = extensions.get::<Self>() {
+            witness.told().caller = Some(Caller::Anonymous);
         }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        // Every change is one assignment or one push, so what a panic left behind is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A scope policy that a guard or a handler asked for.
+#[cfg(feature = "audit")]
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) policy: Policy,
+    pub(crate) is_satisfied: bool,
+}
+
+/// A policy as whoever asks holds it, so that telling of it copies no name.
+#[cfg(feature = "audit")]
+#[derive(Clone, Debug)]
+pub(crate) enum Policy {
+    OfGuard(ScopePolicy),
+    #[cfg_attr(
+        not(feature = "axum"),
+        expect(dead_code, reason = "only the extractor has one")
+    )]
+    OfType(&'static [&'static [&'static str]]),
+}
+
+#[cfg(feature = "audit")]
+impl Witness {
+    /// A request passes so many guards at most that are written down; a retry beneath the layer passes them again.
+    const MOST_ASKED: usize = 8;
+
+    /// Tells the witness of a request, if there is one, of a policy that was asked for, and whether the key satisfies it.
+    #[inline]
+    pub(crate) fn tell_asked(
+        extensions: &Extensions,
+        is_satisfied: bool,
+        policy: impl FnOnce() -> Policy,
+    ) {
+        if let Some(witness) = extensions.get::<Self>() {
+            let mut told = witness.told();
+            if told.asked.len() < Self::MOST_ASKED {
+                // Nearly always it is the only one.
+                told.asked.reserve_exact(1);
+                told.asked.push(Asked {
+                    policy: policy(),
+                    is_satisfied,
+                });
+            }
+        }
+    }
+
+    /// The policies that were asked for, in their order.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.told().asked.clone()
     }
 }

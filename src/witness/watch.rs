@@ -80,6 +80,18 @@ impl<F, V: Visit> Watched<F, V> {
     }
 }
 
+/// Stands by while the inner future is polled, and sees it panic.
+struct Passing<'a, V: Visit>(Option<&'a mut Option<V>>);
+
+impl<V: Visit> Drop for Passing<'_, V> {
+    fn drop(&mut self) {
+        // Empty unless the poll did not return.
+        if let Some(visit) = self.0.take().and_then(Option::take) {
+            visit.left(Left::Panicked);
+        }
+    }
+}
+
 impl<F, V, B, E> Future for Watched<F, V>
 where
     F: Future<Output = Result<Response<B>, E>>,
@@ -89,10 +101,13 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.future.poll(cx));
-        let visit = this
-            .visit
-            .take()
+        // A panic is told of as it passes by: whoever catches it may drop the future long after.
+        let mut passing = Passing(Some(this.visit));
+        let result = this.future.poll(cx);
+        let visit = passing.0.take();
+        let result = ready!(result);
+        let visit = visit
+            .and_then(Option::take)
             .unwrap_or_else(|| unreachable!("polled after completion"));
         Poll::Ready(match result {
             Ok(response) => Ok(visit.answered(response)),

@@ -1,0 +1,311 @@
+//! What of an event stands in which field.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::fields::{
+    Actor, Alternatives, Api, ApiResponse, Authorization, ByCode, Credential, Document, Endpoint,
+    HttpRequest, HttpResponse, Metadata, Named, OfRequest, Organization, Product, Rest,
+    ScopePolicy, Subject, Uid, Unmapped, Url, User,
+};
+use super::verdict::{Caption, Class, Verdict};
+use crate::audit::event::{
+    AuditEvent, AuditedRequest, Body, BodyEnd, LeftOutRefusals, LostEvents, Period, Who,
+};
+use crate::witness::{Asked, Policy};
+
+/// The version of the schema.
+const VERSION: &str = "1.8.0";
+/// The profile that has `action` and `authorizations`.
+const PROFILE: &str = "security_control";
+const LOG: &str = "audit";
+
+impl AuditEvent {
+    pub(super) fn of_request<'a>(&'a self, request: &'a AuditedRequest) -> Document<'a> {
+        let verdict = Verdict::of(request);
+        let service = Named {
+            name: &self.source.service,
+        };
+        let user = user(&request.who);
+        let subject = match verdict.class {
+            Class::Authentication => Subject::Authentication {
+                user,
+                service,
+                auth_protocol_id: Caption::OTHER,
+                auth_protocol: "API key",
+                logon_type_id: 3,
+                logon_type: "Network",
+                is_remote: true,
+            },
+            Class::ApiActivity | Class::EventLog => Subject::ApiActivity {
+                actor: Actor { user },
+            },
+        };
+        let duration = millis(request.duration);
+        let rest = OfRequest {
+            duration,
+            action_id: verdict.action.0,
+            action: verdict.action.1,
+            authorizations: request.asked.iter().map(authorization).collect(),
+            subject,
+            api: self.api(request),
+            src_endpoint: endpoint(request),
+            http_request: HttpRequest {
+                http_method: request.method.as_str(),
+                uid: &request.request_id,
+                url: request.path().map(|path| Url { path }),
+            },
+            http_response: request.status.map(|status| HttpResponse {
+                code: status.as_u16(),
+                latency: duration,
+                body_length: request.body.map(|body| body.bytes),
+            }),
+            unmapped: unmapped(request),
+        };
+        let period = Period {
+            since: request.time,
+            until: (request.time)
+                .checked_add(request.duration)
+                .unwrap_or(request.time),
+        };
+        let rejection = request.rejection();
+        Document {
+            status_code: Some(request.code()),
+            status_detail: rejection.map(crate::rejection::Rejection::title),
+            // What the schema calls "Other" is named by the source.
+            activity_name: match verdict.activity.0 {
+                Caption::OTHER => request.method.as_str(),
+                _ => verdict.activity.1,
+            },
+            metadata: Metadata {
+                correlation_uid: Some(&request.request_id),
+                ..self.metadata()
+            },
+            ..self.document(
+                verdict.class,
+                verdict.activity,
+                verdict.status,
+                verdict.severity,
+                period,
+                Rest::Request(Box::new(rest)),
+            )
+        }
+    }
+
+    pub(super) fn of_left_out<'a>(&'a self, left_out: &'a LeftOutRefusals) -> Document<'a> {
+        let rest = Rest::LeftOut {
+            user: user(&Who::Nobody),
+            service: Named {
+                name: &self.source.service,
+            },
+            unmapped: ByCode {
+                by_code: left_out.by_code().collect(),
+            },
+        };
+        Document {
+            message: Some("refused requests that have no event of their own"),
+            count: Some(left_out.count()),
+            ..self.document(
+                Class::Authentication,
+                Caption(1, "Logon"),
+                Caption::FAILURE,
+                Caption(2, "Low"),
+                left_out.period,
+                rest,
+            )
+        }
+    }
+
+    pub(super) fn of_lost(&self, lost: &LostEvents) -> Document<'_> {
+        Document {
+            message: Some("audit events that are missing here"),
+            count: Some(lost.count),
+            ..self.document(
+                Class::EventLog,
+                Caption(Caption::OTHER, "Lost"),
+                Caption::FAILURE,
+                Caption(4, "High"),
+                lost.period,
+                Rest::Lost { log_name: LOG },
+            )
+        }
+    }
+
+    fn document<'a>(
+        &'a self,
+        class: Class,
+        activity: Caption,
+        status: Caption,
+        severity: Caption,
+        period: Period,
+        rest: Rest<'a>,
+    ) -> Document<'a> {
+        let category = class.category();
+        let type_caption = match activity.0 {
+            Caption::OTHER => "Other",
+            _ => activity.1,
+        };
+        Document {
+            activity_id: activity.0,
+            activity_name: activity.1,
+            category_uid: category.0,
+            category_name: category.1,
+            class_uid: class.uid(),
+            class_name: class.name(),
+            type_uid: class.uid() * 100 + activity.0,
+            type_name: format!("{}: {type_caption}", class.name()),
+            time: epoch_millis(period.since),
+            start_time: epoch_millis(period.since),
+            end_time: epoch_millis(period.until),
+            severity_id: severity.0,
+            severity: severity.1,
+            status_id: status.0,
+            status: status.1,
+            status_code: None,
+            status_detail: None,
+            message: None,
+            count: None,
+            metadata: self.metadata(),
+            rest,
+        }
+    }
+
+    fn metadata(&self) -> Metadata<'_> {
+        Metadata {
+            version: VERSION,
+            product: Product {
+                name: env!("CARGO_PKG_NAME"),
+                vendor_name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            profiles: [PROFILE],
+            log_name: LOG,
+            uid: self.uid(),
+            sequence: self.sequence,
+            correlation_uid: None,
+        }
+    }
+
+    fn api<'a>(&'a self, request: &'a AuditedRequest) -> Api<'a> {
+        let method = request.method.as_str();
+        Api {
+            operation: match request.route() {
+                Some(route) => format!("{method} {route}"),
+                None => method.to_owned(),
+            },
+            service: Named {
+                name: &self.source.service,
+            },
+            request: Uid {
+                uid: &request.request_id,
+            },
+            response: request.status.map(|status| ApiResponse {
+                code: status.as_u16(),
+                error: request.rejection().map(|rejection| rejection.code()),
+                error_message: request.rejection().map(|rejection| rejection.title()),
+            }),
+        }
+    }
+}
+
+fn user(who: &Who) -> User<'_> {
+    let nobody = |name| User {
+        uid: None,
+        name: Some(name),
+        type_id: 0,
+        r#type: "Unknown",
+        org: None,
+        programmatic_credentials: None,
+    };
+    match who {
+        Who::Nobody => nobody("unknown"),
+        Who::Anonymous => nobody("anonymous"),
+        Who::Organization {
+            org,
+            key_id,
+            user_id,
+            ..
+        } => {
+            let key_id = key_id.as_ref().map(AsRef::as_ref);
+            let user_id = user_id.as_deref();
+            let (type_id, r#type) = match user_id {
+                Some(_) => (1, "User"),
+                None => (4, "Service"),
+            };
+            User {
+                uid: user_id.or(key_id),
+                // The schema wants one or the other.
+                name: user_id.or(key_id).is_none().then_some(org.as_str()),
+                type_id,
+                r#type,
+                org: Some(Organization { uid: org.as_str() }),
+                programmatic_credentials: key_id.map(|uid| {
+                    [Credential {
+                        uid,
+                        r#type: "API Key",
+                    }]
+                }),
+            }
+        }
+    }
+}
+
+fn authorization(asked: &Asked) -> Authorization<'_> {
+    let any_of: Vec<Vec<&str>> = match &asked.policy {
+        Policy::OfGuard(policy) => policy
+            .alternatives()
+            .map(|names| names.iter().map(AsRef::as_ref).collect())
+            .collect(),
+        Policy::OfType(alternatives) => alternatives.iter().map(|names| names.to_vec()).collect(),
+    };
+    let name: Vec<String> = any_of.iter().map(|names| names.join(" ")).collect();
+    Authorization {
+        decision: if asked.is_satisfied {
+            "allowed"
+        } else {
+            "denied"
+        },
+        policy: ScopePolicy {
+            r#type: "Scope",
+            name: name.join(" | "),
+            data: Alternatives { any_of },
+        },
+    }
+}
+
+fn endpoint(request: &AuditedRequest) -> Endpoint {
+    match request.peer {
+        Some(peer) => Endpoint {
+            ip: Some(peer.ip().to_string()),
+            port: peer.port(),
+            name: None,
+        },
+        None => Endpoint {
+            ip: None,
+            port: None,
+            name: Some("unknown"),
+        },
+    }
+}
+
+fn unmapped(request: &AuditedRequest) -> Unmapped {
+    let end = |body: Body| match body.end {
+        BodyEnd::Ended => "ended",
+        BodyEnd::Dropped => "dropped",
+        BodyEnd::Failed => "failed",
+    };
+    Unmapped {
+        cached: request.is_cached(),
+        stale: request.is_stale(),
+        body_end: request.body.map(end),
+        body_duration: request.body.map(|body| millis(body.after)),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A clock before 1970 is one that nobody set.
+fn epoch_millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, millis)
+}
