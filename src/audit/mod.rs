@@ -53,10 +53,10 @@
 //! | `duration`, `end_time`, `http_response.latency` | up to the head of the response, in milliseconds |
 //! | `unmapped.body_duration`, `unmapped.body_end` | up to the end of the body; `ended`, `dropped` or `failed` |
 //! | `metadata.uid`, `metadata.sequence` | the event's own identifier and its place in the trail |
-//! | `metadata.correlation_uid`, `api.request.uid`, `http_request.uid` | the request's id, [taken over or made](AuditLayer::request_id_header) |
+//! | `metadata.correlation_uid`, `http_request.uid`, `api.request.uid` (6003) | the request's id, [taken over or made](AuditLayer::request_id_header) |
 //! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's if the key acts for one, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
 //! | `activity_id` | what the method stands for: 1 create, 2 read, 3 update, 4 delete, 99 anything else |
-//! | `api.operation` | the method and the matched route; never the path with its identifiers |
+//! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route; never the path with its identifiers |
 //! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](crate::Rejection::code) of the refusal, or `failed`, `dropped`, `panicked` where there is no response |
 //! | `status_id` | 1 success, 2 failure (refused, failed, or a status of 400 and more), 99 the client left |
 //! | `authorizations` | the scope policies that were asked for (`policy.data.any_of`), and the `decision` |

@@ -83,13 +83,12 @@ pub(super) struct OfRequest<'a> {
     pub(super) authorizations: Vec<Authorization<'a>>,
     #[serde(flatten)]
     pub(super) subject: Subject<'a>,
-    pub(super) api: Api<'a>,
     pub(super) src_endpoint: Endpoint,
     pub(super) http_request: HttpRequest<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) http_response: Option<HttpResponse>,
     #[serde(skip_serializing_if = "Unmapped::is_empty")]
-    pub(super) unmapped: Unmapped,
+    pub(super) unmapped: Unmapped<'a>,
 }
 
 /// Whose request it is, where each class has it.
@@ -98,6 +97,7 @@ pub(super) struct OfRequest<'a> {
 pub(super) enum Subject<'a> {
     ApiActivity {
         actor: Actor<'a>,
+        api: Api<'a>,
     },
     Authentication {
         user: User<'a>,
@@ -199,7 +199,8 @@ pub(super) struct Endpoint {
 
 #[derive(Serialize)]
 pub(super) struct HttpRequest<'a> {
-    pub(super) http_method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) http_method: Option<&'a str>,
     pub(super) uid: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) url: Option<Url<'a>>,
@@ -219,7 +220,13 @@ pub(super) struct HttpResponse {
 }
 
 #[derive(Default, PartialEq, Serialize)]
-pub(super) struct Unmapped {
+pub(super) struct Unmapped<'a> {
+    /// Where the class has no `api`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) operation: Option<String>,
+    /// A method that the schema does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) http_method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cached: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,7 +237,7 @@ pub(super) struct Unmapped {
     pub(super) body_duration: Option<u64>,
 }
 
-impl Unmapped {
+impl Unmapped<'_> {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::Method;
+
 use super::fields::{
     Actor, Alternatives, Api, ApiResponse, Authorization, ByCode, Credential, Document, Endpoint,
     HttpRequest, HttpResponse, Metadata, Named, OfRequest, Organization, Product, Rest,
@@ -38,6 +40,7 @@ impl AuditEvent {
             },
             Class::ApiActivity | Class::EventLog => Subject::ApiActivity {
                 actor: Actor { user },
+                api: self.api(request),
             },
         };
         let duration = millis(request.duration);
@@ -47,10 +50,9 @@ impl AuditEvent {
             action: verdict.action.1,
             authorizations: request.asked.iter().map(authorization).collect(),
             subject,
-            api: self.api(request),
             src_endpoint: endpoint(request),
             http_request: HttpRequest {
-                http_method: request.method.as_str(),
+                http_method: is_listed(&request.method).then(|| request.method.as_str()),
                 uid: &request.request_id,
                 url: request.path().map(|path| Url { path }),
             },
@@ -59,7 +61,7 @@ impl AuditEvent {
                 latency: duration,
                 body_length: request.body.map(|body| body.bytes),
             }),
-            unmapped: unmapped(request),
+            unmapped: unmapped(request, verdict.class),
         };
         let period = Period {
             since: request.time,
@@ -186,12 +188,8 @@ impl AuditEvent {
     }
 
     fn api<'a>(&'a self, request: &'a AuditedRequest) -> Api<'a> {
-        let method = request.method.as_str();
         Api {
-            operation: match request.route() {
-                Some(route) => format!("{method} {route}"),
-                None => method.to_owned(),
-            },
+            operation: operation(request),
             service: Named {
                 name: &self.source.service,
             },
@@ -272,6 +270,31 @@ fn authorization(asked: &Asked) -> Authorization<'_> {
     }
 }
 
+/// The method and the route: what was asked for, without whose identifiers.
+fn operation(request: &AuditedRequest) -> String {
+    let method = request.method.as_str();
+    match request.route() {
+        Some(route) => format!("{method} {route}"),
+        None => method.to_owned(),
+    }
+}
+
+/// Whether the schema knows the method.
+fn is_listed(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET
+            | Method::HEAD
+            | Method::POST
+            | Method::PUT
+            | Method::PATCH
+            | Method::DELETE
+            | Method::OPTIONS
+            | Method::CONNECT
+            | Method::TRACE
+    )
+}
+
 fn endpoint(request: &AuditedRequest) -> Endpoint {
     match request.peer {
         Some(peer) => Endpoint {
@@ -287,13 +310,15 @@ fn endpoint(request: &AuditedRequest) -> Endpoint {
     }
 }
 
-fn unmapped(request: &AuditedRequest) -> Unmapped {
+fn unmapped(request: &AuditedRequest, class: Class) -> Unmapped<'_> {
     let end = |body: Body| match body.end {
         BodyEnd::Ended => "ended",
         BodyEnd::Dropped => "dropped",
         BodyEnd::Failed => "failed",
     };
     Unmapped {
+        operation: (class == Class::Authentication).then(|| operation(request)),
+        http_method: (!is_listed(&request.method)).then(|| request.method.as_str()),
         cached: request.is_cached(),
         stale: request.is_stale(),
         body_end: request.body.map(end),
