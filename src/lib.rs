@@ -60,6 +60,9 @@ pub mod verify;
 #[cfg(any(feature = "audit", feature = "usage"))]
 mod witness;
 
+#[cfg(feature = "audit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
+pub use self::audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail};
 pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
 pub use self::cache::{ApiKeyHandle, BlockListFull, Stats};
 pub use self::config::ConfigError;

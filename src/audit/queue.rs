@@ -38,15 +38,27 @@ struct State {
     answered: u64,
     /// The writer waits for an event, and wants to be woken.
     is_idle: bool,
+    phase: Phase,
+}
+
+/// How far a trail has come. It never goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    #[default]
+    Open,
     /// No event is accepted any more.
-    is_closed: bool,
+    Closed,
     /// The writer is to end at once.
-    is_abandoned: bool,
+    Abandoned,
     /// The writer has ended, and dropped the sink.
-    is_over: bool,
+    Over,
 }
 
 impl State {
+    fn reach(&mut self, phase: Phase) {
+        self.phase = self.phase.max(phase);
+    }
+
     fn settled(&self) -> u64 {
         self.written + self.given_up
     }
@@ -97,7 +109,7 @@ impl Queue {
             self.capacity
         };
         let mut state = self.state();
-        if state.is_closed || state.waiting.len() >= room {
+        if state.phase >= Phase::Closed || state.waiting.len() >= room {
             state.turned_away += 1;
             state.untold += 1;
             return false;
@@ -126,13 +138,13 @@ impl Queue {
 
         let mut state = self.state();
         loop {
-            if state.is_abandoned {
+            if state.phase >= Phase::Abandoned {
                 return None;
             }
             let is_asked = state.asked > state.answered;
             let has_untold = state.untold > 0 || has_left_out();
             let since = told_at.elapsed();
-            let tell = has_untold && (is_asked || state.is_closed || since >= PERIOD);
+            let tell = has_untold && (is_asked || state.phase >= Phase::Closed || since >= PERIOD);
             if tell || is_asked || !state.waiting.is_empty() {
                 let batch = state.waiting.len().min(BATCH);
                 let requests = state.waiting.drain(..batch);
@@ -149,7 +161,7 @@ impl Queue {
                     asked: state.asked,
                 });
             }
-            if state.is_closed {
+            if state.phase >= Phase::Closed {
                 return None;
             }
             state.is_idle = true;
@@ -187,8 +199,8 @@ impl Queue {
         let until = Instant::now() + wait;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if state.is_abandoned || state.asked > asked || left.is_zero() {
-                return !state.is_abandoned;
+            if state.phase >= Phase::Abandoned || state.asked > asked || left.is_zero() {
+                return state.phase < Phase::Abandoned;
             }
             let waited = self.work.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -211,7 +223,7 @@ impl Queue {
 
     /// Accepts no event any more; the writer ends when it has written what there is.
     pub(super) fn close(&self) -> Ticket {
-        self.state().is_closed = true;
+        self.state().reach(Phase::Closed);
         Ticket {
             until_over: true,
             ..self.ask()
@@ -224,9 +236,9 @@ impl Queue {
         let until = Instant::now().checked_add(deadline);
         let mut state = self.state();
         loop {
-            let is_told = state.answered >= ticket.asked || state.is_over;
+            let is_told = state.answered >= ticket.asked || state.phase == Phase::Over;
             let is_done = state.settled() >= ticket.accepted && is_told;
-            if is_done && (state.is_over || !ticket.until_over) {
+            if is_done && (state.phase == Phase::Over || !ticket.until_over) {
                 return match state.given_up {
                     0 => Ok(()),
                     given_up => Err(given_up),
@@ -236,7 +248,7 @@ impl Queue {
                 None => Duration::MAX,
                 Some(until) => until.saturating_duration_since(Instant::now()),
             };
-            if left.is_zero() || state.is_over {
+            if left.is_zero() || state.phase == Phase::Over {
                 let missing = ticket.accepted.saturating_sub(state.settled()) + state.given_up;
                 return Err(missing);
             }
@@ -247,7 +259,7 @@ impl Queue {
 
     /// Makes the writer end as soon as the sink lets it.
     pub(super) fn abandon(&self) {
-        self.state().is_abandoned = true;
+        self.state().reach(Phase::Abandoned);
         self.work.notify_one();
     }
 
@@ -257,7 +269,7 @@ impl Queue {
         let rest = state.waiting.len() as u64;
         state.waiting = VecDeque::new();
         state.given_up += rest;
-        state.is_over = true;
+        state.reach(Phase::Over);
         drop(state);
         self.done.notify_all();
         rest

@@ -1,6 +1,7 @@
 use super::event::{AuditEvent, AuditEventKind, AuditedRequest};
 use super::ocsf::{Class, Verdict};
 use super::sink::{AuditSink, SinkError};
+use crate::context::{KeyId, OrgCode};
 use crate::telemetry::AUDIT_TARGET;
 
 /// Writes each event through [`tracing`], under the target [`AUDIT_TARGET`]: the default sink.
@@ -49,8 +50,8 @@ fn tell(event: &AuditEvent, request: &AuditedRequest) {
         action = verdict.action.1,
         status = verdict.status.1,
         status_code = request.code(),
-        actor.user.org.uid = request.org_code().map(|org| org.as_str()),
-        actor.user.credential = request.key_id().map(|key| key.as_str()),
+        actor.user.org.uid = request.org_code().map(OrgCode::as_str),
+        actor.user.credential = request.key_id().map(KeyId::as_str),
         actor.user.uid = request.user_id(),
         api.request.uid = request.request_id(),
         http_request.http_method = request.method().as_str(),

@@ -84,14 +84,12 @@ impl AuditTrail {
         let queue = Arc::clone(&self.0.queue);
         // On a thread that may block: the time that counts is the sink's, which is the machine's and not the runtime's.
         let waited = tokio::task::spawn_blocking(move || queue.wait(ticket, deadline));
-        match waited.await {
-            Ok(waited) => waited.map_err(|missing| AuditIncomplete { missing }),
+        let waited = match waited.await {
+            Ok(waited) => waited,
             // The runtime goes down and waits for nobody. What is missing now is the best that can be said.
-            Err(_) => {
-                let waited = self.0.queue.wait(ticket, Duration::ZERO);
-                waited.map_err(|missing| AuditIncomplete { missing })
-            }
-        }
+            Err(_) => self.0.queue.wait(ticket, Duration::ZERO),
+        };
+        waited.map_err(|missing| AuditIncomplete { missing })
     }
 
     /// How things stand.

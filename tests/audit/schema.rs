@@ -65,7 +65,7 @@ async fn the_judge_sees_every_sort_of_fault() {
         for required in ["metadata", "severity_id", "time", "type_uid"] {
             let mut event = event.clone();
             event.as_object_mut().unwrap().remove(required);
-            assert!(faults(&event).len() > 0, "{required}");
+            assert!(!faults(&event).is_empty(), "{required}");
         }
     }
 }

@@ -113,8 +113,8 @@ async fn nothing_a_client_sends_ends_a_line_or_a_string() {
         assert!(operation.contains(hostile) && operation.ends_with("/whoami"));
         assert_eq!(event["class_uid"], 6003);
     }
-    let (log, _guard) = Log::capture();
+    let (shown, _guard) = Log::capture();
     TracingSink.write(&events).unwrap();
-    assert_eq!(log.text().lines().count(), 12, "{}", log.text());
-    assert!(!log.text().contains('\u{1b}'));
+    assert_eq!(shown.text().lines().count(), 12, "{}", shown.text());
+    assert!(!shown.text().contains('\u{1b}'));
 }

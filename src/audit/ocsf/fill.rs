@@ -13,6 +13,7 @@ use super::verdict::{Caption, Class, Verdict};
 use crate::audit::event::{
     AuditEvent, AuditedRequest, Body, BodyEnd, LeftOutRefusals, LostEvents, Period, Who,
 };
+use crate::rejection::Rejection;
 use crate::witness::{Asked, Policy};
 
 /// The version of the schema.
@@ -72,7 +73,7 @@ impl AuditEvent {
         let rejection = request.rejection();
         Document {
             status_code: Some(request.code()),
-            status_detail: rejection.map(crate::rejection::Rejection::title),
+            status_detail: rejection.map(Rejection::title),
             // What the schema calls "Other" is named by the source.
             activity_name: match verdict.activity.0 {
                 Caption::OTHER => request.method.as_str(),
@@ -198,8 +199,8 @@ impl AuditEvent {
             },
             response: request.status.map(|status| ApiResponse {
                 code: status.as_u16(),
-                error: request.rejection().map(|rejection| rejection.code()),
-                error_message: request.rejection().map(|rejection| rejection.title()),
+                error: request.rejection().map(Rejection::code),
+                error_message: request.rejection().map(Rejection::title),
             }),
         }
     }
