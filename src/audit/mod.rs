@@ -11,9 +11,9 @@
 //! use tower_orgkey::audit::{AuditLayer, AuditTrail, JsonLines};
 //! use tower_orgkey::{ApiKeyLayer, OrgContext, require_scope};
 //! # use tower_orgkey::{Verification, verifier_fn};
-//! # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
 //! # let path = std::env::temp_dir().join(format!("orgkey-doc-{}.jsonl", std::process::id()));
 //! // Starts a thread, on which the sink lives.
 //! let trail = AuditTrail::builder()

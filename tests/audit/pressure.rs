@@ -244,6 +244,28 @@ async fn what_a_sink_gives_up_or_panics_over_is_lost_and_told() {
 }
 
 #[tokio::test]
+async fn a_flush_waits_for_all_that_came_before_it_however_many_batches_that_are() {
+    let (stage, gate, begun) = blocked(1_000);
+    let app = stage.app();
+    send(&app, request("GET", "/whoami", ONE)).await;
+    tokio::task::spawn_blocking(move || begun.recv().unwrap())
+        .await
+        .unwrap();
+    for _ in 1..700 {
+        send(&app, request("GET", "/whoami", ONE)).await;
+    }
+    // Asked for while the sink hangs over the first event; it then takes one batch, and hangs over the next.
+    let trail = stage.trail.clone();
+    let flush = tokio::spawn(async move { trail.flush(Duration::from_millis(500)).await });
+    tokio::task::yield_now().await;
+    gate.send(()).unwrap();
+    gate.send(()).unwrap();
+    assert!(flush.await.unwrap().is_err());
+    drop(gate);
+    assert_eq!(stage.events().await.len(), 700);
+}
+
+#[tokio::test]
 async fn after_a_shutdown_everything_is_there_and_the_sink_is_gone() {
     let (stage, dropped) = judged(1_000, |_| Ok(()));
     let app = stage.app();
