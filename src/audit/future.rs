@@ -21,10 +21,8 @@ pin_project! {
 }
 
 impl<F> AuditFuture<F> {
-    pub(super) fn new(future: F, open: Open) -> Self {
-        Self {
-            watched: Watched::new(future, open),
-        }
+    pub(super) fn new(watched: Watched<F, Open>) -> Self {
+        Self { watched }
     }
 }
 

@@ -10,7 +10,7 @@ use super::event::{AuditedRequest, Outcome, Route, Who, kept, kept_method};
 use super::future::{AuditFuture, Open};
 use super::layer::AuditLayer;
 use crate::request_head::RequestHead;
-use crate::witness::Witness;
+use crate::witness::{Watched, Witness};
 
 /// The service that [`AuditLayer`] makes.
 ///
@@ -42,9 +42,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // Made before the inner service is called, so that it tells of a panic there too.
         let open = self.layer.open(&mut request);
-        AuditFuture::new(self.inner.call(request), open)
+        let inner = &mut self.inner;
+        AuditFuture::new(Watched::call(open, || inner.call(request)))
     }
 }
 

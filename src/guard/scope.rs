@@ -123,12 +123,6 @@ where
             Some(_) => Ok(()),
             None => Err(refusal(request.extensions(), alternatives, "a scope guard")),
         };
-        let decision = decide(
-            request.extensions(),
-            self.policy.alternatives(),
-            "a scope guard",
-        )
-        .map(drop);
         #[cfg(feature = "audit")]
         Witness::tell_asked(request.extensions(), decision.is_ok(), || {
             Policy::OfGuard(self.policy.clone())

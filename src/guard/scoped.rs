@@ -109,15 +109,13 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
             );
         }
         let alternatives = S::ALTERNATIVES.iter().copied();
-        let context = permitted(&parts.extensions, alternatives.clone())
-            .ok_or_else(|| refusal(&parts.extensions, alternatives, "the extractor `Scoped`"))?;
-        let decision =
-            super::scope::decide(&parts.extensions, alternatives, "the extractor `Scoped`");
+        let context = permitted(&parts.extensions, alternatives.clone());
         #[cfg(feature = "audit")]
-        crate::witness::Witness::tell_asked(&parts.extensions, decision.is_ok(), || {
+        crate::witness::Witness::tell_asked(&parts.extensions, context.is_some(), || {
             crate::witness::Policy::OfType(S::ALTERNATIVES)
         });
-        let context = decision?;
+        let context = context
+            .ok_or_else(|| refusal(&parts.extensions, alternatives, "the extractor `Scoped`"))?;
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,

@@ -137,7 +137,8 @@ impl Books {
     /// Counts a request that has ended, in the minute that it is.
     #[inline]
     pub(super) fn count(&self, witness: &Witness, route: RouteId, ended: Ended) {
-        let (account, key) = match witness.caller() {
+        let caller = witness.caller();
+        let (account, key) = match &caller {
             Some(Caller::Organization { context, .. }) => (
                 AccountRef::Organization(context.org_code()),
                 context.key_id().map_or(KeyRef::Unnamed, KeyRef::Id),

@@ -51,7 +51,7 @@ pin_project! {
 }
 
 impl<F, V: Visit> Watched<F, V> {
-    pub(crate) fn new(future: F, visit: V) -> Self {
+    fn new(future: F, visit: V) -> Self {
         Self {
             future,
             visit: Some(visit),
@@ -59,7 +59,6 @@ impl<F, V: Visit> Watched<F, V> {
     }
 
     /// Calls the inner service under watch: a panic that comes before there is a future is told as well.
-    #[cfg(feature = "usage")]
     pub(crate) fn call(visit: V, call: impl FnOnce() -> F) -> Self {
         struct Calling<V: Visit>(Option<V>);
 
