@@ -1,21 +1,37 @@
-//! Faults of the issuer, seen through the layer and the Kinde verifier over real sockets.
+//! Faults of the issuer and of the way to it, seen through the layer and the Kinde verifier over real sockets.
+//!
+//! Between the verifier and the emulator stands a proxy. Every test asserts that its fault was injected, at one or the other.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::routing::get;
 use axum::{Router, response::Response};
+use futures_util::FutureExt;
 use http::Request;
 use tower::ServiceExt;
 use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator, RejectedAs};
-use tower_orgkey::kinde::KindeVerifier;
+use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder};
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKeyHandle, ApiKeyLayer, BreakerState, OrgContext, Rejection};
+use tower_orgkey::{
+    ApiKeyHandle, ApiKeyLayer, BreakerState, OrgContext, Rejection, Verifier, verifier_fn,
+};
+
+use self::support::log::Log;
+use self::support::proxy::{Fault as OnTheWay, FaultProxy};
+
+/// Longer than the breaker stays open at first, shorter than both soft TTLs.
+const A_WHILE: Duration = Duration::from_secs(70);
 
 struct Stage {
     emulator: KindeEmulator,
+    proxy: FaultProxy,
     clock: TestClock,
     handle: ApiKeyHandle,
     app: Router,
@@ -23,19 +39,26 @@ struct Stage {
 }
 
 impl Stage {
-    /// An application over an emulator, and a key that it knows.
+    /// An application, a proxy and an emulator, in this order, and a key that the application knows.
     async fn set() -> Self {
-        let emulator = KindeEmulator::start().await.unwrap();
+        Self::over(KindeEmulator::start().await.unwrap()).await
+    }
+
+    async fn over(emulator: KindeEmulator) -> Self {
         let clock = TestClock::new();
-        let kinde = KindeVerifier::builder(emulator.issuer_url())
-            .client_credentials(emulator.client_id(), emulator.client_secret())
-            .test_clock(clock.clone())
-            .build()
-            .unwrap();
-        let auth = ApiKeyLayer::builder(kinde)
-            .test_clock(clock.clone())
-            .build()
-            .unwrap();
+        let proxy = FaultProxy::to(emulator.addr());
+        let kinde = kinde(&emulator, &proxy, &clock).build().unwrap();
+        let auth = ApiKeyLayer::builder(kinde).test_clock(clock.clone());
+        let auth = auth.build().unwrap();
+        Self::with(emulator, proxy, clock, auth).await
+    }
+
+    async fn with(
+        emulator: KindeEmulator,
+        proxy: FaultProxy,
+        clock: TestClock,
+        auth: ApiKeyLayer,
+    ) -> Self {
         let handle = auth.handle();
         let app = Router::new()
             .route("/", get(|_: OrgContext| async {}))
@@ -43,6 +66,7 @@ impl Stage {
         let known = emulator.issue_key(KeySpec::organization("org_known"));
         let stage = Self {
             emulator,
+            proxy,
             clock,
             handle,
             app,
@@ -68,6 +92,56 @@ impl Stage {
         self.emulator
             .issue_key(KeySpec::organization("org_stranger"))
     }
+
+    /// What a fault comes to that leaves us without an answer: known keys pass, nobody else does, and nobody is told that
+    /// his key is bad.
+    async fn shows_an_outage(&self, stranger: &IssuedKey) {
+        for age in [0, 70, 300] {
+            self.clock.jump(Duration::from_secs(age));
+            assert_eq!(self.status(self.known.secret()).await, 200, "{age} s later");
+            for unknown in [stranger.secret(), JUNK] {
+                let refused = self.call(unknown).await;
+                assert_eq!(refused.status(), 503, "{unknown}, {age} s later");
+                assert_eq!(code(&refused), "verifier-unavailable");
+                let wait = refused.headers()["retry-after"].to_str().unwrap();
+                assert!(wait.parse::<u64>().unwrap() >= 1, "{wait}");
+                assert!(!refused.headers().contains_key("www-authenticate"));
+            }
+        }
+    }
+
+    /// Nothing is left of it once the fault is gone.
+    async fn shows_recovery(&self, stranger: &IssuedKey) {
+        self.clock.jump(A_WHILE);
+        assert_eq!(self.status(stranger.secret()).await, 200);
+        assert_eq!(self.status(JUNK).await, 401);
+        self.emulator.reset_calls();
+        assert_eq!(self.status(self.known.secret()).await, 200);
+        assert!(
+            self.emulator.calls().verify.total > 0,
+            "the known key is asked about again"
+        );
+        assert_eq!(self.handle.upstream().breaker, BreakerState::Closed);
+    }
+}
+
+/// A key that nobody issued.
+const JUNK: &str = "k_live_junk_00000000";
+
+/// A verifier that reaches the emulator through the proxy.
+fn kinde(emulator: &KindeEmulator, proxy: &FaultProxy, clock: &TestClock) -> KindeVerifierBuilder {
+    let here = emulator.addr().to_string();
+    let issuer = emulator
+        .issuer_url()
+        .replace(&here, &proxy.addr().to_string());
+    let kinde = KindeVerifier::builder(issuer)
+        .client_credentials(emulator.client_id(), emulator.client_secret())
+        .audience(emulator.audience())
+        .test_clock(clock.clone());
+    match emulator.root_certificate_pem() {
+        Some(root) => kinde.add_root_certificate_pem(root),
+        None => kinde,
+    }
 }
 
 fn code(response: &Response) -> &'static str {
@@ -77,30 +151,180 @@ fn code(response: &Response) -> &'static str {
 #[tokio::test]
 async fn fault_01_an_issuer_that_is_gone_leaves_known_keys_alone_and_tells_strangers_to_come_back()
 {
-    let stage = Stage::set().await;
+    let mut stage = Stage::set().await;
     let stranger = stage.stranger();
-    let addr = stage.emulator.addr();
-    stage.emulator.shutdown().await;
+    stage.proxy.inject(OnTheWay::Refuse).await;
+    assert!(stage.proxy.is_refusing().await);
+    stage.shows_an_outage(&stranger).await;
+    assert!(stage.proxy.is_refusing().await);
     assert!(
-        tokio::net::TcpStream::connect(addr).await.is_err(),
-        "connections are refused"
+        matches!(stage.handle.upstream().breaker, BreakerState::Open { .. }),
+        "it was tried, and then left alone"
     );
-    // Fresh, stale, and past both: a known key passes all the same.
-    for seconds in [0, 70, 300] {
-        stage.clock.jump(Duration::from_secs(seconds));
-        assert_eq!(stage.status(stage.known.secret()).await, 200, "{seconds} s");
-    }
-    let refused = stage.call(stranger.secret()).await;
-    assert_eq!(refused.status(), 503);
-    assert_eq!(code(&refused), "verifier-unavailable");
-    assert!(refused.headers().contains_key("retry-after"));
-    assert!(!refused.headers().contains_key("www-authenticate"));
     stage.clock.jump(Duration::from_secs(900));
     assert_eq!(
         stage.status(stage.known.secret()).await,
         503,
         "past the hard TTL"
     );
+    stage.proxy.heal();
+    stage.shows_recovery(&stranger).await;
+}
+
+#[tokio::test]
+async fn fault_01_connections_that_are_reset_as_they_begin_are_an_outage() {
+    let mut stage = Stage::set().await;
+    let stranger = stage.stranger();
+    stage.emulator.reset_calls();
+    stage.proxy.inject(OnTheWay::HangUp).await;
+    stage.shows_an_outage(&stranger).await;
+    assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
+    assert_eq!(stage.emulator.calls().verify.total, 0);
+    stage.proxy.heal();
+    stage.shows_recovery(&stranger).await;
+}
+
+#[tokio::test]
+async fn fault_02_silence_delays_no_known_key_in_both_soft_ttls_nor_behind_the_breaker() {
+    let mut stage = Stage::set().await;
+    let stranger = stage.stranger();
+    stage.emulator.reset_calls();
+    stage.proxy.inject(OnTheWay::Silence).await;
+    let at_once = |what: &str| {
+        let answer = stage.call(stage.known.secret()).now_or_never();
+        assert_eq!(answer.expect(what).status(), 200, "{what}");
+    };
+    at_once("fresh");
+    stage.clock.jump(A_WHILE);
+    at_once("stale, and its refresh begins");
+    at_once("while its refresh is under way");
+
+    let strangers = [stranger.secret(), JUNK, "k_live_junk_00000001"];
+    for refused in futures_util::future::join_all(strangers.map(|key| stage.call(key))).await {
+        assert_eq!(refused.status(), 503);
+        assert_eq!(code(&refused), "verifier-unavailable");
+        assert!(refused.headers().contains_key("retry-after"));
+    }
+    assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
+    assert!(
+        stage.emulator.calls().verify.total >= 5,
+        "the issuer got the calls whose answers were lost"
+    );
+    assert!(matches!(
+        stage.handle.upstream().breaker,
+        BreakerState::Open { .. }
+    ));
+    at_once("behind the breaker");
+    stage.proxy.heal();
+    stage.shows_recovery(&stranger).await;
+}
+
+#[tokio::test]
+async fn fault_02_an_issuer_that_never_answers_is_an_outage() {
+    let mut stage = Stage::set().await;
+    let stranger = stage.stranger();
+    stage.proxy.inject(OnTheWay::Silence).await;
+    stage.shows_an_outage(&stranger).await;
+    assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
+    stage.proxy.heal();
+    stage.shows_recovery(&stranger).await;
+}
+
+#[tokio::test]
+async fn fault_03_a_body_that_comes_byte_for_byte_is_an_outage() {
+    let mut stage = Stage::set().await;
+    let stranger = stage.stranger();
+    // Ten bytes in the time that an attempt has, of the shortest of answers.
+    let apart = Duration::from_millis(100);
+    stage.proxy.inject(OnTheWay::Trickle { apart }).await;
+    stage.shows_an_outage(&stranger).await;
+    assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
+    stage.proxy.heal();
+    stage.shows_recovery(&stranger).await;
+}
+
+#[tokio::test]
+async fn fault_04_an_answer_that_breaks_off_is_neither_a_yes_nor_a_no() {
+    // All of `{"is_valid":false}` but its end, and none of a body.
+    for body in [17, 0] {
+        for fault in [OnTheWay::Reset { body }, OnTheWay::Truncate { body }] {
+            let mut stage = Stage::set().await;
+            let stranger = stage.stranger();
+            stage.emulator.reset_calls();
+            stage.proxy.inject(fault).await;
+            stage.shows_an_outage(&stranger).await;
+            assert!(stage.proxy.injected() >= 5, "{fault:?}");
+            assert!(
+                stage.emulator.calls().verify.total >= 5,
+                "{fault:?}: the issuer did answer"
+            );
+            stage.proxy.heal();
+            stage.shows_recovery(&stranger).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn fault_13_somebody_else_at_the_issuers_address_is_an_outage_and_gets_neither_key_nor_token()
+{
+    let tls = || KindeEmulator::builder().tls();
+    for (what, impostor, is_certificate) in [
+        ("another authority's certificate", tls(), true),
+        ("plain HTTP", KindeEmulator::builder(), false),
+    ] {
+        let (log, _guard) = Log::capture();
+        let impostor = impostor.verify_without_token().start().await.unwrap();
+        let mut stage = Stage::over(tls().start().await.unwrap()).await;
+        let stranger = stage.stranger();
+        let diverted = OnTheWay::Divert(impostor.addr());
+        stage.proxy.inject(diverted).await;
+        stage.shows_an_outage(&stranger).await;
+        assert!(stage.proxy.injected() >= 5, "{what}");
+        let calls = impostor.calls();
+        assert!(calls.connections >= 5, "{what}: {calls:?}");
+        assert_eq!(calls.verify.total + calls.token.total, 0, "{what}");
+        assert_eq!(calls.unrouted, 0, "{what}");
+        let told = log.lines("ERROR", "security=true");
+        assert_eq!(told.len(), usize::from(is_certificate), "{what}: {told:?}");
+        stage.proxy.heal();
+        stage.shows_recovery(&stranger).await;
+    }
+}
+
+#[tokio::test]
+async fn fault_13_a_name_that_resolves_no_more_is_an_outage() {
+    const GONE: &str = "issuer.invalid";
+
+    let emulator = KindeEmulator::start().await.unwrap();
+    let proxy = FaultProxy::to(emulator.addr());
+    let clock = TestClock::new();
+    // The issuer's name is part of a verifier, so the one whose name is gone takes the place of the other.
+    let resolves = kinde(&emulator, &proxy, &clock).build().unwrap();
+    let does_not = KindeVerifier::builder(format!("http://{GONE}"))
+        .dangerously_allow_http()
+        .without_credentials()
+        .build()
+        .unwrap();
+    let is_gone = Arc::new(AtomicBool::new(false));
+    let unresolved = Arc::new(AtomicUsize::new(0));
+    let verifier = verifier_fn({
+        let (is_gone, unresolved) = (Arc::clone(&is_gone), Arc::clone(&unresolved));
+        move |key| {
+            let is_gone = is_gone.load(Ordering::SeqCst);
+            unresolved.fetch_add(usize::from(is_gone), Ordering::SeqCst);
+            let kinde = if is_gone { &does_not } else { &resolves }.clone();
+            async move { kinde.verify(&key).await }
+        }
+    });
+    let auth = ApiKeyLayer::builder(verifier).test_clock(clock.clone());
+    let stage = Stage::with(emulator, proxy, clock, auth.build().unwrap()).await;
+    let stranger = stage.stranger();
+    assert!(tokio::net::lookup_host((GONE, 80)).await.is_err());
+    is_gone.store(true, Ordering::SeqCst);
+    stage.shows_an_outage(&stranger).await;
+    assert!(unresolved.load(Ordering::SeqCst) >= 5);
+    is_gone.store(false, Ordering::SeqCst);
+    stage.shows_recovery(&stranger).await;
 }
 
 #[tokio::test]

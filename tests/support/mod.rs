@@ -1,10 +1,11 @@
 //! What several test binaries share: an issuer whose answers and moods a test sets, services to stand behind the layer,
-//! a client that shows the bytes of an answer, and a log that can be read.
+//! a client that shows the bytes of an answer, a proxy that spoils them, and a log that can be read.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub(crate) mod issuer;
 pub(crate) mod log;
+pub(crate) mod proxy;
 pub(crate) mod service;
 pub(crate) mod wire;
 
