@@ -18,7 +18,10 @@ const ROUNDS: usize = 61;
 const REQUESTS: u32 = 2_000;
 
 pub(crate) fn of_all() {
-    table("hit: one request, whole and over a layer that does nothing", ALL);
+    table(
+        "hit: one request, whole and over a layer that does nothing",
+        ALL,
+    );
 }
 
 /// Prints what these rows cost. The rows they are measured against, and the floor, must be among them.

@@ -27,6 +27,7 @@ Without a bench, all of them, one after another.
   herd         ten thousand requests at once with one cold key
   miss         a cold key, beside the bare call to the issuer
   end_to_end   requests per second over loopback, under wrk
+  books        audit, usage, limits and settings, each on and off; a build of its own
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
   guard --record             writes that file";
 
@@ -50,10 +51,22 @@ pub fn main() -> ExitCode {
         ["miss"] => miss::table(),
         ["end_to_end"] => end_to_end::table(),
         ["hit", "--criterion", ref filter @ ..] => hit::criterion(filter.first().copied()),
+        #[cfg(feature = "books")]
+        ["books"] => hit::table(
+            "books: what each part adds to a hit",
+            &[rows::NO_OP, rows::FLOOR]
+                .map(rows::find)
+                .into_iter()
+                .chain(rows::books::ALL.iter().copied())
+                .collect::<Vec<_>>(),
+        ),
         ["guard"] => return hit::guard(),
         ["guard", "--record"] => hit::record(),
         // What the benches start as processes of their own.
-        ["row", name, times] => rows::repeat(rows::ALL, name, times.parse().expect("a number of requests")),
+        ["row", name, times] => rows::repeat(
+            rows::find(name),
+            times.parse().expect("a number of requests"),
+        ),
         ["memory", keys] => scale::memory(keys.parse().expect("a number of keys")),
         ["junk", keys] => scale::junk(keys.parse().expect("a number of keys")),
         ["serve", row, address] => end_to_end::serve(row, address),

@@ -46,7 +46,9 @@ fn main() -> ExitCode {
         ),
         // What the bench starts as a process of its own.
         ["row", name, times] => {
-            rows::repeat(&rows, name, times.parse().expect("a number of requests"));
+            let row = rows.iter().find(|row| row.name == name);
+            let row = row.unwrap_or_else(|| panic!("no row `{name}`"));
+            rows::repeat(*row, times.parse().expect("a number of requests"));
         }
         _ => {
             eprintln!("usage: benches/run peers");

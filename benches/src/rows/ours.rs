@@ -1,13 +1,10 @@
 //! The crate's own layer, in its default configuration.
 
-use std::convert::Infallible;
-
 use axum::Router;
 use axum::routing::get;
 use futures_util::FutureExt;
 use http::StatusCode;
 use tower::ServiceExt;
-use tower_orgkey::settings::{OrgSettingsLayer, settings_fn};
 use tower_orgkey::{
     ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Scopes, Verification, VerifyError,
     require_org, require_scope, verifier_fn,
@@ -44,14 +41,6 @@ pub(super) fn handler() -> Call {
     passes(Router::new().route(REPORTS, get(handler)).layer(layers))
 }
 
-pub(super) fn settings() -> Call {
-    let auth = warm_layer();
-    let loader = settings_fn(|_| async { Ok::<_, Infallible>(3_u32) });
-    let router = api().layer((auth.clone(), OrgSettingsLayer::new(&auth.handle(), loader)));
-    ask(&router, BEARER);
-    passes(router)
-}
-
 pub(super) fn refused() -> Call {
     let api = api().layer((warm_layer(), require_scope(SCOPE)));
     through(REPORTS, JUNK, StatusCode::UNAUTHORIZED, api)
@@ -76,7 +65,7 @@ pub(crate) fn warm_layer() -> ApiKeyLayer {
 }
 
 /// A request that may wait, so that the next one like it need not.
-fn ask(router: &Router, authorization: &'static str) {
+pub(super) fn ask(router: &Router, authorization: &'static str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
