@@ -137,6 +137,8 @@ fn kinde(emulator: &KindeEmulator, proxy: &FaultProxy, clock: &TestClock) -> Kin
     let kinde = KindeVerifier::builder(issuer)
         .client_credentials(emulator.client_id(), emulator.client_secret())
         .audience(emulator.audience())
+        // The attempt's own deadline is enough. A busy machine takes its time over the TLS of those who do answer.
+        .connect_timeout(Duration::from_secs(5))
         .test_clock(clock.clone());
     match emulator.root_certificate_pem() {
         Some(root) => kinde.add_root_certificate_pem(root),
