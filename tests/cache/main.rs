@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod blocked;
 mod flight;
 mod judged_again;
 mod refusals;
