@@ -227,6 +227,9 @@ impl fmt::Debug for DigestSecret {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
     use super::*;
 
     #[test]
@@ -278,6 +281,17 @@ mod tests {
         }
         assert!(secret.digest(&key[..511]) != digest);
         assert!(DigestSecret::draw().unwrap().digest(&key) != digest);
+    }
+
+    #[test]
+    fn a_table_spreads_digests_and_finds_them_again() {
+        let secret = DigestSecret::draw().unwrap();
+        let tables = std::hash::RandomState::new();
+        let hash = |key: &str| BuildHasher::hash_one(&tables, secret.digest(key));
+        let keys: Vec<_> = (0..1_000).map(|n| format!("k_live_{n}")).collect();
+        let spread: HashSet<_> = keys.iter().map(|key| hash(key)).collect();
+        assert_eq!(spread.len(), keys.len());
+        assert_eq!(hash(&keys[0]), hash(&keys[0]));
     }
 
     #[test]

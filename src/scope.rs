@@ -360,4 +360,22 @@ mod tests {
         assert_eq!(held, Scopes::from_names(["ok"]));
         assert!(Scopes::from_names(["two words"]).is_empty());
     }
+
+    #[test]
+    fn a_set_knows_its_size_and_a_scope_is_written_as_its_name() {
+        for names in [&[][..], &["b"], &["b", "a", "b"]] {
+            let held = Scopes::from_names(names.iter().copied());
+            let listed: Vec<_> = held.iter().map(ToString::to_string).collect();
+            let distinct = std::collections::BTreeSet::from_iter(names.iter().copied());
+            assert!(listed.iter().eq(distinct.iter()), "{listed:?}");
+            assert_eq!(held.len(), distinct.len());
+            assert_eq!(held.is_empty(), names.is_empty());
+            assert!((&held).into_iter().eq(held.iter()));
+        }
+        let scope = Scope::new("read:users").unwrap();
+        assert_eq!(
+            (scope.as_str(), scope.as_ref()),
+            ("read:users", "read:users")
+        );
+    }
 }
