@@ -362,6 +362,20 @@ mod tests {
     }
 
     #[test]
+    fn a_set_of_any_size_holds_its_own_names_and_no_others() {
+        for size in 0..40 {
+            let names: Vec<_> = (0..size).map(|n| format!("read:{n:02}")).collect();
+            let held = Scopes::from_names(names.iter().rev().map(String::as_str));
+            for name in &names {
+                assert!(held.contains(name), "{name} of {size}");
+                assert!(!held.contains(&format!("{name}x")), "{name}x of {size}");
+                assert!(!held.contains(&name[..6]), "{} of {size}", &name[..6]);
+            }
+            assert!(!held.contains("write:00") && !held.contains("a") && !held.contains(""));
+        }
+    }
+
+    #[test]
     fn a_set_knows_its_size_and_a_scope_is_written_as_its_name() {
         for names in [&[][..], &["b"], &["b", "a", "b"]] {
             let held = Scopes::from_names(names.iter().copied());
