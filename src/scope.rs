@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_knows_its_size_and_a_scope_is_written_as_its_name() {
+    fn a_set_knows_its_size_and_a_scope_of_any_length_is_written_as_its_name() {
         for names in [&[][..], &["b"], &["b", "a", "b"]] {
             let held = Scopes::from_names(names.iter().copied());
             let listed: Vec<_> = held.iter().map(ToString::to_string).collect();
@@ -386,6 +386,8 @@ mod tests {
             assert_eq!(held.is_empty(), names.is_empty());
             assert!((&held).into_iter().eq(held.iter()));
         }
+        let longest = "a".repeat(MAX_SCOPE_LEN);
+        assert_eq!(Scope::new(longest.as_str()).unwrap().as_str(), longest);
         let scope = Scope::new("read:users").unwrap();
         assert_eq!(
             (scope.as_str(), scope.as_ref()),

@@ -627,6 +627,24 @@ async fn a_list_that_lacks_most_keys_is_believed_when_the_next_one_does_too() {
 }
 
 #[tokio::test]
+async fn a_list_that_lacks_half_of_many_keys_is_believed_at_once_and_one_that_lacks_more_is_not() {
+    for (of, is_believed) in [(40, true), (39, false)] {
+        let stage = Stage::set().await;
+        let mut poller = stage.poller().build().unwrap();
+        for n in 0..of {
+            let key = stage.known("org_a").await;
+            if n < 20 {
+                stage.emulator.delete(key.id());
+            }
+        }
+        stage.clock.jump(Duration::from_secs(10));
+        let report = poller.walk_once().await.unwrap();
+        assert_eq!(report.is_believed, is_believed, "20 of {of}");
+        assert_eq!(report.invalidated, if is_believed { 20 } else { 0 });
+    }
+}
+
+#[tokio::test]
 async fn a_token_that_was_revoked_early_is_replaced_once() {
     let stage = Stage::set().await;
     let mut poller = stage.poller().build().unwrap();

@@ -1,6 +1,6 @@
 //! Keys of another API of the same tenant.
 
-use super::stage::{GOOD, Stage, no, yes};
+use super::stage::{GOOD, Stage, YES, no, yes};
 use super::stub::{Answer, Endpoint};
 
 const NEW: &str = "k_live_good_0002";
@@ -50,6 +50,33 @@ async fn the_record_is_read_with_or_without_a_wrapping() {
     let bare = format!(r#"{{"id":"api_key_0001",{OURS}}}"#);
     stage.stub.always(Endpoint::Key, Answer::json(200, &bare));
     assert_eq!(stage.get(GOOD).await, served());
+}
+
+#[tokio::test]
+async fn a_record_need_not_repeat_the_id_it_was_asked_for() {
+    let stage = stage().await;
+    let wrapped = format!(r#"{{"api_key":{{{OURS}}}}}"#);
+    stage
+        .stub
+        .always(Endpoint::Key, Answer::json(200, &wrapped));
+    assert_eq!(stage.get(GOOD).await, served());
+    assert_eq!(stage.count(Endpoint::Key), 1);
+}
+
+#[tokio::test]
+async fn a_key_of_no_organization_is_ours_if_its_record_names_none_either() {
+    let stage = stage().await;
+    let nobodys = YES.replace(r#""org_1""#, "null");
+    stage
+        .stub
+        .always(Endpoint::Verify, Answer::json(200, &nobodys));
+    for none in ["", r#","organization_id":null"#] {
+        let fields = format!(r#""api_ids":["api_ours"]{none}"#);
+        stage.stub.always(Endpoint::Key, record(&fields));
+        assert!(stage.verify(GOOD).await.unwrap().is_valid());
+        stage.jump(3_700);
+    }
+    assert_eq!(stage.count(Endpoint::Key), 2);
 }
 
 #[tokio::test]
