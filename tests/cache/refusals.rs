@@ -1,5 +1,7 @@
 //! How long a no is remembered.
 
+use tower_orgkey::{ApiKeyHandle, KeyId, OrgCode};
+
 use crate::support::service::{api, outcome, passed};
 use crate::support::{Issuer, Say, org};
 use crate::{BAD, MS, ONE, SECOND, layer, refused, settle, unavailable};
@@ -104,4 +106,36 @@ async fn a_refused_key_stays_refused_while_the_issuer_is_away_and_is_unknown_aft
     assert_eq!(outcome(&api, BAD).await, refused());
     tokio::time::advance(MS).await;
     assert_eq!(outcome(&api, BAD).await, unavailable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_no_outlives_every_invalidation_but_that_of_everything() {
+    let decrees: [(fn(&ApiKeyHandle), usize); 4] = [
+        (
+            |handle| handle.invalidate_org(&OrgCode::from_static("org_one")),
+            2,
+        ),
+        (
+            |handle| handle.invalidate_key_id(&KeyId::from_static("id_of_org_one")),
+            2,
+        ),
+        (
+            |handle| {
+                handle.block_org(&OrgCode::from_static("org_one")).unwrap();
+            },
+            2,
+        ),
+        (ApiKeyHandle::invalidate_all, 3),
+    ];
+    for (n, (decree, calls)) in decrees.into_iter().enumerate() {
+        let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
+        let (layer, _) = layer(issuer.clone());
+        let api = api(&layer);
+        assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(issuer.calls(), 2);
+        decree(&layer.handle());
+        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(issuer.calls(), calls, "decree {n}");
+    }
 }
