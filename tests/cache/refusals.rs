@@ -108,9 +108,11 @@ async fn a_refused_key_stays_refused_while_the_issuer_is_away_and_is_unknown_aft
     assert_eq!(outcome(&api, BAD).await, unavailable());
 }
 
+type Decree = fn(&ApiKeyHandle);
+
 #[tokio::test(start_paused = true)]
 async fn a_no_outlives_every_invalidation_but_that_of_everything() {
-    let decrees: [(fn(&ApiKeyHandle), usize); 4] = [
+    let decrees: [(Decree, usize); 4] = [
         (
             |handle| handle.invalidate_org(&OrgCode::from_static("org_one")),
             2,
