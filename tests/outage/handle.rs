@@ -202,6 +202,21 @@ async fn fault_27_waiters_for_a_key_that_stays_good_are_served_by_a_call_from_af
 }
 
 #[tokio::test(start_paused = true)]
+async fn invalidating_a_key_or_everything_sends_those_who_wait_to_ask_anew_at_once() {
+    for decree in [InvalidateKey, InvalidateAll] {
+        let app = app().await;
+        app.issuer.takes(millis(500));
+        let waiter = app.begin(KEY);
+        pass(millis(100)).await;
+        assert_eq!(app.issuer.calls_for(KEY), 1, "{decree:?}");
+        decree.apply(&app);
+        pass(millis(1)).await;
+        assert_eq!(app.issuer.calls_for(KEY), 2, "{decree:?}");
+        assert_eq!(waiter.await.unwrap().status, 200, "{decree:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_27_a_refresh_under_way_brings_nothing_back() {
     for decree in Decree::all() {
         let app = app().await;
