@@ -258,6 +258,8 @@ async fn fault_17_a_dead_token_and_a_dead_token_endpoint_refuse_nobody() {
     stage.jump(130);
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.count(Endpoint::Token), 2);
+    // The token that was refused is not presented once more for want of another.
+    assert_eq!(stage.count(Endpoint::Verify), 2);
     assert_eq!(stage.get(NEW).await.0, 503);
 }
 
