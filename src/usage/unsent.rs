@@ -60,7 +60,8 @@ pub enum UnsentFileError {
         #[source]
         source: io::Error,
     },
-    /// Another process, or another pusher of this one, has it.
+    /// Another process, or another pusher of this one, has it. One that was dropped while it saved has it until the save is
+    /// over.
     #[error("{} is in use", path.display())]
     InUse {
         /// Where it is.

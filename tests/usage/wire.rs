@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_orgkey::telemetry;
 use tower_orgkey::usage::{
-    OpenMeterSink, UnsentFile, UsageHandle, UsagePusher, UsagePusherBuilder,
+    OpenMeterSink, UnsentFile, UnsentFileError, UsageHandle, UsagePusher, UsagePusherBuilder,
 };
 
 use crate::collector::{Collector, Does};
@@ -53,8 +53,17 @@ impl Scratch {
         Self(directory)
     }
 
+    /// The file, once a save that a dropped pusher left under way has let go of it.
     fn file(&self) -> UnsentFile {
-        UnsentFile::open(self.0.join("unsent")).unwrap()
+        for _ in 0..10_000 {
+            match UnsentFile::open(self.0.join("unsent")) {
+                Err(UnsentFileError::InUse { .. }) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("the file is never let go of");
     }
 }
 
