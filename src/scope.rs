@@ -380,7 +380,7 @@ mod tests {
         for names in [&[][..], &["b"], &["b", "a", "b"]] {
             let held = Scopes::from_names(names.iter().copied());
             let listed: Vec<_> = held.iter().map(ToString::to_string).collect();
-            let distinct = std::collections::BTreeSet::from_iter(names.iter().copied());
+            let distinct: std::collections::BTreeSet<_> = names.iter().copied().collect();
             assert!(listed.iter().eq(distinct.iter()), "{listed:?}");
             assert_eq!(held.len(), distinct.len());
             assert_eq!(held.is_empty(), names.is_empty());
