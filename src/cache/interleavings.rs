@@ -70,7 +70,7 @@ fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
 }
 
 fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<Airborne> {
-    match cache.enroll(&question(cache, oldest), false).unwrap() {
+    match cache.enroll(&question(cache, oldest)).unwrap() {
         Enrolled::Aboard(_) | Enrolled::AtHand(_) => None,
         Enrolled::Began(airborne, _) => Some(airborne),
     }
@@ -154,7 +154,7 @@ fn revoked_in(
         is_revoked.store(true, Ordering::Release);
         decree(&handle);
         assert!(!is_served(&cache), "served from the cache");
-        let boarded = match cache.enroll(&question(&cache, None), false).unwrap() {
+        let boarded = match cache.enroll(&question(&cache, None)).unwrap() {
             Enrolled::Aboard(flight) => Some(flight),
             Enrolled::Began(airborne, _) => {
                 let flight = Arc::clone(&airborne.flight);

@@ -132,7 +132,7 @@ impl Cache {
         question: &Question,
         in_background: bool,
     ) -> Result<Boarding, CannotTell> {
-        Ok(match self.enroll(question, in_background)? {
+        Ok(match self.enroll(question)? {
             Enrolled::Aboard(flight) => {
                 if !in_background {
                     self.coalesced.fetch_add(1, Ordering::Relaxed);
@@ -149,11 +149,7 @@ impl Cache {
     }
 
     /// Finds the question its flight, or makes one.
-    pub(super) fn enroll(
-        self: &Arc<Self>,
-        question: &Question,
-        in_background: bool,
-    ) -> Result<Enrolled, CannotTell> {
+    pub(super) fn enroll(self: &Arc<Self>, question: &Question) -> Result<Enrolled, CannotTell> {
         let digest = question.digest;
         let mut shard = self.flights.shard(digest);
         if let Some(flight) = shard.boarding(digest, question.oldest) {
@@ -166,7 +162,7 @@ impl Cache {
             return Ok(Enrolled::AtHand(settled));
         }
         let asker = match self.held(digest, None, now) {
-            Some(_) => Asker::Known { in_background },
+            Some(_) => Asker::Known,
             None if self.former.knows(digest, now) => Asker::Former,
             None => Asker::Stranger {
                 peer: question.peer,

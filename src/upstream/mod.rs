@@ -43,7 +43,7 @@ use crate::verify::{Answer, DynVerifier, VerifyError, VerifyErrorKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
     /// A key whose facts are held.
-    Known { in_background: bool },
+    Known,
     /// A key that was good in the last day.
     Former,
     /// Any other key, and who presents it.
@@ -52,7 +52,7 @@ pub(crate) enum Asker {
 
 impl Asker {
     fn is_known(self) -> bool {
-        matches!(self, Self::Known { .. })
+        matches!(self, Self::Known)
     }
 }
 

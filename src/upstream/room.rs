@@ -121,7 +121,7 @@ impl Room {
         }
         let (word, place) = oneshot::channel();
         match asker {
-            Asker::Known { .. } => self.known.push_back(word),
+            Asker::Known => self.known.push_back(word),
             Asker::Former => self.former.push_back(word),
             Asker::Stranger { peer } => self.strangers.push(peer, word),
         }
@@ -143,7 +143,7 @@ impl Room {
                 }
             };
             let word = match asker {
-                Asker::Known { .. } => self.known.pop_front(),
+                Asker::Known => self.known.pop_front(),
                 Asker::Former => self.former.pop_front(),
                 Asker::Stranger { .. } => self.strangers.pop(),
             };
@@ -218,7 +218,7 @@ impl Room {
     fn is_first(&mut self, asker: Asker, now: Tick) -> bool {
         match asker {
             // The reserve and the budget hold back unknown keys alone, and a known one then passes them by.
-            Asker::Known { .. } => {
+            Asker::Known => {
                 self.known.is_empty()
                     && self
                         .front_of_unknown()
@@ -246,9 +246,7 @@ impl Room {
     }
 
     fn front_of_known(&self) -> Option<Asker> {
-        (!self.known.is_empty()).then_some(Asker::Known {
-            in_background: true,
-        })
+        (!self.known.is_empty()).then_some(Asker::Known)
     }
 
     fn front_of_unknown(&self) -> Option<Asker> {
@@ -275,11 +273,11 @@ impl Room {
                     self.strangers.pop_last_of_row_beyond(own)
                 }
                 Asker::Former => self.strangers.pop_last_of_row_beyond(0),
-                Asker::Known { .. } if self.waiting_unknown() > HALF => self
+                Asker::Known if self.waiting_unknown() > HALF => self
                     .strangers
                     .pop_last_of_row_beyond(0)
                     .or_else(|| self.former.pop_back()),
-                Asker::Known { .. } => None,
+                Asker::Known => None,
             }
         };
         let Some(word) = sent_away else { return false };
@@ -318,9 +316,7 @@ impl Next {
 mod tests {
     use super::*;
 
-    const KNOWN: Asker = Asker::Known {
-        in_background: true,
-    };
+    const KNOWN: Asker = Asker::Known;
     const PATIENCE: Duration = Duration::from_secs(1);
 
     fn at(millis: u64) -> Tick {
