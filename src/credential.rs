@@ -6,7 +6,7 @@
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
-use crate::key::is_key;
+use crate::key::{MAX_KEY_LEN, MIN_KEY_LEN};
 
 /// Which header carries the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +20,11 @@ pub(crate) enum CredentialSource {
 pub(crate) enum Credential<'a> {
     /// Nothing, or another scheme, which is another middleware's business.
     Absent,
-    /// Repeated, or outside the grammar.
+    /// Repeated, or no key by its length or by what stands before it.
     Malformed,
-    /// A key that keeps the grammar.
-    Key(&'a [u8]),
+    /// Something as long as a key. Whether it keeps the grammar is asked later, of what is not held: under the digest of what
+    /// does not keep it nothing is ever held, and nearly every request finds what is.
+    Presented(&'a [u8]),
 }
 
 impl CredentialSource {
@@ -50,7 +51,7 @@ impl CredentialSource {
                 None => Credential::Absent,
             },
             Self::Header(name) => match headers.get_mut(name) {
-                Some(value) => key(seal(value)),
+                Some(value) => presented(seal(value)),
                 None => Credential::Absent,
             },
         }
@@ -72,8 +73,8 @@ fn bearer(value: &[u8]) -> Credential<'_> {
         let is_scheme = u32::from_le_bytes([b, e, a, r]) | 0x2020_2020
             == u32::from_le_bytes(*b"bear")
             && u16::from_le_bytes(er) | 0x2020 == u16::from_le_bytes(*b"er");
-        if is_scheme && is_key(rest) {
-            return Credential::Key(rest);
+        if is_scheme && rest.first() != Some(&b' ') {
+            return presented(rest);
         }
     }
     unusual_bearer(value)
@@ -94,12 +95,13 @@ fn unusual_bearer(value: &[u8]) -> Credential<'_> {
         };
     }
     let spaces = rest.iter().take_while(|&&b| b == b' ').count();
-    key(&rest[spaces..])
+    presented(&rest[spaces..])
 }
 
-fn key(bytes: &[u8]) -> Credential<'_> {
-    if is_key(bytes) {
-        Credential::Key(bytes)
+#[inline]
+fn presented(bytes: &[u8]) -> Credential<'_> {
+    if (MIN_KEY_LEN..=MAX_KEY_LEN).contains(&bytes.len()) {
+        Credential::Presented(bytes)
     } else {
         Credential::Malformed
     }
@@ -123,9 +125,18 @@ mod tests {
     use http::header::COOKIE;
 
     use super::*;
+    use crate::key::is_key;
 
     fn read(headers: &mut HeaderMap) -> Credential<'_> {
-        CredentialSource::AuthorizationBearer.read(headers)
+        read_from(&CredentialSource::AuthorizationBearer, headers)
+    }
+
+    /// With the grammar asked, as the layer does with what it does not hold.
+    fn read_from<'a>(source: &CredentialSource, headers: &'a mut HeaderMap) -> Credential<'a> {
+        match source.read(headers) {
+            Credential::Presented(key) if !is_key(key) => Credential::Malformed,
+            read => read,
+        }
     }
 
     fn with(value: &[u8]) -> HeaderMap {
@@ -144,7 +155,7 @@ mod tests {
         ] {
             assert_eq!(
                 read(&mut with(value.as_bytes())),
-                Credential::Key(b"12345678"),
+                Credential::Presented(b"12345678"),
                 "{value}"
             );
         }
@@ -204,15 +215,18 @@ mod tests {
         let name = HeaderName::from_static("x-api-key");
         let source = CredentialSource::Header(name.clone());
         let mut headers = with(b"Bearer 12345678");
-        assert_eq!(source.read(&mut headers), Credential::Absent);
+        assert_eq!(read_from(&source, &mut headers), Credential::Absent);
         headers.insert(&name, HeaderValue::from_static("Bearer 12345678"));
-        assert_eq!(source.read(&mut headers), Credential::Malformed);
+        assert_eq!(read_from(&source, &mut headers), Credential::Malformed);
         headers.insert(&name, HeaderValue::from_static(""));
-        assert_eq!(source.read(&mut headers), Credential::Malformed);
+        assert_eq!(read_from(&source, &mut headers), Credential::Malformed);
         headers.insert(&name, HeaderValue::from_static("12345678"));
-        assert_eq!(source.read(&mut headers), Credential::Key(b"12345678"));
+        assert_eq!(
+            read_from(&source, &mut headers),
+            Credential::Presented(b"12345678")
+        );
         headers.append(&name, HeaderValue::from_static("12345678"));
-        assert_eq!(source.read(&mut headers), Credential::Malformed);
+        assert_eq!(read_from(&source, &mut headers), Credential::Malformed);
     }
 
     #[test]
@@ -220,7 +234,7 @@ mod tests {
         let mut headers = with(b"Bearer 12345678");
         headers.append(COOKIE, HeaderValue::from_static("a=1"));
         headers.append(COOKIE, HeaderValue::from_static("b=2"));
-        assert_eq!(read(&mut headers), Credential::Key(b"12345678"));
+        assert_eq!(read(&mut headers), Credential::Presented(b"12345678"));
         headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer 12345678"));
         assert_eq!(read(&mut headers), Credential::Malformed);
     }

@@ -34,9 +34,15 @@ pub fn credential(input: &[u8]) {
             headers.append(source.header(), value.clone());
         }
         let is_bearer = *source.header() == AUTHORIZATION;
-        let read = source.read(&mut headers);
+        // As the layer does with what it does not hold.
+        let read = match source.read(&mut headers) {
+            Credential::Presented(key) if ApiKey::from_bytes(key).is_err() => Credential::Malformed,
+            read => read,
+        };
         assert_eq!(read, plain_credential(&values, is_bearer));
-        let Credential::Key(key) = read else { continue };
+        let Credential::Presented(key) = read else {
+            continue;
+        };
         let key = String::from_utf8_lossy(key).into_owned();
         assert!(ApiKey::parse(&key).is_ok_and(|parsed| parsed.expose_secret() == key));
         assert!(!format!("{headers:?}").contains(&key), "a key is shown");
@@ -85,7 +91,7 @@ fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || "-._~+/".contains(c));
     if is_key {
-        Credential::Key(key.as_bytes())
+        Credential::Presented(key.as_bytes())
     } else {
         Credential::Malformed
     }

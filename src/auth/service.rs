@@ -11,7 +11,7 @@ use crate::cache::{Entry, Look, Question};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
-use crate::key::{ApiKey, KeyDigest};
+use crate::key::ApiKey;
 use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
@@ -84,13 +84,18 @@ where
 }
 
 impl<S: Clone, F> ApiKeyService<S, F> {
+    /// The user's function that tells callers apart is asked here and not in [`Core::way`]: a function that nobody can look
+    /// into, and that sees where the request lies, would have the compiler copy the request of every hit.
     #[cold]
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
-        question: Question,
+        mut question: Question,
     ) -> Box<Pending<S, ReqBody, Arc<Core>>> {
         let core = Arc::clone(&self.layer.core);
+        if let Some(peer) = &core.peer {
+            question.peer = peer(RequestHead::of(&request));
+        }
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
         Box::new(Pending::new(inner, request, &cache, question, core))
@@ -106,7 +111,7 @@ impl Core {
         max_age: Option<std::time::Duration>,
     ) -> Way {
         let (key, digest) = match self.credential.read(request.headers_mut()) {
-            Credential::Key(key) => (key, self.cache.digest(key)),
+            Credential::Presented(key) => (key, self.cache.digest(key)),
             Credential::Absent if self.allow_anonymous => return anonymous(request),
             Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
@@ -119,7 +124,7 @@ impl Core {
         };
         let entry = match self.cache.look(digest, oldest, now) {
             Ok(entry) => entry,
-            Err(held) => match self.cache.look_closer(held, digest, oldest, now) {
+            Err(held) => match self.cache.look_closer(held, key, digest, oldest, now) {
                 Look::Serve(entry) => entry,
                 Look::ServeAndRefresh(entry) => {
                     if let Ok(key) = ApiKey::from_bytes(key) {
@@ -128,11 +133,17 @@ impl Core {
                     entry
                 }
                 Look::Refused => return Way::Refuse(Rejection::invalid_token()),
+                Look::Malformed => return Way::Refuse(Rejection::malformed_credential()),
                 Look::Ask => {
-                    let Ok(key) = ApiKey::from_bytes(key) else {
-                        return Way::Refuse(Rejection::malformed_credential());
+                    return match ApiKey::from_bytes(key) {
+                        Ok(key) => Way::Wait(Question {
+                            key,
+                            digest,
+                            oldest,
+                            peer: None,
+                        }),
+                        Err(_) => Way::Refuse(Rejection::malformed_credential()),
                     };
-                    return self.ask(request, key, digest, oldest);
                 }
             },
         };
@@ -142,23 +153,6 @@ impl Core {
             },
             Err(rejection) => Way::Refuse(rejection),
         }
-    }
-
-    #[cold]
-    fn ask<B>(
-        &self,
-        request: &Request<B>,
-        key: ApiKey,
-        digest: KeyDigest,
-        oldest: Option<Tick>,
-    ) -> Way {
-        let peer = self.peer.as_ref();
-        Way::Wait(Question {
-            key,
-            digest,
-            oldest,
-            peer: peer.and_then(|peer| peer(RequestHead::of(request))),
-        })
     }
 
     /// Judges facts for this request, and gives it its context. `cached` facts were there before it came.

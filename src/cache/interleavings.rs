@@ -94,7 +94,7 @@ fn is_served(cache: &Cache) -> bool {
     match cache.look(digest, None, now) {
         Ok(_) => true,
         Err(held) => matches!(
-            cache.look_closer(held, digest, None, now),
+            cache.look_closer(held, SECRET.as_bytes(), digest, None, now),
             Look::Serve(_) | Look::ServeAndRefresh(_)
         ),
     }

@@ -65,7 +65,7 @@ use self::store::Store;
 use self::suspects::Suspects;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
-use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
+use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail, is_key};
 use crate::telemetry;
 use crate::upstream::Upstream;
 
@@ -102,6 +102,8 @@ pub(crate) enum Look {
     Refused,
     /// Nothing that may be served without asking first.
     Ask,
+    /// Nothing, and no key either.
+    Malformed,
 }
 
 impl Cache {
@@ -181,16 +183,21 @@ impl Cache {
     }
 
     /// Everything but a fresh hit, kept apart from it so that a hit needs neither its code nor its registers.
+    ///
+    /// What is held has kept the grammar of keys, or the issuer would not have been asked; of anything else it is asked first.
+    /// What does not keep it is no look-up that is counted.
     #[inline(never)]
     pub(crate) fn look_closer(
         &self,
         held: Option<Arc<Entry>>,
+        key: &[u8],
         digest: KeyDigest,
         oldest: Option<Tick>,
         now: Tick,
     ) -> Look {
         let (look, found) = match held {
             Some(entry) => self.look_at(entry, oldest, now),
+            None if !is_key(key) => return Look::Malformed,
             None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
             None => (Look::Ask, Found::Nothing),
         };

@@ -93,7 +93,7 @@ impl<T: Send + Sync + 'static> Core<T> {
                 entry
             }
             // A loader refuses nobody; if there were a refusal, asking again would be the way out.
-            Look::Ask | Look::Refused => {
+            Look::Ask | Look::Refused | Look::Malformed => {
                 return Way::Wait(Question {
                     key: ApiKey::standing_for(&org),
                     digest,

@@ -362,6 +362,10 @@ async fn the_statistics_add_up() {
         app.get("junk-junk").await;
     }
     add(5);
+    // No key, so nothing was looked up, though it is as long as one.
+    for _ in 0..5 {
+        assert_eq!(app.get("junk,junk").await.status, 400);
+    }
     app.handle.block_org(&OrgCode::from_static(ORG)).unwrap();
     app.get_now(KEY);
     add(1);
