@@ -381,17 +381,52 @@ mod tests {
         assert_eq!(breaker.state(now), BreakerState::Closed);
     }
 
-    #[test]
-    fn an_outcome_from_before_the_opening_changes_nothing() {
-        let breaker = Breaker::default();
-        let old: Vec<_> = (0..6).map(|_| breaker.begin(at(0)).unwrap()).collect();
-        let mut old = old.into_iter();
+    /// Opens it while this many calls are under way that began before.
+    fn open_past(breaker: &Breaker, calls: usize) -> impl Iterator<Item = Call<'_>> {
+        let under_way: Vec<_> = (0..calls).map(|_| breaker.begin(at(0)).unwrap()).collect();
         for _ in 0..5 {
-            old.next().unwrap().end(Health::Failed, at(0));
+            end(breaker, Health::Failed, at(0));
         }
-        let state = breaker.state(at(0));
-        assert!(!old.next().unwrap().end(Health::Answered, at(0)));
-        assert_eq!(breaker.state(at(0)), state);
+        under_way.into_iter()
+    }
+
+    #[test]
+    fn an_outcome_from_before_the_opening_changes_nothing_then_or_later() {
+        const ALL: [Health; 3] = [Health::Failed, Health::Answered, Health::Alive];
+
+        let breaker = Breaker::default();
+        let mut old = open_past(&breaker, 2 * ALL.len() + 5);
+        let open = breaker.state(at(0));
+        for (health, call) in ALL.into_iter().zip(&mut old) {
+            assert!(!call.end(health, at(0)), "{health:?}");
+            assert_eq!(breaker.state(at(0)), open, "{health:?}");
+        }
+        let probe = breaker.begin(at(5_000)).unwrap();
+        for health in ALL {
+            assert!(!old.next().unwrap().end(health, at(5_000)), "{health:?}");
+            assert!(breaker.begin(at(5_000)).is_err(), "{health:?}");
+        }
+        assert!(!probe.end(Health::Answered, at(5_000)));
+        for call in old {
+            assert!(!call.end(Health::Failed, at(5_000)));
+        }
+        assert_eq!(breaker.state(at(5_000)), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_dropped_call_gives_back_no_turn_but_its_own() {
+        let breaker = Breaker::default();
+        drop(breaker.begin(at(0)).unwrap());
+        assert_eq!(breaker.state(at(0)), BreakerState::Closed);
+        let mut old = open_past(&breaker, 2);
+        let open = breaker.state(at(0));
+        drop(old.next());
+        assert_eq!(breaker.state(at(0)), open);
+        let probe = breaker.begin(at(5_000)).unwrap();
+        drop(old.next());
+        assert!(breaker.begin(at(5_000)).is_err(), "a second probe");
+        drop(probe);
+        assert!(breaker.begin(at(5_000)).is_ok());
     }
 
     fn subjects(n: usize) -> Vec<KeyDigest> {
@@ -428,6 +463,22 @@ mod tests {
         for (n, &subject) in subjects[..5].iter().enumerate() {
             let opens = end_about(&breaker, subject, Health::Failed, at(4_000_000));
             assert_eq!(opens, n == 4, "{n}");
+        }
+    }
+
+    #[test]
+    fn a_subjects_failures_count_once_in_ten_seconds_and_then_once_more() {
+        for (again, opens) in [(9_999, false), (10_000, true)] {
+            let breaker = Breaker::default();
+            let subjects = subjects(5);
+            for &subject in &subjects {
+                assert!(!end_about(&breaker, subject, Health::Failed, at(0)));
+                assert!(!end(&breaker, Health::Answered, at(0)));
+            }
+            for (n, &subject) in subjects.iter().enumerate() {
+                let opened = end_about(&breaker, subject, Health::Failed, at(again));
+                assert_eq!(opened, opens && n == 4, "{n} after {again} ms");
+            }
         }
     }
 

@@ -104,6 +104,18 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_is_as_long_as_what_is_missing_of_a_token_takes() {
+        let mut bucket = Bucket::new(1.0, 10.0, at(0));
+        assert_eq!(bucket.wait(at(0)), Duration::ZERO);
+        bucket.spend(at(0));
+        assert_eq!(bucket.wait(at(0)), Duration::from_millis(100));
+        assert_eq!(bucket.wait(at(50)), Duration::from_millis(50));
+        bucket.spend(at(50));
+        assert_eq!(bucket.wait(at(50)), Duration::from_millis(150));
+        assert_eq!(bucket.wait(at(200)), Duration::ZERO);
+    }
+
+    #[test]
     fn a_clock_that_reads_earlier_gives_nothing() {
         let mut bucket = Bucket::new(1.0, 1.0, at(5_000)).emptied();
         assert!(!bucket.take(at(0)));

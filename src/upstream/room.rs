@@ -439,6 +439,25 @@ mod tests {
     }
 
     #[test]
+    fn a_newcomer_passes_nobody_whose_turn_it_is_or_may_be() {
+        let is_called = |waiting, newcomer| {
+            let mut room = Room::new(Some(10), at(0));
+            assert!(matches!(enter(&mut room, KNOWN), Ok(Place::Called)));
+            let _waiting = waits(enter(&mut room, waiting));
+            // Whoever is called up now may go.
+            let place = room.enter(newcomer, at(100), PATIENCE);
+            matches!(place.unwrap(), Place::Called)
+        };
+        for waiting in [KNOWN, Asker::Former, stranger(1)] {
+            assert!(!is_called(waiting, KNOWN), "{waiting:?}");
+            assert!(!is_called(waiting, stranger(2)), "{waiting:?}");
+        }
+        assert!(!is_called(KNOWN, Asker::Former));
+        assert!(!is_called(Asker::Former, Asker::Former));
+        assert!(is_called(stranger(1), Asker::Former));
+    }
+
+    #[test]
     fn a_full_room_makes_room_for_those_who_go_first_and_says_when_to_come_back() {
         let mut room = with_empty_budget();
         let mut flood: Vec<_> = (0..MAX_WAITING)
@@ -460,6 +479,51 @@ mod tests {
                 .try_recv()
                 .is_err_and(|error| error == oneshot::error::TryRecvError::Empty)
         );
+    }
+
+    #[test]
+    fn nobody_makes_room_for_a_peer_whose_row_would_be_as_long() {
+        let mut room = with_empty_budget();
+        let mut rows = [(Asker::Former, 1), (stranger(1), 127), (stranger(2), 128)]
+            .map(|(asker, len)| Vec::from_iter((0..len).map(|_| waits(enter(&mut room, asker)))));
+        let mut sent_away = || {
+            rows.each_mut().map(|row| {
+                row.iter_mut()
+                    .filter_map(|place| place.try_recv().ok())
+                    .count()
+            })
+        };
+        assert!(enter(&mut room, stranger(1)).is_err());
+        assert!(enter(&mut room, stranger(2)).is_err());
+        assert_eq!(sent_away(), [0, 0, 0]);
+        let _third = waits(enter(&mut room, stranger(3)));
+        assert_eq!(sent_away(), [0, 0, 1], "of the longest row");
+    }
+
+    #[test]
+    fn a_peer_that_makes_room_takes_nobody_elses_turn_along() {
+        let mut room = with_empty_budget();
+        let mut places: Vec<_> = (0..MAX_WAITING as u64)
+            .map(|peer| waits(enter(&mut room, stranger(peer))))
+            .collect();
+        let mut former = waits(enter(&mut room, Asker::Former));
+        let (mut called, mut sent_away) = (Vec::new(), 0);
+        for turn in 0..=MAX_WAITING as u64 {
+            room.call_up(at(20 * turn));
+            for (peer, place) in places.iter_mut().enumerate() {
+                match place.try_recv() {
+                    Ok(Ok(())) => {
+                        called.push(peer);
+                        room.end(stranger(0), true);
+                    }
+                    Ok(Err(_)) => sent_away += 1,
+                    Err(_) => {}
+                }
+            }
+        }
+        assert_eq!(former.try_recv(), Ok(Ok(())));
+        assert_eq!((called.len(), sent_away), (MAX_WAITING - 1, 1));
+        assert!(called.is_sorted(), "{called:?}");
     }
 
     #[test]

@@ -260,6 +260,38 @@ mod tests {
     }
 
     #[test]
+    fn the_rate_that_was_too_much_is_that_of_this_second_or_of_the_one_before() {
+        for (calls, lowered) in [
+            (&[(0, 40)][..], 20.0),
+            (&[(0, 40), (1, 2)], 20.0),
+            (&[(0, 2), (1, 40)], 20.0),
+            (&[(0, 40), (1, 6), (2, 4)], 3.0),
+            (&[(0, 40), (2, 6)], 3.0),
+        ] {
+            let mut throttle = Throttle::new(None, at(0));
+            let mut now = at(0);
+            for &(second, calls) in calls {
+                now = at(second);
+                for _ in 0..calls {
+                    throttle.count(now);
+                }
+            }
+            throttle.too_many(Some(seconds(1)), now);
+            assert_eq!(throttle.rate(now), Some(lowered), "{calls:?}");
+        }
+    }
+
+    #[test]
+    fn a_429_at_the_end_of_a_pause_begins_another_and_halves_the_rate_once_more() {
+        let mut throttle = Throttle::new(Some(100), at(0));
+        throttle.too_many(Some(seconds(10)), at(0));
+        assert_eq!(throttle.rate(at(10)), Some(50.0));
+        throttle.too_many(Some(seconds(10)), at(10));
+        assert_eq!(throttle.rate(at(10)), Some(25.0));
+        assert!(!throttle.take_trickle(at(10)), "the trickle begins anew");
+    }
+
+    #[test]
     fn no_second_has_more_calls_than_the_rate_allows() {
         let mut throttle = Throttle::new(Some(50), at(0));
         let start = at(0);
