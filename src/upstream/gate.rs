@@ -82,14 +82,16 @@ impl Gate {
         inside.room.dismiss(CannotTell::unavailable(wait));
     }
 
-    /// Whether a call may be repeated by one that holds a slot already.
-    pub(super) fn may_repeat(&self, now: Tick) -> bool {
+    /// Whether a call may be repeated by one that holds a slot already. `Err` says how long the issuer wants to be left
+    /// alone, if that is why not.
+    pub(super) fn may_repeat(&self, now: Tick) -> Result<(), Option<Duration>> {
         let throttle = &mut self.lock().room.throttle;
-        let may = throttle.pause(now).is_none() && throttle.check(now).is_ok();
-        if may {
-            throttle.count(now);
+        if let Some(remaining) = throttle.pause(now) {
+            return Err(Some(remaining));
         }
-        may
+        throttle.check(now).map_err(|_| None)?;
+        throttle.count(now);
+        Ok(())
     }
 
     /// Lets go whoever may, and sees to it that the clock is watched while time alone holds the next one back.

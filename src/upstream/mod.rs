@@ -234,8 +234,8 @@ impl Upstream {
                 return Err(cannot_tell);
             };
             tokio::time::sleep(wait).await;
-            if !self.gate.may_repeat(self.clock.now()) {
-                return Err(cannot_tell);
+            if let Err(paused_for) = self.gate.may_repeat(self.clock.now()) {
+                return Err(paused_for.map_or(cannot_tell, CannotTell::unavailable));
             }
         }
     }

@@ -72,6 +72,21 @@ async fn fault_08_any_number_of_429s_opens_no_breaker() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_08_a_retry_that_a_pause_has_overtaken_is_not_sent_and_its_caller_told_how_long() {
+    let app = App::new();
+    app.issuer.issue("new-key-0");
+    app.issuer.is(Mood::Fails);
+    let to_be_repeated = app.begin("new-key-0");
+    pass(millis(1)).await;
+    app.issuer.is(Mood::TooMany(Some(secs(30))));
+    assert_eq!(app.get("stranger-0").await.is_unavailable(), 30);
+    assert_eq!(app.issuer.faults(), 2);
+    app.issuer.is(Mood::Answers);
+    assert_eq!(to_be_repeated.await.unwrap().is_unavailable(), 30);
+    assert_eq!(app.issuer.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_09_a_429_without_a_sensible_wait_backs_off_on_its_own_up_to_a_minute() {
     for (said, pauses) in [
         (None, [1, 2, 4, 8, 16, 32, 60, 60]),
