@@ -292,6 +292,19 @@ mod tests {
     }
 
     #[test]
+    fn the_calls_of_a_hundredth_of_a_second_go_at_once_and_at_least_one() {
+        for (rate, at_once) in [(1, 1), (100, 1), (1_000, 10)] {
+            let mut throttle = Throttle::new(Some(rate), at(0));
+            for _ in 0..at_once {
+                assert_eq!(throttle.check(at(0)), Ok(()), "{rate}");
+                throttle.count(at(0));
+            }
+            let wait = seconds(1) / rate;
+            assert_eq!(throttle.check(at(0)), Err(wait), "{rate}");
+        }
+    }
+
+    #[test]
     fn no_second_has_more_calls_than_the_rate_allows() {
         let mut throttle = Throttle::new(Some(50), at(0));
         let start = at(0);

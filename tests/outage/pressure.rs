@@ -267,6 +267,14 @@ async fn retries_count_against_the_calls_in_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_retry_for_which_the_rate_has_no_room_is_not_sent() {
+    let app = App::with(|builder| builder.max_calls_per_second(1));
+    app.issuer.is(Mood::Fails);
+    assert_eq!(app.get("stranger-0").await.is_unavailable(), 1);
+    assert_eq!(app.issuer.faults(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_wait_has_an_end() {
     // One call a second, and far more askers than that: a caller waits 2.5 s, a flight 10 s, and no longer.
     let app = App::with(|builder| builder.max_calls_per_second(1));
