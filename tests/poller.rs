@@ -722,8 +722,15 @@ async fn settings_that_cannot_be_used_are_named() {
     let stage = Stage::set().await;
     let field = |builder: KeyPollerBuilder| builder.build().unwrap_err().field();
     assert_eq!(field(stage.poller().period(Duration::ZERO)), "period");
-    let a_day = Duration::from_secs(24 * 60 * 60);
-    assert_eq!(field(stage.poller().period(a_day)), "period");
+    for (period, is_usable) in [
+        (Duration::from_millis(999), false),
+        (Duration::from_secs(1), true),
+        (Duration::from_secs(43_200), true),
+        (Duration::from_secs(43_201), false),
+    ] {
+        let built = stage.poller().period(period).build();
+        assert_eq!(built.is_ok(), is_usable, "{period:?}");
+    }
     assert_eq!(field(stage.poller().page_size(0)), "page_size");
     assert_eq!(field(stage.poller().page_size(501)), "page_size");
     assert_eq!(

@@ -318,3 +318,62 @@ impl Gate {
         may
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::header::HeaderValue;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::kinde::token::static_token;
+    use crate::test_util::TestClock;
+
+    /// Evidence over an issuer that accepts every probe, and how many there were.
+    async fn evidence() -> (Arc<Evidence>, TestClock, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let issuer = format!("http://{}", listener.local_addr().unwrap());
+        let probes = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&probes);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                counted.fetch_add(1, Ordering::SeqCst);
+                let yes = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(yes).await;
+            }
+        });
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = Http::new(client, &issuer.parse().unwrap());
+        let clock = TestClock::new();
+        let evidence = Evidence::new(Arc::new(http), Clock::Test(clock.clone()));
+        (Arc::new(evidence), clock, probes)
+    }
+
+    #[tokio::test]
+    async fn only_a_probe_that_was_sent_after_a_refusal_concludes_that_it_is_the_keys() {
+        let (evidence, clock, probes) = evidence().await;
+        let token = static_token(HeaderValue::from_static("Bearer token"));
+        let refused = |is_known| Refused {
+            status: StatusCode::UNAUTHORIZED,
+            at: Clock::Test(clock.clone()).now(),
+            is_known,
+            is_second: false,
+        };
+        for (is_known, is_concluded, probes_so_far) in [
+            (false, true, 1),
+            // A proof that is a moment old: likely enough, of a key that nobody knows.
+            (false, false, 1),
+            (true, true, 2),
+        ] {
+            let verdict = evidence.settle(&token, refused(is_known)).await;
+            assert_eq!(matches!(verdict, Verdict::Key), is_concluded, "{verdict:?}");
+            let is_likely = matches!(verdict, Verdict::KeyLikely);
+            assert_eq!(is_likely, !is_concluded, "{verdict:?}");
+            assert_eq!(probes.load(Ordering::SeqCst), probes_so_far);
+            clock.jump(Duration::from_millis(1));
+        }
+    }
+}

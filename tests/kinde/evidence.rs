@@ -1,11 +1,12 @@
 //! Whose refusal a 401 or 403 is.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tower_orgkey::VerifyErrorKind;
 use tower_orgkey::kinde::{KindeVerifierBuilder, UnauthorizedMeans};
+use tower_orgkey::{ApiKey, Verifier, VerifyErrorKind};
 
-use super::stage::{BAD, GOOD, Stage, yes};
+use super::stage::{BAD, GOOD, Stage, token, yes};
 use super::stub::{Answer, Endpoint};
 
 const NEW: &str = "k_live_good_0002";
@@ -543,6 +544,76 @@ async fn a_refusal_of_a_token_that_was_replaced_meanwhile_is_asked_again_with_th
     assert_eq!((late, soon), (served(), served()));
     assert_eq!(stage.count(Endpoint::Probe), 1);
     assert_eq!(stage.count(Endpoint::Token), 3);
+}
+
+/// The time for a new token: the next verification sets out with the old one, and has the next one fetched meanwhile.
+/// The old one is refused late, after that, and what it was refused with is asked again with the new one.
+async fn with_a_token_that_is_replaced_meanwhile(stage: &Stage) {
+    stage.jump(3_100);
+    stage.stub.on(Endpoint::Verify, |request| {
+        let refused = Answer::status(401);
+        match request.token() {
+            Some("token-1") => refused.after(Duration::from_millis(300)),
+            _ => refused,
+        }
+    });
+}
+
+#[tokio::test]
+async fn fault_17_two_refused_tokens_cost_a_verification_no_third_one() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.get(GOOD).await, served());
+    stage.stub.always(Endpoint::Probe, Answer::status(401));
+    with_a_token_that_is_replaced_meanwhile(&stage).await;
+    let error = stage.verify(NEW).await.err().unwrap();
+    assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
+    assert_eq!(stage.count(Endpoint::Token), 2);
+    assert_eq!(stage.count(Endpoint::Verify), 3);
+}
+
+#[tokio::test]
+async fn fault_56_a_key_refused_with_two_tokens_is_refused_though_the_next_probe_is_due() {
+    let stage = without_scope().await;
+    with_a_token_that_is_replaced_meanwhile(&stage).await;
+    assert_eq!(stage.get(BAD).await, refused());
+    let calls = stage.stub.requests(Endpoint::Verify);
+    let tokens: Vec<_> = calls[calls.len() - 2..]
+        .iter()
+        .map(|call| call.token())
+        .collect();
+    assert_eq!(tokens, [Some("token-1"), Some("token-2")]);
+    assert_eq!(stage.count(Endpoint::Token), 2);
+}
+
+#[tokio::test]
+async fn a_refusal_settled_after_another_has_brought_a_new_token_in_takes_that_one() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.get(GOOD).await, served());
+    stage.jump(130);
+    stage.kill_token("token-1");
+    let probes = AtomicUsize::new(0);
+    stage.stub.on(Endpoint::Probe, move |_| {
+        let refused = Answer::status(401);
+        match probes.fetch_add(1, Ordering::SeqCst) {
+            0 => refused,
+            _ => refused.after(Duration::from_millis(600)),
+        }
+    });
+    let fetched = token(&token_number(2), "3600").after(Duration::from_millis(300));
+    stage.stub.always(Endpoint::Token, fetched);
+    let key = ApiKey::parse(GOOD).unwrap();
+    let late = async {
+        // Refused after the first probe was sent, so that, of a key that is known, it takes a probe of its own.
+        while stage.count(Endpoint::Probe) < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stage.kinde.verify_again(&key).await
+    };
+    let (soon, late) = tokio::join!(stage.verify(NEW), late);
+    assert!(soon.unwrap().is_valid());
+    assert!(late.unwrap().is_valid());
+    assert_eq!(stage.count(Endpoint::Probe), 2);
+    assert_eq!(stage.count(Endpoint::Token), 2);
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 
 mod config;
 mod evidence;
+#[path = "../support/log.rs"]
+mod log;
 mod own_api;
 mod replies;
 mod stage;
@@ -12,4 +14,5 @@ mod stub;
 #[cfg(any(feature = "rustls", feature = "native-tls"))]
 mod tls;
 mod token;
+mod told;
 mod transport;

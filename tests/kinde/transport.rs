@@ -115,6 +115,19 @@ async fn fault_09_a_429_says_how_long_or_does_not() {
 }
 
 #[tokio::test]
+async fn fault_09_a_429_says_how_long_whatever_becomes_of_its_body() {
+    let stage = Stage::new().await;
+    let cut = b"HTTP/1.1 429 X\r\nRateLimit-Reset: 30\r\nContent-Length: 99\r\n\r\n{";
+    stage
+        .stub
+        .always(Endpoint::Verify, Answer::Bytes(cut.into()));
+    let error = stage.verify(GOOD).await.err().unwrap();
+    let retry_after = Some(Duration::from_secs(30));
+    assert_eq!(error.kind(), VerifyErrorKind::Throttled { retry_after });
+    assert_eq!(stage.count(Endpoint::Verify), 1);
+}
+
+#[tokio::test]
 async fn fault_14_a_redirect_is_not_followed_to_any_host() {
     let other = Stub::start().await;
     let stage = Stage::with(|builder| builder.api_id("api")).await;

@@ -117,3 +117,30 @@ fn token_refused() -> VerifyError {
         "our own token may not list keys; it needs the scope `read:api_keys`",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ApiKeyLayer;
+    use crate::kinde::KindeVerifier;
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_go_out_at_the_pollers_pace_whatever_becomes_of_them() {
+        // Nothing listens on this port.
+        let kinde = KindeVerifier::builder("http://127.0.0.1:1")
+            .bearer_token("token")
+            .build()
+            .unwrap();
+        let keys = ApiKeyLayer::new(kinde.clone()).handle();
+        let poller = KeyPoller::builder(&kinde, keys).calls_per_second(5);
+        let mut poller = poller.build().unwrap();
+        let pace = Duration::from_millis(200);
+        for _ in 0..3 {
+            let not_before = poller.next_call;
+            poller.page(None).await.unwrap_err();
+            assert!(Instant::now() >= not_before);
+            assert!(poller.next_call >= not_before + pace);
+        }
+        assert_eq!(poller.calls, 3);
+    }
+}
