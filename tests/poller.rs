@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
+#[path = "support/log.rs"]
+mod log;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,8 +13,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use http::{Request, StatusCode};
-use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use metrics_util::CompositeKey;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::sync::watch;
+use tokio::task::yield_now;
+use tokio::time::advance;
 use tower::ServiceExt;
 use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use tower_orgkey::kinde::{KeyPoller, KeyPollerBuilder, KindeVerifier};
@@ -715,6 +721,152 @@ async fn a_poller_walks_in_every_period_until_it_is_dropped() {
     tokio::time::timeout(HANG, effect).await.unwrap();
     polling.abort();
     assert!(polling.await.unwrap_err().is_cancelled());
+}
+
+/// Keeps paused time where it is, until it is dropped, but for `advance`: what crosses a socket takes none of it.
+fn stop_the_clock() -> std::sync::mpsc::Sender<()> {
+    let (held, until_dropped) = std::sync::mpsc::channel();
+    // Time does not pass on its own while a thread is at work.
+    tokio::task::spawn_blocking(move || until_dropped.recv());
+    held
+}
+
+/// Lets every task go as far as it can without the clock or a socket.
+async fn settle() {
+    for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+fn count(snapshotter: &Snapshotter, name: &str) -> u64 {
+    let of_name = |(key, _, _, value): (CompositeKey, _, _, _)| match value {
+        DebugValue::Counter(count) if key.key().name() == name => Some(count),
+        _ => None,
+    };
+    let snapshot = snapshotter.snapshot().into_vec();
+    snapshot.into_iter().filter_map(of_name).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn walks_begin_within_a_period_not_together_and_come_in_the_last_tenth_of_each() {
+    const POLLERS: u64 = 20;
+
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    // Nothing is held, so nothing is asked.
+    let kinde = KindeVerifier::builder("http://127.0.0.1:1")
+        .bearer_token("static")
+        .build()
+        .unwrap();
+    let keys = ApiKeyLayer::new(kinde.clone()).handle();
+    for _ in 0..POLLERS {
+        let poller = KeyPoller::builder(&kinde, keys.clone()).build().unwrap();
+        tokio::spawn(poller.run());
+    }
+    let walks = || count(&snapshotter, telemetry::POLLER_WALKS);
+    settle().await;
+    assert!(walks() < POLLERS, "all at once");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert!(walks() >= POLLERS);
+    tokio::time::sleep(Duration::from_secs(100 * 60)).await;
+    // One in 54 to 60 s each.
+    let walks = walks();
+    assert!(
+        (POLLERS * 100..=POLLERS * 112).contains(&walks),
+        "{walks} in 100 periods"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_puts_the_next_walk_off_for_as_long_as_it_says() {
+    let (log, _log) = log::Log::capture();
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let _clock = stop_the_clock();
+    let stage = Stage::set().await;
+    let period = Duration::from_secs(1);
+    let poller = stage.poller().period(period).build().unwrap();
+    stage.known("org_a").await;
+    let throttled = Fault::status(429).with_header("ratelimit-reset", "30");
+    stage.emulator.inject(Endpoint::ListKeys, throttled);
+    tokio::spawn(poller.run());
+    let calls = || count(&snapshotter, telemetry::POLLER_CALLS);
+    settle().await;
+    advance(period).await;
+    while log.lines("WARN", "cannot walk").is_empty() {
+        yield_now().await;
+    }
+    assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
+    assert_eq!(calls(), 1);
+    advance(Duration::from_secs(29)).await;
+    settle().await;
+    assert_eq!(calls(), 0);
+    advance(Duration::from_secs(2)).await;
+    settle().await;
+    assert_eq!(calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_budget_of_a_walk_can_be_used_at_the_pace_that_there_is_unless_set() {
+    let _clock = stop_the_clock();
+    let stage = Stage::set().await;
+    let poller = KeyPoller::builder(&stage.kinde, stage.keys.clone()).page_size(1);
+    let mut poller = poller.build().unwrap();
+    stage.known("org_a").await;
+    for _ in 1..400 {
+        stage.issue("org_a");
+    }
+    // The walk judges what was verified before it.
+    advance(Duration::from_millis(1)).await;
+    let walking = tokio::spawn(async move { poller.walk_once().await });
+    let asked = || stage.emulator.calls().list_keys.total;
+    for call in 1..=400 {
+        while asked() < call && !walking.is_finished() {
+            yield_now().await;
+        }
+        settle().await;
+        assert!(asked() <= call, "ahead of its pace");
+        advance(Duration::from_millis(200)).await;
+    }
+    let report = walking.await.unwrap().unwrap();
+    assert_eq!((report.calls, report.listed), (400, 400));
+}
+
+#[tokio::test]
+async fn a_walk_that_asked_nothing_does_not_show_that_walks_work_again() {
+    let (log, _log) = log::Log::capture();
+    let stage = Stage::set().await;
+    let mut poller = stage.poller().build().unwrap();
+    stage.known("org_a").await;
+    let fault = Fault::status(500).times(1);
+    stage.emulator.inject(Endpoint::ListKeys, fault);
+    poller.walk_once().await.unwrap_err();
+    stage.keys.invalidate_all();
+    assert_eq!(poller.walk_once().await.unwrap().calls, 0);
+    let told = || log.lines("INFO", "walks the issuer's keys again").len();
+    assert_eq!(told(), 0);
+    stage.known("org_a").await;
+    assert_eq!(poller.walk_once().await.unwrap().calls, 1);
+    assert_eq!(told(), 1);
+}
+
+#[tokio::test]
+async fn a_page_of_4_mib_is_read_and_a_longer_one_is_not() {
+    let stage = Stage::set().await;
+    let mut poller = stage.poller().build().unwrap();
+    let key = stage.known("org_a").await;
+    let page = format!(r#"{{"has_more":false,"api_keys":[{{"id":"{}"}}]"#, key.id());
+    for (len, is_read) in [(4 << 20, true), ((4 << 20) + 1, false)] {
+        let padding = " ".repeat(len - page.len() - 1);
+        let body = format!("{page}{padding}}}");
+        assert_eq!(body.len(), len);
+        let fault = Fault::reply(200, "application/json", body);
+        stage.emulator.inject(Endpoint::ListKeys, fault);
+        assert_eq!(poller.walk_once().await.is_ok(), is_read, "{len}");
+    }
+    assert_eq!(stage.emulator.calls().list_keys.faulted, 2);
 }
 
 #[tokio::test]

@@ -484,8 +484,15 @@ mod tests {
     #[test]
     fn nobody_makes_room_for_a_peer_whose_row_would_be_as_long() {
         let mut room = with_empty_budget();
-        let mut rows = [(Asker::Former, 1), (stranger(1), 127), (stranger(2), 128)]
-            .map(|(asker, len)| Vec::from_iter((0..len).map(|_| waits(enter(&mut room, asker)))));
+        let mut row = |asker, len: usize| -> Vec<_> {
+            let places = (0..len).map(|_| waits(enter(&mut room, asker)));
+            places.collect()
+        };
+        let mut rows = [
+            row(Asker::Former, 1),
+            row(stranger(1), 127),
+            row(stranger(2), 128),
+        ];
         let mut sent_away = || {
             rows.each_mut().map(|row| {
                 row.iter_mut()

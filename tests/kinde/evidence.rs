@@ -548,7 +548,7 @@ async fn a_refusal_of_a_token_that_was_replaced_meanwhile_is_asked_again_with_th
 
 /// The time for a new token: the next verification sets out with the old one, and has the next one fetched meanwhile.
 /// The old one is refused late, after that, and what it was refused with is asked again with the new one.
-async fn with_a_token_that_is_replaced_meanwhile(stage: &Stage) {
+fn with_a_token_that_is_replaced_meanwhile(stage: &Stage) {
     stage.jump(3_100);
     stage.stub.on(Endpoint::Verify, |request| {
         let refused = Answer::status(401);
@@ -564,7 +564,7 @@ async fn fault_17_two_refused_tokens_cost_a_verification_no_third_one() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.always(Endpoint::Probe, Answer::status(401));
-    with_a_token_that_is_replaced_meanwhile(&stage).await;
+    with_a_token_that_is_replaced_meanwhile(&stage);
     let error = stage.verify(NEW).await.err().unwrap();
     assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
     assert_eq!(stage.count(Endpoint::Token), 2);
@@ -574,7 +574,7 @@ async fn fault_17_two_refused_tokens_cost_a_verification_no_third_one() {
 #[tokio::test]
 async fn fault_56_a_key_refused_with_two_tokens_is_refused_though_the_next_probe_is_due() {
     let stage = without_scope().await;
-    with_a_token_that_is_replaced_meanwhile(&stage).await;
+    with_a_token_that_is_replaced_meanwhile(&stage);
     assert_eq!(stage.get(BAD).await, refused());
     let calls = stage.stub.requests(Endpoint::Verify);
     let tokens: Vec<_> = calls[calls.len() - 2..]

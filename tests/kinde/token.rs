@@ -1,6 +1,7 @@
 //! Our own token: how it is fetched, renewed and kept.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tower_orgkey::VerifyErrorKind;
@@ -322,6 +323,23 @@ async fn a_429_of_the_token_endpoint_is_waited_for() {
     assert_eq!(stage.count(Endpoint::Token), 1);
     stage.jump(1);
     assert!(stage.verify(GOOD).await.is_err());
+    assert_eq!(stage.count(Endpoint::Token), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_is_over_when_it_comes_is_not_fetched_again_at_once() {
+    let stage = Stage::new().await;
+    let clock = stage.clock.clone();
+    let is_slow = AtomicBool::new(true);
+    stage.stub.on(Endpoint::Token, move |_| {
+        if is_slow.swap(false, Ordering::SeqCst) {
+            clock.jump(Duration::from_secs(10));
+        }
+        token("token-short", "5")
+    });
+    assert_eq!(kind(stage.verify(GOOD).await), VerifyErrorKind::Unavailable);
+    assert_eq!(stage.count(Endpoint::Token), 1);
+    assert!(stage.verify(GOOD).await.unwrap().is_valid());
     assert_eq!(stage.count(Endpoint::Token), 2);
 }
 

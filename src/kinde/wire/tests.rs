@@ -128,6 +128,36 @@ fn a_token_is_shown_by_nothing() {
     assert!(matches!(refused, TokenReading::Refused("other")));
 }
 
+#[test]
+fn our_credentials_are_refused_by_a_401_or_by_a_400_that_names_an_error() {
+    let oauth = r#"{"error":"invalid_client","error_description":"who are you?"}"#;
+    let of_kinde = r#"{"errors":[{"code":"BAD_REQUEST","message":"m"}]}"#;
+    for (status, body, expected) in [
+        (400, oauth, Some("invalid_client")),
+        (401, oauth, Some("invalid_client")),
+        (400, r#"{"error":"something_new"}"#, Some("other")),
+        (401, of_kinde, Some("other")),
+        (401, "", Some("other")),
+        (400, of_kinde, None),
+        (400, r#"{"error":5}"#, None),
+        (400, "<html>", None),
+        (403, oauth, None),
+        (500, oauth, None),
+    ] {
+        let code = match read_token(&reply(status, body)) {
+            TokenReading::Refused(code) => Some(code),
+            _ => None,
+        };
+        assert_eq!(code, expected, "{status} {body}");
+    }
+}
+
+#[test]
+fn a_token_of_16_kib_is_sent_and_a_longer_one_is_not() {
+    assert!(bearer(&"t".repeat(16 * 1024)).is_some());
+    assert!(bearer(&"t".repeat(16 * 1024 + 1)).is_none());
+}
+
 fn wait(pairs: &[(&'static str, &str)]) -> Option<u64> {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
