@@ -1,6 +1,7 @@
 //! Whose refusal a 401 or 403 is.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tower_orgkey::kinde::{KindeVerifierBuilder, UnauthorizedMeans};
@@ -591,27 +592,40 @@ async fn a_refusal_settled_after_another_has_brought_a_new_token_in_takes_that_o
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(130);
     stage.kill_token("token-1");
+    // Two are refused with the old token. The first one's new token comes when the second one has sent its probe, and that
+    // is answered when the first one has its yes.
+    let (is_probing, is_replaced) = (Arc::default(), Arc::<AtomicBool>::default());
+    let new = token(&token_number(2), "3600").once(&is_probing);
+    stage.stub.always(Endpoint::Token, new);
     let probes = AtomicUsize::new(0);
+    let late = Answer::status(401).once(&is_replaced);
     stage.stub.on(Endpoint::Probe, move |_| {
-        let refused = Answer::status(401);
-        match probes.fetch_add(1, Ordering::SeqCst) {
-            0 => refused,
-            _ => refused.after(Duration::from_millis(600)),
+        if probes.fetch_add(1, Ordering::SeqCst) == 0 {
+            Answer::status(401)
+        } else {
+            is_probing.store(true, Ordering::SeqCst);
+            late.clone()
         }
     });
-    let fetched = token(&token_number(2), "3600").after(Duration::from_millis(300));
-    stage.stub.always(Endpoint::Token, fetched);
+    stage.stub.on(Endpoint::Verify, move |request| {
+        if request.token() == Some("token-1") {
+            Answer::status(401)
+        } else {
+            is_replaced.store(true, Ordering::SeqCst);
+            yes()
+        }
+    });
     let key = ApiKey::parse(GOOD).unwrap();
-    let late = async {
+    let second = async {
         // Refused after the first probe was sent, so that, of a key that is known, it takes a probe of its own.
         while stage.count(Endpoint::Probe) < 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         stage.kinde.verify_again(&key).await
     };
-    let (soon, late) = tokio::join!(stage.verify(NEW), late);
-    assert!(soon.unwrap().is_valid());
-    assert!(late.unwrap().is_valid());
+    let (first, second) = tokio::join!(stage.verify(NEW), second);
+    assert!(first.unwrap().is_valid());
+    assert!(second.unwrap().is_valid());
     assert_eq!(stage.count(Endpoint::Probe), 2);
     assert_eq!(stage.count(Endpoint::Token), 2);
 }

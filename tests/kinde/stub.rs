@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ pub(crate) enum Answer {
     Endless,
     /// Another answer, after a wait.
     After(Duration, Box<Answer>),
+    /// Another answer, as soon as this is so.
+    Once(Arc<AtomicBool>, Box<Answer>),
 }
 
 impl Answer {
@@ -104,6 +106,10 @@ impl Answer {
 
     pub(crate) fn after(self, wait: Duration) -> Self {
         Self::After(wait, Box::new(self))
+    }
+
+    pub(crate) fn once(self, is_so: &Arc<AtomicBool>) -> Self {
+        Self::Once(Arc::clone(is_so), Box::new(self))
     }
 }
 
@@ -229,9 +235,20 @@ impl Shared {
                 None => Answer::status(418),
             };
             self.requests.lock().unwrap().push((endpoint, request));
-            while let Answer::After(wait, then) = answer {
-                tokio::time::sleep(wait).await;
-                answer = *then;
+            loop {
+                answer = match answer {
+                    Answer::After(wait, then) => {
+                        tokio::time::sleep(wait).await;
+                        *then
+                    }
+                    Answer::Once(is_so, then) => {
+                        while !is_so.load(Ordering::SeqCst) {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                        *then
+                    }
+                    _ => break,
+                };
             }
             if self.answer(&mut stream, answer).await.is_none() {
                 return;
@@ -309,7 +326,7 @@ impl Shared {
                     self.poured.fetch_add(0x1000, Ordering::SeqCst);
                 }
             }
-            Answer::After(..) => unreachable!("taken apart before"),
+            Answer::After(..) | Answer::Once(..) => unreachable!("taken apart before"),
         }
     }
 }
