@@ -331,8 +331,10 @@ mod tests {
     use crate::kinde::token::static_token;
     use crate::test_util::TestClock;
 
-    /// Evidence over an issuer that accepts every probe, and how many there were.
-    async fn evidence() -> (Arc<Evidence>, TestClock, Arc<AtomicUsize>) {
+    const TOKEN: HeaderValue = HeaderValue::from_static("Bearer token");
+
+    /// Evidence over an issuer that answers every probe with this status, and how many there were.
+    async fn evidence(status: StatusCode) -> (Arc<Evidence>, TestClock, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let issuer = format!("http://{}", listener.local_addr().unwrap());
         let probes = Arc::new(AtomicUsize::new(0));
@@ -341,8 +343,9 @@ mod tests {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let _ = stream.read(&mut [0; 4096]).await;
                 counted.fetch_add(1, Ordering::SeqCst);
-                let yes = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-                let _ = stream.write_all(yes).await;
+                let reply =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(reply.as_bytes()).await;
             }
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -354,8 +357,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_probe_that_was_sent_after_a_refusal_concludes_that_it_is_the_keys() {
-        let (evidence, clock, probes) = evidence().await;
-        let token = static_token(HeaderValue::from_static("Bearer token"));
+        let (evidence, clock, probes) = evidence(StatusCode::OK).await;
+        let token = static_token(TOKEN);
         let refused = |is_known| Refused {
             status: StatusCode::UNAUTHORIZED,
             at: Clock::Test(clock.clone()).now(),
@@ -374,6 +377,20 @@ mod tests {
             assert_eq!(is_likely, !is_concluded, "{verdict:?}");
             assert_eq!(probes.load(Ordering::SeqCst), probes_so_far);
             clock.jump(Duration::from_millis(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_yes_to_a_call_sent_after_the_probe_shows_that_the_scope_is_missing() {
+        let (evidence, _clock, _probes) = evidence(StatusCode::FORBIDDEN).await;
+        let token = static_token(TOKEN);
+        let (found, sent_at) = evidence.probe(&token, Tick::ZERO).await;
+        assert!(matches!(found, Found::Refused(StatusCode::FORBIDDEN)));
+        for (later, is_proof) in [(0, false), (1, true)] {
+            let sent_at = sent_at.after(Duration::from_nanos(later));
+            evidence.verify_accepted(token.id, sent_at);
+            let is_missing = evidence.state().scope_missing.is_some();
+            assert_eq!(is_missing, is_proof, "{later} ns later");
         }
     }
 }
