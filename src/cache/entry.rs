@@ -201,6 +201,19 @@ mod tests {
         }
     }
 
+    /// Those of one second are not to be asked about in one second.
+    #[test]
+    fn the_ends_of_freshness_are_spread_over_the_last_15_percent() {
+        let draws: Vec<u64> = (0..1_000).map(|_| draw_soft(LIFETIMES.soft)).collect();
+        for second in 51..60 {
+            let within = second * 1_000_000_000..(second + 1) * 1_000_000_000;
+            assert!(
+                draws.iter().any(|end| within.contains(end)),
+                "none in second {second}"
+            );
+        }
+    }
+
     #[test]
     fn a_clock_that_reads_earlier_than_the_call_is_fresh_and_does_not_panic() {
         assert_eq!(

@@ -322,3 +322,77 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::ApiKeyLayer;
+    use crate::context::OrgCode;
+    use crate::verify::{Facts, Verification, verifier_fn};
+
+    const KEY: &[u8] = b"12345678";
+
+    /// A cache, and an entry of it that the rules have cleared.
+    fn holding_one() -> (Arc<Cache>, Arc<Entry>) {
+        let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+        let cache = ApiKeyLayer::new(verifier).handle().0;
+        let sent = Tick::ZERO.after(Duration::from_secs(1_000));
+        let entry = Arc::new(Entry::new(
+            Facts::default(),
+            cache.digest(KEY),
+            sent,
+            cache.rules.version(),
+            cache.settings.lifetimes,
+            sent,
+            Weak::new(),
+        ));
+        cache.store.insert(Arc::clone(&entry));
+        assert_eq!(cache.rules.on(&entry), Ruling::Clear);
+        (cache, entry)
+    }
+
+    #[test]
+    fn the_shortest_way_ends_with_freshness_to_the_nanosecond() {
+        let (cache, entry) = holding_one();
+        let is_hit = |now| cache.look(entry.digest, None, now).is_ok();
+        assert!(is_hit(entry.sent_at));
+        assert!(is_hit(Tick(entry.fresh_until().0 - 1)));
+        assert!(!is_hit(entry.fresh_until()));
+        assert!(!is_hit(entry.hard_until()));
+    }
+
+    #[test]
+    fn an_answer_is_young_enough_only_if_its_call_was_sent_after_the_oldest_time() {
+        let (cache, entry) = holding_one();
+        let sent = entry.sent_at;
+        let stale = entry.fresh_until();
+        for (oldest, is_enough) in [
+            (Tick(sent.0 - 1), true),
+            (sent, false),
+            (Tick(sent.0 + 1), false),
+        ] {
+            let oldest = Some(oldest);
+            let look = cache.look(entry.digest, oldest, sent);
+            assert_eq!(look.is_ok(), is_enough, "{oldest:?}");
+            let held = cache.held(entry.digest, oldest, sent);
+            assert_eq!(held.is_some(), is_enough, "{oldest:?}");
+            for now in [sent, stale] {
+                let look =
+                    cache.look_closer(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
+                let is_served = matches!(look, Look::Serve(_) | Look::ServeAndRefresh(_));
+                assert_eq!(is_served, is_enough, "{oldest:?} at {now:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_decree_about_others_takes_the_shortest_way_until_the_rules_were_asked() {
+        let (cache, entry) = holding_one();
+        let look = || cache.look(entry.digest, None, entry.sent_at);
+        ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
+        let held = look().expect_err("nobody has asked the rules yet");
+        let closer = cache.look_closer(held, KEY, entry.digest, None, entry.sent_at);
+        assert!(matches!(closer, Look::Serve(_)), "{closer:?}");
+        assert!(look().is_ok());
+    }
+}

@@ -141,4 +141,35 @@ mod tests {
                 .is_none()
         );
     }
+
+    /// Notes refusals under these versions at these times, and tells how long the last of them stands.
+    fn lasts(noted: &[(u64, Tick)]) -> Duration {
+        let refusals = Refusals::new(10);
+        let digest = DigestSecret::draw().unwrap().digest("12345678");
+        for &(began, at) in noted {
+            refusals.note(digest, began, at);
+        }
+        let &(_, at) = noted.last().unwrap();
+        let refused = refusals.standing(digest, at).unwrap();
+        refused.until.since(at)
+    }
+
+    #[test]
+    fn a_refusal_without_a_repeat_for_5_minutes_is_forgotten() {
+        let forgotten = Tick::ZERO.after(FIRST + Duration::from_secs(300));
+        let first = (1, Tick::ZERO);
+        assert_eq!(lasts(&[first, (1, Tick(forgotten.0 - 1))]), FIRST * 2);
+        assert_eq!(lasts(&[first, (1, forgotten)]), FIRST);
+    }
+
+    #[test]
+    fn a_refusal_that_was_asked_for_by_an_invalidation_lasts_no_longer_than_the_one_before() {
+        let first = (1, Tick::ZERO);
+        let end = Tick::ZERO.after(FIRST);
+        let before_its_end = Tick(end.0 - 1);
+        assert_eq!(lasts(&[first, (2, before_its_end)]), FIRST);
+        // A repeat is a repeat once the first is over, whatever was decreed meanwhile, and before that by a call of its own.
+        assert_eq!(lasts(&[first, (2, end)]), FIRST * 2);
+        assert_eq!(lasts(&[first, (1, before_its_end)]), FIRST * 2);
+    }
 }
