@@ -174,3 +174,60 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::ApiKeyLayer;
+    use crate::cache::{Question, Settled};
+    use crate::context::OrgCode;
+    use crate::key::{ApiKey, DigestSecret};
+    use crate::verify::{Verification, VerifyError, verifier_fn};
+
+    #[test]
+    fn a_flight_that_is_over_leaves_its_place_and_those_of_others_stay() {
+        let digest = DigestSecret::draw().unwrap().digest("12345678");
+        let mut shard = Shard::default();
+        let first = shard.start(digest, 1, None);
+        let second = shard.start(digest, 1, None);
+        shard.remove(digest, &first);
+        let boarded = shard.boarding(digest, None).unwrap();
+        assert!(Arc::ptr_eq(&boarded, &second));
+        shard.remove(digest, &first);
+        assert_eq!(shard.0.len(), 1);
+        shard.remove(digest, &second);
+        assert!(shard.0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whatever_a_flight_brings_nothing_is_left_of_it() {
+        const GOOD: &str = "good-key";
+        const BAD: &str = "bad-key-0";
+        const UNKNOWN: &str = "unknown-0";
+
+        let layer = ApiKeyLayer::new(verifier_fn(|key| async move {
+            match key.expose_secret() {
+                GOOD => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
+                BAD => Ok(Verification::refused()),
+                _ => Err(VerifyError::misconfigured("wrong secret")),
+            }
+        }));
+        let cache = layer.handle().0;
+        for secret in [GOOD, BAD, UNKNOWN] {
+            let question = Question {
+                key: ApiKey::parse(secret).unwrap(),
+                digest: cache.digest(secret),
+                oldest: None,
+                peer: None,
+            };
+            let settled = Arc::clone(&cache).settle(question).await;
+            match secret {
+                GOOD => assert!(matches!(settled, Settled::Serve(..)), "{settled:?}"),
+                BAD => assert!(matches!(settled, Settled::Refused), "{settled:?}"),
+                _ => assert!(matches!(settled, Settled::CannotTell(_)), "{settled:?}"),
+            }
+            let under_way: usize = cache.flights.shards().map(|shard| shard.0.len()).sum();
+            assert_eq!(under_way, 0, "{settled:?}");
+        }
+    }
+}
