@@ -197,3 +197,22 @@ impl fmt::Debug for ApiKeyHandle {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::auth::ApiKeyLayer;
+    use crate::verify::{Verification, verifier_fn};
+
+    #[test]
+    fn a_fence_holds_for_as_long_as_facts_may_live_that_were_on_their_way_when_it_was_put_up() {
+        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+            .hard_ttl(Duration::from_secs(600))
+            .flight_deadline(Duration::from_secs(20))
+            .build()
+            .unwrap();
+        let holds = layer.handle().fence().holds;
+        assert_eq!(holds, Duration::from_secs(620));
+    }
+}

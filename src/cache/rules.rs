@@ -428,6 +428,34 @@ mod tests {
     }
 
     #[test]
+    fn one_who_stands_among_the_fenced_takes_no_room_when_fenced_again() {
+        let rules = Rules::default();
+        let bystander = entry("o", "bystander", rules.version());
+        for n in 0..MAX_FENCES {
+            rules.fence_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+        }
+        let again = entry("o", "0", rules.version());
+        assert_eq!(rules.on(&again), Ruling::Clear);
+        rules.fence_id(&KeyId::from_static("0"), NOW);
+        assert_eq!(rules.on(&again), Ruling::Fenced);
+        assert_eq!(rules.on(&bystander), Ruling::Clear);
+    }
+
+    #[test]
+    fn what_began_after_everything_was_fenced_is_not_fenced_with_it() {
+        let rules = Rules::default();
+        let before = rules.version();
+        rules.fence_all();
+        let after = rules.version();
+        // A decree about something else, so that the versions differ.
+        rules.fence_org(&OrgCode::from_static("org_a"), NOW);
+        assert!(rules.is_all_fenced_since(before));
+        assert!(!rules.is_all_fenced_since(after));
+        assert_eq!(rules.on(&entry("org_b", "id_2", before)), Ruling::Fenced);
+        assert_eq!(rules.on(&entry("org_b", "id_2", after)), Ruling::Clear);
+    }
+
+    #[test]
     fn fences_that_hold_nothing_back_any_more_make_room() {
         let rules = Rules::default();
         let bystander = entry("o", "bystander", rules.version());

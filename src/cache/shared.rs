@@ -112,17 +112,45 @@ mod tests {
         assert_eq!(first.scopes.references(), 3);
     }
 
-    #[test]
-    fn what_nobody_holds_any_more_is_let_go() {
+    fn scopes(n: usize) -> Scopes {
+        Scopes::from_names([format!("scope:{n}")])
+    }
+
+    fn lets_go_of_what_nobody_holds<T: Counted>(
+        value: impl Fn(usize) -> T,
+        references: impl Fn(&T) -> usize,
+    ) {
         let pool = Pool::default();
-        let kept: Vec<OrgCode> = (0..10).map(|n| pool.share(org(n))).collect();
+        let kept: Vec<T> = (0..10).map(|n| pool.share(value(n))).collect();
         for n in 10..10_000 {
-            drop(pool.share(org(n)));
+            drop(pool.share(value(n)));
             assert!(pool.0.lock().unwrap().values.len() <= A_FEW);
         }
         for (n, kept) in kept.iter().enumerate() {
-            assert_eq!(pool.share(org(n)), *kept);
-            assert_eq!(kept.references(), 2, "{n}");
+            assert!(pool.share(value(n)) == *kept);
+            assert_eq!(references(kept), 2, "{n}");
         }
+    }
+
+    #[test]
+    fn what_nobody_holds_any_more_is_let_go() {
+        lets_go_of_what_nobody_holds(org, OrgCode::references);
+        lets_go_of_what_nobody_holds(scopes, Scopes::references);
+    }
+
+    #[test]
+    fn what_is_held_is_swept_as_often_as_it_doubles() {
+        let pool = Pool::default();
+        let mut kept = Vec::new();
+        let mut bounds = vec![A_FEW];
+        for n in 0..100 * A_FEW {
+            kept.push(pool.share(org(n)));
+            let held = pool.0.lock().unwrap();
+            assert_eq!(held.values.len(), kept.len());
+            if bounds.last() != Some(&held.sweep_at) {
+                bounds.push(held.sweep_at);
+            }
+        }
+        assert_eq!(bounds, [1, 2, 4, 8, 16, 32, 64, 128].map(|n| n * A_FEW));
     }
 }
