@@ -88,3 +88,135 @@ impl ApiKeyHandle {
         invalidated
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::auth::ApiKeyLayer;
+    use crate::context::{KeyId, OrgCode};
+    use crate::test_util::TestClock;
+    use crate::verify::{Extra, Facts, Verification, verifier_fn};
+
+    const SOON: Duration = Duration::from_secs(1);
+
+    fn handle() -> (ApiKeyHandle, TestClock) {
+        let clock = TestClock::new();
+        clock.jump(Duration::from_secs(10_000));
+        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+            .test_clock(clock.clone())
+            .build()
+            .unwrap();
+        (layer.handle(), clock)
+    }
+
+    /// Facts about a key of an organization, with this name for an id.
+    fn facts(name: &'static str) -> Facts {
+        Facts {
+            org: Some(OrgCode::from_static("org_1")),
+            key_id: Some(KeyId::from_static(name)),
+            ..Facts::default()
+        }
+    }
+
+    /// Puts facts into the cache that were asked for so long ago.
+    fn hold(handle: &ApiKeyHandle, secret: &str, facts: Facts, age: Duration) {
+        let cache = &handle.0;
+        let now = cache.clock.now();
+        let sent_at = Tick(now.0 - crate::clock::nanos(age));
+        cache.store.insert(Arc::new(Entry::new(
+            facts,
+            cache.digest(secret),
+            sent_at,
+            cache.rules.version(),
+            cache.settings.lifetimes,
+            now,
+            Weak::new(),
+        )));
+    }
+
+    fn names(held: &[Held]) -> Vec<&str> {
+        let mut names: Vec<_> = held
+            .iter()
+            .map(|held| held.key_id().unwrap().as_str())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_judges_good_keys_of_organizations_that_have_an_id() {
+        let (handle, _) = handle();
+        hold(&handle, "good-key-1", facts("id_1"), SOON);
+        hold(&handle, "good-key-2", facts("id_2"), SOON);
+        let no_org = Facts {
+            org: None,
+            ..facts("no_org")
+        };
+        hold(&handle, "no-org-00", no_org, SOON);
+        let of_a_user = Facts {
+            extra: Some(Box::new(Extra::User("kp_1".into()))),
+            ..facts("of_a_user")
+        };
+        hold(&handle, "of-a-user", of_a_user, SOON);
+        let no_id = Facts {
+            key_id: None,
+            ..facts("no_id")
+        };
+        hold(&handle, "no-id-000", no_id, SOON);
+        hold(
+            &handle,
+            "gone-0000",
+            facts("gone"),
+            Duration::from_secs(900),
+        );
+        let expired = Facts {
+            expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
+            ..facts("expired")
+        };
+        hold(&handle, "expired-0", expired, SOON);
+        hold(&handle, "blocked-0", facts("blocked"), SOON);
+        handle.block_key_id(&KeyId::from_static("blocked")).unwrap();
+        hold(&handle, "fenced-00", facts("fenced"), SOON);
+        handle.invalidate_key_id(&KeyId::from_static("fenced"));
+        let (held, now) = handle.held();
+        assert_eq!(names(&held), ["id_1", "id_2"]);
+        assert_eq!(now, handle.0.clock.now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_verified_at_the_moment_of_reading_or_later_is_left_alone() {
+        let (handle, clock) = handle();
+        hold(
+            &handle,
+            "older-key",
+            facts("older"),
+            Duration::from_nanos(1),
+        );
+        hold(&handle, "equal-key", facts("equal"), Duration::ZERO);
+        let (held, since) = handle.held();
+        assert_eq!(names(&held), ["older"]);
+
+        clock.jump(SOON);
+        let (held, _) = handle.held();
+        assert_eq!(names(&held), ["equal", "older"]);
+        assert_eq!(handle.invalidate_held(&held, since).await, 1);
+        assert_eq!(names(&handle.held().0), ["equal"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_are_invalidated_are_counted_over_all_batches() {
+        let (handle, _) = handle();
+        let keys = 2 * BATCH + 1;
+        for n in 0..keys {
+            hold(&handle, &format!("key-{n:06}"), facts("id"), SOON);
+        }
+        let (held, since) = handle.held();
+        assert_eq!(held.len(), keys);
+        assert_eq!(handle.invalidate_held(&held, since).await, keys);
+        assert_eq!(handle.stats().entries, 0);
+        assert_eq!(handle.invalidate_held(&held, since).await, 0);
+    }
+}
