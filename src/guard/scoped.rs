@@ -122,3 +122,33 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::is_policy;
+
+    #[test]
+    fn a_policy_in_a_type_has_scopes_in_every_alternative_and_nothing_but_scopes() {
+        let good: [&[&[&str]]; 4] = [
+            &[],
+            &[&["a"]],
+            &[&["a", "read:users"]],
+            &[&["a"], &["b", "c"], &["d"]],
+        ];
+        for good in good {
+            assert!(is_policy(good), "{good:?}");
+        }
+        let bad: [&[&[&str]]; 7] = [
+            &[&[]],
+            &[&["a"], &[]],
+            &[&[], &["a"]],
+            &[&["two words"]],
+            &[&["a", ""]],
+            &[&["a"], &["b", "quo\"te", "c"], &["d"]],
+            &[&["a"], &["b"], &["c", "d", "back\\slash"]],
+        ];
+        for bad in bad {
+            assert!(!is_policy(bad), "{bad:?}");
+        }
+    }
+}
