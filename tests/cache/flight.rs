@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use tower::{Service, ServiceExt};
-use tower_orgkey::ApiKeyLayer;
+use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode};
 
 use crate::support::issuer::PanicsAtOnce;
 use crate::support::service::{Api, Outcome, api, outcome, passed, request};
@@ -241,19 +241,81 @@ async fn an_answer_that_takes_longer_than_facts_are_fresh_is_an_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn fault_20b_an_answer_that_was_slept_over_is_asked_for_again() {
+    // Past the hard TTL, and past both soft ones, when the issuer answers.
+    for slept in [60 * MINUTE, 5 * MINUTE] {
+        let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
+        let gate = issuer.hold();
+        let (layer, clock) = layer(issuer.clone());
+        let api = api(&layer);
+        let waiting = start(&api, ONE);
+        settle().await;
+        assert_eq!(issuer.in_flight(), 1);
+        clock.jump(slept);
+        issuer.set(ONE, Say::No);
+        gate.add_permits(2);
+        // What the first call brings was good before the machine slept.
+        assert_eq!(waiting.await.unwrap(), refused(), "{slept:?}");
+        assert_eq!(issuer.calls(), 2, "{slept:?}");
+    }
+}
+
+type Decree = fn(&ApiKeyHandle);
+
+/// What becomes of a request whose answer has landed, if this is decreed before the request takes it.
+async fn decreed_before_it_is_taken(issuer: &Issuer, decree: Decree) -> Outcome {
+    let (layer, _) = layer(issuer.clone());
+    let mut waiting = Box::pin(api(&layer).oneshot(request(ONE)));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    // The flight's own task goes on, and nobody polls the request.
+    tokio::time::sleep(SECOND).await;
+    assert!(issuer.calls() > 0 && issuer.in_flight() == 0);
+    issuer.recover();
+    decree(&layer.handle());
+    Outcome::of(&waiting.await.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() {
+    let invalidations: [Decree; 4] = [
+        |handle| handle.invalidate_key(&ApiKey::parse(ONE).unwrap()),
+        |handle| handle.invalidate_key_id(&KeyId::from_static("id_of_org_one")),
+        |handle| handle.invalidate_org(&OrgCode::from_static("org_one")),
+        ApiKeyHandle::invalidate_all,
+    ];
+    for (n, invalidation) in invalidations.into_iter().enumerate() {
+        let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
+        issuer.fail(org("org_one", &["from before"]));
+        let outcome = decreed_before_it_is_taken(&issuer, invalidation).await;
+        assert_eq!(outcome, passed("org_one"), "{n}");
+        assert_eq!(issuer.calls(), 2, "{n}: a call from after the decree");
+    }
+    let blocks: [Decree; 3] = [
+        |handle| handle.block_key(&ApiKey::parse(ONE).unwrap()).unwrap(),
+        |handle| {
+            let id = KeyId::from_static("id_of_org_one");
+            handle.block_key_id(&id).unwrap();
+        },
+        |handle| {
+            let org = OrgCode::from_static("org_one");
+            handle.block_org(&org).unwrap();
+        },
+    ];
+    for (n, block) in blocks.into_iter().enumerate() {
+        let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
+        let outcome = decreed_before_it_is_taken(&issuer, block).await;
+        assert_eq!(outcome, refused(), "{n}");
+        assert_eq!(issuer.calls(), 1, "{n}");
+    }
+    // A no is from before as well, if everything is asked about anew.
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
-    let gate = issuer.hold();
-    let (layer, clock) = layer(issuer.clone());
-    let api = api(&layer);
-    let waiting = start(&api, ONE);
-    settle().await;
-    assert_eq!(issuer.in_flight(), 1);
-    clock.jump(60 * MINUTE);
-    issuer.set(ONE, Say::No);
-    gate.add_permits(2);
-    // What the first call brings was good an hour ago.
-    assert_eq!(waiting.await.unwrap(), refused());
-    assert_eq!(issuer.calls(), 2);
+    issuer.fail(Say::No);
+    let outcome = decreed_before_it_is_taken(&issuer, ApiKeyHandle::invalidate_all).await;
+    assert_eq!(outcome, passed("org_one"));
+    // And who was told nothing yet is told of a block, not of the issuer's trouble.
+    let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
+    issuer.fail(Say::Panic);
+    let outcome = decreed_before_it_is_taken(&issuer, blocks[0]).await;
+    assert_eq!(outcome, refused());
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,6 +376,56 @@ async fn max_age_boards_no_call_that_was_sent_too_early() {
     assert_eq!(late.await.unwrap(), refused());
     early.await.unwrap();
     assert_eq!(outcome(&usual, ONE).await, refused());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_answers_to_calls_of_one_moment_the_no_counts() {
+    let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
+    let gate = issuer.hold();
+    let (layer, _) = layer(issuer.clone());
+    let usual = api(&layer);
+    let anew = api(&layer.clone().max_age(Duration::ZERO));
+    tokio::time::advance(SECOND).await;
+    let first = start(&anew, ONE);
+    settle().await;
+    issuer.set(ONE, Say::No);
+    // Its call was not sent after this request came, so this one has a call of its own.
+    let second = start(&anew, ONE);
+    settle().await;
+    assert_eq!(issuer.in_flight(), 2);
+    // The yes lands first.
+    gate.add_permits(1);
+    settle().await;
+    assert_eq!(issuer.finished(), 1);
+    gate.add_permits(1);
+    first.await.unwrap();
+    assert_eq!(second.await.unwrap(), refused());
+    assert_eq!(outcome(&usual, ONE).await, refused());
+    assert_eq!(issuer.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_no_that_was_overtaken_by_a_yes_to_a_later_call_takes_nothing_away() {
+    let issuer = Issuer::knowing([(ONE, Say::No)]);
+    issuer.latency(500 * MS);
+    let (layer, _) = layer(issuer.clone());
+    let usual = api(&layer);
+    let anew = api(&layer.clone().max_age(Duration::ZERO));
+    tokio::time::advance(SECOND).await;
+    let early = start(&anew, ONE);
+    settle().await;
+    assert_eq!(issuer.in_flight(), 1);
+    // The key is issued this very moment, and the issuer gets quicker.
+    tokio::time::advance(100 * MS).await;
+    issuer.set(ONE, org("org_one", &[]));
+    issuer.latency(100 * MS);
+    assert_eq!(outcome(&anew, ONE).await, passed("org_one"));
+    assert_eq!((issuer.calls(), issuer.in_flight()), (2, 1));
+    tokio::time::sleep(SECOND).await;
+    // Who waited for the old no takes the younger yes, and nobody asks again.
+    assert_eq!(early.await.unwrap(), passed("org_one"));
+    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
+    assert_eq!((issuer.calls(), issuer.finished()), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use tower_orgkey::{ApiKeyHandle, KeyId, OrgCode};
 
 use crate::support::service::{api, outcome, passed};
 use crate::support::{Issuer, Say, org};
-use crate::{BAD, MS, ONE, SECOND, layer, refused, settle, unavailable};
+use crate::{BAD, MS, ONE, SECOND, TWO, layer, refused, settle, unavailable};
 
 #[tokio::test(start_paused = true)]
 async fn a_no_is_remembered_for_5_seconds_and_twice_as_long_each_time_up_to_60() {
@@ -139,5 +139,29 @@ async fn a_no_outlives_every_invalidation_but_that_of_everything() {
         decree(&layer.handle());
         assert_eq!(outcome(&api, BAD).await, refused());
         assert_eq!(issuer.calls(), calls, "decree {n}");
+        // Nor is a no from after it called in question by what is decreed about others.
+        layer
+            .handle()
+            .invalidate_org(&OrgCode::from_static("org_two"));
+        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(issuer.calls(), calls, "decree {n}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_keys_are_counted_while_they_are_held() {
+    let issuer = Issuer::new();
+    let (layer, _) = layer(issuer.clone());
+    let (api, handle) = (api(&layer), layer.handle());
+    let mut held = Vec::new();
+    for key in [ONE, TWO, BAD] {
+        assert_eq!(outcome(&api, key).await, refused());
+        held.push(handle.stats().refused_entries);
+    }
+    issuer.set(ONE, org("org_one", &[]));
+    tokio::time::advance(5 * SECOND).await;
+    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    held.push(handle.stats().refused_entries);
+    assert_eq!(held, [1, 2, 3, 2]);
+    assert_eq!(handle.stats().entries, 1);
 }
