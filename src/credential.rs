@@ -182,6 +182,25 @@ mod tests {
     }
 
     #[test]
+    fn a_scheme_is_bearer_by_each_of_its_letters() {
+        for at in 0..6 {
+            for byte in 0x21..=0x7E {
+                let mut scheme = *b"Bearer";
+                scheme[at] = byte;
+                let expected = if scheme.eq_ignore_ascii_case(b"bearer") {
+                    Credential::Presented(b"12345678")
+                } else if is_token(&scheme) {
+                    Credential::Absent
+                } else {
+                    Credential::Malformed
+                };
+                let mut headers = with(&[&scheme[..], b" 12345678"].concat());
+                assert_eq!(read(&mut headers), expected, "{scheme:?}");
+            }
+        }
+    }
+
+    #[test]
     fn an_empty_repeated_or_malformed_credential_is_malformed() {
         let values: [&[u8]; 14] = [
             b"",

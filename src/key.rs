@@ -239,8 +239,10 @@ mod tests {
         assert!(is_key(&[b'a'; 512]));
         assert!(!is_key(&[b'a'; 513]));
         assert!(is_key(b"aZ09-._~+/=="));
+        assert!(is_key(b"a======="));
         assert!(!is_key(b"=========="));
         assert!(!is_key(b"abcd=efgh"));
+        assert!(!is_key(b"two words="));
         for outside in [' ', ',', '"', '\t', '\0', 'é', ':', ';', '@', '`', '{'] {
             assert!(
                 !is_key(format!("12345678{outside}").as_bytes()),
