@@ -318,6 +318,26 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_permits_who_holds_all_of_one_alternative() {
+        let policy = ScopePolicy::new([vec!["a", "b"], vec!["c"]]);
+        for (held, is_permitted) in [
+            (&["a", "b"][..], true),
+            (&["c"], true),
+            (&["a", "c"], true),
+            (&["a"], false),
+            (&["b", "d"], false),
+            (&[], false),
+        ] {
+            let names = held.iter().copied();
+            assert_eq!(
+                policy.permits(&Scopes::from_names(names)),
+                is_permitted,
+                "{held:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_policy_without_alternatives_denies() {
         let none: [[&str; 0]; 0] = [];
         assert!(!ScopePolicy::new(none).permits(&Scopes::from_names(["a"])));
