@@ -182,3 +182,75 @@ impl Drop for Airborne {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::auth::ApiKeyLayer;
+    use crate::verify::{Verification, verifier_fn};
+
+    type Brought = fn(Tick) -> Outcome;
+
+    const YES: Brought = |sent_at| Outcome::Yes(Facts::default(), sent_at);
+    const DEFINITIVE: Brought = |sent_at| Outcome::No(Refusal::Definitive, sent_at);
+    const CONCLUDED: Brought = |sent_at| Outcome::No(Refusal::Concluded, sent_at);
+    const UNCONFIRMED: Brought = |sent_at| Outcome::No(Refusal::Unconfirmed, sent_at);
+    const CANNOT_TELL: Brought = |_| Outcome::CannotTell(CannotTell::unavailable(Duration::ZERO));
+
+    fn cache() -> Arc<Cache> {
+        let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+        ApiKeyLayer::new(verifier).handle().0
+    }
+
+    fn land(cache: &Cache, secret: &str, outcome: Outcome) {
+        let digest = cache.digest(secret);
+        let version = cache.rules.version();
+        let flight = cache.flights.shard(digest).start(digest, version, None);
+        cache.land(&flight, digest, outcome);
+    }
+
+    #[test]
+    fn a_doubt_about_a_known_key_is_confirmed_by_an_answer_to_a_later_call_about_another() {
+        for (brought, confirms) in [
+            (YES, true),
+            (DEFINITIVE, true),
+            // Shows that we may ask, not that the endpoint answers questions.
+            (CONCLUDED, false),
+            (UNCONFIRMED, false),
+            (CANNOT_TELL, false),
+        ] {
+            let cache = cache();
+            land(&cache, "known-key", YES(cache.clock.now()));
+            land(&cache, "known-key", UNCONFIRMED(cache.clock.now()));
+            let digest = cache.digest("known-key");
+            assert!(cache.store.get(digest).is_some());
+            let outcome = brought(cache.clock.now().after(Duration::from_nanos(1)));
+            let what = format!("{outcome:?}");
+            land(&cache, "other-key", outcome);
+            assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
+            let is_refused = cache.stands_refused(digest, cache.clock.now());
+            assert_eq!(is_refused, confirms, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_former_key_is_one_until_the_issuer_says_of_the_key_itself_what_it_is_now() {
+        for (brought, is_former) in [
+            (YES, false),
+            (DEFINITIVE, false),
+            (CONCLUDED, false),
+            (UNCONFIRMED, true),
+            (CANNOT_TELL, true),
+        ] {
+            let cache = cache();
+            let (digest, now) = (cache.digest("former-key"), cache.clock.now());
+            cache.former.note(digest, now);
+            let outcome = brought(now);
+            let what = format!("{outcome:?}");
+            land(&cache, "former-key", outcome);
+            assert_eq!(cache.former.knows(digest, now), is_former, "{what}");
+        }
+    }
+}

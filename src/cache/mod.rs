@@ -386,6 +386,28 @@ mod tests {
     }
 
     #[test]
+    fn facts_that_may_not_be_served_any_more_go_and_their_key_is_remembered_as_good() {
+        type Age = fn(&Arc<Cache>, &Entry) -> Tick;
+        let ends: [Age; 2] = [
+            |_, entry| entry.hard_until(),
+            |cache, entry| {
+                ApiKeyHandle::new(Arc::clone(cache)).invalidate_all();
+                entry.sent_at
+            },
+        ];
+        for end in ends {
+            let (cache, entry) = holding_one();
+            let (digest, now) = (entry.digest, end(&cache, &entry));
+            assert_eq!(cache.store.len(), 1);
+            let held = cache.look(digest, None, now).expect_err("not to be served");
+            let look = cache.look_closer(held, KEY, digest, None, now);
+            assert!(matches!(look, Look::Ask), "{look:?}");
+            assert_eq!(cache.store.len(), 0);
+            assert!(cache.former.knows(digest, now));
+        }
+    }
+
+    #[test]
     fn a_decree_about_others_takes_the_shortest_way_until_the_rules_were_asked() {
         let (cache, entry) = holding_one();
         let look = || cache.look(entry.digest, None, entry.sent_at);

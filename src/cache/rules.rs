@@ -397,6 +397,39 @@ mod tests {
     }
 
     #[test]
+    fn a_block_of_each_kind_leaves_a_fence_behind() {
+        type Decree = fn(&Rules, &Entry);
+        let kinds: [(Decree, Decree); 3] = [
+            (
+                |rules, entry| rules.block_key(entry.digest, NOW).unwrap(),
+                |rules, entry| assert!(rules.unblock_key(entry.digest)),
+            ),
+            (
+                |rules, entry| {
+                    let id = entry.facts.key_id.as_ref().unwrap();
+                    rules.block_id(id, NOW).unwrap();
+                },
+                |rules, entry| assert!(rules.unblock_id(entry.facts.key_id.as_ref().unwrap())),
+            ),
+            (
+                |rules, entry| {
+                    let org = entry.facts.org.as_ref().unwrap();
+                    rules.block_org(org, NOW).unwrap();
+                },
+                |rules, entry| assert!(rules.unblock_org(entry.facts.org.as_ref().unwrap())),
+            ),
+        ];
+        for (n, (block, unblock)) in kinds.into_iter().enumerate() {
+            let rules = Rules::default();
+            let entry = entry("org_a", "id_1", rules.version());
+            block(&rules, &entry);
+            assert_eq!(rules.on(&entry), Ruling::Blocked, "{n}");
+            unblock(&rules, &entry);
+            assert_eq!(rules.on(&entry), Ruling::Fenced, "{n}");
+        }
+    }
+
+    #[test]
     fn one_block_too_many_is_an_error_and_changes_nothing() {
         let rules = Rules::default();
         for n in 0..MAX_BLOCKS {
@@ -453,6 +486,30 @@ mod tests {
         assert!(!rules.is_all_fenced_since(after));
         assert_eq!(rules.on(&entry("org_b", "id_2", before)), Ruling::Fenced);
         assert_eq!(rules.on(&entry("org_b", "id_2", after)), Ruling::Clear);
+    }
+
+    #[test]
+    fn a_fence_around_everything_stands_for_all_before_it_and_makes_room() {
+        type Decree = fn(&Rules, &DigestSecret, &str);
+        let kinds: [Decree; 3] = [
+            |rules, secret, name| rules.fence_key(secret.digest(name), NOW),
+            |rules, _, name| rules.fence_id(&KeyId::new(name).unwrap(), NOW),
+            |rules, _, name| rules.fence_org(&OrgCode::new(name).unwrap(), NOW),
+        ];
+        let secret = DigestSecret::draw().unwrap();
+        for (kind, decree) in kinds.into_iter().enumerate() {
+            let rules = Rules::default();
+            let fence = |n: usize| decree(&rules, &secret, &n.to_string());
+            for n in 0..=MAX_FENCES {
+                fence(n);
+            }
+            let later = entry("o", "bystander", rules.version());
+            // Each would be a fence around everything once more, had the first one made no room.
+            for n in 0..10 {
+                fence(MAX_FENCES + 1 + n);
+                assert_eq!(rules.on(&later), Ruling::Clear, "kind {kind}");
+            }
+        }
     }
 
     #[test]

@@ -168,3 +168,96 @@ impl fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use super::*;
+    use crate::cache::Lifetimes;
+    use crate::clock::Tick;
+    use crate::key::DigestSecret;
+    use crate::verify::Facts;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn store(capacity: u64) -> (Store, Arc<Former>) {
+        let former = Arc::new(Former::new(10_000));
+        (Store::new(capacity, HOUR, Arc::clone(&former)), former)
+    }
+
+    fn entries(n: usize) -> Vec<Arc<Entry>> {
+        let secret = DigestSecret::draw().unwrap();
+        let entry = |n: usize| entry(secret.digest(n.to_string()));
+        (0..n).map(entry).collect()
+    }
+
+    fn entry(digest: KeyDigest) -> Arc<Entry> {
+        let lifetimes = Lifetimes {
+            soft: HOUR,
+            hard: 2 * HOUR,
+        };
+        let (facts, now) = (Facts::default(), Tick(1));
+        Arc::new(Entry::new(
+            facts,
+            digest,
+            now,
+            1,
+            lifetimes,
+            now,
+            Weak::new(),
+        ))
+    }
+
+    #[test]
+    fn what_is_removed_takes_no_room_and_was_not_evicted() {
+        let (store, former) = store(100);
+        let entries = entries(100);
+        for entry in &entries {
+            store.insert(Arc::clone(entry));
+        }
+        store.policy.run_pending_tasks();
+        assert_eq!((store.len(), store.policy.entry_count()), (100, 100));
+        for entry in &entries {
+            store.remove(entry);
+        }
+        store.policy.run_pending_tasks();
+        assert_eq!((store.len(), store.policy.entry_count()), (0, 0));
+        assert_eq!(store.evictions(), 0);
+        // Whether its key was good is for those to say who remove it.
+        assert!(
+            !entries
+                .iter()
+                .any(|entry| former.knows(entry.digest, Tick(1)))
+        );
+    }
+
+    #[test]
+    fn a_successor_stays_when_its_predecessor_is_removed() {
+        let (store, _) = store(100);
+        let old = entries(1).remove(0);
+        let new = entry(old.digest);
+        store.insert(Arc::clone(&old));
+        store.insert(Arc::clone(&new));
+        store.remove(&old);
+        let held = store.get(old.digest).unwrap();
+        assert!(Arc::ptr_eq(&held, &new));
+        store.policy.run_pending_tasks();
+        assert_eq!((store.len(), store.policy.entry_count()), (1, 1));
+    }
+
+    #[test]
+    fn what_makes_room_is_counted_and_its_key_remembered_as_good() {
+        let (store, former) = store(100);
+        let entries = entries(1_000);
+        for entry in &entries {
+            store.insert(Arc::clone(entry));
+            store.policy.run_pending_tasks();
+        }
+        assert_eq!((store.len(), store.evictions()), (100, 900));
+        for entry in &entries {
+            let is_held = store.get(entry.digest).is_some();
+            assert_eq!(former.knows(entry.digest, Tick(1)), !is_held);
+        }
+    }
+}

@@ -276,11 +276,27 @@ async fn decreed_before_it_is_taken(issuer: &Issuer, decree: Decree) -> Outcome 
 
 #[tokio::test(start_paused = true)]
 async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() {
-    let invalidations: [Decree; 4] = [
+    let invalidations: [Decree; 7] = [
         |handle| handle.invalidate_key(&ApiKey::parse(ONE).unwrap()),
         |handle| handle.invalidate_key_id(&KeyId::from_static("id_of_org_one")),
         |handle| handle.invalidate_org(&OrgCode::from_static("org_one")),
         ApiKeyHandle::invalidate_all,
+        // A block that is lifted at once leaves nothing from before it.
+        |handle| {
+            let key = ApiKey::parse(ONE).unwrap();
+            handle.block_key(&key).unwrap();
+            assert!(handle.unblock_key(&key));
+        },
+        |handle| {
+            let id = KeyId::from_static("id_of_org_one");
+            handle.block_key_id(&id).unwrap();
+            assert!(handle.unblock_key_id(&id));
+        },
+        |handle| {
+            let org = OrgCode::from_static("org_one");
+            handle.block_org(&org).unwrap();
+            assert!(handle.unblock_org(&org));
+        },
     ];
     for (n, invalidation) in invalidations.into_iter().enumerate() {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);

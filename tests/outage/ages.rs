@@ -217,24 +217,42 @@ async fn one_refresh_at_a_time_stands_behind_any_number_of_hits_and_delays_none(
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_failed_is_tried_again_a_twelfth_of_the_soft_ttl_later() {
+    for mood in [Mood::Fails, Mood::BadRequest] {
+        let app = App::new().knowing(&[KNOWN]).await;
+        app.issuer.is(mood);
+        pass(SOFT).await;
+        for _ in 0..40 {
+            assert!(app.get_now(KNOWN).is_stale());
+            pass(secs(1)).await;
+        }
+        let at = refreshes(&app);
+        assert!(at.len() >= 5, "{mood:?}: {at:?}");
+        assert!(
+            at.windows(2).all(|pair| pair[1] - pair[0] >= secs(5)),
+            "{mood:?}: {at:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_found_no_room_is_tried_again_a_twelfth_of_the_soft_ttl_later() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Mood::TooMany(Some(secs(7))));
     pass(SOFT).await;
-    for _ in 0..40 {
+    for _ in 0..20 {
         assert!(app.get_now(KNOWN).is_stale());
         pass(secs(1)).await;
     }
-    let at: Vec<_> = app
-        .issuer
-        .logged(|call| call.known)
-        .iter()
-        .map(|call| call.at)
-        .collect();
-    assert!(at.len() >= 5, "{at:?}");
-    assert!(
-        at.windows(2).all(|pair| pair[1] - pair[0] >= secs(5)),
-        "{at:?}"
-    );
+    let at = refreshes(&app);
+    // Tried after five seconds, in the pause, and after ten.
+    let waited = at[1] - at[0];
+    assert!(waited >= secs(10) && waited < secs(12), "{at:?}");
+}
+
+/// When the known key was asked about.
+fn refreshes(app: &App) -> Vec<Duration> {
+    let calls = app.issuer.logged(|call| call.known);
+    calls.iter().map(|call| call.at).collect()
 }
 
 #[tokio::test(start_paused = true)]
