@@ -40,7 +40,6 @@ mod store;
 mod suspects;
 mod sync;
 
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -297,9 +296,8 @@ impl Cache {
         const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
         loop {
-            // Enrolled before the look, so that no change between the two is missed.
-            let mut changed = pin!(self.rules.changed());
-            changed.as_mut().enable();
+            // Made before the look: it hears of every change from here on, polled or not.
+            let changed = self.rules.changed();
             let now = self.clock.now();
             if let Some(held) = self.held(entry.digest, None, now) {
                 if held.has_owner_of(&entry) {
