@@ -102,9 +102,6 @@ impl Cache {
                 Landing::CannotTell(cannot_tell) => break cannot_tell,
                 Landing::No | Landing::Grounded => {}
             }
-            if self.rules.is_key_blocked(question.digest) {
-                return Settled::Refused;
-            }
         };
         let now = self.clock.now();
         match self.held(question.digest, question.oldest, now) {
