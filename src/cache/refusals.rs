@@ -142,6 +142,30 @@ mod tests {
         );
     }
 
+    #[test]
+    fn refusals_are_held_within_the_capacity_and_leave_no_trace_when_forgotten() {
+        let refusals = Refusals::new(10);
+        let secret = DigestSecret::draw().unwrap();
+        let key = |n: u32| secret.digest(n.to_string());
+        let held = |refusals: &Refusals| {
+            refusals.policy.run_pending_tasks();
+            (refusals.len(), refusals.policy.entry_count())
+        };
+        for n in 0..1_000 {
+            refusals.note(key(n), 1, Tick::ZERO);
+        }
+        assert_eq!(held(&refusals), (10, 10));
+        for n in 0..1_000 {
+            refusals.forget(key(n));
+        }
+        assert_eq!(held(&refusals), (0, 0));
+        // One that is noted twice stays: what was let go is its predecessor.
+        refusals.note(key(0), 1, Tick::ZERO);
+        refusals.note(key(0), 2, Tick::ZERO);
+        assert_eq!(held(&refusals), (1, 1));
+        assert_eq!(refusals.standing(key(0), Tick::ZERO).unwrap().began, 2);
+    }
+
     /// Notes refusals under these versions at these times, and tells how long the last of them stands.
     fn lasts(noted: &[(u64, Tick)]) -> Duration {
         let refusals = Refusals::new(10);

@@ -121,6 +121,16 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_refused_again_after_a_minute_is_suspect_anew() {
+        let suspects = Suspects::default();
+        let entry = &entries(1)[0];
+        assert!(!suspects.add(entry, at(10)));
+        assert!(!suspects.add(entry, at(71)));
+        assert!(suspects.confirm(at(71), at(72)).is_empty());
+        assert_eq!(suspects.confirm(at(72), at(73)).len(), 1);
+    }
+
+    #[test]
     fn twenty_keys_in_ten_seconds_clear_the_list_and_one_key_twenty_times_does_not() {
         let suspects = Suspects::default();
         let entries = entries(20);
