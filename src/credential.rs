@@ -230,6 +230,24 @@ mod tests {
     }
 
     #[test]
+    fn nothing_that_is_no_key_by_its_length_gets_as_far_as_a_digest() {
+        let own = CredentialSource::Header(HeaderName::from_static("x-api-key"));
+        for (len, is_presented) in [(7, false), (8, true), (512, true), (513, false)] {
+            let key = vec![b'k'; len];
+            let mut headers = with(&[b"Bearer ", key.as_slice()].concat());
+            headers.insert(own.header(), HeaderValue::from_bytes(&key).unwrap());
+            for source in [&CredentialSource::AuthorizationBearer, &own] {
+                let expected = if is_presented {
+                    Credential::Presented(&key)
+                } else {
+                    Credential::Malformed
+                };
+                assert_eq!(source.read(&mut headers), expected, "{len}");
+            }
+        }
+    }
+
+    #[test]
     fn a_header_of_ones_own_holds_the_key_alone() {
         let name = HeaderName::from_static("x-api-key");
         let source = CredentialSource::Header(name.clone());

@@ -303,7 +303,7 @@ impl Cache {
                 if held.has_owner_of(&entry) {
                     // A refresh has brought younger facts: it is their end that counts.
                     entry = held;
-                } else if held.sent_at > entry.sent_at {
+                } else if held.sent_at >= entry.sent_at {
                     // The key is another's by now.
                     return;
                 }
