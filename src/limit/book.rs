@@ -183,7 +183,7 @@ impl Shelf {
         let ((at, place), _) = least?;
         let accounts = &self.orgs[at].accounts[place].1;
         if !accounts.give_up(now, true) {
-            telemetry::limit_forgotten();
+            telemetry::limit::forgotten();
             accounts.give_up(now, false);
         }
         Some(self.remove((at, place)))

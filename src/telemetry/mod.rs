@@ -1,0 +1,162 @@
+//! The names of our events and metrics, all in one place. They are a part of the public contract.
+//!
+//! # Events
+//!
+//! Through [`tracing`], under the target [`TARGET`]. None of them ever holds a key or a digest of one. A change of state is
+//! told once; what every request could cause is told at most once a second, with the number of those left out.
+//!
+//! | level | message begins | means |
+//! |---|---|---|
+//! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
+//! | error | `refused with 500: require_org` | the route has no path parameter of that name |
+//! | error | `the issuer refuses known keys` | twenty known keys refused in 10 s, none confirmed: not believed |
+//! | warn | `the issuer gave no answer` | a verification failed; `error` says how |
+//! | warn | `the issuer fails` | the breaker opened |
+//! | info | `trying the issuer again` | the breaker lets one call through |
+//! | info | `the issuer answers again` | the breaker closed |
+//! | warn | `the issuer asks for fewer calls` | a 429: calls pause for `pause` |
+//! | error | `the issuer's TLS certificate is refused` | a security event: nothing was sent; once until a connection stands |
+//! | error | `cannot fetch our own token` | `code` is one of RFC 6749's, or `other`; once until it works again |
+//! | info | `our own token can be fetched again` | the end of that |
+//! | error | `the issuer refuses our own token` | verify and the probe refuse it; once until verify accepts one |
+//! | info | `the issuer accepts our own token again` | the end of that |
+//! | warn | `our own token may verify keys but not list them` | it lacks `read:api_keys`; once until a probe is accepted |
+//! | error | `our own token may not look keys up` | with `api_id`: it lacks `read:api_keys`; once until it may |
+//! | info | `keys were rotated or taken away at the issuer` | the poller has `invalidated` so many of the keys held |
+//! | error | `the issuer's list speaks against most of the keys held` | `condemned` of `compared`: not believed before the next walk |
+//! | warn | `the poller cannot walk the issuer's keys` | `error` says why; once until a walk is complete |
+//! | info | `the poller walks the issuer's keys again` | the end of that |
+//! | error | `refused with 500: no OrgSettingsLayer` | `OrgSettings<T>` without the layer of its type beneath the `ApiKeyLayer` |
+//! | warn | `an organization's settings could not be loaded` | a load failed: `org_code` says whose, `error` says how |
+//! | warn | `the settings loader fails` | its breaker opened |
+//! | info | `trying the settings loader again` | the breaker lets one load through |
+//! | info | `the settings loader answers again` | the breaker closed |
+//! | warn | `the settings loader asks for fewer calls` | loads pause for `pause` |
+//! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
+//! | warn | `a limit holds fewer accounts` | more are active than its `capacity`: some begin anew (feature `limit`) |
+//! | warn | `the usage sink takes no records` | `error` says why; once until it takes some |
+//! | info | `the usage sink takes records again` | the end of that |
+//! | error | `the usage sink refuses a record for good` | the record of this `id` is in no bill |
+//! | error | `usage records are given up` | so many `records`; `why` says what for |
+//! | warn | `the file of unsent usage records cannot be written` | `error` says why; once until it can |
+//! | info | `the file of unsent usage records is written again` | the end of that |
+//! | warn | `the file of unsent usage records ends in the middle of a line` | a crash cut a write short |
+//! | error | `audit events are lost` | the queue of the audit trail is full |
+//! | error | `the audit sink gave up events` | `events` of them, for what `error` says |
+//! | warn | `the audit sink fails` | `error` says how; once until it works again |
+//! | info | `the audit sink works again` | the end of that |
+//! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
+//! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
+//!
+//! # Metrics
+//!
+//! With the feature `metrics`, through the facade of that name. Labels are bounded: no key, no digest, no organization.
+//!
+//! | name | kind | labels |
+//! |---|---|---|
+//! | [`REQUESTS`] | counter | `outcome`: `allowed`, `anonymous`, or the code of a [rejection](crate::rejection) |
+//! | [`LOOKUPS`] | counter | `result`: `fresh`, `stale`, `refused`, `asked` |
+//! | [`SERVED_AGE`] | histogram, seconds | |
+//! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `refused`, `unavailable`, `throttled`, `misconfigured` |
+//! | [`ISSUER_LATENCY`] | histogram, seconds | |
+//! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | |
+//! | [`THROTTLED`] | counter | |
+//! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
+//! | [`ENTRIES`] | gauge | |
+//! | [`POLLER_WALKS`] | counter | `result`: `complete`, `not-believed`, `idle`, `failed` |
+//! | [`POLLER_CALLS`] | counter | |
+//! | [`POLLER_INVALIDATED`] | counter | |
+//! | [`AUDIT_EVENTS`] | counter | `result`: `written`, `left-out`, `lost` |
+//! | [`SETTINGS_LOOKUPS`] | counter | `result`: `fresh`, `stale`, `asked` |
+//! | [`SETTINGS_DEFAULTS`] | counter | |
+//! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
+//! | [`SETTINGS_LATENCY`] | histogram, seconds | `settings` |
+//! | [`SETTINGS_BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `settings` |
+//! | [`SETTINGS_THROTTLED`] | counter | `settings` |
+//! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
+//! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
+//!
+//! `settings` is the name of the type that is loaded, as the compiler gives it.
+//! | [`USAGE_RECORDS`] | counter | `result`: `pushed`, `refused`, `dropped` |
+//! | [`USAGE_PUSHES`] | counter | `result`: `accepted`, `retry`, `refused` |
+//! | [`USAGE_WAITING`] | gauge | |
+//! | [`USAGE_FOLDED`] | counter | |
+//!
+//! The audit trail's own `TracingSink` emits its events under the target [`AUDIT_TARGET`].
+
+#[macro_use]
+mod macros;
+
+#[cfg(feature = "audit")]
+pub(crate) mod audit;
+mod flood;
+#[cfg(feature = "kinde")]
+pub(crate) mod kinde;
+#[cfg(feature = "limit")]
+pub(crate) mod limit;
+#[cfg(feature = "kinde")]
+pub(crate) mod poller;
+mod requests;
+#[cfg(feature = "settings")]
+pub(crate) mod settings;
+mod upstream;
+#[cfg(feature = "usage")]
+pub(crate) mod usage;
+
+use self::flood::Flood;
+#[cfg(feature = "axum")]
+pub(crate) use self::requests::parameter_missing;
+pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
+#[cfg(feature = "settings")]
+#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
+pub use self::settings::{
+    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
+    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
+};
+pub(crate) use self::upstream::{
+    Voice, breaker_closed, breaker_opened, breaker_probes, entries, issuer_called, occupied,
+    refusals_not_believed, throttled,
+};
+
+/// The target of every event of this crate.
+pub const TARGET: &str = "tower_orgkey";
+
+/// Counts requests by their outcome.
+pub const REQUESTS: &str = "orgkey_requests_total";
+/// Counts what requests found in the cache.
+pub const LOOKUPS: &str = "orgkey_cache_lookups_total";
+/// How old the facts were that requests were served from, in seconds.
+pub const SERVED_AGE: &str = "orgkey_served_age_seconds";
+/// Counts calls to the verifier by their result.
+pub const ISSUER_CALLS: &str = "orgkey_issuer_calls_total";
+/// How long calls to the verifier took, in seconds.
+pub const ISSUER_LATENCY: &str = "orgkey_issuer_call_seconds";
+/// The state of the breaker: 0 closed, 1 half open, 2 open.
+pub const BREAKER: &str = "orgkey_breaker_state";
+/// Counts the pauses that a 429 brought about.
+pub const THROTTLED: &str = "orgkey_throttled_total";
+/// Calls to the verifier under way.
+pub const IN_FLIGHT: &str = "orgkey_calls_in_flight";
+/// Verifications that wait for their turn.
+pub const WAITING: &str = "orgkey_verifications_waiting";
+/// Good keys held.
+pub const ENTRIES: &str = "orgkey_entries";
+/// Counts the poller's walks over the issuer's list of keys.
+pub const POLLER_WALKS: &str = "orgkey_poller_walks_total";
+/// Counts the poller's calls to the issuer.
+pub const POLLER_CALLS: &str = "orgkey_poller_calls_total";
+/// Counts the keys that the poller invalidated.
+pub const POLLER_INVALIDATED: &str = "orgkey_poller_invalidated_total";
+
+/// Counts records of usage by what became of them.
+pub const USAGE_RECORDS: &str = "orgkey_usage_records_total";
+/// Counts pushes of usage by how the sink answered.
+pub const USAGE_PUSHES: &str = "orgkey_usage_pushes_total";
+/// Records of usage that the sink has not taken yet.
+pub const USAGE_WAITING: &str = "orgkey_usage_records_waiting";
+/// Counts the rows of usage that had to make room and were folded into coarser ones.
+pub const USAGE_FOLDED: &str = "orgkey_usage_rows_folded_total";
+/// Counts the events of the audit trail by what became of them.
+pub const AUDIT_EVENTS: &str = "orgkey_audit_events_total";
+/// The target of the audit events themselves, where they are written through `tracing`.
+pub const AUDIT_TARGET: &str = "tower_orgkey::audit";
