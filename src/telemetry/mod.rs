@@ -75,12 +75,12 @@
 //! | [`SETTINGS_THROTTLED`] | counter | `settings` |
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
-//!
-//! `settings` is the name of the type that is loaded, as the compiler gives it.
 //! | [`USAGE_RECORDS`] | counter | `result`: `pushed`, `refused`, `dropped` |
 //! | [`USAGE_PUSHES`] | counter | `result`: `accepted`, `retry`, `refused` |
 //! | [`USAGE_WAITING`] | gauge | |
 //! | [`USAGE_FOLDED`] | counter | |
+//!
+//! `settings` is the name of the type that is loaded, as the compiler gives it.
 //!
 //! The audit trail's own `TracingSink` emits its events under the target [`AUDIT_TARGET`].
 
