@@ -7,7 +7,8 @@ use super::handle::{Guard, KindeEmulator};
 use super::issuer::{Issuer, VerifyAccess};
 use super::keys::Keys;
 use super::replies::RejectedAs;
-use super::server::{self, Shared};
+use super::server;
+use super::shared::Shared;
 use super::tls::{self, CertificateSpec};
 use super::tokens::Application;
 

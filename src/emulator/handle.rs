@@ -15,7 +15,7 @@ use super::fault::Fault;
 use super::issuer::VerifyAccess;
 use super::keys::{IssuedKey, KeySpec, KeyStatus};
 use super::replies::RejectedAs;
-use super::server::{Mode, Shared};
+use super::shared::{Mode, Shared};
 
 /// A Kinde-compatible issuer on a socket of its own.
 ///

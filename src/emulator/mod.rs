@@ -77,6 +77,8 @@ mod keys;
 mod line;
 mod replies;
 mod server;
+mod service;
+mod shared;
 mod tls;
 mod tokens;
 mod wire;
