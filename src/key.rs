@@ -89,8 +89,8 @@ pub(crate) fn is_key(bytes: &[u8]) -> bool {
     body.is_some_and(|last| last + 1 < bytes.len() && is_token68(&bytes[..=last]))
 }
 
-/// Whether all bytes are of the alphabet of `b64token`. Runs over every key of every request, so it goes by blocks, each
-/// without a branch: compilers make a few vector instructions of one.
+/// Whether all bytes are of the alphabet of `b64token`. Junk comes in floods, so it goes by blocks, each without a
+/// branch: compilers make a few vector instructions of one.
 #[inline]
 fn is_token68(bytes: &[u8]) -> bool {
     const BLOCK: usize = 16;

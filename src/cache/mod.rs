@@ -4,6 +4,7 @@
 //! look ─┬ fresh ──────────────────────────────▶ served
 //!       ├ stale ─ (one refresh behind it) ────▶ served
 //!       ├ refused, blocked, expired ──────────▶ refused
+//!       ├ no key by its grammar ──────────────▶ malformed
 //!       └ overdue, unknown ─ settle ─ flight ─┬─ yes ─▶ served
 //!                                             ├─ no ──▶ refused
 //!                                             └─ cannot tell ─▶ served if still held, else 503
@@ -101,7 +102,7 @@ pub(crate) enum Look {
     Refused,
     /// Nothing that may be served without asking first.
     Ask,
-    /// Nothing, and no key either.
+    /// Nothing is held, and what was presented is no key.
     Malformed,
 }
 
@@ -183,8 +184,8 @@ impl Cache {
 
     /// Everything but a fresh hit, kept apart from it so that a hit needs neither its code nor its registers.
     ///
-    /// What is held has kept the grammar of keys, or the issuer would not have been asked; of anything else it is asked first.
-    /// What does not keep it is no look-up that is counted.
+    /// What is held has kept the grammar of keys, or the issuer would not have been asked about it. Anything else is held to the
+    /// grammar here, before all else, and what does not keep it counts as no look-up.
     #[inline(never)]
     pub(crate) fn look_closer(
         &self,
@@ -323,6 +324,8 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::auth::ApiKeyLayer;
     use crate::context::OrgCode;
@@ -335,8 +338,14 @@ mod tests {
         let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
         let cache = ApiKeyLayer::new(verifier).handle().0;
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
+        let entry = hold(&cache, Facts::default(), sent);
+        assert_eq!(cache.rules.on(&entry), Ruling::Clear);
+        (cache, entry)
+    }
+
+    fn hold(cache: &Cache, facts: Facts, sent: Tick) -> Arc<Entry> {
         let entry = Arc::new(Entry::new(
-            Facts::default(),
+            facts,
             cache.digest(KEY),
             sent,
             cache.rules.version(),
@@ -345,8 +354,43 @@ mod tests {
             Weak::new(),
         ));
         cache.store.insert(Arc::clone(&entry));
-        assert_eq!(cache.rules.on(&entry), Ruling::Clear);
-        (cache, entry)
+        entry
+    }
+
+    #[test]
+    fn what_is_no_key_by_its_grammar_is_malformed_and_leaves_nothing_behind() {
+        let (cache, _) = holding_one();
+        let now = cache.clock.now();
+        for junk in [
+            &b"12345678,"[..],
+            b"1234 5678",
+            b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
+            b"========",
+        ] {
+            let digest = cache.digest(junk);
+            let held = cache.look(digest, None, now).expect_err("nothing is held");
+            let look = cache.look_closer(held, junk, digest, None, now);
+            assert!(matches!(look, Look::Malformed), "{look:?}");
+        }
+        assert_eq!((cache.store.len(), cache.refusals.len()), (1, 0));
+        let counted = [Found::Fresh, Found::Stale, Found::Refusal, Found::Nothing];
+        assert_eq!(counted.map(|found| cache.counters.of(found)), [0; 4]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_when_its_key_is_anothers_by_an_answer_of_the_same_moment() {
+        let of = |org| Facts {
+            org: Some(OrgCode::from_static(org)),
+            ..Facts::default()
+        };
+        let (cache, _) = holding_one();
+        let now = cache.clock.now();
+        let mine = hold(&cache, of("org_1"), now);
+        hold(&cache, of("org_2"), now);
+        Arc::clone(&cache)
+            .ended(mine)
+            .now_or_never()
+            .expect("it has ended");
     }
 
     #[test]
@@ -406,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decree_about_others_takes_the_shortest_way_until_the_rules_were_asked() {
+    fn a_decree_about_others_bars_the_shortest_way_until_the_rules_were_asked() {
         let (cache, entry) = holding_one();
         let look = || cache.look(entry.digest, None, entry.sent_at);
         ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));

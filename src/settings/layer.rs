@@ -92,7 +92,8 @@ impl<T: Send + Sync + 'static> Core<T> {
                 cache.refresh(ApiKey::standing_for(&org), &entry);
                 entry
             }
-            // A loader refuses nobody; if there were a refusal, asking again would be the way out.
+            // A loader refuses nobody, and a code is held to no grammar of keys; if it were not so, to ask again would be the way
+            // out.
             Look::Ask | Look::Refused | Look::Malformed => {
                 return Way::Wait(Question {
                     key: ApiKey::standing_for(&org),

@@ -235,7 +235,9 @@ impl Upstream {
             };
             tokio::time::sleep(wait).await;
             if let Err(paused_for) = self.gate.may_repeat(self.clock.now()) {
-                return Err(paused_for.map_or(cannot_tell, CannotTell::unavailable));
+                // The breaker may be open for longer than the pause lasts.
+                let retry_after = cannot_tell.retry_after.max(paused_for.unwrap_or_default());
+                return Err(CannotTell::unavailable(retry_after));
             }
         }
     }

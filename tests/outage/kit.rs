@@ -47,6 +47,8 @@ pub(crate) enum Mood {
     /// One call in so many fails.
     Flaps(usize),
     TooMany(Option<Duration>),
+    /// The same, after so long.
+    TooManyAfter(Duration, Duration),
     /// 400 to everything.
     BadRequest,
     /// Refuses our own credentials.
@@ -269,6 +271,11 @@ impl Issuer {
             Mood::TooMany(retry_after) => {
                 ended(Outcome::Fault);
                 Err(VerifyError::throttled(retry_after))
+            }
+            Mood::TooManyAfter(latency, retry_after) => {
+                tokio::time::sleep(latency).await;
+                ended(Outcome::Fault);
+                Err(VerifyError::throttled(Some(retry_after)))
             }
             Mood::BadRequest => {
                 ended(Outcome::No);

@@ -87,6 +87,26 @@ async fn fault_08_a_retry_that_a_pause_has_overtaken_is_not_sent_and_its_caller_
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_08_a_caller_whose_failure_opened_the_breaker_is_not_told_of_a_shorter_pause() {
+    let app = App::new();
+    app.issuer.is(Mood::TooManyAfter(millis(2), secs(1)));
+    let throttled = app.begin("stranger-0");
+    pass(millis(1)).await;
+    app.issuer.is(Mood::Fails);
+    let failed: Vec<_> = (1..6)
+        .map(|n| app.begin(&format!("stranger-{n}")))
+        .collect();
+    assert_eq!(throttled.await.unwrap().is_unavailable(), 1);
+    let mut longest = 0;
+    for caller in failed {
+        longest = longest.max(caller.await.unwrap().is_unavailable());
+    }
+    assert_eq!(app.issuer.calls(), 6, "a retry was sent");
+    // Open for 5 s, less a fifth at most, less the backoff.
+    assert!((4..=5).contains(&longest), "{longest}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_09_a_429_without_a_sensible_wait_backs_off_on_its_own_up_to_a_minute() {
     for (said, pauses) in [
         (None, [1, 2, 4, 8, 16, 32, 60, 60]),
