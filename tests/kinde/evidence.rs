@@ -8,7 +8,7 @@ use tower_orgkey::kinde::{KindeVerifierBuilder, UnauthorizedMeans};
 use tower_orgkey::{ApiKey, Verifier, VerifyErrorKind};
 
 use super::stage::{BAD, GOOD, Stage, token, yes};
-use super::stub::{Answer, Endpoint};
+use super::stub::{Answer, Endpoint, HANG, Request, until};
 
 const NEW: &str = "k_live_good_0002";
 
@@ -524,21 +524,23 @@ async fn a_refusal_of_a_token_that_was_replaced_meanwhile_is_asked_again_with_th
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.count(Endpoint::Token), 2);
     stage.kill_token("token-2");
-    stage.stub.on(Endpoint::Verify, |request| {
+    let is_replaced = Arc::<AtomicBool>::default();
+    stage.stub.on(Endpoint::Verify, move |request| {
         let late = request.token() == Some("token-2") && request.key() == NEW;
         match request.token() {
-            Some("token-2") if late => Answer::status(401).after(Duration::from_millis(400)),
+            Some("token-2") if late => Answer::status(401).once(&is_replaced),
             Some("token-2") => Answer::status(401),
-            _ => yes(),
+            _ => {
+                is_replaced.store(true, Ordering::SeqCst);
+                yes()
+            }
         }
     });
     stage.jump(130);
     let late = stage.get(NEW);
     let soon = async {
         // The late one is on its way before the token is replaced.
-        while stage.count(Endpoint::Verify) < 3 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("the late one", || stage.count(Endpoint::Verify) >= 3).await;
         stage.get("k_live_good_0003").await
     };
     let (late, soon) = tokio::join!(late, soon);
@@ -548,16 +550,46 @@ async fn a_refusal_of_a_token_that_was_replaced_meanwhile_is_asked_again_with_th
 }
 
 /// The time for a new token: the next verification sets out with the old one, and has the next one fetched meanwhile.
-/// The old one is refused late, after that, and what it was refused with is asked again with the new one.
-fn with_a_token_that_is_replaced_meanwhile(stage: &Stage) {
+/// The old one is refused when other calls go out with the new one, which is refused too.
+async fn with_a_token_that_is_replaced_meanwhile<T>(
+    stage: &Stage,
+    verification: impl Future<Output = T>,
+) -> T {
+    // A call about this key shows which token is in use, and no more than that: it gets an answer about neither.
+    const ANOTHER: &str = "k_live_another_01";
+
     stage.jump(3_100);
-    stage.stub.on(Endpoint::Verify, |request| {
-        let refused = Answer::status(401);
-        match request.token() {
-            Some("token-1") => refused.after(Duration::from_millis(300)),
-            _ => refused,
+    let is_replaced = Arc::<AtomicBool>::default();
+    let refused_late = Answer::status(401).once(&is_replaced);
+    let seen = Arc::clone(&is_replaced);
+    stage.stub.on(Endpoint::Verify, move |request| {
+        let is_new = request.token() != Some("token-1");
+        if request.key() == ANOTHER {
+            seen.fetch_or(is_new, Ordering::SeqCst);
+            Answer::status(500)
+        } else if is_new {
+            Answer::status(401)
+        } else {
+            refused_late.clone()
         }
     });
+    let others = async {
+        // Nobody but the verification has the next token fetched.
+        until("the fetch", || stage.count(Endpoint::Token) == 2).await;
+        while !is_replaced.load(Ordering::SeqCst) {
+            assert!(stage.verify(ANOTHER).await.is_err());
+        }
+    };
+    let both = async { tokio::join!(verification, others).0 };
+    tokio::time::timeout(HANG, both).await.unwrap()
+}
+
+/// The tokens that this key was verified with.
+fn tokens_for(stage: &Stage, key: &str) -> Vec<Option<String>> {
+    let mut calls = stage.stub.requests(Endpoint::Verify);
+    calls.retain(|call| call.key() == key);
+    let token = |call: &Request| call.token().map(str::to_owned);
+    calls.iter().map(token).collect()
 }
 
 #[tokio::test]
@@ -565,24 +597,25 @@ async fn fault_17_two_refused_tokens_cost_a_verification_no_third_one() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.always(Endpoint::Probe, Answer::status(401));
-    with_a_token_that_is_replaced_meanwhile(&stage);
-    let error = stage.verify(NEW).await.err().unwrap();
+    let verified = with_a_token_that_is_replaced_meanwhile(&stage, stage.verify(NEW)).await;
+    let error = verified.err().unwrap();
     assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
+    let tokens = [Some(token_number(1)), Some(token_number(2))];
+    assert_eq!(tokens_for(&stage, NEW), tokens);
+    // The first refusal is no matter for a probe.
+    assert_eq!(stage.count(Endpoint::Probe), 1);
     assert_eq!(stage.count(Endpoint::Token), 2);
-    assert_eq!(stage.count(Endpoint::Verify), 3);
 }
 
 #[tokio::test]
 async fn fault_56_a_key_refused_with_two_tokens_is_refused_though_the_next_probe_is_due() {
     let stage = without_scope().await;
-    with_a_token_that_is_replaced_meanwhile(&stage);
-    assert_eq!(stage.get(BAD).await, refused());
-    let calls = stage.stub.requests(Endpoint::Verify);
-    let tokens: Vec<_> = calls[calls.len() - 2..]
-        .iter()
-        .map(|call| call.token())
-        .collect();
-    assert_eq!(tokens, [Some("token-1"), Some("token-2")]);
+    let (earlier, probes) = (tokens_for(&stage, BAD).len(), stage.count(Endpoint::Probe));
+    let answered = with_a_token_that_is_replaced_meanwhile(&stage, stage.get(BAD)).await;
+    assert_eq!(answered, refused());
+    let tokens = [Some(token_number(1)), Some(token_number(2))];
+    assert_eq!(tokens_for(&stage, BAD)[earlier..], tokens);
+    assert_eq!(stage.count(Endpoint::Probe), probes + 1);
     assert_eq!(stage.count(Endpoint::Token), 2);
 }
 
@@ -618,9 +651,7 @@ async fn a_refusal_settled_after_another_has_brought_a_new_token_in_takes_that_o
     let key = ApiKey::parse(GOOD).unwrap();
     let second = async {
         // Refused after the first probe was sent, so that, of a key that is known, it takes a probe of its own.
-        while stage.count(Endpoint::Probe) < 1 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("the first probe", || stage.count(Endpoint::Probe) >= 1).await;
         stage.kinde.verify_again(&key).await
     };
     let (first, second) = tokio::join!(stage.verify(NEW), second);

@@ -11,6 +11,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
+/// Only a test that fails waits for so long.
+pub(crate) const HANG: Duration = Duration::from_secs(20);
+
+/// Waits until this is so, and fails when it never is.
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let is_so = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(HANG, is_so).await;
+    assert!(waited.is_ok(), "{what} did not come");
+}
+
 /// A request as it came in.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
@@ -242,9 +256,7 @@ impl Shared {
                         *then
                     }
                     Answer::Once(is_so, then) => {
-                        while !is_so.load(Ordering::SeqCst) {
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                        }
+                        until("what an answer waits for", || is_so.load(Ordering::SeqCst)).await;
                         *then
                     }
                     _ => break,

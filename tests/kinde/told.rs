@@ -1,6 +1,6 @@
 //! What an operator reads: each trouble once, and once when it is over.
 
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKey, Verifier, VerifyErrorKind};
 
@@ -106,9 +106,10 @@ async fn fault_16_a_token_that_cannot_be_fetched_is_told_once_and_once_when_it_c
 #[tokio::test]
 async fn fault_01_a_refused_connection_is_no_matter_of_certificates() {
     let (log, _guard) = Log::capture();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Held, so that nobody else takes it, and not listened on.
+    let port = TcpSocket::new_v4().unwrap();
+    port.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let issuer = format!("http://{}", port.local_addr().unwrap());
-    drop(port);
     let kinde = KindeVerifier::builder(issuer)
         .without_credentials()
         .build()
