@@ -13,11 +13,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use http::{Request, StatusCode};
+use metrics::{
+    Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
 use metrics_util::CompositeKey;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::sync::watch;
-use tokio::task::yield_now;
-use tokio::time::advance;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{Instant, advance};
 use tower::ServiceExt;
 use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use tower_orgkey::kinde::{KeyPoller, KeyPollerBuilder, KindeVerifier};
@@ -731,9 +734,18 @@ fn stop_the_clock() -> std::sync::mpsc::Sender<()> {
     held
 }
 
-/// Lets every task go as far as it can without the clock or a socket.
+/// Gives every task that is awake 20 turns: more than those here take to come to a timer or a socket.
 async fn settle() {
     for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+/// Waits for what crosses a socket while the clock stands still, and fails when it does not come in real time.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < HANG, "{what} did not come");
         yield_now().await;
     }
 }
@@ -747,35 +759,100 @@ fn count(snapshotter: &Snapshotter, name: &str) -> u64 {
     snapshot.into_iter().filter_map(of_name).sum()
 }
 
-#[tokio::test(start_paused = true)]
-async fn walks_begin_within_a_period_not_together_and_come_in_the_last_tenth_of_each() {
-    const POLLERS: u64 = 20;
+/// When walks ended.
+#[derive(Clone, Default)]
+struct Walks(Arc<Mutex<Vec<Instant>>>);
 
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    let _recorder = metrics::set_default_local_recorder(&recorder);
-    // Nothing is held, so nothing is asked.
+impl CounterFn for Walks {
+    fn increment(&self, _: u64) {
+        self.0.lock().unwrap().push(Instant::now());
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+impl Recorder for Walks {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        if key.name() == telemetry::POLLER_WALKS {
+            Counter::from_arc(Arc::new(self.clone()))
+        } else {
+            Counter::noop()
+        }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+/// When so many pollers that start together, with periods of 60 s, walk within this time. In milliseconds since their start.
+async fn walks(pollers: usize, within: Duration) -> Vec<u128> {
+    let walks = Walks::default();
+    let _recorder = metrics::set_default_local_recorder(&walks);
+    // Nothing is held, so nothing is asked, and a walk takes no time.
     let kinde = KindeVerifier::builder("http://127.0.0.1:1")
         .bearer_token("static")
         .build()
         .unwrap();
     let keys = ApiKeyLayer::new(kinde.clone()).handle();
-    for _ in 0..POLLERS {
+    let began = Instant::now();
+    let mut polling = JoinSet::new();
+    for _ in 0..pollers {
         let poller = KeyPoller::builder(&kinde, keys.clone()).build().unwrap();
-        tokio::spawn(poller.run());
+        polling.spawn(poller.run());
     }
-    let walks = || count(&snapshotter, telemetry::POLLER_WALKS);
-    settle().await;
-    assert!(walks() < POLLERS, "all at once");
-    tokio::time::sleep(Duration::from_secs(61)).await;
-    assert!(walks() >= POLLERS);
-    tokio::time::sleep(Duration::from_secs(100 * 60)).await;
-    // One in 54 to 60 s each.
-    let walks = walks();
-    assert!(
-        (POLLERS * 100..=POLLERS * 112).contains(&walks),
-        "{walks} in 100 periods"
-    );
+    tokio::time::sleep(within).await;
+    let times = walks.0.lock().unwrap();
+    times.iter().map(|at| (*at - began).as_millis()).collect()
+}
+
+/// The odds that one of ten tenths gets none of 300 even draws are one in five million millions.
+const DRAWS: usize = 300;
+
+#[tokio::test(start_paused = true)]
+async fn the_first_walks_of_pollers_that_start_together_are_spread_over_a_period() {
+    // Nobody's second walk comes before 54 s.
+    let first = walks(DRAWS, Duration::from_secs(54)).await;
+    for tenth in 0..9 {
+        let begins = tenth * 6_000;
+        let tenth = begins..begins + 6_000;
+        assert!(first.iter().any(|at| tenth.contains(at)), "{first:?}");
+    }
+    assert!(first.len() < DRAWS, "none in the last tenth");
+    for _ in 0..DRAWS {
+        // The clock of the timers counts whole milliseconds.
+        let walks = walks(1, Duration::from_millis(60_002)).await;
+        assert!(!walks.is_empty(), "not within a period");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_walk_begins_anywhere_in_the_last_tenth_of_a_period() {
+    let walks = walks(
+        1,
+        Duration::from_secs(60) * u32::try_from(DRAWS + 2).unwrap(),
+    )
+    .await;
+    let waits: Vec<_> = walks.windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(waits.len() >= DRAWS, "{}", waits.len());
+    // The clock of the timers counts whole milliseconds.
+    let is_in_time = |wait: &u128| (53_998..=60_002).contains(wait);
+    assert!(waits.iter().all(is_in_time), "{waits:?}");
+    for tenth in 0..10 {
+        let begins = 54_000 + tenth * 600;
+        let tenth = begins..begins + 600;
+        assert!(waits.iter().any(|wait| tenth.contains(wait)), "{waits:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -795,9 +872,8 @@ async fn a_429_puts_the_next_walk_off_for_as_long_as_it_says() {
     let calls = || count(&snapshotter, telemetry::POLLER_CALLS);
     settle().await;
     advance(period).await;
-    while log.lines("WARN", "cannot walk").is_empty() {
-        yield_now().await;
-    }
+    let is_told = || !log.lines("WARN", "cannot walk").is_empty();
+    until("the warning", is_told).await;
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
     assert_eq!(calls(), 1);
     advance(Duration::from_secs(29)).await;
@@ -809,7 +885,7 @@ async fn a_429_puts_the_next_walk_off_for_as_long_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_whole_budget_of_a_walk_can_be_used_at_the_pace_that_there_is_unless_set() {
+async fn the_whole_budget_of_a_walk_can_be_used_at_the_default_pace() {
     let _clock = stop_the_clock();
     let stage = Stage::set().await;
     let poller = KeyPoller::builder(&stage.kinde, stage.keys.clone()).page_size(1);
@@ -823,9 +899,7 @@ async fn the_whole_budget_of_a_walk_can_be_used_at_the_pace_that_there_is_unless
     let walking = tokio::spawn(async move { poller.walk_once().await });
     let asked = || stage.emulator.calls().list_keys.total;
     for call in 1..=400 {
-        while asked() < call && !walking.is_finished() {
-            yield_now().await;
-        }
+        until("the next call", || asked() >= call || walking.is_finished()).await;
         settle().await;
         assert!(asked() <= call, "ahead of its pace");
         advance(Duration::from_millis(200)).await;

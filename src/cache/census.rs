@@ -199,11 +199,13 @@ mod tests {
         let (held, since) = handle.held();
         assert_eq!(names(&held), ["older"]);
 
+        clock.jump(Duration::from_nanos(1));
+        hold(&handle, "later-key", facts("later"), Duration::ZERO);
         clock.jump(SOON);
         let (held, _) = handle.held();
-        assert_eq!(names(&held), ["equal", "older"]);
+        assert_eq!(names(&held), ["equal", "later", "older"]);
         assert_eq!(handle.invalidate_held(&held, since).await, 1);
-        assert_eq!(names(&handle.held().0), ["equal"]);
+        assert_eq!(names(&handle.held().0), ["equal", "later"]);
     }
 
     #[tokio::test(start_paused = true)]

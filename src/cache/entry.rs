@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    /// Those of one second are not to be asked about in one second.
+    /// Entries that were verified within one second must not all fall due within one.
     #[test]
     fn the_ends_of_freshness_are_spread_over_the_last_15_percent() {
         let draws: Vec<u64> = (0..1_000).map(|_| draw_soft(LIFETIMES.soft)).collect();

@@ -189,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::auth::ApiKeyLayer;
+    use crate::test_util::TestClock;
     use crate::verify::{Verification, verifier_fn};
 
     type Brought = fn(Tick) -> Outcome;
@@ -199,9 +200,14 @@ mod tests {
     const UNCONFIRMED: Brought = |sent_at| Outcome::No(Refusal::Unconfirmed, sent_at);
     const CANNOT_TELL: Brought = |_| Outcome::CannotTell(CannotTell::unavailable(Duration::ZERO));
 
-    fn cache() -> Arc<Cache> {
-        let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
-        ApiKeyLayer::new(verifier).handle().0
+    fn cache() -> (Arc<Cache>, TestClock) {
+        let clock = TestClock::new();
+        clock.jump(Duration::from_secs(10_000));
+        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+            .test_clock(clock.clone())
+            .build()
+            .unwrap();
+        (layer.handle().0, clock)
     }
 
     fn land(cache: &Cache, secret: &str, outcome: Outcome) {
@@ -211,8 +217,8 @@ mod tests {
         cache.land(&flight, digest, outcome);
     }
 
-    #[test]
-    fn a_doubt_about_a_known_key_is_confirmed_by_an_answer_to_a_later_call_about_another() {
+    #[tokio::test(start_paused = true)]
+    async fn a_doubt_about_a_known_key_is_confirmed_by_an_answer_to_a_later_call_about_another() {
         for (brought, confirms) in [
             (YES, true),
             (DEFINITIVE, true),
@@ -221,12 +227,13 @@ mod tests {
             (UNCONFIRMED, false),
             (CANNOT_TELL, false),
         ] {
-            let cache = cache();
+            let (cache, clock) = cache();
             land(&cache, "known-key", YES(cache.clock.now()));
             land(&cache, "known-key", UNCONFIRMED(cache.clock.now()));
             let digest = cache.digest("known-key");
             assert!(cache.store.get(digest).is_some());
-            let outcome = brought(cache.clock.now().after(Duration::from_nanos(1)));
+            clock.jump(Duration::from_nanos(1));
+            let outcome = brought(cache.clock.now());
             let what = format!("{outcome:?}");
             land(&cache, "other-key", outcome);
             assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
@@ -235,8 +242,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_former_key_is_one_until_the_issuer_says_of_the_key_itself_what_it_is_now() {
+    #[tokio::test(start_paused = true)]
+    async fn a_former_key_is_one_until_the_issuer_says_of_the_key_itself_what_it_is_now() {
         for (brought, is_former) in [
             (YES, false),
             (DEFINITIVE, false),
@@ -244,7 +251,7 @@ mod tests {
             (UNCONFIRMED, true),
             (CANNOT_TELL, true),
         ] {
-            let cache = cache();
+            let (cache, _) = cache();
             let (digest, now) = (cache.digest("former-key"), cache.clock.now());
             cache.former.note(digest, now);
             let outcome = brought(now);

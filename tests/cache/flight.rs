@@ -413,8 +413,8 @@ async fn of_two_answers_to_calls_of_one_moment_the_no_counts() {
     gate.add_permits(1);
     settle().await;
     assert_eq!(issuer.finished(), 1);
+    assert_eq!(first.await.unwrap(), passed("org_one"));
     gate.add_permits(1);
-    first.await.unwrap();
     assert_eq!(second.await.unwrap(), refused());
     assert_eq!(outcome(&usual, ONE).await, refused());
     assert_eq!(issuer.calls(), 2);

@@ -338,19 +338,20 @@ async fn junk_pushes_out_nothing_that_is_good() {
 async fn junk_takes_little_more_room_than_a_tenth_of_the_capacity() {
     let issuer = Issuer::new();
     let (builder, _) = builder(issuer.clone());
-    let layer = builder.capacity(100).build().unwrap();
+    let layer = builder.capacity(1_000).build().unwrap();
     let api = api(&layer);
+    let mut most = 0;
     for n in 0..10_000 {
         // The budget of refusals would stop more at once.
         if n % 400 == 0 {
             tokio::time::advance(10 * SECOND).await;
         }
         assert_eq!(outcome(&api, &format!("k_junk_{n:08}")).await, refused());
+        most = most.max(layer.handle().stats().refused_entries);
     }
     assert_eq!(issuer.calls(), 10_000);
-    // Ten, and what the policy has yet to be told of.
-    let held = layer.handle().stats().refused_entries;
-    assert!(held <= 1_000, "{held}");
+    // The tenth, and what the policy has yet to be told of.
+    assert!((100..=200).contains(&most), "{most}");
 }
 
 #[tokio::test(start_paused = true)]

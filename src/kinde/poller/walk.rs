@@ -126,8 +126,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn calls_go_out_at_the_pollers_pace_whatever_becomes_of_them() {
-        // Nothing listens on this port.
-        let kinde = KindeVerifier::builder("http://127.0.0.1:1")
+        // A port that is held, and that nothing listens on.
+        let port = tokio::net::TcpSocket::new_v4().unwrap();
+        port.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let kinde = KindeVerifier::builder(format!("http://{}", port.local_addr().unwrap()))
             .bearer_token("token")
             .build()
             .unwrap();
