@@ -333,19 +333,21 @@ async fn fault_56_only_a_yes_to_a_later_call_shows_that_the_scope_is_missing() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.always(Endpoint::Probe, Answer::status(403));
-    stage.stub.on(Endpoint::Verify, |request| {
+    let is_probed = Arc::<AtomicBool>::default();
+    // Sent before the probe, answered after it: the token may have been revoked in between.
+    let late = yes().once(&is_probed);
+    stage.stub.on(Endpoint::Verify, move |request| {
         if request.key() == NEW {
-            // Sent before the probe, answered after it: the token may have been revoked in between.
-            yes().after(Duration::from_millis(500))
+            late.clone()
         } else {
             Answer::status(401)
         }
     });
     let soon = async {
-        while stage.count(Endpoint::Verify) < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        stage.get(BAD).await
+        until("the late one", || stage.count(Endpoint::Verify) >= 2).await;
+        let answered = stage.get(BAD).await;
+        is_probed.store(true, Ordering::SeqCst);
+        answered
     };
     let (late, soon) = tokio::join!(stage.get(NEW), soon);
     assert_eq!((late, soon), (served(), misconfigured()));
@@ -361,23 +363,11 @@ async fn fault_56_a_refusal_of_a_token_that_was_replaced_meanwhile_is_not_the_ke
     assert_eq!(stage.get(BAD).await, refused());
     // From here on for 15 minutes nothing is probed, and a refusal is read as the key's. This is the time for a new token.
     stage.jump(500);
-    stage.stub.on(Endpoint::Verify, |request| {
-        if request.token() == Some("token-1") {
-            Answer::status(401).after(Duration::from_millis(300))
-        } else {
-            yes()
-        }
-    });
-    assert_eq!(stage.get("k_live_good_0004").await, served());
-    let tokens: Vec<_> = stage
-        .stub
-        .requests(Endpoint::Verify)
-        .iter()
-        .rev()
-        .take(2)
-        .map(|call| call.token().unwrap().to_owned())
-        .collect();
-    assert_eq!(tokens, ["token-2", "token-1"]);
+    let key = "k_live_good_0004";
+    let verified = with_a_token_that_is_replaced_meanwhile(&stage, yes(), stage.get(key)).await;
+    assert_eq!(verified, served());
+    let tokens = [Some(token_number(1)), Some(token_number(2))];
+    assert_eq!(tokens_for(&stage, key), tokens);
 }
 
 #[tokio::test]
@@ -549,16 +539,16 @@ async fn a_refusal_of_a_token_that_was_replaced_meanwhile_is_asked_again_with_th
     assert_eq!(stage.count(Endpoint::Token), 3);
 }
 
-/// The time for a new token: the next verification sets out with the old one, and has the next one fetched meanwhile.
-/// The old one is refused when other calls go out with the new one, which is refused too.
+/// At the time for a new token a verification sets out with the old one, and has the next one fetched meanwhile.
+/// The old one is refused when other calls go out with the new one, which is answered so.
 async fn with_a_token_that_is_replaced_meanwhile<T>(
     stage: &Stage,
+    new: Answer,
     verification: impl Future<Output = T>,
 ) -> T {
     // A call about this key shows which token is in use, and no more than that: it gets an answer about neither.
     const ANOTHER: &str = "k_live_another_01";
 
-    stage.jump(3_100);
     let is_replaced = Arc::<AtomicBool>::default();
     let refused_late = Answer::status(401).once(&is_replaced);
     let seen = Arc::clone(&is_replaced);
@@ -568,7 +558,7 @@ async fn with_a_token_that_is_replaced_meanwhile<T>(
             seen.fetch_or(is_new, Ordering::SeqCst);
             Answer::status(500)
         } else if is_new {
-            Answer::status(401)
+            new.clone()
         } else {
             refused_late.clone()
         }
@@ -597,7 +587,10 @@ async fn fault_17_two_refused_tokens_cost_a_verification_no_third_one() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.always(Endpoint::Probe, Answer::status(401));
-    let verified = with_a_token_that_is_replaced_meanwhile(&stage, stage.verify(NEW)).await;
+    stage.jump(3_100);
+    let refused = Answer::status(401);
+    let verified =
+        with_a_token_that_is_replaced_meanwhile(&stage, refused, stage.verify(NEW)).await;
     let error = verified.err().unwrap();
     assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
     let tokens = [Some(token_number(1)), Some(token_number(2))];
@@ -611,7 +604,9 @@ async fn fault_17_two_refused_tokens_cost_a_verification_no_third_one() {
 async fn fault_56_a_key_refused_with_two_tokens_is_refused_though_the_next_probe_is_due() {
     let stage = without_scope().await;
     let (earlier, probes) = (tokens_for(&stage, BAD).len(), stage.count(Endpoint::Probe));
-    let answered = with_a_token_that_is_replaced_meanwhile(&stage, stage.get(BAD)).await;
+    stage.jump(3_100);
+    let answer = Answer::status(401);
+    let answered = with_a_token_that_is_replaced_meanwhile(&stage, answer, stage.get(BAD)).await;
     assert_eq!(answered, refused());
     let tokens = [Some(token_number(1)), Some(token_number(2))];
     assert_eq!(tokens_for(&stage, BAD)[earlier..], tokens);
