@@ -612,8 +612,8 @@ async fn fault_56_a_key_refused_with_two_tokens_is_refused_though_the_next_probe
     assert_eq!(tokens_for(&stage, BAD)[earlier..], tokens);
     // The first refusal is no matter for a probe.
     let probes = stage.stub.requests(Endpoint::Probe).split_off(probes);
-    let probed: Vec<_> = probes.iter().map(Request::token).collect();
-    assert_eq!(probed, [Some("token-2")]);
+    let with: Vec<_> = probes.iter().map(Request::token).collect();
+    assert_eq!(with, [Some("token-2")]);
     assert_eq!(stage.count(Endpoint::Token), 2);
 }
 
