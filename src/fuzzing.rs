@@ -45,7 +45,8 @@ pub fn credential(input: &[u8]) {
         };
         let key = String::from_utf8_lossy(key).into_owned();
         assert!(ApiKey::parse(&key).is_ok_and(|parsed| parsed.expose_secret() == key));
-        assert!(!format!("{headers:?}").contains(&key), "a key is shown");
+        // Not by what `Debug` prints: a key may be a part of `Sensitive`, or of the header's name.
+        assert!(headers[source.header()].is_sensitive(), "a key is shown");
     }
 }
 
