@@ -95,21 +95,16 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::auth::ApiKeyLayer;
+    use crate::cache::tests::cache;
     use crate::context::{KeyId, OrgCode};
     use crate::test_util::TestClock;
-    use crate::verify::{Extra, Facts, Verification, verifier_fn};
+    use crate::verify::{Extra, Facts};
 
     const SOON: Duration = Duration::from_secs(1);
 
     fn handle() -> (ApiKeyHandle, TestClock) {
-        let clock = TestClock::new();
-        clock.jump(Duration::from_secs(10_000));
-        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
-            .test_clock(clock.clone())
-            .build()
-            .unwrap();
-        (layer.handle(), clock)
+        let (cache, clock) = cache();
+        (ApiKeyHandle::new(cache), clock)
     }
 
     /// Facts about a key of an organization, with this name for an id.

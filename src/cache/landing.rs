@@ -188,9 +188,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::auth::ApiKeyLayer;
-    use crate::test_util::TestClock;
-    use crate::verify::{Verification, verifier_fn};
+    use crate::cache::tests::cache;
 
     type Brought = fn(Tick) -> Outcome;
 
@@ -199,16 +197,6 @@ mod tests {
     const CONCLUDED: Brought = |sent_at| Outcome::No(Refusal::Concluded, sent_at);
     const UNCONFIRMED: Brought = |sent_at| Outcome::No(Refusal::Unconfirmed, sent_at);
     const CANNOT_TELL: Brought = |_| Outcome::CannotTell(CannotTell::unavailable(Duration::ZERO));
-
-    fn cache() -> (Arc<Cache>, TestClock) {
-        let clock = TestClock::new();
-        clock.jump(Duration::from_secs(10_000));
-        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
-            .test_clock(clock.clone())
-            .build()
-            .unwrap();
-        (layer.handle().0, clock)
-    }
 
     fn land(cache: &Cache, secret: &str, outcome: Outcome) {
         let digest = cache.digest(secret);

@@ -329,14 +329,25 @@ mod tests {
     use super::*;
     use crate::auth::ApiKeyLayer;
     use crate::context::OrgCode;
+    use crate::test_util::TestClock;
     use crate::verify::{Facts, Verification, verifier_fn};
 
     const KEY: &[u8] = b"12345678";
 
+    /// An empty cache, on a clock that shows some hours.
+    pub(super) fn cache() -> (Arc<Cache>, TestClock) {
+        let clock = TestClock::new();
+        clock.jump(Duration::from_secs(10_000));
+        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+            .test_clock(clock.clone())
+            .build()
+            .unwrap();
+        (layer.handle().0, clock)
+    }
+
     /// A cache, and an entry of it that the rules have cleared.
     fn holding_one() -> (Arc<Cache>, Arc<Entry>) {
-        let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
-        let cache = ApiKeyLayer::new(verifier).handle().0;
+        let (cache, _) = cache();
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
         let entry = hold(&cache, Facts::default(), sent);
         assert_eq!(cache.rules.on(&entry), Ruling::Clear);
