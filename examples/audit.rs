@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             "k_test_0123456789" => Verification::of_organization(OrgCode::from_static("org_1"))
                 .with_key_id(KeyId::from_static("api_key_0001"))
                 .with_scopes(Scopes::from_names(["read:reports"])),
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     });
 

@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let verifier = verifier_fn(|key| async move {
         match key.expose_secret() {
             "k_test_0123456789" => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
-            "k_test_of_nobody" => Ok(Verification::refused()),
+            "k_test_of_nobody" => Ok(Verification::invalid()),
             _ => Err(VerifyError::unavailable("the database is away")),
         }
     });

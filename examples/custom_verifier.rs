@@ -49,7 +49,7 @@ impl Verifier for Keys {
         let row = self.find(key).await.map_err(VerifyError::unavailable)?;
         // "The key is bad" is an answer: callers get 401.
         let Some(row) = row.filter(|row| !row.revoked) else {
-            return Ok(Verification::refused());
+            return Ok(Verification::invalid());
         };
         // A row that makes no sense says nothing about the key.
         let facts = || -> Result<Verification, InvalidIdentifier> {

@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let org = match key.expose_secret() {
             "k_test_starter" => "org_starter",
             "k_test_business" => "org_business",
-            _ => return Ok(Verification::refused()),
+            _ => return Ok(Verification::invalid()),
         };
         Ok(Verification::of_organization(OrgCode::from_static(org)))
     });

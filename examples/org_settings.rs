@@ -67,7 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Ok(match key.expose_secret() {
             "k_test_acme" => Verification::of_organization(OrgCode::from_static("acme")),
             "k_test_globex" => Verification::of_organization(OrgCode::from_static("globex")),
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     });
     let auth = ApiKeyLayer::new(verifier);

@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Ok(match key.expose_secret() {
             "k_test_0123456789" => Verification::of_organization(OrgCode::from_static("org_1"))
                 .with_scopes(Scopes::from_names(["read:reports"])),
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     });
     // From the outside in. Every body that is made `From<Bytes>` will do for the refusals.

@@ -33,11 +33,11 @@ impl<A: Verifier, B: Verifier> Verifier for ByPrefix<A, B> {
     }
 
     // Delegated too: an issuer may ask for stronger evidence before it gives up a key that was good.
-    async fn verify_again(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+    async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         if key.expose_secret().starts_with(self.prefix) {
-            self.with_prefix.verify_again(key).await
+            self.with_prefix.reverify(key).await
         } else {
-            self.others.verify_again(key).await
+            self.others.reverify(key).await
         }
     }
 }
@@ -48,14 +48,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let kinde = verifier_fn(|key| async move {
         Ok(match key.expose_secret() {
             "k_live_0123456789" => Verification::of_organization(OrgCode::from_static("org_new")),
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     });
     // In place of your own table of keys.
     let table = verifier_fn(|key| async move {
         Ok(match key.expose_secret() {
             "acme-0123456789" => Verification::of_organization(OrgCode::from_static("org_old")),
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     });
     let verifier = ByPrefix {

@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             "k_test_reader" => vec!["read:reports"],
             "k_test_writer" => vec!["read:reports", "write:reports"],
             "k_test_admin" => vec!["admin"],
-            _ => return Ok(Verification::refused()),
+            _ => return Ok(Verification::invalid()),
         };
         let org = OrgCode::from_static("org_1");
         Ok(Verification::of_organization(org).with_scopes(Scopes::from_names(scopes)))

@@ -68,7 +68,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Ok(match key.expose_secret() {
             KEY => Verification::of_organization(OrgCode::from_static("org_1"))
                 .with_key_id(KeyId::from_static("api_key_1")),
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     }));
     let usage = UsageLayer::new();

@@ -14,7 +14,7 @@ use crate::cache::Lifetimes;
 /// use std::time::Duration;
 /// use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
 ///
-/// let verifier = verifier_fn(|_key| async { Ok(Verification::refused()) });
+/// let verifier = verifier_fn(|_key| async { Ok(Verification::invalid()) });
 /// let error = ApiKeyLayer::builder(verifier)
 ///     .soft_ttl(Duration::from_secs(600))
 ///     .hard_ttl(Duration::from_secs(60))

@@ -93,5 +93,5 @@ pub use self::upstream::{BreakerState, UpstreamState};
 #[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
 pub use self::usage::{UsageHandle, UsageLayer};
 pub use self::verify::{
-    Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,
+    Attempt, Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,
 };

@@ -1,10 +1,19 @@
-//! The door to an issuer: [`Verifier`], what it answers, and what it says when it cannot.
+//! The interface to an issuer: [`Verifier`], [`Verification`] and [`VerifyError`].
 //!
-//! Two answers must never be confused. "The key is bad" is an `Ok`: [`Verification::refused`]. "We cannot tell" is an
-//! `Err`: a [`VerifyError`]. The layer turns the first into 401 and remembers it for seconds; the second becomes 503
-//! (or an earlier yes, while that may still be served) and is never remembered against a key.
+//! Two outcomes must never be confused. "The key is invalid" is an `Ok`: [`Verification::invalid`]. "Cannot tell" is an
+//! `Err`: a [`VerifyError`]. The layer answers the first with 401 and caches it for seconds. It answers the second with 503,
+//! or with an earlier result that may still be served, and never caches it as invalid.
 //!
-//! An issuer of one's own takes ten lines:
+//! An error says what it is about, which decides who pays for it:
+//!
+//! | error | about | effect |
+//! |---|---|---|
+//! | [`unavailable`](VerifyError::unavailable) | the issuer | counts towards the circuit breaker |
+//! | [`throttled`](VerifyError::throttled) | the issuer | pauses all verifications |
+//! | [`invalid_response`](VerifyError::invalid_response) | this key | this key alone is retried later and later, until ten keys in a row agree |
+//! | [`inconclusive`](VerifyError::inconclusive), [`misconfigured`](VerifyError::misconfigured) | neither | none beyond this verification |
+//!
+//! A verifier for an issuer of your own takes ten lines:
 //!
 //! ```
 //! use tower_orgkey::{ApiKey, ApiKeyLayer, OrgCode, Scopes, Verification, Verifier, VerifyError};
@@ -16,9 +25,9 @@
 //!
 //! impl Verifier for Database {
 //!     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-//!         // Look a key up by a hash of it, as you stored it.
+//!         // Look the key up by its hash.
 //!         let row = self.find(key.expose_secret()).await.map_err(VerifyError::unavailable)?;
-//!         let Some((org, scopes)) = row else { return Ok(Verification::refused()) };
+//!         let Some((org, scopes)) = row else { return Ok(Verification::invalid()) };
 //!         let org = OrgCode::new(org).map_err(VerifyError::unavailable)?;
 //!         Ok(Verification::of_organization(org).with_scopes(Scopes::from_names(scopes)))
 //!     }
@@ -38,29 +47,100 @@ use crate::context::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::scope::Scopes;
 
-/// Asks an issuer whether a key is good.
+/// Verifies keys with an issuer.
 ///
-/// The layer calls it at most once at a time for a key, on a task of its own, under deadlines of its own, and drops
-/// the future when one passes; the future must bear that at every `await`. A panic counts as "cannot tell".
+/// The layer runs at most one verification per key at a time, on a task of its own, and drops the future when a deadline
+/// passes, so the future must be cancel-safe at every `await`. A panic counts as [`VerifyError::unavailable`].
 ///
-/// See the [module's guide](crate::verify) for an example.
+/// See the [module documentation](crate::verify) for an example.
 pub trait Verifier: Send + Sync + 'static {
-    /// The issuer's answer about a key that is not known here.
+    /// Verifies a key that the layer does not know.
     fn verify(
         &self,
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send;
 
-    /// The issuer's answer about a key that it accepted before and whose facts are still held.
+    /// Verifies a known key: one whose earlier result is still cached.
     ///
-    /// The same as [`verify`](Self::verify) unless said otherwise. An issuer whose refusals are sometimes about
-    /// something else than the key (its own token, say) overrides it to ask for stronger evidence: what is refused
-    /// here throws a customer out.
-    fn verify_again(
+    /// Calls [`verify`](Self::verify) unless overridden. An issuer whose "invalid" sometimes means something else (its own
+    /// outage, or a rejected service token) overrides this method and asks for stronger evidence, because an invalid
+    /// answer here rejects a customer that was accepted a minute ago.
+    fn reverify(
         &self,
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
         self.verify(key)
+    }
+
+    /// Makes one attempt at a verification. The layer calls this method, and no other.
+    ///
+    /// The provided method calls [`verify`](Self::verify) or [`reverify`](Self::reverify) and fails with
+    /// [`VerifyError::unavailable`] when that takes longer than [`Attempt::deadline`]. A verifier that makes several calls
+    /// per verification overrides this method and applies the deadline to each call, so that a slow second call is not
+    /// mistaken for a failing issuer. [`flight_deadline`](crate::ApiKeyLayerBuilder::flight_deadline) bounds the whole in
+    /// any case.
+    fn verify_attempt(
+        &self,
+        key: &ApiKey,
+        attempt: Attempt,
+    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
+        async move {
+            let verified = async {
+                if attempt.is_known() {
+                    self.reverify(key).await
+                } else {
+                    self.verify(key).await
+                }
+            };
+            match tokio::time::timeout(attempt.deadline(), verified).await {
+                Ok(verified) => verified,
+                Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
+            }
+        }
+    }
+}
+
+/// The circumstances of one attempt at a verification, for [`Verifier::verify_attempt`].
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    is_known: bool,
+    key_id: Option<KeyId>,
+    deadline: Duration,
+}
+
+impl Attempt {
+    /// An attempt for an unknown key, with this deadline for each call to the issuer.
+    pub fn new(deadline: Duration) -> Self {
+        Self {
+            is_known: false,
+            key_id: None,
+            deadline,
+        }
+    }
+
+    /// Makes it an attempt for a known key, whose identifier at the issuer is `key_id` if the issuer named one.
+    pub fn known(self, key_id: Option<KeyId>) -> Self {
+        Self {
+            is_known: true,
+            key_id,
+            ..self
+        }
+    }
+
+    /// Returns whether an earlier result of the key is still cached.
+    pub fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Returns the identifier of a known key at the issuer.
+    pub fn key_id(&self) -> Option<&KeyId> {
+        self.key_id.as_ref()
+    }
+
+    /// Returns how long each call to the issuer may take:
+    /// [`attempt_deadline`](crate::ApiKeyLayerBuilder::attempt_deadline).
+    pub fn deadline(&self) -> Duration {
+        self.deadline
     }
 }
 
@@ -72,15 +152,23 @@ impl<V: Verifier> Verifier for Arc<V> {
         V::verify(self, key)
     }
 
-    fn verify_again(
+    fn reverify(
         &self,
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::verify_again(self, key)
+        V::reverify(self, key)
+    }
+
+    fn verify_attempt(
+        &self,
+        key: &ApiKey,
+        attempt: Attempt,
+    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
+        V::verify_attempt(self, key, attempt)
     }
 }
 
-/// A [`Verifier`] from a function, for tests and small issuers.
+/// Returns a [`Verifier`] that calls a function. For tests and small issuers.
 ///
 /// ```
 /// use tower_orgkey::{ApiKeyLayer, OrgCode, Verification, verifier_fn};
@@ -88,7 +176,7 @@ impl<V: Verifier> Verifier for Arc<V> {
 /// let verifier = verifier_fn(|key| async move {
 ///     Ok(match key.expose_secret() {
 ///         "k_test_0123456789" => Verification::of_organization(OrgCode::from_static("org_1")),
-///         _ => Verification::refused(),
+///         _ => Verification::invalid(),
 ///     })
 /// });
 /// let layer = ApiKeyLayer::new(verifier);
@@ -101,7 +189,7 @@ where
     VerifierFn(f)
 }
 
-/// The verifier that [`verifier_fn`] makes.
+/// The [`Verifier`] returned by [`verifier_fn`].
 #[derive(Clone)]
 pub struct VerifierFn<F>(F);
 
@@ -124,25 +212,29 @@ where
     }
 }
 
-/// What the issuer said about a key.
+/// The issuer's answer about a key.
 ///
 /// ```
 /// use tower_orgkey::{KeyId, OrgCode, Scopes, Verification};
 ///
-/// let yes = Verification::of_organization(OrgCode::new("org_123")?)
+/// let valid = Verification::of_organization(OrgCode::new("org_123")?)
 ///     .with_key_id(KeyId::new("api_key_0001")?)
 ///     .with_scopes(Scopes::from_names(["read:reports"]));
-/// let no = Verification::refused();
-/// assert!(yes.is_valid() && !no.is_valid());
+/// let invalid = Verification::invalid();
+/// assert!(valid.is_valid() && !invalid.is_valid());
 /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Verification(pub(crate) Answer);
+pub struct Verification {
+    pub(crate) answer: Answer,
+    /// The generation of the credential that the verifier presented.
+    pub(crate) credential: u64,
+}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Valid(Facts),
-    Refused(Refusal),
+    Invalid(Invalid),
 }
 
 /// What is known of a good key: what the issuer said, and nothing that we concluded.
@@ -180,61 +272,92 @@ impl Facts {
     }
 }
 
-/// How sure a no is.
+/// How certain it is that a key is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// It is about this key and nothing else, and the issuer answered the question.
+pub(crate) enum Invalid {
+    /// The issuer answered the question. Also shows that the issuer is answering.
     Definitive,
-    /// It is about this key, as evidence from elsewhere shows. It does not show that the endpoint answers questions, so it
-    /// confirms no doubt about another key.
-    // Verifiers of users' own have no such evidence to show.
+    /// Other evidence shows that the key is invalid. Does not show that the issuer is answering.
+    // Only `KindeVerifier` has such evidence.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     Concluded,
-    /// It may be about the request or the endpoint: enough against a key nobody knows, not against a known one.
+    /// The answer may be about the request or the endpoint. Rejects an unknown key; a known key is kept until a later answer
+    /// under the same credential confirms it.
     Unconfirmed,
+    /// The answer may be about the verifier's own credential. Rejects no key until a later answer under the same credential
+    /// confirms it.
+    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
+    Undecided { is_misconfigured: bool },
 }
 
 impl Verification {
-    /// The key is good and belongs to this organization.
+    fn new(answer: Answer) -> Self {
+        Self {
+            answer,
+            credential: 0,
+        }
+    }
+
+    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
+    pub(crate) fn valid(facts: Facts) -> Self {
+        Self::new(Answer::Valid(facts))
+    }
+
+    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
+    pub(crate) fn invalid_as(invalid: Invalid) -> Self {
+        Self::new(Answer::Invalid(invalid))
+    }
+
+    /// The key is valid and belongs to this organization.
     pub fn of_organization(org: OrgCode) -> Self {
-        Self(Answer::Valid(Facts {
+        Self::new(Answer::Valid(Facts {
             org: Some(org),
             ..Facts::default()
         }))
     }
 
-    /// The key is good at the issuer and belongs to no organization: an environment's, or a user's key. The layer
-    /// answers 403 `organization-required`.
+    /// The key is valid and belongs to no organization: an environment's or a user's key. The layer responds with 403
+    /// `organization-required`.
     pub fn without_organization() -> Self {
-        Self(Answer::Valid(Facts::default()))
+        Self::new(Answer::Valid(Facts::default()))
     }
 
-    /// The issuer says no: unknown, revoked, rotated away or inactive. Why is of no interest to a caller.
-    pub fn refused() -> Self {
-        Self(Answer::Refused(Refusal::Definitive))
+    /// The key is invalid: unknown, revoked, rotated or inactive. Callers are not told which.
+    pub fn invalid() -> Self {
+        Self::new(Answer::Invalid(Invalid::Definitive))
     }
 
-    /// The issuer says no in a way that it also uses for requests it does not understand.
+    /// The key is probably invalid: the issuer gives the same answer to requests that it does not understand.
     ///
-    /// Enough to refuse a key that is not known here. A known key is given up only when the issuer then answered
-    /// another verification that began after this refusal.
-    pub fn refused_unconfirmed() -> Self {
-        Self(Answer::Refused(Refusal::Unconfirmed))
+    /// Rejects a key that the layer does not know. A known key is kept until the issuer answers a call sent after this
+    /// answer, about any key and under the same [credential](Self::with_credential).
+    pub fn invalid_unconfirmed() -> Self {
+        Self::new(Answer::Invalid(Invalid::Unconfirmed))
     }
 
-    /// The key's identifier at the issuer, which stays the same over a rotation. No effect on a refusal.
+    /// Sets the generation of the credential that the verifier presented, such as a counter of its access tokens. 0 unless
+    /// set.
+    ///
+    /// An unconfirmed answer is confirmed only under the generation it was given under, so a renewed credential does not
+    /// invalidate keys that the issuer rejected because of the old one.
+    pub fn with_credential(mut self, generation: u64) -> Self {
+        self.credential = generation;
+        self
+    }
+
+    /// Sets the key's identifier at the issuer, which a rotation does not change. No effect on an invalid key.
     pub fn with_key_id(self, key_id: KeyId) -> Self {
         self.map(|facts| facts.key_id = Some(key_id))
     }
 
-    /// The scopes that the key holds; none unless said. No effect on a refusal.
+    /// Sets the scopes of the key; none unless set. No effect on an invalid key.
     pub fn with_scopes(self, scopes: Scopes) -> Self {
         self.map(|facts| facts.scopes = scopes)
     }
 
-    /// The user that the key acts for, which makes it a user's key: refused as `organization-required`, even with an
-    /// organization, unless [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys) is set. No effect on a
-    /// refusal.
+    /// Sets the user that the key acts for. The layer then rejects the key as `organization-required`, even with an
+    /// organization, unless [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys) is set. No effect on an invalid
+    /// key.
     pub fn with_user_id(self, user_id: impl Into<Box<str>>) -> Self {
         self.map(|facts| facts.extra = Some(Box::new(Extra::User(user_id.into()))))
     }
@@ -245,43 +368,43 @@ impl Verification {
         org: OrgCode,
         settings: Arc<dyn std::any::Any + Send + Sync>,
     ) -> Self {
-        Self(Answer::Valid(Facts {
+        Self::new(Answer::Valid(Facts {
             org: Some(org),
             extra: Some(Box::new(Extra::Settings(settings))),
             ..Facts::default()
         }))
     }
 
-    /// When the key expires by the issuer's word. From that second on it is refused, whatever is cached. The wall
-    /// clock is read once, when the answer arrives. No effect on a refusal.
+    /// Sets when the key expires. From then on the layer rejects it, whatever is cached. The wall clock is read once, when the
+    /// answer arrives. No effect on an invalid key.
     pub fn with_expires_at(self, at: SystemTime) -> Self {
         self.map(|facts| facts.expires_at = Some(Box::new(at)))
     }
 
-    /// Whether the issuer said yes.
+    /// Returns whether the key is valid.
     pub fn is_valid(&self) -> bool {
-        matches!(self.0, Answer::Valid(_))
+        matches!(self.answer, Answer::Valid(_))
     }
 
-    /// When the key expires, if the issuer said so.
+    /// Returns when the key expires, if the issuer said so.
     pub fn expires_at(&self) -> Option<SystemTime> {
-        match &self.0 {
+        match &self.answer {
             Answer::Valid(facts) => facts.expires_at.as_deref().copied(),
-            Answer::Refused(_) => None,
+            Answer::Invalid(_) => None,
         }
     }
 
     fn map(mut self, change: impl FnOnce(&mut Facts)) -> Self {
-        if let Answer::Valid(facts) = &mut self.0 {
+        if let Answer::Valid(facts) = &mut self.answer {
             change(facts);
         }
         self
     }
 }
 
-/// The verifier cannot tell whether the key is good. Never a refusal.
+/// The verifier cannot tell whether the key is valid.
 ///
-/// Its `Display` and its source go into the operator's log, so neither may hold the key.
+/// `Display` and the source are logged, so neither may contain the key.
 ///
 /// ```
 /// use std::time::Duration;
@@ -298,31 +421,38 @@ pub struct VerifyError {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// Why a verifier cannot tell.
+/// Why a verifier cannot tell whether a key is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyErrorKind {
-    /// The issuer is out of reach, answers with an error of its own, or says what makes no sense. Opens the breaker.
-    #[error("the issuer gives no usable answer")]
+    /// The issuer is unreachable, too slow, or responds with an error of its own. Counts towards the circuit breaker.
+    #[error("the issuer is unavailable")]
     Unavailable,
-    /// The issuer asks for fewer calls. Slows us down; does not open the breaker.
+    /// The issuer asks for fewer calls. Pauses all verifications; does not count towards the circuit breaker.
     #[error("the issuer asks for fewer calls")]
     Throttled {
-        /// How long it asks to be left alone.
+        /// How long the issuer asks to wait.
         retry_after: Option<Duration>,
     },
-    /// The issuer refuses *us*: a wrong secret, a token without the scope. Somebody must mend the configuration.
-    #[error("the issuer refuses this service's own credentials")]
+    /// The issuer's response about this key makes no sense. Delays further verifications of this key. Counts towards the
+    /// circuit breaker only when the responses for ten keys in a row make no sense.
+    #[error("the issuer's response about this key makes no sense")]
+    InvalidResponse,
+    /// The issuer is answering, but a further call that was needed for a verdict failed.
+    #[error("the evidence is inconclusive")]
+    Inconclusive,
+    /// The issuer rejects the verifier's own credentials. An operator must fix the configuration.
+    #[error("the issuer rejects this service's own credentials")]
     Misconfigured,
 }
 
 impl VerifyError {
-    /// The issuer is out of reach, answers with an error of its own, or says what makes no sense.
+    /// The issuer is unreachable, too slow, or responds with an error of its own.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(VerifyErrorKind::Unavailable, source)
     }
 
-    /// The issuer asks for fewer calls, for so long if it said.
+    /// The issuer asks for fewer calls, for this long if it said so.
     pub fn throttled(retry_after: Option<Duration>) -> Self {
         Self {
             kind: VerifyErrorKind::Throttled { retry_after },
@@ -330,7 +460,17 @@ impl VerifyError {
         }
     }
 
-    /// The issuer refuses this service's own credentials.
+    /// The issuer's response about this key makes no sense.
+    pub fn invalid_response(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(VerifyErrorKind::InvalidResponse, source)
+    }
+
+    /// The issuer is answering, but a further call that was needed for a verdict failed.
+    pub fn inconclusive(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(VerifyErrorKind::Inconclusive, source)
+    }
+
+    /// The issuer rejects the verifier's own credentials.
     pub fn misconfigured(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(VerifyErrorKind::Misconfigured, source)
     }
@@ -342,12 +482,12 @@ impl VerifyError {
         }
     }
 
-    /// Which kind it is.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> VerifyErrorKind {
         self.kind
     }
 
-    /// How long the issuer asks to be left alone.
+    /// Returns how long the issuer asks to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
             VerifyErrorKind::Throttled { retry_after } => retry_after,
@@ -356,21 +496,17 @@ impl VerifyError {
     }
 }
 
-/// What a verifier's future comes to, behind a pointer.
+/// The future of a verification, boxed.
 type VerifyFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Verification, VerifyError>> + Send + 'a>>;
 
-/// [`Verifier`] made into an object, so that a layer carries no type parameter for it.
+/// An object-safe [`Verifier`], so that a layer has no type parameter for it.
 pub(crate) trait DynVerifier: Send + Sync + 'static {
-    fn call<'a>(&'a self, key: &'a ApiKey, known: bool) -> VerifyFuture<'a>;
+    fn call<'a>(&'a self, key: &'a ApiKey, attempt: Attempt) -> VerifyFuture<'a>;
 }
 
 impl<V: Verifier> DynVerifier for V {
-    fn call<'a>(&'a self, key: &'a ApiKey, known: bool) -> VerifyFuture<'a> {
-        if known {
-            Box::pin(self.verify_again(key))
-        } else {
-            Box::pin(self.verify(key))
-        }
+    fn call<'a>(&'a self, key: &'a ApiKey, attempt: Attempt) -> VerifyFuture<'a> {
+        Box::pin(self.verify_attempt(key, attempt))
     }
 }

@@ -63,7 +63,7 @@ async fn verify(key: ApiKey) -> Result<Verification, VerifyError> {
         .strip_prefix("key-")
         .and_then(|rest| rest.split_once('-'))
     else {
-        return Ok(Verification::refused());
+        return Ok(Verification::invalid());
     };
     let verification = Verification::of_organization(OrgCode::new(format!("org_{org}")).unwrap())
         .with_key_id(KeyId::new(format!("id_of_{key}")).unwrap());

@@ -29,7 +29,7 @@ async fn serve() -> (SocketAddr, ApiKeyHandle) {
         let (org, key_id) = match key.expose_secret() {
             OURS => ("org_a", "api_key_a"),
             THEIRS => ("org_b", "api_key_b"),
-            _ => return Ok(Verification::refused()),
+            _ => return Ok(Verification::invalid()),
         };
         Ok(Verification::of_organization(OrgCode::from_static(org))
             .with_key_id(KeyId::from_static(key_id)))

@@ -34,7 +34,7 @@ fn layer(clock: TestClock) -> ApiKeyLayer {
             DOWN => Err(VerifyError::unavailable("connection refused")),
             BUSY => Err(VerifyError::throttled(Some(Duration::from_secs(1)))),
             OURS => Err(VerifyError::misconfigured("wrong secret")),
-            _ => Ok(Verification::refused()),
+            _ => Ok(Verification::invalid()),
         }
     });
     ApiKeyLayer::builder(verifier)

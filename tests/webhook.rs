@@ -100,7 +100,7 @@ impl Stage {
                     Ok(if is_good {
                         Verification::of_organization(OrgCode::from_static("org_a"))
                     } else {
-                        Verification::refused()
+                        Verification::invalid()
                     })
                 }
             }))

@@ -155,7 +155,7 @@ pub(crate) fn junk(of: u32) {
         .expect("a runtime");
     runtime.block_on(async {
         // On a paused clock, since refusals are budgeted: a million of them take hours.
-        let auth = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+        let auth = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
             .test_clock(TestClock::new())
             .build()
             .expect("settings");

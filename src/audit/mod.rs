@@ -13,7 +13,7 @@
 //! # use tower_orgkey::{Verification, verifier_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+//! # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
 //! # let path = std::env::temp_dir().join(format!("orgkey-doc-{}.jsonl", std::process::id()));
 //! // Starts a thread, on which the sink lives.
 //! let trail = AuditTrail::builder()

@@ -23,7 +23,7 @@ use crate::verify::DynVerifier;
 /// use std::time::Duration;
 /// use tower_orgkey::ApiKeyLayer;
 /// # use tower_orgkey::{Verification, verifier_fn};
-/// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+/// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
 ///
 /// let auth = ApiKeyLayer::builder(verifier)
 ///     .soft_ttl(Duration::from_secs(10))
@@ -130,7 +130,7 @@ impl ApiKeyLayerBuilder {
     /// use http::HeaderName;
     /// use tower_orgkey::ApiKeyLayer;
     /// # use tower_orgkey::{Verification, verifier_fn};
-    /// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     ///
     /// let auth = ApiKeyLayer::builder(verifier)
     ///     .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
@@ -184,7 +184,7 @@ impl ApiKeyLayerBuilder {
     /// use axum::extract::ConnectInfo;
     /// use tower_orgkey::{ApiKeyLayer, RequestHead};
     /// # use tower_orgkey::{Verification, verifier_fn};
-    /// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     ///
     /// let auth = ApiKeyLayer::builder(verifier)
     ///     .peer(|head: RequestHead<'_>| {

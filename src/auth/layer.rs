@@ -103,7 +103,7 @@ impl<F> ApiKeyLayer<F> {
     /// # use axum::{Router, routing::{get, delete}};
     /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
     /// # async fn handler() {}
-    /// # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+    /// # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
     /// let app: Router = Router::new()
     ///     .route("/everything", delete(handler).route_layer(auth.clone().max_age(Duration::ZERO)))
     ///     .route("/reports", get(handler).route_layer(auth));

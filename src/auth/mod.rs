@@ -19,7 +19,7 @@
 //! use tower_http::trace::TraceLayer;
 //! use tower_orgkey::{ApiKeyLayer, OrgContext, require_scope};
 //! # use tower_orgkey::{Verification, verifier_fn};
-//! # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+//! # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
 //!
 //! async fn list(org: OrgContext) -> String {
 //!     format!("reports of {}", org.org_code())

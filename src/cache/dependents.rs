@@ -60,7 +60,7 @@ mod tests {
     use crate::verify::{Verification, verifier_fn};
 
     fn layer() -> ApiKeyLayer {
-        ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }))
+        ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }))
     }
 
     #[test]

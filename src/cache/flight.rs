@@ -208,7 +208,7 @@ mod tests {
         let layer = ApiKeyLayer::new(verifier_fn(|key| async move {
             match key.expose_secret() {
                 GOOD => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
-                BAD => Ok(Verification::refused()),
+                BAD => Ok(Verification::invalid()),
                 _ => Err(VerifyError::misconfigured("wrong secret")),
             }
         }));

@@ -55,7 +55,7 @@ use crate::upstream::UpstreamState;
 /// ```
 /// use tower_orgkey::{ApiKeyLayer, KeyId, OrgCode};
 /// # use tower_orgkey::{Verification, verifier_fn};
-/// # let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+/// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
 ///
 /// let auth = ApiKeyLayer::new(verifier);
 /// let keys = auth.handle();
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_fence_holds_for_as_long_as_facts_may_live_that_were_on_their_way_when_it_was_put_up() {
-        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
             .hard_ttl(Duration::from_secs(600))
             .flight_deadline(Duration::from_secs(20))
             .build()

@@ -23,7 +23,7 @@ use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
 use crate::telemetry::Voice;
 use crate::upstream::Upstream;
-use crate::verify::{Facts, Refusal, Verification, verifier_fn};
+use crate::verify::{Facts, Invalid, Verification, verifier_fn};
 
 const SECRET: &str = "k_live_0123456789";
 
@@ -37,7 +37,7 @@ fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
 }
 
 fn cache() -> Arc<Cache> {
-    let verifier = verifier_fn(|_| async { Ok(Verification::refused()) });
+    let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     let settings = Settings::default();
     let upstream = Upstream::new(Arc::new(verifier), Clock::System, &settings, Voice::Issuer);
     Cache::new(
@@ -86,7 +86,7 @@ fn yes(sent_at: Tick) -> Outcome {
 }
 
 fn no(sent_at: Tick) -> Outcome {
-    Outcome::No(Refusal::Definitive, sent_at)
+    Outcome::No(Invalid::Definitive, sent_at)
 }
 
 fn is_served(cache: &Cache) -> bool {

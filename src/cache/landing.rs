@@ -12,13 +12,13 @@ use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::telemetry;
 use crate::upstream::{CannotTell, Ticket};
-use crate::verify::{Answer, Facts, Refusal};
+use crate::verify::{Answer, Facts, Invalid};
 
 /// What a verification came to, and when its call was sent.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Yes(Facts, Tick),
-    No(Refusal, Tick),
+    No(Invalid, Tick),
     CannotTell(CannotTell),
 }
 
@@ -27,10 +27,8 @@ impl Cache {
     pub(super) fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
         let now = self.clock.now();
         let confirms = match &outcome {
-            Outcome::Yes(_, sent_at) | Outcome::No(Refusal::Definitive, sent_at) => Some(*sent_at),
-            Outcome::No(Refusal::Concluded | Refusal::Unconfirmed, _) | Outcome::CannotTell(_) => {
-                None
-            }
+            Outcome::Yes(_, sent_at) | Outcome::No(Invalid::Definitive, sent_at) => Some(*sent_at),
+            Outcome::No(_, _) | Outcome::CannotTell(_) => None,
         };
         let mut shard = self.flights.shard(digest);
         shard.remove(digest, flight);
@@ -66,11 +64,11 @@ impl Cache {
         shard: &mut Shard,
         flight: &Flight,
         digest: KeyDigest,
-        refusal: Refusal,
+        refusal: Invalid,
         sent_at: Tick,
         now: Tick,
     ) -> Landing {
-        if refusal == Refusal::Unconfirmed
+        if refusal == Invalid::Unconfirmed
             && let Some(held) = self.held(digest, None, now)
         {
             self.refresh_later(&held, now);
@@ -86,7 +84,7 @@ impl Cache {
             }
             self.store.remove(&held);
         }
-        if refusal != Refusal::Unconfirmed {
+        if refusal != Invalid::Unconfirmed {
             self.former.forget(digest);
             // A yes to an older question may still be on its way, and must not overtake this no.
             shard.ground(digest);
@@ -120,7 +118,7 @@ impl Cache {
         }
         if entry.freshness(now) == Freshness::Expired {
             // A key that is over is as good as refused, older facts that knew of no end included.
-            return self.refuse(shard, flight, digest, Refusal::Definitive, sent_at, now);
+            return self.refuse(shard, flight, digest, Invalid::Definitive, sent_at, now);
         }
         let held = self.store.get(digest);
         if held.as_ref().is_none_or(|held| held.sent_at <= sent_at) {
@@ -164,8 +162,10 @@ impl Airborne {
         let cache = &self.cache;
         let asked = cache.upstream.ask(ticket, &key, |at| self.flight.sent(at));
         let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
-            Ok(Ok((Answer::Valid(facts), sent_at))) => Outcome::Yes(facts, sent_at),
-            Ok(Ok((Answer::Refused(refusal), sent_at))) => Outcome::No(refusal, sent_at),
+            Ok(Ok((verified, sent_at))) => match verified.answer {
+                Answer::Valid(facts) => Outcome::Yes(facts, sent_at),
+                Answer::Invalid(invalid) => Outcome::No(invalid, sent_at),
+            },
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
             Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
         };
@@ -193,9 +193,9 @@ mod tests {
     type Brought = fn(Tick) -> Outcome;
 
     const YES: Brought = |sent_at| Outcome::Yes(Facts::default(), sent_at);
-    const DEFINITIVE: Brought = |sent_at| Outcome::No(Refusal::Definitive, sent_at);
-    const CONCLUDED: Brought = |sent_at| Outcome::No(Refusal::Concluded, sent_at);
-    const UNCONFIRMED: Brought = |sent_at| Outcome::No(Refusal::Unconfirmed, sent_at);
+    const DEFINITIVE: Brought = |sent_at| Outcome::No(Invalid::Definitive, sent_at);
+    const CONCLUDED: Brought = |sent_at| Outcome::No(Invalid::Concluded, sent_at);
+    const UNCONFIRMED: Brought = |sent_at| Outcome::No(Invalid::Unconfirmed, sent_at);
     const CANNOT_TELL: Brought = |_| Outcome::CannotTell(CannotTell::unavailable(Duration::ZERO));
 
     fn land(cache: &Cache, secret: &str, outcome: Outcome) {

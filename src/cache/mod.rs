@@ -338,7 +338,7 @@ mod tests {
     pub(super) fn cache() -> (Arc<Cache>, TestClock) {
         let clock = TestClock::new();
         clock.jump(Duration::from_secs(10_000));
-        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::refused()) }))
+        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
             .test_clock(clock.clone())
             .build()
             .unwrap();

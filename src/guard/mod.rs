@@ -8,7 +8,7 @@
 //! use axum::{Router, routing::{get, post}};
 //! use tower_orgkey::{ApiKeyLayer, OrgContext, require_any_scope, require_org, require_scope};
 //! # use tower_orgkey::{Verification, verifier_fn};
-//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 //!
 //! async fn handler(_org: OrgContext) {}
 //!

@@ -9,7 +9,7 @@ use super::token::{Credentials, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
 use crate::clock::Clock;
 use crate::key::ApiKey;
-use crate::verify::{Answer, Facts, Refusal, Verification, Verifier, VerifyError};
+use crate::verify::{Facts, Invalid, Verification, Verifier, VerifyError};
 
 /// Asks Kinde whether a key is good.
 ///
@@ -72,7 +72,7 @@ impl Verifier for KindeVerifier {
     }
 
     /// As [`verify`](Verifier::verify), but a 401 or 403 ends a known key only on a proof that came after it.
-    async fn verify_again(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+    async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         self.0.verify(key, true).await
     }
 }
@@ -99,9 +99,9 @@ impl Kinde {
                 }
                 VerifyReading::No => {
                     self.accepted(token.as_ref(), sent_at);
-                    return Ok(Verification::refused());
+                    return Ok(Verification::invalid());
                 }
-                VerifyReading::Unconfirmed => return Ok(Verification::refused_unconfirmed()),
+                VerifyReading::Unconfirmed => return Ok(Verification::invalid_unconfirmed()),
                 VerifyReading::CannotTell(error) => return Err(error),
                 VerifyReading::KeyOrToken(status) => status,
             };
@@ -143,12 +143,9 @@ impl Kinde {
                 Verdict::Token
             }
         };
-        let key_likely = || Ok(Next::Answer(Verification::refused_unconfirmed()));
+        let key_likely = || Ok(Next::Answer(Verification::invalid_unconfirmed()));
         match verdict {
-            Verdict::Key => {
-                let concluded = Answer::Refused(Refusal::Concluded);
-                Ok(Next::Answer(Verification(concluded)))
-            }
+            Verdict::Key => Ok(Next::Answer(Verification::invalid_as(Invalid::Concluded))),
             // Enough for a stranger. A known key is given up when verify answers a later call, which shows that it was
             // not about us.
             Verdict::KeyLikely => key_likely(),
@@ -183,11 +180,11 @@ impl Kinde {
         if let Some(own_api) = &self.own_api {
             match own_api.check(&facts, &self.credentials, token).await? {
                 Ownership::Ours => {}
-                Ownership::NotOurs => return Ok(Verification::refused()),
-                Ownership::NoRecord => return Ok(Verification::refused_unconfirmed()),
+                Ownership::NotOurs => return Ok(Verification::invalid()),
+                Ownership::NoRecord => return Ok(Verification::invalid_unconfirmed()),
             }
         }
-        Ok(Verification(Answer::Valid(facts)))
+        Ok(Verification::valid(facts))
     }
 }
 

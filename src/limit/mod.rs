@@ -12,7 +12,7 @@
 //!     ApiKeyLayer, OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer, Quota, require_scope,
 //! };
 //! # use tower_orgkey::{Verification, verifier_fn};
-//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 //! # fn is_business(org: &OrgContext) -> bool { org.org_code() == "org_1" }
 //! # async fn export() {}
 //!
@@ -39,7 +39,7 @@
 //! ```
 //! # use axum::{Router, routing::get};
 //! # use tower_orgkey::{ApiKeyLayer, OrgContext, OrgRateLimitLayer, Quota, Verification, verifier_fn};
-//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 //! let app: Router = Router::new()
 //!     .route("/reports", get(async |_: OrgContext| "reports"))
 //!     .route_layer(OrgRateLimitLayer::new(|_: &OrgContext| Some(Quota::per_minute(600))))

@@ -23,7 +23,7 @@ use super::{Rejection, RejectionKind, Style};
 /// use serde_json::json;
 /// use tower_orgkey::{ApiKeyLayer, Rejection, Verification, verifier_fn};
 ///
-/// let layer = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }))
+/// let layer = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }))
 ///     .with_rejection_response(|rejection: &Rejection| {
 ///         (rejection.status(), Json(json!({ "error": rejection.code() }))).into_response()
 ///     });

@@ -19,7 +19,7 @@ use crate::verify::DynVerifier;
 /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
 /// # struct Plan { seats: u32 }
 /// # async fn load(_: tower_orgkey::OrgCode) -> Result<Plan, SettingsError> { Ok(Plan { seats: 3 }) }
-/// # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+/// # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 ///
 /// let plans = OrgSettingsLayer::builder(&auth.handle(), settings_fn(load))
 ///     .soft_ttl(Duration::from_secs(300))

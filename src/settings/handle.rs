@@ -18,7 +18,7 @@ use crate::upstream::UpstreamState;
 /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
 /// # struct Plan;
 /// # async fn load(_: OrgCode) -> Result<Plan, SettingsError> { Ok(Plan) }
-/// # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+/// # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 /// let plans = OrgSettingsLayer::new(&auth.handle(), settings_fn(load));
 /// let handle = plans.handle();
 ///

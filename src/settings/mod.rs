@@ -12,7 +12,7 @@
 //! # #[derive(Clone)] struct Database;
 //! # struct Row { seats: u32 }
 //! # impl Database { async fn plan_of(&self, _: &OrgCode) -> Result<Row, std::io::Error> { Ok(Row { seats: 3 }) } }
-//! # let (database, verifier) = (Database, verifier_fn(|_| async { Ok(Verification::refused()) }));
+//! # let (database, verifier) = (Database, verifier_fn(|_| async { Ok(Verification::invalid()) }));
 //!
 //! struct Plan {
 //!     seats: u32,

@@ -57,7 +57,7 @@
 //! | [`REQUESTS`] | counter | `outcome`: `allowed`, `anonymous`, or the code of a [rejection](crate::rejection) |
 //! | [`LOOKUPS`] | counter | `result`: `fresh`, `stale`, `refused`, `asked` |
 //! | [`SERVED_AGE`] | histogram, seconds | |
-//! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `refused`, `unavailable`, `throttled`, `misconfigured` |
+//! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `invalid`, `undecided`, `unavailable`, `throttled`, `invalid_response`, `inconclusive`, `misconfigured` |
 //! | [`ISSUER_LATENCY`] | histogram, seconds | |
 //! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | |
 //! | [`THROTTLED`] | counter | |

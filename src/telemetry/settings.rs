@@ -98,7 +98,11 @@ pub(crate) fn called(
         Ok(_) => "loaded",
         Err(VerifyErrorKind::Unavailable) => "unavailable",
         Err(VerifyErrorKind::Throttled { .. }) => "throttled",
-        Err(VerifyErrorKind::Misconfigured) => "broken",
+        Err(
+            VerifyErrorKind::InvalidResponse
+            | VerifyErrorKind::Inconclusive
+            | VerifyErrorKind::Misconfigured,
+        ) => "broken",
     };
     tracing::debug!(target: TARGET, settings = of, result, org_code, ?took, "asked the settings loader");
     #[cfg(feature = "metrics")]

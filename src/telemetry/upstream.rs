@@ -7,7 +7,7 @@ use super::settings;
 #[cfg(feature = "metrics")]
 use super::{BREAKER, ENTRIES, IN_FLIGHT, ISSUER_CALLS, ISSUER_LATENCY, THROTTLED, WAITING};
 use super::{Flood, TARGET};
-use crate::verify::{Answer, Verification, VerifyError, VerifyErrorKind};
+use crate::verify::{Answer, Invalid, Verification, VerifyError, VerifyErrorKind};
 
 /// Whom a cache and what stands before its verifier speak of.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,16 +24,21 @@ pub(crate) enum Voice {
 pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: Duration) {
     static FLOOD: Flood = Flood::new();
     let result = match outcome {
-        Ok(Verification(Answer::Valid(_))) => "valid",
-        Ok(Verification(Answer::Refused(_))) => "refused",
+        Ok(verification) => match verification.answer {
+            Answer::Valid(_) => "valid",
+            Answer::Invalid(Invalid::Undecided { .. }) => "undecided",
+            Answer::Invalid(_) => "invalid",
+        },
         Err(error) => match error.kind() {
             VerifyErrorKind::Unavailable => "unavailable",
             VerifyErrorKind::Throttled { .. } => "throttled",
+            VerifyErrorKind::InvalidResponse => "invalid_response",
+            VerifyErrorKind::Inconclusive => "inconclusive",
             VerifyErrorKind::Misconfigured => "misconfigured",
         },
     };
     tracing::debug!(target: TARGET, result, ?took, "asked the issuer");
-    count!(ISSUER_CALLS, "result" = result; "valid" "refused" "unavailable" "throttled" "misconfigured");
+    count!(ISSUER_CALLS, "result" = result; "valid" "invalid" "undecided" "unavailable" "throttled" "invalid_response" "inconclusive" "misconfigured");
     observe!(ISSUER_LATENCY, took);
     if let Err(error) = outcome
         && let Some(left_out) = FLOOD.admit()

@@ -37,7 +37,9 @@ use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::key::{ApiKey, KeyDigest};
 use crate::telemetry::{self, Voice};
-use crate::verify::{Answer, DynVerifier, VerifyError, VerifyErrorKind};
+use crate::verify::{
+    Answer, Attempt, DynVerifier, Invalid, Verification, VerifyError, VerifyErrorKind,
+};
 
 /// On whose behalf the issuer is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +197,7 @@ impl Upstream {
         ticket: Ticket,
         key: &ApiKey,
         sent: impl Fn(Tick),
-    ) -> Result<(Answer, Tick), CannotTell> {
+    ) -> Result<(Verification, Tick), CannotTell> {
         let Ticket {
             asker,
             subject,
@@ -219,9 +221,9 @@ impl Upstream {
             let now = self.clock.now();
             sent(now);
             let error = match self.attempt(key, asker, subject, now).await? {
-                Ok(answer) => {
-                    permit.is_refusal = matches!(answer, Answer::Refused(_));
-                    return Ok((answer, now));
+                Ok(verified) => {
+                    permit.is_refusal = matches!(verified.answer, Answer::Invalid(invalid) if !matches!(invalid, Invalid::Undecided { .. }));
+                    return Ok((verified, now));
                 }
                 Err(error) => error,
             };
@@ -249,18 +251,20 @@ impl Upstream {
         asker: Asker,
         subject: Option<KeyDigest>,
         now: Tick,
-    ) -> Result<Result<Answer, VerifyError>, CannotTell> {
+    ) -> Result<Result<Verification, VerifyError>, CannotTell> {
         let call = self
             .breaker
             .give_way(subject, now)
             .and_then(|()| self.breaker.begin(now))
             .map_err(CannotTell::unavailable)?
             .about(subject);
-        let verified = self.verifier.call(key, asker.is_known());
-        let verified = match tokio::time::timeout(self.attempt_deadline, verified).await {
-            Ok(verified) => verified,
-            Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
+        let attempt = Attempt::new(self.attempt_deadline);
+        let attempt = if asker.is_known() {
+            attempt.known(None)
+        } else {
+            attempt
         };
+        let verified = self.verifier.call(key, attempt).await;
         let end = self.clock.now();
         let health = match &verified {
             Ok(_) => {
@@ -273,7 +277,9 @@ impl Upstream {
                     self.gate.pause(retry_after, end);
                     Health::Alive
                 }
-                VerifyErrorKind::Misconfigured => Health::Alive,
+                VerifyErrorKind::InvalidResponse
+                | VerifyErrorKind::Inconclusive
+                | VerifyErrorKind::Misconfigured => Health::Alive,
             },
         };
         let took = end.since(now);
@@ -293,14 +299,16 @@ impl Upstream {
                 .room
                 .dismiss(CannotTell::unavailable(remaining));
         }
-        Ok(verified.map(|verification| verification.0))
+        Ok(verified)
     }
 
     /// What a caller is told about an error.
     fn read(&self, error: &VerifyError) -> CannotTell {
         let now = self.clock.now();
         let remaining = match error.kind() {
-            VerifyErrorKind::Unavailable => self.breaker.check(now).err(),
+            VerifyErrorKind::Unavailable
+            | VerifyErrorKind::InvalidResponse
+            | VerifyErrorKind::Inconclusive => self.breaker.check(now).err(),
             VerifyErrorKind::Throttled { .. } => self.gate.lock().room.throttle.pause(now),
             VerifyErrorKind::Misconfigured => {
                 return CannotTell {

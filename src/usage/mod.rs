@@ -13,7 +13,7 @@
 //! use axum::{Router, routing::get};
 //! use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext, UsageLayer};
 //! # use tower_orgkey::{Verification, verifier_fn};
-//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::refused()) }));
+//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 //!
 //! async fn report(org: OrgContext) -> String {
 //!     format!("a report of {}", org.org_code())

@@ -650,7 +650,7 @@ async fn a_refusal_settled_after_another_has_brought_a_new_token_in_takes_that_o
     let second = async {
         // Refused after the first probe was sent, so that, of a key that is known, it takes a probe of its own.
         until("the first probe", || stage.count(Endpoint::Probe) >= 1).await;
-        stage.kinde.verify_again(&key).await
+        stage.kinde.reverify(&key).await
     };
     let (first, second) = tokio::join!(stage.verify(NEW), second);
     assert!(first.unwrap().is_valid());

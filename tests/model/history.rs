@@ -242,8 +242,8 @@ impl Verifier for Issuer {
         drop(given_up);
         match (answer, mode) {
             (Answer::Yes(facts), _) => Ok(verification(facts)),
-            (Answer::No, _) => Ok(Verification::refused()),
-            (Answer::Doubtful, _) => Ok(Verification::refused_unconfirmed()),
+            (Answer::No, _) => Ok(Verification::invalid()),
+            (Answer::Doubtful, _) => Ok(Verification::invalid_unconfirmed()),
             (Answer::None, Mode::Throttles(seconds)) => {
                 Err(VerifyError::throttled(seconds.map(Duration::from_secs)))
             }
@@ -272,7 +272,7 @@ impl Issuer {
         Ok(if is_good {
             good
         } else {
-            Verification::refused()
+            Verification::invalid()
         })
     }
 }

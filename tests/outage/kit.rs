@@ -247,7 +247,7 @@ impl Issuer {
                 }
                 let Some(key) = answer else {
                     ended(Outcome::No);
-                    return Ok(Verification::refused());
+                    return Ok(Verification::invalid());
                 };
                 ended(Outcome::Yes);
                 let mut yes = Verification::of_organization(OrgCode::new(key.org).unwrap())
@@ -279,7 +279,7 @@ impl Issuer {
             }
             Mood::BadRequest => {
                 ended(Outcome::No);
-                Ok(Verification::refused_unconfirmed())
+                Ok(Verification::invalid_unconfirmed())
             }
             Mood::Misconfigured => {
                 ended(Outcome::Fault);
@@ -294,7 +294,7 @@ impl Verifier for Issuer {
         self.called(key, false).await
     }
 
-    async fn verify_again(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+    async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         self.called(key, true).await
     }
 }

@@ -135,7 +135,7 @@ proptest! {
         let heard = std::sync::Arc::clone(&asked);
         let verifier = verifier_fn(move |key: ApiKey| {
             heard.lock().unwrap().push(key.expose_secret().to_owned());
-            std::future::ready(Ok(Verification::refused()))
+            std::future::ready(Ok(Verification::invalid()))
         });
         let handler = Handler::default();
         let service = ApiKeyLayer::new(verifier).layer(handler.clone());

@@ -180,8 +180,8 @@ impl Issuer {
         }
         match say.unwrap_or(Say::No) {
             Say::Yes(verification) => Ok(verification),
-            Say::No => Ok(Verification::refused()),
-            Say::Unconfirmed => Ok(Verification::refused_unconfirmed()),
+            Say::No => Ok(Verification::invalid()),
+            Say::Unconfirmed => Ok(Verification::invalid_unconfirmed()),
             Say::Unavailable => Err(VerifyError::unavailable("out of order")),
             Say::Misconfigured => Err(VerifyError::misconfigured("wrong secret")),
             Say::Throttled(wait) => Err(VerifyError::throttled(wait)),
@@ -224,7 +224,7 @@ impl Verifier for Issuer {
         answer
     }
 
-    fn verify_again(
+    fn reverify(
         &self,
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {

@@ -25,7 +25,7 @@ pub(crate) fn auth() -> ApiKeyLayer {
                 Verification::of_organization(OrgCode::new(org).unwrap())
                     .with_key_id(KeyId::new(id).unwrap())
             }
-            _ => Verification::refused(),
+            _ => Verification::invalid(),
         })
     });
     ApiKeyLayer::builder(verifier)

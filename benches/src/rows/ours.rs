@@ -85,7 +85,7 @@ pub(crate) fn answer(
                 ))
                 .with_scopes(Scopes::from_names(SCOPES))
         } else {
-            Verification::refused()
+            Verification::invalid()
         })
     }
     .boxed()
