@@ -38,9 +38,13 @@ pub(crate) struct Entry {
     /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     pub(super) tail: Option<KeyTail>,
-    /// No background refresh begins before this, in milliseconds after `sent_at`: 49 days of them, and facts live for hours.
+    /// No background refresh begins before this, in milliseconds after `sent_at`: up to 24 days, and facts live for hours.
+    /// The highest bit says that this is so because a lookup failed.
     ask_after: AtomicU32,
 }
+
+/// Marks that a lookup failed.
+const FAILED: u32 = 1 << 31;
 
 /// How good facts are at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +137,7 @@ impl Entry {
     /// Whether this caller is the one to begin a background refresh. It then has until `until` for itself.
     pub(super) fn claim_refresh(&self, now: Tick, until: Tick) -> bool {
         let ask_after = self.ask_after.load(Ordering::Relaxed);
-        self.age_at(now) >= ask_after
+        self.age_at(now) >= ask_after & !FAILED
             && self
                 .ask_after
                 .compare_exchange(
@@ -145,13 +149,22 @@ impl Entry {
                 .is_ok()
     }
 
-    pub(super) fn refresh_after(&self, at: Tick) {
-        self.ask_after.store(self.age_at(at), Ordering::Relaxed);
+    /// Notes that a lookup failed, and when the next one may begin.
+    pub(super) fn retry_after_failure(&self, at: Tick) {
+        let ask_after = self.age_at(at) | FAILED;
+        self.ask_after.store(ask_after, Ordering::Relaxed);
+    }
+
+    /// Returns whether a lookup failed so lately that no other one begins.
+    pub(super) fn has_failed_lately(&self, now: Tick) -> bool {
+        let ask_after = self.ask_after.load(Ordering::Relaxed);
+        ask_after & FAILED != 0 && self.age_at(now) < ask_after & !FAILED
     }
 
     /// In whole milliseconds.
     fn age_at(&self, at: Tick) -> u32 {
-        u32::try_from(at.since(self.sent_at).as_millis()).unwrap_or(u32::MAX)
+        let age = u32::try_from(at.since(self.sent_at).as_millis());
+        age.unwrap_or(u32::MAX) & !FAILED
     }
 }
 

@@ -23,7 +23,7 @@ use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
 use crate::telemetry::Voice;
 use crate::upstream::Upstream;
-use crate::verify::{Facts, Invalid, Verification, verifier_fn};
+use crate::verify::{Facts, Verification, verifier_fn};
 
 const SECRET: &str = "k_live_0123456789";
 
@@ -82,11 +82,11 @@ fn yes(sent_at: Tick) -> Outcome {
         key_id: Some(key_id()),
         ..Facts::default()
     };
-    Outcome::Yes(facts, sent_at)
+    Outcome::Answered(Verification::valid(facts), sent_at)
 }
 
 fn no(sent_at: Tick) -> Outcome {
-    Outcome::No(Invalid::Definitive, sent_at)
+    Outcome::Answered(Verification::invalid(), sent_at)
 }
 
 fn is_served(cache: &Cache) -> bool {

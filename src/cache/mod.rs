@@ -15,7 +15,7 @@
 //! * [`rules`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
 //!   flight, and once more when a waiter takes what landed.
 //! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
-//!   [`suspects`] weighs refusals that may have meant something else.
+//!   [`unconfirmed`] notes invalid answers that may have been about something else than the key.
 //! * `dependents` are other caches that hear of what is invalidated here.
 //! * `census` compares what is held with a list of the issuer's own.
 //!
@@ -38,8 +38,8 @@ mod settle;
 mod shared;
 mod stats;
 mod store;
-mod suspects;
 mod sync;
+mod unconfirmed;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -62,7 +62,7 @@ use self::shared::Shared;
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;
-use self::suspects::Suspects;
+use self::unconfirmed::UnconfirmedAnswers;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail, is_key};
@@ -82,7 +82,7 @@ pub(crate) struct Cache {
     shared: Shared,
     rules: Rules,
     flights: Flights,
-    suspects: Suspects,
+    unconfirmed: UnconfirmedAnswers,
     upstream: Upstream,
     counters: Counters,
     coalesced: AtomicU64,
@@ -128,7 +128,7 @@ impl Cache {
             shared: Shared::default(),
             rules: Rules::default(),
             flights: Flights::default(),
-            suspects: Suspects::default(),
+            unconfirmed: UnconfirmedAnswers::default(),
             upstream,
             counters: Counters::default(),
             coalesced: AtomicU64::new(0),
@@ -238,6 +238,10 @@ impl Cache {
                 (Look::ServeAndRefresh(entry), Found::Stale)
             }
             Freshness::Stale => (Look::Serve(entry), Found::Stale),
+            // A lookup failed a moment ago: another one would make this request wait, and fail as well.
+            Freshness::Overdue if entry.has_failed_lately(now) => {
+                (Look::Serve(entry), Found::Stale)
+            }
             Freshness::Overdue => (Look::Ask, Found::Nothing),
         }
     }
