@@ -38,13 +38,17 @@ pub(crate) struct Entry {
     /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     pub(super) tail: Option<KeyTail>,
-    /// No background refresh begins before this, in milliseconds after `sent_at`: up to 24 days, and facts live for hours.
-    /// The highest bit says that this is so because a lookup failed.
+    /// No background refresh begins before this, in milliseconds after `sent_at`: up to 12 days, and facts live for hours.
+    /// Holds [`FAILED`] or [`DOUBTED`] besides.
     ask_after: AtomicU32,
 }
 
 /// Marks that a lookup failed.
 const FAILED: u32 = 1 << 31;
+/// Marks that the next request should wait for a lookup.
+const DOUBTED: u32 = 1 << 30;
+/// The rest: milliseconds.
+const AGE: u32 = DOUBTED - 1;
 
 /// How good facts are at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +141,7 @@ impl Entry {
     /// Whether this caller is the one to begin a background refresh. It then has until `until` for itself.
     pub(super) fn claim_refresh(&self, now: Tick, until: Tick) -> bool {
         let ask_after = self.ask_after.load(Ordering::Relaxed);
-        self.age_at(now) >= ask_after & !FAILED
+        self.age_at(now) >= ask_after & AGE
             && self
                 .ask_after
                 .compare_exchange(
@@ -158,13 +162,22 @@ impl Entry {
     /// Returns whether a lookup failed so lately that no other one begins.
     pub(super) fn has_failed_lately(&self, now: Tick) -> bool {
         let ask_after = self.ask_after.load(Ordering::Relaxed);
-        ask_after & FAILED != 0 && self.age_at(now) < ask_after & !FAILED
+        ask_after & FAILED != 0 && self.age_at(now) < ask_after & AGE
+    }
+
+    /// Notes that the key may be invalid, until a lookup ends.
+    pub(super) fn doubt(&self) {
+        self.ask_after.store(DOUBTED, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.ask_after.load(Ordering::Relaxed) & DOUBTED != 0
     }
 
     /// In whole milliseconds.
     fn age_at(&self, at: Tick) -> u32 {
         let age = u32::try_from(at.since(self.sent_at).as_millis());
-        age.unwrap_or(u32::MAX) & !FAILED
+        age.map_or(AGE, |age| age.min(AGE))
     }
 }
 

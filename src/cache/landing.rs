@@ -9,7 +9,6 @@ use super::Cache;
 use super::entry::{Entry, Freshness};
 use super::flight::{Flight, Landing, Shard};
 use super::rules::Ruling;
-use super::unconfirmed::Confirmed;
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::telemetry;
@@ -36,7 +35,7 @@ impl Cache {
     /// Completes a lookup, unless it was cancelled by an invalidation.
     pub(super) fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
         let now = self.clock.now();
-        let confirms = match &outcome {
+        let answered = match &outcome {
             Outcome::Answered(Verification { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
             {
@@ -76,10 +75,10 @@ impl Cache {
         }
         drop(shard);
         telemetry::entries(self.upstream.voice(), self.store.len());
-        match confirms {
+        match answered {
             Some((credential, sent_at)) => {
-                for confirmed in self.unconfirmed.confirm(credential, sent_at, now) {
-                    self.reject_confirmed(&confirmed, now);
+                for entry in self.unconfirmed.answered(credential, sent_at, now) {
+                    entry.doubt();
                 }
             }
             None => {
@@ -149,6 +148,7 @@ impl Cache {
             // An older call may still bring a valid answer, which must not replace this one.
             shard.ground(digest);
         }
+        self.unconfirmed.forget(digest);
         self.refusals.note(digest, flight.began, now);
         if was_valid {
             // Only a key that was valid can have open streams.
@@ -172,42 +172,25 @@ impl Cache {
             } => CannotTell::misconfigured(),
             _ => CannotTell::unavailable(self.settings.retry_after),
         };
-        if let Some(held) = self.held(ending.digest, None, now) {
+        let held = self.held(ending.digest, None, now);
+        if held.is_none() && unconfirmed == Invalid::Unconfirmed {
+            return self.reject(shard, ending, false);
+        }
+        let (digest, sent_at) = (ending.digest, ending.sent_at);
+        let is_confirmed = self
+            .unconfirmed
+            .note(digest, held.as_ref(), credential, sent_at, now);
+        if is_confirmed {
+            return self.reject(shard, ending, true);
+        }
+        if let Some(held) = held {
             self.refresh_later(&held, now);
-            self.unconfirmed.note_known(&held, credential, now);
-            return Landing::CannotTell(cannot_tell);
         }
-        if matches!(unconfirmed, Invalid::Undecided { .. }) {
-            let began = ending.flight.began;
-            self.unconfirmed
-                .note_unknown(ending.digest, began, credential, now);
-            return Landing::CannotTell(cannot_tell);
-        }
-        self.reject(shard, ending, false)
-    }
-
-    /// An unconfirmed answer was confirmed.
-    fn reject_confirmed(&self, confirmed: &Confirmed, now: Tick) {
-        let (digest, began) = match confirmed {
-            Confirmed::Known(entry) => (entry.digest, entry.began),
-            Confirmed::Unknown(digest, began) => (*digest, *began),
-        };
-        let _shard = self.flights.shard(digest);
-        match (confirmed, self.store.get(digest)) {
-            (Confirmed::Known(entry), Some(held)) if Arc::ptr_eq(&held, entry) => {
-                self.store.remove(entry);
-            }
-            (Confirmed::Unknown(..), None) => {}
-            // Replaced or removed meanwhile.
-            _ => return,
-        }
-        self.former.forget(digest);
-        self.refusals.note(digest, began, now);
-        self.rules.wake();
+        Landing::CannotTell(cannot_tell)
     }
 }
 
-/// Whether an answer confirms unconfirmed ones.
+/// Returns whether an answer shows that the endpoint and the credential work.
 fn shows_that_the_issuer_answers(answer: &Answer) -> bool {
     matches!(
         answer,
@@ -268,6 +251,7 @@ impl Drop for Airborne {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Look;
     use crate::cache::tests::cache;
 
     type Brought = fn(Tick) -> Outcome;
@@ -304,8 +288,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_definitive_answer_confirms_unconfirmed_ones() {
-        for (brought, confirms) in [
+    async fn only_a_definitive_answer_in_between_confirms() {
+        for (between, confirms) in [
             (VALID, true),
             (DEFINITIVE, true),
             (CONCLUDED, false),
@@ -318,11 +302,12 @@ mod tests {
                 land(&cache, "known-key", VALID(cache.clock.now()));
                 land(&cache, "known-key", noted(cache.clock.now()));
                 let digest = cache.digest("known-key");
-                assert!(cache.store.get(digest).is_some());
                 clock.jump(Duration::from_nanos(1));
-                let outcome = brought(cache.clock.now());
+                let outcome = between(cache.clock.now());
                 let what = format!("{outcome:?}");
                 land(&cache, "other-key", outcome);
+                assert!(cache.store.get(digest).is_some(), "{what}");
+                land(&cache, "known-key", noted(cache.clock.now()));
                 assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
                 let is_rejected = cache.stands_refused(digest, cache.clock.now());
                 assert_eq!(is_rejected, confirms, "{what}");
@@ -331,21 +316,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_undecided_answer_rejects_an_unknown_key_once_confirmed() {
+    async fn an_unknown_key_is_rejected_once_confirmed() {
         for (credential, confirms) in [(7, true), (8, false)] {
             let (cache, clock) = cache();
+            let digest = cache.digest("unknown-key");
             land(
                 &cache,
                 "unknown-key",
                 under(7, UNDECIDED(cache.clock.now())),
             );
-            let digest = cache.digest("unknown-key");
-            assert!(!cache.stands_refused(digest, cache.clock.now()));
             clock.jump(Duration::from_nanos(1));
             land(
                 &cache,
                 "other-key",
                 under(credential, VALID(cache.clock.now())),
+            );
+            assert!(!cache.stands_refused(digest, cache.clock.now()));
+            land(
+                &cache,
+                "unknown-key",
+                under(7, UNDECIDED(cache.clock.now())),
             );
             let is_rejected = cache.stands_refused(digest, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
@@ -353,15 +343,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_found_valid_meanwhile_is_not_rejected() {
+    async fn a_doubted_key_is_verified_before_it_is_served() {
         let (cache, clock) = cache();
-        land(&cache, "some-key-1", under(7, UNDECIDED(cache.clock.now())));
-        land(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
+        let digest = cache.digest("known-key");
+        let look = |cache: &Cache| {
+            let now = cache.clock.now();
+            let held = cache.look(digest, None, now).expect_err("not fresh");
+            cache.look_closer(held, b"known-key", digest, None, now)
+        };
+        land(&cache, "known-key", VALID(cache.clock.now()));
+        clock.jump(Duration::from_secs(61));
+        land(&cache, "known-key", UNCONFIRMED(cache.clock.now()));
+        assert!(matches!(look(&cache), Look::Serve(_)), "served meanwhile");
         clock.jump(Duration::from_nanos(1));
-        land(&cache, "other-key", under(7, VALID(cache.clock.now())));
-        let digest = cache.digest("some-key-1");
-        assert!(cache.store.get(digest).is_some());
-        assert!(!cache.stands_refused(digest, cache.clock.now()));
+        land(&cache, "other-key", VALID(cache.clock.now()));
+        assert!(matches!(look(&cache), Look::Ask));
+        // Verified again, and the issuer does not answer: served as before.
+        land(&cache, "known-key", CANNOT_TELL(cache.clock.now()));
+        assert!(matches!(look(&cache), Look::Serve(_)));
     }
 
     #[tokio::test(start_paused = true)]

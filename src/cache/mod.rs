@@ -232,6 +232,7 @@ impl Cache {
                 (Look::Ask, Found::Nothing)
             }
             Freshness::Fresh => (Look::Serve(entry), Found::Fresh),
+            Freshness::Stale if entry.is_doubted() => (Look::Ask, Found::Nothing),
             Freshness::Stale
                 if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
             {

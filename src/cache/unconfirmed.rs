@@ -1,9 +1,9 @@
 //! Invalid answers that may have been about something else than the key: an endpoint that does not understand us, or a
 //! verifier's own credential.
 //!
-//! Such an answer is noted. It is confirmed when the issuer answers a call that was sent after it, about any key and under
-//! the same credential: that shows that the endpoint and the credential work, so the answer was about the key. A known key is
-//! served until then.
+//! Such an answer is noted, and the key is not rejected on it. It is confirmed by two things, in this order and under the
+//! same credential: the issuer answers a call that was sent later, about any key; and then it calls this key invalid again,
+//! to a call sent after that. So neither an issuer that rejects everything nor its recovery costs a valid key.
 //!
 //! Notes of known and of unknown keys have separate room, because anybody can present unknown keys. A key that finds no room
 //! is noted when it is verified again.
@@ -20,116 +20,112 @@ use crate::key::KeyDigest;
 
 /// Notes of known keys, and of unknown keys.
 const MAX_NOTES: usize = 10_000;
-/// A note about an unknown key is forgotten after this time.
+/// A note about an unknown key is forgotten after this time; one about a known key with its cached result.
 const UNKNOWN_LASTS: Duration = Duration::from_secs(60);
-/// So many known keys that stay unconfirmed for so long are reported: the issuer is probably at fault.
+/// So many known keys that stay unanswered for so long are reported: the issuer is probably at fault.
 const REPORTED_KEYS: usize = 20;
 const REPORTED_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(crate) struct UnconfirmedAnswers {
     notes: Mutex<Notes>,
-    /// The number of notes, so that an answer locks nothing while there are none.
+    /// The number of notes, so that nothing is locked while there are none.
     len: AtomicUsize,
+    /// The number of notes that no answer followed yet.
+    unanswered: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Notes {
-    known: HashMap<KeyDigest, Note<Arc<Entry>>, DigestBuildHasher>,
-    unknown: HashMap<KeyDigest, Note<u64>, DigestBuildHasher>,
+    known: Room,
+    unknown: Room,
     is_reported: bool,
+}
+
+/// The notes of one class of keys, by whether the issuer has answered a later call.
+#[derive(Debug, Default)]
+struct Room {
+    unanswered: HashMap<KeyDigest, Note, DigestBuildHasher>,
+    answered: HashMap<KeyDigest, Answered, DigestBuildHasher>,
 }
 
 /// An unconfirmed answer.
 #[derive(Debug)]
-struct Note<T> {
-    /// What the key was when the answer came.
-    about: T,
+struct Note {
+    /// The cached result of a known key.
+    entry: Option<Arc<Entry>>,
     credential: u64,
     read_at: Tick,
+    until: Tick,
 }
 
-/// A key whose invalid answer is confirmed.
+/// An unconfirmed answer that was followed by an answer about another key.
 #[derive(Debug)]
-pub(crate) enum Confirmed {
-    /// The entry that is invalid now, unless it was replaced meanwhile.
-    Known(Arc<Entry>),
-    /// An unknown key, and the version under which its lookup began.
-    Unknown(KeyDigest, u64),
+struct Answered {
+    credential: u64,
+    answered_at: Tick,
+    until: Tick,
 }
 
 impl UnconfirmedAnswers {
-    pub(crate) fn note_known(&self, entry: &Arc<Entry>, credential: u64, read_at: Tick) {
-        let mut notes = self.notes();
-        let known = &mut notes.known;
-        if known.len() >= MAX_NOTES {
-            known.retain(|_, note| read_at < note.about.hard_until());
-        }
-        note(known, entry.digest, Arc::clone(entry), credential, read_at);
-        self.publish_len(&notes);
-    }
-
-    pub(crate) fn note_unknown(
+    /// Notes an answer to a call sent at `sent_at` about a key, whose cached result is `entry` if it is known. Returns whether
+    /// the answer confirms an earlier one.
+    #[must_use]
+    pub(crate) fn note(
         &self,
         digest: KeyDigest,
-        began: u64,
+        entry: Option<&Arc<Entry>>,
         credential: u64,
-        read_at: Tick,
-    ) {
+        sent_at: Tick,
+        now: Tick,
+    ) -> bool {
         let mut notes = self.notes();
-        let unknown = &mut notes.unknown;
-        if unknown.len() >= MAX_NOTES {
-            unknown.retain(|_, note| is_recent(note, read_at));
-        }
-        note(unknown, digest, began, credential, read_at);
+        let room = match entry {
+            Some(_) => &mut notes.known,
+            None => &mut notes.unknown,
+        };
+        let is_confirmed = room.note(digest, entry, credential, sent_at, now);
         self.publish_len(&notes);
+        is_confirmed
     }
 
-    /// The issuer answered a call that was sent at this time under this credential. Returns the keys that this confirms.
-    pub(crate) fn confirm(&self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Confirmed> {
-        if self.len.load(Ordering::Acquire) == 0 {
+    /// The issuer answered a call that was sent at this time under this credential. Returns the cached results of known keys
+    /// that are in doubt from now on: they should be verified again.
+    pub(crate) fn answered(&self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Arc<Entry>> {
+        if self.unanswered.load(Ordering::Acquire) == 0 {
             return Vec::new();
         }
         let mut notes = self.notes();
-        // No call is sent under an older credential any more, so its notes stay unconfirmed.
-        notes.known.retain(|_, note| note.credential >= credential);
-        notes
-            .unknown
-            .retain(|_, note| note.credential >= credential && is_recent(note, now));
-        let mut confirmed: Vec<_> = notes
-            .known
-            .extract_if(|_, note| note.is_confirmed(credential, sent_at))
-            .map(|(_, note)| Confirmed::Known(note.about))
-            .collect();
-        let unknown = notes
-            .unknown
-            .extract_if(|_, note| note.is_confirmed(credential, sent_at))
-            .map(|(digest, note)| Confirmed::Unknown(digest, note.about));
-        confirmed.extend(unknown);
-        notes.is_reported &= !notes.known.is_empty();
+        let doubted = notes.known.answered(credential, sent_at, now);
+        notes.unknown.answered(credential, sent_at, now);
+        notes.is_reported &= !notes.known.unanswered.is_empty();
         self.publish_len(&notes);
-        confirmed
+        doubted
     }
 
-    /// The key is valid: its note was about something else.
+    /// The key is valid or rejected: its note has served.
     pub(crate) fn forget(&self, digest: KeyDigest) {
         if self.len.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut notes = self.notes();
-        notes.known.remove(&digest);
-        notes.unknown.remove(&digest);
+        notes.known.forget(digest);
+        notes.unknown.forget(digest);
         self.publish_len(&notes);
     }
 
-    /// Returns how many known keys are unconfirmed, once when they are too many.
+    /// Returns how many known keys stay unanswered, once when they are too many.
     pub(crate) fn take_report(&self, now: Tick) -> Option<usize> {
-        let mut notes = self.notes();
-        if notes.is_reported || notes.known.len() < REPORTED_KEYS {
+        if self.unanswered.load(Ordering::Acquire) < REPORTED_KEYS {
             return None;
         }
-        let is_old = |note: &&Note<Arc<Entry>>| now.since(note.read_at) >= REPORTED_AFTER;
-        let old = notes.known.values().filter(is_old).count();
+        let mut notes = self.notes();
+        let unanswered = &notes.known.unanswered;
+        if notes.is_reported || unanswered.len() < REPORTED_KEYS {
+            return None;
+        }
+        let is_old = |note: &&Note| now.since(note.read_at) >= REPORTED_AFTER;
+        let old = unanswered.values().filter(is_old).count();
         notes.is_reported = old >= REPORTED_KEYS;
         notes.is_reported.then_some(old)
     }
@@ -139,43 +135,82 @@ impl UnconfirmedAnswers {
     }
 
     fn publish_len(&self, notes: &Notes) {
-        let len = notes.known.len() + notes.unknown.len();
-        self.len.store(len, Ordering::Release);
+        let unanswered = notes.known.unanswered.len() + notes.unknown.unanswered.len();
+        let answered = notes.known.answered.len() + notes.unknown.answered.len();
+        self.unanswered.store(unanswered, Ordering::Release);
+        self.len.store(unanswered + answered, Ordering::Release);
     }
 }
 
-impl<T> Note<T> {
-    fn is_confirmed(&self, credential: u64, sent_at: Tick) -> bool {
-        self.credential == credential && sent_at > self.read_at
+impl Room {
+    fn note(
+        &mut self,
+        digest: KeyDigest,
+        entry: Option<&Arc<Entry>>,
+        credential: u64,
+        sent_at: Tick,
+        now: Tick,
+    ) -> bool {
+        if let Some(answered) = self.answered.get(&digest)
+            && answered.credential == credential
+            && now < answered.until
+        {
+            let is_confirmed = sent_at >= answered.answered_at;
+            if is_confirmed {
+                self.answered.remove(&digest);
+            }
+            return is_confirmed;
+        }
+        self.answered.remove(&digest);
+        let before = self.unanswered.get(&digest);
+        if before.is_none() && self.len() >= MAX_NOTES {
+            self.unanswered.retain(|_, note| now < note.until);
+            self.answered.retain(|_, answered| now < answered.until);
+            if self.len() >= MAX_NOTES {
+                return false;
+            }
+        }
+        // An earlier answer under the same credential is followed by an answer sooner.
+        let before = self.unanswered.get(&digest);
+        let read_at = before
+            .filter(|before| before.credential == credential)
+            .map_or(now, |before| before.read_at);
+        let note = Note {
+            entry: entry.cloned(),
+            credential,
+            read_at,
+            until: entry.map_or(now.after(UNKNOWN_LASTS), |entry| entry.hard_until()),
+        };
+        self.unanswered.insert(digest, note);
+        false
     }
-}
 
-fn is_recent(note: &Note<u64>, now: Tick) -> bool {
-    now.since(note.read_at) <= UNKNOWN_LASTS
-}
-
-/// Notes an answer if there is room. An earlier answer under the same credential stays: it is confirmed sooner.
-fn note<T>(
-    notes: &mut HashMap<KeyDigest, Note<T>, DigestBuildHasher>,
-    digest: KeyDigest,
-    about: T,
-    credential: u64,
-    read_at: Tick,
-) {
-    let before = notes.get(&digest);
-    if before.is_none() && notes.len() >= MAX_NOTES {
-        return;
+    fn answered(&mut self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Arc<Entry>> {
+        // No call is sent under an older credential any more, so nothing will follow its notes.
+        self.unanswered
+            .retain(|_, note| note.credential >= credential && now < note.until);
+        let is_followed = |note: &mut Note| note.credential == credential && sent_at > note.read_at;
+        let mut doubted = Vec::new();
+        for (digest, note) in self.unanswered.extract_if(|_, note| is_followed(note)) {
+            let answered = Answered {
+                credential,
+                answered_at: now,
+                until: note.until,
+            };
+            self.answered.insert(digest, answered);
+            doubted.extend(note.entry);
+        }
+        doubted
     }
-    let read_at = match before {
-        Some(before) if before.credential == credential => before.read_at,
-        _ => read_at,
-    };
-    let note = Note {
-        about,
-        credential,
-        read_at,
-    };
-    notes.insert(digest, note);
+
+    fn forget(&mut self, digest: KeyDigest) {
+        self.unanswered.remove(&digest);
+        self.answered.remove(&digest);
+    }
+
+    fn len(&self) -> usize {
+        self.unanswered.len() + self.answered.len()
+    }
 }
 
 #[cfg(test)]
@@ -187,23 +222,18 @@ mod tests {
     use crate::key::DigestSecret;
     use crate::verify::Facts;
 
+    const HARD: Duration = Duration::from_secs(900);
+
     fn entries(n: usize) -> Vec<Arc<Entry>> {
         let secret = DigestSecret::draw().unwrap();
         let lifetimes = Lifetimes {
             soft: Duration::from_secs(60),
-            hard: Duration::from_secs(900),
+            hard: HARD,
         };
         let entry = |n: usize| {
             let digest = secret.digest(n.to_string());
-            Entry::new(
-                Facts::default(),
-                digest,
-                Tick(0),
-                1,
-                lifetimes,
-                Tick(0),
-                Weak::new(),
-            )
+            let facts = Facts::default();
+            Entry::new(facts, digest, Tick(0), 1, lifetimes, Tick(0), Weak::new())
         };
         (0..n).map(|n| Arc::new(entry(n))).collect()
     }
@@ -212,101 +242,118 @@ mod tests {
         Tick::ZERO.after(Duration::from_secs(seconds))
     }
 
+    /// Notes an answer that was read when its call was sent.
+    fn note(answers: &UnconfirmedAnswers, entry: &Arc<Entry>, credential: u64, now: Tick) -> bool {
+        answers.note(entry.digest, Some(entry), credential, now, now)
+    }
+
+    fn note_unknown(answers: &UnconfirmedAnswers, digest: KeyDigest, now: Tick) -> bool {
+        answers.note(digest, None, 1, now, now)
+    }
+
     #[test]
-    fn only_a_later_call_confirms() {
+    fn an_answer_between_two_invalid_ones_confirms() {
         for is_known in [true, false] {
             let answers = UnconfirmedAnswers::default();
             let entry = &entries(1)[0];
-            if is_known {
-                answers.note_known(entry, 1, at(10));
-            } else {
-                answers.note_unknown(entry.digest, 7, 1, at(10));
-            }
-            assert!(answers.confirm(1, at(9), at(11)).is_empty());
-            assert!(answers.confirm(1, at(10), at(11)).is_empty());
-            let confirmed = answers.confirm(1, at(11), at(12));
-            match confirmed.as_slice() {
-                [Confirmed::Known(known)] => assert!(is_known && Arc::ptr_eq(known, entry)),
-                [Confirmed::Unknown(digest, 7)] => assert!(!is_known && *digest == entry.digest),
-                other => panic!("{other:?}"),
-            }
-            assert!(answers.confirm(1, at(12), at(13)).is_empty());
+            let note = |sent_at, read_at| {
+                let known = is_known.then_some(entry);
+                answers.note(entry.digest, known, 1, sent_at, read_at)
+            };
+            assert!(!note(at(9), at(10)));
+            assert!(!note(at(11), at(12)), "nothing in between");
+            assert!(answers.answered(1, at(9), at(13)).is_empty(), "sent before");
+            assert!(answers.answered(1, at(10), at(13)).is_empty());
+            let doubted = answers.answered(1, at(11), at(14));
+            assert_eq!(doubted.len(), usize::from(is_known));
+            assert!(!note(at(13), at(15)), "sent before the answer came");
+            assert!(note(at(14), at(16)));
+            assert!(!note(at(17), at(18)), "begins again");
         }
     }
 
     #[test]
     fn another_credential_confirms_nothing() {
         let answers = UnconfirmedAnswers::default();
-        let entries = entries(2);
-        answers.note_known(&entries[0], 2, at(10));
-        answers.note_unknown(entries[1].digest, 1, 2, at(10));
-        // A late answer to the old credential, then answers to the new one.
-        assert!(answers.confirm(1, at(11), at(11)).is_empty());
-        assert!(answers.confirm(3, at(11), at(11)).is_empty());
-        assert!(answers.confirm(2, at(12), at(12)).is_empty(), "was dropped");
-        answers.note_known(&entries[0], 3, at(13));
-        assert_eq!(answers.confirm(3, at(14), at(14)).len(), 1);
+        let entry = &entries(1)[0];
+        assert!(!note(&answers, entry, 2, at(10)));
+        // A late answer to the old credential, then one to a newer one.
+        assert!(answers.answered(1, at(11), at(11)).is_empty());
+        assert!(answers.answered(3, at(11), at(11)).is_empty());
+        assert!(answers.answered(2, at(12), at(12)).is_empty(), "dropped");
+        assert!(!note(&answers, entry, 3, at(13)));
+        assert_eq!(answers.answered(3, at(14), at(14)).len(), 1);
+        assert!(!note(&answers, entry, 4, at(15)));
+        assert_eq!(answers.answered(4, at(16), at(16)).len(), 1);
+        assert!(note(&answers, entry, 4, at(17)));
     }
 
     #[test]
     fn a_repeated_answer_keeps_its_first_time() {
         let answers = UnconfirmedAnswers::default();
         let entry = &entries(1)[0];
-        answers.note_known(entry, 1, at(10));
-        answers.note_known(entry, 1, at(20));
-        assert_eq!(answers.confirm(1, at(15), at(21)).len(), 1);
-        answers.note_known(entry, 1, at(30));
-        answers.note_known(entry, 2, at(40));
-        assert!(answers.confirm(2, at(35), at(41)).is_empty());
+        assert!(!note(&answers, entry, 1, at(10)));
+        assert!(!note(&answers, entry, 1, at(20)));
+        assert_eq!(answers.answered(1, at(15), at(21)).len(), 1);
     }
 
     #[test]
     fn a_valid_key_is_forgotten() {
-        let answers = UnconfirmedAnswers::default();
-        let entry = &entries(1)[0];
-        answers.note_known(entry, 1, at(10));
-        answers.note_unknown(entry.digest, 1, 1, at(10));
-        answers.forget(entry.digest);
-        assert!(answers.confirm(1, at(11), at(11)).is_empty());
+        for is_answered in [true, false] {
+            let answers = UnconfirmedAnswers::default();
+            let entry = &entries(1)[0];
+            assert!(!note(&answers, entry, 1, at(10)));
+            if is_answered {
+                assert_eq!(answers.answered(1, at(11), at(11)).len(), 1);
+            }
+            answers.forget(entry.digest);
+            assert!(!note(&answers, entry, 1, at(12)));
+        }
     }
 
     #[test]
-    fn unknown_keys_are_forgotten_after_a_minute() {
+    fn notes_end_with_their_time() {
         let answers = UnconfirmedAnswers::default();
         let entries = entries(2);
-        answers.note_known(&entries[0], 1, at(10));
-        answers.note_unknown(entries[1].digest, 1, 1, at(10));
-        let confirmed = answers.confirm(1, at(71), at(71));
-        assert!(matches!(confirmed.as_slice(), [Confirmed::Known(_)]));
+        let unknown = entries[1].digest;
+        assert!(!note(&answers, &entries[0], 1, at(10)));
+        assert!(!note_unknown(&answers, unknown, at(10)));
+        assert_eq!(answers.answered(1, at(11), at(11)).len(), 1);
+        assert!(!note_unknown(&answers, unknown, at(70)), "a minute later");
+        assert!(note(&answers, &entries[0], 1, at(899)));
     }
 
     #[test]
-    fn memory_is_bounded_and_unknown_keys_take_no_room_of_known() {
+    fn memory_is_bounded_per_class() {
         let answers = UnconfirmedAnswers::default();
         let secret = DigestSecret::draw().unwrap();
         for n in 0..MAX_NOTES + 10 {
-            answers.note_unknown(secret.digest(n.to_string()), 1, 1, at(10));
+            let _ = note_unknown(&answers, secret.digest(n.to_string()), at(10));
         }
         assert_eq!(answers.notes().unknown.len(), MAX_NOTES);
-        answers.note_known(&entries(1)[0], 1, at(10));
+        assert!(answers.answered(1, at(11), at(11)).is_empty());
+        let _ = note_unknown(&answers, secret.digest("one more"), at(12));
+        assert_eq!(answers.notes().unknown.len(), MAX_NOTES);
+        let _ = note(&answers, &entries(1)[0], 1, at(12));
         assert_eq!(answers.notes().known.len(), 1);
-        answers.note_unknown(secret.digest("late"), 1, 1, at(80));
+        let _ = note_unknown(&answers, secret.digest("late"), at(80));
         assert_eq!(answers.notes().unknown.len(), 1);
     }
 
     #[test]
-    fn twenty_keys_unconfirmed_for_ten_seconds_are_reported_once() {
+    fn twenty_keys_unanswered_for_ten_seconds_are_reported_once() {
         let answers = UnconfirmedAnswers::default();
-        for entry in &entries(20) {
-            answers.note_known(entry, 1, at(10));
+        for round in [10, 30] {
+            for entry in &entries(20) {
+                assert!(!note(&answers, entry, 1, at(round)));
+            }
+            assert_eq!(answers.take_report(at(round + 9)), None);
+            assert_eq!(answers.take_report(at(round + 10)), Some(20));
+            assert_eq!(answers.take_report(at(round + 11)), None);
+            assert_eq!(
+                answers.answered(1, at(round + 12), at(round + 12)).len(),
+                20
+            );
         }
-        assert_eq!(answers.take_report(at(19)), None);
-        assert_eq!(answers.take_report(at(20)), Some(20));
-        assert_eq!(answers.take_report(at(21)), None);
-        assert_eq!(answers.confirm(1, at(22), at(22)).len(), 20);
-        for entry in &entries(20) {
-            answers.note_known(entry, 1, at(30));
-        }
-        assert_eq!(answers.take_report(at(40)), Some(20));
     }
 }

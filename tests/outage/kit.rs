@@ -471,7 +471,20 @@ impl App {
         self.clock.jump(time.checked_sub(self.now()).unwrap());
     }
 
-    /// Lets the issuer fail until the breaker is open.
+    /// Lets known keys fail until the breaker is open for all keys. Their results must not be fresh.
+    pub(crate) async fn open_breaker_by(&self, known: &[String]) {
+        self.issuer.is(Mood::Fails);
+        for key in known {
+            assert_eq!(self.get(key).await.status, 200);
+        }
+        let breaker = self.handle.upstream().breaker;
+        assert!(
+            matches!(breaker, tower_orgkey::BreakerState::Open { .. }),
+            "{breaker:?}"
+        );
+    }
+
+    /// Lets unknown keys fail until the breaker is open for unknown keys.
     pub(crate) async fn open_breaker(&self) {
         self.issuer.is(Mood::Fails);
         let before = self.issuer.faults();
@@ -479,7 +492,7 @@ impl App {
             self.get(&format!("stranger-{n}")).await;
         }
         assert!(self.issuer.faults() > before, "nothing failed");
-        let breaker = self.handle.upstream().breaker;
+        let breaker = self.handle.upstream().unknown_breaker;
         assert!(
             matches!(breaker, tower_orgkey::BreakerState::Open { .. }),
             "{breaker:?}"
