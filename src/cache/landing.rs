@@ -9,6 +9,7 @@ use super::Cache;
 use super::entry::{Entry, Freshness};
 use super::flight::{Flight, Landing, Shard};
 use super::rules::Ruling;
+use super::unconfirmed::{Followed, Received};
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::telemetry;
@@ -77,8 +78,8 @@ impl Cache {
         telemetry::entries(self.upstream.voice(), self.store.len());
         match answered {
             Some((credential, sent_at)) => {
-                for entry in self.unconfirmed.answered(credential, sent_at, now) {
-                    entry.doubt();
+                for followed in self.unconfirmed.answered(credential, sent_at, now) {
+                    self.follow(&followed, now);
                 }
             }
             None => {
@@ -172,21 +173,50 @@ impl Cache {
             } => CannotTell::misconfigured(),
             _ => CannotTell::unavailable(self.settings.retry_after),
         };
+        let received = Received {
+            credential,
+            sent_at: ending.sent_at,
+            read_at: now,
+        };
         let held = self.held(ending.digest, None, now);
-        if held.is_none() && unconfirmed == Invalid::Unconfirmed {
-            return self.reject(shard, ending, false);
-        }
-        let (digest, sent_at) = (ending.digest, ending.sent_at);
-        let is_confirmed = self
-            .unconfirmed
-            .note(digest, held.as_ref(), credential, sent_at, now);
-        if is_confirmed {
+        let is_certain = match &held {
+            Some(held) => self.unconfirmed.note_known(held, received),
+            None if unconfirmed == Invalid::Unconfirmed => {
+                return self.reject(shard, ending, false);
+            }
+            None => {
+                let (digest, began) = (ending.digest, ending.flight.began);
+                self.unconfirmed.note_unknown(digest, began, received)
+            }
+        };
+        if is_certain {
             return self.reject(shard, ending, true);
         }
-        if let Some(held) = held {
-            self.refresh_later(&held, now);
+        if let Some(held) = &held {
+            self.refresh_later(held, now);
         }
         Landing::CannotTell(cannot_tell)
+    }
+
+    /// The issuer answered after an unconfirmed answer.
+    fn follow(&self, followed: &Followed, now: Tick) {
+        let (digest, began) = match followed {
+            Followed::Known(entry) => (entry.digest, entry.began),
+            Followed::Unknown(digest, began) => (*digest, *began),
+            Followed::Doubted(entry) => return entry.doubt(),
+        };
+        let _shard = self.flights.shard(digest);
+        match (followed, self.store.get(digest)) {
+            (Followed::Known(entry), Some(held)) if Arc::ptr_eq(&held, entry) => {
+                self.store.remove(entry);
+            }
+            (Followed::Unknown(..), None) => {}
+            // Replaced or removed meanwhile.
+            _ => return,
+        }
+        self.former.forget(digest);
+        self.refusals.note(digest, began, now);
+        self.rules.wake();
     }
 }
 
@@ -288,8 +318,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_definitive_answer_in_between_confirms() {
-        for (between, confirms) in [
+    async fn only_a_definitive_answer_confirms_unconfirmed_ones() {
+        for (brought, confirms) in [
             (VALID, true),
             (DEFINITIVE, true),
             (CONCLUDED, false),
@@ -302,12 +332,11 @@ mod tests {
                 land(&cache, "known-key", VALID(cache.clock.now()));
                 land(&cache, "known-key", noted(cache.clock.now()));
                 let digest = cache.digest("known-key");
+                assert!(cache.store.get(digest).is_some());
                 clock.jump(Duration::from_nanos(1));
-                let outcome = between(cache.clock.now());
+                let outcome = brought(cache.clock.now());
                 let what = format!("{outcome:?}");
                 land(&cache, "other-key", outcome);
-                assert!(cache.store.get(digest).is_some(), "{what}");
-                land(&cache, "known-key", noted(cache.clock.now()));
                 assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
                 let is_rejected = cache.stands_refused(digest, cache.clock.now());
                 assert_eq!(is_rejected, confirms, "{what}");
@@ -316,26 +345,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_key_is_rejected_once_confirmed() {
+    async fn an_undecided_answer_rejects_an_unknown_key_once_confirmed() {
         for (credential, confirms) in [(7, true), (8, false)] {
             let (cache, clock) = cache();
-            let digest = cache.digest("unknown-key");
             land(
                 &cache,
                 "unknown-key",
                 under(7, UNDECIDED(cache.clock.now())),
             );
+            let digest = cache.digest("unknown-key");
+            assert!(!cache.stands_refused(digest, cache.clock.now()));
             clock.jump(Duration::from_nanos(1));
             land(
                 &cache,
                 "other-key",
                 under(credential, VALID(cache.clock.now())),
-            );
-            assert!(!cache.stands_refused(digest, cache.clock.now()));
-            land(
-                &cache,
-                "unknown-key",
-                under(7, UNDECIDED(cache.clock.now())),
             );
             let is_rejected = cache.stands_refused(digest, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
@@ -343,23 +367,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_key_found_valid_meanwhile_is_not_rejected() {
+        let (cache, clock) = cache();
+        land(&cache, "some-key-1", under(7, UNDECIDED(cache.clock.now())));
+        land(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
+        clock.jump(Duration::from_nanos(1));
+        land(&cache, "other-key", under(7, VALID(cache.clock.now())));
+        let digest = cache.digest("some-key-1");
+        assert!(cache.store.get(digest).is_some());
+        assert!(!cache.stands_refused(digest, cache.clock.now()));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_doubted_key_is_verified_before_it_is_served() {
         let (cache, clock) = cache();
-        let digest = cache.digest("known-key");
+        let keys: Vec<_> = (0..20).map(|n| format!("known-key-{n}")).collect();
         let look = |cache: &Cache| {
-            let now = cache.clock.now();
+            let (now, digest) = (cache.clock.now(), cache.digest(&keys[0]));
             let held = cache.look(digest, None, now).expect_err("not fresh");
-            cache.look_closer(held, b"known-key", digest, None, now)
+            cache.look_closer(held, keys[0].as_bytes(), digest, None, now)
         };
-        land(&cache, "known-key", VALID(cache.clock.now()));
+        for key in &keys {
+            land(&cache, key, VALID(cache.clock.now()));
+        }
         clock.jump(Duration::from_secs(61));
-        land(&cache, "known-key", UNCONFIRMED(cache.clock.now()));
+        for key in &keys {
+            land(&cache, key, UNCONFIRMED(cache.clock.now()));
+        }
         assert!(matches!(look(&cache), Look::Serve(_)), "served meanwhile");
-        clock.jump(Duration::from_nanos(1));
+        clock.jump(Duration::from_secs(10));
         land(&cache, "other-key", VALID(cache.clock.now()));
         assert!(matches!(look(&cache), Look::Ask));
         // Verified again, and the issuer does not answer: served as before.
-        land(&cache, "known-key", CANNOT_TELL(cache.clock.now()));
+        land(&cache, &keys[0], CANNOT_TELL(cache.clock.now()));
         assert!(matches!(look(&cache), Look::Serve(_)));
     }
 

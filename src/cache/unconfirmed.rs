@@ -1,9 +1,13 @@
 //! Invalid answers that may have been about something else than the key: an endpoint that does not understand us, or a
 //! verifier's own credential.
 //!
-//! Such an answer is noted, and the key is not rejected on it. It is confirmed by two things, in this order and under the
-//! same credential: the issuer answers a call that was sent later, about any key; and then it calls this key invalid again,
-//! to a call sent after that. So neither an issuer that rejects everything nor its recovery costs a valid key.
+//! Such an answer is noted. It is confirmed when the issuer answers a call that was sent after it, about any key and under
+//! the same credential: that shows that the endpoint and the credential work, so the answer was about the key. A known key is
+//! served until then.
+//!
+//! There is one exception. When many known keys stay unconfirmed for a while, the issuer may have been rejecting everybody, and
+//! its first answer may show only that this is over. Then the keys are verified again, and those that are still invalid are
+//! rejected.
 //!
 //! Notes of known and of unknown keys have separate room, because anybody can present unknown keys. A key that finds no room
 //! is noted when it is verified again.
@@ -20,114 +24,149 @@ use crate::key::KeyDigest;
 
 /// Notes of known keys, and of unknown keys.
 const MAX_NOTES: usize = 10_000;
-/// A note about an unknown key is forgotten after this time; one about a known key with its cached result.
+/// A note about an unknown key is forgotten after this time.
 const UNKNOWN_LASTS: Duration = Duration::from_secs(60);
-/// So many known keys that stay unanswered for so long are reported: the issuer is probably at fault.
-const REPORTED_KEYS: usize = 20;
-const REPORTED_AFTER: Duration = Duration::from_secs(10);
+/// So many known keys that stay unconfirmed for so long show that the issuer is at fault.
+const BURST: usize = 20;
+const BURST_LASTS: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(crate) struct UnconfirmedAnswers {
     notes: Mutex<Notes>,
-    /// The number of notes, so that nothing is locked while there are none.
+    /// The number of notes, so that an answer locks nothing while there are none.
     len: AtomicUsize,
-    /// The number of notes that no answer followed yet.
-    unanswered: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Notes {
-    known: Room,
-    unknown: Room,
+    known: HashMap<KeyDigest, Note<Arc<Entry>>, DigestBuildHasher>,
+    unknown: HashMap<KeyDigest, Note<u64>, DigestBuildHasher>,
     is_reported: bool,
-}
-
-/// The notes of one class of keys, by whether the issuer has answered a later call.
-#[derive(Debug, Default)]
-struct Room {
-    unanswered: HashMap<KeyDigest, Note, DigestBuildHasher>,
-    answered: HashMap<KeyDigest, Answered, DigestBuildHasher>,
 }
 
 /// An unconfirmed answer.
 #[derive(Debug)]
-struct Note {
-    /// The cached result of a known key.
-    entry: Option<Arc<Entry>>,
+struct Note<T> {
+    /// What the key was when the answer came.
+    about: T,
     credential: u64,
     read_at: Tick,
-    until: Tick,
+    /// When an answer came that left the key in doubt.
+    doubted_at: Option<Tick>,
 }
 
-/// An unconfirmed answer that was followed by an answer about another key.
+/// The circumstances of an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    /// The generation of the credential that was presented.
+    pub(crate) credential: u64,
+    pub(crate) sent_at: Tick,
+    pub(crate) read_at: Tick,
+}
+
+/// What an answer of the issuer means for a key that was noted.
 #[derive(Debug)]
-struct Answered {
-    credential: u64,
-    answered_at: Tick,
-    until: Tick,
+pub(crate) enum Followed {
+    /// A known key is invalid, unless its entry was replaced meanwhile.
+    Known(Arc<Entry>),
+    /// An unknown key is invalid. Its lookup began under this version.
+    Unknown(KeyDigest, u64),
+    /// A known key is in doubt: it should be verified again.
+    Doubted(Arc<Entry>),
 }
 
 impl UnconfirmedAnswers {
-    /// Notes an answer to a call sent at `sent_at` about a key, whose cached result is `entry` if it is known. Returns whether
-    /// the answer confirms an earlier one.
+    /// Notes an answer about a known key. Returns whether the key is invalid for certain.
     #[must_use]
-    pub(crate) fn note(
-        &self,
-        digest: KeyDigest,
-        entry: Option<&Arc<Entry>>,
-        credential: u64,
-        sent_at: Tick,
-        now: Tick,
-    ) -> bool {
+    pub(crate) fn note_known(&self, entry: &Arc<Entry>, received: Received) -> bool {
         let mut notes = self.notes();
-        let room = match entry {
-            Some(_) => &mut notes.known,
-            None => &mut notes.unknown,
-        };
-        let is_confirmed = room.note(digest, entry, credential, sent_at, now);
+        let known = &mut notes.known;
+        if known.len() >= MAX_NOTES {
+            known.retain(|_, note| received.read_at < note.about.hard_until());
+        }
+        let is_certain = note(known, entry.digest, Arc::clone(entry), received);
         self.publish_len(&notes);
-        is_confirmed
+        is_certain
     }
 
-    /// The issuer answered a call that was sent at this time under this credential. Returns the cached results of known keys
-    /// that are in doubt from now on: they should be verified again.
-    pub(crate) fn answered(&self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Arc<Entry>> {
-        if self.unanswered.load(Ordering::Acquire) == 0 {
+    /// Notes an answer about an unknown key, whose lookup began under this version. Returns whether the key is invalid for
+    /// certain.
+    #[must_use]
+    pub(crate) fn note_unknown(&self, digest: KeyDigest, began: u64, received: Received) -> bool {
+        let mut notes = self.notes();
+        let unknown = &mut notes.unknown;
+        if unknown.len() >= MAX_NOTES {
+            unknown.retain(|_, note| is_recent(note, received.read_at));
+        }
+        let is_certain = note(unknown, digest, began, received);
+        self.publish_len(&notes);
+        is_certain
+    }
+
+    /// The issuer answered a call that was sent at this time under this credential. Returns what this means for the
+    /// keys noted.
+    pub(crate) fn answered(&self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Followed> {
+        if self.len.load(Ordering::Acquire) == 0 {
             return Vec::new();
         }
         let mut notes = self.notes();
-        let doubted = notes.known.answered(credential, sent_at, now);
-        notes.unknown.answered(credential, sent_at, now);
-        notes.is_reported &= !notes.known.unanswered.is_empty();
+        // No call is sent under an older credential any more, so its notes stay unconfirmed.
+        notes.known.retain(|_, note| note.credential >= credential);
+        notes
+            .unknown
+            .retain(|_, note| note.credential >= credential && is_recent(note, now));
+        let is_burst = notes.overdue(now) >= BURST;
+        let Notes { known, unknown, .. } = &mut *notes;
+        let followed = if is_burst {
+            let is_followed = |note: &Note<u64>| note.is_followed(credential, sent_at);
+            for note in unknown.values_mut().filter(|note| is_followed(note)) {
+                note.doubted_at = Some(now);
+            }
+            let known = known.values_mut();
+            known
+                .filter(|note| note.is_followed(credential, sent_at))
+                .map(|note| {
+                    note.doubted_at = Some(now);
+                    Followed::Doubted(Arc::clone(&note.about))
+                })
+                .collect()
+        } else {
+            let known = known
+                .extract_if(|_, note| note.is_followed(credential, sent_at))
+                .map(|(_, note)| Followed::Known(note.about));
+            let unknown = unknown
+                .extract_if(|_, note| note.is_followed(credential, sent_at))
+                .map(|(digest, note)| Followed::Unknown(digest, note.about));
+            known.chain(unknown).collect()
+        };
+        notes.is_reported &= notes.overdue(now) > 0;
         self.publish_len(&notes);
-        doubted
+        followed
     }
 
-    /// The key is valid or rejected: its note has served.
+    /// The key is valid: its note was about something else.
     pub(crate) fn forget(&self, digest: KeyDigest) {
         if self.len.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut notes = self.notes();
-        notes.known.forget(digest);
-        notes.unknown.forget(digest);
+        notes.known.remove(&digest);
+        notes.unknown.remove(&digest);
         self.publish_len(&notes);
     }
 
-    /// Returns how many known keys stay unanswered, once when they are too many.
+    /// Returns how many known keys are unconfirmed, once when they are too many.
     pub(crate) fn take_report(&self, now: Tick) -> Option<usize> {
-        if self.unanswered.load(Ordering::Acquire) < REPORTED_KEYS {
+        if self.len.load(Ordering::Acquire) < BURST {
             return None;
         }
         let mut notes = self.notes();
-        let unanswered = &notes.known.unanswered;
-        if notes.is_reported || unanswered.len() < REPORTED_KEYS {
+        if notes.is_reported {
             return None;
         }
-        let is_old = |note: &&Note| now.since(note.read_at) >= REPORTED_AFTER;
-        let old = unanswered.values().filter(is_old).count();
-        notes.is_reported = old >= REPORTED_KEYS;
-        notes.is_reported.then_some(old)
+        let overdue = notes.overdue(now);
+        notes.is_reported = overdue >= BURST;
+        notes.is_reported.then_some(overdue)
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
@@ -135,82 +174,66 @@ impl UnconfirmedAnswers {
     }
 
     fn publish_len(&self, notes: &Notes) {
-        let unanswered = notes.known.unanswered.len() + notes.unknown.unanswered.len();
-        let answered = notes.known.answered.len() + notes.unknown.answered.len();
-        self.unanswered.store(unanswered, Ordering::Release);
-        self.len.store(unanswered + answered, Ordering::Release);
+        let len = notes.known.len() + notes.unknown.len();
+        self.len.store(len, Ordering::Release);
     }
 }
 
-impl Room {
-    fn note(
-        &mut self,
-        digest: KeyDigest,
-        entry: Option<&Arc<Entry>>,
-        credential: u64,
-        sent_at: Tick,
-        now: Tick,
-    ) -> bool {
-        if let Some(answered) = self.answered.get(&digest)
-            && answered.credential == credential
-            && now < answered.until
-        {
-            let is_confirmed = sent_at >= answered.answered_at;
-            if is_confirmed {
-                self.answered.remove(&digest);
-            }
-            return is_confirmed;
+impl Notes {
+    /// Returns how many known keys have been unconfirmed for long.
+    fn overdue(&self, now: Tick) -> usize {
+        if self.known.len() < BURST {
+            return 0;
         }
-        self.answered.remove(&digest);
-        let before = self.unanswered.get(&digest);
-        if before.is_none() && self.len() >= MAX_NOTES {
-            self.unanswered.retain(|_, note| now < note.until);
-            self.answered.retain(|_, answered| now < answered.until);
-            if self.len() >= MAX_NOTES {
-                return false;
-            }
-        }
-        // An earlier answer under the same credential is followed by an answer sooner.
-        let before = self.unanswered.get(&digest);
-        let read_at = before
-            .filter(|before| before.credential == credential)
-            .map_or(now, |before| before.read_at);
-        let note = Note {
-            entry: entry.cloned(),
-            credential,
-            read_at,
-            until: entry.map_or(now.after(UNKNOWN_LASTS), |entry| entry.hard_until()),
+        let is_overdue = |note: &&Note<Arc<Entry>>| {
+            note.doubted_at.is_none() && now.since(note.read_at) >= BURST_LASTS
         };
-        self.unanswered.insert(digest, note);
-        false
+        self.known.values().filter(is_overdue).count()
     }
+}
 
-    fn answered(&mut self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Arc<Entry>> {
-        // No call is sent under an older credential any more, so nothing will follow its notes.
-        self.unanswered
-            .retain(|_, note| note.credential >= credential && now < note.until);
-        let is_followed = |note: &mut Note| note.credential == credential && sent_at > note.read_at;
-        let mut doubted = Vec::new();
-        for (digest, note) in self.unanswered.extract_if(|_, note| is_followed(note)) {
-            let answered = Answered {
-                credential,
-                answered_at: now,
-                until: note.until,
-            };
-            self.answered.insert(digest, answered);
-            doubted.extend(note.entry);
+impl<T> Note<T> {
+    fn is_followed(&self, credential: u64, sent_at: Tick) -> bool {
+        self.doubted_at.is_none() && self.credential == credential && sent_at > self.read_at
+    }
+}
+
+fn is_recent(note: &Note<u64>, now: Tick) -> bool {
+    now.since(note.read_at) <= UNKNOWN_LASTS
+}
+
+/// Notes an answer if there is room. An earlier answer under the same credential stays: it is confirmed sooner, or now.
+fn note<T>(
+    notes: &mut HashMap<KeyDigest, Note<T>, DigestBuildHasher>,
+    digest: KeyDigest,
+    about: T,
+    received: Received,
+) -> bool {
+    let Received {
+        credential,
+        sent_at,
+        read_at,
+    } = received;
+    let has_room = notes.len() < MAX_NOTES;
+    match notes.get(&digest) {
+        None if !has_room => return false,
+        Some(before) if before.credential == credential => {
+            let is_certain = before.doubted_at.is_some_and(|at| sent_at >= at);
+            if is_certain {
+                notes.remove(&digest);
+            }
+            return is_certain;
         }
-        doubted
+        _ => {}
     }
-
-    fn forget(&mut self, digest: KeyDigest) {
-        self.unanswered.remove(&digest);
-        self.answered.remove(&digest);
-    }
-
-    fn len(&self) -> usize {
-        self.unanswered.len() + self.answered.len()
-    }
+    let note = Note {
+        about,
+        credential,
+        read_at,
+        doubted_at: None,
+    };
+    notes.insert(digest, note);
+    false
 }
 
 #[cfg(test)]
@@ -222,138 +245,164 @@ mod tests {
     use crate::key::DigestSecret;
     use crate::verify::Facts;
 
-    const HARD: Duration = Duration::from_secs(900);
-
     fn entries(n: usize) -> Vec<Arc<Entry>> {
         let secret = DigestSecret::draw().unwrap();
         let lifetimes = Lifetimes {
             soft: Duration::from_secs(60),
-            hard: HARD,
+            hard: Duration::from_secs(900),
         };
         let entry = |n: usize| {
             let digest = secret.digest(n.to_string());
-            let facts = Facts::default();
-            Entry::new(facts, digest, Tick(0), 1, lifetimes, Tick(0), Weak::new())
+            Entry::new(
+                Facts::default(),
+                digest,
+                Tick(0),
+                1,
+                lifetimes,
+                Tick(0),
+                Weak::new(),
+            )
         };
         (0..n).map(|n| Arc::new(entry(n))).collect()
+    }
+
+    /// An answer that was read when its call was sent.
+    fn received(credential: u64, at: Tick) -> Received {
+        Received {
+            credential,
+            sent_at: at,
+            read_at: at,
+        }
     }
 
     fn at(seconds: u64) -> Tick {
         Tick::ZERO.after(Duration::from_secs(seconds))
     }
 
-    /// Notes an answer that was read when its call was sent.
-    fn note(answers: &UnconfirmedAnswers, entry: &Arc<Entry>, credential: u64, now: Tick) -> bool {
-        answers.note(entry.digest, Some(entry), credential, now, now)
-    }
-
-    fn note_unknown(answers: &UnconfirmedAnswers, digest: KeyDigest, now: Tick) -> bool {
-        answers.note(digest, None, 1, now, now)
-    }
-
     #[test]
-    fn an_answer_between_two_invalid_ones_confirms() {
+    fn only_a_later_call_confirms() {
         for is_known in [true, false] {
             let answers = UnconfirmedAnswers::default();
             let entry = &entries(1)[0];
-            let note = |sent_at, read_at| {
-                let known = is_known.then_some(entry);
-                answers.note(entry.digest, known, 1, sent_at, read_at)
-            };
-            assert!(!note(at(9), at(10)));
-            assert!(!note(at(11), at(12)), "nothing in between");
-            assert!(answers.answered(1, at(9), at(13)).is_empty(), "sent before");
-            assert!(answers.answered(1, at(10), at(13)).is_empty());
-            let doubted = answers.answered(1, at(11), at(14));
-            assert_eq!(doubted.len(), usize::from(is_known));
-            assert!(!note(at(13), at(15)), "sent before the answer came");
-            assert!(note(at(14), at(16)));
-            assert!(!note(at(17), at(18)), "begins again");
+            if is_known {
+                assert!(!answers.note_known(entry, received(1, at(10))));
+            } else {
+                assert!(!answers.note_unknown(entry.digest, 7, received(1, at(10))));
+            }
+            assert!(answers.answered(1, at(9), at(11)).is_empty());
+            assert!(answers.answered(1, at(10), at(11)).is_empty());
+            let confirmed = answers.answered(1, at(11), at(12));
+            match confirmed.as_slice() {
+                [Followed::Known(known)] => assert!(is_known && Arc::ptr_eq(known, entry)),
+                [Followed::Unknown(digest, 7)] => assert!(!is_known && *digest == entry.digest),
+                other => panic!("{other:?}"),
+            }
+            assert!(answers.answered(1, at(12), at(13)).is_empty());
         }
     }
 
     #[test]
     fn another_credential_confirms_nothing() {
         let answers = UnconfirmedAnswers::default();
-        let entry = &entries(1)[0];
-        assert!(!note(&answers, entry, 2, at(10)));
-        // A late answer to the old credential, then one to a newer one.
+        let entries = entries(2);
+        assert!(!answers.note_known(&entries[0], received(2, at(10))));
+        assert!(!answers.note_unknown(entries[1].digest, 1, received(2, at(10))));
+        // A late answer to the old credential, then answers to the new one.
         assert!(answers.answered(1, at(11), at(11)).is_empty());
         assert!(answers.answered(3, at(11), at(11)).is_empty());
-        assert!(answers.answered(2, at(12), at(12)).is_empty(), "dropped");
-        assert!(!note(&answers, entry, 3, at(13)));
+        assert!(
+            answers.answered(2, at(12), at(12)).is_empty(),
+            "was dropped"
+        );
+        assert!(!answers.note_known(&entries[0], received(3, at(13))));
         assert_eq!(answers.answered(3, at(14), at(14)).len(), 1);
-        assert!(!note(&answers, entry, 4, at(15)));
-        assert_eq!(answers.answered(4, at(16), at(16)).len(), 1);
-        assert!(note(&answers, entry, 4, at(17)));
     }
 
     #[test]
     fn a_repeated_answer_keeps_its_first_time() {
         let answers = UnconfirmedAnswers::default();
         let entry = &entries(1)[0];
-        assert!(!note(&answers, entry, 1, at(10)));
-        assert!(!note(&answers, entry, 1, at(20)));
+        assert!(!answers.note_known(entry, received(1, at(10))));
+        assert!(!answers.note_known(entry, received(1, at(20))));
         assert_eq!(answers.answered(1, at(15), at(21)).len(), 1);
+        assert!(!answers.note_known(entry, received(1, at(30))));
+        assert!(!answers.note_known(entry, received(2, at(40))));
+        assert!(answers.answered(2, at(35), at(41)).is_empty());
     }
 
     #[test]
     fn a_valid_key_is_forgotten() {
-        for is_answered in [true, false] {
-            let answers = UnconfirmedAnswers::default();
-            let entry = &entries(1)[0];
-            assert!(!note(&answers, entry, 1, at(10)));
-            if is_answered {
-                assert_eq!(answers.answered(1, at(11), at(11)).len(), 1);
-            }
-            answers.forget(entry.digest);
-            assert!(!note(&answers, entry, 1, at(12)));
-        }
+        let answers = UnconfirmedAnswers::default();
+        let entry = &entries(1)[0];
+        assert!(!answers.note_known(entry, received(1, at(10))));
+        assert!(!answers.note_unknown(entry.digest, 1, received(1, at(10))));
+        answers.forget(entry.digest);
+        assert!(answers.answered(1, at(11), at(11)).is_empty());
     }
 
     #[test]
-    fn notes_end_with_their_time() {
+    fn unknown_keys_are_forgotten_after_a_minute() {
         let answers = UnconfirmedAnswers::default();
         let entries = entries(2);
-        let unknown = entries[1].digest;
-        assert!(!note(&answers, &entries[0], 1, at(10)));
-        assert!(!note_unknown(&answers, unknown, at(10)));
-        assert_eq!(answers.answered(1, at(11), at(11)).len(), 1);
-        assert!(!note_unknown(&answers, unknown, at(70)), "a minute later");
-        assert!(note(&answers, &entries[0], 1, at(899)));
+        assert!(!answers.note_known(&entries[0], received(1, at(10))));
+        assert!(!answers.note_unknown(entries[1].digest, 1, received(1, at(10))));
+        let confirmed = answers.answered(1, at(71), at(71));
+        assert!(matches!(confirmed.as_slice(), [Followed::Known(_)]));
     }
 
     #[test]
-    fn memory_is_bounded_per_class() {
+    fn memory_is_bounded_and_unknown_keys_take_no_room_of_known() {
         let answers = UnconfirmedAnswers::default();
         let secret = DigestSecret::draw().unwrap();
         for n in 0..MAX_NOTES + 10 {
-            let _ = note_unknown(&answers, secret.digest(n.to_string()), at(10));
+            assert!(!answers.note_unknown(secret.digest(n.to_string()), 1, received(1, at(10))));
         }
         assert_eq!(answers.notes().unknown.len(), MAX_NOTES);
-        assert!(answers.answered(1, at(11), at(11)).is_empty());
-        let _ = note_unknown(&answers, secret.digest("one more"), at(12));
-        assert_eq!(answers.notes().unknown.len(), MAX_NOTES);
-        let _ = note(&answers, &entries(1)[0], 1, at(12));
+        assert!(!answers.note_known(&entries(1)[0], received(1, at(10))));
         assert_eq!(answers.notes().known.len(), 1);
-        let _ = note_unknown(&answers, secret.digest("late"), at(80));
+        assert!(!answers.note_unknown(secret.digest("late"), 1, received(1, at(80))));
         assert_eq!(answers.notes().unknown.len(), 1);
     }
 
     #[test]
-    fn twenty_keys_unanswered_for_ten_seconds_are_reported_once() {
+    fn twenty_keys_unconfirmed_for_ten_seconds_are_reported_once() {
         let answers = UnconfirmedAnswers::default();
-        for round in [10, 30] {
-            for entry in &entries(20) {
-                assert!(!note(&answers, entry, 1, at(round)));
+        for entry in &entries(20) {
+            assert!(!answers.note_known(entry, received(1, at(10))));
+        }
+        assert_eq!(answers.take_report(at(19)), None);
+        assert_eq!(answers.take_report(at(20)), Some(20));
+        assert_eq!(answers.take_report(at(21)), None);
+        assert_eq!(answers.answered(1, at(22), at(22)).len(), 20);
+        for entry in &entries(20) {
+            assert!(!answers.note_known(entry, received(1, at(30))));
+        }
+        assert_eq!(answers.take_report(at(40)), Some(20));
+    }
+
+    #[test]
+    fn a_burst_is_doubted_and_not_confirmed() {
+        for (keys, answer, is_burst) in [(20, 20, true), (19, 20, false), (20, 19, false)] {
+            let answers = UnconfirmedAnswers::default();
+            let entries = entries(keys + 1);
+            for entry in &entries[..keys] {
+                assert!(!answers.note_known(entry, received(1, at(10))));
             }
-            assert_eq!(answers.take_report(at(round + 9)), None);
-            assert_eq!(answers.take_report(at(round + 10)), Some(20));
-            assert_eq!(answers.take_report(at(round + 11)), None);
-            assert_eq!(
-                answers.answered(1, at(round + 12), at(round + 12)).len(),
-                20
-            );
+            assert!(!answers.note_unknown(entries[keys].digest, 1, received(1, at(10))));
+            let followed = answers.answered(1, at(answer), at(answer));
+            let doubted = followed
+                .iter()
+                .filter(|f| matches!(f, Followed::Doubted(_)));
+            assert_eq!(doubted.count(), if is_burst { keys } else { 0 });
+            assert_eq!(followed.len(), if is_burst { keys } else { keys + 1 });
+            assert!(answers.answered(1, at(30), at(30)).is_empty());
+            // Still invalid, by a call that was sent after the answer.
+            let unknown = entries[keys].digest;
+            assert!(!answers.note_known(&entries[0], received(1, at(answer - 1))));
+            let is_certain = answers.note_known(&entries[0], received(1, at(answer)));
+            assert_eq!(is_certain, is_burst);
+            let is_certain = answers.note_unknown(unknown, 1, received(1, at(answer)));
+            assert_eq!(is_certain, is_burst);
         }
     }
 }
