@@ -10,7 +10,7 @@
 //! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
 //! | error | `refused with 500: require_org` | the route has no path parameter of that name |
 //! | error | `the issuer refuses known keys` | twenty known keys refused in 10 s, none confirmed: not believed |
-//! | warn | `the issuer gave no answer` | a verification failed; `error` says how |
+//! | warn | `the issuer gave no answer` | a verification failed; `error` says how, `cause` why |
 //! | warn | `the issuer fails` | the breaker opened |
 //! | info | `trying the issuer again` | the breaker lets one call through |
 //! | info | `the issuer answers again` | the breaker closed |
@@ -45,7 +45,7 @@
 //! | error | `the audit sink gave up events` | `events` of them, for what `error` says |
 //! | warn | `the audit sink fails` | `error` says how; once until it works again |
 //! | info | `the audit sink works again` | the end of that |
-//! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
+//! | debug | `asked the issuer` | one call, with its `result`, how long it `took` and, if it failed, the `cause` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
 //! # Metrics

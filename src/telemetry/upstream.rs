@@ -1,5 +1,6 @@
 //! What a cache and what stands before its verifier tell, and whom they speak of.
 
+use std::error::Error;
 use std::time::Duration;
 
 #[cfg(feature = "settings")]
@@ -37,15 +38,26 @@ pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: D
             VerifyErrorKind::Misconfigured => "misconfigured",
         },
     };
-    tracing::debug!(target: TARGET, result, ?took, "asked the issuer");
+    let cause = outcome.as_ref().err().and_then(causes);
+    tracing::debug!(target: TARGET, result, cause, ?took, "asked the issuer");
     count!(ISSUER_CALLS, "result" = result; "valid" "invalid" "undecided" "unavailable" "throttled" "invalid_response" "inconclusive" "misconfigured");
     observe!(ISSUER_LATENCY, took);
     if let Err(error) = outcome
         && let Some(left_out) = FLOOD.admit()
     {
-        let error: &dyn std::error::Error = error;
-        tracing::warn!(target: TARGET, error, left_out, "the issuer gave no answer");
+        tracing::warn!(target: TARGET, %error, cause, left_out, "the issuer gave no answer");
     }
+}
+
+/// Returns the sources of an error, joined by colons. Many subscribers show an error without its sources.
+fn causes(error: &VerifyError) -> Option<String> {
+    let mut causes = error.source()?.to_string();
+    let mut source = error.source()?.source();
+    while let Some(error) = source {
+        causes = format!("{causes}: {error}");
+        source = error.source();
+    }
+    Some(causes)
 }
 
 /// Too many known keys were refused, and nothing shows that the issuer works.
