@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_orgkey::{OrgContext, VerifyErrorKind};
+use tower_orgkey::{OrgContext, Scope, VerifyErrorKind};
 
 use super::stage::{GOOD, Stage, YES, yes};
 use super::stub::{Answer, Endpoint};
@@ -109,7 +109,7 @@ async fn check_200(what: &str, body: &str, seen: Seen) {
 async fn context(stage: &Stage, key: &str) -> String {
     let handler = service_fn(|request: Request<()>| async move {
         let org = request.extensions().get::<OrgContext>().unwrap();
-        let scopes: Vec<_> = org.scopes().iter().map(|scope| scope.as_str()).collect();
+        let scopes: Vec<_> = org.scopes().iter().map(Scope::as_str).collect();
         let body = format!("{} {}", org.org_code(), scopes.join(" "));
         Ok::<_, Infallible>(Response::new(Bytes::from(body)))
     });

@@ -107,8 +107,7 @@ fn read_body(reply: &Reply) -> Result<TokenReading, InvalidBody> {
         }
         _ => return Err(InvalidBody("the token's lifetime is not a positive number")),
     };
-    let header =
-        bearer(&token).ok_or_else(|| InvalidBody("the token is no value for a header field"))?;
+    let header = bearer(&token).ok_or(InvalidBody("the token is not a valid header value"))?;
     Ok(TokenReading::Token { header, lifetime })
 }
 
