@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::handle::{Guard, KindeEmulator};
 use super::issuer::{Issuer, VerifyAccess};
 use super::keys::Keys;
-use super::replies::RejectedAs;
+use super::replies::{RejectedAs, VerifiedAs};
 use super::server;
 use super::shared::Shared;
 use super::tls::{self, CertificateSpec};
@@ -37,6 +37,7 @@ pub struct KindeEmulatorBuilder {
     audience: Option<String>,
     token_lifetime: Option<Duration>,
     token_scopes: Option<Vec<String>>,
+    verified_as: VerifiedAs,
     rejected_as: RejectedAs,
     verify_access: VerifyAccess,
 }
@@ -59,6 +60,7 @@ impl KindeEmulatorBuilder {
             audience: None,
             token_lifetime: None,
             token_scopes: None,
+            verified_as: VerifiedAs::default(),
             rejected_as: RejectedAs::default(),
             verify_access: VerifyAccess::default(),
         }
@@ -114,6 +116,12 @@ impl KindeEmulatorBuilder {
         self
     }
 
+    /// How verify answers for a valid key; [`VerifiedAs::AllFields`] unless set.
+    pub fn verified_as(mut self, how: VerifiedAs) -> Self {
+        self.verified_as = how;
+        self
+    }
+
     /// How verify answers for a key that is not good; [`RejectedAs::Invalid`] unless set.
     pub fn rejected_as(mut self, how: RejectedAs) -> Self {
         self.rejected_as = how;
@@ -166,6 +174,7 @@ impl KindeEmulatorBuilder {
         let shared = Arc::new(Shared::new(Issuer {
             keys: Keys::default(),
             application,
+            verified_as: self.verified_as,
             rejected_as: self.rejected_as,
             verify_access: self.verify_access,
             refusal_status: None,

@@ -14,7 +14,7 @@ use super::endpoint::{Endpoint, Endpoints};
 use super::fault::Fault;
 use super::issuer::VerifyAccess;
 use super::keys::{IssuedKey, KeySpec, KeyStatus};
-use super::replies::RejectedAs;
+use super::replies::{RejectedAs, VerifiedAs};
 use super::shared::{Mode, Shared};
 
 /// A Kinde-compatible issuer on a socket of its own.
@@ -192,6 +192,11 @@ impl KindeEmulator {
 
 /// How it answers while all is well.
 impl KindeEmulator {
+    /// How verify answers for a valid key.
+    pub fn set_verified_as(&self, how: VerifiedAs) {
+        self.shared.world().issuer.verified_as = how;
+    }
+
     /// How verify answers for a key that is not good.
     pub fn set_rejected_as(&self, how: RejectedAs) {
         self.shared.world().issuer.rejected_as = how;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::calls::Outcome;
 use super::endpoint::Endpoint;
 use super::keys::{KeyKind, KeySpec, KeyStatus, Keys};
-use super::replies::{RejectedAs, full, listed, rejected, verified};
+use super::replies::{RejectedAs, VerifiedAs, full, guide_example, listed, rejected, verified};
 use super::tokens::{Application, Standing, essence};
 use super::wire::Answer;
 
@@ -32,6 +32,7 @@ pub enum VerifyAccess {
 pub(super) struct Issuer {
     pub(super) keys: Keys,
     pub(super) application: Application,
+    pub(super) verified_as: VerifiedAs,
     pub(super) rejected_as: RejectedAs,
     pub(super) verify_access: VerifyAccess,
     /// The status for a refused token, if not the one that the contract declares.
@@ -154,7 +155,10 @@ impl Issuer {
                 key.last_verified_on = Some(SystemTime::now());
                 key.last_verified_ip = Some(call.peer.clone());
                 facts["verification_count"] = key.verification_count.into();
-                ok(200, &facts)
+                match self.verified_as {
+                    VerifiedAs::AllFields => ok(200, &facts),
+                    VerifiedAs::GuideExample => (guide_example(key), Outcome::Ok),
+                }
             }
             key => {
                 let answer = rejected(self.rejected_as, key.as_deref());

@@ -53,6 +53,7 @@
 //! | to have | call |
 //! |---|---|
 //! | a key of any kind, revoked, inactive, rotated, deleted | [`issue_key`](KindeEmulator::issue_key), [`revoke`](KindeEmulator::revoke), [`deactivate`](KindeEmulator::deactivate), [`rotate`](KindeEmulator::rotate), [`delete`](KindeEmulator::delete) |
+//! | a valid key answered as in Kinde's guide, without `is_valid`, `status` and `key_id` | [`set_verified_as`](KindeEmulator::set_verified_as) |
 //! | a bad key answered in another shape | [`set_rejected_as`](KindeEmulator::set_rejected_as) |
 //! | verify with or without a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
 //! | tokens revoked, short-lived, or without scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
@@ -90,4 +91,4 @@ pub use self::fault::Fault;
 pub use self::handle::KindeEmulator;
 pub use self::issuer::VerifyAccess;
 pub use self::keys::{DEFAULT_API_ID, IssuedKey, KeySpec};
-pub use self::replies::RejectedAs;
+pub use self::replies::{RejectedAs, VerifiedAs};

@@ -39,6 +39,36 @@ impl RejectedAs {
     ];
 }
 
+/// How verify answers for a valid key. Kinde's contract lists ten fields, all of them optional; the example in its guide has
+/// five.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum VerifiedAs {
+    /// 200 with every field of the contract.
+    #[default]
+    AllFields,
+    /// 200 as the example in Kinde's guide: `code`, `message`, `scopes`, `org_code` and the example's `last_verified_on`. For a
+    /// key of `org_abc123` with the scopes `read:users` and `write:users`, it is the example byte for byte.
+    GuideExample,
+}
+
+/// The example in Kinde's guide, with the scopes and the organization of this key.
+pub(super) fn guide_example(key: &Key) -> Answer {
+    let scopes = key.spec.scopes.iter();
+    let scopes: Vec<_> = scopes.map(|name| json!(name).to_string()).collect();
+    let body = format!(
+        r#"{{ "code": "API_KEY_VERIFIED", "message": "API key verified", "scopes": [{}],
+  "org_code": {}, "last_verified_on": "2024-11-18T13:32:03+11" }}"#,
+        scopes.join(", "),
+        json!(key.spec.org_code)
+    );
+    Answer {
+        status: 200,
+        body,
+        no_store: false,
+    }
+}
+
 /// What verify says of a key that is good.
 pub(super) fn verified(key: &Key) -> Value {
     json!({

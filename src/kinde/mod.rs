@@ -18,14 +18,28 @@
 //!
 //! # What a reply means
 //!
+//! The first row that applies decides:
+//!
 //! | verify answers | means |
 //! |---|---|
-//! | 200, `is_valid` is `false`, or `status` any text but `active` | refused |
-//! | 200, `is_valid` is `true` and `status` is `active` | good; no `org_code`, or a `user_id`, makes it no organization's key |
-//! | 200, and anything else: a field missing or mistyped, not JSON, longer than 64 KiB | cannot tell |
-//! | 400; 404 with a code other than `ROUTE_NOT_FOUND` | an unknown key is refused; a known one once verify answers a later call |
+//! | 200, `is_valid` is `false`, or `status` is a string other than `active` | invalid, whatever else is in the reply |
+//! | 200, `is_valid` is `true`; `status` is absent, null or `active` | valid |
+//! | 200, `is_valid` is absent or null, and `code` is exactly `API_KEY_VERIFIED`; `status` is absent, null or `active` | valid |
+//! | 200, anything else: neither `is_valid` nor that code, a field of another type, not JSON, longer than 64 KiB | cannot tell; concerns this key alone |
+//! | 400; 404 with a code other than `ROUTE_NOT_FOUND` | an unknown key is invalid; a known one once verify answers a later call |
 //! | 401, 403 | see below |
-//! | 429, 5xx, 3xx, any other status, no reply | cannot tell |
+//! | 429, 5xx, 3xx, any other status, no reply | cannot tell; concerns the issuer |
+//!
+//! Of a valid reply, `scopes` is an array of strings, null or absent (no scopes), and `org_code`, `key_id` and `user_id` are
+//! within their grammars, blank, null or absent; otherwise the layer cannot tell. No `org_code`, or a `user_id`, makes the
+//! key no organization's. All other fields are skipped.
+//!
+//! # Keys of other APIs
+//!
+//! Verify names no API: without [`api_id`](KindeVerifierBuilder::api_id), keys of every API of the Kinde environment are valid.
+//! With it, each key's record is looked up by the reply's `key_id`. A reply without `key_id`, such as the example in Kinde's
+//! own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends none, leave `api_id`
+//! unset and give scopes names that only one API uses.
 //!
 //! # 401 and 403 are ambiguous
 //!

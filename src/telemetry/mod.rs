@@ -10,7 +10,7 @@
 //! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
 //! | error | `refused with 500: require_org` | the route has no path parameter of that name |
 //! | error | `issuer rejects known keys` | so many `keys` were rejected, and no answer about another key confirms it: they are kept |
-//! | warn | `verification failed` | `error` says how; at most once per second |
+//! | warn | `verification failed` | `error` says how, `cause` why; at most once per second |
 //! | warn | `circuit breaker opened` | no keys (`circuit` is `known`), or no unknown keys (`unknown`), are verified for `open_for` |
 //! | info | `circuit breaker half open` | one call tries the issuer |
 //! | info | `circuit breaker closed` | keys are verified again |
@@ -45,7 +45,7 @@
 //! | error | `the audit sink gave up events` | `events` of them, for what `error` says |
 //! | warn | `the audit sink fails` | `error` says how; once until it works again |
 //! | info | `the audit sink works again` | the end of that |
-//! | debug | `verification finished` | one verification, with its `result` and how long it `took` |
+//! | debug | `verification finished` | one verification, with its `result`, how long it `took` and, if it failed, the `cause` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
 //! # Metrics

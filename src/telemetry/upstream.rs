@@ -1,5 +1,6 @@
 //! Events and metrics of a cache and of the calls behind it.
 
+use std::error::Error;
 use std::time::Duration;
 
 #[cfg(feature = "settings")]
@@ -38,16 +39,27 @@ pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: D
             VerifyErrorKind::Misconfigured => "misconfigured",
         },
     };
-    tracing::debug!(target: TARGET, result, ?took, "verification finished");
+    let cause = outcome.as_ref().err().and_then(causes);
+    tracing::debug!(target: TARGET, result, cause, ?took, "verification finished");
     count!(ISSUER_CALLS, "result" = result;
         "valid" "invalid" "undecided" "unavailable" "throttled" "invalid_response" "inconclusive" "misconfigured");
     observe!(ISSUER_LATENCY, took);
     if let Err(error) = outcome
         && let Some(suppressed) = FLOOD.admit()
     {
-        let error: &dyn std::error::Error = error;
-        tracing::warn!(target: TARGET, error, result, suppressed, "verification failed");
+        tracing::warn!(target: TARGET, %error, cause, result, suppressed, "verification failed");
     }
+}
+
+/// Returns the sources of an error, joined by colons. Many subscribers show an error without its sources.
+fn causes(error: &VerifyError) -> Option<String> {
+    let mut causes = error.source()?.to_string();
+    let mut source = error.source()?.source();
+    while let Some(error) = source {
+        causes = format!("{causes}: {error}");
+        source = error.source();
+    }
+    Some(causes)
 }
 
 /// Emits that many known keys were rejected and no answer shows that the issuer is right.

@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tower_orgkey::emulator::{IssuedKey, KeySpec, KindeEmulator, RejectedAs};
+use tower_orgkey::emulator::{IssuedKey, KeySpec, KindeEmulator, RejectedAs, VerifiedAs};
 
 use crate::{
     Caller, assert_errors_array, assert_errors_object, assert_odd_timestamp, members, read,
@@ -60,6 +60,42 @@ async fn a_good_key_is_verified_with_every_field_of_the_contract() {
     let (_, again) = read(caller.verify(key.secret()).await).await;
     assert_odd_timestamp(&again["last_verified_on"]);
     assert_eq!(again["verification_count"], 2);
+}
+
+#[tokio::test]
+async fn a_key_can_be_verified_as_in_kindes_guide() {
+    const EXAMPLE: &str = r#"{ "code": "API_KEY_VERIFIED", "message": "API key verified", "scopes": ["read:users", "write:users"],
+  "org_code": "org_abc123", "last_verified_on": "2024-11-18T13:32:03+11" }"#;
+
+    let emulator = KindeEmulator::builder()
+        .verified_as(VerifiedAs::GuideExample)
+        .start()
+        .await
+        .unwrap();
+    let caller = Caller::new(&emulator);
+    let scopes = ["read:users", "write:users"];
+    let key = emulator.issue_key(KeySpec::organization("org_abc123").scopes(scopes));
+    let response = caller.verify(key.secret()).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.text().await.unwrap(), EXAMPLE);
+
+    // Whatever the key, it is JSON.
+    for (spec, org, scopes) in [
+        (KeySpec::environment(), Value::Null, json!([])),
+        (
+            KeySpec::organization("a\"b").scopes(["c\\"]),
+            json!("a\"b"),
+            json!(["c\\"]),
+        ),
+    ] {
+        let key = emulator.issue_key(spec);
+        let (_, body) = read(caller.verify(key.secret()).await).await;
+        assert_eq!((&body["org_code"], &body["scopes"]), (&org, &scopes));
+    }
+    emulator.set_verified_as(VerifiedAs::AllFields);
+    let (_, body) = read(caller.verify(key.secret()).await).await;
+    assert_eq!(members(&body), VERIFY_MEMBERS);
+    assert_eq!(emulator.calls().verify.ok, 4);
 }
 
 #[tokio::test]

@@ -1,12 +1,14 @@
 //! What an operator reads: each trouble once, and once when it is over.
 
+use std::time::Duration;
+
 use tokio::net::TcpSocket;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKey, Verifier, VerifyErrorKind};
 
 use super::log::Log;
-use super::stage::{BAD, GOOD, Stage, token};
-use super::stub::{Answer, Endpoint};
+use super::stage::{BAD, GOOD, Stage, YES, get, layer_over, token};
+use super::stub::{Answer, Endpoint, HANG};
 
 const NEW: &str = "k_live_good_0002";
 const PROBE_YES: &str = r#"{"api_keys":[],"has_more":false}"#;
@@ -73,6 +75,38 @@ async fn a_token_that_may_not_look_keys_up_is_told_once_until_it_may() {
         // Past what is remembered of the key.
         stage.jump(3_700);
     }
+}
+
+#[tokio::test]
+async fn fault_23_a_missing_key_id_is_logged_by_name() {
+    let (log, _guard) = Log::capture();
+    let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
+    let body = YES.replace(r#""key_id":"api_key_0001","#, "");
+    assert_ne!(body, YES);
+    stage
+        .stub
+        .always(Endpoint::Verify, Answer::json(200, &body));
+    let cause = r#"cause="the reply has no `key_id`"#;
+    let logged = tokio::time::timeout(HANG, async {
+        loop {
+            // Each layer has its own breaker.
+            let layer = layer_over(stage.kinde.clone(), &stage.clock);
+            let rejected = (503, "verifier-unavailable".to_owned());
+            assert_eq!(get(&layer, GOOD).await, rejected);
+            let warnings = log.lines("WARN", "verification failed");
+            if let Some(warning) = warnings.into_iter().next() {
+                return warning;
+            }
+            // At most one of these warnings a second; the last one was another test's.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let logged = logged.await.unwrap();
+    assert!(logged.contains(cause), "{logged}");
+    for line in log.lines("DEBUG", "verification finished") {
+        assert!(line.contains(cause), "{line}");
+    }
+    assert_eq!(stage.count(Endpoint::Key), 0);
 }
 
 #[tokio::test]

@@ -81,9 +81,11 @@ async fn fault_04_a_reset_or_an_early_end_is_no_refusal() {
         stage.stub.always(Endpoint::Verify, answer);
         let asked = stage.count(Endpoint::Verify);
         assert_eq!(stage.get(STRANGER).await, unavailable(), "{what}");
+        let error = stage.verify(STRANGER).await.err().unwrap();
+        assert_eq!(error.kind(), VerifyErrorKind::Unavailable, "{what}");
         stage.jump(130);
         assert_eq!(stage.get(GOOD).await, served(), "{what}");
-        assert!(stage.count(Endpoint::Verify) > asked + 1, "{what}");
+        assert!(stage.count(Endpoint::Verify) > asked + 2, "{what}");
         assert_eq!(stage.count(Endpoint::Probe), 0, "{what}");
     }
 }
