@@ -88,7 +88,7 @@ async fn fault_67_slow_endpoints_cost_neither_known_nor_new_keys() {
             }
             let invalid = app.get("invalid-last").await;
             assert_eq!((invalid.status, invalid.took), (401, 2 * LATENCY));
-            assert!(oldest < SOFT + pause + secs(1), "refreshed all the time");
+            assert!(oldest < SOFT + pause + secs(3), "refreshed all the time");
             assert!(calls.load(Ordering::Relaxed) >= 2 * n);
         }
     }
@@ -214,18 +214,27 @@ async fn fault_76_any_number_of_revoked_keys_is_out_in_time() {
             app.issuer.says(key, Says::Unconfirmed);
         }
         let revoked_at = app.now();
-        // Everybody comes every ten seconds.
+        // Every key comes every ten seconds, and a new one besides.
+        let mut new = 0;
         while app.now() < revoked_at + 2 * SOFT {
             for key in revoked.iter().chain(&others) {
                 drop(app.try_now(key));
             }
-            pass(secs(10)).await;
+            pass(secs(5)).await;
+            new += 1;
+            let secret = format!("new-key-{new}");
+            app.issuer.issue(&secret);
+            assert_eq!(app.get(&secret).await.status, 200);
+            pass(secs(5)).await;
         }
         assert!(app.issuer.calls_for(&revoked[0]) >= 2);
-        // Past the bound, each is verified before it is served: at 64 calls of 50 ms, 2,000 take 1.6 s.
+        // At 64 calls of 50 ms, 2,000 take 1.6 s.
         let asked: Vec<_> = revoked.iter().map(|key| app.begin(key)).collect();
         for asked in asked {
-            assert_eq!(asked.await.unwrap().status, 401, "of {number}");
+            let status = asked.await.unwrap().status;
+            // Beyond the budget for invalid keys a key is not even asked about.
+            let is_out = status == 401 || (number > 500 && status == 503);
+            assert!(is_out, "{status}, of {number}");
         }
         for key in &others {
             assert_eq!(app.get(key).await.status, 200);
