@@ -289,7 +289,7 @@ impl State {
     }
 
     fn check(&mut self, circuit: Circuit, key: KeyDigest, now: Tick) -> Result<(), Duration> {
-        let known_first_until = self.known_first_until();
+        let known_first_until = self.known_first_until(now);
         let of = self.of(circuit);
         let gives_way = of.last_trial == Some(key);
         let wait = match (of.phase, circuit) {
@@ -312,10 +312,12 @@ impl State {
     }
 
     /// Until when unknown keys leave the half-open call to a known key.
-    fn known_first_until(&self) -> Tick {
+    fn known_first_until(&self, now: Tick) -> Tick {
         match self.known.phase {
             Phase::Open { until } if self.has_known_asked => until.after(PRECEDENCE),
-            _ => Tick::ZERO,
+            // Its outcome is theirs, too.
+            Phase::Trial => now.after(RETRY_AFTER_TRIAL),
+            Phase::Open { .. } | Phase::Closed => Tick::ZERO,
         }
     }
 

@@ -122,6 +122,18 @@ fn a_known_key_that_asked_goes_first_for_five_seconds() {
 }
 
 #[test]
+fn unknown_keys_wait_for_a_known_keys_trial() {
+    let breaker = breaker();
+    let keys = keys(2);
+    open(&breaker, Known, at(0));
+    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
+    let waits = Err(RETRY_AFTER_TRIAL);
+    assert_eq!(breaker.check(Unknown, keys[1], at(5_000)), waits);
+    drop(trial);
+    assert_eq!(breaker.check(Unknown, keys[1], at(5_000)), Ok(()));
+}
+
+#[test]
 fn half_of_twenty_calls_in_ten_seconds_open_it() {
     let breaker = breaker();
     let keys = keys(20);
