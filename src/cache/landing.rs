@@ -68,7 +68,7 @@ impl Cache {
         sent_at: Tick,
         now: Tick,
     ) -> Landing {
-        if refusal == Invalid::Unconfirmed
+        if matches!(refusal, Invalid::Unconfirmed | Invalid::Undecided { .. })
             && let Some(held) = self.held(digest, None, now)
         {
             self.refresh_later(&held, now);
@@ -76,6 +76,12 @@ impl Cache {
                 telemetry::refusals_not_believed();
             }
             return Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after));
+        }
+        if let Invalid::Undecided { is_misconfigured } = refusal {
+            return Landing::CannotTell(CannotTell {
+                is_misconfigured,
+                ..CannotTell::unavailable(self.settings.retry_after)
+            });
         }
         if let Some(held) = self.store.get(digest) {
             if held.sent_at > sent_at {
