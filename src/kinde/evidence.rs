@@ -73,8 +73,8 @@ impl Evidence {
     /// Verify answered 200 to a call sent at `sent`. `is_retry` says that an older token was answered 401 or 403 before.
     pub(super) fn verify_answered(&self, token: TokenId, sent: Seq, is_retry: bool) {
         let now = self.clock.now();
-        let events = self.lock().state.answered(token, sent, is_retry, now);
-        events.into_iter().for_each(emit);
+        let event = self.lock().state.answered(token, sent, is_retry, now);
+        event.into_iter().for_each(emit);
     }
 
     /// Returns whether verify has ever answered 200.
@@ -216,15 +216,18 @@ impl ProbeInFlight {
 impl Drop for ProbeInFlight {
     fn drop(&mut self) {
         let now = self.evidence.clock.now();
-        let mut shared = self.evidence.lock();
-        shared.probing = None;
-        let probe = Probe {
-            token: self.token,
-            sent: self.sent,
-            read: shared.state.draw(),
-            found: self.found,
+        let event = {
+            let mut shared = self.evidence.lock();
+            shared.probing = None;
+            let probe = Probe {
+                token: self.token,
+                sent: self.sent,
+                read: shared.state.draw(),
+                found: self.found,
+            };
+            shared.state.probe_ended(probe, now)
         };
-        shared.state.probe_ended(probe, now);
+        event.into_iter().for_each(emit);
     }
 }
 

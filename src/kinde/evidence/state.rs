@@ -10,7 +10,7 @@ use crate::kinde::token::{RenewalGate, TokenId};
 
 /// How long a 200 from verify counts as recent.
 pub(super) const RECENT: Duration = Duration::from_secs(60);
-/// How long no probe is sent once probes are unusable.
+/// How long no probe is sent once the probe is unusable.
 pub(super) const NO_PROBES: Duration = Duration::from_secs(15 * 60);
 
 /// A position in the order in which calls were sent and replies were read.
@@ -96,7 +96,8 @@ pub(super) struct State {
     answered: Option<Answered>,
     probe: Option<Probe>,
     unconfirmed: Option<Unconfirmed>,
-    /// Set while probes are unusable: none is sent before this time.
+    /// Set while the probe is unusable: verify has answered 200 under a token that the probe had rejected before. No probe is
+    /// sent before this time.
     no_probe_before: Option<Tick>,
     is_unusable_logged: bool,
     /// When the rejection was read that was logged.
@@ -117,14 +118,9 @@ impl State {
         sent: Seq,
         is_retry: bool,
         now: Tick,
-    ) -> Vec<Event> {
-        let mut events = Vec::new();
+    ) -> Option<Event> {
         if is_retry {
             self.renewals.reset();
-        }
-        if self.rejection_logged.is_some_and(|read| read < sent) {
-            self.rejection_logged = None;
-            events.push(Event::TokenAcceptedAgain);
         }
         let is_newer = self
             .answered
@@ -139,12 +135,11 @@ impl State {
             matches!(probe.found, Found::Rejected(_)) && probe.token == token && probe.read < sent
         });
         if contradicts_probe && self.no_probe_before.is_none() {
-            self.no_probe_before = Some(now.after(NO_PROBES));
-            if !std::mem::replace(&mut self.is_unusable_logged, true) {
-                events.push(Event::ProbeUnusable);
-            }
+            // One more probe may show that the token was granted its scope meanwhile.
+            self.no_probe_before = Some(now);
         }
-        events
+        let was_rejected = self.rejection_logged.take_if(|read| *read < sent);
+        was_rejected.map(|_| Event::TokenAcceptedAgain)
     }
 
     pub(super) fn has_answered(&self) -> bool {
@@ -157,7 +152,8 @@ impl State {
             .is_some_and(|last| last.token == token && now.since(last.at) < RECENT)
     }
 
-    pub(super) fn probe_ended(&mut self, probe: Probe, now: Tick) {
+    pub(super) fn probe_ended(&mut self, probe: Probe, now: Tick) -> Option<Event> {
+        let mut event = None;
         match probe.found {
             Found::Accepted => {
                 self.no_probe_before = None;
@@ -165,10 +161,14 @@ impl State {
             }
             Found::Rejected(_) if self.no_probe_before.is_some() => {
                 self.no_probe_before = Some(now.after(NO_PROBES));
+                if !std::mem::replace(&mut self.is_unusable_logged, true) {
+                    event = Some(Event::ProbeUnusable);
+                }
             }
             Found::Rejected(_) | Found::Failed => {}
         }
         self.probe = Some(probe);
+        event
     }
 
     /// Decides, or returns `None` when that takes a probe sent from now on.
@@ -270,3 +270,6 @@ impl State {
             .take_if(|no| !no.has_others && no.key_id.as_ref() == Some(key_id));
     }
 }
+
+#[cfg(test)]
+mod tests;
