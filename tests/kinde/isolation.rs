@@ -19,73 +19,78 @@ fn breaker(layer: &ApiKeyLayer) -> BreakerState {
 
 #[tokio::test]
 async fn fault_67_three_slow_calls_verify_a_key() {
-    for api_id in [None, Some("api_ours")] {
-        let stage = Stage::with(|builder| match api_id {
-            Some(api_id) => builder.api_id(api_id),
-            None => builder,
-        })
-        .await;
-        stage.stub.always(Endpoint::Key, Answer::json(200, RECORD));
-        // Each key has a record of its own.
-        stage.stub.on(Endpoint::Verify, |request| {
-            if request.key().contains("good") {
-                Answer::json(200, &YES.replace("api_key_0001", &request.key()))
-            } else {
-                Answer::status(401)
-            }
-        });
-        stage.stub.delay(Duration::from_millis(600));
-        let layer = default_layer(&stage);
-        // A token, the key, and its record; a token, the key, and a probe.
-        assert_eq!(get(&layer, GOOD).await, served());
-        let invalid: Vec<_> = (0..5).map(invalid_key).collect();
-        let got = async {
-            let keys = invalid.iter().map(|key| get(&layer, key));
-            tokio::join!(join_all(keys), get(&layer, NEW))
-        };
-        let (invalid, valid) = got.await;
-        assert!(invalid.iter().all(|got| *got == rejected()), "{invalid:?}");
-        assert_eq!(valid, served());
-        assert_eq!(breaker(&layer), BreakerState::Closed);
-        let looked_up = if api_id.is_some() { 2 } else { 0 };
-        assert_eq!(stage.count(Endpoint::Key), looked_up);
-        assert!(stage.count(Endpoint::Probe) > 0);
-    }
+    let cases = [None, Some("api_ours")].map(slow_endpoints);
+    join_all(cases).await;
+}
+
+async fn slow_endpoints(api_id: Option<&str>) {
+    let stage = Stage::with(|builder| match api_id {
+        Some(api_id) => builder.api_id(api_id),
+        None => builder,
+    })
+    .await;
+    stage.stub.always(Endpoint::Key, Answer::json(200, RECORD));
+    // Each key has a record of its own.
+    stage.stub.on(Endpoint::Verify, |request| {
+        if request.key().contains("good") {
+            Answer::json(200, &YES.replace("api_key_0001", &request.key()))
+        } else {
+            Answer::status(401)
+        }
+    });
+    stage.stub.delay(Duration::from_millis(600));
+    let layer = default_layer(&stage);
+    // A token, the key, and its record; a token, the key, and a probe.
+    assert_eq!(get(&layer, GOOD).await, served());
+    let invalid: Vec<_> = (0..5).map(invalid_key).collect();
+    let got = async {
+        let keys = invalid.iter().map(|key| get(&layer, key));
+        tokio::join!(join_all(keys), get(&layer, NEW))
+    };
+    let (invalid, valid) = got.await;
+    assert!(invalid.iter().all(|got| *got == rejected()), "{invalid:?}");
+    assert_eq!(valid, served());
+    assert_eq!(breaker(&layer), BreakerState::Closed);
+    let looked_up = if api_id.is_some() { 2 } else { 0 };
+    assert_eq!(stage.count(Endpoint::Key), looked_up);
+    assert!(stage.count(Endpoint::Probe) > 0);
 }
 
 #[tokio::test]
 async fn fault_68_a_failing_probe_costs_no_valid_key() {
-    let slow = Answer::json(200, "{}").after(Duration::from_secs(3));
-    for probe in [
+    let cases = [
         Answer::status(500),
         Answer::status(404),
         Answer::status(302),
         Answer::Bytes(Vec::new()),
-        slow,
+        Answer::json(200, "{}").after(Duration::from_secs(3)),
         Answer::Silence,
-    ] {
-        let what = format!("{probe:?}");
-        let stage = Stage::new().await;
-        let layer = default_layer(&stage);
-        assert_eq!(get(&layer, GOOD).await, served(), "{what}");
-        stage.stub.always(Endpoint::Probe, probe);
-        let invalid: Vec<_> = (0..30).map(invalid_key).collect();
-        let got = join_all(invalid.iter().map(|key| get(&layer, key))).await;
-        assert!(got.iter().all(|got| *got == unavailable()), "{what}");
-        assert!(stage.count(Endpoint::Probe) > 0, "{what}");
-        assert_eq!(breaker(&layer), BreakerState::Closed, "{what}");
-        assert_eq!(get(&layer, NEW).await, served(), "{what}");
-        // A known key is refreshed.
-        let verified = stage.count(Endpoint::Verify);
-        stage.jump(130);
-        assert_eq!(get(&layer, GOOD).await, served(), "{what}");
-        assert_eq!(stage.count(Endpoint::Verify), verified + 1, "{what}");
-        assert_eq!(stage.count(Endpoint::Token), 1, "{what}");
-        // Undecided under the token that the next 200 confirms it for, for an unknown and for a known key.
-        let attempt = || Attempt::new(Duration::from_millis(300));
-        for attempt in [attempt(), attempt().known(None)] {
-            assert_eq!(stage.attempt(BAD, attempt).await, Said::Undecided, "{what}");
-        }
+    ];
+    join_all(cases.map(failing_probe)).await;
+}
+
+async fn failing_probe(probe: Answer) {
+    let what = format!("{probe:?}");
+    let stage = Stage::new().await;
+    let layer = default_layer(&stage);
+    assert_eq!(get(&layer, GOOD).await, served(), "{what}");
+    stage.stub.always(Endpoint::Probe, probe);
+    let invalid: Vec<_> = (0..30).map(invalid_key).collect();
+    let got = join_all(invalid.iter().map(|key| get(&layer, key))).await;
+    assert!(got.iter().all(|got| *got == unavailable()), "{what}");
+    assert!(stage.count(Endpoint::Probe) > 0, "{what}");
+    assert_eq!(breaker(&layer), BreakerState::Closed, "{what}");
+    assert_eq!(get(&layer, NEW).await, served(), "{what}");
+    // A known key is refreshed.
+    let verified = stage.count(Endpoint::Verify);
+    stage.jump(130);
+    assert_eq!(get(&layer, GOOD).await, served(), "{what}");
+    assert_eq!(stage.count(Endpoint::Verify), verified + 1, "{what}");
+    assert_eq!(stage.count(Endpoint::Token), 1, "{what}");
+    let attempt = || Attempt::new(Duration::from_millis(300));
+    for attempt in [attempt(), attempt().known(None)] {
+        let said = stage.attempt(BAD, attempt).await;
+        assert_eq!(said, Said::Undecided, "{what}");
     }
 }
 

@@ -318,3 +318,24 @@ async fn a_token_that_came_while_probing_is_taken() {
     assert_eq!(stage.count(Endpoint::Probe), 2);
     assert_eq!(stage.count(Endpoint::Token), 2);
 }
+
+#[tokio::test]
+async fn a_failed_probe_leaves_a_newer_token_to_try() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.unknown(GOOD).await, (Said::Valid, 1));
+    stage.kill_token("token-1");
+    let is_replaced = Arc::<AtomicBool>::default();
+    let fails = Answer::status(500).once(&is_replaced);
+    stage.stub.always(Endpoint::Probe, fails);
+    let another = async {
+        until("the probe", || stage.count(Endpoint::Probe) == 1).await;
+        // The token expires, and another verification fetches the next one.
+        stage.jump(3_601);
+        let said = stage.unknown(GOOD).await;
+        is_replaced.store(true, Ordering::SeqCst);
+        said
+    };
+    let (said, another) = tokio::join!(stage.unknown(NEW), another);
+    assert_eq!((said, another), ((Said::Valid, 2), (Said::Valid, 2)));
+    assert_eq!(stage.count(Endpoint::Probe), 1);
+}
