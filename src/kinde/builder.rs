@@ -212,9 +212,8 @@ impl KindeVerifierBuilder {
         };
         Ok(KindeVerifier(Arc::new(Kinde {
             issuer: origin,
-            evidence: Arc::new(Evidence::new(Arc::clone(&http), self.clock.clone())),
+            evidence: Arc::new(Evidence::new(Arc::clone(&http), self.clock)),
             http,
-            clock: self.clock,
             credentials,
             unauthorized: self.unauthorized,
             own_api,

@@ -5,9 +5,12 @@
 
 mod config;
 mod evidence;
+mod isolation;
 #[path = "../support/log.rs"]
 mod log;
 mod own_api;
+mod record;
+mod renewal;
 mod replies;
 mod stage;
 mod stub;
@@ -16,3 +19,4 @@ mod tls;
 mod token;
 mod told;
 mod transport;
+mod unusable;

@@ -62,12 +62,17 @@ pub(crate) fn read_key(
     }
 }
 
-fn read_body(
-    reply: &Reply,
-    key_id: &KeyId,
-    org: Option<&OrgCode>,
-    api_id: &str,
-) -> Result<KeyReading, InvalidBody> {
+/// Returns whether the reply shows that the key is no longer active: it has no record, or one with another status.
+pub(crate) fn shows_no_active_key(reply: &Reply, key_id: &KeyId) -> bool {
+    match reply.status {
+        StatusCode::OK => read_record(reply, key_id)
+            .is_ok_and(|record| matches!(record.status, Field::Is(status) if status != "active")),
+        StatusCode::NOT_FOUND => names_no_route(reply),
+        _ => false,
+    }
+}
+
+fn read_record(reply: &Reply, key_id: &KeyId) -> Result<Record, InvalidBody> {
     // Kinde wraps what it returns into a member of its own on some endpoints and not on others, and has published no
     // example of this reply.
     let record = match read_json::<Body>(reply)?.api_key {
@@ -75,11 +80,21 @@ fn read_body(
         Field::Absent => read_json::<Record>(reply)?,
         Field::Null | Field::Mistyped => return Err(InvalidBody("`api_key` is no object")),
     };
-    match record.id {
+    match &record.id {
         Field::Absent => {}
-        Field::Is(id) if *key_id == *id => {}
+        Field::Is(id) if *key_id == **id => {}
         _ => return Err(InvalidBody("the key's record is of another key")),
     }
+    Ok(record)
+}
+
+fn read_body(
+    reply: &Reply,
+    key_id: &KeyId,
+    org: Option<&OrgCode>,
+    api_id: &str,
+) -> Result<KeyReading, InvalidBody> {
+    let record = read_record(reply, key_id)?;
     let Field::Is(api_ids) = record.api_ids else {
         return Err(InvalidBody("`api_ids` is missing or no list of texts"));
     };

@@ -18,7 +18,7 @@ use http::status::StatusCode;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-pub(crate) use self::key::{KeyReading, read_key};
+pub(crate) use self::key::{KeyReading, read_key, shows_no_active_key};
 pub(crate) use self::list::{ListReading, ListedKey, Page, read_list};
 pub(crate) use self::token::{TokenReading, bearer, read_token};
 pub(crate) use self::verify::{VerifyReading, read_verify};
