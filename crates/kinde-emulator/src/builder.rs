@@ -1,31 +1,32 @@
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::handle::{Guard, KindeEmulator};
-use super::issuer::{Issuer, VerifyAccess};
-use super::keys::Keys;
-use super::replies::RejectedAs;
-use super::server;
-use super::shared::Shared;
-use super::tls::{self, CertificateSpec};
-use super::tokens::Application;
+use crate::handle::{Guard, KindeEmulator};
+use crate::issuer::{Issuer, VerifyAccess};
+use crate::keys::Keys;
+use crate::replies::InvalidKeyReply;
+use crate::server;
+use crate::shared::Shared;
+use crate::tls::{self, CertificateSpec};
+use crate::tokens::Application;
 
-/// Starts a [`KindeEmulator`] with settings of your own.
+/// Configures and starts a [`KindeEmulator`].
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_orgkey::emulator::{KindeEmulator, RejectedAs};
+/// use kinde_emulator::{InvalidKeyReply, KindeEmulator};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
 /// let emulator = KindeEmulator::builder()
-///     .tls()
+///     .client_credentials("my-application", "my-secret")
 ///     .token_lifetime(Duration::from_secs(60))
-///     .rejected_as(RejectedAs::Unauthorized)
+///     .invalid_key_reply(InvalidKeyReply::Unauthorized)
 ///     .start()
 ///     .await?;
-/// assert!(emulator.issuer_url().starts_with("https://"));
+/// assert_eq!(emulator.client_id(), "my-application");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -37,21 +38,21 @@ pub struct KindeEmulatorBuilder {
     audience: Option<String>,
     token_lifetime: Option<Duration>,
     token_scopes: Option<Vec<String>>,
-    rejected_as: RejectedAs,
+    invalid_key_reply: InvalidKeyReply,
     verify_access: VerifyAccess,
 }
 
 #[derive(Clone)]
 struct ClientSecret(String);
 
-impl std::fmt::Debug for ClientSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for ClientSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientSecret(…)")
     }
 }
 
 impl KindeEmulatorBuilder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             addr: (Ipv4Addr::LOCALHOST, 0).into(),
             certificate: None,
@@ -59,86 +60,66 @@ impl KindeEmulatorBuilder {
             audience: None,
             token_lifetime: None,
             token_scopes: None,
-            rejected_as: RejectedAs::default(),
+            invalid_key_reply: InvalidKeyReply::default(),
             verify_access: VerifyAccess::default(),
         }
     }
 
-    /// The address to listen on; a free port of `127.0.0.1` unless set.
+    /// Sets the address to listen on; by default a free port of `127.0.0.1`.
     pub fn addr(mut self, addr: impl Into<SocketAddr>) -> Self {
         self.addr = addr.into();
         self
     }
 
-    /// Speaks HTTPS, with a certificate for `localhost`, `127.0.0.1` and `::1` that is made at the start. Clients have to
-    /// trust [`root_certificate_pem`](KindeEmulator::root_certificate_pem).
-    pub fn tls(mut self) -> Self {
-        self.certificate.get_or_insert_default();
-        self
-    }
-
-    /// Speaks HTTPS with a certificate for other names, none of which need be the one that a client calls.
-    pub fn tls_for<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.certificate.get_or_insert_default().names =
-            names.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// Speaks HTTPS with a certificate that expired years ago.
-    pub fn tls_expired(mut self) -> Self {
-        self.certificate.get_or_insert_default().expired = true;
-        self
-    }
-
-    /// The M2M application's credentials; random unless set.
-    pub fn client(mut self, id: impl Into<String>, secret: impl Into<String>) -> Self {
+    /// Sets the id and secret of the M2M application; random by default.
+    pub fn client_credentials(mut self, id: impl Into<String>, secret: impl Into<String>) -> Self {
         self.client = Some((id.into(), ClientSecret(secret.into())));
         self
     }
 
-    /// The audience that a token must be asked for; `<issuer>/api` unless set.
+    /// Sets the audience that token requests must name; `<issuer>/api` by default.
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         self.audience = Some(audience.into());
         self
     }
 
-    /// How long a token lives, in whole seconds as `expires_in` says it; 24 h unless set, which is Kinde's default.
+    /// Sets the lifetime of tokens; 24 h by default, as at Kinde. `expires_in` reports it in whole seconds.
     pub fn token_lifetime(mut self, lifetime: Duration) -> Self {
         self.token_lifetime = Some(lifetime);
         self
     }
 
-    /// The scopes that the M2M application has; `read:`, `create:`, `update:` and `delete:api_keys` unless set.
+    /// Sets the scopes of the M2M application; by default `read:`, `create:`, `update:` and `delete:api_keys`.
     pub fn token_scopes<N: Into<String>>(mut self, scopes: impl IntoIterator<Item = N>) -> Self {
         self.token_scopes = Some(scopes.into_iter().map(Into::into).collect());
         self
     }
 
-    /// How verify answers for a key that is not good; [`RejectedAs::Invalid`] unless set.
-    pub fn rejected_as(mut self, how: RejectedAs) -> Self {
-        self.rejected_as = how;
+    /// Sets the reply to verify for an invalid key; [`InvalidKeyReply::IsValidFalse`] by default.
+    pub fn invalid_key_reply(mut self, reply: InvalidKeyReply) -> Self {
+        self.invalid_key_reply = reply;
         self
     }
 
-    /// What verify asks of its caller; [`VerifyAccess::TokenWithScope`] unless set.
+    /// Sets the authorization that verify needs; [`VerifyAccess::TokenWithScope`] by default.
     pub fn verify_access(mut self, access: VerifyAccess) -> Self {
         self.verify_access = access;
         self
     }
 
-    /// Verify needs no token: [`VerifyAccess::Public`].
+    /// Sets [`VerifyAccess::Public`]: verify needs no token.
     pub fn verify_without_token(self) -> Self {
         self.verify_access(VerifyAccess::Public)
     }
 
-    /// Binds the address and begins to serve, on the runtime that this is called on.
+    /// Binds the address and starts to serve on the current tokio runtime.
     ///
-    /// An error if the address is in use, or if no certificate can be made for the names.
+    /// Returns an error if the address is in use, or if no certificate can be generated for the configured names.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, and when the operating system has no random numbers.
-    #[allow(clippy::unused_async)] // It needs a runtime, and may one day have to wait for one of its parts.
+    /// Panics outside of a tokio runtime, and if the operating system's random source fails.
+    #[allow(clippy::unused_async)] // Needs a runtime, and may have to wait in a later version.
     pub async fn start(self) -> io::Result<KindeEmulator> {
         let listener = server::listen(self.addr)?;
         let addr = listener.local_addr()?;
@@ -166,9 +147,9 @@ impl KindeEmulatorBuilder {
         let shared = Arc::new(Shared::new(Issuer {
             keys: Keys::default(),
             application,
-            rejected_as: self.rejected_as,
+            invalid_key_reply: self.invalid_key_reply,
             verify_access: self.verify_access,
-            refusal_status: None,
+            rejected_token_status: None,
         }));
         let server = tokio::spawn(server::run(listener, acceptor, Arc::clone(&shared)));
         Ok(KindeEmulator {
@@ -180,5 +161,39 @@ impl KindeEmulatorBuilder {
             addr,
             root_certificate: root_certificate.map(Into::into),
         })
+    }
+}
+
+/// HTTPS, with the feature `tls`.
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+impl KindeEmulatorBuilder {
+    /// Serves HTTPS, with a certificate for `localhost`, `127.0.0.1` and `::1` that is generated at start.
+    ///
+    /// Clients have to trust [`root_certificate_pem`](KindeEmulator::root_certificate_pem).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let emulator = kinde_emulator::KindeEmulator::builder().tls().start().await?;
+    /// assert!(emulator.issuer_url().starts_with("https://"));
+    /// assert!(emulator.root_certificate_pem().is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn tls(mut self) -> Self {
+        self.certificate.get_or_insert_default();
+        self
+    }
+
+    /// Serves HTTPS, with a certificate for these names only.
+    pub fn tls_for_names<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.certificate.get_or_insert_default().names =
+            names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Serves HTTPS, with a certificate that expired in 2021.
+    pub fn tls_expired(mut self) -> Self {
+        self.certificate.get_or_insert_default().expired = true;
+        self
     }
 }

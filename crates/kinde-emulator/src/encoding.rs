@@ -1,62 +1,10 @@
-//! What the emulator puts on the wire: its answers, its errors and its odd timestamps.
+//! Timestamps, random strings and base64url.
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
-
-/// An answer before it becomes a response: the truth, which a fault may still spoil.
-#[derive(Clone, Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: String,
-    /// A token reply must not be stored (RFC 6749 §5.1).
-    pub(super) no_store: bool,
-}
-
-impl Answer {
-    pub(super) fn json(status: u16, body: &Value) -> Self {
-        Self {
-            status,
-            body: body.to_string(),
-            no_store: false,
-        }
-    }
-
-    /// The error of the management API: `errors` is an array.
-    pub(super) fn error(status: u16, code: &str, message: &str) -> Self {
-        Self::json(
-            status,
-            &json!({ "errors": [{ "code": code, "message": message }] }),
-        )
-    }
-
-    /// The 404 of the management API: here `errors` is an object.
-    pub(super) fn not_found(code: &str, message: &str) -> Self {
-        Self::json(
-            404,
-            &json!({ "errors": { "code": code, "message": message } }),
-        )
-    }
-
-    /// What the service says of an address, or of an id in one, that it does not know.
-    pub(super) fn route_not_found() -> Self {
-        Self::not_found("ROUTE_NOT_FOUND", "The requested API route does not exist")
-    }
-
-    /// The error of the token endpoint (RFC 6749 §5.2).
-    pub(super) fn oauth_error(status: u16, error: &str, description: &str) -> Self {
-        Self {
-            no_store: true,
-            ..Self::json(
-                status,
-                &json!({ "error": error, "error_description": description }),
-            )
-        }
-    }
-}
-
-/// A moment as `2024-11-18T13:32:03+11`: local time with an hour-only offset, which RFC 3339 does not allow.
-pub(super) fn timestamp(at: SystemTime) -> String {
+/// Formats a time as `2024-11-18T13:32:03+11`: local time with an hour-only offset, which RFC 3339 does not allow but Kinde
+/// documents.
+pub(crate) fn timestamp(at: SystemTime) -> String {
     const OFFSET: Duration = Duration::from_secs(11 * 60 * 60);
     let seconds = at
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -73,7 +21,8 @@ pub(super) fn timestamp(at: SystemTime) -> String {
     )
 }
 
-/// The date, so many days after 1 January 1970. Counted in years that begin in March, so that the leap day is the last.
+/// Converts days since 1 January 1970 to year, month and day. Years are counted from March, so that the leap day is the last
+/// day of a year.
 fn civil(days: u64) -> (u64, u64, u64) {
     const DAYS_OF_400_YEARS: u64 = 146_097;
     // Days from 1 March of the year 0 to 1 January 1970.
@@ -85,7 +34,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
         / 365;
     let day_of_year =
         day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-    // The months from March on have 153 days in every five.
+    // From March on, every five months have 153 days.
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 {
@@ -97,15 +46,18 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
-/// So many characters out of the alphabet, from the operating system's random source.
+pub(crate) const LOWER: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz2345678";
+pub(crate) const HEX: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
+
+/// Returns `length` random characters of the alphabet.
 ///
 /// # Panics
 ///
-/// When the operating system has no random numbers.
-pub(super) fn random(alphabet: &[u8; 32], length: usize) -> String {
+/// Panics if the operating system's random source fails.
+pub(crate) fn random(alphabet: &[u8; 32], length: usize) -> String {
     let mut bytes = vec![0; length];
     if let Err(error) = getrandom::fill(&mut bytes) {
-        panic!("the operating system has no random numbers: {error}");
+        panic!("the operating system's random source failed: {error}");
     }
     bytes
         .iter()
@@ -113,11 +65,8 @@ pub(super) fn random(alphabet: &[u8; 32], length: usize) -> String {
         .collect()
 }
 
-pub(super) const LOWER: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz2345678";
-pub(super) const HEX: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
-
-/// Base64url without padding (RFC 4648 §5), as in a JWT.
-pub(super) fn base64url(bytes: &[u8]) -> String {
+/// Encodes base64url without padding (RFC 4648 §5), as in a JWT.
+pub(crate) fn base64url(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
@@ -137,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timestamps_are_local_with_an_hour_only_offset() {
+    fn timestamps_have_an_hour_only_offset() {
         let at = |seconds| timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(0), "1970-01-01T11:00:00+11");
         assert_eq!(at(1_731_897_123), "2024-11-18T13:32:03+11");
@@ -149,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn base64url_is_that_of_rfc_4648() {
+    fn base64url_matches_rfc_4648() {
         for (bytes, text) in [
             ("", ""),
             ("f", "Zg"),

@@ -1,9 +1,7 @@
-//! The addresses that an emulator answers at.
-
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-/// One of the addresses that an emulator answers at.
+/// An endpoint of Kinde's API that the emulator implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `POST /oauth2/token`.
@@ -23,7 +21,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// All of them.
+    /// All endpoints.
     pub const ALL: [Self; 7] = [
         Self::Token,
         Self::Verify,
@@ -34,8 +32,8 @@ impl Endpoint {
         Self::DeleteKey,
     ];
 
-    /// The endpoint of a request, and the key id in its path.
-    pub(super) fn of(method: &Method, path: &str) -> Option<(Self, Option<String>)> {
+    /// Returns the endpoint for a request, and the key id in its path.
+    pub(crate) fn of(method: &Method, path: &str) -> Option<(Self, Option<String>)> {
         match path {
             "/oauth2/token" => return (method == Method::POST).then_some((Self::Token, None)),
             "/api/v1/api_keys/verify" if method == Method::POST => {
@@ -64,8 +62,8 @@ impl Endpoint {
         Some((endpoint, Some(id)))
     }
 
-    /// The scope that the endpoint asks of a token.
-    pub(super) fn scope(self) -> Option<&'static str> {
+    /// Returns the scope that a token needs for this endpoint.
+    pub(crate) fn scope(self) -> Option<&'static str> {
         match self {
             Self::Token => None,
             Self::Verify | Self::ListKeys | Self::GetKey => Some("read:api_keys"),
@@ -76,10 +74,10 @@ impl Endpoint {
     }
 }
 
-/// A set of [`Endpoint`]s. Made from one, or from an array of them.
+/// A set of [`Endpoint`]s, made from one endpoint or an array of them.
 ///
 /// ```
-/// use tower_orgkey::emulator::{Endpoint, Endpoints};
+/// use kinde_emulator::{Endpoint, Endpoints};
 ///
 /// let management: Endpoints = [Endpoint::ListKeys, Endpoint::GetKey].into();
 /// assert!(management.contains(Endpoint::GetKey));
@@ -90,10 +88,10 @@ impl Endpoint {
 pub struct Endpoints(u8);
 
 impl Endpoints {
-    /// All of them.
+    /// The set of all endpoints.
     pub const ALL: Self = Self(0x7F);
 
-    /// Whether the set has this one.
+    /// Returns whether the set contains this endpoint.
     pub fn contains(self, endpoint: Endpoint) -> bool {
         self.0 & 1 << endpoint as u8 != 0
     }

@@ -1,5 +1,3 @@
-//! What can go wrong on the wire, each in one call.
-
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,45 +6,48 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
-use super::endpoint::{Endpoint, Endpoints};
-use super::wire::Answer;
+use crate::endpoint::Endpoint;
+use crate::reply::Reply;
 
-/// A thing that goes wrong at an endpoint until it is [cleared](super::KindeEmulator::clear_faults), or so many
-/// [times](Fault::times).
+/// A fault at an endpoint, injected by [`KindeEmulator::inject`](crate::KindeEmulator::inject).
+///
+/// It affects every call until it is [cleared](crate::KindeEmulator::clear_faults), unless [`every`](Fault::every) or
+/// [`times`](Fault::times) limits it.
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_orgkey::emulator::Fault;
+/// use kinde_emulator::Fault;
 ///
-/// // Half of the calls fail, and slowly.
+/// // Every second call fails, after 50 ms.
 /// let flapping = Fault::status(503).every(2).after(Duration::from_millis(50));
-/// // One call is asked to come back in 30 s.
+/// // One call is throttled for 30 s.
 /// let throttled = Fault::status(429).with_header("ratelimit-reset", "30").times(1);
-/// // A header that makes no sense.
+/// // A header with an absurd value.
 /// let absurd = Fault::status(429).with_header("retry-after", "1e99");
-/// // A body that makes no sense.
+/// // A body that is not JSON.
 /// let html = Fault::reply(200, "text/html", "<h1>It works!</h1>");
 /// ```
 #[derive(Clone)]
 #[must_use]
 pub struct Fault {
-    pub(super) act: Act,
-    pub(super) delay: Duration,
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    every: u64,
-    times: Option<u64>,
+    pub(crate) effect: Effect,
+    pub(crate) delay: Duration,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) every: u64,
+    pub(crate) times: Option<u64>,
 }
 
-/// What is done in place of the truthful answer, or to it.
+/// What a fault does to the regular reply, or sends in its place.
 #[derive(Clone)]
-pub(super) enum Act {
-    Truth,
+pub(crate) enum Effect {
+    /// The regular reply.
+    None,
     Rewrite(Arc<dyn Fn(&str) -> String + Send + Sync>),
     Truncate,
     ResetMidBody,
     Trickle(Duration),
     Hold,
-    RefuseToken,
+    RejectToken,
     Status(u16),
     RouteNotFound,
     Reply {
@@ -54,15 +55,15 @@ pub(super) enum Act {
         content_type: HeaderValue,
         body: Bytes,
     },
-    Silence,
+    NoResponse,
     Close,
     Reset,
 }
 
 impl Fault {
-    fn new(act: Act) -> Self {
+    fn new(effect: Effect) -> Self {
         Self {
-            act,
+            effect,
             delay: Duration::ZERO,
             headers: Vec::new(),
             every: 1,
@@ -70,86 +71,88 @@ impl Fault {
         }
     }
 
-    pub(super) fn none() -> Self {
-        Self::new(Act::Truth)
+    pub(crate) fn none() -> Self {
+        Self::new(Effect::None)
     }
 
-    /// The truthful answer, so much later.
+    /// Delays the regular reply.
     pub fn latency(delay: Duration) -> Self {
         Self::none().after(delay)
     }
 
-    /// This status, with the error body that Kinde's contract has for it: `errors` as an array, or as an object for 404
-    /// (its code is not `ROUTE_NOT_FOUND`), or RFC 6749's at the token endpoint.
+    /// Replies with this status and the error body that Kinde's contract defines for it.
+    ///
+    /// `errors` is an array, or an object for 404 (its code is not `ROUTE_NOT_FOUND`). The token endpoint replies as RFC 6749
+    /// defines.
     ///
     /// # Panics
     ///
-    /// When the status is not in 200–599.
+    /// Panics if the status is not in 200–599.
     #[track_caller]
     pub fn status(status: u16) -> Self {
-        Self::new(Act::Status(checked(status)))
+        Self::new(Effect::Status(checked(status)))
     }
 
-    /// 404 with the code `ROUTE_NOT_FOUND`: the address itself is said not to exist.
+    /// Replies with 404 and the code `ROUTE_NOT_FOUND`, as for an unknown path.
     pub fn route_not_found() -> Self {
-        Self::new(Act::RouteNotFound)
+        Self::new(Effect::RouteNotFound)
     }
 
-    /// Any answer at all.
+    /// Replies with this status, media type and body.
     ///
     /// # Panics
     ///
-    /// When the status is not in 200–599, or the media type cannot stand in a header.
+    /// Panics if the status is not in 200–599, or if the media type is not a valid header value.
     #[track_caller]
     pub fn reply(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         let Ok(content_type) = HeaderValue::from_str(content_type) else {
-            panic!("the media type cannot stand in a header");
+            panic!("the media type is not a valid header value");
         };
-        Self::new(Act::Reply {
+        Self::new(Effect::Reply {
             status: checked(status),
             content_type,
             body: body.into(),
         })
     }
 
-    /// 307 to this address, which asks for the same request, body and all, to be sent there.
+    /// Redirects to this URL with 307, which asks the client to repeat the request there with its body.
     ///
     /// # Panics
     ///
-    /// When the address cannot stand in a header.
+    /// Panics if the URL is not a valid header value.
     #[track_caller]
     pub fn redirect(location: &str) -> Self {
         Self::reply(307, "text/plain", "").with_header("location", location)
     }
 
-    /// The bearer token (at the token endpoint: the client's credentials) is refused, good or not.
-    pub fn refuse_token() -> Self {
-        Self::new(Act::RefuseToken)
+    /// Rejects the access token, or at the token endpoint the client credentials, although they are valid.
+    pub fn reject_token() -> Self {
+        Self::new(Effect::RejectToken)
     }
 
-    /// The truthful answer with its body changed.
+    /// Changes the body of the regular reply.
     ///
     /// ```
-    /// use tower_orgkey::emulator::Fault;
+    /// use kinde_emulator::Fault;
     ///
     /// let fault = Fault::rewrite(|body| body.replace("\"active\"", "\"suspended\""));
     /// ```
     pub fn rewrite(change: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        Self::new(Act::Rewrite(Arc::new(change)))
+        Self::new(Effect::Rewrite(Arc::new(change)))
     }
 
-    /// The truthful answer with this member of its JSON object set to another value, given as JSON.
+    /// Sets a member of the JSON object in the regular reply. The value is JSON.
     ///
     /// ```
-    /// use tower_orgkey::emulator::Fault;
+    /// use kinde_emulator::Fault;
     ///
     /// let blank = Fault::with_member("org_code", r#""""#);
-    /// let soon = Fault::with_member("expires_in", "-1");
+    /// let negative = Fault::with_member("expires_in", "-1");
     /// ```
     ///
     /// # Panics
     ///
-    /// When the value is not JSON.
+    /// Panics if the value is not JSON.
     #[track_caller]
     pub fn with_member(name: impl Into<String>, value: &str) -> Self {
         let Ok(value) = serde_json::from_str::<Value>(value) else {
@@ -161,7 +164,7 @@ impl Fault {
         })
     }
 
-    /// The truthful answer without this member of its JSON object.
+    /// Removes a member of the JSON object in the regular reply.
     pub fn without_member(name: impl Into<String>) -> Self {
         let name = name.into();
         Self::edit(move |body| {
@@ -179,77 +182,77 @@ impl Fault {
         })
     }
 
-    /// The truthful answer, its body cut off half-way by the end of the connection.
+    /// Closes the connection after half of the body of the regular reply.
     pub fn truncate() -> Self {
-        Self::new(Act::Truncate)
+        Self::new(Effect::Truncate)
     }
 
-    /// The truthful answer, its body cut off half-way by a reset of the connection.
+    /// Resets the connection after half of the body of the regular reply.
     pub fn reset_mid_body() -> Self {
-        Self::new(Act::ResetMidBody)
+        Self::new(Effect::ResetMidBody)
     }
 
-    /// The truthful answer, its body one byte at a time, so far apart.
-    pub fn trickle(apart: Duration) -> Self {
-        Self::new(Act::Trickle(apart))
+    /// Sends the body of the regular reply one byte at a time, with this interval between bytes.
+    pub fn trickle(interval: Duration) -> Self {
+        Self::new(Effect::Trickle(interval))
     }
 
-    /// The truthful answer, once the fault is cleared: everything that came meanwhile waits.
+    /// Holds calls back, and sends the regular replies when the fault is cleared or replaced.
     pub fn hold() -> Self {
-        Self::new(Act::Hold)
+        Self::new(Effect::Hold)
     }
 
-    /// No answer, ever, on a connection that stays open.
-    pub fn silence() -> Self {
-        Self::new(Act::Silence)
+    /// Never responds. The connection stays open, also after the fault is cleared.
+    pub fn no_response() -> Self {
+        Self::new(Effect::NoResponse)
     }
 
-    /// No answer: the connection is closed.
+    /// Closes the connection without a response.
     pub fn close() -> Self {
-        Self::new(Act::Close)
+        Self::new(Effect::Close)
     }
 
-    /// No answer: the connection is reset.
+    /// Resets the connection without a response.
     pub fn reset() -> Self {
-        Self::new(Act::Reset)
+        Self::new(Effect::Reset)
     }
 
-    /// So much later than it would happen otherwise.
+    /// Delays the effect of the fault.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// With a header more.
+    /// Adds a header to the response.
     ///
     /// # Panics
     ///
-    /// When the name or the value cannot stand in a header.
+    /// Panics if the name or the value is not valid in a header.
     #[track_caller]
     pub fn with_header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let (Ok(name), Ok(value)) = (
             HeaderName::from_bytes(name.as_bytes()),
             HeaderValue::from_bytes(value.as_ref()),
         ) else {
-            panic!("this cannot stand in a header");
+            panic!("the name or the value is not valid in a header");
         };
         self.headers.push((name, value));
         self
     }
 
-    /// Only on every `n`th call of an endpoint, beginning with its `n`th.
+    /// Limits the fault to every `n`th call of an endpoint, starting with the `n`th.
     ///
     /// # Panics
     ///
-    /// When `n` is 0.
+    /// Panics if `n` is 0.
     #[track_caller]
     pub fn every(mut self, n: u64) -> Self {
-        assert!(n > 0, "a fault cannot happen on every 0th call");
+        assert!(n > 0, "every(0) selects no call");
         self.every = n;
         self
     }
 
-    /// Only so many times at each endpoint; after that all is well again.
+    /// Limits the fault to `n` calls per endpoint.
     pub fn times(mut self, n: u64) -> Self {
         self.times = Some(n);
         self
@@ -258,17 +261,14 @@ impl Fault {
 
 #[track_caller]
 fn checked(status: u16) -> u16 {
-    assert!(
-        (200..600).contains(&status),
-        "a final status is between 200 and 599"
-    );
+    assert!((200..600).contains(&status), "the status is not in 200–599");
     status
 }
 
 impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fault")
-            .field("act", &self.act)
+            .field("effect", &self.effect)
             .field("delay", &self.delay)
             .field("every", &self.every)
             .field("times", &self.times)
@@ -276,28 +276,28 @@ impl fmt::Debug for Fault {
     }
 }
 
-impl fmt::Debug for Act {
+impl fmt::Debug for Effect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Truth => "Truth",
+            Self::None => "None",
             Self::Rewrite(_) => "Rewrite",
             Self::Truncate => "Truncate",
             Self::ResetMidBody => "ResetMidBody",
             Self::Trickle(_) => "Trickle",
             Self::Hold => "Hold",
-            Self::RefuseToken => "RefuseToken",
+            Self::RejectToken => "RejectToken",
             Self::Status(status) => return write!(f, "Status({status})"),
             Self::RouteNotFound => "RouteNotFound",
             Self::Reply { status, .. } => return write!(f, "Reply({status})"),
-            Self::Silence => "Silence",
+            Self::NoResponse => "NoResponse",
             Self::Close => "Close",
             Self::Reset => "Reset",
         })
     }
 }
 
-/// The body that the contract has for a status at an endpoint.
-pub(super) fn error_body(endpoint: Endpoint, status: u16) -> Answer {
+/// Returns the reply that the contract defines for a status at an endpoint.
+pub(crate) fn error_reply(endpoint: Endpoint, status: u16) -> Reply {
     if endpoint == Endpoint::Token {
         let error = match status {
             400 => "invalid_request",
@@ -305,73 +305,12 @@ pub(super) fn error_body(endpoint: Endpoint, status: u16) -> Answer {
             403 => "unauthorized_client",
             _ => "server_error",
         };
-        return Answer::oauth_error(status, error, "Injected fault");
+        return Reply::oauth_error(status, error, "Injected fault");
     }
     match status {
-        404 => Answer::not_found("NOT_FOUND", "Injected fault"),
-        429 => Answer::error(429, "TOO_MANY_REQUESTS", "Injected fault"),
-        200..400 => Answer::json(status, &json!({})),
-        _ => Answer::error(status, "INJECTED_FAULT", "Injected fault"),
-    }
-}
-
-/// The faults at each endpoint: at most one.
-#[derive(Debug, Default)]
-pub(super) struct Faults {
-    installed: [Option<Installed>; Endpoint::ALL.len()],
-    /// Tells one injection from the next.
-    injections: u64,
-}
-
-#[derive(Debug)]
-struct Installed {
-    fault: Fault,
-    injection: u64,
-    calls: u64,
-    fired: u64,
-}
-
-impl Faults {
-    pub(super) fn inject(&mut self, at: Endpoints, fault: &Fault) {
-        self.injections += 1;
-        for endpoint in Endpoint::ALL {
-            if at.contains(endpoint) {
-                self.installed[endpoint as usize] = Some(Installed {
-                    fault: fault.clone(),
-                    injection: self.injections,
-                    calls: 0,
-                    fired: 0,
-                });
-            }
-        }
-    }
-
-    pub(super) fn clear(&mut self, at: Endpoints) {
-        for endpoint in Endpoint::ALL {
-            if at.contains(endpoint) {
-                self.installed[endpoint as usize] = None;
-            }
-        }
-    }
-
-    /// The fault that befalls the next call, and which injection it comes from.
-    pub(super) fn next(&mut self, at: Endpoint) -> Option<(Fault, u64)> {
-        let installed = self.installed[at as usize].as_mut()?;
-        installed.calls += 1;
-        let spent = installed
-            .fault
-            .times
-            .is_some_and(|times| installed.fired >= times);
-        if spent || installed.calls % installed.fault.every != 0 {
-            return None;
-        }
-        installed.fired += 1;
-        Some((installed.fault.clone(), installed.injection))
-    }
-
-    pub(super) fn is_installed(&self, at: Endpoint, injection: u64) -> bool {
-        self.installed[at as usize]
-            .as_ref()
-            .is_some_and(|installed| installed.injection == injection)
+        404 => Reply::not_found("NOT_FOUND", "Injected fault"),
+        429 => Reply::error(429, "TOO_MANY_REQUESTS", "Injected fault"),
+        200..400 => Reply::json(status, &json!({})),
+        _ => Reply::error(status, "INJECTED_FAULT", "Injected fault"),
     }
 }

@@ -8,56 +8,59 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::task::AbortHandle;
 
-use super::builder::KindeEmulatorBuilder;
-use super::calls::{Calls, SeenRequest};
-use super::endpoint::{Endpoint, Endpoints};
-use super::fault::Fault;
-use super::issuer::VerifyAccess;
-use super::keys::{IssuedKey, KeySpec, KeyStatus};
-use super::replies::RejectedAs;
-use super::shared::{Mode, Shared};
+use crate::builder::KindeEmulatorBuilder;
+use crate::calls::Calls;
+use crate::endpoint::{Endpoint, Endpoints};
+use crate::fault::Fault;
+use crate::issuer::VerifyAccess;
+use crate::keys::{IssuedKey, KeySpec, KeyStatus};
+use crate::recorded::RecordedRequest;
+use crate::replies::InvalidKeyReply;
+use crate::shared::{Mode, Shared};
 
-/// A Kinde-compatible issuer on a socket of its own.
+/// A handle of a running emulator.
 ///
-/// See the [module's guide](crate::emulator). Clones are handles of the same server, which stops when the last one is
-/// dropped, or at [`shutdown`](Self::shutdown).
+/// Clones are handles of the same server. The server stops when the last handle is dropped, or at
+/// [`shutdown`](Self::shutdown). See the [crate documentation](crate) for an example.
 #[derive(Clone)]
 pub struct KindeEmulator {
-    pub(super) _guard: Arc<Guard>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) issuer_url: Arc<str>,
-    pub(super) addr: SocketAddr,
-    pub(super) root_certificate: Option<Arc<str>>,
+    pub(crate) _guard: Arc<Guard>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) issuer_url: Arc<str>,
+    pub(crate) addr: SocketAddr,
+    pub(crate) root_certificate: Option<Arc<str>>,
 }
 
-/// Stops the server when the last handle goes.
-pub(super) struct Guard {
-    pub(super) server: AbortHandle,
+/// Stops the server when the last handle is dropped.
+pub(crate) struct Guard {
+    pub(crate) server: AbortHandle,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Its connections are tasks that it owns, so they go with it.
+        // The server task owns the connection tasks, so they stop too.
         self.server.abort();
     }
 }
 
 impl KindeEmulator {
-    /// Starts on a free port of `127.0.0.1`, over plain HTTP, on the runtime that this is called on.
+    /// Starts an emulator with default settings: plain HTTP on a free port of `127.0.0.1`.
+    ///
+    /// It runs on the current tokio runtime.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, and when the operating system has no random numbers.
+    /// Panics outside of a tokio runtime, and if the operating system's random source fails.
     pub async fn start() -> io::Result<Self> {
         Self::builder().start().await
     }
 
-    /// A builder for settings of your own.
+    /// Returns a builder for an emulator with other settings.
     pub fn builder() -> KindeEmulatorBuilder {
         KindeEmulatorBuilder::new()
     }
 
-    /// Stops: no connection is accepted any more, and calls under way get a second to end. Comes back when all is over.
+    /// Stops accepting connections, waits up to one second for calls in flight, and closes all connections.
     pub async fn shutdown(&self) {
         let mut mode = self.shared.mode.subscribe();
         self.shared.mode.send_if_modified(|mode| {
@@ -67,85 +70,85 @@ impl KindeEmulator {
             }
             stops
         });
-        // The sender is ours, so this ends with the server.
+        // This handle keeps the sender alive, so the wait ends with the server.
         let _ = mode.wait_for(|mode| *mode == Mode::Stopped).await;
     }
 }
 
-/// Where it is, and who may call.
+/// Configuration for clients.
 impl KindeEmulator {
-    /// `http://127.0.0.1:<port>`, or `https://…`, without a slash at the end.
+    /// Returns the base URL, such as `http://127.0.0.1:40321`, without a trailing slash.
     pub fn issuer_url(&self) -> &str {
         &self.issuer_url
     }
 
-    /// The address that it listens on.
+    /// Returns the address that the emulator listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The certificate that a client must trust, in PEM; `None` over plain HTTP.
+    /// Returns the root certificate that clients must trust, in PEM, or `None` if the emulator serves plain HTTP.
     pub fn root_certificate_pem(&self) -> Option<&str> {
         self.root_certificate.as_deref()
     }
 
-    /// The M2M application's id.
+    /// Returns the id of the M2M application.
     pub fn client_id(&self) -> String {
-        self.shared.world().issuer.application.client_id.clone()
+        self.shared.state().issuer.application.client_id.clone()
     }
 
-    /// The M2M application's secret.
+    /// Returns the secret of the M2M application.
     pub fn client_secret(&self) -> String {
-        self.shared.world().issuer.application.client_secret.clone()
+        self.shared.state().issuer.application.client_secret.clone()
     }
 
-    /// The audience that a token must be asked for: a client that comes through a proxy has to be told.
+    /// Returns the audience that token requests must name. A client that uses a proxy has to be configured with it.
     pub fn audience(&self) -> String {
-        self.shared.world().issuer.application.audience.clone()
+        self.shared.state().issuer.application.audience.clone()
     }
 }
 
-/// Keys, without the detour over the wire.
+/// Management of keys, without HTTP calls.
 impl KindeEmulator {
     /// Issues a key.
     ///
     /// # Panics
     ///
-    /// When the secret that the spec names is that of another key.
+    /// Panics if another key has the secret in the spec.
     #[track_caller]
     pub fn issue_key(&self, spec: KeySpec) -> IssuedKey {
-        let issued = self.shared.world().issuer.keys.issue(spec);
+        let issued = self.shared.state().issuer.keys.issue(spec);
         match issued {
             Some(key) => key,
             None => panic!("another key has this secret"),
         }
     }
 
-    /// Revokes a key: it stays listed, as `revoked`.
+    /// Revokes a key. The list of keys shows it as `revoked`.
     ///
     /// # Panics
     ///
-    /// When there is no such key.
+    /// Panics if no key has this id.
     #[track_caller]
     pub fn revoke(&self, key_id: &str) {
         self.set_status(key_id, KeyStatus::Revoked);
     }
 
-    /// Makes a key `inactive`, which no endpoint of Kinde does and its contract still knows.
+    /// Sets the status of a key to `inactive`. Kinde's contract defines this status, but no endpoint that sets it.
     ///
     /// # Panics
     ///
-    /// When there is no such key.
+    /// Panics if no key has this id.
     #[track_caller]
     pub fn deactivate(&self, key_id: &str) {
         self.set_status(key_id, KeyStatus::Inactive);
     }
 
-    /// Makes a key `active` again.
+    /// Sets the status of a key to `active`.
     ///
     /// # Panics
     ///
-    /// When there is no such key.
+    /// Panics if no key has this id.
     #[track_caller]
     pub fn activate(&self, key_id: &str) {
         self.set_status(key_id, KeyStatus::Active);
@@ -155,125 +158,124 @@ impl KindeEmulator {
     fn set_status(&self, key_id: &str, status: KeyStatus) {
         let known = self
             .shared
-            .world()
+            .state()
             .issuer
             .keys
             .by_id(key_id)
             .map(|key| key.status = status)
             .is_some();
-        assert!(known, "there is no key {key_id:?}");
+        assert!(known, "no key has the id {key_id:?}");
     }
 
-    /// Gives a key a new secret. The old one is unknown at once; the id stays.
+    /// Replaces the secret of a key and returns the new one. The id stays the same.
     ///
     /// # Panics
     ///
-    /// When there is no such key.
+    /// Panics if no key has this id.
     #[track_caller]
     pub fn rotate(&self, key_id: &str) -> IssuedKey {
-        let rotated = self.shared.world().issuer.keys.rotate(key_id);
+        let rotated = self.shared.state().issuer.keys.rotate(key_id);
         match rotated {
             Some(key) => key,
-            None => panic!("there is no key {key_id:?}"),
+            None => panic!("no key has the id {key_id:?}"),
         }
     }
 
-    /// Deletes a key: id and secret are unknown at once.
+    /// Deletes a key.
     ///
     /// # Panics
     ///
-    /// When there is no such key.
+    /// Panics if no key has this id.
     #[track_caller]
     pub fn delete(&self, key_id: &str) {
-        let known = self.shared.world().issuer.keys.delete(key_id);
-        assert!(known, "there is no key {key_id:?}");
+        let known = self.shared.state().issuer.keys.delete(key_id);
+        assert!(known, "no key has the id {key_id:?}");
     }
 }
 
-/// How it answers while all is well.
+/// Behavior of the endpoints, and access tokens.
 impl KindeEmulator {
-    /// How verify answers for a key that is not good.
-    pub fn set_rejected_as(&self, how: RejectedAs) {
-        self.shared.world().issuer.rejected_as = how;
+    /// Sets the reply to verify for an invalid key.
+    pub fn set_invalid_key_reply(&self, reply: InvalidKeyReply) {
+        self.shared.state().issuer.invalid_key_reply = reply;
     }
 
-    /// What verify asks of its caller.
+    /// Sets the authorization that verify needs.
     pub fn set_verify_access(&self, access: VerifyAccess) {
-        self.shared.world().issuer.verify_access = access;
+        self.shared.state().issuer.verify_access = access;
     }
 
-    /// The status for a refused token, 401 or 403 say, at every endpoint but the token's. Unless set it is what the
-    /// contract declares: 401 at verify and 403 elsewhere.
-    pub fn set_refusal_status(&self, status: StatusCode) {
-        self.shared.world().issuer.refusal_status = Some(status);
+    /// Sets the status for a rejected token, at all endpoints but the token endpoint.
+    ///
+    /// By default it is the status that the contract declares: 401 for verify, and 403 for the other endpoints.
+    pub fn set_rejected_token_status(&self, status: StatusCode) {
+        self.shared.state().issuer.rejected_token_status = Some(status);
     }
 
-    /// The scopes of the tokens that are issued from now on. With none, tokens are issued and good for nothing, as Kinde's
-    /// were for some hours once.
+    /// Sets the scopes of tokens that are issued from now on. A token without scopes is issued but grants nothing.
     pub fn set_token_scopes<N: Into<String>>(&self, scopes: impl IntoIterator<Item = N>) {
         let scopes = scopes.into_iter().map(Into::into).collect();
-        self.shared.world().issuer.application.scopes = scopes;
+        self.shared.state().issuer.application.scopes = scopes;
     }
 
-    /// The lifetime of the tokens that are issued from now on.
+    /// Sets the lifetime of tokens that are issued from now on.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
-        self.shared.world().issuer.application.lifetime = lifetime;
+        self.shared.state().issuer.application.lifetime = lifetime;
     }
 
-    /// Revokes every token that was issued, long before it expires. New ones are issued as before.
+    /// Revokes all tokens that were issued so far.
     pub fn revoke_tokens(&self) {
-        self.shared.world().issuer.application.revoke_all();
+        self.shared.state().issuer.application.revoke_all();
     }
 
-    /// Changes the M2M application's secret, as an operator does who rotates it. Tokens stay good.
+    /// Changes the secret of the M2M application. Tokens that were issued stay valid.
     pub fn set_client_secret(&self, secret: impl Into<String>) {
-        self.shared.world().issuer.application.client_secret = secret.into();
+        self.shared.state().issuer.application.client_secret = secret.into();
     }
 
-    /// A token with these scopes, without a call to the token endpoint.
+    /// Issues a token with these scopes, without a call of the token endpoint.
     pub fn issue_token<N: Into<String>>(&self, scopes: impl IntoIterator<Item = N>) -> String {
         let scopes = scopes.into_iter().map(Into::into).collect();
-        self.shared.world().issuer.application.issue(scopes)
+        self.shared.state().issuer.application.issue(scopes)
     }
 }
 
-/// What goes wrong.
+/// Fault injection.
 impl KindeEmulator {
-    /// Makes this go wrong from now on, at one endpoint, at several, or at [all](Endpoints::ALL). An endpoint has one fault
-    /// at a time: a second takes the place of the first.
+    /// Injects a fault at one endpoint, at several, or at [all](Endpoints::ALL). It replaces the fault that was there.
     ///
     /// ```
-    /// # use tower_orgkey::emulator::{Endpoint, Endpoints, Fault, KindeEmulator};
-    /// # fn breaks(emulator: &KindeEmulator) {
+    /// # use kinde_emulator::{Endpoint, Endpoints, Fault, KindeEmulator};
+    /// # fn inject(emulator: &KindeEmulator) {
     /// emulator.inject(Endpoint::Verify, Fault::status(503));
-    /// emulator.inject([Endpoint::ListKeys, Endpoint::GetKey], Fault::refuse_token());
-    /// emulator.inject(Endpoints::ALL, Fault::silence());
+    /// emulator.inject([Endpoint::ListKeys, Endpoint::GetKey], Fault::reject_token());
+    /// emulator.inject(Endpoints::ALL, Fault::no_response());
     /// # }
     /// ```
-    #[allow(clippy::needless_pass_by_value)] // It is made where it is passed.
+    #[allow(clippy::needless_pass_by_value)] // Callers construct the fault in the call.
     pub fn inject(&self, at: impl Into<Endpoints>, fault: Fault) {
-        self.shared.world().faults.inject(at.into(), &fault);
+        self.shared.state().faults.inject(at.into(), &fault);
         self.shared.faults_changed.notify_waiters();
     }
 
-    /// Ends the faults at these endpoints. Calls that a [`Fault::hold`] keeps are answered.
+    /// Clears the faults at these endpoints. Calls held by [`Fault::hold`] are answered.
     pub fn clear(&self, at: impl Into<Endpoints>) {
-        self.shared.world().faults.clear(at.into());
+        self.shared.state().faults.clear(at.into());
         self.shared.faults_changed.notify_waiters();
     }
 
-    /// Ends the faults everywhere. An outage goes on.
+    /// Clears the faults at all endpoints. It does not end an outage.
     pub fn clear_faults(&self) {
         self.clear(Endpoints::ALL);
     }
 
-    /// Begins or ends a total outage: while it lasts, every connection is reset, those that are open included.
+    /// Starts or ends an outage. During an outage all connections are reset, open ones included.
     pub fn set_outage(&self, outage: bool) {
         self.shared.mode.send_if_modified(|mode| {
             let (from, to) = if outage {
-                (Mode::Up, Mode::Outage)
+                (Mode::Serving, Mode::Outage)
             } else {
-                (Mode::Outage, Mode::Up)
+                (Mode::Outage, Mode::Serving)
             };
             let changes = *mode == from;
             if changes {
@@ -283,41 +285,42 @@ impl KindeEmulator {
         });
     }
 
-    /// Whether there is a total outage.
+    /// Returns whether there is an outage.
     pub fn is_outage(&self) -> bool {
         *self.shared.mode.borrow() == Mode::Outage
     }
 }
 
-/// What it saw.
+/// Inspection of the calls that were made.
 impl KindeEmulator {
-    /// How often each endpoint was called, and how it answered.
+    /// Returns the number of calls of each endpoint, and how they were answered.
     pub fn calls(&self) -> Calls {
-        self.shared.world().calls.clone()
+        self.shared.state().calls.clone()
     }
 
-    /// Counts from zero again.
+    /// Resets all counts to zero, except those of calls in flight.
     pub fn reset_calls(&self) {
-        self.shared.world().calls.reset();
+        self.shared.state().calls.reset();
     }
 
-    /// Waits until the endpoint was called so often since the start or the last reset. For tests that must act while a call
-    /// is under way, in place of a sleep.
-    pub async fn reached(&self, endpoint: Endpoint, calls: u64) {
+    /// Waits until the endpoint has received this many calls since the start or the last reset.
+    ///
+    /// Tests use it in place of a sleep, to act while a call is in flight.
+    pub async fn wait_for_calls(&self, endpoint: Endpoint, calls: u64) {
         loop {
-            let mut arrived = pin!(self.shared.arrived.notified());
-            // Hears of arrivals from here on, so that none is lost between the look and the wait.
+            let mut arrived = pin!(self.shared.call_arrived.notified());
+            // Registers before the check, so that an arrival in between is not missed.
             arrived.as_mut().enable();
-            if self.shared.world().calls.of(endpoint).total >= calls {
+            if self.shared.state().calls.of(endpoint).total >= calls {
                 return;
             }
             arrived.await;
         }
     }
 
-    /// The last request that this endpoint got, without the secrets in it.
-    pub fn last_request(&self, endpoint: Endpoint) -> Option<SeenRequest> {
-        self.shared.world().seen[endpoint as usize].clone()
+    /// Returns the last request to this endpoint, with its secrets redacted.
+    pub fn last_request(&self, endpoint: Endpoint) -> Option<RecordedRequest> {
+        self.shared.state().last_requests[endpoint as usize].clone()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The issuer's own mind: what it knows, and the truthful answer to each call.
+//! The regular reply to each call, faults aside.
 
 use std::time::SystemTime;
 
@@ -8,51 +8,49 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use serde_json::{Map, Value, json};
 
-use super::calls::Outcome;
-use super::endpoint::Endpoint;
-use super::keys::{KeyKind, KeySpec, KeyStatus, Keys};
-use super::replies::{RejectedAs, full, listed, rejected, verified};
-use super::tokens::{Application, Standing, essence};
-use super::wire::Answer;
+use crate::calls::Outcome;
+use crate::endpoint::Endpoint;
+use crate::keys::{KeyKind, KeySpec, KeyStatus, Keys};
+use crate::replies::{InvalidKeyReply, detailed, invalid, summary, verified};
+use crate::reply::Reply;
+use crate::tokens::{Application, TokenCheck, essence};
 
-/// What verify asks of its caller. Kinde's sources disagree.
+/// The authorization that verify needs. Kinde's documentation contradicts itself here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum VerifyAccess {
     /// A token with the scope `read:api_keys`.
     #[default]
     TokenWithScope,
-    /// A token, whatever its scopes.
+    /// A token with any scopes.
     Token,
-    /// Nothing: the endpoint is public, and a token is not looked at.
+    /// None. A token is ignored.
     Public,
 }
 
-/// What an emulator knows, and how it was told to behave.
+/// The keys, the M2M application, and the configured behavior.
 #[derive(Debug)]
-pub(super) struct Issuer {
-    pub(super) keys: Keys,
-    pub(super) application: Application,
-    pub(super) rejected_as: RejectedAs,
-    pub(super) verify_access: VerifyAccess,
-    /// The status for a refused token, if not the one that the contract declares.
-    pub(super) refusal_status: Option<StatusCode>,
+pub(crate) struct Issuer {
+    pub(crate) keys: Keys,
+    pub(crate) application: Application,
+    pub(crate) invalid_key_reply: InvalidKeyReply,
+    pub(crate) verify_access: VerifyAccess,
+    /// The status for a rejected token. `None` is the one that the contract declares.
+    pub(crate) rejected_token_status: Option<StatusCode>,
 }
 
-/// A call as the issuer sees it.
-pub(super) struct Call<'a> {
-    pub(super) endpoint: Endpoint,
-    pub(super) key_id: Option<&'a str>,
-    pub(super) parts: &'a Parts,
-    pub(super) body: &'a [u8],
-    /// Whose address goes into `last_verified_ip`.
-    pub(super) peer: String,
+pub(crate) struct Call<'a> {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) key_id: Option<&'a str>,
+    pub(crate) parts: &'a Parts,
+    pub(crate) body: &'a [u8],
+    /// The value for `last_verified_ip`.
+    pub(crate) peer_ip: String,
 }
 
-type Reply = (Answer, Outcome);
+type Answer = (Reply, Outcome);
 
 impl Issuer {
-    /// The truthful answer.
-    pub(super) fn answer(&mut self, call: &Call<'_>) -> Reply {
+    pub(crate) fn answer(&mut self, call: &Call<'_>) -> Answer {
         if call.endpoint == Endpoint::Token {
             return self.token(call);
         }
@@ -61,10 +59,10 @@ impl Issuer {
             (Endpoint::Verify, VerifyAccess::Token) => None,
             (endpoint, _) => endpoint.scope(),
         };
-        match self.application.standing(bearer(call.parts), scope) {
-            Standing::Good => {}
-            Standing::Refused => return self.refuse_token(call.endpoint),
-            Standing::ScopeMissing => return self.refuse(call.endpoint, "Scope missing"),
+        match self.application.check(bearer(call.parts), scope) {
+            TokenCheck::Valid => {}
+            TokenCheck::Invalid => return self.reject_token(call.endpoint),
+            TokenCheck::ScopeMissing => return self.reject(call.endpoint, "Scope missing"),
         }
         let id = call.key_id.unwrap_or_default();
         match call.endpoint {
@@ -75,7 +73,7 @@ impl Issuer {
             Endpoint::GetKey => match self.keys.by_id(id) {
                 Some(key) => ok(
                     200,
-                    &json!({ "code": "OK", "message": "Success", "api_key": full(key) }),
+                    &json!({ "code": "OK", "message": "Success", "api_key": detailed(key) }),
                 ),
                 None => unknown_id(),
             },
@@ -100,46 +98,46 @@ impl Issuer {
         }
     }
 
-    /// A token that is refused, for whatever reason.
-    pub(super) fn refuse_token(&self, endpoint: Endpoint) -> Reply {
+    /// Rejects the token, or at the token endpoint the client credentials.
+    pub(crate) fn reject_token(&self, endpoint: Endpoint) -> Answer {
         if endpoint == Endpoint::Token {
-            let answer = Answer::oauth_error(401, "invalid_client", "Client authentication failed");
-            return (answer, Outcome::TokenRefused);
+            let reply = Reply::oauth_error(401, "invalid_client", "Client authentication failed");
+            return (reply, Outcome::TokenRejected);
         }
-        self.refuse(endpoint, "Unauthorized - invalid credentials.")
+        self.reject(endpoint, "Unauthorized - invalid credentials.")
     }
 
-    /// Verify declares 401 and no 403, its siblings 403 and no 401.
-    fn refuse(&self, endpoint: Endpoint, message: &str) -> Reply {
+    /// The contract declares 401 but not 403 for verify, and 403 but not 401 for the other endpoints.
+    fn reject(&self, endpoint: Endpoint, message: &str) -> Answer {
         let declared = if endpoint == Endpoint::Verify {
             401
         } else {
             403
         };
         let status = self
-            .refusal_status
+            .rejected_token_status
             .map_or(declared, |status| status.as_u16());
         let code = if status == 403 {
             "FORBIDDEN"
         } else {
             "UNAUTHORIZED"
         };
-        (Answer::error(status, code, message), Outcome::TokenRefused)
+        (Reply::error(status, code, message), Outcome::TokenRejected)
     }
 
-    fn token(&mut self, call: &Call<'_>) -> Reply {
-        let answer = self
+    fn token(&mut self, call: &Call<'_>) -> Answer {
+        let reply = self
             .application
             .grant(header(call.parts, CONTENT_TYPE), call.body);
-        let outcome = match answer.status {
+        let outcome = match reply.status {
             200 => Outcome::Ok,
-            401 => Outcome::TokenRefused,
+            401 => Outcome::TokenRejected,
             _ => Outcome::BadRequest,
         };
-        (answer, outcome)
+        (reply, outcome)
     }
 
-    fn verify(&mut self, call: &Call<'_>) -> Reply {
+    fn verify(&mut self, call: &Call<'_>) -> Answer {
         let Some(body) = json_object(call) else {
             return bad_request("The request must be a JSON object");
         };
@@ -148,22 +146,22 @@ impl Issuer {
         };
         match self.keys.by_secret(secret) {
             Some(key) if key.status == KeyStatus::Active => {
-                // What the caller is told is when the key was verified before.
-                let mut facts = verified(key);
+                // `last_verified_on` is the time of the previous verification.
+                let mut body = verified(key);
                 key.verification_count += 1;
                 key.last_verified_on = Some(SystemTime::now());
-                key.last_verified_ip = Some(call.peer.clone());
-                facts["verification_count"] = key.verification_count.into();
-                ok(200, &facts)
+                key.last_verified_ip = Some(call.peer_ip.clone());
+                body["verification_count"] = key.verification_count.into();
+                ok(200, &body)
             }
             key => {
-                let answer = rejected(self.rejected_as, key.as_deref());
-                (answer, Outcome::KeyRejected)
+                let reply = invalid(self.invalid_key_reply, key.as_deref());
+                (reply, Outcome::KeyInvalid)
             }
         }
     }
 
-    fn list(&self, query: &str) -> Reply {
+    fn list(&self, query: &str) -> Answer {
         let mut page_size = 50;
         let mut starting_after = None;
         let mut key_type = None;
@@ -191,14 +189,14 @@ impl Issuer {
             }
         }
         let Some(keys) = self.keys.after(starting_after.as_deref()) else {
-            return bad_request("starting_after names no key");
+            return bad_request("starting_after is not the id of a key");
         };
         let mut keys = keys
             .filter(|key| key_type.is_none_or(|kind| key.spec.kind == kind))
             .filter(|key| status.is_none_or(|status| key.status == status))
             .filter(|key| user_id.is_none() || key.spec.user_id == user_id)
             .filter(|key| org_code.is_none() || key.spec.org_code == org_code);
-        let page: Vec<Value> = keys.by_ref().take(page_size).map(listed).collect();
+        let page: Vec<Value> = keys.by_ref().take(page_size).map(summary).collect();
         ok(
             200,
             &json!({
@@ -210,7 +208,7 @@ impl Issuer {
         )
     }
 
-    fn create(&mut self, call: &Call<'_>) -> Reply {
+    fn create(&mut self, call: &Call<'_>) -> Answer {
         let Some(body) = json_object(call) else {
             return bad_request("The request must be a JSON object");
         };
@@ -219,7 +217,7 @@ impl Issuer {
             Err(why) => return bad_request(why),
         };
         let Some(key) = self.keys.issue(spec) else {
-            unreachable!("only a `KeySpec` of the user's own can name a secret that is in use")
+            unreachable!("a random secret is not in use")
         };
         ok(
             201,
@@ -232,16 +230,16 @@ impl Issuer {
     }
 }
 
-fn ok(status: u16, body: &Value) -> Reply {
-    (Answer::json(status, body), Outcome::Ok)
+fn ok(status: u16, body: &Value) -> Answer {
+    (Reply::json(status, body), Outcome::Ok)
 }
 
-fn bad_request(why: &str) -> Reply {
-    (Answer::error(400, "BAD_REQUEST", why), Outcome::BadRequest)
+fn bad_request(why: &str) -> Answer {
+    (Reply::error(400, "BAD_REQUEST", why), Outcome::BadRequest)
 }
 
-fn unknown_id() -> Reply {
-    (Answer::route_not_found(), Outcome::NotFound)
+fn unknown_id() -> Answer {
+    (Reply::route_not_found(), Outcome::NotFound)
 }
 
 fn header(parts: &Parts, name: http::HeaderName) -> Option<&str> {
@@ -260,7 +258,7 @@ fn json_object(call: &Call<'_>) -> Option<Map<String, Value>> {
         .flatten()
 }
 
-/// A key to be created, by the body of the request.
+/// Reads the body of a request to create a key.
 fn spec(body: &Map<String, Value>) -> Result<KeySpec, &'static str> {
     let text = |name: &str| match body.get(name) {
         Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
@@ -278,7 +276,7 @@ fn spec(body: &Map<String, Value>) -> Result<KeySpec, &'static str> {
         KeyKind::User => KeySpec::user(text("user_id").ok_or("user_id is required")?),
         KeyKind::Environment => KeySpec::environment(),
     };
-    // The contract says ids of scopes, the samples have names. Here an id is its scope's name.
+    // Kinde's contract asks for ids, its samples contain names. Here the id of a scope is its name.
     let scopes = match body.get("scope_ids") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(ids)) => ids

@@ -1,15 +1,13 @@
-//! The keys that an emulator holds.
-
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::SystemTime;
 
-use super::wire::{HEX, LOWER, random};
+use crate::encoding::{HEX, LOWER, random};
 
-/// What a key is to be: whose, for which API, with which scopes.
+/// Describes a key to be issued by [`KindeEmulator::issue_key`](crate::KindeEmulator::issue_key).
 ///
 /// ```
-/// use tower_orgkey::emulator::KeySpec;
+/// use kinde_emulator::KeySpec;
 ///
 /// let spec = KeySpec::organization("org_1")
 ///     .name("nightly export")
@@ -19,18 +17,18 @@ use super::wire::{HEX, LOWER, random};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct KeySpec {
-    pub(super) kind: KeyKind,
-    pub(super) name: String,
-    pub(super) org_code: Option<String>,
-    pub(super) user_id: Option<String>,
-    pub(super) scopes: Vec<String>,
-    pub(super) api_id: String,
-    pub(super) secret: Option<Secret>,
+    pub(crate) kind: KeyKind,
+    pub(crate) name: String,
+    pub(crate) org_code: Option<String>,
+    pub(crate) user_id: Option<String>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) api_id: String,
+    pub(crate) secret: Option<Secret>,
 }
 
-/// A secret that is given out by nobody's `Debug`.
+/// A secret that `Debug` redacts.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Secret(pub(super) String);
+pub(crate) struct Secret(pub(crate) String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,14 +37,14 @@ impl fmt::Debug for Secret {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyKind {
+pub(crate) enum KeyKind {
     Organization,
     User,
     Environment,
 }
 
 impl KeyKind {
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "organization" => Some(Self::Organization),
             "user" => Some(Self::User),
@@ -55,7 +53,7 @@ impl KeyKind {
         }
     }
 
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Organization => "organization",
             Self::User => "user",
@@ -64,7 +62,7 @@ impl KeyKind {
     }
 }
 
-/// The API that a key is for unless its [`KeySpec`] names another.
+/// The API of a key whose [`KeySpec`] sets none.
 pub const DEFAULT_API_ID: &str = "00000000000000000000000000000001";
 
 impl KeySpec {
@@ -80,7 +78,7 @@ impl KeySpec {
         }
     }
 
-    /// A key of this organization. The code is put on the wire as it is, be it blank or malformed.
+    /// Describes a key of this organization. The code is sent as given, even if it is blank or malformed.
     pub fn organization(org_code: impl Into<String>) -> Self {
         Self {
             org_code: Some(org_code.into()),
@@ -88,7 +86,7 @@ impl KeySpec {
         }
     }
 
-    /// A key of this user, in no organization.
+    /// Describes a key of this user, without an organization.
     pub fn user(user_id: impl Into<String>) -> Self {
         Self {
             user_id: Some(user_id.into()),
@@ -96,45 +94,43 @@ impl KeySpec {
         }
     }
 
-    /// A key of the environment: neither organization nor user.
+    /// Describes a key of the environment, without an organization or user.
     pub fn environment() -> Self {
         Self::new(KeyKind::Environment)
     }
 
-    /// Names an organization as well: Kinde's pages show a user's key that does.
+    /// Sets the organization of a user's key. Kinde's documentation shows a user's key with one.
     pub fn in_organization(mut self, org_code: impl Into<String>) -> Self {
         self.org_code = Some(org_code.into());
         self
     }
 
-    /// The key's name on the management API.
+    /// Sets the name, which only the management API shows.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The names of the key's scopes; none unless set. They are put on the wire as they are.
+    /// Sets the names of the scopes; none by default. They are sent as given.
     pub fn scopes<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.scopes = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// The API that the key is issued for; [`DEFAULT_API_ID`] unless set.
+    /// Sets the API that the key is issued for; [`DEFAULT_API_ID`] by default.
     pub fn api_id(mut self, api_id: impl Into<String>) -> Self {
         self.api_id = api_id.into();
         self
     }
 
-    /// A secret of your own choice, for a key that must be the same in every run; random unless set.
+    /// Sets the secret; random by default.
     pub fn secret(mut self, secret: impl Into<String>) -> Self {
         self.secret = Some(Secret(secret.into()));
         self
     }
 }
 
-/// A key that was just issued or rotated: the only time that its secret is seen.
-///
-/// `Debug` does not show the secret.
+/// The id and secret of an issued or rotated key. `Debug` redacts the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct IssuedKey {
     id: String,
@@ -142,12 +138,12 @@ pub struct IssuedKey {
 }
 
 impl IssuedKey {
-    /// `api_key_` and 32 hexadecimal digits. Stays the same over a rotation.
+    /// Returns the id: `api_key_` and 32 hexadecimal digits. A rotation keeps it.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What a caller presents: `k_live_` and 32 characters, unless the [`KeySpec`] said otherwise.
+    /// Returns the secret that callers present: `k_live_` and 32 characters, unless the [`KeySpec`] sets another.
     pub fn secret(&self) -> &str {
         &self.secret.0
     }
@@ -161,16 +157,15 @@ impl fmt::Debug for IssuedKey {
     }
 }
 
-/// Where a key stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyStatus {
+pub(crate) enum KeyStatus {
     Active,
     Inactive,
     Revoked,
 }
 
 impl KeyStatus {
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "active" => Some(Self::Active),
             "inactive" => Some(Self::Inactive),
@@ -179,7 +174,7 @@ impl KeyStatus {
         }
     }
 
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Inactive => "inactive",
@@ -189,20 +184,20 @@ impl KeyStatus {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Key {
-    pub(super) id: String,
-    pub(super) spec: KeySpec,
-    pub(super) secret: Secret,
-    pub(super) status: KeyStatus,
-    pub(super) created_on: SystemTime,
-    pub(super) last_verified_on: Option<SystemTime>,
-    pub(super) last_verified_ip: Option<String>,
-    pub(super) verification_count: u64,
+pub(crate) struct Key {
+    pub(crate) id: String,
+    pub(crate) spec: KeySpec,
+    pub(crate) secret: Secret,
+    pub(crate) status: KeyStatus,
+    pub(crate) created_on: SystemTime,
+    pub(crate) last_verified_on: Option<SystemTime>,
+    pub(crate) last_verified_ip: Option<String>,
+    pub(crate) verification_count: u64,
 }
 
-/// All keys, in the order in which they were issued.
+/// All keys, in the order they were issued.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     by_number: BTreeMap<u64, Key>,
     by_id: HashMap<String, u64>,
     by_secret: HashMap<Secret, u64>,
@@ -210,9 +205,9 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Issues a key. `None` if its secret is in use already.
-    pub(super) fn issue(&mut self, mut spec: KeySpec) -> Option<IssuedKey> {
-        let secret = spec.secret.take().unwrap_or_else(draw_secret);
+    /// Issues a key. Returns `None` if another key has its secret.
+    pub(crate) fn issue(&mut self, mut spec: KeySpec) -> Option<IssuedKey> {
+        let secret = spec.secret.take().unwrap_or_else(random_secret);
         if self.by_secret.contains_key(&secret) {
             return None;
         }
@@ -235,20 +230,20 @@ impl Keys {
         Some(IssuedKey { id, secret })
     }
 
-    pub(super) fn by_id(&mut self, id: &str) -> Option<&mut Key> {
+    pub(crate) fn by_id(&mut self, id: &str) -> Option<&mut Key> {
         self.by_number.get_mut(self.by_id.get(id)?)
     }
 
-    pub(super) fn by_secret(&mut self, secret: &str) -> Option<&mut Key> {
+    pub(crate) fn by_secret(&mut self, secret: &str) -> Option<&mut Key> {
         self.by_number
             .get_mut(self.by_secret.get(&Secret(secret.to_owned()))?)
     }
 
-    /// A new secret for the same id; the old one is unknown from now on.
-    pub(super) fn rotate(&mut self, id: &str) -> Option<IssuedKey> {
+    /// Replaces the secret of a key. The previous secret becomes unknown.
+    pub(crate) fn rotate(&mut self, id: &str) -> Option<IssuedKey> {
         let number = *self.by_id.get(id)?;
         let key = self.by_number.get_mut(&number)?;
-        let secret = draw_secret();
+        let secret = random_secret();
         self.by_secret.remove(&key.secret);
         self.by_secret.insert(secret.clone(), number);
         key.secret = secret.clone();
@@ -258,7 +253,7 @@ impl Keys {
         })
     }
 
-    pub(super) fn delete(&mut self, id: &str) -> bool {
+    pub(crate) fn delete(&mut self, id: &str) -> bool {
         let Some(key) = self
             .by_id
             .remove(id)
@@ -270,8 +265,8 @@ impl Keys {
         true
     }
 
-    /// The keys after this one, or all. `None` if there is no such key.
-    pub(super) fn after(&self, id: Option<&str>) -> Option<impl Iterator<Item = &Key>> {
+    /// Returns the keys issued after this one, or all keys. Returns `None` if the id is unknown.
+    pub(crate) fn after(&self, id: Option<&str>) -> Option<impl Iterator<Item = &Key>> {
         let from = match id {
             Some(id) => self.by_id.get(id)? + 1,
             None => 0,
@@ -280,6 +275,6 @@ impl Keys {
     }
 }
 
-fn draw_secret() -> Secret {
+fn random_secret() -> Secret {
     Secret(format!("k_live_{}", random(LOWER, 32)))
 }

@@ -1,93 +1,109 @@
-//! A Kinde-compatible issuer to develop and test against: a real server on loopback, and everything that can go wrong.
+//! A Kinde-compatible issuer of API keys, for development and tests.
 //!
-//! It speaks the part of Kinde's API that concerns API keys, over HTTP or TLS, as published: the token endpoint, verify, and
-//! create, get, list, rotate and delete of keys. What Kinde does not publish (how a key that is not good is answered, whether
-//! verify wants a token) is a switch with every shape it could have. Nobody needs an account or a network for it.
+//! [`KindeEmulator`] is an HTTP server on loopback. It implements the part of Kinde's API that concerns API keys as it is
+//! published: the token endpoint, and the endpoints that verify, create, get, list, rotate and delete keys. Where Kinde
+//! publishes nothing (how an invalid key is answered, whether verify needs a token), a switch selects one of the possible
+//! behaviors. Faults can be injected at each endpoint. No account and no network are needed.
 //!
-//! # Testing your own application
+//! # Example
 //!
-//! Start one in each test; it takes a free port, and stops when it is dropped.
+//! Start one emulator per test. It listens on a free port, and stops when its last handle is dropped.
 //!
 //! ```
-//! use axum::{Router, body::Body, routing::get};
-//! use http::{Request, StatusCode};
-//! use tower::ServiceExt;
-//! use tower_orgkey::emulator::{Endpoint, Fault, KeySpec, KindeEmulator};
-//! use tower_orgkey::{ApiKeyLayer, OrgContext, kinde::KindeVerifier};
+//! use kinde_emulator::{Endpoint, Fault, KeySpec, KindeEmulator};
+//! use serde_json::{Value, json};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let emulator = KindeEmulator::start().await?;
 //! let key = emulator.issue_key(KeySpec::organization("org_1").scopes(["read:reports"]));
 //!
-//! // Your application, told of the emulator where in production it is told of Kinde. Over TLS it is also told of the root:
-//! // `.add_root_certificate_pem(emulator.root_certificate_pem()…)`.
-//! let verifier = KindeVerifier::builder(emulator.issuer_url())
-//!     .client_credentials(emulator.client_id(), emulator.client_secret())
-//!     .build()?;
-//! let app: Router = Router::new()
-//!     .route("/", get(|org: OrgContext| async move { org.org_code().to_string() }))
-//!     .route_layer(ApiKeyLayer::new(verifier));
-//! let call = |secret: &str| {
-//!     let request = Request::get("/").header("authorization", format!("Bearer {secret}"));
-//!     app.clone().oneshot(request.body(Body::empty()).unwrap())
+//! // An application under test is configured with `emulator.issuer_url()`, `client_id()` and `client_secret()`. Here a
+//! // plain HTTP client takes its place.
+//! let http = reqwest::Client::new();
+//! let token = emulator.issue_token(["read:api_keys"]);
+//! let verify = || {
+//!     http.post(format!("{}/api/v1/api_keys/verify", emulator.issuer_url()))
+//!         .bearer_auth(&token)
+//!         .json(&json!({ "api_key": key.secret() }))
+//!         .send()
 //! };
+//! let reply: Value = verify().await?.json().await?;
+//! assert_eq!(reply["org_code"], "org_1");
 //!
-//! assert_eq!(call(key.secret()).await?.status(), StatusCode::OK);
-//! assert_eq!(call("k_live_nobody_has_it").await?.status(), StatusCode::UNAUTHORIZED);
-//!
-//! // The issuer fails. A key that was verified goes on; of another nothing can be said.
 //! emulator.inject(Endpoint::Verify, Fault::status(503));
-//! let stranger = emulator.issue_key(KeySpec::organization("org_2"));
-//! assert_eq!(call(key.secret()).await?.status(), StatusCode::OK);
-//! assert_eq!(call(stranger.secret()).await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+//! assert_eq!(verify().await?.status(), 503);
 //!
-//! // A fault that never fires keeps a test green for nothing, so ask.
-//! assert!(emulator.calls().verify.faulted > 0);
+//! // A test that injects a fault should check that the fault was used.
+//! assert_eq!(emulator.calls().verify.faulted, 1);
 //! # Ok(()) }
 //! ```
 //!
-//! The example `testing_your_app` has the same as a set of tests, with a clock that they move.
+//! # What can be configured
 //!
-//! # What can be switched
-//!
-//! | to have | call |
+//! | purpose | method |
 //! |---|---|
-//! | a key of any kind, revoked, inactive, rotated, deleted | [`issue_key`](KindeEmulator::issue_key), [`revoke`](KindeEmulator::revoke), [`deactivate`](KindeEmulator::deactivate), [`rotate`](KindeEmulator::rotate), [`delete`](KindeEmulator::delete) |
-//! | a bad key answered in another shape | [`set_rejected_as`](KindeEmulator::set_rejected_as) |
-//! | verify with or without a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
-//! | tokens revoked, short-lived, or without scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
-//! | latency, any status, any body, a redirect, a refused token, cut and trickling bodies, silence, resets, calls held back | [`inject`](KindeEmulator::inject) a [`Fault`] |
-//! | nothing at all | [`set_outage`](KindeEmulator::set_outage) |
-//! | to know what was asked | [`calls`](KindeEmulator::calls), [`last_request`](KindeEmulator::last_request), [`reached`](KindeEmulator::reached) |
-//! | a certificate that is unknown, for another name, or expired | [`KindeEmulatorBuilder::tls`] and its neighbours |
+//! | issue a key of any kind; revoke, deactivate, rotate or delete it | [`issue_key`](KindeEmulator::issue_key), [`revoke`](KindeEmulator::revoke), [`deactivate`](KindeEmulator::deactivate), [`rotate`](KindeEmulator::rotate), [`delete`](KindeEmulator::delete) |
+//! | select the reply to verify for an invalid key | [`set_invalid_key_reply`](KindeEmulator::set_invalid_key_reply) |
+//! | select whether verify needs a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
+//! | revoke tokens, or issue them with a short lifetime or fewer scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
+//! | inject latency, any status or body, a redirect, a rejected token, truncated or slow bodies, timeouts, connection resets | [`inject`](KindeEmulator::inject) with a [`Fault`] |
+//! | reset all connections | [`set_outage`](KindeEmulator::set_outage) |
+//! | inspect the calls that were made | [`calls`](KindeEmulator::calls), [`last_request`](KindeEmulator::last_request), [`wait_for_calls`](KindeEmulator::wait_for_calls) |
+#![cfg_attr(
+    feature = "tls",
+    doc = "| serve HTTPS, with a trusted, unknown, misnamed or expired certificate | [`KindeEmulatorBuilder::tls`], [`tls_for_names`](KindeEmulatorBuilder::tls_for_names), [`tls_expired`](KindeEmulatorBuilder::tls_expired) |"
+)]
 //!
-//! # Where it is not Kinde
+//! # Differences from Kinde
 //!
-//! The tokens look like Kinde's JWTs, but their signature is noise: no JWKS is served, and nothing but the emulator can tell
-//! a good one. The codes and messages of errors are made up, since none are published. A scope's id is its name. Nothing is
-//! stored: keys and tokens live as long as the process.
+//! * Access tokens have the shape of Kinde's JWTs, but a random signature. The emulator serves no JWKS and recognizes only the
+//!   tokens that it issued.
+//! * Error codes and messages are invented, because Kinde publishes none.
+//! * The id of a scope is its name.
+//! * Keys and tokens are kept in memory and are lost when the process ends.
+//!
+//! # Features
+//!
+//! | feature | default | enables |
+//! |---|---|---|
+//! | `tls` | no | HTTPS with certificates that are generated at start |
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod body;
 mod builder;
 mod calls;
+mod connection;
+mod encoding;
 mod endpoint;
 mod fault;
 mod handle;
+mod injected;
 mod issuer;
 mod keys;
-mod line;
+mod recorded;
 mod replies;
+mod reply;
 mod server;
 mod service;
 mod shared;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
 mod tokens;
-mod wire;
 
 pub use self::builder::KindeEmulatorBuilder;
-pub use self::calls::{Calls, EndpointCalls, SeenRequest};
+pub use self::calls::{Calls, EndpointCalls};
 pub use self::endpoint::{Endpoint, Endpoints};
 pub use self::fault::Fault;
 pub use self::handle::KindeEmulator;
 pub use self::issuer::VerifyAccess;
 pub use self::keys::{DEFAULT_API_ID, IssuedKey, KeySpec};
-pub use self::replies::RejectedAs;
+pub use self::recorded::RecordedRequest;
+pub use self::replies::InvalidKeyReply;
+
+/// The target of the events that the emulator emits through `tracing`.
+const TARGET: &str = "kinde_emulator";
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,36 +1,35 @@
-//! What is said of a key, by verify and by the management of keys.
-
 use serde_json::{Value, json};
 
-use super::keys::{Key, KeyStatus};
-use super::wire::{Answer, HEX, random, timestamp};
+use crate::encoding::{HEX, random, timestamp};
+use crate::keys::{Key, KeyStatus};
+use crate::reply::Reply;
 
-/// How verify answers for a key that is not good. What Kinde does is not published, so a client has to bear all of it.
+/// The reply to verify for an invalid key. Kinde does not publish it, so a client must handle all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum RejectedAs {
-    /// 200 with `"is_valid": false` and nothing else.
+pub enum InvalidKeyReply {
+    /// 200 with `"is_valid": false` and no other member.
     #[default]
-    Invalid,
-    /// 200 with `"is_valid": false` and every other field null.
-    InvalidWithNulls,
-    /// 200 with `"is_valid": true`, all fields set, and a `status` that is not `active`.
+    IsValidFalse,
+    /// 200 with `"is_valid": false` and all other members null.
+    IsValidFalseWithNulls,
+    /// 200 with `"is_valid": true`, all members set, and a `status` other than `active`.
     NotActive,
     /// 400 with `errors` as an array.
     BadRequest,
-    /// 401 with `errors` as an array: the same status as for a token that is refused.
+    /// 401 with `errors` as an array: the same status as for a rejected token.
     Unauthorized,
-    /// 404 with `errors` as an object, its code `ROUTE_NOT_FOUND`: the same as for an address that does not exist.
+    /// 404 with `errors` as an object and the code `ROUTE_NOT_FOUND`: the same as for an unknown path.
     RouteNotFound,
     /// 404 with `errors` as an object and another code.
     KeyNotFound,
 }
 
-impl RejectedAs {
-    /// All of them.
+impl InvalidKeyReply {
+    /// All replies.
     pub const ALL: [Self; 7] = [
-        Self::Invalid,
-        Self::InvalidWithNulls,
+        Self::IsValidFalse,
+        Self::IsValidFalseWithNulls,
         Self::NotActive,
         Self::BadRequest,
         Self::Unauthorized,
@@ -39,8 +38,8 @@ impl RejectedAs {
     ];
 }
 
-/// What verify says of a key that is good.
-pub(super) fn verified(key: &Key) -> Value {
+/// The body of the reply to verify for a valid key.
+pub(crate) fn verified(key: &Key) -> Value {
     json!({
         "code": "API_KEY_VERIFIED",
         "message": "API key verified",
@@ -55,11 +54,11 @@ pub(super) fn verified(key: &Key) -> Value {
     })
 }
 
-/// What verify says of a key that is not good, known or not.
-pub(super) fn rejected(how: RejectedAs, key: Option<&Key>) -> Answer {
+/// The reply to verify for an invalid key, known or not.
+pub(crate) fn invalid(how: InvalidKeyReply, key: Option<&Key>) -> Reply {
     match how {
-        RejectedAs::Invalid => Answer::json(200, &json!({ "is_valid": false })),
-        RejectedAs::InvalidWithNulls => Answer::json(
+        InvalidKeyReply::IsValidFalse => Reply::json(200, &json!({ "is_valid": false })),
+        InvalidKeyReply::IsValidFalseWithNulls => Reply::json(
             200,
             &json!({
                 "code": null,
@@ -74,7 +73,7 @@ pub(super) fn rejected(how: RejectedAs, key: Option<&Key>) -> Answer {
                 "verification_count": null,
             }),
         ),
-        RejectedAs::NotActive => Answer::json(
+        InvalidKeyReply::NotActive => Reply::json(
             200,
             &key.map_or_else(
                 || {
@@ -94,21 +93,21 @@ pub(super) fn rejected(how: RejectedAs, key: Option<&Key>) -> Answer {
                 verified,
             ),
         ),
-        RejectedAs::BadRequest => {
-            Answer::error(400, "BAD_REQUEST", "The API key could not be verified")
+        InvalidKeyReply::BadRequest => {
+            Reply::error(400, "BAD_REQUEST", "The API key could not be verified")
         }
-        RejectedAs::Unauthorized => {
-            Answer::error(401, "UNAUTHORIZED", "Unauthorized - invalid credentials.")
+        InvalidKeyReply::Unauthorized => {
+            Reply::error(401, "UNAUTHORIZED", "Unauthorized - invalid credentials.")
         }
-        RejectedAs::RouteNotFound => Answer::route_not_found(),
-        RejectedAs::KeyNotFound => {
-            Answer::not_found("API_KEY_NOT_FOUND", "The API key does not exist")
+        InvalidKeyReply::RouteNotFound => Reply::route_not_found(),
+        InvalidKeyReply::KeyNotFound => {
+            Reply::not_found("API_KEY_NOT_FOUND", "The API key does not exist")
         }
     }
 }
 
-/// A key as the list has it.
-pub(super) fn listed(key: &Key) -> Value {
+/// A key as the list shows it.
+pub(crate) fn summary(key: &Key) -> Value {
     let secret = &key.secret.0;
     let tail: String = secret.chars().rev().take(4).collect();
     json!({
@@ -127,9 +126,9 @@ pub(super) fn listed(key: &Key) -> Value {
     })
 }
 
-/// A key as the look-up of one has it: with its organization, which is called otherwise here, and its count.
-pub(super) fn full(key: &Key) -> Value {
-    let mut value = listed(key);
+/// A key as `GET /api/v1/api_keys/{key_id}` shows it. The organization has another name there than in verify.
+pub(crate) fn detailed(key: &Key) -> Value {
+    let mut value = summary(key);
     value["verification_count"] = key.verification_count.into();
     value["organization_id"] = key.spec.org_code.clone().into();
     value["user_id"] = key.spec.user_id.clone().into();

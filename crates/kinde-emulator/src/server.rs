@@ -1,6 +1,6 @@
-//! The socket and its connections: listens, accepts, and stops.
+//! Listens, serves connections, and shuts down.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -12,35 +12,35 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 
-use super::line::{Cutter, Line, reset_on_drop};
-use super::service::respond;
-use super::shared::{Mode, Shared};
-use crate::telemetry::TARGET;
+use crate::TARGET;
+use crate::connection::{Connection, ResetHandle, reset_on_drop};
+use crate::service::respond;
+use crate::shared::{Mode, Shared};
+use crate::tls::Acceptor;
 
-/// How long calls under way may take to end when the server stops.
-const GRACE: Duration = Duration::from_secs(1);
+/// The time that calls in flight have to complete during shutdown.
+const GRACE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Binds the address with a backlog that takes ten thousand clients at once, if the system lets it.
-pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+/// Binds the address, with a backlog large enough for 10,000 concurrent clients.
+pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()?
+        TcpSocket::new_v4()?
     } else {
-        tokio::net::TcpSocket::new_v6()?
+        TcpSocket::new_v6()?
     };
-    // As tokio's own `bind` does. On Windows the option means something else.
+    // As `TcpListener::bind` does. On Windows the option has another meaning.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(16_384)
 }
 
-/// Accepts connections until told to stop; then gives the calls under way a moment.
-pub(super) async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+/// Accepts connections until the mode is [`Mode::Stopping`], then waits for calls in flight.
+pub(crate) async fn run(listener: TcpListener, tls: Option<Acceptor>, shared: Arc<Shared>) {
     let mut mode = shared.mode.subscribe();
     let mut connections = JoinSet::new();
     loop {
@@ -54,18 +54,18 @@ pub(super) async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, shared:
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer)) => {
-                shared.world().calls.connections += 1;
-                connections.spawn(connection(stream, peer, tls.clone(), Arc::clone(&shared)));
+                shared.state().calls.connections += 1;
+                connections.spawn(serve(stream, peer, tls.clone(), Arc::clone(&shared)));
             }
-            // Out of file descriptors, most likely: one will be free in a moment.
+            // Most likely the process has no free file descriptor.
             Err(error) => {
-                tracing::warn!(target: TARGET, %error, "the emulator cannot accept a connection");
+                tracing::warn!(target: TARGET, %error, "failed to accept a connection");
                 sleep(Duration::from_millis(10)).await;
             }
         }
     }
     drop(listener);
-    let ended = timeout(GRACE, async {
+    let ended = timeout(GRACE_PERIOD, async {
         while connections.join_next().await.is_some() {}
     });
     if ended.await.is_err() {
@@ -74,32 +74,27 @@ pub(super) async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, shared:
     shared.mode.send_replace(Mode::Stopped);
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    shared: Arc<Shared>,
-) {
+async fn serve(stream: TcpStream, peer: SocketAddr, tls: Option<Acceptor>, shared: Arc<Shared>) {
     let mut mode = shared.mode.subscribe();
     if *mode.borrow_and_update() == Mode::Outage {
         reset_on_drop(&stream);
-        shared.world().calls.cut_connections += 1;
+        shared.state().calls.reset_connections += 1;
         return;
     }
-    // Answers are small and single; a failure costs nothing but time.
+    // A failure only adds latency.
     let _ = stream.set_nodelay(true);
-    let (line, cutter) = Line::new(stream);
+    let (connection, reset) = Connection::new(stream);
     let served = {
-        let cutter = cutter.clone();
+        let reset = reset.clone();
         let shared = Arc::clone(&shared);
         async move {
             match tls {
-                None => speak(line, peer, cutter, shared).await,
-                Some(acceptor) => match acceptor.accept(line).await {
-                    Ok(line) => speak(line, peer, cutter, shared).await,
+                None => serve_http(connection, peer, reset, shared).await,
+                Some(acceptor) => match acceptor.accept(connection).await {
+                    Ok(connection) => serve_http(connection, peer, reset, shared).await,
                     Err(error) => {
-                        tracing::debug!(target: TARGET, %error, "no TLS session with the emulator");
-                        shared.world().calls.failed_handshakes += 1;
+                        tracing::debug!(target: TARGET, %error, "TLS handshake failed");
+                        shared.state().calls.failed_tls_handshakes += 1;
                     }
                 },
             }
@@ -108,23 +103,24 @@ async fn connection(
     let mut served = pin!(served);
     let outage = pin!(mode.wait_for(|mode| *mode == Mode::Outage));
     if let First::Left(Ok(_)) = first(outage, served.as_mut()).await {
-        cutter.cut();
-        shared.world().calls.cut_connections += 1;
+        reset.reset();
+        shared.state().calls.reset_connections += 1;
     }
 }
 
-async fn speak<L>(line: L, peer: SocketAddr, cutter: Cutter, shared: Arc<Shared>)
+async fn serve_http<C>(connection: C, peer: SocketAddr, reset: ResetHandle, shared: Arc<Shared>)
 where
-    L: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Unpin,
 {
     let mut mode = shared.mode.subscribe();
-    let service = service_fn(|request| respond(request, peer, cutter.clone(), Arc::clone(&shared)));
-    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(line), service));
+    let service = service_fn(|request| respond(request, peer, reset.clone(), Arc::clone(&shared)));
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(connection), service);
+    let mut connection = pin!(connection);
     let stopping = {
         let stop = pin!(mode.wait_for(|mode| *mode == Mode::Stopping));
         match first(stop, connection.as_mut()).await {
             First::Left(_) => true,
-            // A connection that ends in error was cut on purpose, or by its client.
+            // An error means that a fault or the client closed the connection.
             First::Right(_) => false,
         }
     };
@@ -139,7 +135,7 @@ enum First<L, R> {
     Right(R),
 }
 
-/// Whichever ends first; the left one if both have.
+/// Waits for the first of two futures. The left one wins if both are ready.
 async fn first<L: Future + Unpin, R: Future>(mut left: L, right: R) -> First<L::Output, R::Output> {
     let mut right = pin!(right);
     poll_fn(|cx| {

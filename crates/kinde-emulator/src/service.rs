@@ -1,4 +1,4 @@
-//! One call: what befalls it, and its answer.
+//! Responds to one call: with the regular reply, or as an injected fault says.
 
 use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
@@ -13,81 +13,85 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::sleep;
 
-use super::calls::{Outcome, SeenRequest};
-use super::endpoint::Endpoint;
-use super::fault::{Act, Fault, error_body};
-use super::issuer::Call;
-use super::line::{Body, Cutter};
-use super::shared::{Mode, Shared};
-use super::wire::Answer;
-use crate::telemetry::TARGET;
+use crate::TARGET;
+use crate::body::Body;
+use crate::calls::Outcome;
+use crate::connection::ResetHandle;
+use crate::endpoint::Endpoint;
+use crate::fault::{Effect, Fault, error_reply};
+use crate::injected::InjectionId;
+use crate::issuer::Call;
+use crate::recorded::RecordedRequest;
+use crate::reply::Reply;
+use crate::shared::{Mode, Shared};
 
-/// No request that Kinde's contract has is nearly as large.
-const LONGEST_BODY: usize = 1 << 20;
+/// Much larger than any request that Kinde's contract defines.
+const MAX_BODY_LEN: usize = 1 << 20;
 
-/// The connection ends without an answer.
+/// Makes hyper close the connection without a response.
 #[derive(Debug, thiserror::Error)]
-#[error("closed on purpose")]
-pub(super) struct Closed;
+#[error("connection closed by an injected fault")]
+pub(crate) struct Closed;
 
-/// Answers a call truthfully, or as a fault wants it.
-pub(super) async fn respond(
+pub(crate) async fn respond(
     request: Request<Incoming>,
     peer: SocketAddr,
-    cutter: Cutter,
+    reset: ResetHandle,
     shared: Arc<Shared>,
 ) -> Result<Response<Body>, Closed> {
     let (parts, body) = request.into_parts();
     let Some((endpoint, key_id)) = Endpoint::of(&parts.method, parts.uri.path()) else {
-        shared.world().calls.unrouted += 1;
-        return Ok(response(&Answer::route_not_found()));
+        shared.state().calls.unrouted += 1;
+        return Ok(response(&Reply::route_not_found()));
     };
     let body = collect(body).await?;
-    let (fault, _in_flight) = arrive(&shared, endpoint, &parts, &body);
-    let (fault, injection) = fault.unwrap_or_else(|| (Fault::none(), 0));
+    let (fault, _in_flight) = record(&shared, endpoint, &parts, &body);
+    let (fault, injection) = fault.unwrap_or_else(|| (Fault::none(), InjectionId::default()));
     if !fault.delay.is_zero() {
         sleep(fault.delay).await;
     }
 
-    let truth = || {
+    let regular = || {
         let call = Call {
             endpoint,
             key_id: key_id.as_deref(),
             parts: &parts,
             body: &body,
-            peer: peer.ip().to_string(),
+            peer_ip: peer.ip().to_string(),
         };
-        let mut world = shared.world();
-        let (answer, outcome) = world.issuer.answer(&call);
-        world.calls.of_mut(endpoint).answered(outcome);
-        drop(world);
-        tracing::debug!(target: TARGET, ?endpoint, ?outcome, "the emulator answers");
-        answer
+        let mut state = shared.state();
+        let (reply, outcome) = state.issuer.answer(&call);
+        state.calls.of_mut(endpoint).count_outcome(outcome);
+        drop(state);
+        tracing::debug!(target: TARGET, ?endpoint, ?outcome, "call answered");
+        reply
     };
-    let mut response = match fault.act {
-        Act::Truth => response(&truth()),
-        Act::Rewrite(change) => {
-            let mut answer = truth();
-            answer.body = change(&answer.body);
-            response(&answer)
+    let mut response = match fault.effect {
+        Effect::None => response(&regular()),
+        Effect::Rewrite(change) => {
+            let mut reply = regular();
+            reply.body = change(&reply.body);
+            response(&reply)
         }
-        Act::Truncate => response_with(&truth(), |body| Body::cut(body, None)),
-        Act::ResetMidBody => response_with(&truth(), |body| Body::cut(body, Some(cutter))),
-        Act::Trickle(apart) => response_with(&truth(), |body| Body::trickle(body, apart)),
-        Act::Hold => {
+        Effect::Truncate => response_with(&regular(), |body| Body::truncated(body, None)),
+        Effect::ResetMidBody => {
+            response_with(&regular(), |body| Body::truncated(body, Some(reset)))
+        }
+        Effect::Trickle(interval) => response_with(&regular(), |body| Body::slow(body, interval)),
+        Effect::Hold => {
             released(&shared, endpoint, injection).await;
-            response(&truth())
+            response(&regular())
         }
-        Act::RefuseToken => {
-            let mut world = shared.world();
-            let (answer, outcome) = world.issuer.refuse_token(endpoint);
-            debug_assert_eq!(outcome, Outcome::TokenRefused);
-            world.calls.of_mut(endpoint).answered(outcome);
-            response(&answer)
+        Effect::RejectToken => {
+            let mut state = shared.state();
+            let (reply, outcome) = state.issuer.reject_token(endpoint);
+            debug_assert_eq!(outcome, Outcome::TokenRejected);
+            state.calls.of_mut(endpoint).count_outcome(outcome);
+            response(&reply)
         }
-        Act::Status(status) => response(&error_body(endpoint, status)),
-        Act::RouteNotFound => response(&Answer::route_not_found()),
-        Act::Reply {
+        Effect::Status(status) => response(&error_reply(endpoint, status)),
+        Effect::RouteNotFound => response(&Reply::route_not_found()),
+        Effect::Reply {
             status,
             content_type,
             body,
@@ -97,13 +101,13 @@ pub(super) async fn respond(
             response.headers_mut().insert(CONTENT_TYPE, content_type);
             response
         }
-        Act::Silence => {
-            silence(&shared).await;
+        Effect::NoResponse => {
+            stopping(&shared).await;
             return Err(Closed);
         }
-        Act::Close => return Err(Closed),
-        Act::Reset => {
-            cutter.cut();
+        Effect::Close => return Err(Closed),
+        Effect::Reset => {
+            reset.reset();
             return Err(Closed);
         }
     };
@@ -113,26 +117,26 @@ pub(super) async fn respond(
     Ok(response)
 }
 
-/// Takes note of a call, and sees what befalls it.
-fn arrive<'a>(
+/// Records a call, and returns the fault that affects it.
+fn record<'a>(
     shared: &'a Shared,
     endpoint: Endpoint,
     parts: &Parts,
     body: &[u8],
-) -> (Option<(Fault, u64)>, InFlight<'a>) {
-    let seen = SeenRequest::new(parts, body);
-    let mut world = shared.world();
-    world.seen[endpoint as usize] = Some(seen);
-    let fault = world.faults.next(endpoint);
-    let counts = world.calls.of_mut(endpoint);
-    counts.arrived();
+) -> (Option<(Fault, InjectionId)>, InFlight<'a>) {
+    let request = RecordedRequest::new(parts, body);
+    let mut state = shared.state();
+    state.last_requests[endpoint as usize] = Some(request);
+    let fault = state.faults.next(endpoint);
+    let counts = state.calls.of_mut(endpoint);
+    counts.count_arrival();
     counts.faulted += u64::from(fault.is_some());
-    drop(world);
-    shared.arrived.notify_waiters();
+    drop(state);
+    shared.call_arrived.notify_waiters();
     (fault, InFlight { shared, endpoint })
 }
 
-/// Counts a call as under way until it is answered or given up.
+/// Counts a call as in flight until it is dropped.
 struct InFlight<'a> {
     shared: &'a Shared,
     endpoint: Endpoint,
@@ -140,25 +144,25 @@ struct InFlight<'a> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.shared.world().calls.of_mut(self.endpoint).in_flight -= 1;
+        self.shared.state().calls.of_mut(self.endpoint).in_flight -= 1;
     }
 }
 
-/// Waits until the injection is cleared or replaced.
-async fn released(shared: &Shared, endpoint: Endpoint, injection: u64) {
+/// Waits until the fault is cleared or replaced.
+async fn released(shared: &Shared, endpoint: Endpoint, injection: InjectionId) {
     loop {
         let mut changed = pin!(shared.faults_changed.notified());
-        // Hears of changes from here on, so that none is lost between the look and the wait.
+        // Registers before the check, so that a change in between is not missed.
         changed.as_mut().enable();
-        if !shared.world().faults.is_installed(endpoint, injection) {
+        if !shared.state().faults.is_active(endpoint, injection) {
             return;
         }
         changed.await;
     }
 }
 
-/// Waits for the server's end.
-async fn silence(shared: &Shared) {
+/// Waits until the server shuts down.
+async fn stopping(shared: &Shared) {
     let mut mode = shared.mode.subscribe();
     if mode.wait_for(|mode| *mode == Mode::Stopping).await.is_err() {
         pending::<()>().await;
@@ -170,7 +174,7 @@ async fn collect(body: Incoming) -> Result<Bytes, Closed> {
     let mut bytes = Vec::new();
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         if let Ok(mut data) = frame.map_err(|_| Closed)?.into_data() {
-            if bytes.len() + data.remaining() > LONGEST_BODY {
+            if bytes.len() + data.remaining() > MAX_BODY_LEN {
                 return Err(Closed);
             }
             bytes.extend_from_slice(&data.copy_to_bytes(data.remaining()));
@@ -179,22 +183,22 @@ async fn collect(body: Incoming) -> Result<Bytes, Closed> {
     Ok(bytes.into())
 }
 
-fn response(answer: &Answer) -> Response<Body> {
-    response_with(answer, Body::whole)
+fn response(reply: &Reply) -> Response<Body> {
+    response_with(reply, Body::whole)
 }
 
-fn response_with(answer: &Answer, body: impl FnOnce(Bytes) -> Body) -> Response<Body> {
-    let bytes = Bytes::copy_from_slice(answer.body.as_bytes());
+fn response_with(reply: &Reply, body: impl FnOnce(Bytes) -> Body) -> Response<Body> {
+    let bytes = Bytes::copy_from_slice(reply.body.as_bytes());
     let length = bytes.len();
     let mut response = Response::new(body(bytes));
-    *response.status_mut() = checked_status(answer.status);
+    *response.status_mut() = checked_status(reply.status);
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,
         HeaderValue::from_static("application/json; charset=utf-8"),
     );
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    if answer.no_store {
+    if reply.no_store {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(PRAGMA, HeaderValue::from_static("no-cache"));
     }
@@ -204,6 +208,6 @@ fn response_with(answer: &Answer, body: impl FnOnce(Bytes) -> Body) -> Response<
 fn checked_status(status: u16) -> StatusCode {
     match StatusCode::from_u16(status) {
         Ok(status) => status,
-        Err(_) => unreachable!("a fault's status is checked when it is made"),
+        Err(_) => unreachable!("`Fault` checks its status"),
     }
 }

@@ -1,63 +1,60 @@
-//! What the handle, the server and every connection share.
-
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use super::calls::{Calls, SeenRequest};
-use super::endpoint::Endpoint;
-use super::fault::Faults;
-use super::issuer::Issuer;
+use crate::calls::Calls;
+use crate::endpoint::Endpoint;
+use crate::injected::InjectedFaults;
+use crate::issuer::Issuer;
+use crate::recorded::RecordedRequest;
 
-/// The issuer, what goes wrong and what was seen, and the word when one of them changes.
-pub(super) struct Shared {
-    world: Mutex<World>,
-    /// A call has arrived.
-    pub(super) arrived: Notify,
-    /// Faults were injected or cleared.
-    pub(super) faults_changed: Notify,
-    pub(super) mode: watch::Sender<Mode>,
+/// The state that the handles, the server and its connections share, and notifications of its changes.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Notified when a call arrives.
+    pub(crate) call_arrived: Notify,
+    /// Notified when faults are injected or cleared.
+    pub(crate) faults_changed: Notify,
+    pub(crate) mode: watch::Sender<Mode>,
 }
 
-/// What changes from call to call.
 #[derive(Debug)]
-pub(super) struct World {
-    pub(super) issuer: Issuer,
-    pub(super) faults: Faults,
-    pub(super) calls: Calls,
-    pub(super) seen: [Option<SeenRequest>; Endpoint::ALL.len()],
+pub(crate) struct State {
+    pub(crate) issuer: Issuer,
+    pub(crate) faults: InjectedFaults,
+    pub(crate) calls: Calls,
+    pub(crate) last_requests: [Option<RecordedRequest>; Endpoint::ALL.len()],
 }
 
-/// Whether connections are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    Up,
-    /// Connections are closed at once.
+pub(crate) enum Mode {
+    Serving,
+    /// All connections are reset.
     Outage,
-    /// The server stops.
+    /// No connection is accepted. Calls in flight may complete.
     Stopping,
     Stopped,
 }
 
 impl Shared {
-    pub(super) fn new(issuer: Issuer) -> Self {
+    pub(crate) fn new(issuer: Issuer) -> Self {
         Self {
-            world: Mutex::new(World {
+            state: Mutex::new(State {
                 issuer,
-                faults: Faults::default(),
+                faults: InjectedFaults::default(),
                 calls: Calls::default(),
-                seen: Default::default(),
+                last_requests: Default::default(),
             }),
-            arrived: Notify::new(),
+            call_arrived: Notify::new(),
             faults_changed: Notify::new(),
-            mode: watch::Sender::new(Mode::Up),
+            mode: watch::Sender::new(Mode::Serving),
         }
     }
 
-    pub(super) fn world(&self) -> MutexGuard<'_, World> {
-        // A user's `rewrite` runs outside of the lock, and what runs inside leaves nothing half-done.
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // No user code runs under the lock, and a panic under it leaves the state consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

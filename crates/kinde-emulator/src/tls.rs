@@ -1,4 +1,4 @@
-//! A certificate made at start.
+//! TLS with certificates that are generated at start.
 
 use std::io;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use rcgen::{
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio_rustls::TlsAcceptor;
 
-/// What the certificate is to say.
+pub(crate) use tokio_rustls::TlsAcceptor as Acceptor;
+
+/// The certificate to generate.
 #[derive(Clone, Debug)]
-pub(super) struct CertificateSpec {
-    pub(super) names: Vec<String>,
-    pub(super) expired: bool,
+pub(crate) struct CertificateSpec {
+    pub(crate) names: Vec<String>,
+    pub(crate) expired: bool,
 }
 
 impl Default for CertificateSpec {
@@ -30,10 +31,10 @@ impl Default for CertificateSpec {
     }
 }
 
-/// The server's side of TLS, and the root that a client must trust, in PEM.
-pub(super) fn acceptor(spec: &CertificateSpec) -> io::Result<(TlsAcceptor, String)> {
+/// Returns the acceptor of TLS connections, and the root certificate in PEM.
+pub(crate) fn acceptor(spec: &CertificateSpec) -> io::Result<(Acceptor, String)> {
     let (config, root) = config(spec).map_err(io::Error::other)?;
-    Ok((TlsAcceptor::from(Arc::new(config)), root))
+    Ok((Acceptor::from(Arc::new(config)), root))
 }
 
 fn config(
@@ -42,7 +43,7 @@ fn config(
     let mut authority = CertificateParams::default();
     authority
         .distinguished_name
-        .push(DnType::CommonName, "tower-orgkey emulator");
+        .push(DnType::CommonName, "kinde-emulator root");
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
@@ -50,7 +51,7 @@ fn config(
     let mut params = CertificateParams::new(spec.names.clone())?;
     params
         .distinguished_name
-        .push(DnType::CommonName, "tower-orgkey emulator's server");
+        .push(DnType::CommonName, "kinde-emulator server");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;

@@ -1,4 +1,4 @@
-//! The M2M application of an emulator, and the tokens that it was given.
+//! The M2M application and its access tokens.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,17 +7,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::wire::{Answer, HEX, LOWER, base64url, random};
+use crate::encoding::{HEX, LOWER, base64url, random};
+use crate::reply::Reply;
 
-/// The one application that an emulator knows.
-pub(super) struct Application {
-    pub(super) client_id: String,
-    pub(super) client_secret: String,
-    /// What it may ask for: each token holds these unless it asks for fewer.
-    pub(super) scopes: Vec<String>,
-    pub(super) audience: String,
-    pub(super) issuer: String,
-    pub(super) lifetime: Duration,
+/// The only M2M application of an emulator.
+pub(crate) struct Application {
+    pub(crate) client_id: String,
+    pub(crate) client_secret: String,
+    /// The scopes of each token, unless the request asks for fewer.
+    pub(crate) scopes: Vec<String>,
+    pub(crate) audience: String,
+    pub(crate) issuer: String,
+    pub(crate) lifetime: Duration,
     tokens: HashMap<String, Token>,
 }
 
@@ -37,17 +38,17 @@ struct Token {
     scopes: Vec<String>,
 }
 
-/// What a bearer token is good for.
+/// The result of checking a bearer token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Good,
-    /// Known and alive, but without the scope.
+pub(crate) enum TokenCheck {
+    Valid,
+    /// Valid, but without the scope.
     ScopeMissing,
-    /// Absent, expired, revoked, or another issuer's.
-    Refused,
+    /// Absent, expired, revoked or unknown.
+    Invalid,
 }
 
-pub(super) const ALL_SCOPES: [&str; 4] = [
+pub(crate) const ALL_SCOPES: [&str; 4] = [
     "read:api_keys",
     "create:api_keys",
     "update:api_keys",
@@ -55,28 +56,28 @@ pub(super) const ALL_SCOPES: [&str; 4] = [
 ];
 
 impl Application {
-    pub(super) fn new(issuer: String, audience: String) -> Self {
+    pub(crate) fn new(issuer: String, audience: String) -> Self {
         Self {
             client_id: random(HEX, 32),
             client_secret: random(LOWER, 48),
             scopes: ALL_SCOPES.map(str::to_owned).to_vec(),
             audience,
             issuer,
-            // Kinde's default; its pages say 1 h in other places.
+            // Kinde's default. Some of its documentation says 1 h.
             lifetime: Duration::from_secs(86_400),
             tokens: HashMap::new(),
         }
     }
 
-    /// The client credentials grant (RFC 6749 §4.4), with the credentials in the form.
-    pub(super) fn grant(&mut self, content_type: Option<&str>, form: &[u8]) -> Answer {
+    /// Handles the client credentials grant (RFC 6749 §4.4) with the credentials in the form.
+    pub(crate) fn grant(&mut self, content_type: Option<&str>, form: &[u8]) -> Reply {
         match self.try_grant(content_type, form) {
-            Ok(answer) | Err(answer) => answer,
+            Ok(reply) | Err(reply) => reply,
         }
     }
 
-    fn try_grant(&mut self, content_type: Option<&str>, form: &[u8]) -> Result<Answer, Answer> {
-        let invalid = |why: &str| Answer::oauth_error(400, "invalid_request", why);
+    fn try_grant(&mut self, content_type: Option<&str>, form: &[u8]) -> Result<Reply, Reply> {
+        let invalid = |why: &str| Reply::oauth_error(400, "invalid_request", why);
         if content_type.map(essence).as_deref() != Some("application/x-www-form-urlencoded") {
             return Err(invalid(
                 "The request must be application/x-www-form-urlencoded",
@@ -93,7 +94,7 @@ impl Application {
         match field("grant_type").as_deref() {
             Some("client_credentials") => {}
             Some(_) => {
-                return Err(Answer::oauth_error(
+                return Err(Reply::oauth_error(
                     400,
                     "unsupported_grant_type",
                     "The grant type is not supported",
@@ -105,7 +106,7 @@ impl Application {
         let secret = field("client_secret");
         if id.as_deref() != Some(&self.client_id) || secret.as_deref() != Some(&self.client_secret)
         {
-            return Err(Answer::oauth_error(
+            return Err(Reply::oauth_error(
                 401,
                 "invalid_client",
                 "Client authentication failed",
@@ -114,7 +115,7 @@ impl Application {
         match field("audience") {
             Some(audience) if audience == self.audience => {}
             Some(_) => {
-                return Err(Answer::oauth_error(
+                return Err(Reply::oauth_error(
                     400,
                     "unauthorized_client",
                     "The application is not authorized for this audience",
@@ -132,7 +133,7 @@ impl Application {
                         .find(|enabled| *enabled == scope)
                         .cloned()
                         .ok_or_else(|| {
-                            Answer::oauth_error(
+                            Reply::oauth_error(
                                 400,
                                 "invalid_scope",
                                 "A scope is unknown or not enabled for the application",
@@ -143,9 +144,9 @@ impl Application {
         };
         let scope = scopes.join(" ");
         let token = self.issue(scopes);
-        Ok(Answer {
+        Ok(Reply {
             no_store: true,
-            ..Answer::json(
+            ..Reply::json(
                 200,
                 &json!({
                     "access_token": token,
@@ -157,10 +158,10 @@ impl Application {
         })
     }
 
-    /// A new token, shaped like Kinde's JWT. Its signature is noise: the emulator knows its tokens by heart.
-    pub(super) fn issue(&mut self, scopes: Vec<String>) -> String {
+    /// Issues a token with the claims of Kinde's JWT and a random signature.
+    pub(crate) fn issue(&mut self, scopes: Vec<String>) -> String {
         let now = Instant::now();
-        self.tokens.retain(|_, token| token.is_alive(now));
+        self.tokens.retain(|_, token| token.is_valid(now));
         let issued_at = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -187,7 +188,7 @@ impl Application {
         self.tokens.insert(
             token.clone(),
             Token {
-                // A lifetime beyond the clock's end has none.
+                // `None` if the lifetime exceeds the range of the clock.
                 expires_at: now.checked_add(self.lifetime),
                 scopes,
             },
@@ -195,31 +196,31 @@ impl Application {
         token
     }
 
-    pub(super) fn standing(&self, bearer: Option<&str>, scope: Option<&str>) -> Standing {
+    pub(crate) fn check(&self, bearer: Option<&str>, scope: Option<&str>) -> TokenCheck {
         let token = bearer.and_then(|bearer| self.tokens.get(bearer));
         match (token, scope) {
-            (Some(token), _) if !token.is_alive(Instant::now()) => Standing::Refused,
+            (Some(token), _) if !token.is_valid(Instant::now()) => TokenCheck::Invalid,
             (Some(token), Some(scope)) if !token.scopes.iter().any(|held| held == scope) => {
-                Standing::ScopeMissing
+                TokenCheck::ScopeMissing
             }
-            (Some(_), _) => Standing::Good,
-            (None, _) => Standing::Refused,
+            (Some(_), _) => TokenCheck::Valid,
+            (None, _) => TokenCheck::Invalid,
         }
     }
 
-    pub(super) fn revoke_all(&mut self) {
+    pub(crate) fn revoke_all(&mut self) {
         self.tokens.clear();
     }
 }
 
 impl Token {
-    fn is_alive(&self, now: Instant) -> bool {
+    fn is_valid(&self, now: Instant) -> bool {
         self.expires_at.is_none_or(|end| now < end)
     }
 }
 
-/// The media type without its parameters, in lower case.
-pub(super) fn essence(content_type: &str) -> String {
+/// Returns the media type in lower case, without its parameters.
+pub(crate) fn essence(content_type: &str) -> String {
     content_type
         .split(';')
         .next()

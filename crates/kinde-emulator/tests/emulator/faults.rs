@@ -1,11 +1,11 @@
-//! Each switch does what it says, and is counted.
+//! Fault injection.
 
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use kinde_emulator::{Endpoint, Endpoints, Fault, IssuedKey, KeySpec, KindeEmulator};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tower_orgkey::emulator::{Endpoint, Endpoints, Fault, IssuedKey, KeySpec, KindeEmulator};
 
 use crate::{Caller, assert_errors_array, assert_errors_object, read};
 
@@ -17,7 +17,7 @@ async fn start() -> (KindeEmulator, Caller, IssuedKey) {
 }
 
 #[tokio::test]
-async fn a_status_comes_with_the_body_of_the_contract() {
+async fn status_has_the_error_body_of_the_contract() {
     let (emulator, caller, key) = start().await;
     for status in [400, 401, 403, 404, 429, 500, 502, 503, 504] {
         emulator.inject(Endpoints::ALL, Fault::status(status));
@@ -54,7 +54,7 @@ async fn a_status_comes_with_the_body_of_the_contract() {
 }
 
 #[tokio::test]
-async fn a_fault_is_at_its_endpoint_alone() {
+async fn fault_affects_only_its_endpoint() {
     let (emulator, caller, key) = start().await;
     let one = format!("/api/v1/api_keys/{}", key.id());
     for broken in Endpoint::ALL {
@@ -87,7 +87,7 @@ async fn a_fault_is_at_its_endpoint_alone() {
 }
 
 #[tokio::test]
-async fn a_route_can_be_said_not_to_exist() {
+async fn route_not_found_has_its_code() {
     let (emulator, caller, key) = start().await;
     emulator.inject(Endpoint::Verify, Fault::route_not_found());
     let (status, body) = read(caller.verify(key.secret()).await).await;
@@ -96,7 +96,7 @@ async fn a_route_can_be_said_not_to_exist() {
 }
 
 #[tokio::test]
-async fn throttling_comes_with_any_header_or_none() {
+async fn status_can_have_any_header() {
     let (emulator, caller, key) = start().await;
     emulator.inject(Endpoint::Verify, Fault::status(429));
     let bare = caller.verify(key.secret()).await;
@@ -115,7 +115,7 @@ async fn throttling_comes_with_any_header_or_none() {
 }
 
 #[tokio::test]
-async fn a_reply_is_sent_as_given() {
+async fn reply_is_sent_as_given() {
     let (emulator, caller, key) = start().await;
     let bytes = [0xFF, 0x00, b'{', 0x80];
     emulator.inject(
@@ -136,7 +136,7 @@ async fn a_reply_is_sent_as_given() {
 }
 
 #[tokio::test]
-async fn the_truth_can_be_bent() {
+async fn regular_reply_can_be_rewritten() {
     let (emulator, caller, key) = start().await;
     emulator.inject(Endpoint::Verify, Fault::with_member("org_code", r#""""#));
     let (_, body) = read(caller.verify(key.secret()).await).await;
@@ -155,14 +155,14 @@ async fn the_truth_can_be_bent() {
     emulator.inject(Endpoint::Verify, Fault::rewrite(|body| format!("[{body}]")));
     let (_, body) = read(caller.verify(key.secret()).await).await;
     assert_eq!(body[0]["status"], "active");
-    // What is bent is the truth: three verifications were counted.
+    // Rewritten replies count as verifications.
     assert_eq!(body[0]["verification_count"], 3);
 }
 
 #[tokio::test]
-async fn tokens_are_refused_on_demand() {
+async fn reject_token_rejects_valid_tokens() {
     let (emulator, caller, key) = start().await;
-    emulator.inject(Endpoints::ALL, Fault::refuse_token());
+    emulator.inject(Endpoints::ALL, Fault::reject_token());
     let (status, body) = read(caller.verify(key.secret()).await).await;
     assert_eq!(status, 401);
     assert_errors_array(&body);
@@ -170,18 +170,18 @@ async fn tokens_are_refused_on_demand() {
     let (status, body) = read(caller.fetch_token(&emulator).await).await;
     assert_eq!((status, &body["error"]), (401, &json!("invalid_client")));
     let calls = emulator.calls();
-    assert_eq!(calls.verify.token_refused, 1);
-    assert_eq!(calls.list_keys.token_refused, 1);
-    assert_eq!(calls.token.token_refused, 1);
+    assert_eq!(calls.verify.token_rejected, 1);
+    assert_eq!(calls.list_keys.token_rejected, 1);
+    assert_eq!(calls.token.token_rejected, 1);
 }
 
 #[tokio::test]
-async fn a_truncated_body_promises_more_than_it_gives() {
+async fn truncated_body_is_shorter_than_its_length() {
     for fault in [Fault::truncate(), Fault::reset_mid_body()] {
         let (emulator, caller, key) = start().await;
         emulator.inject(Endpoint::Verify, fault.clone());
         let mut response = caller.verify(key.secret()).await;
-        assert_eq!(response.status(), 200, "the head arrives");
+        assert_eq!(response.status(), 200, "the head is complete");
         let promised = response.content_length().unwrap();
         let mut got = 0;
         let ended = loop {
@@ -191,14 +191,14 @@ async fn a_truncated_body_promises_more_than_it_gives() {
                 Err(error) => break Err(error),
             }
         };
-        assert!(ended.is_err(), "{fault:?} ended well");
+        assert!(ended.is_err(), "{fault:?}: no error");
         assert!(got < promised, "{fault:?}: {got} of {promised}");
         assert_eq!(emulator.calls().verify.faulted, 1);
     }
 }
 
 #[tokio::test]
-async fn a_trickle_gives_a_byte_at_a_time() {
+async fn trickle_sends_single_bytes() {
     let (emulator, _, key) = start().await;
     emulator.inject(Endpoint::Verify, Fault::trickle(Duration::from_millis(1)));
     let stream = tokio::net::TcpStream::connect(emulator.addr())
@@ -235,7 +235,7 @@ async fn a_trickle_gives_a_byte_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_without_an_answer() {
+async fn close_and_reset_send_no_response() {
     for (fault, reset) in [(Fault::close(), false), (Fault::reset(), true)] {
         let (emulator, caller, key) = start().await;
         emulator.inject(Endpoint::Verify, fault.clone());
@@ -258,17 +258,17 @@ fn is_reset(error: &reqwest::Error) -> bool {
 }
 
 #[tokio::test]
-async fn silence_has_no_end_but_the_callers_patience() {
+async fn no_response_outlasts_its_fault() {
     let (emulator, caller, key) = start().await;
-    emulator.inject(Endpoint::Verify, Fault::silence());
+    emulator.inject(Endpoint::Verify, Fault::no_response());
     let call = tokio::spawn({
         let request = caller
             .request(Method::POST, "/api/v1/api_keys/verify")
             .json(&json!({ "api_key": key.secret() }));
         request.send()
     });
-    emulator.reached(Endpoint::Verify, 1).await;
-    // Other calls are answered, and clearing the fault does not wake those that it befell.
+    emulator.wait_for_calls(Endpoint::Verify, 1).await;
+    // Clearing the fault only affects later calls.
     emulator.clear_faults();
     assert_eq!(caller.verify(key.secret()).await.status(), 200);
     assert!(!call.is_finished());
@@ -278,7 +278,7 @@ async fn silence_has_no_end_but_the_callers_patience() {
 }
 
 #[tokio::test]
-async fn held_calls_are_answered_when_released() {
+async fn held_calls_are_answered_when_cleared() {
     let (emulator, caller, key) = start().await;
     emulator.inject(Endpoint::Verify, Fault::hold());
     let calls: Vec<_> = (0..20)
@@ -289,7 +289,7 @@ async fn held_calls_are_answered_when_released() {
             tokio::spawn(request.send())
         })
         .collect();
-    emulator.reached(Endpoint::Verify, 20).await;
+    emulator.wait_for_calls(Endpoint::Verify, 20).await;
     assert_eq!(emulator.calls().verify.in_flight, 20);
     assert_eq!(emulator.calls().verify.ok, 0);
     emulator.clear(Endpoint::Verify);
@@ -297,11 +297,11 @@ async fn held_calls_are_answered_when_released() {
         assert_eq!(call.await.unwrap().unwrap().status(), 200);
     }
     let verify = emulator.calls().verify;
-    assert_eq!((verify.ok, verify.most_in_flight), (20, 20));
+    assert_eq!((verify.ok, verify.max_in_flight), (20, 20));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_comes_as_late_as_said() {
+async fn delay_applies_to_all_faults() {
     let (emulator, caller, key) = start().await;
     let delay = Duration::from_secs(3_600);
     for (fault, status) in [
@@ -309,7 +309,7 @@ async fn an_answer_comes_as_late_as_said() {
         (Fault::status(503).after(delay), 503),
     ] {
         emulator.inject(Endpoint::Verify, fault);
-        // The clock stands still until nothing is left to do but to wait.
+        // The paused clock advances only when all tasks wait.
         let began = tokio::time::Instant::now();
         assert_eq!(caller.verify(key.secret()).await.status(), status);
         assert!(began.elapsed() >= delay);
@@ -317,7 +317,7 @@ async fn an_answer_comes_as_late_as_said() {
 }
 
 #[tokio::test]
-async fn faults_come_as_often_as_said() {
+async fn every_and_times_select_calls() {
     let (emulator, caller, key) = start().await;
     let statuses = async |n| {
         let mut statuses = Vec::new();
@@ -336,26 +336,26 @@ async fn faults_come_as_often_as_said() {
 }
 
 #[tokio::test]
-async fn an_outage_cuts_every_connection_and_ends() {
+async fn outage_resets_all_connections_and_ends() {
     let (emulator, caller, key) = start().await;
     assert_eq!(caller.verify(key.secret()).await.status(), 200);
-    emulator.inject(Endpoint::Token, Fault::silence());
-    let under_way = tokio::spawn({
+    emulator.inject(Endpoint::Token, Fault::no_response());
+    let in_flight = tokio::spawn({
         let request = caller.request(Method::POST, "/oauth2/token");
         request.send()
     });
-    emulator.reached(Endpoint::Token, 1).await;
+    emulator.wait_for_calls(Endpoint::Token, 1).await;
     let before = emulator.calls();
 
     emulator.set_outage(true);
     assert!(emulator.is_outage());
-    under_way.await.unwrap().unwrap_err();
+    in_flight.await.unwrap().unwrap_err();
     for _ in 0..5 {
         caller.try_verify(key.secret()).await.unwrap_err();
     }
     let during = emulator.calls();
     assert_eq!(during.verify.total, before.verify.total);
-    assert!(during.cut_connections >= 6, "{during:?}");
+    assert!(during.reset_connections >= 6, "{during:?}");
 
     emulator.set_outage(false);
     assert!(!emulator.is_outage());
@@ -363,7 +363,7 @@ async fn an_outage_cuts_every_connection_and_ends() {
 }
 
 #[test]
-fn faults_that_cannot_be_are_found_when_written() {
+fn invalid_faults_panic_when_constructed() {
     for make in [
         || Fault::status(99),
         || Fault::status(600),

@@ -1,32 +1,32 @@
-//! The handle: its life, what it saw, and what it never shows.
+//! The handle: lifetime of the server, recorded requests, redaction.
 
-use tower_orgkey::emulator::{Calls, Endpoint, Fault, KeySpec, KindeEmulator};
+use kinde_emulator::{Calls, Endpoint, Fault, KeySpec, KindeEmulator};
 
 use crate::Caller;
 
 #[tokio::test]
-async fn the_server_lives_as_long_as_its_last_handle() {
+async fn server_stops_with_its_last_handle() {
     let emulator = KindeEmulator::start().await.unwrap();
     let caller = Caller::new(&emulator);
     let clone = emulator.clone();
     drop(emulator);
     assert_eq!(caller.get("/api/v1/api_keys").await.status(), 200);
     drop(clone);
-    // The server's task is gone at its next turn.
+    // Lets the aborted server task end.
     tokio::task::yield_now().await;
     let error = caller.http.get(&caller.url).send().await.unwrap_err();
     assert!(!error.is_status());
 }
 
 #[tokio::test]
-async fn a_shutdown_waits_for_the_answer_under_way_and_not_for_silence() {
+async fn shutdown_waits_for_calls_in_flight() {
     let emulator = KindeEmulator::start().await.unwrap();
     let caller = Caller::new(&emulator);
     emulator.inject(
         Endpoint::Verify,
         Fault::latency(std::time::Duration::from_millis(20)),
     );
-    emulator.inject(Endpoint::ListKeys, Fault::silence());
+    emulator.inject(Endpoint::ListKeys, Fault::no_response());
     let verify = tokio::spawn(
         caller
             .request(reqwest::Method::POST, "/api/v1/api_keys/verify")
@@ -38,12 +38,12 @@ async fn a_shutdown_waits_for_the_answer_under_way_and_not_for_silence() {
             .request(reqwest::Method::GET, "/api/v1/api_keys")
             .send(),
     );
-    emulator.reached(Endpoint::Verify, 1).await;
-    emulator.reached(Endpoint::ListKeys, 1).await;
+    emulator.wait_for_calls(Endpoint::Verify, 1).await;
+    emulator.wait_for_calls(Endpoint::ListKeys, 1).await;
     emulator.shutdown().await;
     assert_eq!(verify.await.unwrap().unwrap().status(), 200);
     list.await.unwrap().unwrap_err();
-    // Nobody listens any more; a second shutdown, and an outage, are nothing.
+    // After a shutdown, another one and an outage have no effect.
     emulator.shutdown().await;
     emulator.set_outage(true);
     assert!(!emulator.is_outage());
@@ -57,14 +57,14 @@ async fn a_shutdown_waits_for_the_answer_under_way_and_not_for_silence() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_an_error() {
+async fn address_in_use_is_an_error() {
     let emulator = KindeEmulator::start().await.unwrap();
     let second = KindeEmulator::builder().addr(emulator.addr()).start().await;
     assert_eq!(second.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
 }
 
 #[tokio::test]
-async fn the_last_request_is_shown_without_its_secrets() {
+async fn last_request_redacts_secrets() {
     let emulator = KindeEmulator::start().await.unwrap();
     assert!(emulator.last_request(Endpoint::Verify).is_none());
     let caller = Caller::new(&emulator);
@@ -77,20 +77,20 @@ async fn the_last_request_is_shown_without_its_secrets() {
         .send()
         .await
         .unwrap();
-    let seen = emulator.last_request(Endpoint::Verify).unwrap();
-    assert_eq!(seen.method(), "POST");
-    assert_eq!(seen.uri(), "/api/v1/api_keys/verify");
-    assert_eq!(seen.header("x-trace"), Some("7"));
-    assert_eq!(seen.header("authorization"), Some("Bearer [redacted]"));
-    assert_eq!(seen.headers().get_all("authorization").iter().count(), 1);
-    assert_eq!(seen.field("api_key"), Some("[redacted]"));
+    let request = emulator.last_request(Endpoint::Verify).unwrap();
+    assert_eq!(request.method(), "POST");
+    assert_eq!(request.uri(), "/api/v1/api_keys/verify");
+    assert_eq!(request.header("x-trace"), Some("7"));
+    assert_eq!(request.header("authorization"), Some("Bearer [redacted]"));
+    assert_eq!(request.headers().get_all("authorization").iter().count(), 1);
+    assert_eq!(request.field("api_key"), Some("[redacted]"));
 
     caller.fetch_token(&emulator).await;
     let token = emulator.last_request(Endpoint::Token).unwrap();
     assert_eq!(token.field("audience"), Some(&*emulator.audience()));
     assert_eq!(token.field("client_secret"), Some("[redacted]"));
 
-    let shown = format!("{seen:?} {token:?} {emulator:?} {key:?}");
+    let shown = format!("{request:?} {token:?} {emulator:?} {key:?}");
     for secret in [
         key.secret(),
         caller.token.as_deref().unwrap(),
@@ -102,7 +102,7 @@ async fn the_last_request_is_shown_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn counts_begin_anew_on_request() {
+async fn reset_calls_resets_all_counts() {
     let emulator = KindeEmulator::start().await.unwrap();
     let caller = Caller::new(&emulator);
     caller.verify("k_live_0").await;
@@ -113,14 +113,14 @@ async fn counts_begin_anew_on_request() {
 }
 
 #[tokio::test]
-async fn a_key_can_have_a_secret_of_ones_own_choice_once() {
+async fn secret_can_be_set_but_not_twice() {
     let emulator = KindeEmulator::start().await.unwrap();
     let spec = KeySpec::organization("org_1").secret("k_live_mine");
     assert_eq!(emulator.issue_key(spec.clone()).secret(), "k_live_mine");
     assert!(!format!("{spec:?}").contains("k_live_mine"));
     let twice = std::panic::AssertUnwindSafe(|| emulator.issue_key(spec));
     assert!(std::panic::catch_unwind(twice).is_err());
-    // The emulator goes on.
+    // The panic does not affect the emulator.
     assert_eq!(
         Caller::new(&emulator).verify("k_live_mine").await.status(),
         200

@@ -1,15 +1,15 @@
-//! Ten thousand at once.
+//! Concurrent connections.
 
 use std::sync::Arc;
 
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
+use kinde_emulator::{Endpoint, Fault, KeySpec, KindeEmulator};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tower_orgkey::emulator::{Endpoint, Fault, KeySpec, KindeEmulator};
 
-/// Each on a connection of its own, so there are as many connections as the limit on open files allows: a socket has two ends
-/// in this process.
+/// Returns the number of connections to open: 10,000, or as many as the limit on open files allows. Both ends of each
+/// connection are in this process.
 fn connections() -> usize {
     let limit = std::fs::read_to_string("/proc/self/limits")
         .ok()
@@ -24,7 +24,7 @@ fn connections() -> usize {
 }
 
 #[tokio::test]
-async fn ten_thousand_calls_under_way_at_once_are_all_answered() {
+async fn ten_thousand_concurrent_calls_are_answered() {
     let emulator = KindeEmulator::start().await.unwrap();
     let key = emulator.issue_key(KeySpec::organization("org_1"));
     let token = Arc::new(emulator.issue_token(["read:api_keys"]));
@@ -57,7 +57,7 @@ async fn ten_thousand_calls_under_way_at_once_are_all_answered() {
         });
     }
     let expected = connections as u64;
-    emulator.reached(Endpoint::Verify, expected).await;
+    emulator.wait_for_calls(Endpoint::Verify, expected).await;
     assert_eq!(emulator.calls().verify.in_flight, expected);
     emulator.clear_faults();
     while let Some(status) = calls.join_next().await {
@@ -65,7 +65,7 @@ async fn ten_thousand_calls_under_way_at_once_are_all_answered() {
     }
     let verify = emulator.calls().verify;
     assert_eq!(
-        (verify.ok, verify.in_flight, verify.most_in_flight),
+        (verify.ok, verify.in_flight, verify.max_in_flight),
         (expected, 0, expected)
     );
 }

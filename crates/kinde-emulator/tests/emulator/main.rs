@@ -1,25 +1,21 @@
-//! Holds the emulator to Kinde's published contract, field by field, and shows that each of its switches does what it says.
-//!
-//! The client here is a plain HTTP client that knows nothing of this crate.
+//! Compares the emulator with Kinde's published contract, and tests each of its switches, with a plain HTTP client.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a helper of tests that panics is a test that fails"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may fail on a missing value")]
 
-mod contract;
 mod faults;
 mod handle;
+mod keys;
 mod load;
-#[cfg(any(feature = "rustls", feature = "native-tls"))]
+#[cfg(feature = "tls")]
 mod tls;
 mod tokens;
+mod verify;
 
+use kinde_emulator::KindeEmulator;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
-use tower_orgkey::emulator::KindeEmulator;
 
-/// A caller with a token.
+/// A client of the emulator, with a token.
 pub(crate) struct Caller {
     pub(crate) http: reqwest::Client,
     pub(crate) url: String,
@@ -27,7 +23,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// With a token that may do everything.
+    /// A caller with all scopes.
     pub(crate) fn new(emulator: &KindeEmulator) -> Self {
         Self::with_scopes(
             emulator,
@@ -110,7 +106,7 @@ impl Caller {
             .unwrap()
     }
 
-    /// Asks for a token with the right credentials.
+    /// Requests a token with the valid credentials.
     pub(crate) async fn fetch_token(&self, emulator: &KindeEmulator) -> Response {
         self.form(&[
             ("grant_type", "client_credentials"),
@@ -122,7 +118,7 @@ impl Caller {
     }
 }
 
-/// The status and the body, which must be JSON of the media type that Kinde sends.
+/// Returns the status and the body. The body must be JSON with the media type that Kinde sends.
 pub(crate) async fn read(response: Response) -> (u16, Value) {
     assert_eq!(
         response.headers()["content-type"],
@@ -132,7 +128,7 @@ pub(crate) async fn read(response: Response) -> (u16, Value) {
     (status, response.json().await.unwrap())
 }
 
-/// The names of an object's members, in order.
+/// Returns the sorted names of an object's members.
 pub(crate) fn members(object: &Value) -> Vec<&str> {
     let mut names: Vec<&str> = object
         .as_object()
@@ -144,7 +140,7 @@ pub(crate) fn members(object: &Value) -> Vec<&str> {
     names
 }
 
-/// `errors` as an array of one error with a code and a message.
+/// Asserts that `errors` is an array of one error with a code and a message.
 #[track_caller]
 pub(crate) fn assert_errors_array(body: &Value) {
     assert_eq!(members(body), ["errors"]);
@@ -154,7 +150,7 @@ pub(crate) fn assert_errors_array(body: &Value) {
     assert!(errors[0]["code"].is_string() && errors[0]["message"].is_string());
 }
 
-/// `errors` as an object.
+/// Asserts that `errors` is an object with this code.
 #[track_caller]
 pub(crate) fn assert_errors_object(body: &Value, code: &str) {
     assert_eq!(members(body), ["errors"]);
@@ -162,11 +158,23 @@ pub(crate) fn assert_errors_object(body: &Value, code: &str) {
     assert_eq!(body["errors"]["code"], code);
 }
 
-/// `2024-11-18T13:32:03+11`.
+/// Asserts that a timestamp has the form `2024-11-18T13:32:03+11`.
 #[track_caller]
-pub(crate) fn assert_odd_timestamp(value: &Value) {
+pub(crate) fn assert_timestamp(value: &Value) {
     let text = value.as_str().unwrap();
     assert_eq!(text.len(), "2024-11-18T13:32:03+11".len(), "{text}");
     assert!(text.ends_with("+11"), "{text}");
     assert_eq!(text.as_bytes()[10], b'T', "{text}");
+}
+
+/// Asserts that an id has the form `api_key_` and 32 hexadecimal digits.
+#[track_caller]
+pub(crate) fn assert_key_id(id: &str) {
+    let digits = id.strip_prefix("api_key_").unwrap();
+    assert_eq!(digits.len(), 32);
+    assert!(
+        digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    );
 }

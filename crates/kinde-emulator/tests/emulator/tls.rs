@@ -1,11 +1,11 @@
-//! The same over TLS, with a certificate made at start.
+//! HTTPS.
 
+use kinde_emulator::{Endpoint, Fault, KeySpec, KindeEmulator, KindeEmulatorBuilder};
 use reqwest::Certificate;
-use tower_orgkey::emulator::{Endpoint, Fault, KeySpec, KindeEmulator, KindeEmulatorBuilder};
 
 use crate::{Caller, read};
 
-/// A caller that trusts this emulator's certificates and no others.
+/// Returns a caller that trusts only the root certificate of `root`.
 fn trusting(root: &KindeEmulator, emulator: &KindeEmulator) -> Caller {
     let root = Certificate::from_pem(root.root_certificate_pem().unwrap().as_bytes()).unwrap();
     let http = reqwest::Client::builder()
@@ -26,7 +26,7 @@ async fn start(builder: KindeEmulatorBuilder) -> (KindeEmulator, Caller) {
 }
 
 #[tokio::test]
-async fn a_client_that_trusts_the_root_is_served() {
+async fn client_that_trusts_the_root_is_served() {
     let (emulator, caller) = start(KindeEmulator::builder().tls()).await;
     assert!(emulator.issuer_url().starts_with("https://127.0.0.1:"));
     let key = emulator.issue_key(KeySpec::organization("org_1"));
@@ -39,11 +39,11 @@ async fn a_client_that_trusts_the_root_is_served() {
         ..caller
     };
     assert_eq!(named.verify(key.secret()).await.status(), 200);
-    assert_eq!(emulator.calls().failed_handshakes, 0);
+    assert_eq!(emulator.calls().failed_tls_handshakes, 0);
 }
 
 #[tokio::test]
-async fn faults_reach_the_connection_beneath_tls() {
+async fn faults_close_and_reset_tls_connections() {
     let (emulator, caller) = start(KindeEmulator::builder().tls()).await;
     for fault in [Fault::reset(), Fault::close()] {
         emulator.inject(Endpoint::Verify, fault);
@@ -57,10 +57,10 @@ async fn faults_reach_the_connection_beneath_tls() {
 }
 
 #[tokio::test]
-async fn an_unknown_root_a_wrong_name_and_an_expired_certificate_are_no_connection() {
+async fn invalid_certificates_fail_the_handshake() {
     let (other, _) = start(KindeEmulator::builder().tls()).await;
     let (unknown, _) = start(KindeEmulator::builder().tls()).await;
-    let (misnamed, _) = start(KindeEmulator::builder().tls_for(["acme.example"])).await;
+    let (misnamed, _) = start(KindeEmulator::builder().tls_for_names(["acme.example"])).await;
     let (expired, _) = start(KindeEmulator::builder().tls_expired()).await;
     for (root, emulator) in [
         (&other, &unknown),

@@ -1,15 +1,15 @@
-//! The token endpoint, and what the others ask of a token.
+//! The token endpoint, and the tokens that other endpoints need.
 
 use std::time::Duration;
 
+use kinde_emulator::{KeySpec, KindeEmulator, VerifyAccess};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use tower_orgkey::emulator::{KeySpec, KindeEmulator, VerifyAccess};
 
 use crate::{Caller, assert_errors_array, members, read};
 
 #[tokio::test]
-async fn a_token_comes_with_every_field_and_opens_the_door() {
+async fn token_reply_has_all_members() {
     let emulator = KindeEmulator::start().await.unwrap();
     let mut caller = Caller::without_token(&emulator);
     let response = caller.fetch_token(&emulator).await;
@@ -37,7 +37,7 @@ async fn a_token_comes_with_every_field_and_opens_the_door() {
 }
 
 #[tokio::test]
-async fn the_claims_are_those_of_an_m2m_token() {
+async fn token_has_the_claims_of_an_m2m_token() {
     let emulator = KindeEmulator::builder()
         .token_lifetime(Duration::from_secs(60))
         .start()
@@ -83,7 +83,7 @@ fn base64url(text: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn refusals_of_the_token_endpoint_are_those_of_rfc_6749() {
+async fn token_errors_match_rfc_6749() {
     let emulator = KindeEmulator::start().await.unwrap();
     let caller = Caller::without_token(&emulator);
     let (id, secret, audience) = (
@@ -92,14 +92,14 @@ async fn refusals_of_the_token_endpoint_are_those_of_rfc_6749() {
         emulator.audience(),
     );
     assert_eq!(audience, format!("{}/api", emulator.issuer_url()));
-    let good = [
+    let valid = [
         ("grant_type", "client_credentials"),
         ("client_id", &id),
         ("client_secret", &secret),
         ("audience", &audience),
         ("scope", ""),
     ];
-    assert_eq!(caller.form(&good).await.status(), 200);
+    assert_eq!(caller.form(&valid).await.status(), 200);
     for (field, value, status, error) in [
         ("grant_type", "", 400, "invalid_request"),
         ("grant_type", "password", 400, "unsupported_grant_type"),
@@ -117,7 +117,7 @@ async fn refusals_of_the_token_endpoint_are_those_of_rfc_6749() {
         ("scope", "read:users", 400, "invalid_scope"),
         ("scope", "read:api_keys+read:users", 400, "invalid_scope"),
     ] {
-        let fields = good.map(|(name, good)| (name, if name == field { value } else { good }));
+        let fields = valid.map(|(name, valid)| (name, if name == field { value } else { valid }));
         let (got, body) = read(caller.form(&fields).await).await;
         assert_eq!(
             (got, &body["error"]),
@@ -126,7 +126,7 @@ async fn refusals_of_the_token_endpoint_are_those_of_rfc_6749() {
         );
         assert_eq!(members(&body), ["error", "error_description"]);
     }
-    let repeated = [good.as_slice(), &[("client_id", &id)]].concat();
+    let repeated = [valid.as_slice(), &[("client_id", &id)]].concat();
     let (status, body) = read(caller.form(&repeated).await).await;
     assert_eq!((status, &body["error"]), (400, &json!("invalid_request")));
 
@@ -145,7 +145,7 @@ async fn refusals_of_the_token_endpoint_are_those_of_rfc_6749() {
         (
             calls.total,
             calls.ok,
-            calls.token_refused,
+            calls.token_rejected,
             calls.bad_request
         ),
         (13, 1, 4, 8)
@@ -153,10 +153,10 @@ async fn refusals_of_the_token_endpoint_are_those_of_rfc_6749() {
 }
 
 #[tokio::test]
-async fn scopes_are_narrowed_on_request_and_gone_when_switched_off() {
+async fn scopes_can_be_narrowed_or_removed() {
     let emulator = KindeEmulator::start().await.unwrap();
     let caller = Caller::without_token(&emulator);
-    let ask = async |scope: &str| {
+    let request = async |scope: &str| {
         let fields = [
             ("grant_type", "client_credentials"),
             ("client_id", &emulator.client_id()),
@@ -166,26 +166,26 @@ async fn scopes_are_narrowed_on_request_and_gone_when_switched_off() {
         ];
         read(caller.form(&fields).await).await.1
     };
-    assert_eq!(ask("read:api_keys").await["scope"], "read:api_keys");
+    assert_eq!(request("read:api_keys").await["scope"], "read:api_keys");
     emulator.set_token_scopes(Vec::<String>::new());
-    let body = ask("").await;
+    let body = request("").await;
     assert_eq!(body["scope"], "");
-    let barren = Caller {
+    let without_scopes = Caller {
         token: Some(body["access_token"].as_str().unwrap().to_owned()),
         ..Caller::without_token(&emulator)
     };
-    let (status, body) = read(barren.get("/api/v1/api_keys").await).await;
+    let (status, body) = read(without_scopes.get("/api/v1/api_keys").await).await;
     assert_eq!(status, 403);
     assert_errors_array(&body);
     assert_eq!(body["errors"][0]["message"], "Scope missing");
-    let (status, body) = read(barren.verify("k_live_0").await).await;
+    let (status, body) = read(without_scopes.verify("k_live_0").await).await;
     assert_eq!(status, 401);
     assert_eq!(body["errors"][0]["message"], "Scope missing");
-    assert_eq!(emulator.calls().verify.token_refused, 1);
+    assert_eq!(emulator.calls().verify.token_rejected, 1);
 }
 
 #[tokio::test]
-async fn each_operation_asks_for_its_own_scope() {
+async fn each_operation_needs_its_scope() {
     let emulator = KindeEmulator::start().await.unwrap();
     let key = emulator.issue_key(KeySpec::organization("org_1"));
     let one = format!("/api/v1/api_keys/{}", key.id());
@@ -219,11 +219,11 @@ async fn each_operation_asks_for_its_own_scope() {
 }
 
 #[tokio::test]
-async fn verify_asks_for_as_much_as_it_is_told_to() {
+async fn verify_needs_the_configured_access() {
     let emulator = KindeEmulator::start().await.unwrap();
     let key = emulator.issue_key(KeySpec::organization("org_1"));
     let full = Caller::with_scopes(&emulator, ["read:api_keys"]);
-    let barren = Caller::with_scopes(&emulator, [] as [&str; 0]);
+    let without_scopes = Caller::with_scopes(&emulator, [] as [&str; 0]);
     let none = Caller::without_token(&emulator);
     for (access, statuses) in [
         (VerifyAccess::TokenWithScope, [200, 401, 401]),
@@ -231,7 +231,7 @@ async fn verify_asks_for_as_much_as_it_is_told_to() {
         (VerifyAccess::Public, [200, 200, 200]),
     ] {
         emulator.set_verify_access(access);
-        for (caller, status) in [&full, &barren, &none].into_iter().zip(statuses) {
+        for (caller, status) in [&full, &without_scopes, &none].into_iter().zip(statuses) {
             assert_eq!(
                 caller.verify(key.secret()).await.status(),
                 status,
@@ -254,15 +254,15 @@ async fn verify_asks_for_as_much_as_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_expired_revoked_or_anothers_is_refused() {
+async fn invalid_tokens_are_rejected() {
     let emulator = KindeEmulator::start().await.unwrap();
     let another = KindeEmulator::start().await.unwrap();
-    let stranger = Caller {
+    let foreign = Caller {
         token: Some(another.issue_token(["read:api_keys"])),
         ..Caller::without_token(&emulator)
     };
-    assert_eq!(stranger.verify("k_live_0").await.status(), 401);
-    assert_eq!(stranger.get("/api/v1/api_keys").await.status(), 403);
+    assert_eq!(foreign.verify("k_live_0").await.status(), 401);
+    assert_eq!(foreign.get("/api/v1/api_keys").await.status(), 403);
 
     let caller = Caller::new(&emulator);
     assert_eq!(caller.get("/api/v1/api_keys").await.status(), 200);
@@ -270,9 +270,9 @@ async fn a_token_that_is_expired_revoked_or_anothers_is_refused() {
     let (status, body) = read(caller.get("/api/v1/api_keys").await).await;
     assert_eq!(status, 403);
     assert_errors_array(&body);
-    emulator.set_refusal_status(StatusCode::UNAUTHORIZED);
+    emulator.set_rejected_token_status(StatusCode::UNAUTHORIZED);
     assert_eq!(caller.get("/api/v1/api_keys").await.status(), 401);
-    emulator.set_refusal_status(StatusCode::FORBIDDEN);
+    emulator.set_rejected_token_status(StatusCode::FORBIDDEN);
     assert_eq!(caller.verify("k_live_0").await.status(), 403);
 
     emulator.set_token_lifetime(Duration::ZERO);
@@ -281,9 +281,9 @@ async fn a_token_that_is_expired_revoked_or_anothers_is_refused() {
 }
 
 #[tokio::test]
-async fn a_new_client_secret_ends_the_old_one() {
+async fn new_client_secret_replaces_the_old_one() {
     let emulator = KindeEmulator::builder()
-        .client("m2m", "first-secret")
+        .client_credentials("m2m", "first-secret")
         .audience("https://acme.example/api")
         .start()
         .await
