@@ -4,151 +4,22 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
+mod stage;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::routing::get;
-use axum::{Router, response::Response};
 use futures_util::FutureExt;
-use http::Request;
-use tower::ServiceExt;
-use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator, RejectedAs};
-use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder};
+use kinde_emulator::{Endpoint, Fault, InvalidKeyReply, KindeEmulator};
+use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{
-    ApiKeyHandle, ApiKeyLayer, BreakerState, OrgContext, Rejection, Verifier, verifier_fn,
-};
+use tower_orgkey::{ApiKeyLayer, BreakerState, Verifier, verifier_fn};
 
-use self::support::log::Log;
+use self::stage::{A_WHILE, JUNK, Stage, code, kinde};
 use self::support::proxy::{Fault as OnTheWay, FaultProxy};
-
-/// Longer than the breaker stays open at first, shorter than both soft TTLs.
-const A_WHILE: Duration = Duration::from_secs(70);
-
-struct Stage {
-    emulator: KindeEmulator,
-    proxy: FaultProxy,
-    clock: TestClock,
-    handle: ApiKeyHandle,
-    app: Router,
-    known: IssuedKey,
-}
-
-impl Stage {
-    /// An application, a proxy and an emulator, in this order, and a key that the application knows.
-    async fn set() -> Self {
-        Self::over(KindeEmulator::start().await.unwrap()).await
-    }
-
-    async fn over(emulator: KindeEmulator) -> Self {
-        let clock = TestClock::new();
-        let proxy = FaultProxy::to(emulator.addr());
-        let kinde = kinde(&emulator, &proxy, &clock).build().unwrap();
-        let auth = ApiKeyLayer::builder(kinde).test_clock(clock.clone());
-        let auth = auth.build().unwrap();
-        Self::with(emulator, proxy, clock, auth).await
-    }
-
-    async fn with(
-        emulator: KindeEmulator,
-        proxy: FaultProxy,
-        clock: TestClock,
-        auth: ApiKeyLayer,
-    ) -> Self {
-        let handle = auth.handle();
-        let app = Router::new()
-            .route("/", get(|_: OrgContext| async {}))
-            .route_layer(auth);
-        let known = emulator.issue_key(KeySpec::organization("org_known"));
-        let stage = Self {
-            emulator,
-            proxy,
-            clock,
-            handle,
-            app,
-            known,
-        };
-        assert_eq!(stage.status(stage.known.secret()).await, 200);
-        stage
-    }
-
-    async fn call(&self, secret: &str) -> Response {
-        let request = Request::get("/")
-            .header("authorization", format!("Bearer {secret}"))
-            .body(Body::empty())
-            .unwrap();
-        self.app.clone().oneshot(request).await.unwrap()
-    }
-
-    async fn status(&self, secret: &str) -> u16 {
-        self.call(secret).await.status().as_u16()
-    }
-
-    fn stranger(&self) -> IssuedKey {
-        self.emulator
-            .issue_key(KeySpec::organization("org_stranger"))
-    }
-
-    /// What a fault comes to that leaves us without an answer: known keys pass, nobody else does, and nobody is told that
-    /// his key is bad.
-    async fn shows_an_outage(&self, stranger: &IssuedKey) {
-        for age in [0, 70, 300] {
-            self.clock.jump(Duration::from_secs(age));
-            assert_eq!(self.status(self.known.secret()).await, 200, "{age} s later");
-            for unknown in [stranger.secret(), JUNK] {
-                let refused = self.call(unknown).await;
-                assert_eq!(refused.status(), 503, "{unknown}, {age} s later");
-                assert_eq!(code(&refused), "verifier-unavailable");
-                let wait = refused.headers()["retry-after"].to_str().unwrap();
-                assert!(wait.parse::<u64>().unwrap() >= 1, "{wait}");
-                assert!(!refused.headers().contains_key("www-authenticate"));
-            }
-        }
-    }
-
-    /// Nothing is left of it once the fault is gone.
-    async fn shows_recovery(&self, stranger: &IssuedKey) {
-        self.clock.jump(A_WHILE);
-        assert_eq!(self.status(stranger.secret()).await, 200);
-        assert_eq!(self.status(JUNK).await, 401);
-        self.emulator.reset_calls();
-        assert_eq!(self.status(self.known.secret()).await, 200);
-        assert!(
-            self.emulator.calls().verify.total > 0,
-            "the known key is asked about again"
-        );
-        assert_eq!(self.handle.upstream().breaker, BreakerState::Closed);
-    }
-}
-
-/// A key that nobody issued.
-const JUNK: &str = "k_live_junk_00000000";
-
-/// A verifier that reaches the emulator through the proxy.
-fn kinde(emulator: &KindeEmulator, proxy: &FaultProxy, clock: &TestClock) -> KindeVerifierBuilder {
-    let here = emulator.addr().to_string();
-    let issuer = emulator
-        .issuer_url()
-        .replace(&here, &proxy.addr().to_string());
-    let kinde = KindeVerifier::builder(issuer)
-        .client_credentials(emulator.client_id(), emulator.client_secret())
-        .audience(emulator.audience())
-        // The attempt's own deadline is enough. A busy machine takes its time over the TLS of those who do answer.
-        .connect_timeout(Duration::from_secs(5))
-        .test_clock(clock.clone());
-    match emulator.root_certificate_pem() {
-        Some(root) => kinde.add_root_certificate_pem(root),
-        None => kinde,
-    }
-}
-
-fn code(response: &Response) -> &'static str {
-    response.extensions().get::<Rejection>().unwrap().code()
-}
 
 #[tokio::test]
 async fn fault_01_an_issuer_that_is_gone_leaves_known_keys_alone_and_tells_strangers_to_come_back()
@@ -267,33 +138,6 @@ async fn fault_04_an_answer_that_breaks_off_is_neither_a_yes_nor_a_no() {
 }
 
 #[tokio::test]
-async fn fault_13_somebody_else_at_the_issuers_address_is_an_outage_and_gets_neither_key_nor_token()
-{
-    let tls = || KindeEmulator::builder().tls();
-    for (what, impostor, is_certificate) in [
-        ("another authority's certificate", tls(), true),
-        ("plain HTTP", KindeEmulator::builder(), false),
-    ] {
-        let (log, _guard) = Log::capture();
-        let impostor = impostor.verify_without_token().start().await.unwrap();
-        let mut stage = Stage::over(tls().start().await.unwrap()).await;
-        let stranger = stage.stranger();
-        let diverted = OnTheWay::Divert(impostor.addr());
-        stage.proxy.inject(diverted).await;
-        stage.shows_an_outage(&stranger).await;
-        assert!(stage.proxy.injected() >= 5, "{what}");
-        let calls = impostor.calls();
-        assert!(calls.connections >= 5, "{what}: {calls:?}");
-        assert_eq!(calls.verify.total + calls.token.total, 0, "{what}");
-        assert_eq!(calls.unrouted, 0, "{what}");
-        let told = log.lines("ERROR", "security=true");
-        assert_eq!(told.len(), usize::from(is_certificate), "{what}: {told:?}");
-        stage.proxy.heal();
-        stage.shows_recovery(&stranger).await;
-    }
-}
-
-#[tokio::test]
 async fn fault_13_a_name_that_resolves_no_more_is_an_outage() {
     const GONE: &str = "issuer.invalid";
 
@@ -365,7 +209,9 @@ async fn fault_08_a_429_with_its_reset_leaves_the_issuer_alone_and_the_breaker_c
 #[tokio::test]
 async fn fault_33_junk_that_the_issuer_answers_with_400_is_401_and_no_outage() {
     let stage = Stage::set().await;
-    stage.emulator.set_rejected_as(RejectedAs::BadRequest);
+    stage
+        .emulator
+        .set_invalid_key_reply(InvalidKeyReply::BadRequest);
     stage.emulator.reset_calls();
     for n in 0..40 {
         let refused = stage.call(&format!("k_live_junk_{n:08}")).await;

@@ -11,8 +11,6 @@ mod own_api;
 mod replies;
 mod stage;
 mod stub;
-#[cfg(any(feature = "rustls", feature = "native-tls"))]
-mod tls;
 mod token;
 mod told;
 mod transport;

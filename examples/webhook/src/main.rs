@@ -5,7 +5,7 @@
 //! verification of each key of one organization.
 //!
 //! ```text
-//! KINDE_ISSUER_URL=https://acme.kinde.com KINDE_CLIENT_ID=… KINDE_CLIENT_SECRET=… cargo run --example webhook
+//! KINDE_ISSUER_URL=https://acme.kinde.com KINDE_CLIENT_ID=… KINDE_CLIENT_SECRET=… cargo run -p example-webhook
 //! ```
 //!
 //! and in Kinde, under Settings > Webhooks, an endpoint `https://<your host>/webhooks/kinde` for `organization.deleted`.

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tower_orgkey::{ApiKey, ApiKeyLayer, OrgCode, OrgContext, Verification, verifier_fn};
 
 #[allow(dead_code)] // Its `main`.
-#[path = "../examples/webhook.rs"]
+#[path = "../src/main.rs"]
 mod example;
 
 const KEY: &str = "k_test_of_org_a";
