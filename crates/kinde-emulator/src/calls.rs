@@ -51,7 +51,7 @@ pub struct EndpointCalls {
     pub ok: u64,
     /// Calls of verify for which the key is invalid, whatever the [reply](crate::InvalidKeyReply).
     pub key_invalid: u64,
-    /// Calls whose access token (at the token endpoint: whose client credentials) was rejected.
+    /// Calls with a rejected access token, or at the token endpoint with rejected client credentials.
     pub token_rejected: u64,
     /// Malformed requests.
     pub bad_request: u64,

@@ -1,4 +1,4 @@
-//! Tests of `tower-orgkey` that need dependencies of their own.
+//! Tests of `tower-orgkey` that need additional dependencies.
 //!
 //! Cargo builds all dev-dependencies of a package for any of its examples. These tests are in a separate package, so that
 //! `cargo run --example quickstart` does not build what only they need.

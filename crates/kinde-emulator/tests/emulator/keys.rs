@@ -55,7 +55,7 @@ async fn created_key_shows_its_secret_once() {
 async fn invalid_create_request_gets_400() {
     let emulator = KindeEmulator::start().await.unwrap();
     let caller = Caller::new(&emulator);
-    let good = json!({ "name": "n", "type": "organization", "api_id": "a", "org_code": "org_1" });
+    let valid = json!({ "name": "n", "type": "organization", "api_id": "a", "org_code": "org_1" });
     for (name, value) in [
         ("name", Value::Null),
         ("type", Value::Null),
@@ -65,13 +65,13 @@ async fn invalid_create_request_gets_400() {
         ("scope_ids", json!("read:reports")),
         ("scope_ids", json!([1])),
     ] {
-        let mut bad = good.clone();
-        bad[name] = value;
-        let (status, body) = read(caller.create(&bad).await).await;
-        assert_eq!(status, 400, "{bad}");
+        let mut invalid = valid.clone();
+        invalid[name] = value;
+        let (status, body) = read(caller.create(&invalid).await).await;
+        assert_eq!(status, 400, "{invalid}");
         assert_errors_array(&body);
     }
-    assert_eq!(read(caller.create(&good).await).await.0, 201);
+    assert_eq!(read(caller.create(&valid).await).await.0, 201);
     let user = json!({ "name": "n", "type": "user", "api_id": "a" });
     assert_eq!(read(caller.create(&user).await).await.0, 400);
     let environment = json!({ "name": "n", "type": "environment", "api_id": "a" });

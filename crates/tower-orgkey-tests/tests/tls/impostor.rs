@@ -16,18 +16,21 @@ async fn fault_13_impostor_gets_no_key_and_no_token() {
         let (log, _guard) = Log::capture();
         let impostor = impostor.verify_without_token().start().await.unwrap();
         let mut stage = Stage::over(tls().start().await.unwrap()).await;
-        let stranger = stage.stranger();
-        let diverted = Fault::Divert(impostor.addr());
-        stage.proxy.inject(diverted).await;
-        stage.shows_an_outage(&stranger).await;
+        let unknown = stage.stranger();
+        stage.proxy.inject(Fault::Divert(impostor.addr())).await;
+        stage.shows_an_outage(&unknown).await;
         assert!(stage.proxy.injected() >= 5, "{what}");
         let calls = impostor.calls();
         assert!(calls.connections >= 5, "{what}: {calls:?}");
         assert_eq!(calls.verify.total + calls.token.total, 0, "{what}");
         assert_eq!(calls.unrouted, 0, "{what}");
-        let told = log.lines("ERROR", "security=true");
-        assert_eq!(told.len(), usize::from(is_certificate), "{what}: {told:?}");
+        let events = log.lines("ERROR", "security=true");
+        assert_eq!(
+            events.len(),
+            usize::from(is_certificate),
+            "{what}: {events:?}"
+        );
         stage.proxy.heal();
-        stage.shows_recovery(&stranger).await;
+        stage.shows_recovery(&unknown).await;
     }
 }

@@ -1,4 +1,4 @@
-//! TLS to the issuer, by whichever library the features name.
+//! The Kinde verifier over TLS.
 
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
@@ -67,7 +67,7 @@ async fn start(config: ServerConfig) -> Stub {
     stub
 }
 
-/// A layer that trusts this authority, over the issuer at this name.
+/// Returns a layer that trusts this authority, with the stub as its issuer under the name `host`.
 fn layer(stub: &Stub, host: &str, trusted: Option<&Authority>) -> ApiKeyLayer {
     let mut builder = KindeVerifier::builder(format!("https://{host}:{}", stub.addr.port()))
         .bearer_token("static-secret")
@@ -78,7 +78,7 @@ fn layer(stub: &Stub, host: &str, trusted: Option<&Authority>) -> ApiKeyLayer {
     layer_over(builder.build().unwrap(), &TestClock::new())
 }
 
-/// The events of this crate, each in a line.
+/// Records the events of tower-orgkey, one line each.
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<String>>>);
 
@@ -101,7 +101,7 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Events {
 }
 
 #[tokio::test]
-async fn a_trusted_certificate_carries_the_main_flow() {
+async fn trusted_certificate_is_accepted() {
     let authority = Authority::new();
     let stub = start(authority.server("localhost", 4000)).await;
     let layer = layer(&stub, "localhost", Some(&authority));
@@ -110,7 +110,7 @@ async fn a_trusted_certificate_carries_the_main_flow() {
 }
 
 #[tokio::test]
-async fn tls_1_2_is_enough() {
+async fn tls_1_2_is_accepted() {
     let authority = Authority::new();
     let versions = [&rustls::version::TLS12];
     let stub = start(authority.server_of("localhost", 4000, &versions)).await;
@@ -119,7 +119,7 @@ async fn tls_1_2_is_enough() {
 }
 
 #[tokio::test]
-async fn fault_13_a_bad_certificate_is_503_and_a_security_event_and_never_plain_http() {
+async fn fault_13_bad_certificate_gets_503_and_an_event() {
     let ours = Authority::new();
     let other = Authority::new();
     for (what, config, trusted) in [
@@ -146,14 +146,14 @@ async fn fault_13_a_bad_certificate_is_503_and_a_security_event_and_never_plain_
             assert_eq!(got, (503, "verifier-unavailable".into()), "{what}");
         }
         drop(guard);
-        assert!(stub.connections() > 0, "{what}: nobody tried");
+        assert!(stub.connections() > 0, "{what}: no connection");
         assert_eq!(stub.count(Endpoint::Verify), 0, "{what}");
         let events = events.0.lock().unwrap();
-        let of_security: Vec<_> = events
+        let security_events: Vec<_> = events
             .iter()
             .filter(|event| event.contains("security=true"))
             .collect();
-        assert_eq!(of_security.len(), 1, "{what}: {events:?}");
+        assert_eq!(security_events.len(), 1, "{what}: {events:?}");
         assert!(
             events
                 .iter()
@@ -164,11 +164,11 @@ async fn fault_13_a_bad_certificate_is_503_and_a_security_event_and_never_plain_
 }
 
 #[tokio::test]
-async fn fault_13_plain_http_is_not_spoken_to_an_https_issuer() {
+async fn fault_13_https_issuer_gets_no_plain_http() {
     let stub = Stub::start().await;
     stub.always(Endpoint::Verify, yes());
     let layer = layer(&stub, "localhost", None);
     assert_eq!(get(&layer, GOOD).await.0, 503);
-    assert!(stub.connections() > 0, "nobody tried");
+    assert!(stub.connections() > 0, "no connection");
     assert_eq!(stub.count(Endpoint::Verify), 0);
 }
