@@ -54,7 +54,7 @@ async fn status_has_the_error_body_of_the_contract() {
 }
 
 #[tokio::test]
-async fn fault_affects_only_its_endpoint() {
+async fn other_endpoints_are_unaffected() {
     let (emulator, caller, key) = start().await;
     let one = format!("/api/v1/api_keys/{}", key.id());
     for broken in Endpoint::ALL {
