@@ -5,7 +5,6 @@
     not(all(
         feature = "audit",
         feature = "axum",
-        feature = "emulator",
         feature = "kinde",
         feature = "limit",
         feature = "openmeter",
@@ -25,9 +24,6 @@ mod clock;
 mod config;
 pub mod context;
 mod credential;
-#[cfg(feature = "emulator")]
-#[cfg_attr(docsrs, doc(cfg(feature = "emulator")))]
-pub mod emulator;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -16,7 +16,7 @@
 //! request.extensions_mut().insert(context);
 //! ```
 //!
-//! For tests of a whole application see [`emulator`](crate::emulator).
+//! For tests of a whole application see [`kinde-emulator`](https://docs.rs/kinde-emulator).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};

@@ -14,8 +14,6 @@ mod renewal;
 mod replies;
 mod stage;
 mod stub;
-#[cfg(any(feature = "rustls", feature = "native-tls"))]
-mod tls;
 mod token;
 mod told;
 mod transport;

@@ -157,17 +157,7 @@ impl Stub {
         Self::serve(|stream| async move { Some(stream) }).await
     }
 
-    #[cfg(any(feature = "rustls", feature = "native-tls"))]
-    pub(crate) async fn start_tls(config: rustls::ServerConfig) -> Self {
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        Self::serve(move |stream| {
-            let acceptor = acceptor.clone();
-            async move { acceptor.accept(stream).await.ok() }
-        })
-        .await
-    }
-
-    async fn serve<F, Fut, S>(accept: F) -> Self
+    pub(crate) async fn serve<F, Fut, S>(accept: F) -> Self
     where
         F: Fn(TcpStream) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Option<S>> + Send,
@@ -390,12 +380,5 @@ pub(crate) trait Linger {
 impl Linger for TcpStream {
     fn reset_on_close(&self) {
         self.set_zero_linger().unwrap();
-    }
-}
-
-#[cfg(any(feature = "rustls", feature = "native-tls"))]
-impl Linger for tokio_rustls::server::TlsStream<TcpStream> {
-    fn reset_on_close(&self) {
-        self.get_ref().0.set_zero_linger().unwrap();
     }
 }
