@@ -1,11 +1,12 @@
 //! One good key: the facts, when they were asked for, and until when they may be served.
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::{Cache, sync};
+use super::recheck::CacheRef;
+use super::sync;
 use crate::clock::{Tick, nanos};
 use crate::key::{KeyDigest, KeyTail};
 use crate::verify::Facts;
@@ -33,8 +34,8 @@ pub(crate) struct Entry {
     hard_until: Tick,
     /// The version of the rules that last found nothing against the entry.
     pub(super) cleared: sync::AtomicU64,
-    /// Whose entry it is, for those who wait for its end.
-    pub(crate) home: Weak<Cache>,
+    /// The cache that it belongs to. An entry of the test kit has none.
+    pub(super) cache: Option<Arc<CacheRef>>,
     /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     pub(super) tail: Option<KeyTail>,
@@ -73,7 +74,7 @@ impl Entry {
         began: u64,
         lifetimes: Lifetimes,
         now: Tick,
-        home: Weak<Cache>,
+        cache: Option<Arc<CacheRef>>,
     ) -> Self {
         let expires = facts.expires_at.as_deref().map(|at| {
             // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
@@ -94,7 +95,7 @@ impl Entry {
             fresh_until: soft_until.min(end),
             hard_until: end,
             cleared: sync::AtomicU64::new(0),
-            home,
+            cache,
             tail: None,
             ask_after: AtomicU32::new(0),
         }
@@ -103,6 +104,11 @@ impl Entry {
     /// Whether both speak of the same caller.
     pub(super) fn has_owner_of(&self, other: &Self) -> bool {
         self.facts.org == other.facts.org && self.facts.user() == other.facts.user()
+    }
+
+    /// Whether both speak of the same caller with the same scopes.
+    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+        self.has_owner_of(other) && self.facts.scopes == other.facts.scopes
     }
 
     pub(super) fn with_tail(mut self, tail: Option<KeyTail>) -> Self {
@@ -208,7 +214,7 @@ mod tests {
     fn entry(facts: Facts) -> Entry {
         let digest = crate::key::DigestSecret::draw().unwrap().digest("12345678");
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
-        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, Weak::new())
+        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, None)
     }
 
     #[test]

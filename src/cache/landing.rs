@@ -104,7 +104,7 @@ impl Cache {
             flight.began,
             self.settings.lifetimes,
             now,
-            self.me.clone(),
+            Some(Arc::clone(&self.me)),
         );
         let entry = Arc::new(entry.with_tail(flight.tail));
         if self.rules.on(&entry) == Ruling::Fenced {
@@ -121,7 +121,7 @@ impl Cache {
             self.former.forget(digest);
             self.unconfirmed.forget(digest);
             if held.is_some_and(|held| !held.has_owner_of(&entry)) {
-                self.rules.wake();
+                self.rules.wake_key(digest);
             }
         }
         Landing::Yes(entry)
@@ -135,15 +135,13 @@ impl Cache {
             sent_at,
             now,
         } = ending;
-        let held = self.store.get(digest);
-        if let Some(held) = &held {
+        if let Some(held) = self.store.get(digest) {
             if held.sent_at > sent_at {
                 // The key was valid by a call that was sent later.
                 return Landing::Grounded;
             }
-            self.store.remove(held);
+            self.store.remove(&held);
         }
-        let was_valid = held.is_some() || self.former.knows(digest, now);
         if is_certain {
             self.former.forget(digest);
             // An older call may still bring a valid answer, which must not replace this one.
@@ -151,10 +149,7 @@ impl Cache {
         }
         self.unconfirmed.forget(digest);
         self.refusals.note(digest, flight.began, now);
-        if was_valid {
-            // Only a key that was valid can have open streams.
-            self.rules.wake();
-        }
+        self.rules.wake_key(digest);
         Landing::No
     }
 
@@ -216,7 +211,7 @@ impl Cache {
         }
         self.former.forget(digest);
         self.refusals.note(digest, began, now);
-        self.rules.wake();
+        self.rules.wake_key(digest);
     }
 }
 

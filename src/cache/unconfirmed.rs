@@ -238,8 +238,6 @@ fn note<T>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
-
     use super::*;
     use crate::cache::Lifetimes;
     use crate::key::DigestSecret;
@@ -260,7 +258,7 @@ mod tests {
                 1,
                 lifetimes,
                 Tick(0),
-                Weak::new(),
+                None,
             )
         };
         (0..n).map(|n| Arc::new(entry(n))).collect()

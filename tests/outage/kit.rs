@@ -204,6 +204,11 @@ impl Issuer {
             .collect()
     }
 
+    /// How many hold this issuer: a layer's cache, calls in flight, and the test itself.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.state)
+    }
+
     pub(crate) fn under_way(&self) -> usize {
         self.state().under_way
     }
