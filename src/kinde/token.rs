@@ -403,3 +403,32 @@ impl RenewalGate {
         self.0 = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_error_is_about_no_key_and_pauses_nothing() {
+        for (error, kind) in [
+            (
+                VerifyError::throttled(Some(Duration::from_secs(30))),
+                VerifyErrorKind::Inconclusive,
+            ),
+            (
+                VerifyError::invalid_response("no token"),
+                VerifyErrorKind::Unavailable,
+            ),
+            (
+                VerifyError::unavailable("status 500"),
+                VerifyErrorKind::Unavailable,
+            ),
+            (
+                VerifyError::misconfigured("invalid_client"),
+                VerifyErrorKind::Misconfigured,
+            ),
+        ] {
+            assert_eq!(about_the_token(&error).kind(), kind, "{error:?}");
+        }
+    }
+}

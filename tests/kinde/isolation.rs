@@ -63,7 +63,7 @@ async fn fault_68_a_failing_probe_costs_no_valid_key() {
         Answer::status(404),
         Answer::status(302),
         Answer::Bytes(Vec::new()),
-        Answer::json(200, "{}").after(Duration::from_secs(3)),
+        Answer::json(200, "{}").after(Duration::from_millis(1_500)),
         Answer::Silence,
     ];
     join_all(cases.map(failing_probe)).await;
@@ -140,10 +140,14 @@ async fn each_call_has_the_attempts_deadline() {
     assert_eq!(kind(&stage, attempt().known(None)).await, unavailable);
 
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
+    assert!(stage.verify(GOOD).await.is_err(), "it has no record");
+    let late = Answer::json(200, "{}").after(Duration::from_secs(1));
+    stage.stub.always(Endpoint::Probe, late);
+    assert_eq!(stage.attempt(BAD, attempt()).await, Said::Undecided);
     stage.stub.always(Endpoint::Key, Answer::Silence);
     let inconclusive = VerifyErrorKind::Inconclusive;
     assert_eq!(kind(&stage, attempt()).await, inconclusive);
-    until("the look-up", || stage.count(Endpoint::Key) == 1).await;
+    until("the look-up", || stage.count(Endpoint::Key) == 2).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
-use tower_orgkey::{ApiKey, Verifier};
+use tower_orgkey::kinde::UnauthorizedMeans;
+use tower_orgkey::{ApiKey, Verifier, VerifyErrorKind};
 
 use super::stage::{
     BAD, GOOD, Said, Stage, invalid_key, misconfigured, rejected, served, token, valid_key, yes,
@@ -274,6 +275,20 @@ async fn fault_17_two_rejected_tokens_cost_no_third_one() {
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
     // The first 401 needs no probe.
     assert_eq!(stage.count(Endpoint::Probe), 1);
+    assert_eq!(stage.count(Endpoint::Token), 2);
+}
+
+#[tokio::test]
+async fn fault_17_a_pinned_401_costs_no_third_token() {
+    let stage =
+        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::OurToken)).await;
+    assert_eq!(stage.get(GOOD).await, served());
+    stage.jump(3_100);
+    let answer = Answer::status(401);
+    let verified = with_a_token_replaced_meanwhile(&stage, answer, stage.verify(NEW)).await;
+    let error = verified.err().unwrap();
+    assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
+    assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
     assert_eq!(stage.count(Endpoint::Token), 2);
 }
 
