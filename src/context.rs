@@ -233,7 +233,7 @@ impl OrgContext {
     /// Checks again that the key may be used: to be called after a request has waited, right before it goes on.
     ///
     /// Rejects with 401 if the key was blocked, has expired, or was invalid by a later answer of the issuer, and with 503 if the
-    /// result was invalidated, is past its hard TTL, or a newer one differs.
+    /// result is past its hard TTL, or a newer one differs. An invalidation alone applies to later requests.
     #[cold]
     pub(crate) fn recheck(&self) -> Result<(), Rejection> {
         // The next request is verified if it has to be, so there is nothing to wait for.

@@ -350,7 +350,7 @@ mod tests {
             cache.rules.version(),
             cache.settings.lifetimes,
             sent,
-            None,
+            Some(Arc::clone(&cache.me)),
         ));
         cache.store.insert(Arc::clone(&entry));
         entry

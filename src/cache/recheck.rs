@@ -27,7 +27,7 @@ pub(crate) enum Standing {
     Valid,
     /// The key is blocked or has expired, or the issuer has said since that it is invalid.
     Invalid,
-    /// The result was invalidated, is past its hard TTL, or differs from a newer one.
+    /// The result is past its hard TTL, or differs from a newer one.
     Unknown,
 }
 
@@ -90,10 +90,9 @@ impl Entry {
 
 impl Cache {
     fn recheck(&self, entry: &Entry, now: Tick) -> Standing {
-        match self.rules.on(entry) {
-            Ruling::Blocked => return Standing::Invalid,
-            Ruling::Fenced => return Standing::Unknown,
-            Ruling::Clear => {}
+        let ruling = self.rules.on(entry);
+        if ruling == Ruling::Blocked {
+            return Standing::Invalid;
         }
         match entry.standing(now) {
             Standing::Valid => {}
@@ -106,6 +105,8 @@ impl Cache {
             }
             Some(_) => Standing::Valid,
             None if self.stands_refused(entry.digest, now) => Standing::Invalid,
+            // An invalidation is for later requests: this one was authenticated before it, like those in their handlers.
+            None if ruling == Ruling::Fenced => Standing::Valid,
             // Evicted.
             None if self.former.knows(entry.digest, now) => Standing::Valid,
             // The issuer has said that the key is invalid, and that answer is no longer cached.

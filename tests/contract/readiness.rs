@@ -306,7 +306,7 @@ async fn fault_79_a_key_blocked_while_its_request_waits_is_401() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_key_invalidated_while_its_request_waits_is_503() {
+async fn fault_79_an_invalidation_is_for_later_requests() {
     type Invalidate = fn(&ApiKeyHandle);
     let invalidations: [Invalidate; 4] = [
         |keys| keys.invalidate_key(&ApiKey::parse(ONE).unwrap()),
@@ -315,16 +315,20 @@ async fn fault_79_a_key_invalidated_while_its_request_waits_is_503() {
         ApiKeyHandle::invalidate_all,
     ];
     for invalidate in invalidations {
-        assert_eq!(
-            waited(async |now| invalidate(&now.keys)).await,
-            cannot_tell()
-        );
-        // Though it was verified since: this request's context is of before.
-        let verified = waited(async |now| {
-            invalidate(&now.keys);
-            assert_eq!(now.verified_again().await, 200);
-        });
-        assert_eq!(verified.await, cannot_tell());
+        assert_eq!(waited(async |now| invalidate(&now.keys)).await, goes_on());
+        // What the issuer says after it counts.
+        for (says, status, expected) in [
+            (org("org_one", &["a"]), 200, goes_on()),
+            (org("org_two", &["a"]), 200, cannot_tell()),
+            (Say::No, 401, invalid()),
+        ] {
+            let verified = waited(async |now| {
+                now.issuer.set(ONE, says);
+                invalidate(&now.keys);
+                assert_eq!(now.verified_again().await, status);
+            });
+            assert_eq!(verified.await, expected);
+        }
     }
 }
 
