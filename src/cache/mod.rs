@@ -288,6 +288,17 @@ impl Cache {
         self.former.note(entry.digest, entry.sent_at);
     }
 
+    /// Returns whether the key was valid in the last day, and nothing of it may be served.
+    fn is_recently_valid(&self, digest: KeyDigest, now: Tick) -> bool {
+        // The entry may have been invalidated, or have reached the hard TTL, since the look-up.
+        if let Some(entry) = self.store.get(digest)
+            && (self.rules.on(&entry) == Ruling::Fenced || entry.freshness(now) == Freshness::Gone)
+        {
+            self.retire(&entry);
+        }
+        self.former.knows(digest, now)
+    }
+
     /// Facts about the key that may still be served if the issuer does not answer.
     fn held(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
         let entry = self.store.get(digest)?;

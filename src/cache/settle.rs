@@ -186,7 +186,7 @@ impl Cache {
         let digest = question.digest;
         let priority = match held {
             Some(_) => Priority::Known,
-            None if self.former.knows(digest, now) => Priority::RecentlyValid,
+            None if self.is_recently_valid(digest, now) => Priority::RecentlyValid,
             None => Priority::Unknown {
                 peer: question.peer,
             },

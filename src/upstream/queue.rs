@@ -173,6 +173,8 @@ impl AdmissionQueue {
 
     /// Ends a call that took this long.
     pub(super) fn end(&mut self, priority: Priority, is_invalid: bool, took: Duration) {
+        // A call that lasts longer than a caller waits spans a sleep of the machine, which must not dominate the mean.
+        let took = took.min(self.limits.caller_deadline);
         let mean = self.mean_call.as_secs_f64();
         let mean = mean + (took.as_secs_f64() - mean) * WEIGHT;
         self.mean_call = Duration::try_from_secs_f64(mean).unwrap_or(FIRST_ESTIMATE);

@@ -307,6 +307,39 @@ async fn fault_78_forced_verifications_cost_no_other_organization() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn unknown_keys_reject_no_known_lookup_in_the_queue() {
+    let app = App::with(|builder| builder.max_calls_per_second(10));
+    let known: Vec<_> = (0..10).map(|n| format!("known-{n:04}")).collect();
+    let secrets: Vec<_> = known.iter().map(String::as_str).collect();
+    let app = app.knowing(&secrets).await;
+    pass(2 * SOFT).await;
+    app.issuer.is(Mood::FailsForUnknown);
+    let asked: Vec<_> = known.iter().map(|key| app.begin(key)).collect();
+    for n in 0..10 {
+        drop(app.begin(&format!("unknown-{n}")));
+    }
+    for asked in asked {
+        let answer = asked.await.unwrap();
+        assert_eq!((answer.status, answer.is_stale()), (200, false));
+    }
+    let breaker = app.handle.upstream().unknown_breaker;
+    assert!(matches!(breaker, BreakerState::Open { .. }), "{breaker:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_invalidated_in_flight_is_recently_valid() {
+    let app = App::new().knowing(&[KNOWN]).await;
+    pass(2 * SOFT).await;
+    app.issuer.takes(millis(900));
+    let asked = app.begin(KNOWN);
+    pass(millis(1)).await;
+    app.open_breaker().await;
+    app.issuer.is(Mood::FailsForUnknown);
+    app.handle.invalidate_all();
+    assert_eq!(asked.await.unwrap().status, 200);
+}
+
 /// Reads the state of the layer whenever something is recorded.
 #[derive(Debug)]
 struct Reader {

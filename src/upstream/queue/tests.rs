@@ -216,6 +216,17 @@ fn slots_and_mean_call_bound_the_wait() {
 }
 
 #[test]
+fn a_machine_that_slept_does_not_skew_the_mean() {
+    let mut queue = queue(None);
+    for _ in 0..48 {
+        called(enter(&mut queue, unknown(0)));
+    }
+    called(enter(&mut queue, KNOWN));
+    queue.end(KNOWN, false, Duration::from_secs(3_600));
+    waits(enter(&mut queue, unknown(0)));
+}
+
+#[test]
 fn the_rate_bounds_the_wait() {
     let mut queue = queue(Some(10));
     called(enter(&mut queue, KNOWN));

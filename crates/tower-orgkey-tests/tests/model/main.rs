@@ -1,10 +1,11 @@
-//! The public layer and handle against a plain model, under random steps in paused time.
+//! Drives the public layer and handle with random steps in paused time, and checks them against a plain model.
 //!
-//! `ORGKEY_MODEL_SEED` takes another seed, `TOWER_ORGKEY_FULL=1` takes millions of steps.
+//! `ORGKEY_MODEL_SEED` sets another seed, `TOWER_ORGKEY_FULL=1` runs ten million steps.
 
-#![allow(clippy::unwrap_used)] // A test may fail on what it cannot do without.
-#![allow(clippy::unchecked_time_subtraction)] // What comes later has the later time, or the test shall fail.
+#![allow(clippy::unwrap_used)] // A test may panic.
+#![allow(clippy::unchecked_time_subtraction)] // Later moments have later times, or the test fails.
 
+mod circuits;
 mod history;
 mod machine;
 mod oracle;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 
+use crate::circuits::Counting;
 use crate::machine::{Belief, Machine, PUBLISHED, Tally};
 use crate::oracle::Bounds;
 use crate::world::{Step, World};
@@ -29,7 +31,7 @@ fn is_full() -> bool {
     std::env::var_os("TOWER_ORGKEY_FULL").is_some_and(|full| full == "1")
 }
 
-/// Runs so many cases, and returns the complaint about the smallest sequence of steps that was found to break the model.
+/// Runs this many cases. Returns the complaint about the shortest sequence of steps that refutes the model.
 fn run<B: Belief>(cases: u32, max_shrink_iters: u32) -> Result<(), (String, Vec<Step>)> {
     let seed = seed();
     println!("seed {seed}: ORGKEY_MODEL_SEED={seed}");
@@ -83,19 +85,37 @@ belief!(
 const SECOND: Duration = Duration::from_secs(1);
 
 belief!(
-    /// One second less than the layer takes while the issuer answers.
+    /// One second less than the layer takes while verifications succeed.
     StaleTooShort,
     Bounds { stale: PUBLISHED.stale.saturating_sub(SECOND), ..PUBLISHED }
 );
 
 belief!(
-    /// One second less than the layer takes when the issuer does not answer.
+    /// One second less than the layer takes while verifications fail.
     HardTooShort,
     Bounds { hard: PUBLISHED.hard.saturating_sub(SECOND), ..PUBLISHED }
 );
 
+belief!(
+    /// Failures of unknown keys open the circuit of known keys.
+    UnknownKeysCount,
+    Bounds {
+        counting: Counting { unknown_for_known: true, ..PUBLISHED.counting },
+        ..PUBLISHED
+    }
+);
+
+belief!(
+    /// Failures of one key open a circuit.
+    RepeatsCount,
+    Bounds {
+        counting: Counting { repeats: true, ..PUBLISHED.counting },
+        ..PUBLISHED
+    }
+);
+
 #[test]
-fn the_layer_does_what_the_model_permits() {
+fn layer_does_what_the_model_permits() {
     let cases = if is_full() { 40_000 } else { 4_000 };
     if let Err((complaint, steps)) = run::<Published>(cases, 2_000) {
         panic!("{complaint}\nafter {} steps: {steps:#?}", steps.len());
@@ -107,20 +127,28 @@ fn the_layer_does_what_the_model_permits() {
     assert_eq!(Published::tally().each()[0].1, steps);
 }
 
-#[test]
-fn a_model_whose_bound_while_the_issuer_answers_is_a_second_too_short_is_refuted() {
-    let (complaint, _) = run::<StaleTooShort>(400, 100).unwrap_err();
-    assert!(
-        complaint.contains("served past twice the soft TTL"),
-        "{complaint}"
-    );
+#[track_caller]
+fn is_refuted<B: Belief>(by: &str) {
+    let (complaint, _) = run::<B>(400, 100).unwrap_err();
+    assert!(complaint.contains(by), "{complaint}");
 }
 
 #[test]
-fn a_model_whose_hard_bound_is_a_second_too_short_is_refuted() {
-    let (complaint, _) = run::<HardTooShort>(400, 100).unwrap_err();
-    assert!(
-        complaint.contains("served past the hard TTL"),
-        "{complaint}"
-    );
+fn too_short_a_stale_bound_is_refuted() {
+    is_refuted::<StaleTooShort>("served past twice the soft TTL");
+}
+
+#[test]
+fn too_short_a_hard_bound_is_refuted() {
+    is_refuted::<HardTooShort>("served past the hard TTL");
+}
+
+#[test]
+fn unknown_keys_opening_the_known_circuit_is_refuted() {
+    is_refuted::<UnknownKeysCount>("the circuit of known keys is closed");
+}
+
+#[test]
+fn one_key_opening_a_circuit_is_refuted() {
+    is_refuted::<RepeatsCount>("keys is closed though enough keys failed");
 }
