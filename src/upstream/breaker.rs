@@ -246,16 +246,15 @@ impl Call<'_> {
                 Vec::new()
             }
             (Phase::Trial, Health::Answered | Health::Alive) => state.close(circuit),
-            (_, Health::Senseless) if is_senseless => state.open(circuit, now),
-            (_, Health::Senseless | Health::Alive) => Vec::new(),
             (_, Health::Answered) => {
                 state.of(circuit).count_answer(now);
                 Vec::new()
             }
+            (_, Health::Senseless) if is_senseless => state.open(circuit, now),
             (_, Health::Failed) if state.of(circuit).count_failure(key, now) => {
                 state.open(circuit, now)
             }
-            (_, Health::Failed) => Vec::new(),
+            (_, Health::Senseless | Health::Failed | Health::Alive) => Vec::new(),
         };
         drop(state);
         let is_open = |&(_, change): &(Circuit, Change)| matches!(change, Change::Opened(_));

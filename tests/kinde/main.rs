@@ -6,6 +6,7 @@
 mod config;
 mod evidence;
 mod isolation;
+mod layered;
 #[path = "../support/log.rs"]
 mod log;
 mod own_api;
