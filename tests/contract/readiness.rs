@@ -300,7 +300,7 @@ async fn fault_79_a_key_blocked_while_its_request_waits_is_401() {
     let others = |now: &Meanwhile| {
         now.keys
             .block_org(&OrgCode::from_static("org_two"))
-            .unwrap()
+            .unwrap();
     };
     assert_eq!(waited(async |now| others(now)).await, goes_on());
 }
