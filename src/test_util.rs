@@ -18,8 +18,8 @@
 //!
 //! For tests of a whole application see [`kinde-emulator`](https://docs.rs/kinde-emulator).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 #[cfg(feature = "usage")]
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -212,7 +212,7 @@ impl OrgContextBuilder {
             0,
             lifetimes,
             Tick::ZERO,
-            Weak::new(),
+            None,
         );
         // An entry draws a soft TTL of up to 60 s; one of 51 s is stale at 60 s as well.
         match OrgContext::new(Arc::new(entry), Tick::ZERO.after(self.age)) {

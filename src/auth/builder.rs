@@ -95,13 +95,19 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// How long one call to the verifier may take. Not zero; 1 s unless set.
+    /// Sets how long one call to the issuer may take. Not zero; 1 s unless set.
+    ///
+    /// A verifier that makes several calls applies it to each of them; see
+    /// [`Verifier::verify_attempt`](crate::Verifier::verify_attempt).
     pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
         self.settings.attempt_deadline = deadline;
         self
     }
 
-    /// How long a request waits for an answer altogether. At least the deadline of an attempt; 2.5 s unless set.
+    /// Sets how long a request waits for a verification. At least the attempt deadline; 2.5 s unless set.
+    ///
+    /// A verification that would have to wait for its turn for longer than this is not queued: the request is served from
+    /// the cache, or rejected with 503 at once.
     pub fn caller_deadline(mut self, deadline: Duration) -> Self {
         self.settings.caller_deadline = deadline;
         self

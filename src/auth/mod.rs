@@ -53,6 +53,7 @@ mod builder;
 mod future;
 mod layer;
 mod service;
+mod stripped;
 
 pub use self::builder::ApiKeyLayerBuilder;
 pub use self::future::ResponseFuture;

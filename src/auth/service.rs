@@ -2,11 +2,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
+use super::stripped::Stripped;
 use crate::cache::{Entry, Look, Question};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
@@ -112,8 +113,11 @@ impl Core {
     ) -> Way {
         let (key, digest) = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => (key, self.cache.digest(key)),
-            Credential::Absent if self.allow_anonymous => return anonymous(request),
-            Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
+            Credential::Absent => match self.stripped(request.extensions()) {
+                Some(key) => (key, self.cache.digest(key)),
+                None if self.allow_anonymous => return anonymous(request),
+                None => return Way::Refuse(Rejection::missing_credential()),
+            },
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
         };
         let now = self.cache.clock.now();
@@ -166,7 +170,7 @@ impl Core {
         allow(unused_variables)
     )]
     pub(super) fn admit<B>(
-        &self,
+        self: &Arc<Self>,
         request: &mut Request<B>,
         entry: Arc<Entry>,
         now: Tick,
@@ -180,11 +184,31 @@ impl Core {
         #[cfg(any(feature = "audit", feature = "usage"))]
         crate::witness::Witness::tell_organization(request.extensions(), &context, cached);
         if self.strip_credential {
-            request.headers_mut().remove(self.credential.header());
+            self.strip(request);
         }
         // Goes before what a layer further out may have put there for a request without a key.
         request.extensions_mut().insert(context);
         Ok(())
+    }
+
+    /// Removes the credential from the headers, and keeps its key for a clone of this layer further in.
+    #[cold]
+    fn strip<B>(self: &Arc<Self>, request: &mut Request<B>) {
+        let Some(key) = self.credential.remove(request.headers_mut()) else {
+            // A clone further out has removed it.
+            return;
+        };
+        Stripped::put(request.extensions_mut(), self, key);
+    }
+
+    /// The key of a request whose credential a clone of this layer has removed.
+    #[cold]
+    fn stripped<'a>(self: &Arc<Self>, extensions: &'a Extensions) -> Option<&'a [u8]> {
+        if self.strip_credential {
+            Stripped::by(extensions, self)
+        } else {
+            None
+        }
     }
 }
 

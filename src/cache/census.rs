@@ -91,7 +91,6 @@ impl ApiKeyHandle {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
     use std::time::{Duration, SystemTime};
 
     use super::*;
@@ -128,7 +127,7 @@ mod tests {
             cache.rules.version(),
             cache.settings.lifetimes,
             now,
-            Weak::new(),
+            None,
         )));
     }
 

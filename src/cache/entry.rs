@@ -1,11 +1,12 @@
 //! One good key: the facts, when they were asked for, and until when they may be served.
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::{Cache, sync};
+use super::recheck::CacheRef;
+use super::sync;
 use crate::clock::{Tick, nanos};
 use crate::key::{KeyDigest, KeyTail};
 use crate::verify::Facts;
@@ -33,14 +34,22 @@ pub(crate) struct Entry {
     hard_until: Tick,
     /// The version of the rules that last found nothing against the entry.
     pub(super) cleared: sync::AtomicU64,
-    /// Whose entry it is, for those who wait for its end.
-    pub(crate) home: Weak<Cache>,
+    /// The cache that it belongs to. An entry of the test kit has none.
+    pub(super) cache: Option<Arc<CacheRef>>,
     /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     pub(super) tail: Option<KeyTail>,
-    /// No background refresh begins before this, in milliseconds after `sent_at`: 49 days of them, and facts live for hours.
+    /// No background refresh begins before this, in milliseconds after `sent_at`: up to 12 days, and facts live for hours.
+    /// Holds [`FAILED`] or [`DOUBTED`] besides.
     ask_after: AtomicU32,
 }
+
+/// Marks that a lookup failed.
+const FAILED: u32 = 1 << 31;
+/// Marks that the next request should wait for a lookup.
+const DOUBTED: u32 = 1 << 30;
+/// The rest: milliseconds.
+const AGE: u32 = DOUBTED - 1;
 
 /// How good facts are at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +74,7 @@ impl Entry {
         began: u64,
         lifetimes: Lifetimes,
         now: Tick,
-        home: Weak<Cache>,
+        cache: Option<Arc<CacheRef>>,
     ) -> Self {
         let expires = facts.expires_at.as_deref().map(|at| {
             // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
@@ -86,7 +95,7 @@ impl Entry {
             fresh_until: soft_until.min(end),
             hard_until: end,
             cleared: sync::AtomicU64::new(0),
-            home,
+            cache,
             tail: None,
             ask_after: AtomicU32::new(0),
         }
@@ -95,6 +104,11 @@ impl Entry {
     /// Whether both speak of the same caller.
     pub(super) fn has_owner_of(&self, other: &Self) -> bool {
         self.facts.org == other.facts.org && self.facts.user() == other.facts.user()
+    }
+
+    /// Whether both speak of the same caller with the same scopes.
+    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+        self.has_owner_of(other) && self.facts.scopes == other.facts.scopes
     }
 
     pub(super) fn with_tail(mut self, tail: Option<KeyTail>) -> Self {
@@ -133,7 +147,7 @@ impl Entry {
     /// Whether this caller is the one to begin a background refresh. It then has until `until` for itself.
     pub(super) fn claim_refresh(&self, now: Tick, until: Tick) -> bool {
         let ask_after = self.ask_after.load(Ordering::Relaxed);
-        self.age_at(now) >= ask_after
+        self.age_at(now) >= ask_after & AGE
             && self
                 .ask_after
                 .compare_exchange(
@@ -145,13 +159,31 @@ impl Entry {
                 .is_ok()
     }
 
-    pub(super) fn refresh_after(&self, at: Tick) {
-        self.ask_after.store(self.age_at(at), Ordering::Relaxed);
+    /// Notes that a lookup failed, and when the next one may begin.
+    pub(super) fn retry_after_failure(&self, at: Tick) {
+        let ask_after = self.age_at(at) | FAILED;
+        self.ask_after.store(ask_after, Ordering::Relaxed);
+    }
+
+    /// Returns whether a lookup failed so lately that no other one begins.
+    pub(super) fn has_failed_lately(&self, now: Tick) -> bool {
+        let ask_after = self.ask_after.load(Ordering::Relaxed);
+        ask_after & FAILED != 0 && self.age_at(now) < ask_after & AGE
+    }
+
+    /// Notes that the key may be invalid, until a lookup ends.
+    pub(super) fn doubt(&self) {
+        self.ask_after.store(DOUBTED, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.ask_after.load(Ordering::Relaxed) & DOUBTED != 0
     }
 
     /// In whole milliseconds.
     fn age_at(&self, at: Tick) -> u32 {
-        u32::try_from(at.since(self.sent_at).as_millis()).unwrap_or(u32::MAX)
+        let age = u32::try_from(at.since(self.sent_at).as_millis());
+        age.map_or(AGE, |age| age.min(AGE))
     }
 }
 
@@ -182,7 +214,7 @@ mod tests {
     fn entry(facts: Facts) -> Entry {
         let digest = crate::key::DigestSecret::draw().unwrap().digest("12345678");
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
-        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, Weak::new())
+        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, None)
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
@@ -16,14 +17,14 @@ use super::flight::{Flight, Landing};
 use super::landing::{Airborne, Outcome};
 use super::rules::Ruling;
 use super::settle::{Enrolled, Question, Settled};
-use super::{ApiKeyHandle, Cache, Look};
+use super::{ApiKeyHandle, Cache, Entry, Look};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
 use crate::telemetry::Voice;
 use crate::upstream::Upstream;
-use crate::verify::{Facts, Invalid, Verification, verifier_fn};
+use crate::verify::{Facts, Verification, verifier_fn};
 
 const SECRET: &str = "k_live_0123456789";
 
@@ -82,11 +83,11 @@ fn yes(sent_at: Tick) -> Outcome {
         key_id: Some(key_id()),
         ..Facts::default()
     };
-    Outcome::Yes(facts, sent_at)
+    Outcome::Answered(Verification::valid(facts), sent_at)
 }
 
 fn no(sent_at: Tick) -> Outcome {
-    Outcome::No(Invalid::Definitive, sent_at)
+    Outcome::Answered(Verification::invalid(), sent_at)
 }
 
 fn is_served(cache: &Cache) -> bool {
@@ -331,5 +332,66 @@ fn an_older_yes_does_not_overtake_a_younger_no() {
         cache.land(&elder.flight, elder.digest, yes(sent_at));
         landing.join().unwrap();
         assert!(!is_served(&cache));
+    });
+}
+
+/// Puts an entry of the key into the cache that has expired by the issuer's word.
+fn hold_expired(cache: &Cache) {
+    let facts = Facts {
+        expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
+        ..Facts::default()
+    };
+    let now = cache.clock.now();
+    cache.store.insert(Arc::new(Entry::new(
+        facts,
+        cache.digest(SECRET),
+        Tick(now.0 - 1),
+        cache.rules.version(),
+        cache.settings.lifetimes,
+        now,
+        None,
+    )));
+}
+
+/// Row 84: readers find that an entry has expired, while a verification brings a successor.
+#[test]
+fn fault_84_an_entry_that_expires_while_it_is_read_strands_nothing() {
+    check(|| {
+        let cache = cache();
+        let airborne = begin(&cache, None).unwrap();
+        hold_expired(&cache);
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || is_served(&cache))
+            })
+            .collect();
+        cache.land(&airborne.flight, airborne.digest, yes(cache.clock.now()));
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(cache.store.stranded(), 0);
+        // What the readers noted about the old entry is not held against its successor.
+        assert!(is_served(&cache));
+        assert!(!cache.stands_refused(cache.digest(SECRET), cache.clock.now()));
+    });
+}
+
+/// Row 84: however many read it at the moment it expires, the key is refused for as long as after one.
+#[test]
+fn fault_84_an_entry_that_expires_is_refused_once() {
+    check(|| {
+        let cache = cache();
+        hold_expired(&cache);
+        let reader = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || is_served(&cache))
+        };
+        assert!(!is_served(&cache));
+        assert!(!reader.join().unwrap());
+        let (digest, now) = (cache.digest(SECRET), cache.clock.now());
+        assert!(cache.stands_refused(digest, now));
+        let later = now.after(Duration::from_secs(6));
+        assert!(!cache.stands_refused(digest, later), "refused twice");
     });
 }

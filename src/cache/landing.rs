@@ -1,44 +1,69 @@
-//! What a flight brings, and what of it is written down.
+//! Completes a lookup: what its answer changes in the cache, and what its waiters get.
 //!
-//! Everything here happens under the lock of the key's shard, so it comes wholly before an invalidation or wholly after.
+//! Everything here happens under the lock of the key's shard, so it comes wholly before an invalidation or wholly after it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Cache;
 use super::entry::{Entry, Freshness};
 use super::flight::{Flight, Landing, Shard};
 use super::rules::Ruling;
+use super::unconfirmed::{Followed, Received};
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::telemetry;
-use crate::upstream::{CannotTell, Ticket};
-use crate::verify::{Answer, Facts, Invalid};
+use crate::upstream::{Admission, CannotTell, Subject};
+use crate::verify::{Answer, Facts, Invalid, Verification};
 
-/// What a verification came to, and when its call was sent.
+/// How a verification ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Yes(Facts, Tick),
-    No(Invalid, Tick),
+    /// The answer, and when its call was sent.
+    Answered(Verification, Tick),
     CannotTell(CannotTell),
 }
 
+/// A lookup that completes now.
+struct Ending<'a> {
+    flight: &'a Flight,
+    digest: KeyDigest,
+    sent_at: Tick,
+    now: Tick,
+}
+
 impl Cache {
-    /// Writes down what a flight brought, unless it was grounded, and tells its waiters.
+    /// Completes a lookup, unless it was cancelled by an invalidation.
     pub(super) fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
         let now = self.clock.now();
-        let confirms = match &outcome {
-            Outcome::Yes(_, sent_at) | Outcome::No(Invalid::Definitive, sent_at) => Some(*sent_at),
-            Outcome::No(_, _) | Outcome::CannotTell(_) => None,
+        let answered = match &outcome {
+            Outcome::Answered(Verification { answer, credential }, sent_at)
+                if shows_that_the_issuer_answers(answer) =>
+            {
+                Some((*credential, *sent_at))
+            }
+            _ => None,
         };
         let mut shard = self.flights.shard(digest);
         shard.remove(digest, flight);
         if !flight.has_landed() {
             let landing = match outcome {
-                Outcome::Yes(facts, sent_at) => {
-                    self.accept(&mut shard, flight, digest, facts, sent_at, now)
-                }
-                Outcome::No(refusal, sent_at) => {
-                    self.refuse(&mut shard, flight, digest, refusal, sent_at, now)
+                Outcome::Answered(Verification { answer, credential }, sent_at) => {
+                    let ending = Ending {
+                        flight,
+                        digest,
+                        sent_at,
+                        now,
+                    };
+                    match answer {
+                        Answer::Valid(facts) => self.accept(&mut shard, &ending, facts),
+                        Answer::Invalid(Invalid::Definitive | Invalid::Concluded) => {
+                            self.reject(&mut shard, &ending, true)
+                        }
+                        Answer::Invalid(unconfirmed) => {
+                            self.note(&mut shard, &ending, unconfirmed, credential)
+                        }
+                    }
                 }
                 Outcome::CannotTell(cannot_tell) => {
                     if let Some(held) = self.held(digest, None, now) {
@@ -51,58 +76,27 @@ impl Cache {
         }
         drop(shard);
         telemetry::entries(self.upstream.voice(), self.store.len());
-        for entry in confirms
-            .into_iter()
-            .flat_map(|sent_at| self.suspects.confirm(sent_at, now))
-        {
-            self.give_up(&entry, now);
+        match answered {
+            Some((credential, sent_at)) => {
+                for followed in self.unconfirmed.answered(credential, sent_at, now) {
+                    self.follow(&followed, now);
+                }
+            }
+            None => {
+                if let Some(keys) = self.unconfirmed.take_report(now) {
+                    telemetry::unconfirmed_invalid_answers(keys);
+                }
+            }
         }
     }
 
-    fn refuse(
-        &self,
-        shard: &mut Shard,
-        flight: &Flight,
-        digest: KeyDigest,
-        refusal: Invalid,
-        sent_at: Tick,
-        now: Tick,
-    ) -> Landing {
-        if refusal == Invalid::Unconfirmed
-            && let Some(held) = self.held(digest, None, now)
-        {
-            self.refresh_later(&held, now);
-            if self.suspects.add(&held, now) {
-                telemetry::refusals_not_believed();
-            }
-            return Landing::CannotTell(CannotTell::unavailable(self.settings.retry_after));
-        }
-        if let Some(held) = self.store.get(digest) {
-            if held.sent_at > sent_at {
-                // A yes to a younger question has overtaken this no.
-                return Landing::Grounded;
-            }
-            self.store.remove(&held);
-        }
-        if refusal != Invalid::Unconfirmed {
-            self.former.forget(digest);
-            // A yes to an older question may still be on its way, and must not overtake this no.
-            shard.ground(digest);
-        }
-        self.refusals.note(digest, flight.began, now);
-        self.rules.wake();
-        Landing::No
-    }
-
-    fn accept(
-        &self,
-        shard: &mut Shard,
-        flight: &Flight,
-        digest: KeyDigest,
-        facts: Facts,
-        sent_at: Tick,
-        now: Tick,
-    ) -> Landing {
+    fn accept(&self, shard: &mut Shard, ending: &Ending<'_>, facts: Facts) -> Landing {
+        let &Ending {
+            flight,
+            digest,
+            sent_at,
+            now,
+        } = ending;
         let entry = Entry::new(
             self.shared.share(facts),
             digest,
@@ -110,47 +104,136 @@ impl Cache {
             flight.began,
             self.settings.lifetimes,
             now,
-            self.me.clone(),
+            Some(Arc::clone(&self.me)),
         );
         let entry = Arc::new(entry.with_tail(flight.tail));
         if self.rules.on(&entry) == Ruling::Fenced {
             return Landing::Grounded;
         }
         if entry.freshness(now) == Freshness::Expired {
-            // A key that is over is as good as refused, older facts that knew of no end included.
-            return self.refuse(shard, flight, digest, Invalid::Definitive, sent_at, now);
+            // An expired key is invalid, whatever an older entry without an expiry says.
+            return self.reject(shard, ending, true);
         }
         let held = self.store.get(digest);
         if held.as_ref().is_none_or(|held| held.sent_at <= sent_at) {
             self.store.insert(Arc::clone(&entry));
             self.refusals.forget(digest);
             self.former.forget(digest);
+            self.unconfirmed.forget(digest);
             if held.is_some_and(|held| !held.has_owner_of(&entry)) {
-                self.rules.wake();
+                self.rules.wake_key(digest);
             }
         }
         Landing::Yes(entry)
     }
 
-    /// A doubt about a known key was confirmed.
-    fn give_up(&self, entry: &Arc<Entry>, now: Tick) {
-        let _shard = self.flights.shard(entry.digest);
-        let is_current = self
-            .store
-            .get(entry.digest)
-            .is_some_and(|held| Arc::ptr_eq(&held, entry));
-        if is_current {
-            self.store.remove(entry);
-            self.refusals.note(entry.digest, entry.began, now);
-            self.rules.wake();
+    /// The key is invalid. If that is certain, older lookups of it are cancelled.
+    fn reject(&self, shard: &mut Shard, ending: &Ending<'_>, is_certain: bool) -> Landing {
+        let &Ending {
+            flight,
+            digest,
+            sent_at,
+            now,
+        } = ending;
+        if let Some(held) = self.store.get(digest) {
+            if held.sent_at > sent_at {
+                // The key was valid by a call that was sent later.
+                return Landing::Grounded;
+            }
+            self.store.remove(&held);
         }
+        if is_certain {
+            self.former.forget(digest);
+            // An older call may still bring a valid answer, which must not replace this one.
+            shard.ground(digest);
+        }
+        self.unconfirmed.forget(digest);
+        self.refusals.note(digest, flight.began, now);
+        self.rules.wake_key(digest);
+        Landing::No
+    }
+
+    /// The key may be invalid.
+    fn note(
+        &self,
+        shard: &mut Shard,
+        ending: &Ending<'_>,
+        unconfirmed: Invalid,
+        credential: u64,
+    ) -> Landing {
+        let now = ending.now;
+        let cannot_tell = match unconfirmed {
+            Invalid::Undecided {
+                is_misconfigured: true,
+            } => CannotTell::misconfigured(),
+            _ => CannotTell::unavailable(self.settings.retry_after),
+        };
+        let received = Received {
+            credential,
+            sent_at: ending.sent_at,
+            read_at: now,
+        };
+        let held = self.held(ending.digest, None, now);
+        let is_certain = match &held {
+            Some(held) => self.unconfirmed.note_known(held, received),
+            None if unconfirmed == Invalid::Unconfirmed => {
+                return self.reject(shard, ending, false);
+            }
+            None => {
+                let (digest, began) = (ending.digest, ending.flight.began);
+                self.unconfirmed.note_unknown(digest, began, received)
+            }
+        };
+        if is_certain {
+            return self.reject(shard, ending, true);
+        }
+        if let Some(held) = &held {
+            self.refresh_later(held, now);
+        }
+        Landing::CannotTell(cannot_tell)
+    }
+
+    /// The issuer answered after an unconfirmed answer.
+    fn follow(&self, followed: &Followed, now: Tick) {
+        let (digest, began) = match followed {
+            Followed::Known(entry) => (entry.digest, entry.began),
+            Followed::Unknown(digest, began) => (*digest, *began),
+            Followed::Doubted(entry) => return entry.doubt(),
+        };
+        let _shard = self.flights.shard(digest);
+        match (followed, self.store.get(digest)) {
+            (Followed::Known(entry), Some(held)) if Arc::ptr_eq(&held, entry) => {
+                self.store.remove(entry);
+            }
+            (Followed::Unknown(..), None) => {}
+            // Replaced or removed meanwhile.
+            _ => return,
+        }
+        self.former.forget(digest);
+        self.refusals.note(digest, began, now);
+        self.rules.wake_key(digest);
     }
 }
 
-/// A flight under way, on a task of its own.
+/// Returns whether an answer shows that the endpoint and the credential work.
+fn shows_that_the_issuer_answers(answer: &Answer) -> bool {
+    matches!(
+        answer,
+        Answer::Valid(_) | Answer::Invalid(Invalid::Definitive)
+    )
+}
+
+/// When a lookup calls the issuer.
+pub(super) enum Start {
+    Now(Admission),
+    /// After this time, if it is admitted then.
+    After(Duration, Subject),
+}
+
+/// The task of a lookup.
 ///
-/// Made before its task is, and lands the flight however the task ends: by a verifier that panics, or with its runtime, and
-/// be that before its first turn. A flight that nobody lands would take in all later callers of its key, and answer none.
+/// It is made before the task is spawned and completes the lookup when it is dropped: by a verifier that panics, or with its
+/// runtime. A lookup that never completes would block its key.
 pub(super) struct Airborne {
     pub(super) cache: Arc<Cache>,
     pub(super) flight: Arc<Flight>,
@@ -158,14 +241,21 @@ pub(super) struct Airborne {
 }
 
 impl Airborne {
-    pub(super) async fn fly(self, key: ApiKey, ticket: Ticket) {
+    pub(super) async fn fly(self, key: ApiKey, start: Start) {
         let cache = &self.cache;
-        let asked = cache.upstream.ask(ticket, &key, |at| self.flight.sent(at));
-        let outcome = match tokio::time::timeout(cache.settings.flight_deadline, asked).await {
-            Ok(Ok((verified, sent_at))) => match verified.answer {
-                Answer::Valid(facts) => Outcome::Yes(facts, sent_at),
-                Answer::Invalid(invalid) => Outcome::No(invalid, sent_at),
-            },
+        let verified = async {
+            let admission = match start {
+                Start::Now(admission) => admission,
+                Start::After(wait, subject) => {
+                    tokio::time::sleep(wait).await;
+                    cache.upstream.admit(subject, cache.clock.now())?
+                }
+            };
+            let sent = |at| self.flight.sent(at);
+            cache.upstream.verify(admission, &key, sent).await
+        };
+        let outcome = match tokio::time::timeout(cache.settings.flight_deadline, verified).await {
+            Ok(Ok((verification, sent_at))) => Outcome::Answered(verification, sent_at),
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
             Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
         };
@@ -185,18 +275,35 @@ impl Drop for Airborne {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::cache::Look;
     use crate::cache::tests::cache;
 
     type Brought = fn(Tick) -> Outcome;
 
-    const YES: Brought = |sent_at| Outcome::Yes(Facts::default(), sent_at);
-    const DEFINITIVE: Brought = |sent_at| Outcome::No(Invalid::Definitive, sent_at);
-    const CONCLUDED: Brought = |sent_at| Outcome::No(Invalid::Concluded, sent_at);
-    const UNCONFIRMED: Brought = |sent_at| Outcome::No(Invalid::Unconfirmed, sent_at);
+    const VALID: Brought =
+        |sent_at| Outcome::Answered(Verification::valid(Facts::default()), sent_at);
+    const DEFINITIVE: Brought = |sent_at| invalid(Invalid::Definitive, sent_at);
+    const CONCLUDED: Brought = |sent_at| invalid(Invalid::Concluded, sent_at);
+    const UNCONFIRMED: Brought = |sent_at| invalid(Invalid::Unconfirmed, sent_at);
+    const UNDECIDED: Brought = |sent_at| {
+        let is_misconfigured = false;
+        invalid(Invalid::Undecided { is_misconfigured }, sent_at)
+    };
     const CANNOT_TELL: Brought = |_| Outcome::CannotTell(CannotTell::unavailable(Duration::ZERO));
+
+    fn invalid(invalid: Invalid, sent_at: Tick) -> Outcome {
+        Outcome::Answered(Verification::invalid_as(invalid), sent_at)
+    }
+
+    fn under(credential: u64, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Answered(verification, sent_at) => {
+                Outcome::Answered(verification.with_credential(credential), sent_at)
+            }
+            Outcome::CannotTell(_) => outcome,
+        }
+    }
 
     fn land(cache: &Cache, secret: &str, outcome: Outcome) {
         let digest = cache.digest(secret);
@@ -206,37 +313,99 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_doubt_about_a_known_key_is_confirmed_by_an_answer_to_a_later_call_about_another() {
+    async fn only_a_definitive_answer_confirms_unconfirmed_ones() {
         for (brought, confirms) in [
-            (YES, true),
+            (VALID, true),
             (DEFINITIVE, true),
-            // Shows that we may ask, not that the endpoint answers questions.
             (CONCLUDED, false),
             (UNCONFIRMED, false),
+            (UNDECIDED, false),
             (CANNOT_TELL, false),
         ] {
-            let (cache, clock) = cache();
-            land(&cache, "known-key", YES(cache.clock.now()));
-            land(&cache, "known-key", UNCONFIRMED(cache.clock.now()));
-            let digest = cache.digest("known-key");
-            assert!(cache.store.get(digest).is_some());
-            clock.jump(Duration::from_nanos(1));
-            let outcome = brought(cache.clock.now());
-            let what = format!("{outcome:?}");
-            land(&cache, "other-key", outcome);
-            assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
-            let is_refused = cache.stands_refused(digest, cache.clock.now());
-            assert_eq!(is_refused, confirms, "{what}");
+            for noted in [UNCONFIRMED, UNDECIDED] {
+                let (cache, clock) = cache();
+                land(&cache, "known-key", VALID(cache.clock.now()));
+                land(&cache, "known-key", noted(cache.clock.now()));
+                let digest = cache.digest("known-key");
+                assert!(cache.store.get(digest).is_some());
+                clock.jump(Duration::from_nanos(1));
+                let outcome = brought(cache.clock.now());
+                let what = format!("{outcome:?}");
+                land(&cache, "other-key", outcome);
+                assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
+                let is_rejected = cache.stands_refused(digest, cache.clock.now());
+                assert_eq!(is_rejected, confirms, "{what}");
+            }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_former_key_is_one_until_the_issuer_says_of_the_key_itself_what_it_is_now() {
-        for (brought, is_former) in [
-            (YES, false),
+    async fn an_undecided_answer_rejects_an_unknown_key_once_confirmed() {
+        for (credential, confirms) in [(7, true), (8, false)] {
+            let (cache, clock) = cache();
+            land(
+                &cache,
+                "unknown-key",
+                under(7, UNDECIDED(cache.clock.now())),
+            );
+            let digest = cache.digest("unknown-key");
+            assert!(!cache.stands_refused(digest, cache.clock.now()));
+            clock.jump(Duration::from_nanos(1));
+            land(
+                &cache,
+                "other-key",
+                under(credential, VALID(cache.clock.now())),
+            );
+            let is_rejected = cache.stands_refused(digest, cache.clock.now());
+            assert_eq!(is_rejected, confirms, "{credential}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_found_valid_meanwhile_is_not_rejected() {
+        let (cache, clock) = cache();
+        land(&cache, "some-key-1", under(7, UNDECIDED(cache.clock.now())));
+        land(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
+        clock.jump(Duration::from_nanos(1));
+        land(&cache, "other-key", under(7, VALID(cache.clock.now())));
+        let digest = cache.digest("some-key-1");
+        assert!(cache.store.get(digest).is_some());
+        assert!(!cache.stands_refused(digest, cache.clock.now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_doubted_key_is_verified_before_it_is_served() {
+        let (cache, clock) = cache();
+        let keys: Vec<_> = (0..20).map(|n| format!("known-key-{n}")).collect();
+        let look = |cache: &Cache| {
+            let (now, digest) = (cache.clock.now(), cache.digest(&keys[0]));
+            let held = cache.look(digest, None, now).expect_err("not fresh");
+            cache.look_closer(held, keys[0].as_bytes(), digest, None, now)
+        };
+        for key in &keys {
+            land(&cache, key, VALID(cache.clock.now()));
+        }
+        clock.jump(Duration::from_secs(61));
+        for key in &keys {
+            land(&cache, key, UNCONFIRMED(cache.clock.now()));
+        }
+        assert!(matches!(look(&cache), Look::Serve(_)), "served meanwhile");
+        clock.jump(Duration::from_secs(10));
+        land(&cache, "other-key", VALID(cache.clock.now()));
+        assert!(matches!(look(&cache), Look::Ask));
+        // Verified again, and the issuer does not answer: served as before.
+        land(&cache, &keys[0], CANNOT_TELL(cache.clock.now()));
+        assert!(matches!(look(&cache), Look::Serve(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn recently_valid_ends_with_a_certain_answer() {
+        for (brought, is_recently_valid) in [
+            (VALID, false),
             (DEFINITIVE, false),
             (CONCLUDED, false),
             (UNCONFIRMED, true),
+            (UNDECIDED, true),
             (CANNOT_TELL, true),
         ] {
             let (cache, _) = cache();
@@ -245,7 +414,7 @@ mod tests {
             let outcome = brought(now);
             let what = format!("{outcome:?}");
             land(&cache, "former-key", outcome);
-            assert_eq!(cache.former.knows(digest, now), is_former, "{what}");
+            assert_eq!(cache.former.knows(digest, now), is_recently_valid, "{what}");
         }
     }
 }

@@ -15,7 +15,9 @@
 //! * [`rules`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
 //!   flight, and once more when a waiter takes what landed.
 //! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
-//!   [`suspects`] weighs refusals that may have meant something else.
+//!   [`unconfirmed`] notes invalid answers that may have been about something else than the key.
+//! * [`recheck`] looks at an entry once more after its request has waited, and for as long as its stream is open;
+//!   [`watchers`] wakes the streams.
 //! * `dependents` are other caches that hear of what is invalidated here.
 //! * `census` compares what is held with a list of the issuer's own.
 //!
@@ -32,18 +34,19 @@ mod handle;
 #[cfg(all(test, orgkey_shuttle))]
 mod interleavings;
 mod landing;
+mod recheck;
 mod refusals;
 mod rules;
 mod settle;
 mod shared;
 mod stats;
 mod store;
-mod suspects;
 mod sync;
+mod unconfirmed;
+mod watchers;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 #[cfg(feature = "kinde")]
 pub(crate) use self::census::Held;
@@ -54,6 +57,8 @@ pub(crate) use self::entry::{Entry, Lifetimes};
 use self::flight::Flights;
 use self::former::Former;
 pub use self::handle::{ApiKeyHandle, Stats};
+use self::recheck::CacheRef;
+pub(crate) use self::recheck::Standing;
 use self::refusals::Refusals;
 pub use self::rules::BlockListFull;
 use self::rules::{Rules, Ruling};
@@ -62,7 +67,7 @@ use self::shared::Shared;
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;
-use self::suspects::Suspects;
+use self::unconfirmed::UnconfirmedAnswers;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail, is_key};
@@ -72,7 +77,8 @@ use crate::upstream::Upstream;
 /// What a layer and its clones remember.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    me: Weak<Self>,
+    /// For the entries.
+    me: Arc<CacheRef>,
     pub(crate) clock: Clock,
     secret: DigestSecret,
     settings: Settings,
@@ -82,7 +88,7 @@ pub(crate) struct Cache {
     shared: Shared,
     rules: Rules,
     flights: Flights,
-    suspects: Suspects,
+    unconfirmed: UnconfirmedAnswers,
     upstream: Upstream,
     counters: Counters,
     coalesced: AtomicU64,
@@ -114,8 +120,9 @@ impl Cache {
         upstream: Upstream,
     ) -> Arc<Self> {
         let former = Arc::new(Former::new(settings.capacity));
+        let rules = Rules::default();
         Arc::new_cyclic(|me| Self {
-            me: me.clone(),
+            me: Arc::new(CacheRef::new(me.clone(), clock.clone(), rules.watchers())),
             clock,
             secret,
             store: Store::new(
@@ -126,9 +133,9 @@ impl Cache {
             refusals: Refusals::new((settings.capacity / 10).max(1)),
             former,
             shared: Shared::default(),
-            rules: Rules::default(),
+            rules,
             flights: Flights::default(),
-            suspects: Suspects::default(),
+            unconfirmed: UnconfirmedAnswers::default(),
             upstream,
             counters: Counters::default(),
             coalesced: AtomicU64::new(0),
@@ -220,8 +227,12 @@ impl Cache {
         }
         match entry.freshness(now) {
             Freshness::Expired => {
-                self.store.remove(&entry);
-                self.refusals.note(entry.digest, entry.began, now);
+                // Under the lock that landings hold, so that a successor is not held and refused at once; and once, however
+                // many read the entry at this moment, since a repeated refusal lasts longer.
+                let _shard = self.flights.shard(entry.digest);
+                if self.store.remove(&entry) {
+                    self.refusals.note(entry.digest, entry.began, now);
+                }
                 (Look::Refused, Found::Refusal)
             }
             Freshness::Gone => {
@@ -232,12 +243,17 @@ impl Cache {
                 (Look::Ask, Found::Nothing)
             }
             Freshness::Fresh => (Look::Serve(entry), Found::Fresh),
+            Freshness::Stale if entry.is_doubted() => (Look::Ask, Found::Nothing),
             Freshness::Stale
                 if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
             {
                 (Look::ServeAndRefresh(entry), Found::Stale)
             }
             Freshness::Stale => (Look::Serve(entry), Found::Stale),
+            // A lookup failed a moment ago: another one would make this request wait, and fail as well.
+            Freshness::Overdue if entry.has_failed_lately(now) => {
+                (Look::Serve(entry), Found::Stale)
+            }
             Freshness::Overdue => (Look::Ask, Found::Nothing),
         }
     }
@@ -290,40 +306,12 @@ impl Cache {
         }
         self.refusals.forget(digest);
     }
-
-    /// Waits until the entry's key may not be served any more.
-    pub(crate) async fn ended(self: Arc<Self>, mut entry: Arc<Entry>) {
-        /// Timers stop while the machine sleeps and our clock does not, so the clock is read every so often.
-        const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
-
-        loop {
-            // Made before the look: it hears of every change from here on, polled or not.
-            let changed = self.rules.changed();
-            let now = self.clock.now();
-            if let Some(held) = self.held(entry.digest, None, now) {
-                if held.has_owner_of(&entry) {
-                    // A refresh has brought younger facts: it is their end that counts.
-                    entry = held;
-                } else if held.sent_at >= entry.sent_at {
-                    // The key is another's by now.
-                    return;
-                }
-            }
-            let is_over = self.rules.on(&entry) != Ruling::Clear
-                || matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
-                || self.stands_refused(entry.digest, now);
-            if is_over {
-                return;
-            }
-            let wait = entry.hard_until().since(now).min(AT_LEAST_EVERY);
-            // Woken or not, the loop looks again.
-            drop(tokio::time::timeout(wait, changed).await);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt;
 
     use super::*;
@@ -362,7 +350,7 @@ mod tests {
             cache.rules.version(),
             cache.settings.lifetimes,
             sent,
-            Weak::new(),
+            None,
         ));
         cache.store.insert(Arc::clone(&entry));
         entry
@@ -398,10 +386,7 @@ mod tests {
         let now = cache.clock.now();
         let mine = hold(&cache, of("org_1"), now);
         hold(&cache, of("org_2"), now);
-        Arc::clone(&cache)
-            .ended(mine)
-            .now_or_never()
-            .expect("it has ended");
+        mine.ended().now_or_never().expect("it has ended");
     }
 
     #[test]

@@ -11,13 +11,12 @@
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-
-use tokio::sync::Notify;
+use std::sync::{Arc, PoisonError};
 
 use super::entry::Entry;
 use super::sync::{AtomicU64, RwLock, RwLockWriteGuard};
+use super::watchers::Watchers;
 use crate::clock::Tick;
 use crate::context::{KeyId, OrgCode};
 use crate::key::KeyDigest;
@@ -46,8 +45,7 @@ pub(crate) enum Ruling {
 pub(crate) struct Rules {
     version: AtomicU64,
     tables: RwLock<Tables>,
-    /// Wakes those who wait for the end of an entry.
-    changed: Notify,
+    watchers: Arc<Watchers>,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +70,7 @@ impl Default for Rules {
         Self {
             version: AtomicU64::new(1),
             tables: RwLock::new(Tables::default()),
-            changed: Notify::new(),
+            watchers: Arc::default(),
         }
     }
 }
@@ -167,7 +165,7 @@ impl Rules {
         self.decree(|tables, version| tables.fence_key(digest, version, fence));
     }
 
-    /// Fences them all under one version: those who wait for the end of an entry are woken once.
+    /// Fences them all under one version: those who wait for the end of a key are woken once.
     #[cfg(feature = "kinde")]
     pub(crate) fn fence_keys(&self, digests: &[KeyDigest], fence: FenceAt) {
         self.decree(|tables, version| {
@@ -189,13 +187,14 @@ impl Rules {
         self.decree(Tables::fence_all);
     }
 
-    /// Tells those who wait for the end of an entry to look again.
-    pub(crate) fn wake(&self) {
-        self.changed.notify_waiters();
+    /// Those who wait for the end of a key.
+    pub(super) fn watchers(&self) -> Arc<Watchers> {
+        Arc::clone(&self.watchers)
     }
 
-    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.changed.notified()
+    /// Wakes those who wait for the end of this key: the issuer has answered something else about it.
+    pub(super) fn wake_key(&self, digest: KeyDigest) {
+        self.watchers.wake(digest);
     }
 
     /// Changes the tables under the next version. The version is published before the lock is given back, so a caller
@@ -207,7 +206,7 @@ impl Rules {
         let result = change(&mut tables, version);
         self.version.store(version, Ordering::Release);
         drop(tables);
-        self.wake();
+        self.watchers.wake_all();
         result
     }
 }
@@ -321,7 +320,6 @@ fn put_up<K: Eq + Hash>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
     use std::time::Duration;
 
     use super::*;
@@ -345,15 +343,7 @@ mod tests {
             soft: Duration::from_secs(60),
             hard: Duration::from_secs(900),
         };
-        Entry::new(
-            facts,
-            digest,
-            Tick(1),
-            began,
-            lifetimes,
-            Tick(1),
-            Weak::new(),
-        )
+        Entry::new(facts, digest, Tick(1), began, lifetimes, Tick(1), None)
     }
 
     #[test]

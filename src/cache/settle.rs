@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use super::Cache;
 use super::entry::{Entry, Freshness};
 use super::flight::{Flight, Landing};
-use super::landing::Airborne;
+use super::landing::{Airborne, Start};
 use super::rules::Ruling;
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
-use crate::upstream::{Asker, CannotTell, Ticket};
+use crate::upstream::{CannotTell, Priority, Subject};
 
 /// How a question was settled.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) enum Enrolled {
     /// In a flight under way.
     Aboard(Arc<Flight>),
     /// In a flight of its own, that has yet to be given a task.
-    Began(Airborne, Ticket),
+    Began(Airborne, Start),
     /// In none: the answer is there by now.
     AtHand(Settled),
 }
@@ -61,8 +61,9 @@ impl Cache {
         }
     }
 
+    /// Delays the next lookup of a known key after one that failed or was rejected: by a twelfth of the soft TTL.
     pub(super) fn refresh_later(&self, entry: &Entry, now: Tick) {
-        entry.refresh_after(now.after(self.settings.lifetimes.soft / 12));
+        entry.retry_after_failure(now.after(self.settings.lifetimes.soft / 12));
     }
 
     /// Asks the issuer, together with whoever else asks about the key, and waits for the answer no longer than a caller
@@ -136,9 +137,9 @@ impl Cache {
                 }
                 Boarding::Flight(flight)
             }
-            Enrolled::Began(airborne, ticket) => {
+            Enrolled::Began(airborne, start) => {
                 let flight = Arc::clone(&airborne.flight);
-                tokio::spawn(airborne.fly(question.key.clone(), ticket));
+                tokio::spawn(airborne.fly(question.key.clone(), start));
                 Boarding::Flight(flight)
             }
             Enrolled::AtHand(settled) => Boarding::AtHand(settled),
@@ -158,14 +159,8 @@ impl Cache {
         if let Some(settled) = self.at_hand(question, now) {
             return Ok(Enrolled::AtHand(settled));
         }
-        let asker = match self.held(digest, None, now) {
-            Some(_) => Asker::Known,
-            None if self.former.knows(digest, now) => Asker::Former,
-            None => Asker::Stranger {
-                peer: question.peer,
-            },
-        };
-        let ticket = self.upstream.ticket(asker, digest, now)?;
+        let held = self.held(digest, None, now);
+        let start = self.admit(question, held.as_deref(), now)?;
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
         let flight = shard.start(
             digest,
@@ -178,6 +173,38 @@ impl Cache {
             flight,
             digest,
         };
-        Ok(Enrolled::Began(airborne, ticket))
+        Ok(Enrolled::Began(airborne, start))
+    }
+
+    /// Admits the lookup that will answer the question.
+    fn admit(
+        &self,
+        question: &Question,
+        held: Option<&Entry>,
+        now: Tick,
+    ) -> Result<Start, CannotTell> {
+        let digest = question.digest;
+        let priority = match held {
+            Some(_) => Priority::Known,
+            None if self.former.knows(digest, now) => Priority::RecentlyValid,
+            None => Priority::Unknown {
+                peer: question.peer,
+            },
+        };
+        let subject = Subject {
+            digest,
+            priority,
+            key_id: held.and_then(|held| held.facts.key_id.clone()),
+        };
+        if let Some(held) = held
+            && question.oldest.is_some()
+        {
+            let org = held.facts.org.as_ref();
+            let wait = self.upstream.take_forced_turn(org, now)?;
+            if !wait.is_zero() {
+                return Ok(Start::After(wait, subject));
+            }
+        }
+        self.upstream.admit(subject, now).map(Start::Now)
     }
 }

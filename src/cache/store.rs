@@ -4,6 +4,21 @@
 //! papaya map, and one read in [`SAMPLE`] is reported to moka, whose policy needs to know what is hot. Entries go into
 //! the index first and then into moka; what moka lets go leaves the index by its eviction listener.
 //!
+//! # Every entry in the index is known to moka
+//!
+//! An entry that moka does not know is never evicted. Two things take a key out of moka, and each one looks at the index
+//! *afterwards*:
+//!
+//! * an eviction removes whatever the index holds under the key, in the listener;
+//! * [`Store::remove`] takes the key out of moka after the index, and puts it back if the index holds a successor by then.
+//!
+//! [`Store::insert`] writes to the index before moka. So if a key leaves moka after an insert of it, whoever took it out
+//! finds the entry in the index. Asking the index first and removing from moka then is not enough: a successor that is
+//! inserted in between loses its place in moka and stays in the index.
+//!
+//! The reverse can happen: an eviction that removes a successor from the index before moka knows it leaves a key in moka
+//! that the index does not hold. It takes one place until it is evicted or the key is inserted again.
+//!
 //! Only an issuer's yes is ever written here, and a miss is never reported to the policy: a flood of junk neither takes
 //! room nor makes what is hot look cold.
 
@@ -14,7 +29,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
-use moka::ops::compute::Op;
 use moka::sync::Cache as Moka;
 use papaya::HashMap as Index;
 
@@ -70,7 +84,8 @@ impl Store {
             let index = Arc::clone(&index);
             let evictions = Arc::clone(&evictions);
             move |low: Arc<u64>, (), cause: RemovalCause| {
-                // What is replaced or removed by us is dealt with where we do it.
+                // What is replaced or removed by us is dealt with where we do it. (A key that was idle for too long counts as
+                // evicted even then: its entry in the index goes, which costs a verification.)
                 if !cause.was_evicted() {
                     return;
                 }
@@ -125,24 +140,27 @@ impl Store {
         self.step.take();
         let low = entry.digest.low();
         self.index.pin().insert(low, entry);
+        self.step.take();
         self.policy.insert(low, ());
     }
 
-    /// Removes this very entry; a successor under the same digest stays.
-    pub(crate) fn remove(&self, entry: &Arc<Entry>) {
+    /// Removes this very entry; a successor under the same digest stays. Returns whether the entry was there.
+    pub(crate) fn remove(&self, entry: &Arc<Entry>) -> bool {
         self.step.take();
         let low = entry.digest.low();
         let is_this = |_: &u64, held: &Arc<Entry>| Arc::ptr_eq(held, entry);
-        if matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_))) {
-            // An insert of the same key waits meanwhile, or shows in the index.
-            self.policy.entry(low).and_compute_with(|_| {
-                if self.index.pin().contains_key(&low) {
-                    Op::Nop
-                } else {
-                    Op::Remove
-                }
-            });
+        let was_held = matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_)));
+        if was_held {
+            self.step.take();
+            self.policy.invalidate(&low);
+            self.step.take();
+            // A successor that was inserted in between.
+            if self.index.pin().contains_key(&low) {
+                self.step.take();
+                self.policy.insert(low, ());
+            }
         }
+        was_held
     }
 
     /// What is held at this moment.
@@ -153,6 +171,15 @@ impl Store {
 
     pub(crate) fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// How many entries are in the index and unknown to the policy.
+    #[cfg(test)]
+    pub(crate) fn stranded(&self) -> usize {
+        self.policy.run_pending_tasks();
+        let index = self.index.pin();
+        let unknown = index.keys().filter(|&low| !self.policy.contains_key(low));
+        unknown.count()
     }
 
     /// How many entries made room for others.
@@ -171,7 +198,7 @@ impl fmt::Debug for Store {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::cache::Lifetimes;
@@ -198,15 +225,7 @@ mod tests {
             hard: 2 * HOUR,
         };
         let (facts, now) = (Facts::default(), Tick(1));
-        Arc::new(Entry::new(
-            facts,
-            digest,
-            now,
-            1,
-            lifetimes,
-            now,
-            Weak::new(),
-        ))
+        Arc::new(Entry::new(facts, digest, now, 1, lifetimes, now, None))
     }
 
     #[test]
@@ -259,5 +278,66 @@ mod tests {
             let is_held = store.get(entry.digest).is_some();
             assert_eq!(former.knows(entry.digest, Tick(1)), !is_held);
         }
+    }
+
+    /// Row 84: one thread removes what it reads, as readers of an expired entry do, while another inserts successors.
+    #[test]
+    fn fault_84_no_successor_is_stranded_when_its_predecessor_is_removed() {
+        const KEYS: usize = 300;
+
+        let (store, _) = store(2 * KEYS as u64);
+        let keys: Vec<_> = entries(KEYS).iter().map(|entry| entry.digest).collect();
+        let (at, removed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while let Some(&key) = keys.get(at.load(Ordering::Acquire)) {
+                    match store.get(key) {
+                        Some(entry) if store.remove(&entry) => {
+                            removed.fetch_add(1, Ordering::Release);
+                        }
+                        _ => std::thread::yield_now(),
+                    }
+                }
+            });
+            for (n, &key) in keys.iter().enumerate() {
+                // Both threads are at this key when the inserts end.
+                while removed.load(Ordering::Acquire) < 3 * (n + 1) {
+                    store.insert(entry(key));
+                }
+                store.insert(entry(key));
+                at.store(n + 1, Ordering::Release);
+            }
+        });
+        assert!(removed.into_inner() >= 3 * KEYS);
+        assert!(store.len() > 0, "no successor was left");
+        assert_eq!(store.stranded(), 0);
+    }
+
+    /// Row 84: the same while the policy evicts, and readers tell it what they read.
+    #[test]
+    fn fault_84_nothing_is_stranded_while_keys_are_evicted() {
+        const CAPACITY: u64 = 20;
+
+        let (store, _) = store(CAPACITY);
+        let keys: Vec<_> = entries(40).iter().map(|entry| entry.digest).collect();
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    for n in 0..50_000 {
+                        let key = keys[fastrand::usize(..keys.len())];
+                        match (store.get(key), fastrand::u8(..4)) {
+                            (Some(held), 0) => {
+                                store.remove(&held);
+                            }
+                            (Some(_), 1 | 2) => store.told_of_read(key, n),
+                            _ => store.insert(entry(key)),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(store.evictions() > 1_000, "{}", store.evictions());
+        assert_eq!(store.stranded(), 0);
+        assert!((1..=20).contains(&store.len()), "{}", store.len());
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 pub use self::builder::KeyPollerBuilder;
 use self::walk::Comparison;
-use super::evidence::Gate;
+use super::token::RenewalGate;
 use super::verifier::{Kinde, KindeVerifier};
 use crate::cache::{ApiKeyHandle, Held};
 use crate::context::KeyId;
@@ -74,7 +74,7 @@ pub struct KeyPoller {
     next_call: Instant,
     /// Calls that the walk under way has sent.
     calls: u32,
-    renewals: Gate,
+    renewals: RenewalGate,
     /// The last complete walk was not believed.
     is_doubtful: bool,
     is_failing: bool,

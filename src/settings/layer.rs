@@ -199,8 +199,6 @@ impl<T> fmt::Debug for OrgSettingsLayer<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
-
     use super::*;
     use crate::cache::Lifetimes;
     use crate::clock::Tick;
@@ -220,7 +218,7 @@ mod tests {
                 hard: Duration::from_secs(900),
             };
             let digest = DigestSecret::draw().unwrap().digest("org_1");
-            Entry::new(facts, digest, Tick(1), 1, lifetimes, Tick(1), Weak::new())
+            Entry::new(facts, digest, Tick(1), 1, lifetimes, Tick(1), None)
         };
         let entry = of(Extra::Settings(Arc::new(7_u32)));
         let org = OrgCode::from_static("org_1");

@@ -9,12 +9,12 @@
 //! |---|---|---|
 //! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
 //! | error | `refused with 500: require_org` | the route has no path parameter of that name |
-//! | error | `the issuer refuses known keys` | twenty known keys refused in 10 s, none confirmed: not believed |
-//! | warn | `the issuer gave no answer` | a verification failed; `error` says how |
-//! | warn | `the issuer fails` | the breaker opened |
-//! | info | `trying the issuer again` | the breaker lets one call through |
-//! | info | `the issuer answers again` | the breaker closed |
-//! | warn | `the issuer asks for fewer calls` | a 429: calls pause for `pause` |
+//! | error | `issuer rejects known keys` | so many `keys` were rejected, and no answer about another key confirms it: they are kept |
+//! | warn | `verification failed` | `error` says how, `cause` why; at most once per second |
+//! | warn | `circuit breaker opened` | no keys (`circuit` is `known`), or no unknown keys (`unknown`), are verified for `open_for` |
+//! | info | `circuit breaker half open` | one call tries the issuer |
+//! | info | `circuit breaker closed` | keys are verified again |
+//! | warn | `issuer asks for fewer calls` | a 429: calls pause for `pause` |
 //! | error | `the issuer's TLS certificate is refused` | a security event: nothing was sent; once until a connection stands |
 //! | error | `cannot fetch our own token` | `code` is one of RFC 6749's, or `other`; once until it works again |
 //! | info | `our own token can be fetched again` | the end of that |
@@ -28,10 +28,10 @@
 //! | info | `the poller walks the issuer's keys again` | the end of that |
 //! | error | `refused with 500: no OrgSettingsLayer` | `OrgSettings<T>` without the layer of its type beneath the `ApiKeyLayer` |
 //! | warn | `an organization's settings could not be loaded` | a load failed: `org_code` says whose, `error` says how |
-//! | warn | `the settings loader fails` | its breaker opened |
-//! | info | `trying the settings loader again` | the breaker lets one load through |
-//! | info | `the settings loader answers again` | the breaker closed |
-//! | warn | `the settings loader asks for fewer calls` | loads pause for `pause` |
+//! | warn | `settings circuit breaker opened` | no settings, or none of organizations that have none cached, are loaded for `open_for` |
+//! | info | `settings circuit breaker half open` | one load tries the loader |
+//! | info | `settings circuit breaker closed` | settings are loaded again |
+//! | warn | `settings loader asks for fewer calls` | loads pause for `pause` |
 //! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
 //! | warn | `a limit holds fewer accounts` | more are active than its `capacity`: some begin anew (feature `limit`) |
 //! | warn | `the usage sink takes no records` | `error` says why; once until it takes some |
@@ -45,7 +45,7 @@
 //! | error | `the audit sink gave up events` | `events` of them, for what `error` says |
 //! | warn | `the audit sink fails` | `error` says how; once until it works again |
 //! | info | `the audit sink works again` | the end of that |
-//! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
+//! | debug | `verification finished` | one verification, with its `result`, how long it `took` and, if it failed, the `cause` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
 //! # Metrics
@@ -59,7 +59,7 @@
 //! | [`SERVED_AGE`] | histogram, seconds | |
 //! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `invalid`, `undecided`, `unavailable`, `throttled`, `invalid_response`, `inconclusive`, `misconfigured` |
 //! | [`ISSUER_LATENCY`] | histogram, seconds | |
-//! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | |
+//! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `circuit`: `known`, `unknown` |
 //! | [`THROTTLED`] | counter | |
 //! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
 //! | [`ENTRIES`] | gauge | |
@@ -71,7 +71,7 @@
 //! | [`SETTINGS_DEFAULTS`] | counter | |
 //! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
 //! | [`SETTINGS_LATENCY`] | histogram, seconds | `settings` |
-//! | [`SETTINGS_BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `settings` |
+//! | [`SETTINGS_BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `settings`; `circuit`: `known`, `unknown` |
 //! | [`SETTINGS_THROTTLED`] | counter | `settings` |
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
@@ -114,8 +114,8 @@ pub use self::settings::{
     SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
 };
 pub(crate) use self::upstream::{
-    Voice, breaker_closed, breaker_opened, breaker_probes, entries, issuer_called, occupied,
-    refusals_not_believed, throttled,
+    Voice, breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called,
+    occupied, throttled, unconfirmed_invalid_answers,
 };
 
 /// The target of every event of this crate.
@@ -131,7 +131,7 @@ pub const SERVED_AGE: &str = "orgkey_served_age_seconds";
 pub const ISSUER_CALLS: &str = "orgkey_issuer_calls_total";
 /// How long calls to the verifier took, in seconds.
 pub const ISSUER_LATENCY: &str = "orgkey_issuer_call_seconds";
-/// The state of the breaker: 0 closed, 1 half open, 2 open.
+/// The state of the circuit breaker: 0 closed, 1 half open, 2 open.
 pub const BREAKER: &str = "orgkey_breaker_state";
 /// Counts the pauses that a 429 brought about.
 pub const THROTTLED: &str = "orgkey_throttled_total";

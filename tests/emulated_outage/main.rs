@@ -30,8 +30,14 @@ async fn fault_01_an_issuer_that_is_gone_leaves_known_keys_alone_and_tells_stran
     assert!(stage.proxy.is_refusing().await);
     stage.shows_an_outage(&stranger).await;
     assert!(stage.proxy.is_refusing().await);
+    for n in 0..5 {
+        assert_eq!(stage.status(&format!("{JUNK}{n}")).await, 503);
+    }
     assert!(
-        matches!(stage.handle.upstream().breaker, BreakerState::Open { .. }),
+        matches!(
+            stage.handle.upstream().unknown_breaker,
+            BreakerState::Open { .. }
+        ),
         "it was tried, and then left alone"
     );
     stage.clock.jump(Duration::from_secs(900));
@@ -72,7 +78,8 @@ async fn fault_02_silence_delays_no_known_key_in_both_soft_ttls_nor_behind_the_b
     at_once("stale, and its refresh begins");
     at_once("while its refresh is under way");
 
-    let strangers = [stranger.secret(), JUNK, "k_live_junk_00000001"];
+    let junk = [1, 2, 3].map(|n| format!("{JUNK}{n}"));
+    let strangers = [stranger.secret(), JUNK, &junk[0], &junk[1], &junk[2]];
     for refused in futures_util::future::join_all(strangers.map(|key| stage.call(key))).await {
         assert_eq!(refused.status(), 503);
         assert_eq!(code(&refused), "verifier-unavailable");
@@ -84,7 +91,7 @@ async fn fault_02_silence_delays_no_known_key_in_both_soft_ttls_nor_behind_the_b
         "the issuer got the calls whose answers were lost"
     );
     assert!(matches!(
-        stage.handle.upstream().breaker,
+        stage.handle.upstream().unknown_breaker,
         BreakerState::Open { .. }
     ));
     at_once("behind the breaker");

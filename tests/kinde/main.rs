@@ -5,12 +5,16 @@
 
 mod config;
 mod evidence;
+mod isolation;
 #[path = "../support/log.rs"]
 mod log;
 mod own_api;
+mod record;
+mod renewal;
 mod replies;
 mod stage;
 mod stub;
 mod token;
 mod told;
 mod transport;
+mod unusable;

@@ -139,6 +139,8 @@ pub(crate) struct Stub {
 struct Shared {
     scripts: Mutex<HashMap<Endpoint, Script>>,
     requests: Mutex<Vec<(Endpoint, Request)>>,
+    /// How long every answer takes.
+    delay: Mutex<Duration>,
     /// Bytes of endless bodies that were written.
     poured: AtomicUsize,
     connections: AtomicUsize,
@@ -210,6 +212,11 @@ impl Stub {
         self.on(endpoint, move |_| answer.clone())
     }
 
+    /// From now on every endpoint takes so long to answer.
+    pub(crate) fn delay(&self, wait: Duration) {
+        *self.shared.delay.lock().unwrap() = wait;
+    }
+
     pub(crate) fn requests(&self, endpoint: Endpoint) -> Vec<Request> {
         let requests = self.shared.requests.lock().unwrap();
         let to = |(to, request): &(Endpoint, Request)| (*to == endpoint).then(|| request.clone());
@@ -239,6 +246,8 @@ impl Shared {
                 None => Answer::status(418),
             };
             self.requests.lock().unwrap().push((endpoint, request));
+            let delay = *self.delay.lock().unwrap();
+            tokio::time::sleep(delay).await;
             loop {
                 answer = match answer {
                     Answer::After(wait, then) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::handle::{Guard, KindeEmulator};
 use crate::issuer::{Issuer, VerifyAccess};
 use crate::keys::Keys;
-use crate::replies::InvalidKeyReply;
+use crate::replies::{InvalidKeyReply, ValidKeyReply};
 use crate::server;
 use crate::shared::Shared;
 use crate::tls::{self, CertificateSpec};
@@ -38,6 +38,7 @@ pub struct KindeEmulatorBuilder {
     audience: Option<String>,
     token_lifetime: Option<Duration>,
     token_scopes: Option<Vec<String>>,
+    valid_key_reply: ValidKeyReply,
     invalid_key_reply: InvalidKeyReply,
     verify_access: VerifyAccess,
 }
@@ -60,6 +61,7 @@ impl KindeEmulatorBuilder {
             audience: None,
             token_lifetime: None,
             token_scopes: None,
+            valid_key_reply: ValidKeyReply::default(),
             invalid_key_reply: InvalidKeyReply::default(),
             verify_access: VerifyAccess::default(),
         }
@@ -92,6 +94,12 @@ impl KindeEmulatorBuilder {
     /// Sets the scopes of the M2M application; by default `read:`, `create:`, `update:` and `delete:api_keys`.
     pub fn token_scopes<N: Into<String>>(mut self, scopes: impl IntoIterator<Item = N>) -> Self {
         self.token_scopes = Some(scopes.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the reply to verify for a valid key; [`ValidKeyReply::AllFields`] by default.
+    pub fn valid_key_reply(mut self, reply: ValidKeyReply) -> Self {
+        self.valid_key_reply = reply;
         self
     }
 
@@ -147,6 +155,7 @@ impl KindeEmulatorBuilder {
         let shared = Arc::new(Shared::new(Issuer {
             keys: Keys::default(),
             application,
+            valid_key_reply: self.valid_key_reply,
             invalid_key_reply: self.invalid_key_reply,
             verify_access: self.verify_access,
             rejected_token_status: None,

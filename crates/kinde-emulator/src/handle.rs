@@ -15,7 +15,7 @@ use crate::fault::Fault;
 use crate::issuer::VerifyAccess;
 use crate::keys::{IssuedKey, KeySpec, KeyStatus};
 use crate::recorded::RecordedRequest;
-use crate::replies::InvalidKeyReply;
+use crate::replies::{InvalidKeyReply, ValidKeyReply};
 use crate::shared::{Mode, Shared};
 
 /// A handle of a running emulator.
@@ -195,6 +195,11 @@ impl KindeEmulator {
 
 /// Behavior of the endpoints, and access tokens.
 impl KindeEmulator {
+    /// Sets the reply to verify for a valid key.
+    pub fn set_valid_key_reply(&self, reply: ValidKeyReply) {
+        self.shared.state().issuer.valid_key_reply = reply;
+    }
+
     /// Sets the reply to verify for an invalid key.
     pub fn set_invalid_key_reply(&self, reply: InvalidKeyReply) {
         self.shared.state().issuer.invalid_key_reply = reply;

@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 use crate::calls::Outcome;
 use crate::endpoint::Endpoint;
 use crate::keys::{KeyKind, KeySpec, KeyStatus, Keys};
-use crate::replies::{InvalidKeyReply, detailed, invalid, summary, verified};
+use crate::replies::{
+    InvalidKeyReply, ValidKeyReply, detailed, guide_example, invalid, summary, verified,
+};
 use crate::reply::Reply;
 use crate::tokens::{Application, TokenCheck, essence};
 
@@ -32,6 +34,7 @@ pub enum VerifyAccess {
 pub(crate) struct Issuer {
     pub(crate) keys: Keys,
     pub(crate) application: Application,
+    pub(crate) valid_key_reply: ValidKeyReply,
     pub(crate) invalid_key_reply: InvalidKeyReply,
     pub(crate) verify_access: VerifyAccess,
     /// The status for a rejected token. `None` is the one that the contract declares.
@@ -152,7 +155,10 @@ impl Issuer {
                 key.last_verified_on = Some(SystemTime::now());
                 key.last_verified_ip = Some(call.peer_ip.clone());
                 body["verification_count"] = key.verification_count.into();
-                ok(200, &body)
+                match self.valid_key_reply {
+                    ValidKeyReply::AllFields => ok(200, &body),
+                    ValidKeyReply::GuideExample => (guide_example(key), Outcome::Ok),
+                }
             }
             key => {
                 let reply = invalid(self.invalid_key_reply, key.as_deref());

@@ -43,6 +43,7 @@
 //! | purpose | method |
 //! |---|---|
 //! | issue a key of any kind; revoke, deactivate, rotate or delete it | [`issue_key`](KindeEmulator::issue_key), [`revoke`](KindeEmulator::revoke), [`deactivate`](KindeEmulator::deactivate), [`rotate`](KindeEmulator::rotate), [`delete`](KindeEmulator::delete) |
+//! | select the reply to verify for a valid key, such as the one in Kinde's guide | [`set_valid_key_reply`](KindeEmulator::set_valid_key_reply) |
 //! | select the reply to verify for an invalid key | [`set_invalid_key_reply`](KindeEmulator::set_invalid_key_reply) |
 //! | select whether verify needs a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
 //! | revoke tokens, or issue them with a short lifetime or fewer scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
@@ -98,7 +99,7 @@ pub use self::handle::KindeEmulator;
 pub use self::issuer::VerifyAccess;
 pub use self::keys::{DEFAULT_API_ID, IssuedKey, KeySpec};
 pub use self::recorded::RecordedRequest;
-pub use self::replies::InvalidKeyReply;
+pub use self::replies::{InvalidKeyReply, ValidKeyReply};
 
 /// The target of the events that the emulator emits through `tracing`.
 const TARGET: &str = "kinde_emulator";

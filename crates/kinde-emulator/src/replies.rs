@@ -55,6 +55,36 @@ pub(crate) fn verified(key: &Key) -> Value {
 }
 
 /// The reply to verify for an invalid key, known or not.
+/// The reply to verify for a valid key. Kinde's contract lists ten fields, all of them optional; the example in its guide has
+/// five.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ValidKeyReply {
+    /// 200 with every field of the contract.
+    #[default]
+    AllFields,
+    /// 200 as the example in Kinde's guide: `code`, `message`, `scopes`, `org_code` and the example's `last_verified_on`. For a
+    /// key of `org_abc123` with the scopes `read:users` and `write:users`, it is the example byte for byte.
+    GuideExample,
+}
+
+/// Returns the example in Kinde's guide, with the scopes and the organization of this key.
+pub(crate) fn guide_example(key: &Key) -> Reply {
+    let scopes = key.spec.scopes.iter();
+    let scopes: Vec<_> = scopes.map(|name| json!(name).to_string()).collect();
+    let body = format!(
+        r#"{{ "code": "API_KEY_VERIFIED", "message": "API key verified", "scopes": [{}],
+  "org_code": {}, "last_verified_on": "2024-11-18T13:32:03+11" }}"#,
+        scopes.join(", "),
+        json!(key.spec.org_code)
+    );
+    Reply {
+        status: 200,
+        body,
+        no_store: false,
+    }
+}
+
 pub(crate) fn invalid(how: InvalidKeyReply, key: Option<&Key>) -> Reply {
     match how {
         InvalidKeyReply::IsValidFalse => Reply::json(200, &json!({ "is_valid": false })),

@@ -1,6 +1,6 @@
 //! Verification of keys.
 
-use kinde_emulator::{InvalidKeyReply, KeySpec, KindeEmulator};
+use kinde_emulator::{InvalidKeyReply, KeySpec, KindeEmulator, ValidKeyReply};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -50,6 +50,42 @@ async fn valid_key_has_all_members_of_the_contract() {
     let (_, again) = read(caller.verify(key.secret()).await).await;
     assert_timestamp(&again["last_verified_on"]);
     assert_eq!(again["verification_count"], 2);
+}
+
+#[tokio::test]
+async fn valid_key_can_get_the_reply_of_kindes_guide() {
+    const EXAMPLE: &str = r#"{ "code": "API_KEY_VERIFIED", "message": "API key verified", "scopes": ["read:users", "write:users"],
+  "org_code": "org_abc123", "last_verified_on": "2024-11-18T13:32:03+11" }"#;
+
+    let emulator = KindeEmulator::builder()
+        .valid_key_reply(ValidKeyReply::GuideExample)
+        .start()
+        .await
+        .unwrap();
+    let caller = Caller::new(&emulator);
+    let scopes = ["read:users", "write:users"];
+    let key = emulator.issue_key(KeySpec::organization("org_abc123").scopes(scopes));
+    let response = caller.verify(key.secret()).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.text().await.unwrap(), EXAMPLE);
+
+    // Whatever the key, the reply is JSON.
+    for (spec, org, scopes) in [
+        (KeySpec::environment(), Value::Null, json!([])),
+        (
+            KeySpec::organization("a\"b").scopes(["c\\"]),
+            json!("a\"b"),
+            json!(["c\\"]),
+        ),
+    ] {
+        let key = emulator.issue_key(spec);
+        let (_, body) = read(caller.verify(key.secret()).await).await;
+        assert_eq!((&body["org_code"], &body["scopes"]), (&org, &scopes));
+    }
+    emulator.set_valid_key_reply(ValidKeyReply::AllFields);
+    let (_, body) = read(caller.verify(key.secret()).await).await;
+    assert_eq!(members(&body), VERIFY_MEMBERS);
+    assert_eq!(emulator.calls().verify.ok, 4);
 }
 
 #[tokio::test]
