@@ -113,6 +113,25 @@ async fn reset_calls_resets_all_counts() {
 }
 
 #[tokio::test]
+async fn reset_calls_keeps_calls_in_flight() {
+    let emulator = KindeEmulator::start().await.unwrap();
+    let caller = Caller::new(&emulator);
+    emulator.inject(Endpoint::ListKeys, Fault::hold());
+    let request = caller.request(reqwest::Method::GET, "/api/v1/api_keys");
+    let list = tokio::spawn(request.send());
+    emulator.wait_for_calls(Endpoint::ListKeys, 1).await;
+    emulator.reset_calls();
+    let calls = emulator.calls().list_keys;
+    assert_eq!(
+        (calls.total, calls.in_flight, calls.max_in_flight),
+        (0, 1, 1)
+    );
+    emulator.clear_faults();
+    assert_eq!(list.await.unwrap().unwrap().status(), 200);
+    assert_eq!(emulator.calls().list_keys.ok, 1);
+}
+
+#[tokio::test]
 async fn secret_can_be_set_but_not_twice() {
     let emulator = KindeEmulator::start().await.unwrap();
     let spec = KeySpec::organization("org_1").secret("k_live_mine");
