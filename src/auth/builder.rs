@@ -174,6 +174,9 @@ impl ApiKeyLayerBuilder {
 
     /// Whether the credential is removed from a request before the inner service sees it. Off unless set; it is marked
     /// sensitive in any case.
+    ///
+    /// A clone of this layer further in (on a route with [`max_age`](ApiKeyLayer::max_age), say) still finds the key: it is kept
+    /// in the request's extensions, as a type that only this crate can name. Other layers, and handlers, do not find it.
     pub fn strip_credential(mut self, strip: bool) -> Self {
         self.strip_credential = strip;
         self

@@ -48,7 +48,8 @@ use crate::upstream::UpstreamState;
 /// one more verification, and a customer is refused on the issuer's own answer alone. Block where the word is your own.
 ///
 /// Streams that were opened with a key end as soon as its next request would be refused or asked about, if they wait for
-/// [`OrgContext::until_invalid`](crate::OrgContext::until_invalid), as in `examples/streams.rs`.
+/// [`OrgContext::until_invalid`](crate::OrgContext::until_invalid), as in `examples/streams.rs`. Each call of a method that
+/// blocks, unblocks or invalidates makes all waiting streams look once; what the issuer says about a key, its own alone.
 ///
 /// # Example
 ///

@@ -14,9 +14,11 @@ use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
 
 use super::flight::{Flight, Landing};
+use super::former::Former;
 use super::landing::{Airborne, Outcome};
 use super::rules::Ruling;
 use super::settle::{Enrolled, Question, Settled};
+use super::store::Store;
 use super::{ApiKeyHandle, Cache, Entry, Look};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
@@ -335,22 +337,59 @@ fn an_older_yes_does_not_overtake_a_younger_no() {
     });
 }
 
+fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry> {
+    let now = cache.clock.now();
+    Arc::new(Entry::new(
+        facts,
+        cache.digest(secret),
+        Tick(now.0 - 1),
+        cache.rules.version(),
+        cache.settings.lifetimes,
+        now,
+        None,
+    ))
+}
+
+/// Row 84: two threads remove what they read, a third inserts a successor, and a fourth makes the store evict.
+#[test]
+fn fault_84_neither_removal_nor_eviction_strands_a_successor() {
+    check(|| {
+        let cache = cache();
+        let former = Arc::new(Former::new(10));
+        let store = Arc::new(Store::new(1, Duration::from_secs(900), former));
+        let [old, new] = [(); 2].map(|()| entry(&cache, SECRET, Facts::default()));
+        let other = entry(&cache, "k_live_other_6789", Facts::default());
+        let digest = old.digest;
+        store.insert(old);
+        let remove = || {
+            let store = Arc::clone(&store);
+            thread::spawn(move || store.get(digest).is_some_and(|held| store.remove(&held)))
+        };
+        let evict = {
+            let store = Arc::clone(&store);
+            thread::spawn(move || {
+                store.insert(other);
+                store.stranded();
+            })
+        };
+        let removals = [remove(), remove()];
+        store.insert(new);
+        for removal in removals {
+            removal.join().unwrap();
+        }
+        evict.join().unwrap();
+        assert_eq!(store.stranded(), 0);
+        assert!(store.len() <= 1);
+    });
+}
+
 /// Puts an entry of the key into the cache that has expired by the issuer's word.
 fn hold_expired(cache: &Cache) {
     let facts = Facts {
         expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
         ..Facts::default()
     };
-    let now = cache.clock.now();
-    cache.store.insert(Arc::new(Entry::new(
-        facts,
-        cache.digest(SECRET),
-        Tick(now.0 - 1),
-        cache.rules.version(),
-        cache.settings.lifetimes,
-        now,
-        None,
-    )));
+    cache.store.insert(entry(cache, SECRET, facts));
 }
 
 /// Row 84: readers find that an entry has expired, while a verification brings a successor.

@@ -116,9 +116,9 @@ mod tests {
         let secret = DigestSecret::draw().unwrap();
         let (one, two) = (secret.digest("one"), secret.digest("two"));
         let watchers = Watchers::default();
-        let watches = [one, one, two].map(|digest| watchers.watch(digest));
+        let open = [one, one, two].map(|digest| watchers.watch(digest));
         let woken = |wake: &dyn Fn()| {
-            let changed = watches.each_ref().map(Watch::changed);
+            let changed = open.each_ref().map(Watch::changed);
             wake();
             changed.map(|changed| changed.now_or_never().is_some())
         };

@@ -402,8 +402,7 @@ async fn fault_81_invalid_keys_wake_no_stream() {
     }
     let flooded = polled_during(before);
     let refused = app.issuer.logged(|call| call.outcome == Outcome::No).len();
-    println!("REFUSED {refused}");
-    assert!(refused >= 200, "the issuer refused {refused}");
+    assert!(refused >= 500, "the issuer refused {refused}");
     assert_eq!(flooded, quiet, "woken by {refused} invalid keys");
     assert!(streams.iter().all(|stream| !stream.is_finished()));
     for invalid in invalid {
