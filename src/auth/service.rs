@@ -111,15 +111,16 @@ impl Core {
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
     ) -> Way {
-        let (key, digest) = match self.credential.read(request.headers_mut()) {
-            Credential::Presented(key) => (key, self.cache.digest(key)),
+        let key = match self.credential.read(request.headers_mut()) {
+            Credential::Presented(key) => key,
             Credential::Absent => match self.stripped(request.extensions()) {
-                Some(key) => (key, self.cache.digest(key)),
+                Some(key) => key,
                 None if self.allow_anonymous => return anonymous(request),
                 None => return Way::Refuse(Rejection::missing_credential()),
             },
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
         };
+        let digest = self.cache.digest(key);
         let now = self.cache.clock.now();
         // An age that reaches back to before the clock's origin excludes nothing.
         let oldest = match max_age {

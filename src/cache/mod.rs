@@ -284,8 +284,9 @@ impl Cache {
 
     /// Lets facts go that may not be served any more, and remembers that their key was good.
     fn retire(&self, entry: &Arc<Entry>) {
-        self.store.remove(entry);
+        // In this order: the key is never neither known nor recently valid.
         self.former.note(entry.digest, entry.sent_at);
+        self.store.remove(entry);
     }
 
     /// Returns whether the key was valid in the last day, and nothing of it may be served.

@@ -98,17 +98,25 @@ impl Cache {
             Standing::Valid => {}
             ended => return ended,
         }
+        if self.stands_refused(entry.digest, now) {
+            return Standing::Invalid;
+        }
+        if ruling == Ruling::Fenced {
+            // An invalidation is for later requests: this one was authenticated before it, like those in their handlers.
+            return Standing::Valid;
+        }
         match self.held(entry.digest, None, now) {
             // The request was authenticated, and perhaps authorized, on the older facts.
             Some(held) if held.sent_at >= entry.sent_at && !held.says_the_same_as(entry) => {
                 Standing::Unknown
             }
             Some(_) => Standing::Valid,
-            None if self.stands_refused(entry.digest, now) => Standing::Invalid,
-            // An invalidation is for later requests: this one was authenticated before it, like those in their handlers.
-            None if ruling == Ruling::Fenced => Standing::Valid,
-            // Evicted.
-            None if self.former.knows(entry.digest, now) => Standing::Valid,
+            // Evicted, or invalidated this very moment.
+            None if self.former.knows(entry.digest, now)
+                || self.rules.on(entry) == Ruling::Fenced =>
+            {
+                Standing::Valid
+            }
             // The issuer has said that the key is invalid, and that answer is no longer cached.
             None => Standing::Unknown,
         }
