@@ -40,7 +40,7 @@ use crate::upstream::UpstreamState;
 /// | a route with [`max_age(d)`](crate::ApiKeyLayer::max_age) | `d` and a verification after that; 503 where the issuer does not answer |
 /// | a method of this handle | before it returns |
 /// | your own endpoint for revocation, as in `examples/revoke_endpoint.rs` | before that endpoint answers |
-/// | the issuer's webhook, as in `examples/webhook.rs` | when it is delivered; Kinde has one for a deleted organization, and none for a key |
+/// | the issuer's webhook, as in `examples/webhook` | when it is delivered; Kinde has one for a deleted organization, and none for a key |
 /// | a poller, as `kinde::KeyPoller` | a period, the time of a walk and a verification after that: some 60 s by default, whatever the soft TTL |
 ///
 /// A key that was invalidated is not served from memory: while the issuer does not answer it gets 503. So whatever speaks from
