@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::rules::{BlockListFull, FenceAt};
+use super::blocks::{BlockListFull, FenceAt};
 use super::{Cache, Found};
 use crate::context::{KeyId, OrgCode};
 use crate::key::ApiKey;

@@ -13,11 +13,11 @@ use std::time::{Duration, SystemTime};
 use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
 
-use super::flight::{Flight, Landing};
-use super::former::Former;
-use super::landing::{Airborne, Outcome};
-use super::rules::Ruling;
-use super::settle::{Enrolled, Question, Settled};
+use super::blocks::Ruling;
+use super::complete::{Airborne, Outcome};
+use super::in_flight::{Flight, Landing};
+use super::look_up::{Enrolled, Question, Settled};
+use super::recently_valid::Former;
 use super::store::Store;
 use super::{ApiKeyHandle, Cache, Entry, Look};
 use crate::clock::{Clock, Tick};

@@ -10,11 +10,11 @@
 //!                                             └─ cannot tell ─▶ served if still held, else 503
 //! ```
 //!
-//! * [`store`] holds the good keys, [`refusals`] the refused ones: two caches, so that junk cannot push out the good.
-//!   [`former`] remembers which keys were good, without their facts.
-//! * [`rules`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
+//! * [`store`] holds the good keys, [`invalid_keys`] the refused ones: two caches, so that junk cannot push out the good.
+//!   [`recently_valid`] remembers which keys were good, without their facts.
+//! * [`blocks`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
 //!   flight, and once more when a waiter takes what landed.
-//! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
+//! * [`in_flight`] is the single flight, [`look_up`] how a request waits for one, [`complete`] what its end writes down.
 //!   [`unconfirmed`] notes invalid answers that may have been about something else than the key.
 //! * [`recheck`] looks at an entry once more after its request has waited, and for as long as its stream is open;
 //!   [`watchers`] wakes the streams.
@@ -23,22 +23,22 @@
 //!
 //! Nothing here judges: organization and scopes are the guards' business, on every request anew.
 
-#[cfg(feature = "kinde")]
-mod census;
+mod blocks;
+mod complete;
 #[cfg(feature = "settings")]
 mod dependents;
 mod entry;
-mod flight;
-mod former;
 mod handle;
+mod in_flight;
 #[cfg(all(test, orgkey_shuttle))]
 mod interleavings;
-mod landing;
+mod interner;
+mod invalid_keys;
+mod look_up;
+mod recently_valid;
 mod recheck;
-mod refusals;
-mod rules;
-mod settle;
-mod shared;
+#[cfg(feature = "kinde")]
+mod reconcile;
 mod stats;
 mod store;
 mod sync;
@@ -48,22 +48,22 @@ mod watchers;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-#[cfg(feature = "kinde")]
-pub(crate) use self::census::Held;
+pub use self::blocks::BlockListFull;
+use self::blocks::{Rules, Ruling};
 #[cfg(feature = "settings")]
 use self::dependents::Dependents;
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
-use self::flight::Flights;
-use self::former::Former;
 pub use self::handle::{ApiKeyHandle, Stats};
+use self::in_flight::Flights;
+use self::interner::Shared;
+use self::invalid_keys::Refusals;
+pub(crate) use self::look_up::{Question, Settled};
+use self::recently_valid::Former;
 use self::recheck::CacheRef;
 pub(crate) use self::recheck::Standing;
-use self::refusals::Refusals;
-pub use self::rules::BlockListFull;
-use self::rules::{Rules, Ruling};
-pub(crate) use self::settle::{Question, Settled};
-use self::shared::Shared;
+#[cfg(feature = "kinde")]
+pub(crate) use self::reconcile::Held;
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Cache;
+use super::blocks::Ruling;
 use super::entry::{Entry, Freshness};
-use super::rules::Ruling;
 use super::watchers::Watchers;
 use crate::clock::{Clock, Tick};
 

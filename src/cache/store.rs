@@ -33,7 +33,7 @@ use moka::sync::Cache as Moka;
 use papaya::HashMap as Index;
 
 use super::entry::Entry;
-use super::former::Former;
+use super::recently_valid::Former;
 use super::sync::Step;
 use crate::key::KeyDigest;
 

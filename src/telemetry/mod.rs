@@ -89,13 +89,13 @@ mod macros;
 
 #[cfg(feature = "audit")]
 pub(crate) mod audit;
-mod flood;
 #[cfg(feature = "kinde")]
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
 pub(crate) mod limit;
 #[cfg(feature = "kinde")]
 pub(crate) mod poller;
+mod rate_limited_log;
 mod requests;
 #[cfg(feature = "settings")]
 pub(crate) mod settings;
@@ -103,7 +103,7 @@ mod upstream;
 #[cfg(feature = "usage")]
 pub(crate) mod usage;
 
-use self::flood::Flood;
+use self::rate_limited_log::Flood;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
+use super::blocks::Ruling;
 use super::entry::{Entry, Freshness};
-use super::flight::{Flight, Landing, Shard};
-use super::rules::Ruling;
+use super::in_flight::{Flight, Landing, Shard};
 use super::unconfirmed::{Followed, Received};
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::blocks::Ruling;
 use super::entry::{Entry, Freshness};
 use super::handle::ApiKeyHandle;
-use super::rules::Ruling;
 use crate::clock::Tick;
 use crate::key::{KEY_TAIL_LEN, KeyTail};
 

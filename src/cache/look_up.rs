@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Cache;
+use super::blocks::Ruling;
+use super::complete::{Airborne, Start};
 use super::entry::{Entry, Freshness};
-use super::flight::{Flight, Landing};
-use super::landing::{Airborne, Start};
-use super::rules::Ruling;
+use super::in_flight::{Flight, Landing};
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::upstream::{CannotTell, Priority, Subject};
