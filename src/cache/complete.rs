@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Cache;
 use super::blocks::Ruling;
 use super::entry::{Entry, Freshness};
-use super::in_flight::{Flight, Landing, Shard};
+use super::in_flight::{Completion, Lookup, Shard};
 use super::unconfirmed::{Followed, Received};
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
@@ -26,7 +26,7 @@ pub(super) enum Outcome {
 
 /// A lookup that completes now.
 struct Ending<'a> {
-    flight: &'a Flight,
+    lookup: &'a Lookup,
     digest: KeyDigest,
     sent_at: Tick,
     now: Tick,
@@ -34,7 +34,7 @@ struct Ending<'a> {
 
 impl Cache {
     /// Completes a lookup, unless it was cancelled by an invalidation.
-    pub(super) fn land(&self, flight: &Arc<Flight>, digest: KeyDigest, outcome: Outcome) {
+    pub(super) fn complete(&self, lookup: &Arc<Lookup>, digest: KeyDigest, outcome: Outcome) {
         let now = self.clock.now();
         let answered = match &outcome {
             Outcome::Answered(Verification { answer, credential }, sent_at)
@@ -44,13 +44,13 @@ impl Cache {
             }
             _ => None,
         };
-        let mut shard = self.flights.shard(digest);
-        shard.remove(digest, flight);
-        if !flight.has_landed() {
-            let landing = match outcome {
+        let mut shard = self.in_flight.shard(digest);
+        shard.remove(digest, lookup);
+        if !lookup.is_complete() {
+            let completion = match outcome {
                 Outcome::Answered(Verification { answer, credential }, sent_at) => {
                     let ending = Ending {
-                        flight,
+                        lookup,
                         digest,
                         sent_at,
                         now,
@@ -69,10 +69,10 @@ impl Cache {
                     if let Some(held) = self.held(digest, None, now) {
                         self.refresh_later(&held, now);
                     }
-                    Landing::CannotTell(cannot_tell)
+                    Completion::CannotTell(cannot_tell)
                 }
             };
-            flight.land(landing);
+            lookup.complete(completion);
         }
         drop(shard);
         telemetry::entries(self.upstream.voice(), self.store.len());
@@ -90,9 +90,9 @@ impl Cache {
         }
     }
 
-    fn accept(&self, shard: &mut Shard, ending: &Ending<'_>, facts: Facts) -> Landing {
+    fn accept(&self, shard: &mut Shard, ending: &Ending<'_>, facts: Facts) -> Completion {
         let &Ending {
-            flight,
+            lookup,
             digest,
             sent_at,
             now,
@@ -101,14 +101,14 @@ impl Cache {
             self.shared.share(facts),
             digest,
             sent_at,
-            flight.began,
+            lookup.began,
             self.settings.lifetimes,
             now,
             Some(Arc::clone(&self.me)),
         );
-        let entry = Arc::new(entry.with_tail(flight.tail));
+        let entry = Arc::new(entry.with_tail(lookup.tail));
         if self.rules.on(&entry) == Ruling::Fenced {
-            return Landing::Grounded;
+            return Completion::Cancelled;
         }
         if entry.freshness(now) == Freshness::Expired {
             // An expired key is invalid, whatever an older entry without an expiry says.
@@ -124,13 +124,13 @@ impl Cache {
                 self.rules.wake_key(digest);
             }
         }
-        Landing::Yes(entry)
+        Completion::Valid(entry)
     }
 
     /// The key is invalid. If that is certain, older lookups of it are cancelled.
-    fn reject(&self, shard: &mut Shard, ending: &Ending<'_>, is_certain: bool) -> Landing {
+    fn reject(&self, shard: &mut Shard, ending: &Ending<'_>, is_certain: bool) -> Completion {
         let &Ending {
-            flight,
+            lookup,
             digest,
             sent_at,
             now,
@@ -138,19 +138,19 @@ impl Cache {
         if let Some(held) = self.store.get(digest) {
             if held.sent_at > sent_at {
                 // The key was valid by a call that was sent later.
-                return Landing::Grounded;
+                return Completion::Cancelled;
             }
             self.store.remove(&held);
         }
         if is_certain {
             self.former.forget(digest);
             // An older call may still bring a valid answer, which must not replace this one.
-            shard.ground(digest);
+            shard.cancel(digest);
         }
         self.unconfirmed.forget(digest);
-        self.refusals.note(digest, flight.began, now);
+        self.refusals.note(digest, lookup.began, now);
         self.rules.wake_key(digest);
-        Landing::No
+        Completion::Invalid
     }
 
     /// The key may be invalid.
@@ -160,7 +160,7 @@ impl Cache {
         ending: &Ending<'_>,
         unconfirmed: Invalid,
         credential: u64,
-    ) -> Landing {
+    ) -> Completion {
         let now = ending.now;
         let cannot_tell = match unconfirmed {
             Invalid::Undecided {
@@ -180,7 +180,7 @@ impl Cache {
                 return self.reject(shard, ending, false);
             }
             None => {
-                let (digest, began) = (ending.digest, ending.flight.began);
+                let (digest, began) = (ending.digest, ending.lookup.began);
                 self.unconfirmed.note_unknown(digest, began, received)
             }
         };
@@ -190,7 +190,7 @@ impl Cache {
         if let Some(held) = &held {
             self.refresh_later(held, now);
         }
-        Landing::CannotTell(cannot_tell)
+        Completion::CannotTell(cannot_tell)
     }
 
     /// The issuer answered after an unconfirmed answer.
@@ -200,7 +200,7 @@ impl Cache {
             Followed::Unknown(digest, began) => (*digest, *began),
             Followed::Doubted(entry) => return entry.doubt(),
         };
-        let _shard = self.flights.shard(digest);
+        let _shard = self.in_flight.shard(digest);
         match (followed, self.store.get(digest)) {
             (Followed::Known(entry), Some(held)) if Arc::ptr_eq(&held, entry) => {
                 self.store.remove(entry);
@@ -234,14 +234,14 @@ pub(super) enum Start {
 ///
 /// It is made before the task is spawned and completes the lookup when it is dropped: by a verifier that panics, or with its
 /// runtime. A lookup that never completes would block its key.
-pub(super) struct Airborne {
+pub(super) struct LookupTask {
     pub(super) cache: Arc<Cache>,
-    pub(super) flight: Arc<Flight>,
+    pub(super) lookup: Arc<Lookup>,
     pub(super) digest: KeyDigest,
 }
 
-impl Airborne {
-    pub(super) async fn fly(self, key: ApiKey, start: Start) {
+impl LookupTask {
+    pub(super) async fn run(self, key: ApiKey, start: Start) {
         let cache = &self.cache;
         let verified = async {
             let admission = match start {
@@ -251,7 +251,7 @@ impl Airborne {
                     cache.upstream.admit(subject, cache.clock.now())?
                 }
             };
-            let sent = |at| self.flight.sent(at);
+            let sent = |at| self.lookup.sent(at);
             cache.upstream.verify(admission, &key, sent).await
         };
         let outcome = match tokio::time::timeout(cache.settings.flight_deadline, verified).await {
@@ -259,16 +259,16 @@ impl Airborne {
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
             Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
         };
-        cache.land(&self.flight, self.digest, outcome);
+        cache.complete(&self.lookup, self.digest, outcome);
     }
 }
 
-impl Drop for Airborne {
+impl Drop for LookupTask {
     fn drop(&mut self) {
-        if !self.flight.has_landed() {
+        if !self.lookup.is_complete() {
             let retry_after = self.cache.settings.retry_after;
             let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
-            self.cache.land(&self.flight, self.digest, outcome);
+            self.cache.complete(&self.lookup, self.digest, outcome);
         }
     }
 }
@@ -305,11 +305,11 @@ mod tests {
         }
     }
 
-    fn land(cache: &Cache, secret: &str, outcome: Outcome) {
+    fn complete(cache: &Cache, secret: &str, outcome: Outcome) {
         let digest = cache.digest(secret);
         let version = cache.rules.version();
-        let flight = cache.flights.shard(digest).start(digest, version, None);
-        cache.land(&flight, digest, outcome);
+        let lookup = cache.in_flight.shard(digest).start(digest, version, None);
+        cache.complete(&lookup, digest, outcome);
     }
 
     #[tokio::test(start_paused = true)]
@@ -324,14 +324,14 @@ mod tests {
         ] {
             for noted in [UNCONFIRMED, UNDECIDED] {
                 let (cache, clock) = cache();
-                land(&cache, "known-key", VALID(cache.clock.now()));
-                land(&cache, "known-key", noted(cache.clock.now()));
+                complete(&cache, "known-key", VALID(cache.clock.now()));
+                complete(&cache, "known-key", noted(cache.clock.now()));
                 let digest = cache.digest("known-key");
                 assert!(cache.store.get(digest).is_some());
                 clock.jump(Duration::from_nanos(1));
                 let outcome = brought(cache.clock.now());
                 let what = format!("{outcome:?}");
-                land(&cache, "other-key", outcome);
+                complete(&cache, "other-key", outcome);
                 assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
                 let is_rejected = cache.stands_refused(digest, cache.clock.now());
                 assert_eq!(is_rejected, confirms, "{what}");
@@ -343,7 +343,7 @@ mod tests {
     async fn an_undecided_answer_rejects_an_unknown_key_once_confirmed() {
         for (credential, confirms) in [(7, true), (8, false)] {
             let (cache, clock) = cache();
-            land(
+            complete(
                 &cache,
                 "unknown-key",
                 under(7, UNDECIDED(cache.clock.now())),
@@ -351,7 +351,7 @@ mod tests {
             let digest = cache.digest("unknown-key");
             assert!(!cache.stands_refused(digest, cache.clock.now()));
             clock.jump(Duration::from_nanos(1));
-            land(
+            complete(
                 &cache,
                 "other-key",
                 under(credential, VALID(cache.clock.now())),
@@ -364,10 +364,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_key_found_valid_meanwhile_is_not_rejected() {
         let (cache, clock) = cache();
-        land(&cache, "some-key-1", under(7, UNDECIDED(cache.clock.now())));
-        land(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
+        complete(&cache, "some-key-1", under(7, UNDECIDED(cache.clock.now())));
+        complete(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
         clock.jump(Duration::from_nanos(1));
-        land(&cache, "other-key", under(7, VALID(cache.clock.now())));
+        complete(&cache, "other-key", under(7, VALID(cache.clock.now())));
         let digest = cache.digest("some-key-1");
         assert!(cache.store.get(digest).is_some());
         assert!(!cache.stands_refused(digest, cache.clock.now()));
@@ -383,18 +383,18 @@ mod tests {
             cache.look_closer(held, keys[0].as_bytes(), digest, None, now)
         };
         for key in &keys {
-            land(&cache, key, VALID(cache.clock.now()));
+            complete(&cache, key, VALID(cache.clock.now()));
         }
         clock.jump(Duration::from_secs(61));
         for key in &keys {
-            land(&cache, key, UNCONFIRMED(cache.clock.now()));
+            complete(&cache, key, UNCONFIRMED(cache.clock.now()));
         }
         assert!(matches!(look(&cache), Look::Serve(_)), "served meanwhile");
         clock.jump(Duration::from_secs(10));
-        land(&cache, "other-key", VALID(cache.clock.now()));
+        complete(&cache, "other-key", VALID(cache.clock.now()));
         assert!(matches!(look(&cache), Look::Ask));
         // Verified again, and the issuer does not answer: served as before.
-        land(&cache, &keys[0], CANNOT_TELL(cache.clock.now()));
+        complete(&cache, &keys[0], CANNOT_TELL(cache.clock.now()));
         assert!(matches!(look(&cache), Look::Serve(_)));
     }
 
@@ -413,7 +413,7 @@ mod tests {
             cache.former.note(digest, now);
             let outcome = brought(now);
             let what = format!("{outcome:?}");
-            land(&cache, "former-key", outcome);
+            complete(&cache, "former-key", outcome);
             assert_eq!(cache.former.knows(digest, now), is_recently_valid, "{what}");
         }
     }

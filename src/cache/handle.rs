@@ -157,8 +157,8 @@ impl ApiKeyHandle {
         self.0.rules.fence_all();
         #[cfg(feature = "settings")]
         self.0.dependents.invalidate_all();
-        for mut shard in self.0.flights.shards() {
-            shard.ground_all();
+        for mut shard in self.0.in_flight.shards() {
+            shard.cancel_all();
         }
     }
 

@@ -23,33 +23,33 @@ const SHARDS: usize = 64;
 
 /// How a flight ended.
 #[derive(Clone, Debug)]
-pub(crate) enum Landing {
-    Yes(Arc<Entry>),
-    No,
+pub(crate) enum Completion {
+    Valid(Arc<Entry>),
+    Invalid,
     CannotTell(CannotTell),
     /// Invalidated on the way: who waited must ask again.
-    Grounded,
+    Cancelled,
 }
 
 /// A verification under way.
 #[derive(Debug)]
-pub(crate) struct Flight {
+pub(crate) struct Lookup {
     /// The version of the rules when it began.
     pub(crate) began: u64,
     /// What its entry is to keep of the secret's end.
     pub(crate) tail: Option<KeyTail>,
     /// When its call was sent; zero until then.
     sent_at: AtomicU64,
-    landing: watch::Sender<Option<Landing>>,
+    completion: watch::Sender<Option<Completion>>,
 }
 
-impl Flight {
+impl Lookup {
     fn new(began: u64, tail: Option<KeyTail>) -> Self {
         Self {
             began,
             tail,
             sent_at: AtomicU64::new(0),
-            landing: watch::Sender::new(None),
+            completion: watch::Sender::new(None),
         }
     }
 
@@ -66,47 +66,47 @@ impl Flight {
     }
 
     /// The first ending counts.
-    pub(crate) fn land(&self, landing: Landing) {
-        self.landing.send_if_modified(|slot| {
+    pub(crate) fn complete(&self, completion: Completion) {
+        self.completion.send_if_modified(|slot| {
             let is_first = slot.is_none();
             if is_first {
-                *slot = Some(landing);
+                *slot = Some(completion);
             }
             is_first
         });
     }
 
-    pub(crate) fn has_landed(&self) -> bool {
-        self.landing.borrow().is_some()
+    pub(crate) fn is_complete(&self) -> bool {
+        self.completion.borrow().is_some()
     }
 
     #[cfg(all(test, orgkey_shuttle))]
-    pub(crate) fn landing(&self) -> Option<Landing> {
-        self.landing.borrow().clone()
+    pub(crate) fn completion(&self) -> Option<Completion> {
+        self.completion.borrow().clone()
     }
 
     /// Waits for the end.
-    pub(crate) async fn landed(&self) -> Landing {
-        let mut landing = self.landing.subscribe();
-        match landing.wait_for(Option::is_some).await {
-            Ok(landing) => landing.clone().unwrap_or(Landing::Grounded),
+    pub(crate) async fn completed(&self) -> Completion {
+        let mut completion = self.completion.subscribe();
+        match completion.wait_for(Option::is_some).await {
+            Ok(completion) => completion.clone().unwrap_or(Completion::Cancelled),
             // Never: `self` holds the sender.
-            Err(_) => Landing::Grounded,
+            Err(_) => Completion::Cancelled,
         }
     }
 }
 
 /// The flights under way.
 #[derive(Debug)]
-pub(crate) struct Flights {
+pub(crate) struct InFlight {
     shards: Box<[Mutex<Shard>]>,
 }
 
 /// All flights of some keys. Only the last of a key takes passengers.
 #[derive(Debug, Default)]
-pub(crate) struct Shard(HashMap<KeyDigest, Vec<Arc<Flight>>, DigestBuildHasher>);
+pub(crate) struct Shard(HashMap<KeyDigest, Vec<Arc<Lookup>>, DigestBuildHasher>);
 
-impl Default for Flights {
+impl Default for InFlight {
     fn default() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
@@ -114,7 +114,7 @@ impl Default for Flights {
     }
 }
 
-impl Flights {
+impl InFlight {
     pub(crate) fn shard(&self, digest: KeyDigest) -> MutexGuard<'_, Shard> {
         #[allow(clippy::cast_possible_truncation)] // Reduced to the number of shards first.
         let at = (digest.low() % SHARDS as u64) as usize;
@@ -133,11 +133,11 @@ impl Flights {
 
 impl Shard {
     /// The flight whose answer would be new enough, if one is under way.
-    pub(crate) fn boarding(&self, digest: KeyDigest, oldest: Option<Tick>) -> Option<Arc<Flight>> {
-        let flight = self.0.get(&digest)?.last()?;
+    pub(crate) fn joinable(&self, digest: KeyDigest, oldest: Option<Tick>) -> Option<Arc<Lookup>> {
+        let lookup = self.0.get(&digest)?.last()?;
         let suits =
-            !flight.has_landed() && oldest.is_none_or(|oldest| flight.is_sent_after(oldest));
-        suits.then(|| Arc::clone(flight))
+            !lookup.is_complete() && oldest.is_none_or(|oldest| lookup.is_sent_after(oldest));
+        suits.then(|| Arc::clone(lookup))
     }
 
     pub(crate) fn start(
@@ -145,32 +145,32 @@ impl Shard {
         digest: KeyDigest,
         began: u64,
         tail: Option<KeyTail>,
-    ) -> Arc<Flight> {
-        let flight = Arc::new(Flight::new(began, tail));
-        self.0.entry(digest).or_default().push(Arc::clone(&flight));
-        flight
+    ) -> Arc<Lookup> {
+        let lookup = Arc::new(Lookup::new(began, tail));
+        self.0.entry(digest).or_default().push(Arc::clone(&lookup));
+        lookup
     }
 
-    pub(crate) fn remove(&mut self, digest: KeyDigest, flight: &Arc<Flight>) {
-        if let Some(flights) = self.0.get_mut(&digest) {
-            flights.retain(|other| !Arc::ptr_eq(other, flight));
-            if flights.is_empty() {
+    pub(crate) fn remove(&mut self, digest: KeyDigest, lookup: &Arc<Lookup>) {
+        if let Some(in_flight) = self.0.get_mut(&digest) {
+            in_flight.retain(|other| !Arc::ptr_eq(other, lookup));
+            if in_flight.is_empty() {
                 self.0.remove(&digest);
             }
         }
     }
 
     /// Ends the key's flights without an answer.
-    pub(crate) fn ground(&mut self, digest: KeyDigest) {
-        for flight in self.0.remove(&digest).into_iter().flatten() {
-            flight.land(Landing::Grounded);
+    pub(crate) fn cancel(&mut self, digest: KeyDigest) {
+        for lookup in self.0.remove(&digest).into_iter().flatten() {
+            lookup.complete(Completion::Cancelled);
         }
     }
 
     /// Ends all flights without an answer.
-    pub(crate) fn ground_all(&mut self) {
-        for flight in self.0.drain().flat_map(|(_, flights)| flights) {
-            flight.land(Landing::Grounded);
+    pub(crate) fn cancel_all(&mut self) {
+        for lookup in self.0.drain().flat_map(|(_, in_flight)| in_flight) {
+            lookup.complete(Completion::Cancelled);
         }
     }
 }
@@ -191,8 +191,8 @@ mod tests {
         let first = shard.start(digest, 1, None);
         let second = shard.start(digest, 1, None);
         shard.remove(digest, &first);
-        let boarded = shard.boarding(digest, None).unwrap();
-        assert!(Arc::ptr_eq(&boarded, &second));
+        let joined = shard.joinable(digest, None).unwrap();
+        assert!(Arc::ptr_eq(&joined, &second));
         shard.remove(digest, &first);
         assert_eq!(shard.0.len(), 1);
         shard.remove(digest, &second);
@@ -226,7 +226,7 @@ mod tests {
                 BAD => assert!(matches!(settled, Settled::Refused), "{settled:?}"),
                 _ => assert!(matches!(settled, Settled::CannotTell(_)), "{settled:?}"),
             }
-            let under_way: usize = cache.flights.shards().map(|shard| shard.0.len()).sum();
+            let under_way: usize = cache.in_flight.shards().map(|shard| shard.0.len()).sum();
             assert_eq!(under_way, 0, "{settled:?}");
         }
     }

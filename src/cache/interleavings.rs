@@ -14,9 +14,9 @@ use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
 
 use super::blocks::Ruling;
-use super::complete::{Airborne, Outcome};
-use super::in_flight::{Flight, Landing};
-use super::look_up::{Enrolled, Question, Settled};
+use super::complete::{LookupTask, Outcome};
+use super::in_flight::{Completion, Lookup};
+use super::look_up::{JoinedOrStarted, Question, Settled};
 use super::recently_valid::Former;
 use super::store::Store;
 use super::{ApiKeyHandle, Cache, Entry, Look};
@@ -72,10 +72,10 @@ fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
     }
 }
 
-fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<Airborne> {
-    match cache.enroll(&question(cache, oldest)).unwrap() {
-        Enrolled::Aboard(_) | Enrolled::AtHand(_) => None,
-        Enrolled::Began(airborne, _) => Some(airborne),
+fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<LookupTask> {
+    match cache.join_or_start(&question(cache, oldest)).unwrap() {
+        JoinedOrStarted::Joined(_) | JoinedOrStarted::Cached(_) => None,
+        JoinedOrStarted::Started(task, _) => Some(task),
     }
 }
 
@@ -104,9 +104,9 @@ fn is_served(cache: &Cache) -> bool {
 }
 
 /// Whether one who waited for the flight would be served what it brought.
-fn serves(cache: &Cache, flight: &Flight) -> bool {
-    match flight.landing() {
-        Some(Landing::Yes(entry)) => cache.rules.on(&entry) == Ruling::Clear,
+fn serves(cache: &Cache, lookup: &Lookup) -> bool {
+    match lookup.completion() {
+        Some(Completion::Valid(entry)) => cache.rules.on(&entry) == Ruling::Clear,
         _ => false,
     }
 }
@@ -141,37 +141,37 @@ fn revoked_in(
             let is_revoked = Arc::clone(&is_revoked);
             thread::spawn(move || {
                 hears(&handle, &cache);
-                let Some(airborne) = begin(&cache, None) else {
+                let Some(task) = begin(&cache, None) else {
                     return;
                 };
                 let sent_at = cache.clock.now();
-                airborne.flight.sent(sent_at);
+                task.lookup.sent(sent_at);
                 let outcome = if is_revoked.load(Ordering::Acquire) {
                     no(sent_at)
                 } else {
                     yes(sent_at)
                 };
-                cache.land(&airborne.flight, airborne.digest, outcome);
+                cache.complete(&task.lookup, task.digest, outcome);
             })
         };
         is_revoked.store(true, Ordering::Release);
         decree(&handle);
         assert!(!is_served(&cache), "served from the cache");
-        let boarded = match cache.enroll(&question(&cache, None)).unwrap() {
-            Enrolled::Aboard(flight) => Some(flight),
-            Enrolled::Began(airborne, _) => {
-                let flight = Arc::clone(&airborne.flight);
-                cache.land(&flight, airborne.digest, no(cache.clock.now()));
-                Some(flight)
+        let joined = match cache.join_or_start(&question(&cache, None)).unwrap() {
+            JoinedOrStarted::Joined(lookup) => Some(lookup),
+            JoinedOrStarted::Started(task, _) => {
+                let lookup = Arc::clone(&task.lookup);
+                cache.complete(&lookup, task.digest, no(cache.clock.now()));
+                Some(lookup)
             }
-            Enrolled::AtHand(settled) => {
+            JoinedOrStarted::Cached(settled) => {
                 assert!(matches!(settled, Settled::Refused), "served at hand");
                 None
             }
         };
         load.join().unwrap();
-        let is_served_aboard = boarded.is_some_and(|flight| serves(&cache, &flight));
-        assert!(!is_served_aboard, "served from a flight");
+        let is_served_aboard = joined.is_some_and(|lookup| serves(&cache, &lookup));
+        assert!(!is_served_aboard, "served from a lookup");
         assert!(!is_served(&cache), "served from the cache, later");
         if let Some(lift) = lift {
             lift(&handle);
@@ -271,8 +271,8 @@ fn a_cache_of_settings_that_is_made_while_everything_is_invalidated_keeps_nothin
 fn a_look_during_a_decree_clears_nothing_that_the_decree_condemns() {
     check(|| {
         let cache = cache();
-        let airborne = begin(&cache, None).unwrap();
-        cache.land(&airborne.flight, airborne.digest, yes(cache.clock.now()));
+        let task = begin(&cache, None).unwrap();
+        cache.complete(&task.lookup, task.digest, yes(cache.clock.now()));
         let look = {
             let cache = Arc::clone(&cache);
             thread::spawn(move || {
@@ -300,9 +300,9 @@ fn one_key_has_one_flight() {
             let begun = Arc::clone(&begun);
             move || {
                 // Held to the end, since a flight that is dropped lands.
-                let airborne = begin(&cache, None);
-                begun.fetch_add(usize::from(airborne.is_some()), Ordering::Relaxed);
-                airborne
+                let task = begin(&cache, None);
+                begun.fetch_add(usize::from(task.is_some()), Ordering::Relaxed);
+                task
             }
         };
         let others: Vec<_> = (0..2).map(|_| thread::spawn(ask.clone())).collect();
@@ -324,15 +324,15 @@ fn an_older_yes_does_not_overtake_a_younger_no() {
         let cache = cache();
         let sent_at = cache.clock.now();
         let elder = begin(&cache, None).unwrap();
-        elder.flight.sent(sent_at);
+        elder.lookup.sent(sent_at);
         let later = Tick(sent_at.0 + 1);
         let younger = begin(&cache, Some(later)).unwrap();
-        let landing = {
+        let completion = {
             let cache = Arc::clone(&cache);
-            thread::spawn(move || cache.land(&younger.flight, younger.digest, no(later)))
+            thread::spawn(move || cache.complete(&younger.lookup, younger.digest, no(later)))
         };
-        cache.land(&elder.flight, elder.digest, yes(sent_at));
-        landing.join().unwrap();
+        cache.complete(&elder.lookup, elder.digest, yes(sent_at));
+        completion.join().unwrap();
         assert!(!is_served(&cache));
     });
 }
@@ -397,7 +397,7 @@ fn hold_expired(cache: &Cache) {
 fn fault_84_an_entry_that_expires_while_it_is_read_strands_nothing() {
     check(|| {
         let cache = cache();
-        let airborne = begin(&cache, None).unwrap();
+        let task = begin(&cache, None).unwrap();
         hold_expired(&cache);
         let readers: Vec<_> = (0..2)
             .map(|_| {
@@ -405,7 +405,7 @@ fn fault_84_an_entry_that_expires_while_it_is_read_strands_nothing() {
                 thread::spawn(move || is_served(&cache))
             })
             .collect();
-        cache.land(&airborne.flight, airborne.digest, yes(cache.clock.now()));
+        cache.complete(&task.lookup, task.digest, yes(cache.clock.now()));
         for reader in readers {
             reader.join().unwrap();
         }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::Cache;
 use super::blocks::Ruling;
-use super::complete::{Airborne, Start};
+use super::complete::{LookupTask, Start};
 use super::entry::{Entry, Freshness};
-use super::in_flight::{Flight, Landing};
+use super::in_flight::{Completion, Lookup};
 use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::upstream::{CannotTell, Priority, Subject};
@@ -31,20 +31,20 @@ pub(crate) struct Question {
 }
 
 /// What comes of asking for a flight.
-enum Boarding {
-    Flight(Arc<Flight>),
+enum Joined {
+    Lookup(Arc<Lookup>),
     /// None is needed any more.
-    AtHand(Settled),
+    Cached(Settled),
 }
 
 /// A question's place.
-pub(super) enum Enrolled {
+pub(super) enum JoinedOrStarted {
     /// In a flight under way.
-    Aboard(Arc<Flight>),
+    Joined(Arc<Lookup>),
     /// In a flight of its own, that has yet to be given a task.
-    Began(Airborne, Start),
+    Started(LookupTask, Start),
     /// In none: the answer is there by now.
-    AtHand(Settled),
+    Cached(Settled),
 }
 
 impl Cache {
@@ -56,7 +56,7 @@ impl Cache {
             oldest: None,
             peer: None,
         };
-        if self.board(&question, true).is_err() {
+        if self.join(&question, true).is_err() {
             self.refresh_later(entry, self.clock.now());
         }
     }
@@ -71,16 +71,16 @@ impl Cache {
     pub(crate) async fn settle(self: Arc<Self>, question: Question) -> Settled {
         let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
         let cannot_tell = loop {
-            let flight = match self.board(&question, false) {
-                Ok(Boarding::Flight(flight)) => flight,
-                Ok(Boarding::AtHand(settled)) => return settled,
+            let lookup = match self.join(&question, false) {
+                Ok(Joined::Lookup(lookup)) => lookup,
+                Ok(Joined::Cached(settled)) => return settled,
                 Err(cannot_tell) => break cannot_tell,
             };
-            let Ok(landing) = tokio::time::timeout_at(deadline, flight.landed()).await else {
+            let Ok(completion) = tokio::time::timeout_at(deadline, lookup.completed()).await else {
                 break CannotTell::unavailable(self.settings.retry_after);
             };
-            match landing {
-                Landing::Yes(entry) => {
+            match completion {
+                Completion::Valid(entry) => {
                     let now = self.clock.now();
                     match (self.rules.on(&entry), entry.freshness(now)) {
                         (Ruling::Blocked, _) | (_, Freshness::Expired) => return Settled::Refused,
@@ -97,11 +97,11 @@ impl Cache {
                         _ => {}
                     }
                 }
-                Landing::No if !self.rules.is_all_fenced_since(flight.began) => {
+                Completion::Invalid if !self.rules.is_all_fenced_since(lookup.began) => {
                     return Settled::Refused;
                 }
-                Landing::CannotTell(cannot_tell) => break cannot_tell,
-                Landing::No | Landing::Grounded => {}
+                Completion::CannotTell(cannot_tell) => break cannot_tell,
+                Completion::Invalid | Completion::Cancelled => {}
             }
         };
         let now = self.clock.now();
@@ -113,7 +113,7 @@ impl Cache {
     }
 
     /// What has landed since the question was asked, if it answers it.
-    fn at_hand(&self, question: &Question, now: Tick) -> Option<Settled> {
+    fn cached_result(&self, question: &Question, now: Tick) -> Option<Settled> {
         match self.held(question.digest, question.oldest, now) {
             Some(entry) => {
                 (entry.freshness(now) == Freshness::Fresh).then_some(Settled::Serve(entry, now))
@@ -125,55 +125,58 @@ impl Cache {
     }
 
     /// The flight that will answer the question: one under way, or a new one if the issuer may be asked.
-    fn board(
+    fn join(
         self: &Arc<Self>,
         question: &Question,
         in_background: bool,
-    ) -> Result<Boarding, CannotTell> {
-        Ok(match self.enroll(question)? {
-            Enrolled::Aboard(flight) => {
+    ) -> Result<Joined, CannotTell> {
+        Ok(match self.join_or_start(question)? {
+            JoinedOrStarted::Joined(lookup) => {
                 if !in_background {
                     self.coalesced.fetch_add(1, Ordering::Relaxed);
                 }
-                Boarding::Flight(flight)
+                Joined::Lookup(lookup)
             }
-            Enrolled::Began(airborne, start) => {
-                let flight = Arc::clone(&airborne.flight);
-                tokio::spawn(airborne.fly(question.key.clone(), start));
-                Boarding::Flight(flight)
+            JoinedOrStarted::Started(task, start) => {
+                let lookup = Arc::clone(&task.lookup);
+                tokio::spawn(task.run(question.key.clone(), start));
+                Joined::Lookup(lookup)
             }
-            Enrolled::AtHand(settled) => Boarding::AtHand(settled),
+            JoinedOrStarted::Cached(settled) => Joined::Cached(settled),
         })
     }
 
     /// Finds the question its flight, or makes one.
-    pub(super) fn enroll(self: &Arc<Self>, question: &Question) -> Result<Enrolled, CannotTell> {
+    pub(super) fn join_or_start(
+        self: &Arc<Self>,
+        question: &Question,
+    ) -> Result<JoinedOrStarted, CannotTell> {
         let digest = question.digest;
-        let mut shard = self.flights.shard(digest);
-        if let Some(flight) = shard.boarding(digest, question.oldest) {
-            return Ok(Enrolled::Aboard(flight));
+        let mut shard = self.in_flight.shard(digest);
+        if let Some(lookup) = shard.joinable(digest, question.oldest) {
+            return Ok(JoinedOrStarted::Joined(lookup));
         }
         let now = self.clock.now();
         // A flight may have landed between this request's look-up and this line. Landings hold the shard's lock, so what
         // is not there now is on no flight either, and one burst of requests is one call.
-        if let Some(settled) = self.at_hand(question, now) {
-            return Ok(Enrolled::AtHand(settled));
+        if let Some(settled) = self.cached_result(question, now) {
+            return Ok(JoinedOrStarted::Cached(settled));
         }
         let held = self.held(digest, None, now);
         let start = self.admit(question, held.as_deref(), now)?;
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
-        let flight = shard.start(
+        let lookup = shard.start(
             digest,
             self.rules.version(),
             self.tail_to_keep(&question.key),
         );
         drop(shard);
-        let airborne = Airborne {
+        let task = LookupTask {
             cache: Arc::clone(self),
-            flight,
+            lookup,
             digest,
         };
-        Ok(Enrolled::Began(airborne, start))
+        Ok(JoinedOrStarted::Started(task, start))
     }
 
     /// Admits the lookup that will answer the question.

@@ -55,7 +55,7 @@ use self::dependents::Dependents;
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
 pub use self::handle::{ApiKeyHandle, Stats};
-use self::in_flight::Flights;
+use self::in_flight::InFlight;
 use self::interner::Shared;
 use self::invalid_keys::Refusals;
 pub(crate) use self::look_up::{Question, Settled};
@@ -87,7 +87,7 @@ pub(crate) struct Cache {
     former: Arc<Former>,
     shared: Shared,
     rules: Rules,
-    flights: Flights,
+    in_flight: InFlight,
     unconfirmed: UnconfirmedAnswers,
     upstream: Upstream,
     counters: Counters,
@@ -134,7 +134,7 @@ impl Cache {
             former,
             shared: Shared::default(),
             rules,
-            flights: Flights::default(),
+            in_flight: InFlight::default(),
             unconfirmed: UnconfirmedAnswers::default(),
             upstream,
             counters: Counters::default(),
@@ -229,7 +229,7 @@ impl Cache {
             Freshness::Expired => {
                 // Under the lock that landings hold, so that a successor is not held and refused at once; and once, however
                 // many read the entry at this moment, since a repeated refusal lasts longer.
-                let _shard = self.flights.shard(entry.digest);
+                let _shard = self.in_flight.shard(entry.digest);
                 if self.store.remove(&entry) {
                     self.refusals.note(entry.digest, entry.began, now);
                 }
@@ -311,8 +311,8 @@ impl Cache {
 
     /// Forgets whatever is held of a key or on its way, all at once.
     fn forget(&self, digest: KeyDigest) {
-        let mut shard = self.flights.shard(digest);
-        shard.ground(digest);
+        let mut shard = self.in_flight.shard(digest);
+        shard.cancel(digest);
         if let Some(entry) = self.store.get(digest) {
             self.retire(&entry);
         }
