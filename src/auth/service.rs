@@ -8,7 +8,7 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use super::stripped::Stripped;
-use crate::cache::{Entry, Look, Question};
+use crate::cache::{CacheResult, Entry, LookupRequest};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
@@ -38,7 +38,7 @@ impl<S, F> ApiKeyService<S, F> {
 enum Way {
     Pass { is_anonymous: bool },
     Refuse(Rejection),
-    Wait(Question),
+    Wait(LookupRequest),
 }
 
 impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S, F>
@@ -73,11 +73,11 @@ where
                     rejection: Some(rejection),
                 },
             },
-            Way::Wait(question) => ResponseFuture {
+            Way::Wait(lookup) => ResponseFuture {
                 face,
                 is_anonymous: false,
                 state: State::Waiting {
-                    pending: self.wait(request, question),
+                    pending: self.wait(request, lookup),
                 },
             },
         }
@@ -91,15 +91,15 @@ impl<S: Clone, F> ApiKeyService<S, F> {
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
-        mut question: Question,
+        mut lookup: LookupRequest,
     ) -> Box<Pending<S, ReqBody, Arc<Core>>> {
         let core = Arc::clone(&self.layer.core);
         if let Some(peer) = &core.peer {
-            question.peer = peer(RequestHead::of(&request));
+            lookup.peer = peer(RequestHead::of(&request));
         }
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
-        Box::new(Pending::new(inner, request, &cache, question, core))
+        Box::new(Pending::new(inner, request, &cache, lookup, core))
     }
 }
 
@@ -127,21 +127,21 @@ impl Core {
             Some(max_age) => before(now, max_age),
             None => None,
         };
-        let entry = match self.cache.look(digest, oldest, now) {
+        let entry = match self.cache.get_fresh(digest, oldest, now) {
             Ok(entry) => entry,
-            Err(held) => match self.cache.look_closer(held, key, digest, oldest, now) {
-                Look::Serve(entry) => entry,
-                Look::ServeAndRefresh(entry) => {
+            Err(held) => match self.cache.classify(held, key, digest, oldest, now) {
+                CacheResult::Serve(entry) => entry,
+                CacheResult::ServeAndRefresh(entry) => {
                     if let Ok(key) = ApiKey::from_bytes(key) {
                         self.cache.refresh(key, &entry);
                     }
                     entry
                 }
-                Look::Refused => return Way::Refuse(Rejection::invalid_token()),
-                Look::Malformed => return Way::Refuse(Rejection::malformed_credential()),
-                Look::Ask => {
+                CacheResult::Invalid => return Way::Refuse(Rejection::invalid_token()),
+                CacheResult::Malformed => return Way::Refuse(Rejection::malformed_credential()),
+                CacheResult::LookUp => {
                     return match ApiKey::from_bytes(key) {
-                        Ok(key) => Way::Wait(Question {
+                        Ok(key) => Way::Wait(LookupRequest {
                             key,
                             digest,
                             oldest,

@@ -276,7 +276,7 @@ impl Drop for LookupTask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Look;
+    use crate::cache::CacheResult;
     use crate::cache::tests::cache;
 
     type Brought = fn(Tick) -> Outcome;
@@ -333,7 +333,7 @@ mod tests {
                 let what = format!("{outcome:?}");
                 complete(&cache, "other-key", outcome);
                 assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
-                let is_rejected = cache.stands_refused(digest, cache.clock.now());
+                let is_rejected = cache.is_invalid(digest, cache.clock.now());
                 assert_eq!(is_rejected, confirms, "{what}");
             }
         }
@@ -349,14 +349,14 @@ mod tests {
                 under(7, UNDECIDED(cache.clock.now())),
             );
             let digest = cache.digest("unknown-key");
-            assert!(!cache.stands_refused(digest, cache.clock.now()));
+            assert!(!cache.is_invalid(digest, cache.clock.now()));
             clock.jump(Duration::from_nanos(1));
             complete(
                 &cache,
                 "other-key",
                 under(credential, VALID(cache.clock.now())),
             );
-            let is_rejected = cache.stands_refused(digest, cache.clock.now());
+            let is_rejected = cache.is_invalid(digest, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
         }
     }
@@ -370,7 +370,7 @@ mod tests {
         complete(&cache, "other-key", under(7, VALID(cache.clock.now())));
         let digest = cache.digest("some-key-1");
         assert!(cache.store.get(digest).is_some());
-        assert!(!cache.stands_refused(digest, cache.clock.now()));
+        assert!(!cache.is_invalid(digest, cache.clock.now()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -379,8 +379,8 @@ mod tests {
         let keys: Vec<_> = (0..20).map(|n| format!("known-key-{n}")).collect();
         let look = |cache: &Cache| {
             let (now, digest) = (cache.clock.now(), cache.digest(&keys[0]));
-            let held = cache.look(digest, None, now).expect_err("not fresh");
-            cache.look_closer(held, keys[0].as_bytes(), digest, None, now)
+            let held = cache.get_fresh(digest, None, now).expect_err("not fresh");
+            cache.classify(held, keys[0].as_bytes(), digest, None, now)
         };
         for key in &keys {
             complete(&cache, key, VALID(cache.clock.now()));
@@ -389,13 +389,16 @@ mod tests {
         for key in &keys {
             complete(&cache, key, UNCONFIRMED(cache.clock.now()));
         }
-        assert!(matches!(look(&cache), Look::Serve(_)), "served meanwhile");
+        assert!(
+            matches!(look(&cache), CacheResult::Serve(_)),
+            "served meanwhile"
+        );
         clock.jump(Duration::from_secs(10));
         complete(&cache, "other-key", VALID(cache.clock.now()));
-        assert!(matches!(look(&cache), Look::Ask));
+        assert!(matches!(look(&cache), CacheResult::LookUp));
         // Verified again, and the issuer does not answer: served as before.
         complete(&cache, &keys[0], CANNOT_TELL(cache.clock.now()));
-        assert!(matches!(look(&cache), Look::Serve(_)));
+        assert!(matches!(look(&cache), CacheResult::Serve(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -179,7 +179,7 @@ impl Shard {
 mod tests {
     use super::*;
     use crate::auth::ApiKeyLayer;
-    use crate::cache::{Question, Settled};
+    use crate::cache::{LookupRequest, LookupResult};
     use crate::context::OrgCode;
     use crate::key::{ApiKey, DigestSecret};
     use crate::verify::{Verification, VerifyError, verifier_fn};
@@ -214,20 +214,20 @@ mod tests {
         }));
         let cache = layer.handle().0;
         for secret in [GOOD, BAD, UNKNOWN] {
-            let question = Question {
+            let request = LookupRequest {
                 key: ApiKey::parse(secret).unwrap(),
                 digest: cache.digest(secret),
                 oldest: None,
                 peer: None,
             };
-            let settled = Arc::clone(&cache).settle(question).await;
+            let result = Arc::clone(&cache).look_up(request).await;
             match secret {
-                GOOD => assert!(matches!(settled, Settled::Serve(..)), "{settled:?}"),
-                BAD => assert!(matches!(settled, Settled::Refused), "{settled:?}"),
-                _ => assert!(matches!(settled, Settled::CannotTell(_)), "{settled:?}"),
+                GOOD => assert!(matches!(result, LookupResult::Serve(..)), "{result:?}"),
+                BAD => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),
+                _ => assert!(matches!(result, LookupResult::CannotTell(_)), "{result:?}"),
             }
             let under_way: usize = cache.in_flight.shards().map(|shard| shard.0.len()).sum();
-            assert_eq!(under_way, 0, "{settled:?}");
+            assert_eq!(under_way, 0, "{result:?}");
         }
     }
 }

@@ -16,10 +16,10 @@ use shuttle::thread;
 use super::blocks::Ruling;
 use super::complete::{LookupTask, Outcome};
 use super::in_flight::{Completion, Lookup};
-use super::look_up::{JoinedOrStarted, Question, Settled};
+use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
 use super::recently_valid::Former;
 use super::store::Store;
-use super::{ApiKeyHandle, Cache, Entry, Look};
+use super::{ApiKeyHandle, Cache, CacheResult, Entry};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
@@ -63,8 +63,8 @@ fn org() -> OrgCode {
     OrgCode::from_static("org_1")
 }
 
-fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
-    Question {
+fn request(cache: &Cache, oldest: Option<Tick>) -> LookupRequest {
+    LookupRequest {
         digest: cache.digest(SECRET),
         key: key(),
         oldest,
@@ -73,7 +73,7 @@ fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
 }
 
 fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<LookupTask> {
-    match cache.join_or_start(&question(cache, oldest)).unwrap() {
+    match cache.join_or_start(&request(cache, oldest)).unwrap() {
         JoinedOrStarted::Joined(_) | JoinedOrStarted::Cached(_) => None,
         JoinedOrStarted::Started(task, _) => Some(task),
     }
@@ -94,11 +94,11 @@ fn no(sent_at: Tick) -> Outcome {
 
 fn is_served(cache: &Cache) -> bool {
     let (digest, now) = (cache.digest(SECRET), cache.clock.now());
-    match cache.look(digest, None, now) {
+    match cache.get_fresh(digest, None, now) {
         Ok(_) => true,
         Err(held) => matches!(
-            cache.look_closer(held, SECRET.as_bytes(), digest, None, now),
-            Look::Serve(_) | Look::ServeAndRefresh(_)
+            cache.classify(held, SECRET.as_bytes(), digest, None, now),
+            CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
         ),
     }
 }
@@ -157,15 +157,15 @@ fn revoked_in(
         is_revoked.store(true, Ordering::Release);
         decree(&handle);
         assert!(!is_served(&cache), "served from the cache");
-        let joined = match cache.join_or_start(&question(&cache, None)).unwrap() {
+        let joined = match cache.join_or_start(&request(&cache, None)).unwrap() {
             JoinedOrStarted::Joined(lookup) => Some(lookup),
             JoinedOrStarted::Started(task, _) => {
                 let lookup = Arc::clone(&task.lookup);
                 cache.complete(&lookup, task.digest, no(cache.clock.now()));
                 Some(lookup)
             }
-            JoinedOrStarted::Cached(settled) => {
-                assert!(matches!(settled, Settled::Refused), "served at hand");
+            JoinedOrStarted::Cached(result) => {
+                assert!(matches!(result, LookupResult::Invalid), "served at hand");
                 None
             }
         };
@@ -412,7 +412,7 @@ fn fault_84_an_entry_that_expires_while_it_is_read_strands_nothing() {
         assert_eq!(cache.store.stranded(), 0);
         // What the readers noted about the old entry is not held against its successor.
         assert!(is_served(&cache));
-        assert!(!cache.stands_refused(cache.digest(SECRET), cache.clock.now()));
+        assert!(!cache.is_invalid(cache.digest(SECRET), cache.clock.now()));
     });
 }
 
@@ -429,8 +429,8 @@ fn fault_84_an_entry_that_expires_is_refused_once() {
         assert!(!is_served(&cache));
         assert!(!reader.join().unwrap());
         let (digest, now) = (cache.digest(SECRET), cache.clock.now());
-        assert!(cache.stands_refused(digest, now));
+        assert!(cache.is_invalid(digest, now));
         let later = now.after(Duration::from_secs(6));
-        assert!(!cache.stands_refused(digest, later), "refused twice");
+        assert!(!cache.is_invalid(digest, later), "refused twice");
     });
 }

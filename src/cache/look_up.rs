@@ -14,15 +14,15 @@ use crate::upstream::{CannotTell, Priority, Subject};
 
 /// How a question was settled.
 #[derive(Debug)]
-pub(crate) enum Settled {
+pub(crate) enum LookupResult {
     Serve(Arc<Entry>, Tick),
-    Refused,
+    Invalid,
     CannotTell(CannotTell),
 }
 
 /// A question to settle: whose key, and how old an answer may be.
 #[derive(Debug)]
-pub(crate) struct Question {
+pub(crate) struct LookupRequest {
     pub(crate) key: ApiKey,
     pub(crate) digest: KeyDigest,
     /// Only facts from a call sent after this time will do, and those of a call that is sent for this very question.
@@ -34,7 +34,7 @@ pub(crate) struct Question {
 enum Joined {
     Lookup(Arc<Lookup>),
     /// None is needed any more.
-    Cached(Settled),
+    Cached(LookupResult),
 }
 
 /// A question's place.
@@ -44,19 +44,19 @@ pub(super) enum JoinedOrStarted {
     /// In a flight of its own, that has yet to be given a task.
     Started(LookupTask, Start),
     /// In none: the answer is there by now.
-    Cached(Settled),
+    Cached(LookupResult),
 }
 
 impl Cache {
     /// Begins a refresh behind a request that is served already.
     pub(crate) fn refresh(self: &Arc<Self>, key: ApiKey, entry: &Arc<Entry>) {
-        let question = Question {
+        let request = LookupRequest {
             digest: entry.digest,
             key,
             oldest: None,
             peer: None,
         };
-        if self.join(&question, true).is_err() {
+        if self.join(&request, true).is_err() {
             self.refresh_later(entry, self.clock.now());
         }
     }
@@ -68,12 +68,12 @@ impl Cache {
 
     /// Asks the issuer, together with whoever else asks about the key, and waits for the answer no longer than a caller
     /// waits.
-    pub(crate) async fn settle(self: Arc<Self>, question: Question) -> Settled {
+    pub(crate) async fn look_up(self: Arc<Self>, request: LookupRequest) -> LookupResult {
         let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
         let cannot_tell = loop {
-            let lookup = match self.join(&question, false) {
+            let lookup = match self.join(&request, false) {
                 Ok(Joined::Lookup(lookup)) => lookup,
-                Ok(Joined::Cached(settled)) => return settled,
+                Ok(Joined::Cached(result)) => return result,
                 Err(cannot_tell) => break cannot_tell,
             };
             let Ok(completion) = tokio::time::timeout_at(deadline, lookup.completed()).await else {
@@ -83,54 +83,55 @@ impl Cache {
                 Completion::Valid(entry) => {
                     let now = self.clock.now();
                     match (self.rules.on(&entry), entry.freshness(now)) {
-                        (Ruling::Blocked, _) | (_, Freshness::Expired) => return Settled::Refused,
+                        (Ruling::Blocked, _) | (_, Freshness::Expired) => {
+                            return LookupResult::Invalid;
+                        }
                         (Ruling::Clear, Freshness::Fresh | Freshness::Stale) => {
-                            return Settled::Serve(entry, now);
+                            return LookupResult::Serve(entry, now);
                         }
                         // An answer that took its time is still the newest there is: to ask again would take as long.
                         (Ruling::Clear, Freshness::Overdue)
                             if now.since(entry.sent_at) <= self.settings.flight_deadline =>
                         {
-                            return Settled::Serve(entry, now);
+                            return LookupResult::Serve(entry, now);
                         }
                         // Invalidated between the landing and this look, or slept over.
                         _ => {}
                     }
                 }
                 Completion::Invalid if !self.rules.is_all_fenced_since(lookup.began) => {
-                    return Settled::Refused;
+                    return LookupResult::Invalid;
                 }
                 Completion::CannotTell(cannot_tell) => break cannot_tell,
                 Completion::Invalid | Completion::Cancelled => {}
             }
         };
         let now = self.clock.now();
-        match self.held(question.digest, question.oldest, now) {
-            Some(entry) => Settled::Serve(entry, now),
-            None if self.rules.is_key_blocked(question.digest) => Settled::Refused,
-            None => Settled::CannotTell(cannot_tell),
+        match self.held(request.digest, request.oldest, now) {
+            Some(entry) => LookupResult::Serve(entry, now),
+            None if self.rules.is_key_blocked(request.digest) => LookupResult::Invalid,
+            None => LookupResult::CannotTell(cannot_tell),
         }
     }
 
     /// What has landed since the question was asked, if it answers it.
-    fn cached_result(&self, question: &Question, now: Tick) -> Option<Settled> {
-        match self.held(question.digest, question.oldest, now) {
-            Some(entry) => {
-                (entry.freshness(now) == Freshness::Fresh).then_some(Settled::Serve(entry, now))
-            }
+    fn cached_result(&self, request: &LookupRequest, now: Tick) -> Option<LookupResult> {
+        match self.held(request.digest, request.oldest, now) {
+            Some(entry) => (entry.freshness(now) == Freshness::Fresh)
+                .then_some(LookupResult::Serve(entry, now)),
             None => self
-                .stands_refused(question.digest, now)
-                .then_some(Settled::Refused),
+                .is_invalid(request.digest, now)
+                .then_some(LookupResult::Invalid),
         }
     }
 
     /// The flight that will answer the question: one under way, or a new one if the issuer may be asked.
     fn join(
         self: &Arc<Self>,
-        question: &Question,
+        request: &LookupRequest,
         in_background: bool,
     ) -> Result<Joined, CannotTell> {
-        Ok(match self.join_or_start(question)? {
+        Ok(match self.join_or_start(request)? {
             JoinedOrStarted::Joined(lookup) => {
                 if !in_background {
                     self.coalesced.fetch_add(1, Ordering::Relaxed);
@@ -139,36 +140,36 @@ impl Cache {
             }
             JoinedOrStarted::Started(task, start) => {
                 let lookup = Arc::clone(&task.lookup);
-                tokio::spawn(task.run(question.key.clone(), start));
+                tokio::spawn(task.run(request.key.clone(), start));
                 Joined::Lookup(lookup)
             }
-            JoinedOrStarted::Cached(settled) => Joined::Cached(settled),
+            JoinedOrStarted::Cached(result) => Joined::Cached(result),
         })
     }
 
     /// Finds the question its flight, or makes one.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
-        question: &Question,
+        request: &LookupRequest,
     ) -> Result<JoinedOrStarted, CannotTell> {
-        let digest = question.digest;
+        let digest = request.digest;
         let mut shard = self.in_flight.shard(digest);
-        if let Some(lookup) = shard.joinable(digest, question.oldest) {
+        if let Some(lookup) = shard.joinable(digest, request.oldest) {
             return Ok(JoinedOrStarted::Joined(lookup));
         }
         let now = self.clock.now();
         // A flight may have landed between this request's look-up and this line. Landings hold the shard's lock, so what
         // is not there now is on no flight either, and one burst of requests is one call.
-        if let Some(settled) = self.cached_result(question, now) {
-            return Ok(JoinedOrStarted::Cached(settled));
+        if let Some(result) = self.cached_result(request, now) {
+            return Ok(JoinedOrStarted::Cached(result));
         }
         let held = self.held(digest, None, now);
-        let start = self.admit(question, held.as_deref(), now)?;
+        let start = self.admit(request, held.as_deref(), now)?;
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
         let lookup = shard.start(
             digest,
             self.rules.version(),
-            self.tail_to_keep(&question.key),
+            self.tail_to_keep(&request.key),
         );
         drop(shard);
         let task = LookupTask {
@@ -182,17 +183,15 @@ impl Cache {
     /// Admits the lookup that will answer the question.
     fn admit(
         &self,
-        question: &Question,
+        request: &LookupRequest,
         held: Option<&Entry>,
         now: Tick,
     ) -> Result<Start, CannotTell> {
-        let digest = question.digest;
+        let digest = request.digest;
         let priority = match held {
             Some(_) => Priority::Known,
             None if self.is_recently_valid(digest, now) => Priority::RecentlyValid,
-            None => Priority::Unknown {
-                peer: question.peer,
-            },
+            None => Priority::Unknown { peer: request.peer },
         };
         let subject = Subject {
             digest,
@@ -200,7 +199,7 @@ impl Cache {
             key_id: held.and_then(|held| held.facts.key_id.clone()),
         };
         if let Some(held) = held
-            && question.oldest.is_some()
+            && request.oldest.is_some()
         {
             let org = held.facts.org.as_ref();
             let wait = self.upstream.take_forced_turn(org, now)?;

@@ -58,7 +58,7 @@ pub use self::handle::{ApiKeyHandle, Stats};
 use self::in_flight::InFlight;
 use self::interner::Shared;
 use self::invalid_keys::Refusals;
-pub(crate) use self::look_up::{Question, Settled};
+pub(crate) use self::look_up::{LookupRequest, LookupResult};
 use self::recently_valid::Former;
 use self::recheck::CacheRef;
 pub(crate) use self::recheck::Standing;
@@ -99,15 +99,15 @@ pub(crate) struct Cache {
 
 /// What a look-up finds.
 #[derive(Debug)]
-pub(crate) enum Look {
+pub(crate) enum CacheResult {
     /// Facts to serve now.
     Serve(Arc<Entry>),
     /// Facts to serve now, while this caller begins a refresh.
     ServeAndRefresh(Arc<Entry>),
     /// A no.
-    Refused,
+    Invalid,
     /// Nothing that may be served without asking first.
-    Ask,
+    LookUp,
     /// Nothing is held, and what was presented is no key.
     Malformed,
 }
@@ -161,10 +161,10 @@ impl Cache {
 
     /// What is held of a key, by an answer younger than `oldest`.
     ///
-    /// `Ok` are fresh facts. Anything else is [looked at more closely](Self::look_closer), by the caller, so that nothing
+    /// `Ok` are fresh facts. Anything else is [looked at more closely](Self::classify), by the caller, so that nothing
     /// comes between him and what nearly every request finds.
     #[inline]
-    pub(crate) fn look(
+    pub(crate) fn get_fresh(
         &self,
         digest: KeyDigest,
         oldest: Option<Tick>,
@@ -194,35 +194,40 @@ impl Cache {
     /// What is held has kept the grammar of keys, or the issuer would not have been asked about it. Anything else is held to the
     /// grammar here, before all else, and what does not keep it counts as no look-up.
     #[inline(never)]
-    pub(crate) fn look_closer(
+    pub(crate) fn classify(
         &self,
         held: Option<Arc<Entry>>,
         key: &[u8],
         digest: KeyDigest,
         oldest: Option<Tick>,
         now: Tick,
-    ) -> Look {
-        let (look, found) = match held {
-            Some(entry) => self.look_at(entry, oldest, now),
-            None if !is_key(key) => return Look::Malformed,
-            None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
-            None => (Look::Ask, Found::Nothing),
+    ) -> CacheResult {
+        let (result, found) = match held {
+            Some(entry) => self.classify_entry(entry, oldest, now),
+            None if !is_key(key) => return CacheResult::Malformed,
+            None if self.is_invalid(digest, now) => (CacheResult::Invalid, Found::Invalid),
+            None => (CacheResult::LookUp, Found::Miss),
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
             self.store.told_of_read(digest, nth);
         }
         telemetry::looked_up(found);
-        look
+        result
     }
 
-    fn look_at(&self, entry: Arc<Entry>, oldest: Option<Tick>, now: Tick) -> (Look, Found) {
+    fn classify_entry(
+        &self,
+        entry: Arc<Entry>,
+        oldest: Option<Tick>,
+        now: Tick,
+    ) -> (CacheResult, Found) {
         match self.rules.on(&entry) {
             Ruling::Clear => {}
-            Ruling::Blocked => return (Look::Refused, Found::Refusal),
+            Ruling::Blocked => return (CacheResult::Invalid, Found::Invalid),
             Ruling::Fenced => {
                 self.retire(&entry);
-                return (Look::Ask, Found::Nothing);
+                return (CacheResult::LookUp, Found::Miss);
             }
         }
         match entry.freshness(now) {
@@ -233,49 +238,49 @@ impl Cache {
                 if self.store.remove(&entry) {
                     self.refusals.note(entry.digest, entry.began, now);
                 }
-                (Look::Refused, Found::Refusal)
+                (CacheResult::Invalid, Found::Invalid)
             }
             Freshness::Gone => {
                 self.retire(&entry);
-                (Look::Ask, Found::Nothing)
+                (CacheResult::LookUp, Found::Miss)
             }
             _ if oldest.is_some_and(|oldest| entry.sent_at <= oldest) => {
-                (Look::Ask, Found::Nothing)
+                (CacheResult::LookUp, Found::Miss)
             }
-            Freshness::Fresh => (Look::Serve(entry), Found::Fresh),
-            Freshness::Stale if entry.is_doubted() => (Look::Ask, Found::Nothing),
+            Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
+            Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
                 if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
             {
-                (Look::ServeAndRefresh(entry), Found::Stale)
+                (CacheResult::ServeAndRefresh(entry), Found::Stale)
             }
-            Freshness::Stale => (Look::Serve(entry), Found::Stale),
+            Freshness::Stale => (CacheResult::Serve(entry), Found::Stale),
             // A lookup failed a moment ago: another one would make this request wait, and fail as well.
             Freshness::Overdue if entry.has_failed_lately(now) => {
-                (Look::Serve(entry), Found::Stale)
+                (CacheResult::Serve(entry), Found::Stale)
             }
-            Freshness::Overdue => (Look::Ask, Found::Nothing),
+            Freshness::Overdue => (CacheResult::LookUp, Found::Miss),
         }
     }
 
-    /// [`look`](Self::look) in a cache of settings, where nothing is refused and whose telemetry is its own.
+    /// [`look`](Self::get_fresh) in a cache of settings, where nothing is refused and whose telemetry is its own.
     #[cfg(feature = "settings")]
     #[inline]
-    pub(crate) fn look_for_settings(&self, digest: KeyDigest, now: Tick) -> Look {
-        let (look, found) = match self.store.get(digest) {
-            Some(entry) => self.look_at(entry, None, now),
-            None => (Look::Ask, Found::Nothing),
+    pub(crate) fn get_settings(&self, digest: KeyDigest, now: Tick) -> CacheResult {
+        let (result, found) = match self.store.get(digest) {
+            Some(entry) => self.classify_entry(entry, None, now),
+            None => (CacheResult::LookUp, Found::Miss),
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
             self.store.told_of_read(digest, nth);
         }
         telemetry::settings::looked_up(found);
-        look
+        result
     }
 
     /// Whether the key is refused from memory, or blocked without being known.
-    fn stands_refused(&self, digest: KeyDigest, now: Tick) -> bool {
+    fn is_invalid(&self, digest: KeyDigest, now: Tick) -> bool {
         self.refusals
             .standing(digest, now)
             .is_some_and(|refused| !self.rules.is_all_fenced_since(refused.began))
@@ -379,12 +384,14 @@ mod tests {
             b"========",
         ] {
             let digest = cache.digest(junk);
-            let held = cache.look(digest, None, now).expect_err("nothing is held");
-            let look = cache.look_closer(held, junk, digest, None, now);
-            assert!(matches!(look, Look::Malformed), "{look:?}");
+            let held = cache
+                .get_fresh(digest, None, now)
+                .expect_err("nothing is held");
+            let result = cache.classify(held, junk, digest, None, now);
+            assert!(matches!(result, CacheResult::Malformed), "{result:?}");
         }
         assert_eq!((cache.store.len(), cache.refusals.len()), (1, 0));
-        let counted = [Found::Fresh, Found::Stale, Found::Refusal, Found::Nothing];
+        let counted = [Found::Fresh, Found::Stale, Found::Invalid, Found::Miss];
         assert_eq!(counted.map(|found| cache.counters.of(found)), [0; 4]);
     }
 
@@ -404,7 +411,7 @@ mod tests {
     #[test]
     fn the_shortest_way_ends_with_freshness_to_the_nanosecond() {
         let (cache, entry) = holding_one();
-        let is_hit = |now| cache.look(entry.digest, None, now).is_ok();
+        let is_hit = |now| cache.get_fresh(entry.digest, None, now).is_ok();
         assert!(is_hit(entry.sent_at));
         assert!(is_hit(Tick(entry.fresh_until().0 - 1)));
         assert!(!is_hit(entry.fresh_until()));
@@ -422,14 +429,17 @@ mod tests {
             (Tick(sent.0 + 1), false),
         ] {
             let oldest = Some(oldest);
-            let look = cache.look(entry.digest, oldest, sent);
-            assert_eq!(look.is_ok(), is_enough, "{oldest:?}");
+            let result = cache.get_fresh(entry.digest, oldest, sent);
+            assert_eq!(result.is_ok(), is_enough, "{oldest:?}");
             let held = cache.held(entry.digest, oldest, sent);
             assert_eq!(held.is_some(), is_enough, "{oldest:?}");
             for now in [sent, stale] {
-                let look =
-                    cache.look_closer(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
-                let is_served = matches!(look, Look::Serve(_) | Look::ServeAndRefresh(_));
+                let result =
+                    cache.classify(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
+                let is_served = matches!(
+                    result,
+                    CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
+                );
                 assert_eq!(is_served, is_enough, "{oldest:?} at {now:?}");
             }
         }
@@ -449,9 +459,11 @@ mod tests {
             let (cache, entry) = holding_one();
             let (digest, now) = (entry.digest, end(&cache, &entry));
             assert_eq!(cache.store.len(), 1);
-            let held = cache.look(digest, None, now).expect_err("not to be served");
-            let look = cache.look_closer(held, KEY, digest, None, now);
-            assert!(matches!(look, Look::Ask), "{look:?}");
+            let held = cache
+                .get_fresh(digest, None, now)
+                .expect_err("not to be served");
+            let result = cache.classify(held, KEY, digest, None, now);
+            assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
             assert!(cache.former.knows(digest, now));
         }
@@ -460,11 +472,11 @@ mod tests {
     #[test]
     fn a_decree_about_others_bars_the_shortest_way_until_the_rules_were_asked() {
         let (cache, entry) = holding_one();
-        let look = || cache.look(entry.digest, None, entry.sent_at);
+        let get = || cache.get_fresh(entry.digest, None, entry.sent_at);
         ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
-        let held = look().expect_err("nobody has asked the rules yet");
-        let closer = cache.look_closer(held, KEY, entry.digest, None, entry.sent_at);
-        assert!(matches!(closer, Look::Serve(_)), "{closer:?}");
-        assert!(look().is_ok());
+        let held = get().expect_err("nobody has asked the rules yet");
+        let closer = cache.classify(held, KEY, entry.digest, None, entry.sent_at);
+        assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
+        assert!(get().is_ok());
     }
 }

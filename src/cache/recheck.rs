@@ -98,7 +98,7 @@ impl Cache {
             Standing::Valid => {}
             ended => return ended,
         }
-        if self.stands_refused(entry.digest, now) {
+        if self.is_invalid(entry.digest, now) {
             return Standing::Invalid;
         }
         if ruling == Ruling::Fenced {
@@ -133,7 +133,7 @@ impl Cache {
         }
         let may_go_on = self.rules.on(&entry) == Ruling::Clear
             && entry.standing(now) == Standing::Valid
-            && !self.stands_refused(entry.digest, now);
+            && !self.is_invalid(entry.digest, now);
         may_go_on.then_some(entry)
     }
 }

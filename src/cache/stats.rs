@@ -24,8 +24,8 @@ struct Stripe {
 pub(crate) enum Found {
     Fresh,
     Stale,
-    Refusal,
-    Nothing,
+    Invalid,
+    Miss,
 }
 
 impl Counters {
@@ -36,8 +36,8 @@ impl Counters {
         let counter = match found {
             Found::Fresh => &stripe.hits,
             Found::Stale => &stripe.stale_hits,
-            Found::Refusal => &stripe.refusals,
-            Found::Nothing => &stripe.misses,
+            Found::Invalid => &stripe.refusals,
+            Found::Miss => &stripe.misses,
         };
         counter.fetch_add(1, Ordering::Relaxed)
     }
@@ -47,8 +47,8 @@ impl Counters {
             let counter = match found {
                 Found::Fresh => &stripe.hits,
                 Found::Stale => &stripe.stale_hits,
-                Found::Refusal => &stripe.refusals,
-                Found::Nothing => &stripe.misses,
+                Found::Invalid => &stripe.refusals,
+                Found::Miss => &stripe.misses,
             };
             counter.load(Ordering::Relaxed)
         };

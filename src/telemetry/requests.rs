@@ -62,8 +62,8 @@ pub(crate) fn looked_up(found: Found) {
     let result = match found {
         Found::Fresh => "fresh",
         Found::Stale => "stale",
-        Found::Refusal => "refused",
-        Found::Nothing => "asked",
+        Found::Invalid => "refused",
+        Found::Miss => "asked",
     };
     count!(LOOKUPS, "result" = result; "fresh" "stale" "refused" "asked");
 }

@@ -67,7 +67,7 @@ pub(crate) fn looked_up(found: Found) {
         Found::Fresh => "fresh",
         Found::Stale => "stale",
         // A loader refuses nobody.
-        Found::Refusal | Found::Nothing => "asked",
+        Found::Invalid | Found::Miss => "asked",
     };
     count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
 }
