@@ -117,8 +117,8 @@ impl Cache {
         let held = self.store.get(digest);
         if held.as_ref().is_none_or(|held| held.sent_at <= sent_at) {
             self.store.insert(Arc::clone(&entry));
-            self.refusals.forget(digest);
-            self.former.forget(digest);
+            self.invalid_keys.remove(digest);
+            self.recently_valid.forget(digest);
             self.unconfirmed.forget(digest);
             if held.is_some_and(|held| !held.has_owner_of(&entry)) {
                 self.rules.wake_key(digest);
@@ -143,12 +143,12 @@ impl Cache {
             self.store.remove(&held);
         }
         if is_certain {
-            self.former.forget(digest);
+            self.recently_valid.forget(digest);
             // An older call may still bring a valid answer, which must not replace this one.
             shard.cancel(digest);
         }
         self.unconfirmed.forget(digest);
-        self.refusals.note(digest, lookup.began, now);
+        self.invalid_keys.insert(digest, lookup.began, now);
         self.rules.wake_key(digest);
         Completion::Invalid
     }
@@ -209,8 +209,8 @@ impl Cache {
             // Replaced or removed meanwhile.
             _ => return,
         }
-        self.former.forget(digest);
-        self.refusals.note(digest, began, now);
+        self.recently_valid.forget(digest);
+        self.invalid_keys.insert(digest, began, now);
         self.rules.wake_key(digest);
     }
 }
@@ -412,12 +412,16 @@ mod tests {
             (CANNOT_TELL, true),
         ] {
             let (cache, _) = cache();
-            let (digest, now) = (cache.digest("former-key"), cache.clock.now());
-            cache.former.note(digest, now);
+            let (digest, now) = (cache.digest("once-valid"), cache.clock.now());
+            cache.recently_valid.note(digest, now);
             let outcome = brought(now);
             let what = format!("{outcome:?}");
-            complete(&cache, "former-key", outcome);
-            assert_eq!(cache.former.knows(digest, now), is_recently_valid, "{what}");
+            complete(&cache, "once-valid", outcome);
+            assert_eq!(
+                cache.recently_valid.contains(digest, now),
+                is_recently_valid,
+                "{what}"
+            );
         }
     }
 }

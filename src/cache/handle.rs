@@ -167,7 +167,7 @@ impl ApiKeyHandle {
         let cache = &self.0;
         Stats {
             entries: cache.store.len(),
-            refused_entries: cache.refusals.len(),
+            refused_entries: cache.invalid_keys.len(),
             hits: cache.counters.of(Found::Fresh),
             stale_hits: cache.counters.of(Found::Stale),
             misses: cache.counters.of(Found::Miss),

@@ -17,7 +17,7 @@ use super::blocks::Ruling;
 use super::complete::{LookupTask, Outcome};
 use super::in_flight::{Completion, Lookup};
 use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
-use super::recently_valid::Former;
+use super::recently_valid::RecentlyValid;
 use super::store::Store;
 use super::{ApiKeyHandle, Cache, CacheResult, Entry};
 use crate::clock::{Clock, Tick};
@@ -355,8 +355,8 @@ fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry> {
 fn fault_84_neither_removal_nor_eviction_strands_a_successor() {
     check(|| {
         let cache = cache();
-        let former = Arc::new(Former::new(10));
-        let store = Arc::new(Store::new(1, Duration::from_secs(900), former));
+        let recently_valid = Arc::new(RecentlyValid::new(10));
+        let store = Arc::new(Store::new(1, Duration::from_secs(900), recently_valid));
         let [old, new] = [(); 2].map(|()| entry(&cache, SECRET, Facts::default()));
         let other = entry(&cache, "k_live_other_6789", Facts::default());
         let digest = old.digest;

@@ -1,7 +1,7 @@
-//! Keys that the issuer refused, in a cache of their own: a flood of junk fills this one and no other.
+//! Invalid keys, in a cache of their own: a flood of junk fills this one and no other.
 //!
 //! As with the good keys, moka bounds them and an index before it answers. The policy hears of no read at all: the oldest
-//! refusals go first, and how often a refused key knocks earns it nothing.
+//! refusals go first, and how often an invalid key is presented earns it nothing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,28 +24,28 @@ const LONGEST: Duration = Duration::from_secs(60);
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refused {
+pub(crate) struct InvalidKey {
     until: Tick,
     lasts: Duration,
     /// The version of the rules under which the question was asked.
     pub(crate) began: u64,
 }
 
-pub(crate) struct Refusals {
-    index: Arc<Index<KeyDigest, Arc<Refused>, DigestBuildHasher>>,
-    policy: Moka<KeyDigest, Arc<Refused>, DigestBuildHasher>,
+pub(crate) struct InvalidKeys {
+    index: Arc<Index<KeyDigest, Arc<InvalidKey>, DigestBuildHasher>>,
+    policy: Moka<KeyDigest, Arc<InvalidKey>, DigestBuildHasher>,
     step: Step,
 }
 
-impl Refusals {
+impl InvalidKeys {
     pub(crate) fn new(capacity: u64) -> Self {
-        let index: Arc<Index<_, Arc<Refused>, _>> =
+        let index: Arc<Index<_, Arc<InvalidKey>, _>> =
             Arc::new(Index::with_hasher(DigestBuildHasher::default()));
         let listener = {
             let index = Arc::clone(&index);
-            move |digest: Arc<KeyDigest>, refused: Arc<Refused>, _| {
+            move |digest: Arc<KeyDigest>, key: Arc<InvalidKey>, _| {
                 // A successor under the same digest stays.
-                let is_this = |_: &KeyDigest, held: &Arc<Refused>| Arc::ptr_eq(held, &refused);
+                let is_this = |_: &KeyDigest, held: &Arc<InvalidKey>| Arc::ptr_eq(held, &key);
                 let _ = index.pin().remove_if(&*digest, is_this);
             }
         };
@@ -63,20 +63,20 @@ impl Refusals {
 
     /// The refusal that still stands, if there is one.
     #[inline]
-    pub(crate) fn standing(&self, digest: KeyDigest, now: Tick) -> Option<Refused> {
+    pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<InvalidKey> {
         self.step.take();
-        self.get(digest).filter(|refused| now < refused.until)
+        self.entry(digest).filter(|key| now < key.until)
     }
 
     #[inline]
-    fn get(&self, digest: KeyDigest) -> Option<Refused> {
-        self.index.pin().get(&digest).map(|refused| **refused)
+    fn entry(&self, digest: KeyDigest) -> Option<InvalidKey> {
+        self.index.pin().get(&digest).map(|key| **key)
     }
 
-    pub(crate) fn note(&self, digest: KeyDigest, began: u64, now: Tick) {
+    pub(crate) fn insert(&self, digest: KeyDigest, began: u64, now: Tick) {
         self.step.take();
         let before = self
-            .get(digest)
+            .entry(digest)
             .filter(|before| now < before.until.after(FORGOTTEN));
         let lasts = match before {
             Some(before) if before.began == began || now >= before.until => {
@@ -86,16 +86,16 @@ impl Refusals {
             Some(before) => before.lasts,
             None => FIRST,
         };
-        let refused = Arc::new(Refused {
+        let key = Arc::new(InvalidKey {
             until: now.after(lasts),
             lasts,
             began,
         });
-        self.index.pin().insert(digest, Arc::clone(&refused));
-        self.policy.insert(digest, refused);
+        self.index.pin().insert(digest, Arc::clone(&key));
+        self.policy.insert(digest, key);
     }
 
-    pub(crate) fn forget(&self, digest: KeyDigest) {
+    pub(crate) fn remove(&self, digest: KeyDigest) {
         self.step.take();
         if self.index.pin().remove(&digest).is_some() {
             self.policy.invalidate(&digest);
@@ -107,9 +107,9 @@ impl Refusals {
     }
 }
 
-impl fmt::Debug for Refusals {
+impl fmt::Debug for InvalidKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refusals").finish_non_exhaustive()
+        f.debug_struct("InvalidKeys").finish_non_exhaustive()
     }
 }
 
@@ -120,62 +120,62 @@ mod tests {
 
     #[test]
     fn a_refusal_stands_5_seconds_then_twice_as_long_each_time_up_to_60() {
-        let refusals = Refusals::new(10);
+        let invalid_keys = InvalidKeys::new(10);
         let digest = DigestSecret::draw().unwrap().digest("12345678");
         let mut now = Tick::ZERO;
         for seconds in [5, 10, 20, 40, 60, 60] {
-            refusals.note(digest, 1, now);
+            invalid_keys.insert(digest, 1, now);
             let end = now.after(Duration::from_secs(seconds));
             assert!(
-                refusals.standing(digest, Tick(end.0 - 1)).is_some(),
+                invalid_keys.get(digest, Tick(end.0 - 1)).is_some(),
                 "{seconds}"
             );
-            assert!(refusals.standing(digest, end).is_none(), "{seconds}");
+            assert!(invalid_keys.get(digest, end).is_none(), "{seconds}");
             now = end;
         }
-        refusals.forget(digest);
-        refusals.note(digest, 1, now);
+        invalid_keys.remove(digest);
+        invalid_keys.insert(digest, 1, now);
         assert!(
-            refusals
-                .standing(digest, now.after(Duration::from_secs(5)))
+            invalid_keys
+                .get(digest, now.after(Duration::from_secs(5)))
                 .is_none()
         );
     }
 
     #[test]
     fn refusals_are_held_within_the_capacity_and_leave_no_trace_when_forgotten() {
-        let refusals = Refusals::new(10);
+        let invalid_keys = InvalidKeys::new(10);
         let secret = DigestSecret::draw().unwrap();
         let key = |n: u32| secret.digest(n.to_string());
-        let held = |refusals: &Refusals| {
-            refusals.policy.run_pending_tasks();
-            (refusals.len(), refusals.policy.entry_count())
+        let held = |invalid_keys: &InvalidKeys| {
+            invalid_keys.policy.run_pending_tasks();
+            (invalid_keys.len(), invalid_keys.policy.entry_count())
         };
         for n in 0..1_000 {
-            refusals.note(key(n), 1, Tick::ZERO);
+            invalid_keys.insert(key(n), 1, Tick::ZERO);
         }
-        assert_eq!(held(&refusals), (10, 10));
+        assert_eq!(held(&invalid_keys), (10, 10));
         for n in 0..1_000 {
-            refusals.forget(key(n));
+            invalid_keys.remove(key(n));
         }
-        assert_eq!(held(&refusals), (0, 0));
+        assert_eq!(held(&invalid_keys), (0, 0));
         // One that is noted twice stays: what was let go is its predecessor.
-        refusals.note(key(0), 1, Tick::ZERO);
-        refusals.note(key(0), 2, Tick::ZERO);
-        assert_eq!(held(&refusals), (1, 1));
-        assert_eq!(refusals.standing(key(0), Tick::ZERO).unwrap().began, 2);
+        invalid_keys.insert(key(0), 1, Tick::ZERO);
+        invalid_keys.insert(key(0), 2, Tick::ZERO);
+        assert_eq!(held(&invalid_keys), (1, 1));
+        assert_eq!(invalid_keys.get(key(0), Tick::ZERO).unwrap().began, 2);
     }
 
     /// Notes refusals under these versions at these times, and tells how long the last of them stands.
     fn lasts(noted: &[(u64, Tick)]) -> Duration {
-        let refusals = Refusals::new(10);
+        let invalid_keys = InvalidKeys::new(10);
         let digest = DigestSecret::draw().unwrap().digest("12345678");
         for &(began, at) in noted {
-            refusals.note(digest, began, at);
+            invalid_keys.insert(digest, began, at);
         }
         let &(_, at) = noted.last().unwrap();
-        let refused = refusals.standing(digest, at).unwrap();
-        refused.until.since(at)
+        let key = invalid_keys.get(digest, at).unwrap();
+        key.until.since(at)
     }
 
     #[test]

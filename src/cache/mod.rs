@@ -57,9 +57,9 @@ pub(crate) use self::entry::{Entry, Lifetimes};
 pub use self::handle::{ApiKeyHandle, Stats};
 use self::in_flight::InFlight;
 use self::interner::Shared;
-use self::invalid_keys::Refusals;
+use self::invalid_keys::InvalidKeys;
 pub(crate) use self::look_up::{LookupRequest, LookupResult};
-use self::recently_valid::Former;
+use self::recently_valid::RecentlyValid;
 use self::recheck::CacheRef;
 pub(crate) use self::recheck::Standing;
 #[cfg(feature = "kinde")]
@@ -83,8 +83,8 @@ pub(crate) struct Cache {
     secret: DigestSecret,
     settings: Settings,
     store: Store,
-    refusals: Refusals,
-    former: Arc<Former>,
+    invalid_keys: InvalidKeys,
+    recently_valid: Arc<RecentlyValid>,
     shared: Shared,
     rules: Rules,
     in_flight: InFlight,
@@ -119,7 +119,7 @@ impl Cache {
         secret: DigestSecret,
         upstream: Upstream,
     ) -> Arc<Self> {
-        let former = Arc::new(Former::new(settings.capacity));
+        let recently_valid = Arc::new(RecentlyValid::new(settings.capacity));
         let rules = Rules::default();
         Arc::new_cyclic(|me| Self {
             me: Arc::new(CacheRef::new(me.clone(), clock.clone(), rules.watchers())),
@@ -128,10 +128,10 @@ impl Cache {
             store: Store::new(
                 settings.capacity,
                 settings.lifetimes.hard,
-                Arc::clone(&former),
+                Arc::clone(&recently_valid),
             ),
-            refusals: Refusals::new((settings.capacity / 10).max(1)),
-            former,
+            invalid_keys: InvalidKeys::new((settings.capacity / 10).max(1)),
+            recently_valid,
             shared: Shared::default(),
             rules,
             in_flight: InFlight::default(),
@@ -236,7 +236,7 @@ impl Cache {
                 // many read the entry at this moment, since a repeated refusal lasts longer.
                 let _shard = self.in_flight.shard(entry.digest);
                 if self.store.remove(&entry) {
-                    self.refusals.note(entry.digest, entry.began, now);
+                    self.invalid_keys.insert(entry.digest, entry.began, now);
                 }
                 (CacheResult::Invalid, Found::Invalid)
             }
@@ -281,16 +281,16 @@ impl Cache {
 
     /// Whether the key is refused from memory, or blocked without being known.
     fn is_invalid(&self, digest: KeyDigest, now: Tick) -> bool {
-        self.refusals
-            .standing(digest, now)
-            .is_some_and(|refused| !self.rules.is_all_fenced_since(refused.began))
+        self.invalid_keys
+            .get(digest, now)
+            .is_some_and(|key| !self.rules.is_all_fenced_since(key.began))
             || self.rules.is_key_blocked(digest)
     }
 
     /// Lets facts go that may not be served any more, and remembers that their key was good.
     fn retire(&self, entry: &Arc<Entry>) {
         // In this order: the key is never neither known nor recently valid.
-        self.former.note(entry.digest, entry.sent_at);
+        self.recently_valid.note(entry.digest, entry.sent_at);
         self.store.remove(entry);
     }
 
@@ -302,7 +302,7 @@ impl Cache {
         {
             self.retire(&entry);
         }
-        self.former.knows(digest, now)
+        self.recently_valid.contains(digest, now)
     }
 
     /// Facts about the key that may still be served if the issuer does not answer.
@@ -321,7 +321,7 @@ impl Cache {
         if let Some(entry) = self.store.get(digest) {
             self.retire(&entry);
         }
-        self.refusals.forget(digest);
+        self.invalid_keys.remove(digest);
     }
 }
 
@@ -390,7 +390,7 @@ mod tests {
             let result = cache.classify(held, junk, digest, None, now);
             assert!(matches!(result, CacheResult::Malformed), "{result:?}");
         }
-        assert_eq!((cache.store.len(), cache.refusals.len()), (1, 0));
+        assert_eq!((cache.store.len(), cache.invalid_keys.len()), (1, 0));
         let counted = [Found::Fresh, Found::Stale, Found::Invalid, Found::Miss];
         assert_eq!(counted.map(|found| cache.counters.of(found)), [0; 4]);
     }
@@ -465,7 +465,7 @@ mod tests {
             let result = cache.classify(held, KEY, digest, None, now);
             assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
-            assert!(cache.former.knows(digest, now));
+            assert!(cache.recently_valid.contains(digest, now));
         }
     }
 

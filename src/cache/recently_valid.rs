@@ -18,7 +18,7 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 
 type Generation = HashMap<KeyDigest, Tick, DigestBuildHasher>;
 
-pub(crate) struct Former {
+pub(crate) struct RecentlyValid {
     generations: Mutex<Generations>,
     per_generation: usize,
 }
@@ -29,7 +29,7 @@ struct Generations {
     elder: Generation,
 }
 
-impl Former {
+impl RecentlyValid {
     /// Remembers at most `capacity` keys.
     pub(crate) fn new(capacity: u64) -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Former {
     }
 
     /// The key was good by a call of this time.
-    pub(crate) fn note(&self, digest: KeyDigest, good_at: Tick) {
+    pub(crate) fn note(&self, digest: KeyDigest, valid_at: Tick) {
         let mut generations = self
             .generations
             .lock()
@@ -47,19 +47,19 @@ impl Former {
         if generations.younger.len() >= self.per_generation {
             generations.elder = mem::take(&mut generations.younger);
         }
-        generations.younger.insert(digest, good_at);
+        generations.younger.insert(digest, valid_at);
     }
 
-    pub(crate) fn knows(&self, digest: KeyDigest, now: Tick) -> bool {
+    pub(crate) fn contains(&self, digest: KeyDigest, now: Tick) -> bool {
         let generations = self
             .generations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let good_at = generations
+        let valid_at = generations
             .younger
             .get(&digest)
             .or_else(|| generations.elder.get(&digest));
-        good_at.is_some_and(|&at| now.since(at) <= REMEMBERED)
+        valid_at.is_some_and(|&at| now.since(at) <= REMEMBERED)
     }
 
     /// The issuer said no, or yes: either way the key is no longer a former one.
@@ -73,9 +73,9 @@ impl Former {
     }
 }
 
-impl fmt::Debug for Former {
+impl fmt::Debug for RecentlyValid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Former")
+        f.debug_struct("RecentlyValid")
             .field("per_generation", &self.per_generation)
             .finish_non_exhaustive()
     }
@@ -90,23 +90,25 @@ mod tests {
     fn a_former_key_is_known_for_a_day_and_within_the_capacity() {
         let secret = DigestSecret::draw().unwrap();
         let key = |n: u32| secret.digest(n.to_string());
-        let former = Former::new(10);
+        let recently_valid = RecentlyValid::new(10);
         let at = Tick::ZERO.after(Duration::from_secs(1));
-        former.note(key(0), at);
+        recently_valid.note(key(0), at);
         let a_day = Duration::from_secs(86_400);
-        assert!(former.knows(key(0), at.after(a_day)));
-        assert!(!former.knows(key(0), at.after(a_day + Duration::from_nanos(1))));
+        assert!(recently_valid.contains(key(0), at.after(a_day)));
+        assert!(!recently_valid.contains(key(0), at.after(a_day + Duration::from_nanos(1))));
         for n in 1..=20 {
-            former.note(key(n), at);
+            recently_valid.note(key(n), at);
         }
-        let known = (0..=20).filter(|&n| former.knows(key(n), at)).count();
+        let known = (0..=20)
+            .filter(|&n| recently_valid.contains(key(n), at))
+            .count();
         assert!((5..=10).contains(&known), "{known}");
-        assert!(former.knows(key(20), at) && !former.knows(key(0), at));
+        assert!(recently_valid.contains(key(20), at) && !recently_valid.contains(key(0), at));
         // Of both generations: some of these are in the elder by now.
         for n in 16..=20 {
-            assert!(former.knows(key(n), at), "{n}");
-            former.forget(key(n));
-            assert!(!former.knows(key(n), at), "{n}");
+            assert!(recently_valid.contains(key(n), at), "{n}");
+            recently_valid.forget(key(n));
+            assert!(!recently_valid.contains(key(n), at), "{n}");
         }
     }
 }

@@ -112,7 +112,7 @@ impl Cache {
             }
             Some(_) => Standing::Valid,
             // Evicted, or invalidated this very moment.
-            None if self.former.knows(entry.digest, now)
+            None if self.recently_valid.contains(entry.digest, now)
                 || self.rules.on(entry) == Ruling::Fenced =>
             {
                 Standing::Valid

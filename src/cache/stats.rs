@@ -16,7 +16,7 @@ struct Stripe {
     hits: AtomicU64,
     stale_hits: AtomicU64,
     misses: AtomicU64,
-    refusals: AtomicU64,
+    invalid: AtomicU64,
 }
 
 /// What a request found.
@@ -36,7 +36,7 @@ impl Counters {
         let counter = match found {
             Found::Fresh => &stripe.hits,
             Found::Stale => &stripe.stale_hits,
-            Found::Invalid => &stripe.refusals,
+            Found::Invalid => &stripe.invalid,
             Found::Miss => &stripe.misses,
         };
         counter.fetch_add(1, Ordering::Relaxed)
@@ -47,7 +47,7 @@ impl Counters {
             let counter = match found {
                 Found::Fresh => &stripe.hits,
                 Found::Stale => &stripe.stale_hits,
-                Found::Invalid => &stripe.refusals,
+                Found::Invalid => &stripe.invalid,
                 Found::Miss => &stripe.misses,
             };
             counter.load(Ordering::Relaxed)

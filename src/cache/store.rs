@@ -33,7 +33,7 @@ use moka::sync::Cache as Moka;
 use papaya::HashMap as Index;
 
 use super::entry::Entry;
-use super::recently_valid::Former;
+use super::recently_valid::RecentlyValid;
 use super::sync::Step;
 use crate::key::KeyDigest;
 
@@ -77,7 +77,7 @@ pub(crate) struct Store {
 impl Store {
     /// Holds up to `capacity` entries, none for longer than `keep`. What leaves by age or for want of room is noted
     /// among the former keys.
-    pub(crate) fn new(capacity: u64, keep: Duration, former: Arc<Former>) -> Self {
+    pub(crate) fn new(capacity: u64, keep: Duration, recently_valid: Arc<RecentlyValid>) -> Self {
         let index = Arc::new(Entries::with_hasher(DigestBuildHasher::default()));
         let evictions = Arc::new(AtomicU64::new(0));
         let listener = {
@@ -94,7 +94,7 @@ impl Store {
                 }
                 // A successor that came this very moment goes too, and is verified once more.
                 if let Some(entry) = index.pin().remove(&*low) {
-                    former.note(entry.digest, entry.sent_at);
+                    recently_valid.note(entry.digest, entry.sent_at);
                 }
             }
         };
@@ -208,9 +208,12 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn store(capacity: u64) -> (Store, Arc<Former>) {
-        let former = Arc::new(Former::new(10_000));
-        (Store::new(capacity, HOUR, Arc::clone(&former)), former)
+    fn store(capacity: u64) -> (Store, Arc<RecentlyValid>) {
+        let recently_valid = Arc::new(RecentlyValid::new(10_000));
+        (
+            Store::new(capacity, HOUR, Arc::clone(&recently_valid)),
+            recently_valid,
+        )
     }
 
     fn entries(n: usize) -> Vec<Arc<Entry>> {
@@ -230,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_is_removed_takes_no_room_and_was_not_evicted() {
-        let (store, former) = store(100);
+        let (store, recently_valid) = store(100);
         let entries = entries(100);
         for entry in &entries {
             store.insert(Arc::clone(entry));
@@ -247,7 +250,7 @@ mod tests {
         assert!(
             !entries
                 .iter()
-                .any(|entry| former.knows(entry.digest, Tick(1)))
+                .any(|entry| recently_valid.contains(entry.digest, Tick(1)))
         );
     }
 
@@ -267,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_makes_room_is_counted_and_its_key_remembered_as_good() {
-        let (store, former) = store(100);
+        let (store, recently_valid) = store(100);
         let entries = entries(1_000);
         for entry in &entries {
             store.insert(Arc::clone(entry));
@@ -276,7 +279,7 @@ mod tests {
         assert_eq!((store.len(), store.evictions()), (100, 900));
         for entry in &entries {
             let is_held = store.get(entry.digest).is_some();
-            assert_eq!(former.knows(entry.digest, Tick(1)), !is_held);
+            assert_eq!(recently_valid.contains(entry.digest, Tick(1)), !is_held);
         }
     }
 
