@@ -24,7 +24,7 @@ use crate::key::KeyDigest;
 /// The most blocks of one kind.
 pub(crate) const MAX_BLOCKS: usize = 100_000;
 /// The most fences of one kind. One more becomes a fence around everything, which forgets nothing.
-const MAX_FENCES: usize = 100_000;
+const MAX_INVALIDATIONS: usize = 100_000;
 
 /// One more block would exceed the 100,000 of its kind. Nothing was blocked, and nothing was dropped for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,14 +35,14 @@ pub struct BlockListFull {
 
 /// What the rules say of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ruling {
+pub(crate) enum BlockStatus {
     Clear,
     Blocked,
-    Fenced,
+    Invalidated,
 }
 
 #[derive(Debug)]
-pub(crate) struct Rules {
+pub(crate) struct Blocks {
     version: AtomicU64,
     tables: RwLock<Tables>,
     watchers: Arc<Watchers>,
@@ -53,19 +53,19 @@ struct Tables {
     blocked_keys: HashSet<KeyDigest>,
     blocked_ids: HashSet<KeyId>,
     blocked_orgs: HashSet<OrgCode>,
-    fenced_keys: HashMap<KeyDigest, Fence>,
-    fenced_ids: HashMap<KeyId, Fence>,
-    fenced_orgs: HashMap<OrgCode, Fence>,
-    fenced_all: u64,
+    invalidated_keys: HashMap<KeyDigest, Invalidation>,
+    invalidated_ids: HashMap<KeyId, Invalidation>,
+    invalidated_orgs: HashMap<OrgCode, Invalidation>,
+    invalidated_all: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Fence {
+struct Invalidation {
     version: u64,
     at: Tick,
 }
 
-impl Default for Rules {
+impl Default for Blocks {
     fn default() -> Self {
         Self {
             version: AtomicU64::new(1),
@@ -75,19 +75,19 @@ impl Default for Rules {
     }
 }
 
-impl Rules {
+impl Blocks {
     /// The present version: a load that begins now remembers it.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
     /// The ruling on an entry, at the price of a comparison if nothing was decreed since it was last asked for.
-    pub(crate) fn on(&self, entry: &Entry) -> Ruling {
+    pub(crate) fn status(&self, entry: &Entry) -> BlockStatus {
         let version = self.version();
         if entry.cleared.load(Ordering::Relaxed) == version {
-            return Ruling::Clear;
+            return BlockStatus::Clear;
         }
-        self.consult(entry, version)
+        self.read_tables(entry, version)
     }
 
     /// Whether nothing was decreed since the entry was last found clear. If something was, [`on`](Self::on) tells what.
@@ -98,17 +98,17 @@ impl Rules {
     }
 
     #[cold]
-    fn consult(&self, entry: &Entry, version: u64) -> Ruling {
-        let ruling = self
+    fn read_tables(&self, entry: &Entry, version: u64) -> BlockStatus {
+        let status = self
             .tables
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .on(entry);
-        if ruling == Ruling::Clear {
+            .status(entry);
+        if status == BlockStatus::Clear {
             // `version` was read before the tables: a decree in between leaves the two unequal.
             entry.cleared.store(version, Ordering::Relaxed);
         }
-        ruling
+        status
     }
 
     pub(crate) fn is_key_blocked(&self, digest: KeyDigest) -> bool {
@@ -117,74 +117,78 @@ impl Rules {
     }
 
     /// Whether something that began under this version was invalidated together with everything else.
-    pub(crate) fn is_all_fenced_since(&self, began: u64) -> bool {
+    pub(crate) fn is_all_invalidated_since(&self, began: u64) -> bool {
         // Nothing was decreed since, so nothing can be fenced: spares the lock on the way of a cached refusal.
         began != self.version() && {
             let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-            tables.fenced_all > began
+            tables.invalidated_all > began
         }
     }
 
-    pub(crate) fn block_key(&self, digest: KeyDigest, fence: FenceAt) -> Result<(), BlockListFull> {
-        self.decree(|tables, version| {
+    pub(crate) fn block_key(
+        &self,
+        digest: KeyDigest,
+        at: InvalidatedAt,
+    ) -> Result<(), BlockListFull> {
+        self.update(|tables, version| {
             block(&mut tables.blocked_keys, digest, "keys")?;
-            tables.fence_key(digest, version, fence);
+            tables.invalidate_key(digest, version, at);
             Ok(())
         })
     }
 
-    pub(crate) fn block_id(&self, id: &KeyId, fence: FenceAt) -> Result<(), BlockListFull> {
-        self.decree(|tables, version| {
+    pub(crate) fn block_id(&self, id: &KeyId, at: InvalidatedAt) -> Result<(), BlockListFull> {
+        self.update(|tables, version| {
             block(&mut tables.blocked_ids, id.clone(), "key ids")?;
-            tables.fence_id(id, version, fence);
+            tables.invalidate_id(id, version, at);
             Ok(())
         })
     }
 
-    pub(crate) fn block_org(&self, org: &OrgCode, fence: FenceAt) -> Result<(), BlockListFull> {
-        self.decree(|tables, version| {
+    pub(crate) fn block_org(&self, org: &OrgCode, at: InvalidatedAt) -> Result<(), BlockListFull> {
+        self.update(|tables, version| {
             block(&mut tables.blocked_orgs, org.clone(), "organizations")?;
-            tables.fence_org(org, version, fence);
+            tables.invalidate_org(org, version, at);
             Ok(())
         })
     }
 
     pub(crate) fn unblock_key(&self, digest: KeyDigest) -> bool {
-        self.decree(|tables, _| tables.blocked_keys.remove(&digest))
+        self.update(|tables, _| tables.blocked_keys.remove(&digest))
     }
 
     pub(crate) fn unblock_id(&self, id: &KeyId) -> bool {
-        self.decree(|tables, _| tables.blocked_ids.remove(id))
+        self.update(|tables, _| tables.blocked_ids.remove(id))
     }
 
     pub(crate) fn unblock_org(&self, org: &OrgCode) -> bool {
-        self.decree(|tables, _| tables.blocked_orgs.remove(org))
+        self.update(|tables, _| tables.blocked_orgs.remove(org))
     }
 
-    pub(crate) fn fence_key(&self, digest: KeyDigest, fence: FenceAt) {
-        self.decree(|tables, version| tables.fence_key(digest, version, fence));
+    pub(crate) fn invalidate_key(&self, digest: KeyDigest, at: InvalidatedAt) {
+        self.update(|tables, version| tables.invalidate_key(digest, version, at));
     }
 
     /// Fences them all under one version: those who wait for the end of a key are woken once.
     #[cfg(feature = "kinde")]
-    pub(crate) fn fence_keys(&self, digests: &[KeyDigest], fence: FenceAt) {
-        self.decree(|tables, version| {
+    pub(crate) fn invalidate_keys(&self, digests: &[KeyDigest], at: InvalidatedAt) {
+        self.update(|tables, version| {
             for digest in digests {
-                tables.fence_key(*digest, version, fence);
+                tables.invalidate_key(*digest, version, at);
             }
         });
     }
 
-    pub(crate) fn fence_id(&self, id: &KeyId, fence: FenceAt) {
-        self.decree(|tables, version| tables.fence_id(id, version, fence));
+    pub(crate) fn invalidate_id(&self, id: &KeyId, at: InvalidatedAt) {
+        self.update(|tables, version| tables.invalidate_id(id, version, at));
     }
 
-    pub(crate) fn fence_org(&self, org: &OrgCode, fence: FenceAt) {
-        self.decree(|tables, version| tables.fence_org(org, version, fence));
+    pub(crate) fn invalidate_org(&self, org: &OrgCode, at: InvalidatedAt) {
+        self.update(|tables, version| tables.invalidate_org(org, version, at));
     }
 
-    pub(crate) fn fence_all(&self) {
-        self.decree(Tables::fence_all);
+    pub(crate) fn invalidate_all(&self) {
+        self.update(Tables::invalidate_all);
     }
 
     /// Those who wait for the end of a key.
@@ -199,7 +203,7 @@ impl Rules {
 
     /// Changes the tables under the next version. The version is published before the lock is given back, so a caller
     /// whose decree has returned knows that the next request sees it.
-    fn decree<T>(&self, change: impl FnOnce(&mut Tables, u64) -> T) -> T {
+    fn update<T>(&self, change: impl FnOnce(&mut Tables, u64) -> T) -> T {
         let mut tables: RwLockWriteGuard<'_, Tables> =
             self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let version = self.version.load(Ordering::Relaxed) + 1;
@@ -213,14 +217,14 @@ impl Rules {
 
 /// When a fence is put up, and after which time nothing older is left that it could hold back.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct FenceAt {
+pub(crate) struct InvalidatedAt {
     pub(crate) now: Tick,
     /// The longest life of facts, with that of the flight that fetched them.
     pub(crate) holds: std::time::Duration,
 }
 
 impl Tables {
-    fn on(&self, entry: &Entry) -> Ruling {
+    fn status(&self, entry: &Entry) -> BlockStatus {
         let facts = &entry.facts;
         let is_blocked = self.blocked_keys.contains(&entry.digest)
             || facts
@@ -232,42 +236,42 @@ impl Tables {
                 .as_ref()
                 .is_some_and(|org| self.blocked_orgs.contains(org));
         if is_blocked {
-            return Ruling::Blocked;
+            return BlockStatus::Blocked;
         }
-        let is_fenced = self.fenced_all > entry.began
-            || condemns(&self.fenced_keys, Some(&entry.digest), entry.began)
-            || condemns(&self.fenced_ids, facts.key_id.as_ref(), entry.began)
-            || condemns(&self.fenced_orgs, facts.org.as_ref(), entry.began);
-        if is_fenced {
-            Ruling::Fenced
+        let is_invalidated = self.invalidated_all > entry.began
+            || applies(&self.invalidated_keys, Some(&entry.digest), entry.began)
+            || applies(&self.invalidated_ids, facts.key_id.as_ref(), entry.began)
+            || applies(&self.invalidated_orgs, facts.org.as_ref(), entry.began);
+        if is_invalidated {
+            BlockStatus::Invalidated
         } else {
-            Ruling::Clear
+            BlockStatus::Clear
         }
     }
 
-    fn fence_key(&mut self, digest: KeyDigest, version: u64, at: FenceAt) {
-        if !put_up(&mut self.fenced_keys, digest, version, at) {
-            self.fence_all(version);
+    fn invalidate_key(&mut self, digest: KeyDigest, version: u64, at: InvalidatedAt) {
+        if !insert(&mut self.invalidated_keys, digest, version, at) {
+            self.invalidate_all(version);
         }
     }
 
-    fn fence_id(&mut self, id: &KeyId, version: u64, at: FenceAt) {
-        if !put_up(&mut self.fenced_ids, id.clone(), version, at) {
-            self.fence_all(version);
+    fn invalidate_id(&mut self, id: &KeyId, version: u64, at: InvalidatedAt) {
+        if !insert(&mut self.invalidated_ids, id.clone(), version, at) {
+            self.invalidate_all(version);
         }
     }
 
-    fn fence_org(&mut self, org: &OrgCode, version: u64, at: FenceAt) {
-        if !put_up(&mut self.fenced_orgs, org.clone(), version, at) {
-            self.fence_all(version);
+    fn invalidate_org(&mut self, org: &OrgCode, version: u64, at: InvalidatedAt) {
+        if !insert(&mut self.invalidated_orgs, org.clone(), version, at) {
+            self.invalidate_all(version);
         }
     }
 
-    fn fence_all(&mut self, version: u64) {
-        self.fenced_all = version;
-        self.fenced_keys.clear();
-        self.fenced_ids.clear();
-        self.fenced_orgs.clear();
+    fn invalidate_all(&mut self, version: u64) {
+        self.invalidated_all = version;
+        self.invalidated_keys.clear();
+        self.invalidated_ids.clear();
+        self.invalidated_orgs.clear();
     }
 }
 
@@ -283,34 +287,34 @@ fn block<T: Eq + Hash>(
     Ok(())
 }
 
-fn condemns<K, Q>(fences: &HashMap<K, Fence>, what: Option<&Q>, began: u64) -> bool
+fn applies<K, Q>(invalidations: &HashMap<K, Invalidation>, what: Option<&Q>, began: u64) -> bool
 where
     K: Eq + Hash + Borrow<Q>,
     Q: Eq + Hash,
 {
     // Almost always there are none.
-    !fences.is_empty()
+    !invalidations.is_empty()
         && what
-            .and_then(|what| fences.get(what))
-            .is_some_and(|fence| fence.version > began)
+            .and_then(|what| invalidations.get(what))
+            .is_some_and(|invalidation| invalidation.version > began)
 }
 
 /// Whether there was room.
-fn put_up<K: Eq + Hash>(
-    fences: &mut HashMap<K, Fence>,
+fn insert<K: Eq + Hash>(
+    invalidations: &mut HashMap<K, Invalidation>,
     what: K,
     version: u64,
-    at: FenceAt,
+    at: InvalidatedAt,
 ) -> bool {
-    if fences.len() >= MAX_FENCES && !fences.contains_key(&what) {
-        fences.retain(|_, fence| at.now.since(fence.at) <= at.holds);
-        if fences.len() >= MAX_FENCES {
+    if invalidations.len() >= MAX_INVALIDATIONS && !invalidations.contains_key(&what) {
+        invalidations.retain(|_, earlier| at.now.since(earlier.at) <= at.holds);
+        if invalidations.len() >= MAX_INVALIDATIONS {
             return false;
         }
     }
-    fences.insert(
+    invalidations.insert(
         what,
-        Fence {
+        Invalidation {
             version,
             at: at.now,
         },
@@ -327,7 +331,7 @@ mod tests {
     use crate::key::DigestSecret;
     use crate::verify::Facts;
 
-    const NOW: FenceAt = FenceAt {
+    const NOW: InvalidatedAt = InvalidatedAt {
         now: Tick(1_000),
         holds: Duration::from_nanos(500),
     };
@@ -348,173 +352,188 @@ mod tests {
 
     #[test]
     fn a_fence_condemns_what_began_before_it_and_nothing_else() {
-        let rules = Rules::default();
-        let old = entry("org_a", "id_1", rules.version());
-        let neighbour = entry("org_b", "id_2", rules.version());
-        assert_eq!(rules.on(&old), Ruling::Clear);
-        rules.fence_org(&OrgCode::from_static("org_a"), NOW);
-        assert_eq!(rules.on(&old), Ruling::Fenced);
-        assert_eq!(rules.on(&neighbour), Ruling::Clear);
-        let new = entry("org_a", "id_1", rules.version());
-        assert_eq!(rules.on(&new), Ruling::Clear);
-        rules.fence_id(&KeyId::from_static("id_1"), NOW);
-        assert_eq!(rules.on(&new), Ruling::Fenced);
-        rules.fence_all();
-        assert_eq!(rules.on(&neighbour), Ruling::Fenced);
+        let blocks = Blocks::default();
+        let old = entry("org_a", "id_1", blocks.version());
+        let neighbour = entry("org_b", "id_2", blocks.version());
+        assert_eq!(blocks.status(&old), BlockStatus::Clear);
+        blocks.invalidate_org(&OrgCode::from_static("org_a"), NOW);
+        assert_eq!(blocks.status(&old), BlockStatus::Invalidated);
+        assert_eq!(blocks.status(&neighbour), BlockStatus::Clear);
+        let new = entry("org_a", "id_1", blocks.version());
+        assert_eq!(blocks.status(&new), BlockStatus::Clear);
+        blocks.invalidate_id(&KeyId::from_static("id_1"), NOW);
+        assert_eq!(blocks.status(&new), BlockStatus::Invalidated);
+        blocks.invalidate_all();
+        assert_eq!(blocks.status(&neighbour), BlockStatus::Invalidated);
         assert_eq!(
-            rules.on(&entry("org_a", "id_1", rules.version())),
-            Ruling::Clear
+            blocks.status(&entry("org_a", "id_1", blocks.version())),
+            BlockStatus::Clear
         );
     }
 
     #[test]
     fn a_block_is_in_force_until_it_is_lifted_and_nothing_older_comes_back() {
-        let rules = Rules::default();
+        let blocks = Blocks::default();
         let org = OrgCode::from_static("org_a");
-        let old = entry("org_a", "id_1", rules.version());
-        rules.block_org(&org, NOW).unwrap();
-        let during = entry("org_a", "id_1", rules.version());
+        let old = entry("org_a", "id_1", blocks.version());
+        blocks.block_org(&org, NOW).unwrap();
+        let during = entry("org_a", "id_1", blocks.version());
         assert_eq!(
-            (rules.on(&old), rules.on(&during)),
-            (Ruling::Blocked, Ruling::Blocked)
+            (blocks.status(&old), blocks.status(&during)),
+            (BlockStatus::Blocked, BlockStatus::Blocked)
         );
-        assert!(rules.unblock_org(&org));
+        assert!(blocks.unblock_org(&org));
         assert_eq!(
-            (rules.on(&old), rules.on(&during)),
-            (Ruling::Fenced, Ruling::Clear)
+            (blocks.status(&old), blocks.status(&during)),
+            (BlockStatus::Invalidated, BlockStatus::Clear)
         );
-        assert!(!rules.unblock_org(&org));
+        assert!(!blocks.unblock_org(&org));
     }
 
     #[test]
     fn a_block_of_each_kind_leaves_a_fence_behind() {
-        type Decree = fn(&Rules, &Entry);
-        let kinds: [(Decree, Decree); 3] = [
+        type Update = fn(&Blocks, &Entry);
+        let kinds: [(Update, Update); 3] = [
             (
-                |rules, entry| rules.block_key(entry.digest, NOW).unwrap(),
-                |rules, entry| assert!(rules.unblock_key(entry.digest)),
+                |blocks, entry| blocks.block_key(entry.digest, NOW).unwrap(),
+                |blocks, entry| assert!(blocks.unblock_key(entry.digest)),
             ),
             (
-                |rules, entry| {
+                |blocks, entry| {
                     let id = entry.facts.key_id.as_ref().unwrap();
-                    rules.block_id(id, NOW).unwrap();
+                    blocks.block_id(id, NOW).unwrap();
                 },
-                |rules, entry| assert!(rules.unblock_id(entry.facts.key_id.as_ref().unwrap())),
+                |blocks, entry| assert!(blocks.unblock_id(entry.facts.key_id.as_ref().unwrap())),
             ),
             (
-                |rules, entry| {
+                |blocks, entry| {
                     let org = entry.facts.org.as_ref().unwrap();
-                    rules.block_org(org, NOW).unwrap();
+                    blocks.block_org(org, NOW).unwrap();
                 },
-                |rules, entry| assert!(rules.unblock_org(entry.facts.org.as_ref().unwrap())),
+                |blocks, entry| assert!(blocks.unblock_org(entry.facts.org.as_ref().unwrap())),
             ),
         ];
         for (n, (block, unblock)) in kinds.into_iter().enumerate() {
-            let rules = Rules::default();
-            let entry = entry("org_a", "id_1", rules.version());
-            block(&rules, &entry);
-            assert_eq!(rules.on(&entry), Ruling::Blocked, "{n}");
-            unblock(&rules, &entry);
-            assert_eq!(rules.on(&entry), Ruling::Fenced, "{n}");
+            let blocks = Blocks::default();
+            let entry = entry("org_a", "id_1", blocks.version());
+            block(&blocks, &entry);
+            assert_eq!(blocks.status(&entry), BlockStatus::Blocked, "{n}");
+            unblock(&blocks, &entry);
+            assert_eq!(blocks.status(&entry), BlockStatus::Invalidated, "{n}");
         }
     }
 
     #[test]
     fn one_block_too_many_is_an_error_and_changes_nothing() {
-        let rules = Rules::default();
+        let blocks = Blocks::default();
         for n in 0..MAX_BLOCKS {
-            rules
+            blocks
                 .block_id(&KeyId::new(n.to_string()).unwrap(), NOW)
                 .unwrap();
         }
-        let full = rules.block_id(&KeyId::from_static("one-more"), NOW);
+        let full = blocks.block_id(&KeyId::from_static("one-more"), NOW);
         assert_eq!(full, Err(BlockListFull { what: "key ids" }));
         assert_eq!(
-            rules.on(&entry("o", "one-more", rules.version())),
-            Ruling::Clear
+            blocks.status(&entry("o", "one-more", blocks.version())),
+            BlockStatus::Clear
         );
-        assert_eq!(rules.block_id(&KeyId::from_static("0"), NOW), Ok(()));
-        assert_eq!(rules.on(&entry("o", "0", rules.version())), Ruling::Blocked);
+        assert_eq!(blocks.block_id(&KeyId::from_static("0"), NOW), Ok(()));
+        assert_eq!(
+            blocks.status(&entry("o", "0", blocks.version())),
+            BlockStatus::Blocked
+        );
     }
 
     #[test]
     fn fences_beyond_their_number_become_one_around_everything() {
-        let rules = Rules::default();
-        let bystander = entry("o", "bystander", rules.version());
-        for n in 0..MAX_FENCES {
-            rules.fence_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+        let blocks = Blocks::default();
+        let bystander = entry("o", "bystander", blocks.version());
+        for n in 0..MAX_INVALIDATIONS {
+            blocks.invalidate_id(&KeyId::new(n.to_string()).unwrap(), NOW);
         }
-        assert_eq!(rules.on(&bystander), Ruling::Clear);
-        rules.fence_id(&KeyId::from_static("one-more"), NOW);
-        assert_eq!(rules.on(&bystander), Ruling::Fenced);
-        assert_eq!(rules.on(&entry("o", "one-more", 1)), Ruling::Fenced);
+        assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
+        blocks.invalidate_id(&KeyId::from_static("one-more"), NOW);
+        assert_eq!(blocks.status(&bystander), BlockStatus::Invalidated);
+        assert_eq!(
+            blocks.status(&entry("o", "one-more", 1)),
+            BlockStatus::Invalidated
+        );
     }
 
     #[test]
     fn one_who_stands_among_the_fenced_takes_no_room_when_fenced_again() {
-        let rules = Rules::default();
-        let bystander = entry("o", "bystander", rules.version());
-        for n in 0..MAX_FENCES {
-            rules.fence_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+        let blocks = Blocks::default();
+        let bystander = entry("o", "bystander", blocks.version());
+        for n in 0..MAX_INVALIDATIONS {
+            blocks.invalidate_id(&KeyId::new(n.to_string()).unwrap(), NOW);
         }
-        let again = entry("o", "0", rules.version());
-        assert_eq!(rules.on(&again), Ruling::Clear);
-        rules.fence_id(&KeyId::from_static("0"), NOW);
-        assert_eq!(rules.on(&again), Ruling::Fenced);
-        assert_eq!(rules.on(&bystander), Ruling::Clear);
+        let again = entry("o", "0", blocks.version());
+        assert_eq!(blocks.status(&again), BlockStatus::Clear);
+        blocks.invalidate_id(&KeyId::from_static("0"), NOW);
+        assert_eq!(blocks.status(&again), BlockStatus::Invalidated);
+        assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
     }
 
     #[test]
     fn what_began_after_everything_was_fenced_is_not_fenced_with_it() {
-        let rules = Rules::default();
-        let before = rules.version();
-        rules.fence_all();
-        let after = rules.version();
+        let blocks = Blocks::default();
+        let before = blocks.version();
+        blocks.invalidate_all();
+        let after = blocks.version();
         // A decree about something else, so that the versions differ.
-        rules.fence_org(&OrgCode::from_static("org_a"), NOW);
-        assert!(rules.is_all_fenced_since(before));
-        assert!(!rules.is_all_fenced_since(after));
-        assert_eq!(rules.on(&entry("org_b", "id_2", before)), Ruling::Fenced);
-        assert_eq!(rules.on(&entry("org_b", "id_2", after)), Ruling::Clear);
+        blocks.invalidate_org(&OrgCode::from_static("org_a"), NOW);
+        assert!(blocks.is_all_invalidated_since(before));
+        assert!(!blocks.is_all_invalidated_since(after));
+        assert_eq!(
+            blocks.status(&entry("org_b", "id_2", before)),
+            BlockStatus::Invalidated
+        );
+        assert_eq!(
+            blocks.status(&entry("org_b", "id_2", after)),
+            BlockStatus::Clear
+        );
     }
 
     #[test]
     fn a_fence_around_everything_stands_for_all_before_it_and_makes_room() {
-        type Decree = fn(&Rules, &DigestSecret, &str);
-        let kinds: [Decree; 3] = [
-            |rules, secret, name| rules.fence_key(secret.digest(name), NOW),
-            |rules, _, name| rules.fence_id(&KeyId::new(name).unwrap(), NOW),
-            |rules, _, name| rules.fence_org(&OrgCode::new(name).unwrap(), NOW),
+        type Update = fn(&Blocks, &DigestSecret, &str);
+        let kinds: [Update; 3] = [
+            |blocks, secret, name| blocks.invalidate_key(secret.digest(name), NOW),
+            |blocks, _, name| blocks.invalidate_id(&KeyId::new(name).unwrap(), NOW),
+            |blocks, _, name| blocks.invalidate_org(&OrgCode::new(name).unwrap(), NOW),
         ];
         let secret = DigestSecret::draw().unwrap();
-        for (kind, decree) in kinds.into_iter().enumerate() {
-            let rules = Rules::default();
-            let fence = |n: usize| decree(&rules, &secret, &n.to_string());
-            for n in 0..=MAX_FENCES {
-                fence(n);
+        for (kind, update) in kinds.into_iter().enumerate() {
+            let blocks = Blocks::default();
+            let invalidate = |n: usize| update(&blocks, &secret, &n.to_string());
+            for n in 0..=MAX_INVALIDATIONS {
+                invalidate(n);
             }
-            let later = entry("o", "bystander", rules.version());
+            let later = entry("o", "bystander", blocks.version());
             // Each would be a fence around everything once more, had the first one made no room.
             for n in 0..10 {
-                fence(MAX_FENCES + 1 + n);
-                assert_eq!(rules.on(&later), Ruling::Clear, "kind {kind}");
+                invalidate(MAX_INVALIDATIONS + 1 + n);
+                assert_eq!(blocks.status(&later), BlockStatus::Clear, "kind {kind}");
             }
         }
     }
 
     #[test]
     fn fences_that_hold_nothing_back_any_more_make_room() {
-        let rules = Rules::default();
-        let bystander = entry("o", "bystander", rules.version());
-        for n in 0..MAX_FENCES {
-            rules.fence_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+        let blocks = Blocks::default();
+        let bystander = entry("o", "bystander", blocks.version());
+        for n in 0..MAX_INVALIDATIONS {
+            blocks.invalidate_id(&KeyId::new(n.to_string()).unwrap(), NOW);
         }
-        let later = FenceAt {
+        let later = InvalidatedAt {
             now: Tick(1_501),
             ..NOW
         };
-        rules.fence_id(&KeyId::from_static("one-more"), later);
-        assert_eq!(rules.on(&bystander), Ruling::Clear);
-        assert_eq!(rules.on(&entry("o", "one-more", 1)), Ruling::Fenced);
+        blocks.invalidate_id(&KeyId::from_static("one-more"), later);
+        assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
+        assert_eq!(
+            blocks.status(&entry("o", "one-more", 1)),
+            BlockStatus::Invalidated
+        );
     }
 }

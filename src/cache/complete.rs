@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
-use super::blocks::Ruling;
+use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup, Shard};
 use super::unconfirmed::{Followed, Received};
@@ -107,7 +107,7 @@ impl Cache {
             Some(Arc::clone(&self.me)),
         );
         let entry = Arc::new(entry.with_tail(lookup.tail));
-        if self.rules.on(&entry) == Ruling::Fenced {
+        if self.blocks.status(&entry) == BlockStatus::Invalidated {
             return Completion::Cancelled;
         }
         if entry.freshness(now) == Freshness::Expired {
@@ -121,7 +121,7 @@ impl Cache {
             self.recently_valid.forget(digest);
             self.unconfirmed.forget(digest);
             if held.is_some_and(|held| !held.has_owner_of(&entry)) {
-                self.rules.wake_key(digest);
+                self.blocks.wake_key(digest);
             }
         }
         Completion::Valid(entry)
@@ -149,7 +149,7 @@ impl Cache {
         }
         self.unconfirmed.forget(digest);
         self.invalid_keys.insert(digest, lookup.began, now);
-        self.rules.wake_key(digest);
+        self.blocks.wake_key(digest);
         Completion::Invalid
     }
 
@@ -211,7 +211,7 @@ impl Cache {
         }
         self.recently_valid.forget(digest);
         self.invalid_keys.insert(digest, began, now);
-        self.rules.wake_key(digest);
+        self.blocks.wake_key(digest);
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
 
     fn complete(cache: &Cache, secret: &str, outcome: Outcome) {
         let digest = cache.digest(secret);
-        let version = cache.rules.version();
+        let version = cache.blocks.version();
         let lookup = cache.in_flight.shard(digest).start(digest, version, None);
         cache.complete(&lookup, digest, outcome);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::blocks::{BlockListFull, FenceAt};
+use super::blocks::{BlockListFull, InvalidatedAt};
 use super::{Cache, Found};
 use crate::context::{KeyId, OrgCode};
 use crate::key::ApiKey;
@@ -103,58 +103,60 @@ impl ApiKeyHandle {
     /// Refuses this secret from now on.
     pub fn block_key(&self, key: &ApiKey) -> Result<(), BlockListFull> {
         let digest = self.0.digest(key.expose_secret());
-        self.0.rules.block_key(digest, self.fence())?;
+        self.0.blocks.block_key(digest, self.invalidated_now())?;
         self.0.forget(digest);
         Ok(())
     }
 
     /// Refuses every secret of this key from now on.
     pub fn block_key_id(&self, key_id: &KeyId) -> Result<(), BlockListFull> {
-        self.0.rules.block_id(key_id, self.fence())
+        self.0.blocks.block_id(key_id, self.invalidated_now())
     }
 
     /// Refuses every key of this organization from now on.
     pub fn block_org(&self, org: &OrgCode) -> Result<(), BlockListFull> {
-        self.0.rules.block_org(org, self.fence())
+        self.0.blocks.block_org(org, self.invalidated_now())
     }
 
     /// Lifts a block. `false` when there was none. The key is verified anew.
     pub fn unblock_key(&self, key: &ApiKey) -> bool {
-        self.0.rules.unblock_key(self.0.digest(key.expose_secret()))
+        self.0
+            .blocks
+            .unblock_key(self.0.digest(key.expose_secret()))
     }
 
     /// Lifts a block. `false` when there was none. Nothing that was verified before the block comes back.
     pub fn unblock_key_id(&self, key_id: &KeyId) -> bool {
-        self.0.rules.unblock_id(key_id)
+        self.0.blocks.unblock_id(key_id)
     }
 
     /// Lifts a block. `false` when there was none. Nothing that was verified before the block comes back.
     pub fn unblock_org(&self, org: &OrgCode) -> bool {
-        self.0.rules.unblock_org(org)
+        self.0.blocks.unblock_org(org)
     }
 
     /// Asks the issuer again about this secret, be it held as good or as refused.
     pub fn invalidate_key(&self, key: &ApiKey) {
         let digest = self.0.digest(key.expose_secret());
-        self.0.rules.fence_key(digest, self.fence());
+        self.0.blocks.invalidate_key(digest, self.invalidated_now());
         self.0.forget(digest);
     }
 
     /// Asks the issuer again about every secret of this key: the one for rotation, since a key's id stays.
     pub fn invalidate_key_id(&self, key_id: &KeyId) {
-        self.0.rules.fence_id(key_id, self.fence());
+        self.0.blocks.invalidate_id(key_id, self.invalidated_now());
     }
 
     /// Asks the issuer again about every key of this organization, and the loaders about its settings.
     pub fn invalidate_org(&self, org: &OrgCode) {
-        self.0.rules.fence_org(org, self.fence());
+        self.0.blocks.invalidate_org(org, self.invalidated_now());
         #[cfg(feature = "settings")]
         self.0.dependents.invalidate_org(org);
     }
 
     /// Asks the issuer again about every key, refused ones included, and the loaders about all settings.
     pub fn invalidate_all(&self) {
-        self.0.rules.fence_all();
+        self.0.blocks.invalidate_all();
         #[cfg(feature = "settings")]
         self.0.dependents.invalidate_all();
         for mut shard in self.0.in_flight.shards() {
@@ -183,8 +185,8 @@ impl ApiKeyHandle {
         self.0.upstream.state()
     }
 
-    pub(super) fn fence(&self) -> FenceAt {
-        FenceAt {
+    pub(super) fn invalidated_now(&self) -> InvalidatedAt {
+        InvalidatedAt {
             now: self.0.clock.now(),
             holds: self.0.settings.lifetimes.hard + self.0.settings.flight_deadline,
         }
@@ -213,7 +215,7 @@ mod tests {
             .flight_deadline(Duration::from_secs(20))
             .build()
             .unwrap();
-        let holds = layer.handle().fence().holds;
+        let holds = layer.handle().invalidated_now().holds;
         assert_eq!(holds, Duration::from_secs(620));
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
 
-use super::blocks::Ruling;
+use super::blocks::BlockStatus;
 use super::complete::{LookupTask, Outcome};
 use super::in_flight::{Completion, Lookup};
 use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
@@ -106,21 +106,21 @@ fn is_served(cache: &Cache) -> bool {
 /// Whether one who waited for the flight would be served what it brought.
 fn serves(cache: &Cache, lookup: &Lookup) -> bool {
     match lookup.completion() {
-        Some(Completion::Valid(entry)) => cache.rules.on(&entry) == Ruling::Clear,
+        Some(Completion::Valid(entry)) => cache.blocks.status(&entry) == BlockStatus::Clear,
         _ => false,
     }
 }
 
 /// The issuer says yes until the key is revoked there. Who asks after the revocation and the decree may be served neither
 /// from the cache nor from the flight it boards.
-fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
+fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
     revoked_in(
         || {
             let cache = cache();
             (ApiKeyHandle::new(Arc::clone(&cache)), cache)
         },
         |_, _| (),
-        decree,
+        update,
         lift,
     );
 }
@@ -129,7 +129,7 @@ fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandl
 fn revoked_in(
     world: fn() -> (ApiKeyHandle, Arc<Cache>),
     hears: fn(&ApiKeyHandle, &Arc<Cache>),
-    decree: fn(&ApiKeyHandle),
+    update: fn(&ApiKeyHandle),
     lift: Option<fn(&ApiKeyHandle)>,
 ) {
     check(move || {
@@ -155,7 +155,7 @@ fn revoked_in(
             })
         };
         is_revoked.store(true, Ordering::Release);
-        decree(&handle);
+        update(&handle);
         assert!(!is_served(&cache), "served from the cache");
         let joined = match cache.join_or_start(&request(&cache, None)).unwrap() {
             JoinedOrStarted::Joined(lookup) => Some(lookup),
@@ -343,7 +343,7 @@ fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry> {
         facts,
         cache.digest(secret),
         Tick(now.0 - 1),
-        cache.rules.version(),
+        cache.blocks.version(),
         cache.settings.lifetimes,
         now,
         None,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Cache;
-use super::blocks::Ruling;
+use super::blocks::BlockStatus;
 use super::complete::{LookupTask, Start};
 use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup};
@@ -82,15 +82,15 @@ impl Cache {
             match completion {
                 Completion::Valid(entry) => {
                     let now = self.clock.now();
-                    match (self.rules.on(&entry), entry.freshness(now)) {
-                        (Ruling::Blocked, _) | (_, Freshness::Expired) => {
+                    match (self.blocks.status(&entry), entry.freshness(now)) {
+                        (BlockStatus::Blocked, _) | (_, Freshness::Expired) => {
                             return LookupResult::Invalid;
                         }
-                        (Ruling::Clear, Freshness::Fresh | Freshness::Stale) => {
+                        (BlockStatus::Clear, Freshness::Fresh | Freshness::Stale) => {
                             return LookupResult::Serve(entry, now);
                         }
                         // An answer that took its time is still the newest there is: to ask again would take as long.
-                        (Ruling::Clear, Freshness::Overdue)
+                        (BlockStatus::Clear, Freshness::Overdue)
                             if now.since(entry.sent_at) <= self.settings.flight_deadline =>
                         {
                             return LookupResult::Serve(entry, now);
@@ -99,7 +99,7 @@ impl Cache {
                         _ => {}
                     }
                 }
-                Completion::Invalid if !self.rules.is_all_fenced_since(lookup.began) => {
+                Completion::Invalid if !self.blocks.is_all_invalidated_since(lookup.began) => {
                     return LookupResult::Invalid;
                 }
                 Completion::CannotTell(cannot_tell) => break cannot_tell,
@@ -109,7 +109,7 @@ impl Cache {
         let now = self.clock.now();
         match self.held(request.digest, request.oldest, now) {
             Some(entry) => LookupResult::Serve(entry, now),
-            None if self.rules.is_key_blocked(request.digest) => LookupResult::Invalid,
+            None if self.blocks.is_key_blocked(request.digest) => LookupResult::Invalid,
             None => LookupResult::CannotTell(cannot_tell),
         }
     }
@@ -168,7 +168,7 @@ impl Cache {
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
         let lookup = shard.start(
             digest,
-            self.rules.version(),
+            self.blocks.version(),
             self.tail_to_keep(&request.key),
         );
         drop(shard);

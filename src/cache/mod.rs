@@ -49,7 +49,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use self::blocks::BlockListFull;
-use self::blocks::{Rules, Ruling};
+use self::blocks::{BlockStatus, Blocks};
 #[cfg(feature = "settings")]
 use self::dependents::Dependents;
 use self::entry::Freshness;
@@ -86,7 +86,7 @@ pub(crate) struct Cache {
     invalid_keys: InvalidKeys,
     recently_valid: Arc<RecentlyValid>,
     shared: Shared,
-    rules: Rules,
+    blocks: Blocks,
     in_flight: InFlight,
     unconfirmed: UnconfirmedAnswers,
     upstream: Upstream,
@@ -120,9 +120,9 @@ impl Cache {
         upstream: Upstream,
     ) -> Arc<Self> {
         let recently_valid = Arc::new(RecentlyValid::new(settings.capacity));
-        let rules = Rules::default();
+        let blocks = Blocks::default();
         Arc::new_cyclic(|me| Self {
-            me: Arc::new(CacheRef::new(me.clone(), clock.clone(), rules.watchers())),
+            me: Arc::new(CacheRef::new(me.clone(), clock.clone(), blocks.watchers())),
             clock,
             secret,
             store: Store::new(
@@ -133,7 +133,7 @@ impl Cache {
             invalid_keys: InvalidKeys::new((settings.capacity / 10).max(1)),
             recently_valid,
             shared: Shared::default(),
-            rules,
+            blocks,
             in_flight: InFlight::default(),
             unconfirmed: UnconfirmedAnswers::default(),
             upstream,
@@ -184,7 +184,7 @@ impl Cache {
     /// Whether these are the facts that nearly every request finds: three comparisons.
     #[inline]
     fn is_fresh(&self, entry: &Entry, oldest: Option<Tick>, now: Tick) -> bool {
-        self.rules.has_cleared(entry)
+        self.blocks.has_cleared(entry)
             && now < entry.fresh_until()
             && oldest.is_none_or(|oldest| entry.sent_at > oldest)
     }
@@ -222,10 +222,10 @@ impl Cache {
         oldest: Option<Tick>,
         now: Tick,
     ) -> (CacheResult, Found) {
-        match self.rules.on(&entry) {
-            Ruling::Clear => {}
-            Ruling::Blocked => return (CacheResult::Invalid, Found::Invalid),
-            Ruling::Fenced => {
+        match self.blocks.status(&entry) {
+            BlockStatus::Clear => {}
+            BlockStatus::Blocked => return (CacheResult::Invalid, Found::Invalid),
+            BlockStatus::Invalidated => {
                 self.retire(&entry);
                 return (CacheResult::LookUp, Found::Miss);
             }
@@ -283,8 +283,8 @@ impl Cache {
     fn is_invalid(&self, digest: KeyDigest, now: Tick) -> bool {
         self.invalid_keys
             .get(digest, now)
-            .is_some_and(|key| !self.rules.is_all_fenced_since(key.began))
-            || self.rules.is_key_blocked(digest)
+            .is_some_and(|key| !self.blocks.is_all_invalidated_since(key.began))
+            || self.blocks.is_key_blocked(digest)
     }
 
     /// Lets facts go that may not be served any more, and remembers that their key was good.
@@ -298,7 +298,8 @@ impl Cache {
     fn is_recently_valid(&self, digest: KeyDigest, now: Tick) -> bool {
         // The entry may have been invalidated, or have reached the hard TTL, since the look-up.
         if let Some(entry) = self.store.get(digest)
-            && (self.rules.on(&entry) == Ruling::Fenced || entry.freshness(now) == Freshness::Gone)
+            && (self.blocks.status(&entry) == BlockStatus::Invalidated
+                || entry.freshness(now) == Freshness::Gone)
         {
             self.retire(&entry);
         }
@@ -308,7 +309,7 @@ impl Cache {
     /// Facts about the key that may still be served if the issuer does not answer.
     fn held(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
         let entry = self.store.get(digest)?;
-        let may_serve = self.rules.on(&entry) == Ruling::Clear
+        let may_serve = self.blocks.status(&entry) == BlockStatus::Clear
             && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
             && oldest.is_none_or(|oldest| entry.sent_at > oldest);
         may_serve.then_some(entry)
@@ -355,7 +356,7 @@ mod tests {
         let (cache, _) = cache();
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
         let entry = hold(&cache, Facts::default(), sent);
-        assert_eq!(cache.rules.on(&entry), Ruling::Clear);
+        assert_eq!(cache.blocks.status(&entry), BlockStatus::Clear);
         (cache, entry)
     }
 
@@ -364,7 +365,7 @@ mod tests {
             facts,
             cache.digest(KEY),
             sent,
-            cache.rules.version(),
+            cache.blocks.version(),
             cache.settings.lifetimes,
             sent,
             Some(Arc::clone(&cache.me)),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Cache;
-use super::blocks::Ruling;
+use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness};
 use super::watchers::Watchers;
 use crate::clock::{Clock, Tick};
@@ -90,8 +90,8 @@ impl Entry {
 
 impl Cache {
     fn recheck(&self, entry: &Entry, now: Tick) -> Standing {
-        let ruling = self.rules.on(entry);
-        if ruling == Ruling::Blocked {
+        let status = self.blocks.status(entry);
+        if status == BlockStatus::Blocked {
             return Standing::Invalid;
         }
         match entry.standing(now) {
@@ -101,7 +101,7 @@ impl Cache {
         if self.is_invalid(entry.digest, now) {
             return Standing::Invalid;
         }
-        if ruling == Ruling::Fenced {
+        if status == BlockStatus::Invalidated {
             // An invalidation is for later requests: this one was authenticated before it, like those in their handlers.
             return Standing::Valid;
         }
@@ -113,7 +113,7 @@ impl Cache {
             Some(_) => Standing::Valid,
             // Evicted, or invalidated this very moment.
             None if self.recently_valid.contains(entry.digest, now)
-                || self.rules.on(entry) == Ruling::Fenced =>
+                || self.blocks.status(entry) == BlockStatus::Invalidated =>
             {
                 Standing::Valid
             }
@@ -131,7 +131,7 @@ impl Cache {
             Some(held) if held.sent_at >= entry.sent_at => return None,
             _ => {}
         }
-        let may_go_on = self.rules.on(&entry) == Ruling::Clear
+        let may_go_on = self.blocks.status(&entry) == BlockStatus::Clear
             && entry.standing(now) == Standing::Valid
             && !self.is_invalid(entry.digest, now);
         may_go_on.then_some(entry)

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::blocks::Ruling;
+use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness};
 use super::handle::ApiKeyHandle;
 use crate::clock::Tick;
@@ -59,7 +59,7 @@ impl ApiKeyHandle {
             is_organizations
                 && entry.sent_at < now
                 && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
-                && cache.rules.on(entry) == Ruling::Clear
+                && cache.blocks.status(entry) == BlockStatus::Clear
         });
         (entries.into_iter().map(Held).collect(), now)
     }
@@ -78,7 +78,9 @@ impl ApiKeyHandle {
                 })
                 .collect();
             // The fence is for those who hold facts outside of the store: streams, waiters, flights.
-            cache.rules.fence_keys(&digests, self.fence());
+            cache
+                .blocks
+                .invalidate_keys(&digests, self.invalidated_now());
             for digest in &digests {
                 cache.forget(*digest);
             }
@@ -124,7 +126,7 @@ mod tests {
             facts,
             cache.digest(secret),
             sent_at,
-            cache.rules.version(),
+            cache.blocks.version(),
             cache.settings.lifetimes,
             now,
             None,
