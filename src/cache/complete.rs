@@ -66,8 +66,8 @@ impl Cache {
                     }
                 }
                 Outcome::CannotTell(cannot_tell) => {
-                    if let Some(held) = self.held(digest, None, now) {
-                        self.refresh_later(&held, now);
+                    if let Some(cached) = self.servable(digest, None, now) {
+                        self.refresh_later(&cached, now);
                     }
                     Completion::CannotTell(cannot_tell)
                 }
@@ -98,7 +98,7 @@ impl Cache {
             now,
         } = ending;
         let entry = Entry::new(
-            self.shared.share(facts),
+            self.interner.intern(facts),
             digest,
             sent_at,
             lookup.began,
@@ -114,13 +114,16 @@ impl Cache {
             // An expired key is invalid, whatever an older entry without an expiry says.
             return self.reject(shard, ending, true);
         }
-        let held = self.store.get(digest);
-        if held.as_ref().is_none_or(|held| held.sent_at <= sent_at) {
+        let cached = self.store.get(digest);
+        if cached
+            .as_ref()
+            .is_none_or(|cached| cached.sent_at <= sent_at)
+        {
             self.store.insert(Arc::clone(&entry));
             self.invalid_keys.remove(digest);
             self.recently_valid.forget(digest);
             self.unconfirmed.forget(digest);
-            if held.is_some_and(|held| !held.has_owner_of(&entry)) {
+            if cached.is_some_and(|cached| !cached.has_owner_of(&entry)) {
                 self.blocks.wake_key(digest);
             }
         }
@@ -135,12 +138,12 @@ impl Cache {
             sent_at,
             now,
         } = ending;
-        if let Some(held) = self.store.get(digest) {
-            if held.sent_at > sent_at {
+        if let Some(cached) = self.store.get(digest) {
+            if cached.sent_at > sent_at {
                 // The key was valid by a call that was sent later.
                 return Completion::Cancelled;
             }
-            self.store.remove(&held);
+            self.store.remove(&cached);
         }
         if is_certain {
             self.recently_valid.forget(digest);
@@ -173,9 +176,9 @@ impl Cache {
             sent_at: ending.sent_at,
             read_at: now,
         };
-        let held = self.held(ending.digest, None, now);
-        let is_certain = match &held {
-            Some(held) => self.unconfirmed.note_known(held, received),
+        let cached = self.servable(ending.digest, None, now);
+        let is_certain = match &cached {
+            Some(cached) => self.unconfirmed.note_known(cached, received),
             None if unconfirmed == Invalid::Unconfirmed => {
                 return self.reject(shard, ending, false);
             }
@@ -187,8 +190,8 @@ impl Cache {
         if is_certain {
             return self.reject(shard, ending, true);
         }
-        if let Some(held) = &held {
-            self.refresh_later(held, now);
+        if let Some(cached) = &cached {
+            self.refresh_later(cached, now);
         }
         Completion::CannotTell(cannot_tell)
     }
@@ -202,7 +205,7 @@ impl Cache {
         };
         let _shard = self.in_flight.shard(digest);
         match (followed, self.store.get(digest)) {
-            (Followed::Known(entry), Some(held)) if Arc::ptr_eq(&held, entry) => {
+            (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(&cached, entry) => {
                 self.store.remove(entry);
             }
             (Followed::Unknown(..), None) => {}
@@ -379,8 +382,8 @@ mod tests {
         let keys: Vec<_> = (0..20).map(|n| format!("known-key-{n}")).collect();
         let look = |cache: &Cache| {
             let (now, digest) = (cache.clock.now(), cache.digest(&keys[0]));
-            let held = cache.get_fresh(digest, None, now).expect_err("not fresh");
-            cache.classify(held, keys[0].as_bytes(), digest, None, now)
+            let cached = cache.get_fresh(digest, None, now).expect_err("not fresh");
+            cache.classify(cached, keys[0].as_bytes(), digest, None, now)
         };
         for key in &keys {
             complete(&cache, key, VALID(cache.clock.now()));

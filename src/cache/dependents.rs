@@ -44,7 +44,7 @@ impl Dependents {
 
 impl ApiKeyHandle {
     /// From now on this cache hears of the organizations that are invalidated. To be told before anything is loaded.
-    pub(crate) fn tell(&self, dependent: &Arc<Cache>) {
+    pub(crate) fn add_dependent(&self, dependent: &Arc<Cache>) {
         self.0.dependents.add(dependent);
     }
 
@@ -68,9 +68,9 @@ mod tests {
         let keys = layer().handle();
         let dependents = &keys.0.dependents;
         let kept = layer().handle();
-        keys.tell(&kept.0);
+        keys.add_dependent(&kept.0);
         for _ in 0..100 {
-            keys.tell(&layer().handle().0);
+            keys.add_dependent(&layer().handle().0);
             assert_eq!(dependents.handles().len(), 1);
             // The one that is kept, and the last one, whose death nobody has noticed yet.
             assert!(dependents.0.lock().unwrap().len() <= 2);

@@ -96,8 +96,8 @@ fn is_served(cache: &Cache) -> bool {
     let (digest, now) = (cache.digest(SECRET), cache.clock.now());
     match cache.get_fresh(digest, None, now) {
         Ok(_) => true,
-        Err(held) => matches!(
-            cache.classify(held, SECRET.as_bytes(), digest, None, now),
+        Err(cached) => matches!(
+            cache.classify(cached, SECRET.as_bytes(), digest, None, now),
             CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
         ),
     }
@@ -234,7 +234,7 @@ fn settings_invalidated_with_their_organization_while_they_are_loaded_do_not_com
     revoked_in(
         || {
             let (keys, settings) = settings_behind_keys();
-            keys.tell(&settings);
+            keys.add_dependent(&settings);
             (keys, settings)
         },
         |_, _| (),
@@ -249,7 +249,7 @@ fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_
  {
     revoked_in(
         settings_behind_keys,
-        |keys, settings| keys.tell(settings),
+        |keys, settings| keys.add_dependent(settings),
         |keys| keys.invalidate_org(&org_of_the_settings()),
         None,
     );
@@ -260,7 +260,7 @@ fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_
 fn a_cache_of_settings_that_is_made_while_everything_is_invalidated_keeps_nothing_from_before() {
     revoked_in(
         settings_behind_keys,
-        |keys, settings| keys.tell(settings),
+        |keys, settings| keys.add_dependent(settings),
         ApiKeyHandle::invalidate_all,
         None,
     );
@@ -363,7 +363,11 @@ fn fault_84_neither_removal_nor_eviction_strands_a_successor() {
         store.insert(old);
         let remove = || {
             let store = Arc::clone(&store);
-            thread::spawn(move || store.get(digest).is_some_and(|held| store.remove(&held)))
+            thread::spawn(move || {
+                store
+                    .get(digest)
+                    .is_some_and(|cached| store.remove(&cached))
+            })
         };
         let evict = {
             let store = Arc::clone(&store);

@@ -13,48 +13,48 @@ use crate::verify::Facts;
 
 /// The facts' parts that repeat. Holds no more than twice of what the entries hold themselves, and a few.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
+pub(crate) struct Interner {
     orgs: Pool<OrgCode>,
     scopes: Pool<Scopes>,
 }
 
-impl Shared {
+impl Interner {
     /// The same facts, of shared parts.
-    pub(crate) fn share(&self, facts: Facts) -> Facts {
+    pub(crate) fn intern(&self, facts: Facts) -> Facts {
         Facts {
-            org: facts.org.map(|org| self.orgs.share(org)),
-            scopes: self.scopes.share(facts.scopes),
+            org: facts.org.map(|org| self.orgs.intern(org)),
+            scopes: self.scopes.intern(facts.scopes),
             ..facts
         }
     }
 }
 
 /// What is counted by references.
-trait Counted: Clone + Eq + Hash {
+trait RefCounted: Clone + Eq + Hash {
     /// Whether somebody else holds it as well.
-    fn is_held_elsewhere(&self) -> bool;
+    fn is_used_elsewhere(&self) -> bool;
 }
 
-impl Counted for OrgCode {
-    fn is_held_elsewhere(&self) -> bool {
+impl RefCounted for OrgCode {
+    fn is_used_elsewhere(&self) -> bool {
         self.references() > 1
     }
 }
 
-impl Counted for Scopes {
-    fn is_held_elsewhere(&self) -> bool {
+impl RefCounted for Scopes {
+    fn is_used_elsewhere(&self) -> bool {
         self.references() > 1
     }
 }
 
 /// So many are not worth a look at who holds them.
-const A_FEW: usize = 64;
+const MIN_SWEEP: usize = 64;
 
 #[derive(Debug)]
-struct Pool<T>(Mutex<Held<T>>);
+struct Pool<T>(Mutex<Values<T>>);
 
 #[derive(Debug)]
-struct Held<T> {
+struct Values<T> {
     values: HashSet<T>,
     /// At this size, what nobody else holds is let go.
     sweep_at: usize,
@@ -62,23 +62,23 @@ struct Held<T> {
 
 impl<T> Default for Pool<T> {
     fn default() -> Self {
-        Self(Mutex::new(Held {
+        Self(Mutex::new(Values {
             values: HashSet::new(),
-            sweep_at: A_FEW,
+            sweep_at: MIN_SWEEP,
         }))
     }
 }
 
-impl<T: Counted> Pool<T> {
-    fn share(&self, value: T) -> T {
+impl<T: RefCounted> Pool<T> {
+    fn intern(&self, value: T) -> T {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = held.values.get(&value) {
             return same.clone();
         }
         if held.values.len() >= held.sweep_at {
-            held.values.retain(T::is_held_elsewhere);
+            held.values.retain(T::is_used_elsewhere);
             // Twice of what is left: sweeping costs each newcomer a constant, on the whole.
-            held.sweep_at = (held.values.len() * 2).max(A_FEW);
+            held.sweep_at = (held.values.len() * 2).max(MIN_SWEEP);
             let room = held.sweep_at;
             held.values.shrink_to(room);
         }
@@ -97,14 +97,14 @@ mod tests {
 
     #[test]
     fn equal_parts_become_one() {
-        let shared = Shared::default();
+        let interner = Interner::default();
         let facts = || Facts {
             org: Some(org(1)),
             scopes: Scopes::from_names(["a", "b"]),
             ..Facts::default()
         };
-        let first = shared.share(facts());
-        let second = shared.share(facts());
+        let first = interner.intern(facts());
+        let second = interner.intern(facts());
         assert_eq!(first.org, second.org);
         assert_eq!(first.scopes, second.scopes);
         // The two, and the pool.
@@ -116,18 +116,18 @@ mod tests {
         Scopes::from_names([format!("scope:{n}")])
     }
 
-    fn lets_go_of_what_nobody_holds<T: Counted>(
+    fn lets_go_of_what_nobody_holds<T: RefCounted>(
         value: impl Fn(usize) -> T,
         references: impl Fn(&T) -> usize,
     ) {
         let pool = Pool::default();
-        let kept: Vec<T> = (0..10).map(|n| pool.share(value(n))).collect();
+        let kept: Vec<T> = (0..10).map(|n| pool.intern(value(n))).collect();
         for n in 10..10_000 {
-            drop(pool.share(value(n)));
-            assert!(pool.0.lock().unwrap().values.len() <= A_FEW);
+            drop(pool.intern(value(n)));
+            assert!(pool.0.lock().unwrap().values.len() <= MIN_SWEEP);
         }
         for (n, kept) in kept.iter().enumerate() {
-            assert!(pool.share(value(n)) == *kept);
+            assert!(pool.intern(value(n)) == *kept);
             assert_eq!(references(kept), 2, "{n}");
         }
     }
@@ -142,15 +142,15 @@ mod tests {
     fn what_is_held_is_swept_as_often_as_it_doubles() {
         let pool = Pool::default();
         let mut kept = Vec::new();
-        let mut bounds = vec![A_FEW];
-        for n in 0..100 * A_FEW {
-            kept.push(pool.share(org(n)));
+        let mut bounds = vec![MIN_SWEEP];
+        for n in 0..100 * MIN_SWEEP {
+            kept.push(pool.intern(org(n)));
             let held = pool.0.lock().unwrap();
             assert_eq!(held.values.len(), kept.len());
             if bounds.last() != Some(&held.sweep_at) {
                 bounds.push(held.sweep_at);
             }
         }
-        assert_eq!(bounds, [1, 2, 4, 8, 16, 32, 64, 128].map(|n| n * A_FEW));
+        assert_eq!(bounds, [1, 2, 4, 8, 16, 32, 64, 128].map(|n| n * MIN_SWEEP));
     }
 }

@@ -45,7 +45,7 @@ impl InvalidKeys {
             let index = Arc::clone(&index);
             move |digest: Arc<KeyDigest>, key: Arc<InvalidKey>, _| {
                 // A successor under the same digest stays.
-                let is_this = |_: &KeyDigest, held: &Arc<InvalidKey>| Arc::ptr_eq(held, &key);
+                let is_this = |_: &KeyDigest, cached: &Arc<InvalidKey>| Arc::ptr_eq(cached, &key);
                 let _ = index.pin().remove_if(&*digest, is_this);
             }
         };
@@ -147,22 +147,22 @@ mod tests {
         let invalid_keys = InvalidKeys::new(10);
         let secret = DigestSecret::draw().unwrap();
         let key = |n: u32| secret.digest(n.to_string());
-        let held = |invalid_keys: &InvalidKeys| {
+        let cached = |invalid_keys: &InvalidKeys| {
             invalid_keys.policy.run_pending_tasks();
             (invalid_keys.len(), invalid_keys.policy.entry_count())
         };
         for n in 0..1_000 {
             invalid_keys.insert(key(n), 1, Tick::ZERO);
         }
-        assert_eq!(held(&invalid_keys), (10, 10));
+        assert_eq!(cached(&invalid_keys), (10, 10));
         for n in 0..1_000 {
             invalid_keys.remove(key(n));
         }
-        assert_eq!(held(&invalid_keys), (0, 0));
+        assert_eq!(cached(&invalid_keys), (0, 0));
         // One that is noted twice stays: what was let go is its predecessor.
         invalid_keys.insert(key(0), 1, Tick::ZERO);
         invalid_keys.insert(key(0), 2, Tick::ZERO);
-        assert_eq!(held(&invalid_keys), (1, 1));
+        assert_eq!(cached(&invalid_keys), (1, 1));
         assert_eq!(invalid_keys.get(key(0), Tick::ZERO).unwrap().began, 2);
     }
 

@@ -107,7 +107,7 @@ impl Cache {
             }
         };
         let now = self.clock.now();
-        match self.held(request.digest, request.oldest, now) {
+        match self.servable(request.digest, request.oldest, now) {
             Some(entry) => LookupResult::Serve(entry, now),
             None if self.blocks.is_key_blocked(request.digest) => LookupResult::Invalid,
             None => LookupResult::CannotTell(cannot_tell),
@@ -116,7 +116,7 @@ impl Cache {
 
     /// What has landed since the question was asked, if it answers it.
     fn cached_result(&self, request: &LookupRequest, now: Tick) -> Option<LookupResult> {
-        match self.held(request.digest, request.oldest, now) {
+        match self.servable(request.digest, request.oldest, now) {
             Some(entry) => (entry.freshness(now) == Freshness::Fresh)
                 .then_some(LookupResult::Serve(entry, now)),
             None => self
@@ -163,8 +163,8 @@ impl Cache {
         if let Some(result) = self.cached_result(request, now) {
             return Ok(JoinedOrStarted::Cached(result));
         }
-        let held = self.held(digest, None, now);
-        let start = self.admit(request, held.as_deref(), now)?;
+        let cached = self.servable(digest, None, now);
+        let start = self.admit(request, cached.as_deref(), now)?;
         // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
         let lookup = shard.start(
             digest,
@@ -184,11 +184,11 @@ impl Cache {
     fn admit(
         &self,
         request: &LookupRequest,
-        held: Option<&Entry>,
+        cached: Option<&Entry>,
         now: Tick,
     ) -> Result<Start, CannotTell> {
         let digest = request.digest;
-        let priority = match held {
+        let priority = match cached {
             Some(_) => Priority::Known,
             None if self.is_recently_valid(digest, now) => Priority::RecentlyValid,
             None => Priority::Unknown { peer: request.peer },
@@ -196,12 +196,12 @@ impl Cache {
         let subject = Subject {
             digest,
             priority,
-            key_id: held.and_then(|held| held.facts.key_id.clone()),
+            key_id: cached.and_then(|cached| cached.facts.key_id.clone()),
         };
-        if let Some(held) = held
+        if let Some(cached) = cached
             && request.oldest.is_some()
         {
-            let org = held.facts.org.as_ref();
+            let org = cached.facts.org.as_ref();
             let wait = self.upstream.take_forced_turn(org, now)?;
             if !wait.is_zero() {
                 return Ok(Start::After(wait, subject));

@@ -56,14 +56,14 @@ use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
 pub use self::handle::{ApiKeyHandle, Stats};
 use self::in_flight::InFlight;
-use self::interner::Shared;
+use self::interner::Interner;
 use self::invalid_keys::InvalidKeys;
 pub(crate) use self::look_up::{LookupRequest, LookupResult};
 use self::recently_valid::RecentlyValid;
 use self::recheck::CacheRef;
 pub(crate) use self::recheck::Standing;
 #[cfg(feature = "kinde")]
-pub(crate) use self::reconcile::Held;
+pub(crate) use self::reconcile::CachedKey;
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;
@@ -85,7 +85,7 @@ pub(crate) struct Cache {
     store: Store,
     invalid_keys: InvalidKeys,
     recently_valid: Arc<RecentlyValid>,
-    shared: Shared,
+    interner: Interner,
     blocks: Blocks,
     in_flight: InFlight,
     unconfirmed: UnconfirmedAnswers,
@@ -132,7 +132,7 @@ impl Cache {
             ),
             invalid_keys: InvalidKeys::new((settings.capacity / 10).max(1)),
             recently_valid,
-            shared: Shared::default(),
+            interner: Interner::default(),
             blocks,
             in_flight: InFlight::default(),
             unconfirmed: UnconfirmedAnswers::default(),
@@ -173,11 +173,11 @@ impl Cache {
         match self.store.get(digest) {
             Some(entry) if self.is_fresh(&entry, oldest, now) => {
                 let nth = self.counters.count(Found::Fresh);
-                self.store.told_of_read(digest, nth);
+                self.store.record_read(digest, nth);
                 telemetry::looked_up(Found::Fresh);
                 Ok(entry)
             }
-            held => Err(held),
+            cached => Err(cached),
         }
     }
 
@@ -196,13 +196,13 @@ impl Cache {
     #[inline(never)]
     pub(crate) fn classify(
         &self,
-        held: Option<Arc<Entry>>,
+        cached: Option<Arc<Entry>>,
         key: &[u8],
         digest: KeyDigest,
         oldest: Option<Tick>,
         now: Tick,
     ) -> CacheResult {
-        let (result, found) = match held {
+        let (result, found) = match cached {
             Some(entry) => self.classify_entry(entry, oldest, now),
             None if !is_key(key) => return CacheResult::Malformed,
             None if self.is_invalid(digest, now) => (CacheResult::Invalid, Found::Invalid),
@@ -210,7 +210,7 @@ impl Cache {
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
-            self.store.told_of_read(digest, nth);
+            self.store.record_read(digest, nth);
         }
         telemetry::looked_up(found);
         result
@@ -273,7 +273,7 @@ impl Cache {
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
-            self.store.told_of_read(digest, nth);
+            self.store.record_read(digest, nth);
         }
         telemetry::settings::looked_up(found);
         result
@@ -307,7 +307,7 @@ impl Cache {
     }
 
     /// Facts about the key that may still be served if the issuer does not answer.
-    fn held(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
+    fn servable(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
         let entry = self.store.get(digest)?;
         let may_serve = self.blocks.status(&entry) == BlockStatus::Clear
             && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
@@ -385,10 +385,10 @@ mod tests {
             b"========",
         ] {
             let digest = cache.digest(junk);
-            let held = cache
+            let cached = cache
                 .get_fresh(digest, None, now)
-                .expect_err("nothing is held");
-            let result = cache.classify(held, junk, digest, None, now);
+                .expect_err("nothing is cached");
+            let result = cache.classify(cached, junk, digest, None, now);
             assert!(matches!(result, CacheResult::Malformed), "{result:?}");
         }
         assert_eq!((cache.store.len(), cache.invalid_keys.len()), (1, 0));
@@ -432,8 +432,8 @@ mod tests {
             let oldest = Some(oldest);
             let result = cache.get_fresh(entry.digest, oldest, sent);
             assert_eq!(result.is_ok(), is_enough, "{oldest:?}");
-            let held = cache.held(entry.digest, oldest, sent);
-            assert_eq!(held.is_some(), is_enough, "{oldest:?}");
+            let cached = cache.servable(entry.digest, oldest, sent);
+            assert_eq!(cached.is_some(), is_enough, "{oldest:?}");
             for now in [sent, stale] {
                 let result =
                     cache.classify(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
@@ -460,10 +460,10 @@ mod tests {
             let (cache, entry) = holding_one();
             let (digest, now) = (entry.digest, end(&cache, &entry));
             assert_eq!(cache.store.len(), 1);
-            let held = cache
+            let cached = cache
                 .get_fresh(digest, None, now)
                 .expect_err("not to be served");
-            let result = cache.classify(held, KEY, digest, None, now);
+            let result = cache.classify(cached, KEY, digest, None, now);
             assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
             assert!(cache.recently_valid.contains(digest, now));
@@ -475,8 +475,8 @@ mod tests {
         let (cache, entry) = holding_one();
         let get = || cache.get_fresh(entry.digest, None, entry.sent_at);
         ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
-        let held = get().expect_err("nobody has asked the rules yet");
-        let closer = cache.classify(held, KEY, entry.digest, None, entry.sent_at);
+        let cached = get().expect_err("nobody has asked the rules yet");
+        let closer = cache.classify(cached, KEY, entry.digest, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
         assert!(get().is_ok());
     }

@@ -105,9 +105,9 @@ impl Cache {
             // An invalidation is for later requests: this one was authenticated before it, like those in their handlers.
             return Standing::Valid;
         }
-        match self.held(entry.digest, None, now) {
+        match self.servable(entry.digest, None, now) {
             // The request was authenticated, and perhaps authorized, on the older facts.
-            Some(held) if held.sent_at >= entry.sent_at && !held.says_the_same_as(entry) => {
+            Some(cached) if cached.sent_at >= entry.sent_at && !cached.says_the_same_as(entry) => {
                 Standing::Unknown
             }
             Some(_) => Standing::Valid,
@@ -124,11 +124,11 @@ impl Cache {
 
     /// The entry that a stream goes on with, if it may go on.
     fn current(&self, entry: Arc<Entry>, now: Tick) -> Option<Arc<Entry>> {
-        match self.held(entry.digest, None, now) {
+        match self.servable(entry.digest, None, now) {
             // A refresh has brought younger facts: it is their end that counts.
-            Some(held) if held.has_owner_of(&entry) => return Some(held),
+            Some(cached) if cached.has_owner_of(&entry) => return Some(cached),
             // The key is another's by now.
-            Some(held) if held.sent_at >= entry.sent_at => return None,
+            Some(cached) if cached.sent_at >= entry.sent_at => return None,
             _ => {}
         }
         let may_go_on = self.blocks.status(&entry) == BlockStatus::Clear

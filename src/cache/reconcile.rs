@@ -17,9 +17,9 @@ const BATCH: usize = 1_000;
 
 /// A good key of an organization, as a list can judge it.
 #[derive(Clone, Debug)]
-pub(crate) struct Held(Arc<Entry>);
+pub(crate) struct CachedKey(Arc<Entry>);
 
-impl Held {
+impl CachedKey {
     pub(crate) fn key_id(&self) -> Option<&crate::context::KeyId> {
         self.0.facts.key_id.as_ref()
     }
@@ -47,7 +47,7 @@ impl ApiKeyHandle {
     }
 
     /// The keys of organizations that are held now, and which moment that is. Only those with an id can be compared.
-    pub(crate) fn held(&self) -> (Vec<Held>, Tick) {
+    pub(crate) fn cached_keys(&self) -> (Vec<CachedKey>, Tick) {
         let cache = &self.0;
         // Read first: what is verified while the store is read counts as verified later.
         let now = cache.clock.now();
@@ -61,17 +61,17 @@ impl ApiKeyHandle {
                 && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
                 && cache.blocks.status(entry) == BlockStatus::Clear
         });
-        (entries.into_iter().map(Held).collect(), now)
+        (entries.into_iter().map(CachedKey).collect(), now)
     }
 
     /// Invalidates what is held of these keys, except what was verified since. Returns how many that were.
-    pub(crate) async fn invalidate_held(&self, held: &[Held], since: Tick) -> usize {
+    pub(crate) async fn invalidate_cached(&self, held: &[CachedKey], since: Tick) -> usize {
         let cache = &self.0;
         let mut invalidated = 0;
         for batch in held.chunks(BATCH) {
             let digests: Vec<_> = batch
                 .iter()
-                .map(|Held(entry)| entry.digest)
+                .map(|CachedKey(entry)| entry.digest)
                 .filter(|digest| {
                     let current = cache.store.get(*digest);
                     current.is_some_and(|current| current.sent_at < since)
@@ -133,7 +133,7 @@ mod tests {
         )));
     }
 
-    fn names(held: &[Held]) -> Vec<&str> {
+    fn names(held: &[CachedKey]) -> Vec<&str> {
         let mut names: Vec<_> = held
             .iter()
             .map(|held| held.key_id().unwrap().as_str())
@@ -177,7 +177,7 @@ mod tests {
         handle.block_key_id(&KeyId::from_static("blocked")).unwrap();
         hold(&handle, "fenced-00", facts("fenced"), SOON);
         handle.invalidate_key_id(&KeyId::from_static("fenced"));
-        let (held, now) = handle.held();
+        let (held, now) = handle.cached_keys();
         assert_eq!(names(&held), ["id_1", "id_2"]);
         assert_eq!(now, handle.0.clock.now());
     }
@@ -192,16 +192,16 @@ mod tests {
             Duration::from_nanos(1),
         );
         hold(&handle, "equal-key", facts("equal"), Duration::ZERO);
-        let (held, since) = handle.held();
+        let (held, since) = handle.cached_keys();
         assert_eq!(names(&held), ["older"]);
 
         clock.jump(Duration::from_nanos(1));
         hold(&handle, "later-key", facts("later"), Duration::ZERO);
         clock.jump(SOON);
-        let (held, _) = handle.held();
+        let (held, _) = handle.cached_keys();
         assert_eq!(names(&held), ["equal", "later", "older"]);
-        assert_eq!(handle.invalidate_held(&held, since).await, 1);
-        assert_eq!(names(&handle.held().0), ["equal", "later"]);
+        assert_eq!(handle.invalidate_cached(&held, since).await, 1);
+        assert_eq!(names(&handle.cached_keys().0), ["equal", "later"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -211,10 +211,10 @@ mod tests {
         for n in 0..keys {
             hold(&handle, &format!("key-{n:06}"), facts("id"), SOON);
         }
-        let (held, since) = handle.held();
+        let (held, since) = handle.cached_keys();
         assert_eq!(held.len(), keys);
-        assert_eq!(handle.invalidate_held(&held, since).await, keys);
+        assert_eq!(handle.invalidate_cached(&held, since).await, keys);
         assert_eq!(handle.stats().entries, 0);
-        assert_eq!(handle.invalidate_held(&held, since).await, 0);
+        assert_eq!(handle.invalidate_cached(&held, since).await, 0);
     }
 }

@@ -123,15 +123,15 @@ impl Store {
 
     /// Tells the policy of the nth read of this thread, if it is one of those that are told.
     #[inline]
-    pub(crate) fn told_of_read(&self, digest: KeyDigest, nth: u64) {
+    pub(crate) fn record_read(&self, digest: KeyDigest, nth: u64) {
         // Spread by the golden ratio: keys that come in turn shall not meet the same turn each time.
         if nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
-            self.tell_of_read(digest);
+            self.record_sampled_read(digest);
         }
     }
 
     #[cold]
-    fn tell_of_read(&self, digest: KeyDigest) {
+    fn record_sampled_read(&self, digest: KeyDigest) {
         self.policy.get(&digest.low());
     }
 
@@ -148,7 +148,7 @@ impl Store {
     pub(crate) fn remove(&self, entry: &Arc<Entry>) -> bool {
         self.step.take();
         let low = entry.digest.low();
-        let is_this = |_: &u64, held: &Arc<Entry>| Arc::ptr_eq(held, entry);
+        let is_this = |_: &u64, cached: &Arc<Entry>| Arc::ptr_eq(cached, entry);
         let was_held = matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_)));
         if was_held {
             self.step.take();
@@ -262,8 +262,8 @@ mod tests {
         store.insert(Arc::clone(&old));
         store.insert(Arc::clone(&new));
         store.remove(&old);
-        let held = store.get(old.digest).unwrap();
-        assert!(Arc::ptr_eq(&held, &new));
+        let cached = store.get(old.digest).unwrap();
+        assert!(Arc::ptr_eq(&cached, &new));
         store.policy.run_pending_tasks();
         assert_eq!((store.len(), store.policy.entry_count()), (1, 1));
     }
@@ -329,10 +329,10 @@ mod tests {
                     for n in 0..50_000 {
                         let key = keys[fastrand::usize(..keys.len())];
                         match (store.get(key), fastrand::u8(..4)) {
-                            (Some(held), 0) => {
-                                store.remove(&held);
+                            (Some(cached), 0) => {
+                                store.remove(&cached);
                             }
-                            (Some(_), 1 | 2) => store.told_of_read(key, n),
+                            (Some(_), 1 | 2) => store.record_read(key, n),
                             _ => store.insert(entry(key)),
                         }
                     }

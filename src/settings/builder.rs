@@ -113,7 +113,7 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
         let voice = Voice::Settings(std::any::type_name::<T>());
         let upstream = Upstream::new(self.loads, clock.clone(), &self.settings, voice);
         let cache = Cache::new(self.settings, clock, secret, upstream);
-        self.keys.tell(&cache);
+        self.keys.add_dependent(&cache);
         Ok(OrgSettingsLayer {
             core: Arc::new(Core {
                 cache,
