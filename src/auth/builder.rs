@@ -13,7 +13,7 @@ use crate::credential::CredentialSource;
 use crate::key::DigestSecret;
 use crate::rejection::{DefaultRejectionResponse, Face, Style};
 use crate::request_head::RequestHead;
-use crate::telemetry::Voice;
+use crate::telemetry::Component;
 use crate::upstream::Upstream;
 use crate::verify::DynVerifier;
 
@@ -254,7 +254,7 @@ impl ApiKeyLayerBuilder {
             self.verifier,
             self.clock.clone(),
             &self.settings,
-            Voice::Issuer,
+            Component::Issuer,
         );
         Ok(ApiKeyLayer {
             core: Arc::new(Core {

@@ -75,7 +75,7 @@ impl Cache {
             lookup.complete(completion);
         }
         drop(shard);
-        telemetry::entries(self.upstream.voice(), self.store.len());
+        telemetry::entries(self.upstream.component(), self.store.len());
         match answered {
             Some((credential, sent_at)) => {
                 for followed in self.unconfirmed.answered(credential, sent_at, now) {

@@ -24,7 +24,7 @@ use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
-use crate::telemetry::Voice;
+use crate::telemetry::Component;
 use crate::upstream::Upstream;
 use crate::verify::{Facts, Verification, verifier_fn};
 
@@ -42,7 +42,12 @@ fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
 fn cache() -> Arc<Cache> {
     let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     let settings = Settings::default();
-    let upstream = Upstream::new(Arc::new(verifier), Clock::System, &settings, Voice::Issuer);
+    let upstream = Upstream::new(
+        Arc::new(verifier),
+        Clock::System,
+        &settings,
+        Component::Issuer,
+    );
     Cache::new(
         settings,
         Clock::System,

@@ -4,7 +4,7 @@ use std::error::Error;
 
 #[cfg(feature = "metrics")]
 use super::AUDIT_EVENTS;
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
 
 /// So many events were written.
 pub(crate) fn written(events: u64) {
@@ -18,9 +18,9 @@ pub(crate) fn left_out() {
 
 /// An event found no place in the queue.
 pub(crate) fn lost() {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     counted("lost", 1);
-    if let Some(left_out) = FLOOD.admit() {
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             left_out,

@@ -103,7 +103,7 @@ mod upstream;
 #[cfg(feature = "usage")]
 pub(crate) mod usage;
 
-use self::rate_limited_log::Flood;
+use self::rate_limited_log::RateLimitedLog;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
@@ -114,8 +114,8 @@ pub use self::settings::{
     SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
 };
 pub(crate) use self::upstream::{
-    Voice, breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called,
-    occupied, throttled, unconfirmed_invalid_answers,
+    Component, breaker_closed, breaker_opened, breaker_state, breaker_tries, entries,
+    issuer_called, occupied, throttled, unconfirmed_invalid_answers,
 };
 
 /// The target of every event of this crate.

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
 use crate::cache::Found;
 use crate::upstream::Circuit;
 use crate::verify::{Verification, VerifyError, VerifyErrorKind};
@@ -47,8 +47,8 @@ macro_rules! set_of {
 
 /// A handler asks for settings of a type that no layer has given this request.
 pub(crate) fn layer_missing(who_asks: &str, of: &str) {
-    static FLOOD: Flood = Flood::new();
-    if let Some(left_out) = FLOOD.admit() {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             who_asks,
@@ -94,7 +94,7 @@ pub(crate) fn called(
     outcome: &Result<Verification, VerifyError>,
     took: Duration,
 ) {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     let result = match outcome.as_ref().map_err(VerifyError::kind) {
         Ok(_) => "loaded",
         Err(VerifyErrorKind::Unavailable) => "unavailable",
@@ -114,7 +114,7 @@ pub(crate) fn called(
     // What stands around the loader's own error speaks of keys. A loader that asks for fewer calls has none; see `throttled`.
     if let Err(error) = outcome
         && let Some(error) = error.source()
-        && let Some(left_out) = FLOOD.admit()
+        && let Some(left_out) = LOG.admit()
     {
         tracing::warn!(
             target: TARGET,

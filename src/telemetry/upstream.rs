@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::settings;
 #[cfg(feature = "metrics")]
 use super::{BREAKER, ENTRIES, IN_FLIGHT, ISSUER_CALLS, ISSUER_LATENCY, THROTTLED, WAITING};
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
 use crate::upstream::{BreakerState, Circuit};
 use crate::verify::{Answer, Invalid, Verification, VerifyError, VerifyErrorKind};
 
 /// The component that an event is about.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) enum Voice {
+pub(crate) enum Component {
     /// The verifier of keys.
     #[default]
     Issuer,
@@ -24,7 +24,7 @@ pub(crate) enum Voice {
 
 /// Emits one verification.
 pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: Duration) {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     let result = match outcome {
         Ok(verification) => match verification.answer {
             Answer::Valid(_) => "valid",
@@ -45,7 +45,7 @@ pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: D
         "valid" "invalid" "undecided" "unavailable" "throttled" "invalid_response" "inconclusive" "misconfigured");
     observe!(ISSUER_LATENCY, took);
     if let Err(error) = outcome
-        && let Some(suppressed) = FLOOD.admit()
+        && let Some(suppressed) = LOG.admit()
     {
         tracing::warn!(target: TARGET, %error, cause, result, suppressed, "verification failed");
     }
@@ -72,90 +72,90 @@ pub(crate) fn unconfirmed_invalid_answers(keys: usize) {
 }
 
 /// Sets the number of cached results.
-pub(crate) fn entries(voice: Voice, number: usize) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn entries(component: Component, number: usize) {
+    match component {
+        Component::Issuer => {
             set!(ENTRIES, number);
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::entries(of, number),
+        Component::Settings(of) => settings::entries(of, number),
     }
 }
 
 /// Sets the numbers of calls in flight and of lookups that wait.
-pub(crate) fn occupied(voice: Voice, calls: usize, waiting: usize) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn occupied(component: Component, calls: usize, waiting: usize) {
+    match component {
+        Component::Issuer => {
             set!(IN_FLIGHT, calls);
             set!(WAITING, waiting);
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::occupied(of, calls, waiting),
+        Component::Settings(of) => settings::occupied(of, calls, waiting),
     }
 }
 
 /// Sets the state of a circuit: 0 closed, 1 half open, 2 open.
-pub(crate) fn breaker_state(voice: Voice, circuit: Circuit, state: BreakerState) {
+pub(crate) fn breaker_state(component: Component, circuit: Circuit, state: BreakerState) {
     let state = match state {
         BreakerState::Closed => 0_u8,
         BreakerState::HalfOpen => 1,
         BreakerState::Open { .. } => 2,
     };
-    match voice {
-        Voice::Issuer => {
+    match component {
+        Component::Issuer => {
             #[cfg(feature = "metrics")]
             metrics::gauge!(BREAKER, "circuit" => circuit.name()).set(f64::from(state));
             #[cfg(not(feature = "metrics"))]
             let _ = (circuit, state);
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_state(of, circuit, state),
+        Component::Settings(of) => settings::breaker_state(of, circuit, state),
     }
 }
 
-pub(crate) fn breaker_opened(voice: Voice, circuit: Circuit, open_for: Duration) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn breaker_opened(component: Component, circuit: Circuit, open_for: Duration) {
+    match component {
+        Component::Issuer => {
             let circuit = circuit.name();
             tracing::warn!(target: TARGET, circuit, ?open_for, "circuit breaker opened");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_opened(of, circuit, open_for),
+        Component::Settings(of) => settings::breaker_opened(of, circuit, open_for),
     }
 }
 
 /// Emits that the half-open circuit lets one call through.
-pub(crate) fn breaker_tries(voice: Voice, circuit: Circuit) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn breaker_tries(component: Component, circuit: Circuit) {
+    match component {
+        Component::Issuer => {
             let circuit = circuit.name();
             tracing::info!(target: TARGET, circuit, "circuit breaker half open");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_tries(of, circuit),
+        Component::Settings(of) => settings::breaker_tries(of, circuit),
     }
 }
 
-pub(crate) fn breaker_closed(voice: Voice, circuit: Circuit) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn breaker_closed(component: Component, circuit: Circuit) {
+    match component {
+        Component::Issuer => {
             let circuit = circuit.name();
             tracing::info!(target: TARGET, circuit, "circuit breaker closed");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_closed(of, circuit),
+        Component::Settings(of) => settings::breaker_closed(of, circuit),
     }
 }
 
 /// Emits that the issuer answered 429.
-pub(crate) fn throttled(voice: Voice, pause: Duration) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn throttled(component: Component, pause: Duration) {
+    match component {
+        Component::Issuer => {
             #[cfg(feature = "metrics")]
             metrics::counter!(THROTTLED).increment(1);
             tracing::warn!(target: TARGET, ?pause, "issuer asks for fewer calls");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::throttled(of, pause),
+        Component::Settings(of) => settings::throttled(of, pause),
     }
 }

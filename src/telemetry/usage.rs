@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
 #[cfg(feature = "metrics")]
 use super::{USAGE_FOLDED, USAGE_PUSHES, USAGE_RECORDS, USAGE_WAITING};
 
@@ -32,9 +32,9 @@ pub(crate) fn waiting(records: usize) {
 
 /// Records were given up.
 pub(crate) fn dropped(records: u64, why: &'static str) {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     counted("dropped", records);
-    if let Some(left_out) = FLOOD.admit() {
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             records,
@@ -47,9 +47,9 @@ pub(crate) fn dropped(records: u64, why: &'static str) {
 
 /// The sink has refused a record for good.
 pub(crate) fn refused(id: &str, error: &(dyn Error + 'static)) {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     counted("refused", 1);
-    if let Some(left_out) = FLOOD.admit() {
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             id,

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::key::KeyDigest;
-use crate::telemetry::{self, Voice};
+use crate::telemetry::{self, Component};
 
 const WINDOW: Duration = Duration::from_secs(10);
 const BUCKETS: usize = 10;
@@ -84,7 +84,7 @@ pub enum BreakerState {
 
 #[derive(Debug)]
 pub(super) struct Breaker {
-    voice: Voice,
+    component: Component,
     state: Mutex<State>,
 }
 
@@ -151,9 +151,9 @@ pub(super) struct Call<'a> {
 }
 
 impl Breaker {
-    pub(super) fn new(voice: Voice) -> Self {
+    pub(super) fn new(component: Component) -> Self {
         Self {
-            voice,
+            component,
             state: Mutex::default(),
         }
     }
@@ -209,13 +209,15 @@ impl Breaker {
     /// set again until it shows the present state.
     fn report(&self, circuit: Circuit, change: Change, now: Tick) {
         match change {
-            Change::Opened(open_for) => telemetry::breaker_opened(self.voice, circuit, open_for),
-            Change::Tries => telemetry::breaker_tries(self.voice, circuit),
-            Change::Closed => telemetry::breaker_closed(self.voice, circuit),
+            Change::Opened(open_for) => {
+                telemetry::breaker_opened(self.component, circuit, open_for)
+            }
+            Change::Tries => telemetry::breaker_tries(self.component, circuit),
+            Change::Closed => telemetry::breaker_closed(self.component, circuit),
         }
         super::report_until_current(
             || self.state(circuit, now),
-            |state| telemetry::breaker_state(self.voice, circuit, state),
+            |state| telemetry::breaker_state(self.component, circuit, state),
         );
     }
 

@@ -9,10 +9,10 @@ use tokio::sync::oneshot;
 use super::queue::{AdmissionQueue, Next, Place, Turn};
 use super::{CannotTell, Priority};
 use crate::clock::{Clock, Tick};
-use crate::telemetry::{self, Voice};
+use crate::telemetry::{self, Component};
 
 pub(super) struct Dispatcher {
-    voice: Voice,
+    component: Component,
     clock: Clock,
     state: Mutex<State>,
 }
@@ -41,9 +41,9 @@ pub(super) struct Permit {
 }
 
 impl Dispatcher {
-    pub(super) fn new(queue: AdmissionQueue, clock: Clock, voice: Voice) -> Self {
+    pub(super) fn new(queue: AdmissionQueue, clock: Clock, component: Component) -> Self {
         Self {
-            voice,
+            component,
             clock,
             state: Mutex::new(State {
                 queue,
@@ -79,7 +79,7 @@ impl Dispatcher {
         state.queue.reject_all(CannotTell::unavailable(wait));
         drop(state);
         if is_new {
-            telemetry::throttled(self.voice, wait);
+            telemetry::throttled(self.component, wait);
         }
     }
 
@@ -126,7 +126,7 @@ impl Dispatcher {
                 let state = self.lock();
                 (state.queue.calls(), state.queue.waiting())
             },
-            |(calls, waiting)| telemetry::occupied(self.voice, calls, waiting),
+            |(calls, waiting)| telemetry::occupied(self.component, calls, waiting),
         );
     }
 }

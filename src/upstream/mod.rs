@@ -45,7 +45,7 @@ use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, KeyDigest};
-use crate::telemetry::{self, Voice};
+use crate::telemetry::{self, Component};
 use crate::verify::{
     Answer, Attempt, DynVerifier, Invalid, Verification, VerifyError, VerifyErrorKind,
 };
@@ -126,7 +126,7 @@ pub struct UpstreamState {
 }
 
 pub(crate) struct Upstream {
-    voice: Voice,
+    component: Component,
     verifier: Arc<dyn DynVerifier>,
     clock: Clock,
     attempt_deadline: Duration,
@@ -158,7 +158,7 @@ impl Upstream {
         verifier: Arc<dyn DynVerifier>,
         clock: Clock,
         settings: &Settings,
-        voice: Voice,
+        component: Component,
     ) -> Self {
         let limits = WaitLimits {
             caller_deadline: settings.caller_deadline,
@@ -166,12 +166,12 @@ impl Upstream {
         };
         let queue = AdmissionQueue::new(settings.max_calls_per_second, limits, clock.now());
         Self {
-            voice,
+            component,
             verifier,
             attempt_deadline: settings.attempt_deadline,
             caller_deadline: settings.caller_deadline,
             retry_after: settings.retry_after,
-            breaker: Breaker::new(voice),
+            breaker: Breaker::new(component),
             key_backoff: KeyBackoff::default(),
             forced_pace: ForcedPace::default(),
             // A tenth of the calls, and one per second: SRE book, Finagle.
@@ -180,14 +180,14 @@ impl Upstream {
                 .with_min_delay(Duration::from_millis(50))
                 .with_max_times(1)
                 .with_jitter(),
-            dispatcher: Arc::new(Dispatcher::new(queue, clock.clone(), voice)),
+            dispatcher: Arc::new(Dispatcher::new(queue, clock.clone(), component)),
             clock,
         }
     }
 
     /// Returns which component the telemetry is about.
-    pub(crate) fn voice(&self) -> Voice {
-        self.voice
+    pub(crate) fn component(&self) -> Component {
+        self.component
     }
 
     /// Takes an organization's turn for a forced verification. Returns how long it is away, or how long it would be.
@@ -288,11 +288,11 @@ impl Upstream {
         let end = self.clock.now();
         let health = self.note(&verified, subject, end);
         let took = end.since(now);
-        match self.voice {
-            Voice::Issuer => telemetry::issuer_called(&verified, took),
+        match self.component {
+            Component::Issuer => telemetry::issuer_called(&verified, took),
             // What stands in a key's place is an organization's code, and no secret.
             #[cfg(feature = "settings")]
-            Voice::Settings(of) => {
+            Component::Settings(of) => {
                 telemetry::settings::called(of, key.expose_secret(), &verified, took);
             }
         }

@@ -7,7 +7,7 @@ fn at(millis: u64) -> Tick {
 }
 
 fn breaker() -> Breaker {
-    Breaker::new(Voice::Issuer)
+    Breaker::new(Component::Issuer)
 }
 
 fn keys(n: usize) -> Vec<KeyDigest> {
