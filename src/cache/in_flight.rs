@@ -1,10 +1,11 @@
-//! Single flight: one verification at a time for a key, on a task of its own.
+//! In-flight lookups: at most one verification per key at a time, on a separate task.
 //!
-//! Whoever needs an answer boards the flight of its key or starts one; nobody's departure ends it. Invalidating a key
-//! *grounds* its flights at once: their waiters start anew, and what the old call brings is thrown away.
+//! A request joins the in-flight lookup for its key, or starts one. A lookup goes on when the requests that wait for it are
+//! dropped. Invalidating a key cancels its lookups: their waiters start another lookup, and the result of the old call is
+//! discarded.
 //!
-//! A key's flights change under the lock of its shard, and so does what their landing writes to the store: a landing
-//! comes wholly before an invalidation or wholly after it.
+//! The lookups of a key change under the lock of the key's shard, and a lookup writes its result to the store under the same
+//! lock. So each completion happens before an invalidation or after it, never in between.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,24 +22,24 @@ use crate::upstream::CannotTell;
 
 const SHARDS: usize = 64;
 
-/// How a flight ended.
+/// The outcome of a lookup.
 #[derive(Clone, Debug)]
 pub(crate) enum Completion {
     Valid(Arc<Entry>),
     Invalid,
     CannotTell(CannotTell),
-    /// Invalidated on the way: who waited must ask again.
+    /// The key was invalidated meanwhile. Waiters start another lookup.
     Cancelled,
 }
 
-/// A verification under way.
+/// A lookup in flight.
 #[derive(Debug)]
 pub(crate) struct Lookup {
-    /// The version of the rules when it began.
+    /// The version of the blocks and invalidations when it began.
     pub(crate) began: u64,
-    /// What its entry is to keep of the secret's end.
+    /// The end of the secret that its entry keeps for reconciliation.
     pub(crate) tail: Option<KeyTail>,
-    /// When its call was sent; zero until then.
+    /// When its last call was sent. Zero before the first one.
     sent_at: AtomicU64,
     completion: watch::Sender<Option<Completion>>,
 }
@@ -57,7 +58,7 @@ impl Lookup {
         self.sent_at.store(at.0.max(1), Ordering::Release);
     }
 
-    /// Whether its answer will be from a call sent after this time.
+    /// Returns whether its answer is from a call sent after this time.
     fn is_sent_after(&self, oldest: Tick) -> bool {
         match self.sent_at.load(Ordering::Acquire) {
             0 => true,
@@ -65,7 +66,7 @@ impl Lookup {
         }
     }
 
-    /// The first ending counts.
+    /// Sets the outcome, unless there is one.
     pub(crate) fn complete(&self, completion: Completion) {
         self.completion.send_if_modified(|slot| {
             let is_first = slot.is_none();
@@ -85,24 +86,24 @@ impl Lookup {
         self.completion.borrow().clone()
     }
 
-    /// Waits for the end.
+    /// Waits for the outcome.
     pub(crate) async fn completed(&self) -> Completion {
         let mut completion = self.completion.subscribe();
         match completion.wait_for(Option::is_some).await {
             Ok(completion) => completion.clone().unwrap_or(Completion::Cancelled),
-            // Never: `self` holds the sender.
+            // Unreachable: `self` owns the sender.
             Err(_) => Completion::Cancelled,
         }
     }
 }
 
-/// The flights under way.
+/// The lookups in flight.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     shards: Box<[Mutex<Shard>]>,
 }
 
-/// All flights of some keys. Only the last of a key takes passengers.
+/// The lookups of the keys of one shard. Requests join only the last lookup of a key.
 #[derive(Debug, Default)]
 pub(crate) struct Shard(HashMap<KeyDigest, Vec<Arc<Lookup>>, DigestBuildHasher>);
 
@@ -123,7 +124,7 @@ impl InFlight {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every shard in turn.
+    /// Locks each shard in turn.
     pub(crate) fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard>> {
         self.shards
             .iter()
@@ -132,12 +133,12 @@ impl InFlight {
 }
 
 impl Shard {
-    /// The flight whose answer would be new enough, if one is under way.
+    /// Returns the in-flight lookup for the key, if its answer will be from a call sent after `oldest`.
     pub(crate) fn joinable(&self, digest: KeyDigest, oldest: Option<Tick>) -> Option<Arc<Lookup>> {
         let lookup = self.0.get(&digest)?.last()?;
-        let suits =
+        let is_joinable =
             !lookup.is_complete() && oldest.is_none_or(|oldest| lookup.is_sent_after(oldest));
-        suits.then(|| Arc::clone(lookup))
+        is_joinable.then(|| Arc::clone(lookup))
     }
 
     pub(crate) fn start(
@@ -152,24 +153,24 @@ impl Shard {
     }
 
     pub(crate) fn remove(&mut self, digest: KeyDigest, lookup: &Arc<Lookup>) {
-        if let Some(in_flight) = self.0.get_mut(&digest) {
-            in_flight.retain(|other| !Arc::ptr_eq(other, lookup));
-            if in_flight.is_empty() {
+        if let Some(lookups) = self.0.get_mut(&digest) {
+            lookups.retain(|other| !Arc::ptr_eq(other, lookup));
+            if lookups.is_empty() {
                 self.0.remove(&digest);
             }
         }
     }
 
-    /// Ends the key's flights without an answer.
+    /// Cancels the lookups of the key.
     pub(crate) fn cancel(&mut self, digest: KeyDigest) {
         for lookup in self.0.remove(&digest).into_iter().flatten() {
             lookup.complete(Completion::Cancelled);
         }
     }
 
-    /// Ends all flights without an answer.
+    /// Cancels all lookups.
     pub(crate) fn cancel_all(&mut self) {
-        for lookup in self.0.drain().flat_map(|(_, in_flight)| in_flight) {
+        for lookup in self.0.drain().flat_map(|(_, lookups)| lookups) {
             lookup.complete(Completion::Cancelled);
         }
     }
@@ -185,7 +186,7 @@ mod tests {
     use crate::verify::{Verification, VerifyError, verifier_fn};
 
     #[test]
-    fn a_flight_that_is_over_leaves_its_place_and_those_of_others_stay() {
+    fn removing_one_lookup_leaves_the_others() {
         let digest = DigestSecret::draw().unwrap().digest("12345678");
         let mut shard = Shard::default();
         let first = shard.start(digest, 1, None);
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_a_flight_brings_nothing_is_left_of_it() {
+    async fn completed_lookups_leave_nothing_behind() {
         const GOOD: &str = "good-key";
         const BAD: &str = "bad-key-0";
         const UNKNOWN: &str = "unknown-0";
@@ -226,8 +227,8 @@ mod tests {
                 BAD => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),
                 _ => assert!(matches!(result, LookupResult::CannotTell(_)), "{result:?}"),
             }
-            let under_way: usize = cache.in_flight.shards().map(|shard| shard.0.len()).sum();
-            assert_eq!(under_way, 0, "{result:?}");
+            let in_flight: usize = cache.in_flight.shards().map(|shard| shard.0.len()).sum();
+            assert_eq!(in_flight, 0, "{result:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a request gets an answer that is not at hand: it boards a flight, and waits no longer than a caller waits.
+//! Looks a key up for a request: joins the in-flight lookup or starts one, and waits for at most the caller deadline.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use crate::clock::Tick;
 use crate::key::{ApiKey, KeyDigest};
 use crate::upstream::{CannotTell, Priority, Subject};
 
-/// How a question was settled.
+/// The result of a lookup for one request.
 #[derive(Debug)]
 pub(crate) enum LookupResult {
     Serve(Arc<Entry>, Tick),
@@ -20,35 +20,35 @@ pub(crate) enum LookupResult {
     CannotTell(CannotTell),
 }
 
-/// A question to settle: whose key, and how old an answer may be.
+/// A key to look up, and how old the answer may be.
 #[derive(Debug)]
 pub(crate) struct LookupRequest {
     pub(crate) key: ApiKey,
     pub(crate) digest: KeyDigest,
-    /// Only facts from a call sent after this time will do, and those of a call that is sent for this very question.
+    /// Accepts only a result of a call sent after this time, or of a call sent for this request.
     pub(crate) oldest: Option<Tick>,
     pub(crate) peer: Option<u64>,
 }
 
-/// What comes of asking for a flight.
+/// The outcome of [`Cache::join`].
 enum Joined {
     Lookup(Arc<Lookup>),
-    /// None is needed any more.
+    /// No lookup is needed any more.
     Cached(LookupResult),
 }
 
-/// A question's place.
+/// The outcome of [`Cache::join_or_start`].
 pub(super) enum JoinedOrStarted {
-    /// In a flight under way.
+    /// A lookup that was in flight.
     Joined(Arc<Lookup>),
-    /// In a flight of its own, that has yet to be given a task.
+    /// A new lookup. Its task must be spawned.
     Started(LookupTask, Start),
-    /// In none: the answer is there by now.
+    /// No lookup: the result is cached meanwhile.
     Cached(LookupResult),
 }
 
 impl Cache {
-    /// Begins a refresh behind a request that is served already.
+    /// Starts a refresh in the background.
     pub(crate) fn refresh(self: &Arc<Self>, key: ApiKey, entry: &Arc<Entry>) {
         let request = LookupRequest {
             digest: entry.digest,
@@ -66,8 +66,7 @@ impl Cache {
         entry.retry_after_failure(now.after(self.settings.lifetimes.soft / 12));
     }
 
-    /// Asks the issuer, together with whoever else asks about the key, and waits for the answer no longer than a caller
-    /// waits.
+    /// Looks the key up, together with other requests for it. Waits at most `caller_deadline`.
     pub(crate) async fn look_up(self: Arc<Self>, request: LookupRequest) -> LookupResult {
         let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
         let cannot_tell = loop {
@@ -89,13 +88,13 @@ impl Cache {
                         (BlockStatus::Clear, Freshness::Fresh | Freshness::Stale) => {
                             return LookupResult::Serve(entry, now);
                         }
-                        // An answer that took its time is still the newest there is: to ask again would take as long.
+                        // A slow answer is still the newest one. Another lookup would take as long.
                         (BlockStatus::Clear, Freshness::Overdue)
                             if now.since(entry.sent_at) <= self.settings.flight_deadline =>
                         {
                             return LookupResult::Serve(entry, now);
                         }
-                        // Invalidated between the landing and this look, or slept over.
+                        // Invalidated since the lookup completed, or the machine slept.
                         _ => {}
                     }
                 }
@@ -114,7 +113,7 @@ impl Cache {
         }
     }
 
-    /// What has landed since the question was asked, if it answers it.
+    /// Returns the cached result, if it needs no lookup.
     fn cached_result(&self, request: &LookupRequest, now: Tick) -> Option<LookupResult> {
         match self.servable(request.digest, request.oldest, now) {
             Some(entry) => (entry.freshness(now) == Freshness::Fresh)
@@ -125,7 +124,7 @@ impl Cache {
         }
     }
 
-    /// The flight that will answer the question: one under way, or a new one if the issuer may be asked.
+    /// Joins the in-flight lookup for this key, or starts one if it is admitted.
     fn join(
         self: &Arc<Self>,
         request: &LookupRequest,
@@ -147,7 +146,7 @@ impl Cache {
         })
     }
 
-    /// Finds the question its flight, or makes one.
+    /// Joins the in-flight lookup for this key, or prepares one if it is admitted.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
         request: &LookupRequest,
@@ -158,14 +157,14 @@ impl Cache {
             return Ok(JoinedOrStarted::Joined(lookup));
         }
         let now = self.clock.now();
-        // A flight may have landed between this request's look-up and this line. Landings hold the shard's lock, so what
-        // is not there now is on no flight either, and one burst of requests is one call.
+        // A lookup may have completed since this request read the cache. Lookups complete under the shard's lock, so there
+        // is either an in-flight lookup or its result, and one burst of requests causes one call.
         if let Some(result) = self.cached_result(request, now) {
             return Ok(JoinedOrStarted::Cached(result));
         }
         let cached = self.servable(digest, None, now);
         let start = self.admit(request, cached.as_deref(), now)?;
-        // Read before the call is sent: whatever is decreed from here on condemns what the call brings.
+        // The version is read before the call is sent: later invalidations apply to the result.
         let lookup = shard.start(
             digest,
             self.blocks.version(),
@@ -180,7 +179,7 @@ impl Cache {
         Ok(JoinedOrStarted::Started(task, start))
     }
 
-    /// Admits the lookup that will answer the question.
+    /// Admits a new lookup for the request, or rejects it.
     fn admit(
         &self,
         request: &LookupRequest,
