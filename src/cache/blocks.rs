@@ -1,12 +1,12 @@
-//! What the operator has decreed: blocks, which refuse, and fences, which make us ask again.
+//! Blocks, which reject keys, and invalidations, which cause another lookup.
 //!
-//! Every decree bumps one version. An entry remembers the version that last found nothing against it, so a hit pays for
-//! all blocks and fences together with one comparison, and a decree is in force for the very next request: its entry's
-//! version no longer matches, and the tables are asked.
+//! Each update increments one version. An entry stores the version at which it was last found clear, so a hit pays for all
+//! blocks and invalidations with one comparison. An update applies to the next request: the versions differ, and the tables
+//! are read.
 //!
-//! A *fence* is the version at which something was invalidated. Facts whose load began under an older version are
-//! condemned, whoever holds them: the store, a flight, a waiter. Blocking fences too, so that nothing from before a block
-//! comes back after it is lifted.
+//! An *invalidation* is the version at which something was invalidated. It applies to results of lookups that began at a
+//! lower version, in the store, in flight or taken by a waiter. A block invalidates, too, so that no result from before a
+//! block is served after it.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
@@ -21,19 +21,19 @@ use crate::clock::Tick;
 use crate::context::{KeyId, OrgCode};
 use crate::key::KeyDigest;
 
-/// The most blocks of one kind.
+/// The maximum number of blocks of one kind.
 pub(crate) const MAX_BLOCKS: usize = 100_000;
-/// The most fences of one kind. One more becomes a fence around everything, which forgets nothing.
+/// The maximum number of invalidations of one kind. One more invalidates everything.
 const MAX_INVALIDATIONS: usize = 100_000;
 
-/// One more block would exceed the 100,000 of its kind. Nothing was blocked, and nothing was dropped for it.
+/// The error when the list of blocks of one kind is full, at 100,000. Nothing was blocked or unblocked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the list of blocked {what} is full")]
 pub struct BlockListFull {
     pub(crate) what: &'static str,
 }
 
-/// What the rules say of an entry.
+/// What the blocks and invalidations say about an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockStatus {
     Clear,
@@ -76,12 +76,12 @@ impl Default for Blocks {
 }
 
 impl Blocks {
-    /// The present version: a load that begins now remembers it.
+    /// Returns the present version, for a lookup that begins now.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// The ruling on an entry, at the price of a comparison if nothing was decreed since it was last asked for.
+    /// Returns the status of an entry. Costs one comparison if nothing was updated since the entry was last found clear.
     pub(crate) fn status(&self, entry: &Entry) -> BlockStatus {
         let version = self.version();
         if entry.cleared.load(Ordering::Relaxed) == version {
@@ -90,7 +90,7 @@ impl Blocks {
         self.read_tables(entry, version)
     }
 
-    /// Whether nothing was decreed since the entry was last found clear. If something was, [`on`](Self::on) tells what.
+    /// Returns whether nothing was updated since the entry was last found clear.
     #[inline]
     pub(crate) fn has_cleared(&self, entry: &Entry) -> bool {
         let version = self.version();
@@ -105,7 +105,7 @@ impl Blocks {
             .unwrap_or_else(PoisonError::into_inner)
             .status(entry);
         if status == BlockStatus::Clear {
-            // `version` was read before the tables: a decree in between leaves the two unequal.
+            // `version` was read before the tables, so after an update in between the two still differ.
             entry.cleared.store(version, Ordering::Relaxed);
         }
         status
@@ -116,9 +116,9 @@ impl Blocks {
         tables.blocked_keys.contains(&digest)
     }
 
-    /// Whether something that began under this version was invalidated together with everything else.
+    /// Returns whether everything was invalidated after this version.
     pub(crate) fn is_all_invalidated_since(&self, began: u64) -> bool {
-        // Nothing was decreed since, so nothing can be fenced: spares the lock on the way of a cached refusal.
+        // Without an update there is no need for the lock.
         began != self.version() && {
             let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
             tables.invalidated_all > began
@@ -169,7 +169,7 @@ impl Blocks {
         self.update(|tables, version| tables.invalidate_key(digest, version, at));
     }
 
-    /// Fences them all under one version: those who wait for the end of a key are woken once.
+    /// Invalidates keys under one version, so that waiting streams are woken once.
     #[cfg(feature = "kinde")]
     pub(crate) fn invalidate_keys(&self, digests: &[KeyDigest], at: InvalidatedAt) {
         self.update(|tables, version| {
@@ -191,18 +191,18 @@ impl Blocks {
         self.update(Tables::invalidate_all);
     }
 
-    /// Those who wait for the end of a key.
+    /// Returns the streams that wait for the end of their keys.
     pub(super) fn watchers(&self) -> Arc<Watchers> {
         Arc::clone(&self.watchers)
     }
 
-    /// Wakes those who wait for the end of this key: the issuer has answered something else about it.
+    /// Wakes the streams of this key, because the issuer answered something else about it.
     pub(super) fn wake_key(&self, digest: KeyDigest) {
         self.watchers.wake(digest);
     }
 
-    /// Changes the tables under the next version. The version is published before the lock is given back, so a caller
-    /// whose decree has returned knows that the next request sees it.
+    /// Changes the tables under the next version. The version is published before the lock is released, so the next request
+    /// sees the update.
     fn update<T>(&self, change: impl FnOnce(&mut Tables, u64) -> T) -> T {
         let mut tables: RwLockWriteGuard<'_, Tables> =
             self.tables.write().unwrap_or_else(PoisonError::into_inner);
@@ -215,11 +215,11 @@ impl Blocks {
     }
 }
 
-/// When a fence is put up, and after which time nothing older is left that it could hold back.
+/// When an invalidation is made, and how long it is kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InvalidatedAt {
     pub(crate) now: Tick,
-    /// The longest life of facts, with that of the flight that fetched them.
+    /// The longest lifetime of a result and of its lookup. No older result can exist after this time.
     pub(crate) holds: std::time::Duration,
 }
 
@@ -292,14 +292,14 @@ where
     K: Eq + Hash + Borrow<Q>,
     Q: Eq + Hash,
 {
-    // Almost always there are none.
+    // Most of the time there are none.
     !invalidations.is_empty()
         && what
             .and_then(|what| invalidations.get(what))
             .is_some_and(|invalidation| invalidation.version > began)
 }
 
-/// Whether there was room.
+/// Inserts an invalidation. Returns whether there was room.
 fn insert<K: Eq + Hash>(
     invalidations: &mut HashMap<K, Invalidation>,
     what: K,
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_condemns_what_began_before_it_and_nothing_else() {
+    fn an_invalidation_applies_to_what_began_before() {
         let blocks = Blocks::default();
         let old = entry("org_a", "id_1", blocks.version());
         let neighbour = entry("org_b", "id_2", blocks.version());
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_in_force_until_it_is_lifted_and_nothing_older_comes_back() {
+    fn nothing_from_before_a_block_is_served_after_it() {
         let blocks = Blocks::default();
         let org = OrgCode::from_static("org_a");
         let old = entry("org_a", "id_1", blocks.version());
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_each_kind_leaves_a_fence_behind() {
+    fn each_kind_of_block_invalidates() {
         type Update = fn(&Blocks, &Entry);
         let kinds: [(Update, Update); 3] = [
             (
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn one_block_too_many_is_an_error_and_changes_nothing() {
+    fn one_block_too_many_is_an_error() {
         let blocks = Blocks::default();
         for n in 0..MAX_BLOCKS {
             blocks
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn fences_beyond_their_number_become_one_around_everything() {
+    fn too_many_invalidations_invalidate_everything() {
         let blocks = Blocks::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_stands_among_the_fenced_takes_no_room_when_fenced_again() {
+    fn a_repeated_invalidation_takes_no_room() {
         let blocks = Blocks::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
@@ -475,12 +475,12 @@ mod tests {
     }
 
     #[test]
-    fn what_began_after_everything_was_fenced_is_not_fenced_with_it() {
+    fn what_begins_after_invalidate_all_is_clear() {
         let blocks = Blocks::default();
         let before = blocks.version();
         blocks.invalidate_all();
         let after = blocks.version();
-        // A decree about something else, so that the versions differ.
+        // Another update, so that the versions differ.
         blocks.invalidate_org(&OrgCode::from_static("org_a"), NOW);
         assert!(blocks.is_all_invalidated_since(before));
         assert!(!blocks.is_all_invalidated_since(after));
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_around_everything_stands_for_all_before_it_and_makes_room() {
+    fn invalidating_everything_makes_room() {
         type Update = fn(&Blocks, &DigestSecret, &str);
         let kinds: [Update; 3] = [
             |blocks, secret, name| blocks.invalidate_key(secret.digest(name), NOW),
@@ -510,7 +510,7 @@ mod tests {
                 invalidate(n);
             }
             let later = entry("o", "bystander", blocks.version());
-            // Each would be a fence around everything once more, had the first one made no room.
+            // Without room, each would invalidate everything again.
             for n in 0..10 {
                 invalidate(MAX_INVALIDATIONS + 1 + n);
                 assert_eq!(blocks.status(&later), BlockStatus::Clear, "kind {kind}");
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn fences_that_hold_nothing_back_any_more_make_room() {
+    fn old_invalidations_make_room() {
         let blocks = Blocks::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {

@@ -202,19 +202,19 @@ mod tests {
 
     #[tokio::test]
     async fn completed_lookups_leave_nothing_behind() {
-        const GOOD: &str = "good-key";
-        const BAD: &str = "bad-key-0";
+        const VALID: &str = "valid-key";
+        const INVALID: &str = "invalid-0";
         const UNKNOWN: &str = "unknown-0";
 
         let layer = ApiKeyLayer::new(verifier_fn(|key| async move {
             match key.expose_secret() {
-                GOOD => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
-                BAD => Ok(Verification::invalid()),
+                VALID => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
+                INVALID => Ok(Verification::invalid()),
                 _ => Err(VerifyError::misconfigured("wrong secret")),
             }
         }));
         let cache = layer.handle().0;
-        for secret in [GOOD, BAD, UNKNOWN] {
+        for secret in [VALID, INVALID, UNKNOWN] {
             let request = LookupRequest {
                 key: ApiKey::parse(secret).unwrap(),
                 digest: cache.digest(secret),
@@ -223,8 +223,8 @@ mod tests {
             };
             let result = Arc::clone(&cache).look_up(request).await;
             match secret {
-                GOOD => assert!(matches!(result, LookupResult::Serve(..)), "{result:?}"),
-                BAD => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),
+                VALID => assert!(matches!(result, LookupResult::Serve(..)), "{result:?}"),
+                INVALID => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),
                 _ => assert!(matches!(result, LookupResult::CannotTell(_)), "{result:?}"),
             }
             let in_flight: usize = cache.in_flight.shards().map(|shard| shard.0.len()).sum();

@@ -1,10 +1,10 @@
-//! Orders in which threads may come to the locks and atomics of this room, chosen by a model checker.
+//! Tests of the cache under a model checker, which chooses the order in which threads use its locks and atomics.
 //!
 //! ```sh
 //! RUSTC_WORKSPACE_WRAPPER="$PWD/.ci/shuttle-rustc" cargo test --lib interleavings
 //! ```
 //!
-//! The stores are the real ones; each of their operations is one step, since the checker does not see their own locks.
+//! The stores are the real ones. Each of their operations is one step, because the checker does not see their own locks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,10 +30,10 @@ use crate::verify::{Facts, Verification, verifier_fn};
 
 const SECRET: &str = "k_live_0123456789";
 
-/// Each of the faults that these tests are for shows within the first hundredth of them.
+/// Each fault that these tests look for is found within the first hundredth of them.
 const SCHEDULES: usize = 10_000;
 
-/// Runs the model under schedules drawn at random, and under some with few interruptions at places drawn at random.
+/// Runs the model under random schedules, and under schedules with few preemptions at random places.
 fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_random(model.clone(), SCHEDULES);
     shuttle::check_pct(model, SCHEDULES, 3);
@@ -84,7 +84,7 @@ fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<LookupTask> {
     }
 }
 
-fn yes(sent_at: Tick) -> Outcome {
+fn valid(sent_at: Tick) -> Outcome {
     let facts = Facts {
         org: Some(org()),
         key_id: Some(key_id()),
@@ -93,7 +93,7 @@ fn yes(sent_at: Tick) -> Outcome {
     Outcome::Answered(Verification::valid(facts), sent_at)
 }
 
-fn no(sent_at: Tick) -> Outcome {
+fn invalid(sent_at: Tick) -> Outcome {
     Outcome::Answered(Verification::invalid(), sent_at)
 }
 
@@ -108,7 +108,7 @@ fn is_served(cache: &Cache) -> bool {
     }
 }
 
-/// Whether one who waited for the flight would be served what it brought.
+/// Returns whether a waiter of the lookup would be served its result.
 fn serves(cache: &Cache, lookup: &Lookup) -> bool {
     match lookup.completion() {
         Some(Completion::Valid(entry)) => cache.blocks.status(&entry) == BlockStatus::Clear,
@@ -116,8 +116,8 @@ fn serves(cache: &Cache, lookup: &Lookup) -> bool {
     }
 }
 
-/// The issuer says yes until the key is revoked there. Who asks after the revocation and the decree may be served neither
-/// from the cache nor from the flight it boards.
+/// The issuer accepts the key until it is revoked there. A request after the revocation and the update must be served neither
+/// from the cache nor from the lookup that it joins.
 fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
     revoked_in(
         || {
@@ -130,10 +130,10 @@ fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandl
     );
 }
 
-/// The same for a cache that hears of decrees by this handle, once `hears` was called before the load.
+/// The same for a cache that is updated through this handle, once `connect` was called before the load.
 fn revoked_in(
     world: fn() -> (ApiKeyHandle, Arc<Cache>),
-    hears: fn(&ApiKeyHandle, &Arc<Cache>),
+    connect: fn(&ApiKeyHandle, &Arc<Cache>),
     update: fn(&ApiKeyHandle),
     lift: Option<fn(&ApiKeyHandle)>,
 ) {
@@ -145,16 +145,16 @@ fn revoked_in(
             let handle = handle.clone();
             let is_revoked = Arc::clone(&is_revoked);
             thread::spawn(move || {
-                hears(&handle, &cache);
+                connect(&handle, &cache);
                 let Some(task) = begin(&cache, None) else {
                     return;
                 };
                 let sent_at = cache.clock.now();
                 task.lookup.sent(sent_at);
                 let outcome = if is_revoked.load(Ordering::Acquire) {
-                    no(sent_at)
+                    invalid(sent_at)
                 } else {
-                    yes(sent_at)
+                    valid(sent_at)
                 };
                 cache.complete(&task.lookup, task.digest, outcome);
             })
@@ -166,17 +166,17 @@ fn revoked_in(
             JoinedOrStarted::Joined(lookup) => Some(lookup),
             JoinedOrStarted::Started(task, _) => {
                 let lookup = Arc::clone(&task.lookup);
-                cache.complete(&lookup, task.digest, no(cache.clock.now()));
+                cache.complete(&lookup, task.digest, invalid(cache.clock.now()));
                 Some(lookup)
             }
             JoinedOrStarted::Cached(result) => {
-                assert!(matches!(result, LookupResult::Invalid), "served at hand");
+                assert!(matches!(result, LookupResult::Invalid), "served meanwhile");
                 None
             }
         };
         load.join().unwrap();
-        let is_served_aboard = joined.is_some_and(|lookup| serves(&cache, &lookup));
-        assert!(!is_served_aboard, "served from a lookup");
+        let is_served_by_lookup = joined.is_some_and(|lookup| serves(&cache, &lookup));
+        assert!(!is_served_by_lookup, "served from a lookup");
         assert!(!is_served(&cache), "served from the cache, later");
         if let Some(lift) = lift {
             lift(&handle);
@@ -186,27 +186,27 @@ fn revoked_in(
 }
 
 #[test]
-fn a_key_invalidated_while_it_is_loaded_does_not_come_back() {
+fn a_key_invalidated_in_flight_is_not_served() {
     revoked_while_loading(|handle| handle.invalidate_key(&key()), None);
 }
 
 #[test]
-fn a_key_id_invalidated_while_it_is_loaded_does_not_come_back() {
+fn a_key_id_invalidated_in_flight_is_not_served() {
     revoked_while_loading(|handle| handle.invalidate_key_id(&key_id()), None);
 }
 
 #[test]
-fn an_organization_invalidated_while_it_is_loaded_does_not_come_back() {
+fn an_org_invalidated_in_flight_is_not_served() {
     revoked_while_loading(|handle| handle.invalidate_org(&org()), None);
 }
 
 #[test]
-fn everything_invalidated_while_it_is_loaded_does_not_come_back() {
+fn all_invalidated_in_flight_is_not_served() {
     revoked_while_loading(ApiKeyHandle::invalidate_all, None);
 }
 
 #[test]
-fn a_key_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
+fn a_key_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
         |handle| handle.block_key(&key()).unwrap(),
         Some(|handle| assert!(handle.unblock_key(&key()))),
@@ -214,20 +214,20 @@ fn a_key_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
 }
 
 #[test]
-fn an_organization_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
+fn an_org_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
         |handle| handle.block_org(&org()).unwrap(),
         Some(|handle| assert!(handle.unblock_org(&org()))),
     );
 }
 
-/// A cache of settings, behind one of keys. To it the organization is what a key is elsewhere.
+/// A cache of settings and the handle of a cache of keys. In the former, the organization's code is the key.
 #[cfg(feature = "settings")]
 fn settings_behind_keys() -> (ApiKeyHandle, Arc<Cache>) {
     (ApiKeyHandle::new(cache()), cache())
 }
 
-/// The organization whose code is what these tests load.
+/// The organization of the settings that these tests load.
 #[cfg(feature = "settings")]
 fn org_of_the_settings() -> OrgCode {
     OrgCode::from_static(SECRET)
@@ -235,7 +235,7 @@ fn org_of_the_settings() -> OrgCode {
 
 #[cfg(feature = "settings")]
 #[test]
-fn settings_invalidated_with_their_organization_while_they_are_loaded_do_not_come_back() {
+fn settings_invalidated_in_flight_are_not_served() {
     revoked_in(
         || {
             let (keys, settings) = settings_behind_keys();
@@ -250,8 +250,7 @@ fn settings_invalidated_with_their_organization_while_they_are_loaded_do_not_com
 
 #[cfg(feature = "settings")]
 #[test]
-fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_nothing_from_before()
- {
+fn a_new_dependent_misses_no_org_invalidation() {
     revoked_in(
         settings_behind_keys,
         |keys, settings| keys.add_dependent(settings),
@@ -262,7 +261,7 @@ fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_
 
 #[cfg(feature = "settings")]
 #[test]
-fn a_cache_of_settings_that_is_made_while_everything_is_invalidated_keeps_nothing_from_before() {
+fn a_new_dependent_misses_no_invalidate_all() {
     revoked_in(
         settings_behind_keys,
         |keys, settings| keys.add_dependent(settings),
@@ -271,14 +270,14 @@ fn a_cache_of_settings_that_is_made_while_everything_is_invalidated_keeps_nothin
     );
 }
 
-/// A decree against an entry that other threads look at: none of them may clear it by what it read before.
+/// An update of an entry that other threads read: none of them may mark it clear by what it read before.
 #[test]
-fn a_look_during_a_decree_clears_nothing_that_the_decree_condemns() {
+fn a_read_during_an_update_marks_nothing_clear() {
     check(|| {
         let cache = cache();
         let task = begin(&cache, None).unwrap();
-        cache.complete(&task.lookup, task.digest, yes(cache.clock.now()));
-        let look = {
+        cache.complete(&task.lookup, task.digest, valid(cache.clock.now()));
+        let reader = {
             let cache = Arc::clone(&cache);
             thread::spawn(move || {
                 is_served(&cache);
@@ -286,32 +285,32 @@ fn a_look_during_a_decree_clears_nothing_that_the_decree_condemns() {
             })
         };
         let handle = ApiKeyHandle::new(Arc::clone(&cache));
-        // Another version, so that the look has to consult the tables.
+        // Another version, so that the read has to compare with the tables.
         handle.invalidate_key_id(&KeyId::from_static("id_2"));
         handle.invalidate_key_id(&key_id());
         assert!(!is_served(&cache));
-        look.join().unwrap();
+        reader.join().unwrap();
         assert!(!is_served(&cache));
     });
 }
 
 #[test]
-fn one_key_has_one_flight() {
+fn one_key_has_one_lookup() {
     check(|| {
         let cache = cache();
         let begun = Arc::new(AtomicUsize::new(0));
-        let ask = {
+        let start = {
             let cache = Arc::clone(&cache);
             let begun = Arc::clone(&begun);
             move || {
-                // Held to the end, since a flight that is dropped lands.
+                // Kept to the end, because a task that is dropped completes its lookup.
                 let task = begin(&cache, None);
                 begun.fetch_add(usize::from(task.is_some()), Ordering::Relaxed);
                 task
             }
         };
-        let others: Vec<_> = (0..2).map(|_| thread::spawn(ask.clone())).collect();
-        let mine = ask();
+        let others: Vec<_> = (0..2).map(|_| thread::spawn(start.clone())).collect();
+        let mine = start();
         let theirs: Vec<_> = others
             .into_iter()
             .map(|other| other.join().unwrap())
@@ -321,10 +320,10 @@ fn one_key_has_one_flight() {
     });
 }
 
-/// Two questions about one key are under way, because the second asker would not take what the first began. The issuer
-/// says yes to the elder and no to the younger.
+/// Two lookups of one key are in flight, because the second request requires a later call. The first call finds the key
+/// valid, and the second one invalid.
 #[test]
-fn an_older_yes_does_not_overtake_a_younger_no() {
+fn an_older_valid_answer_does_not_replace_invalid() {
     check(|| {
         let cache = cache();
         let sent_at = cache.clock.now();
@@ -334,9 +333,9 @@ fn an_older_yes_does_not_overtake_a_younger_no() {
         let younger = begin(&cache, Some(later)).unwrap();
         let completion = {
             let cache = Arc::clone(&cache);
-            thread::spawn(move || cache.complete(&younger.lookup, younger.digest, no(later)))
+            thread::spawn(move || cache.complete(&younger.lookup, younger.digest, invalid(later)))
         };
-        cache.complete(&elder.lookup, elder.digest, yes(sent_at));
+        cache.complete(&elder.lookup, elder.digest, valid(sent_at));
         completion.join().unwrap();
         assert!(!is_served(&cache));
     });

@@ -1,7 +1,7 @@
-//! One copy of what repeats from key to key: an organization has several keys, and an API offers a few kinds of keys.
+//! Interns what results have in common: an organization has several keys, and keys have the same scopes.
 //!
-//! Every answer of the issuer brings strings of its own. What is equal to something held already is let go for a reference to
-//! it, which saves a third of a key's memory.
+//! Each answer of the issuer contains new strings. They are replaced by references to equal ones, which saves a third of a
+//! key's memory.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -11,7 +11,7 @@ use crate::context::OrgCode;
 use crate::scope::Scopes;
 use crate::verify::Facts;
 
-/// The facts' parts that repeat. Holds no more than twice of what the entries hold themselves, and a few.
+/// Organization codes and sets of scopes. Holds at most twice as many as the entries use, or 64.
 #[derive(Debug, Default)]
 pub(crate) struct Interner {
     orgs: Pool<OrgCode>,
@@ -19,7 +19,7 @@ pub(crate) struct Interner {
 }
 
 impl Interner {
-    /// The same facts, of shared parts.
+    /// Replaces parts of a result by equal ones that are in use.
     pub(crate) fn intern(&self, facts: Facts) -> Facts {
         Facts {
             org: facts.org.map(|org| self.orgs.intern(org)),
@@ -29,9 +29,9 @@ impl Interner {
     }
 }
 
-/// What is counted by references.
+/// A value behind a reference count.
 trait RefCounted: Clone + Eq + Hash {
-    /// Whether somebody else holds it as well.
+    /// Returns whether there are other references.
     fn is_used_elsewhere(&self) -> bool;
 }
 
@@ -47,7 +47,7 @@ impl RefCounted for Scopes {
     }
 }
 
-/// So many are not worth a look at who holds them.
+/// Up to this many values are never swept.
 const MIN_SWEEP: usize = 64;
 
 #[derive(Debug)]
@@ -56,7 +56,7 @@ struct Pool<T>(Mutex<Values<T>>);
 #[derive(Debug)]
 struct Values<T> {
     values: HashSet<T>,
-    /// At this size, what nobody else holds is let go.
+    /// At this size, unused values are removed.
     sweep_at: usize,
 }
 
@@ -71,18 +71,18 @@ impl<T> Default for Pool<T> {
 
 impl<T: RefCounted> Pool<T> {
     fn intern(&self, value: T) -> T {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(same) = held.values.get(&value) {
+        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = pool.values.get(&value) {
             return same.clone();
         }
-        if held.values.len() >= held.sweep_at {
-            held.values.retain(T::is_used_elsewhere);
-            // Twice of what is left: sweeping costs each newcomer a constant, on the whole.
-            held.sweep_at = (held.values.len() * 2).max(MIN_SWEEP);
-            let room = held.sweep_at;
-            held.values.shrink_to(room);
+        if pool.values.len() >= pool.sweep_at {
+            pool.values.retain(T::is_used_elsewhere);
+            // Twice what is left, so that the amortized cost of sweeping is constant per insertion.
+            pool.sweep_at = (pool.values.len() * 2).max(MIN_SWEEP);
+            let room = pool.sweep_at;
+            pool.values.shrink_to(room);
         }
-        held.values.insert(value.clone());
+        pool.values.insert(value.clone());
         value
     }
 }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_parts_become_one() {
+    fn equal_parts_are_shared() {
         let interner = Interner::default();
         let facts = || Facts {
             org: Some(org(1)),
@@ -107,7 +107,7 @@ mod tests {
         let second = interner.intern(facts());
         assert_eq!(first.org, second.org);
         assert_eq!(first.scopes, second.scopes);
-        // The two, and the pool.
+        // Two results and the pool.
         assert_eq!(first.org.unwrap().references(), 3);
         assert_eq!(first.scopes.references(), 3);
     }
@@ -116,10 +116,7 @@ mod tests {
         Scopes::from_names([format!("scope:{n}")])
     }
 
-    fn lets_go_of_what_nobody_holds<T: RefCounted>(
-        value: impl Fn(usize) -> T,
-        references: impl Fn(&T) -> usize,
-    ) {
+    fn removes_unused<T: RefCounted>(value: impl Fn(usize) -> T, references: impl Fn(&T) -> usize) {
         let pool = Pool::default();
         let kept: Vec<T> = (0..10).map(|n| pool.intern(value(n))).collect();
         for n in 10..10_000 {
@@ -133,22 +130,22 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_any_more_is_let_go() {
-        lets_go_of_what_nobody_holds(org, OrgCode::references);
-        lets_go_of_what_nobody_holds(scopes, Scopes::references);
+    fn unused_values_are_removed() {
+        removes_unused(org, OrgCode::references);
+        removes_unused(scopes, Scopes::references);
     }
 
     #[test]
-    fn what_is_held_is_swept_as_often_as_it_doubles() {
+    fn values_are_swept_each_time_they_double() {
         let pool = Pool::default();
         let mut kept = Vec::new();
         let mut bounds = vec![MIN_SWEEP];
         for n in 0..100 * MIN_SWEEP {
             kept.push(pool.intern(org(n)));
-            let held = pool.0.lock().unwrap();
-            assert_eq!(held.values.len(), kept.len());
-            if bounds.last() != Some(&held.sweep_at) {
-                bounds.push(held.sweep_at);
+            let values = pool.0.lock().unwrap();
+            assert_eq!(values.values.len(), kept.len());
+            if bounds.last() != Some(&values.sweep_at) {
+                bounds.push(values.sweep_at);
             }
         }
         assert_eq!(bounds, [1, 2, 4, 8, 16, 32, 64, 128].map(|n| n * MIN_SWEEP));

@@ -1,7 +1,7 @@
-//! Invalid keys, in a cache of their own: a flood of junk fills this one and no other.
+//! The negative cache: invalid keys. It is separate from the [`store`](super::store), so that invalid keys evict no valid one.
 //!
-//! As with the good keys, moka bounds them and an index before it answers. The policy hears of no read at all: the oldest
-//! refusals go first, and how often an invalid key is presented earns it nothing.
+//! As in the store, moka bounds the number of keys, and an index in front of it is read. Reads are not reported to moka, so
+//! the oldest keys are evicted first, however often they are presented.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use super::sync::Step;
 use crate::clock::Tick;
 use crate::key::KeyDigest;
 
-/// The first refusal of a key is remembered for this long, and twice as long each time it is repeated.
+/// How long a key is cached as invalid at first. Each repeated answer doubles it.
 const FIRST: Duration = Duration::from_secs(5);
-/// No refusal is remembered for longer.
+/// The longest time that a key is cached as invalid.
 const LONGEST: Duration = Duration::from_secs(60);
-/// After so long without a repeat, a refusal counts as the first again.
+/// After this time without a repeated answer, the next one counts as the first.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InvalidKey {
     until: Tick,
     lasts: Duration,
-    /// The version of the rules under which the question was asked.
+    /// The version of the blocks and invalidations when the lookup began.
     pub(crate) began: u64,
 }
 
@@ -44,7 +44,7 @@ impl InvalidKeys {
         let listener = {
             let index = Arc::clone(&index);
             move |digest: Arc<KeyDigest>, key: Arc<InvalidKey>, _| {
-                // A successor under the same digest stays.
+                // A later answer about the same key stays.
                 let is_this = |_: &KeyDigest, cached: &Arc<InvalidKey>| Arc::ptr_eq(cached, &key);
                 let _ = index.pin().remove_if(&*digest, is_this);
             }
@@ -61,7 +61,7 @@ impl InvalidKeys {
         }
     }
 
-    /// The refusal that still stands, if there is one.
+    /// Returns the key if it is cached as invalid.
     #[inline]
     pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<InvalidKey> {
         self.step.take();
@@ -82,7 +82,7 @@ impl InvalidKeys {
             Some(before) if before.began == began || now >= before.until => {
                 (before.lasts * 2).min(LONGEST)
             }
-            // Invalidated in between: somebody has reason to think that the key may be good by now.
+            // Invalidated since: the key may have become valid, so this is not a repeated answer.
             Some(before) => before.lasts,
             None => FIRST,
         };
@@ -119,7 +119,7 @@ mod tests {
     use crate::key::DigestSecret;
 
     #[test]
-    fn a_refusal_stands_5_seconds_then_twice_as_long_each_time_up_to_60() {
+    fn a_key_is_cached_for_5_s_doubling_to_60_s() {
         let invalid_keys = InvalidKeys::new(10);
         let digest = DigestSecret::draw().unwrap().digest("12345678");
         let mut now = Tick::ZERO;
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_held_within_the_capacity_and_leave_no_trace_when_forgotten() {
+    fn keys_stay_within_the_capacity() {
         let invalid_keys = InvalidKeys::new(10);
         let secret = DigestSecret::draw().unwrap();
         let key = |n: u32| secret.digest(n.to_string());
@@ -159,14 +159,14 @@ mod tests {
             invalid_keys.remove(key(n));
         }
         assert_eq!(cached(&invalid_keys), (0, 0));
-        // One that is noted twice stays: what was let go is its predecessor.
+        // A repeated answer replaces the first one.
         invalid_keys.insert(key(0), 1, Tick::ZERO);
         invalid_keys.insert(key(0), 2, Tick::ZERO);
         assert_eq!(cached(&invalid_keys), (1, 1));
         assert_eq!(invalid_keys.get(key(0), Tick::ZERO).unwrap().began, 2);
     }
 
-    /// Notes refusals under these versions at these times, and tells how long the last of them stands.
+    /// Inserts a key at these versions and times. Returns how long it is cached then.
     fn lasts(noted: &[(u64, Tick)]) -> Duration {
         let invalid_keys = InvalidKeys::new(10);
         let digest = DigestSecret::draw().unwrap().digest("12345678");
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_without_a_repeat_for_5_minutes_is_forgotten() {
+    fn a_key_is_forgotten_after_5_minutes() {
         let forgotten = Tick::ZERO.after(FIRST + Duration::from_secs(300));
         let first = (1, Tick::ZERO);
         assert_eq!(lasts(&[first, (1, Tick(forgotten.0 - 1))]), FIRST * 2);
@@ -187,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_was_asked_for_by_an_invalidation_lasts_no_longer_than_the_one_before() {
+    fn an_answer_after_an_invalidation_is_no_repeat() {
         let first = (1, Tick::ZERO);
         let end = Tick::ZERO.after(FIRST);
         let before_its_end = Tick(end.0 - 1);
         assert_eq!(lasts(&[first, (2, before_its_end)]), FIRST);
-        // A repeat is a repeat once the first is over, whatever was decreed meanwhile, and before that by a call of its own.
+        // Once the first time is over, or without an invalidation, it is one.
         assert_eq!(lasts(&[first, (2, end)]), FIRST * 2);
         assert_eq!(lasts(&[first, (1, before_its_end)]), FIRST * 2);
     }

@@ -1,27 +1,27 @@
-//! What is remembered of keys, and how an answer is had for one that is not.
+//! The lookup cache: verification results, in-flight lookups, blocks and invalidations.
 //!
 //! ```text
-//! look ─┬ fresh ──────────────────────────────▶ served
-//!       ├ stale ─ (one refresh behind it) ────▶ served
-//!       ├ refused, blocked, expired ──────────▶ refused
-//!       ├ no key by its grammar ──────────────▶ malformed
-//!       └ overdue, unknown ─ settle ─ flight ─┬─ yes ─▶ served
-//!                                             ├─ no ──▶ refused
-//!                                             └─ cannot tell ─▶ served if still held, else 503
+//! get ─┬ fresh ────────────────────────────────▶ served
+//!      ├ stale ─ (one background refresh) ─────▶ served
+//!      ├ invalid, blocked, expired ────────────▶ rejected
+//!      ├ not in the grammar of keys ───────────▶ malformed
+//!      └ overdue, unknown ─ look up ─┬ valid ──▶ served
+//!                                    ├ invalid ─▶ rejected
+//!                                    └ cannot tell ─▶ served if still cached, else 503
 //! ```
 //!
-//! * [`store`] holds the good keys, [`invalid_keys`] the refused ones: two caches, so that junk cannot push out the good.
-//!   [`recently_valid`] remembers which keys were good, without their facts.
-//! * [`blocks`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
-//!   flight, and once more when a waiter takes what landed.
-//! * [`in_flight`] is the single flight, [`look_up`] how a request waits for one, [`complete`] what its end writes down.
-//!   [`unconfirmed`] notes invalid answers that may have been about something else than the key.
-//! * [`recheck`] looks at an entry once more after its request has waited, and for as long as its stream is open;
-//!   [`watchers`] wakes the streams.
-//! * `dependents` are other caches that hear of what is invalidated here.
-//! * `census` compares what is held with a list of the issuer's own.
+//! * [`store`] contains the valid keys, [`invalid_keys`] the invalid ones: two caches, so that invalid keys evict no valid one.
+//!   [`recently_valid`] contains the digests of keys that were valid in the last day.
+//! * [`blocks`] contains blocks and invalidations. They are checked when the cache is read, when a lookup completes, and when
+//!   a waiter takes its result.
+//! * [`in_flight`] coalesces lookups, [`look_up`] waits for them, and [`complete`] applies their results. [`unconfirmed`] notes
+//!   invalid answers that may have been about something else than the key.
+//! * [`recheck`] checks a result again after its request has waited, and while its stream is open. [`watchers`] wakes the
+//!   streams.
+//! * `dependents` are caches that are invalidated together with this one.
+//! * `reconcile` compares the cached keys with the issuer's list.
 //!
-//! Nothing here judges: organization and scopes are the guards' business, on every request anew.
+//! Only verification results are cached. Organization and scopes are checked on every request, by the layer and the guards.
 
 mod blocks;
 mod complete;
@@ -74,7 +74,7 @@ use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail, is_key};
 use crate::telemetry;
 use crate::upstream::Upstream;
 
-/// What a layer and its clones remember.
+/// The cache of a layer and its clones.
 #[derive(Debug)]
 pub(crate) struct Cache {
     /// For the entries.
@@ -97,18 +97,18 @@ pub(crate) struct Cache {
     dependents: Dependents,
 }
 
-/// What a look-up finds.
+/// What the cache contains for a key.
 #[derive(Debug)]
 pub(crate) enum CacheResult {
-    /// Facts to serve now.
+    /// A result to serve.
     Serve(Arc<Entry>),
-    /// Facts to serve now, while this caller begins a refresh.
+    /// A result to serve. The caller begins a refresh.
     ServeAndRefresh(Arc<Entry>),
-    /// A no.
+    /// The key is invalid, expired or blocked.
     Invalid,
-    /// Nothing that may be served without asking first.
+    /// A lookup is required.
     LookUp,
-    /// Nothing is held, and what was presented is no key.
+    /// Nothing is cached, and the credential is not in the grammar of keys.
     Malformed,
 }
 
@@ -146,7 +146,7 @@ impl Cache {
         })
     }
 
-    /// What the entry of this key is to keep of the secret's end: nothing, unless somebody compares it with a list.
+    /// Returns the end of the secret, if entries keep it for reconciliation.
     fn tail_to_keep(&self, key: &ApiKey) -> Option<KeyTail> {
         if self.keeps_tails.load(Ordering::Relaxed) {
             self.secret.tail(key.expose_secret())
@@ -159,10 +159,10 @@ impl Cache {
         self.secret.digest(key)
     }
 
-    /// What is held of a key, by an answer younger than `oldest`.
+    /// Returns the cached entry of a key, if it is fresh and of a call sent after `oldest`.
     ///
-    /// `Ok` are fresh facts. Anything else is [looked at more closely](Self::classify), by the caller, so that nothing
-    /// comes between him and what nearly every request finds.
+    /// `Err` is whatever else is cached. The caller passes it to [`classify`](Self::classify), which is kept out of line so
+    /// that the hit path stays small.
     #[inline]
     pub(crate) fn get_fresh(
         &self,
@@ -181,7 +181,7 @@ impl Cache {
         }
     }
 
-    /// Whether these are the facts that nearly every request finds: three comparisons.
+    /// Returns whether this is a hit. Three comparisons.
     #[inline]
     fn is_fresh(&self, entry: &Entry, oldest: Option<Tick>, now: Tick) -> bool {
         self.blocks.has_cleared(entry)
@@ -189,10 +189,9 @@ impl Cache {
             && oldest.is_none_or(|oldest| entry.sent_at > oldest)
     }
 
-    /// Everything but a fresh hit, kept apart from it so that a hit needs neither its code nor its registers.
+    /// Returns what the cache contains for a key that is not a fresh hit.
     ///
-    /// What is held has kept the grammar of keys, or the issuer would not have been asked about it. Anything else is held to the
-    /// grammar here, before all else, and what does not keep it counts as no look-up.
+    /// A key without an entry is checked against the grammar of keys first. A malformed one is not counted.
     #[inline(never)]
     pub(crate) fn classify(
         &self,
@@ -255,7 +254,7 @@ impl Cache {
                 (CacheResult::ServeAndRefresh(entry), Found::Stale)
             }
             Freshness::Stale => (CacheResult::Serve(entry), Found::Stale),
-            // A lookup failed a moment ago: another one would make this request wait, and fail as well.
+            // A lookup failed a moment ago. Another one would make this request wait, and probably fail.
             Freshness::Overdue if entry.has_failed_lately(now) => {
                 (CacheResult::Serve(entry), Found::Stale)
             }
@@ -263,7 +262,7 @@ impl Cache {
         }
     }
 
-    /// [`look`](Self::get_fresh) in a cache of settings, where nothing is refused and whose telemetry is its own.
+    /// Returns what a cache of settings contains for an organization.
     #[cfg(feature = "settings")]
     #[inline]
     pub(crate) fn get_settings(&self, digest: KeyDigest, now: Tick) -> CacheResult {
@@ -279,7 +278,7 @@ impl Cache {
         result
     }
 
-    /// Whether the key is refused from memory, or blocked without being known.
+    /// Returns whether the key is cached as invalid, or blocked.
     fn is_invalid(&self, digest: KeyDigest, now: Tick) -> bool {
         self.invalid_keys
             .get(digest, now)
@@ -287,7 +286,7 @@ impl Cache {
             || self.blocks.is_key_blocked(digest)
     }
 
-    /// Lets facts go that may not be served any more, and remembers that their key was good.
+    /// Removes an entry that may not be served any more, and notes its key as recently valid.
     fn retire(&self, entry: &Arc<Entry>) {
         // In this order: the key is never neither known nor recently valid.
         self.recently_valid.note(entry.digest, entry.sent_at);
@@ -296,7 +295,7 @@ impl Cache {
 
     /// Returns whether the key was valid in the last day, and nothing of it may be served.
     fn is_recently_valid(&self, digest: KeyDigest, now: Tick) -> bool {
-        // The entry may have been invalidated, or have reached the hard TTL, since the look-up.
+        // The entry may have been invalidated, or have reached the hard TTL, since it was read.
         if let Some(entry) = self.store.get(digest)
             && (self.blocks.status(&entry) == BlockStatus::Invalidated
                 || entry.freshness(now) == Freshness::Gone)
@@ -306,7 +305,7 @@ impl Cache {
         self.recently_valid.contains(digest, now)
     }
 
-    /// Facts about the key that may still be served if the issuer does not answer.
+    /// Returns the entry of the key, if it may be served when the verification fails.
     fn servable(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
         let entry = self.store.get(digest)?;
         let may_serve = self.blocks.status(&entry) == BlockStatus::Clear
@@ -315,7 +314,7 @@ impl Cache {
         may_serve.then_some(entry)
     }
 
-    /// Forgets whatever is held of a key or on its way, all at once.
+    /// Removes the key from the caches and cancels its lookups.
     fn forget(&self, digest: KeyDigest) {
         let mut shard = self.in_flight.shard(digest);
         shard.cancel(digest);
@@ -340,7 +339,7 @@ mod tests {
 
     const KEY: &[u8] = b"12345678";
 
-    /// An empty cache, on a clock that shows some hours.
+    /// An empty cache, on a clock that is some hours from its origin.
     pub(super) fn cache() -> (Arc<Cache>, TestClock) {
         let clock = TestClock::new();
         clock.jump(Duration::from_secs(10_000));
@@ -351,16 +350,16 @@ mod tests {
         (layer.handle().0, clock)
     }
 
-    /// A cache, and an entry of it that the rules have cleared.
-    fn holding_one() -> (Arc<Cache>, Arc<Entry>) {
+    /// A cache, and an entry of it that was found clear.
+    fn with_one_entry() -> (Arc<Cache>, Arc<Entry>) {
         let (cache, _) = cache();
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
-        let entry = hold(&cache, Facts::default(), sent);
+        let entry = insert(&cache, Facts::default(), sent);
         assert_eq!(cache.blocks.status(&entry), BlockStatus::Clear);
         (cache, entry)
     }
 
-    fn hold(cache: &Cache, facts: Facts, sent: Tick) -> Arc<Entry> {
+    fn insert(cache: &Cache, facts: Facts, sent: Tick) -> Arc<Entry> {
         let entry = Arc::new(Entry::new(
             facts,
             cache.digest(KEY),
@@ -375,20 +374,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_by_its_grammar_is_malformed_and_leaves_nothing_behind() {
-        let (cache, _) = holding_one();
+    fn malformed_credentials_are_neither_keys_nor_counted() {
+        let (cache, _) = with_one_entry();
         let now = cache.clock.now();
-        for junk in [
+        for malformed in [
             &b"12345678,"[..],
             b"1234 5678",
             b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
             b"========",
         ] {
-            let digest = cache.digest(junk);
+            let digest = cache.digest(malformed);
             let cached = cache
                 .get_fresh(digest, None, now)
                 .expect_err("nothing is cached");
-            let result = cache.classify(cached, junk, digest, None, now);
+            let result = cache.classify(cached, malformed, digest, None, now);
             assert!(matches!(result, CacheResult::Malformed), "{result:?}");
         }
         assert_eq!((cache.store.len(), cache.invalid_keys.len()), (1, 0));
@@ -397,21 +396,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_when_its_key_is_anothers_by_an_answer_of_the_same_moment() {
+    async fn a_stream_ends_when_its_key_changes_hands() {
         let of = |org| Facts {
             org: Some(OrgCode::from_static(org)),
             ..Facts::default()
         };
-        let (cache, _) = holding_one();
+        let (cache, _) = with_one_entry();
         let now = cache.clock.now();
-        let mine = hold(&cache, of("org_1"), now);
-        hold(&cache, of("org_2"), now);
-        mine.ended().now_or_never().expect("it has ended");
+        let mine = insert(&cache, of("org_1"), now);
+        insert(&cache, of("org_2"), now);
+        mine.ended().now_or_never().expect("the stream ended");
     }
 
     #[test]
-    fn the_shortest_way_ends_with_freshness_to_the_nanosecond() {
-        let (cache, entry) = holding_one();
+    fn hits_end_with_freshness_to_the_nanosecond() {
+        let (cache, entry) = with_one_entry();
         let is_hit = |now| cache.get_fresh(entry.digest, None, now).is_ok();
         assert!(is_hit(entry.sent_at));
         assert!(is_hit(Tick(entry.fresh_until().0 - 1)));
@@ -420,8 +419,8 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_young_enough_only_if_its_call_was_sent_after_the_oldest_time() {
-        let (cache, entry) = holding_one();
+    fn a_result_must_be_of_a_call_after_oldest() {
+        let (cache, entry) = with_one_entry();
         let sent = entry.sent_at;
         let stale = entry.fresh_until();
         for (oldest, is_enough) in [
@@ -447,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_that_may_not_be_served_any_more_go_and_their_key_is_remembered_as_good() {
+    fn keys_of_removed_entries_are_recently_valid() {
         type Age = fn(&Arc<Cache>, &Entry) -> Tick;
         let ends: [Age; 2] = [
             |_, entry| entry.hard_until(),
@@ -457,12 +456,12 @@ mod tests {
             },
         ];
         for end in ends {
-            let (cache, entry) = holding_one();
+            let (cache, entry) = with_one_entry();
             let (digest, now) = (entry.digest, end(&cache, &entry));
             assert_eq!(cache.store.len(), 1);
             let cached = cache
                 .get_fresh(digest, None, now)
-                .expect_err("not to be served");
+                .expect_err("must not be served");
             let result = cache.classify(cached, KEY, digest, None, now);
             assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
@@ -471,11 +470,11 @@ mod tests {
     }
 
     #[test]
-    fn a_decree_about_others_bars_the_shortest_way_until_the_rules_were_asked() {
-        let (cache, entry) = holding_one();
+    fn an_update_of_others_costs_one_slow_hit() {
+        let (cache, entry) = with_one_entry();
         let get = || cache.get_fresh(entry.digest, None, entry.sent_at);
         ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
-        let cached = get().expect_err("nobody has asked the rules yet");
+        let cached = get().expect_err("the tables were not read yet");
         let closer = cache.classify(cached, KEY, entry.digest, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
         assert!(get().is_ok());

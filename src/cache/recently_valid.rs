@@ -1,7 +1,7 @@
-//! Which keys were good in the last 24 hours: their digests, not their facts.
+//! Recently valid keys: the digests of keys that were valid in the last 24 hours and are no longer cached.
 //!
-//! When junk has used up the budget of refusals, these go before strangers. Two generations of a plain map: when the
-//! younger is full, the elder goes.
+//! They are looked up before unknown keys. They are kept in two generations of a map: when the younger one is full, the elder
+//! one is dropped.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::store::DigestBuildHasher;
 use crate::clock::Tick;
 use crate::key::KeyDigest;
 
-/// How long a key that was good is remembered as such.
+/// How long a key is remembered as recently valid.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 
 type Generation = HashMap<KeyDigest, Tick, DigestBuildHasher>;
@@ -38,7 +38,7 @@ impl RecentlyValid {
         }
     }
 
-    /// The key was good by a call of this time.
+    /// Notes that the key was valid by a call sent at this time.
     pub(crate) fn note(&self, digest: KeyDigest, valid_at: Tick) {
         let mut generations = self
             .generations
@@ -62,7 +62,7 @@ impl RecentlyValid {
         valid_at.is_some_and(|&at| now.since(at) <= REMEMBERED)
     }
 
-    /// The issuer said no, or yes: either way the key is no longer a former one.
+    /// Forgets the key: it is cached again, or invalid.
     pub(crate) fn forget(&self, digest: KeyDigest) {
         let mut generations = self
             .generations
@@ -87,7 +87,7 @@ mod tests {
     use crate::key::DigestSecret;
 
     #[test]
-    fn a_former_key_is_known_for_a_day_and_within_the_capacity() {
+    fn a_key_is_remembered_for_a_day() {
         let secret = DigestSecret::draw().unwrap();
         let key = |n: u32| secret.digest(n.to_string());
         let recently_valid = RecentlyValid::new(10);
@@ -104,7 +104,7 @@ mod tests {
             .count();
         assert!((5..=10).contains(&known), "{known}");
         assert!(recently_valid.contains(key(20), at) && !recently_valid.contains(key(0), at));
-        // Of both generations: some of these are in the elder by now.
+        // Some of these are in the elder generation.
         for n in 16..=20 {
             assert!(recently_valid.contains(key(n), at), "{n}");
             recently_valid.forget(key(n));

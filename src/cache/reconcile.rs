@@ -1,7 +1,7 @@
-//! Compares what is held with what an issuer lists.
+//! Reconciliation: compares the cached keys with an issuer's list of keys.
 //!
-//! A list is older than a verification that was sent while it was read, so it judges only what was held before. And it is
-//! no issuer's answer about a key, so what it speaks against is invalidated: asked about once more, by whoever comes next.
+//! A list is older than a verification that was sent while it was read, so only keys verified before are compared. And a list is
+//! not the issuer's answer about a key, so a key that differs is invalidated: the next request verifies it again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,10 +12,10 @@ use super::handle::ApiKeyHandle;
 use crate::clock::Tick;
 use crate::key::{KEY_TAIL_LEN, KeyTail};
 
-/// So many at a time: each batch costs every cached key one consultation of the rules.
+/// Keys invalidated at a time. After each batch, every cached key is compared with the tables of invalidations once.
 const BATCH: usize = 1_000;
 
-/// A good key of an organization, as a list can judge it.
+/// A cached key of an organization.
 #[derive(Clone, Debug)]
 pub(crate) struct CachedKey(Arc<Entry>);
 
@@ -24,20 +24,19 @@ impl CachedKey {
         self.0.facts.key_id.as_ref()
     }
 
-    /// Whether the secret is shown to be another than the listed one. An entry that does not know its secret's end, and
-    /// a list that does not show it, prove nothing.
+    /// Returns whether the secret differs from the listed one for certain: both ends are known, and differ.
     pub(crate) fn differs_from(&self, listed: Option<KeyTail>) -> bool {
-        matches!((self.0.tail, listed), (Some(held), Some(listed)) if held != listed)
+        matches!((self.0.tail, listed), (Some(cached), Some(listed)) if cached != listed)
     }
 }
 
 impl ApiKeyHandle {
-    /// From now on entries keep what their comparison needs.
+    /// Lets new entries keep the ends of their secrets.
     pub(crate) fn keep_tails(&self) {
         self.0.keeps_tails.store(true, Ordering::Relaxed);
     }
 
-    /// The end of a secret as an issuer lists it, if it is one.
+    /// Returns the end of a secret as an issuer lists it, if it has the right length.
     pub(crate) fn listed_tail(&self, suffix: &str) -> Option<KeyTail> {
         if suffix.len() == KEY_TAIL_LEN {
             self.0.secret.tail(suffix)
@@ -46,10 +45,10 @@ impl ApiKeyHandle {
         }
     }
 
-    /// The keys of organizations that are held now, and which moment that is. Only those with an id can be compared.
+    /// Returns the cached keys of organizations, and the present time. Only keys with an identifier can be compared.
     pub(crate) fn cached_keys(&self) -> (Vec<CachedKey>, Tick) {
         let cache = &self.0;
-        // Read first: what is verified while the store is read counts as verified later.
+        // Read first, so that a key verified while the store is read counts as verified later.
         let now = cache.clock.now();
         let mut entries = cache.store.all();
         entries.retain(|entry| {
@@ -64,11 +63,11 @@ impl ApiKeyHandle {
         (entries.into_iter().map(CachedKey).collect(), now)
     }
 
-    /// Invalidates what is held of these keys, except what was verified since. Returns how many that were.
-    pub(crate) async fn invalidate_cached(&self, held: &[CachedKey], since: Tick) -> usize {
+    /// Invalidates these keys, except those verified since. Returns their number.
+    pub(crate) async fn invalidate_cached(&self, cached: &[CachedKey], since: Tick) -> usize {
         let cache = &self.0;
         let mut invalidated = 0;
-        for batch in held.chunks(BATCH) {
+        for batch in cached.chunks(BATCH) {
             let digests: Vec<_> = batch
                 .iter()
                 .map(|CachedKey(entry)| entry.digest)
@@ -77,7 +76,7 @@ impl ApiKeyHandle {
                     current.is_some_and(|current| current.sent_at < since)
                 })
                 .collect();
-            // The fence is for those who hold facts outside of the store: streams, waiters, flights.
+            // For results outside of the store: those of streams, waiters and in-flight lookups.
             cache
                 .blocks
                 .invalidate_keys(&digests, self.invalidated_now());
@@ -108,7 +107,7 @@ mod tests {
         (ApiKeyHandle::new(cache), clock)
     }
 
-    /// Facts about a key of an organization, with this name for an id.
+    /// The result for a key of an organization, with this name as its identifier.
     fn facts(name: &'static str) -> Facts {
         Facts {
             org: Some(OrgCode::from_static("org_1")),
@@ -117,8 +116,8 @@ mod tests {
         }
     }
 
-    /// Puts facts into the cache that were asked for so long ago.
-    fn hold(handle: &ApiKeyHandle, secret: &str, facts: Facts, age: Duration) {
+    /// Caches a result of this age.
+    fn insert(handle: &ApiKeyHandle, secret: &str, facts: Facts, age: Duration) {
         let cache = &handle.0;
         let now = cache.clock.now();
         let sent_at = Tick(now.0 - crate::clock::nanos(age));
@@ -133,36 +132,36 @@ mod tests {
         )));
     }
 
-    fn names(held: &[CachedKey]) -> Vec<&str> {
-        let mut names: Vec<_> = held
+    fn names(cached: &[CachedKey]) -> Vec<&str> {
+        let mut names: Vec<_> = cached
             .iter()
-            .map(|held| held.key_id().unwrap().as_str())
+            .map(|cached| cached.key_id().unwrap().as_str())
             .collect();
         names.sort_unstable();
         names
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_list_judges_good_keys_of_organizations_that_have_an_id() {
+    async fn organization_keys_with_an_id_are_compared() {
         let (handle, _) = handle();
-        hold(&handle, "good-key-1", facts("id_1"), SOON);
-        hold(&handle, "good-key-2", facts("id_2"), SOON);
+        insert(&handle, "valid-key-1", facts("id_1"), SOON);
+        insert(&handle, "valid-key-2", facts("id_2"), SOON);
         let no_org = Facts {
             org: None,
             ..facts("no_org")
         };
-        hold(&handle, "no-org-00", no_org, SOON);
+        insert(&handle, "no-org-00", no_org, SOON);
         let of_a_user = Facts {
             extra: Some(Box::new(Extra::User("kp_1".into()))),
             ..facts("of_a_user")
         };
-        hold(&handle, "of-a-user", of_a_user, SOON);
+        insert(&handle, "of-a-user", of_a_user, SOON);
         let no_id = Facts {
             key_id: None,
             ..facts("no_id")
         };
-        hold(&handle, "no-id-000", no_id, SOON);
-        hold(
+        insert(&handle, "no-id-000", no_id, SOON);
+        insert(
             &handle,
             "gone-0000",
             facts("gone"),
@@ -172,49 +171,49 @@ mod tests {
             expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
             ..facts("expired")
         };
-        hold(&handle, "expired-0", expired, SOON);
-        hold(&handle, "blocked-0", facts("blocked"), SOON);
+        insert(&handle, "expired-0", expired, SOON);
+        insert(&handle, "blocked-0", facts("blocked"), SOON);
         handle.block_key_id(&KeyId::from_static("blocked")).unwrap();
-        hold(&handle, "fenced-00", facts("fenced"), SOON);
-        handle.invalidate_key_id(&KeyId::from_static("fenced"));
-        let (held, now) = handle.cached_keys();
-        assert_eq!(names(&held), ["id_1", "id_2"]);
+        insert(&handle, "invalidated", facts("invalidated"), SOON);
+        handle.invalidate_key_id(&KeyId::from_static("invalidated"));
+        let (cached, now) = handle.cached_keys();
+        assert_eq!(names(&cached), ["id_1", "id_2"]);
         assert_eq!(now, handle.0.clock.now());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_verified_at_the_moment_of_reading_or_later_is_left_alone() {
+    async fn keys_verified_since_are_not_invalidated() {
         let (handle, clock) = handle();
-        hold(
+        insert(
             &handle,
             "older-key",
             facts("older"),
             Duration::from_nanos(1),
         );
-        hold(&handle, "equal-key", facts("equal"), Duration::ZERO);
-        let (held, since) = handle.cached_keys();
-        assert_eq!(names(&held), ["older"]);
+        insert(&handle, "equal-key", facts("equal"), Duration::ZERO);
+        let (cached, since) = handle.cached_keys();
+        assert_eq!(names(&cached), ["older"]);
 
         clock.jump(Duration::from_nanos(1));
-        hold(&handle, "later-key", facts("later"), Duration::ZERO);
+        insert(&handle, "later-key", facts("later"), Duration::ZERO);
         clock.jump(SOON);
-        let (held, _) = handle.cached_keys();
-        assert_eq!(names(&held), ["equal", "later", "older"]);
-        assert_eq!(handle.invalidate_cached(&held, since).await, 1);
+        let (cached, _) = handle.cached_keys();
+        assert_eq!(names(&cached), ["equal", "later", "older"]);
+        assert_eq!(handle.invalidate_cached(&cached, since).await, 1);
         assert_eq!(names(&handle.cached_keys().0), ["equal", "later"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_that_are_invalidated_are_counted_over_all_batches() {
+    async fn invalidated_keys_of_all_batches_are_counted() {
         let (handle, _) = handle();
         let keys = 2 * BATCH + 1;
         for n in 0..keys {
-            hold(&handle, &format!("key-{n:06}"), facts("id"), SOON);
+            insert(&handle, &format!("key-{n:06}"), facts("id"), SOON);
         }
-        let (held, since) = handle.cached_keys();
-        assert_eq!(held.len(), keys);
-        assert_eq!(handle.invalidate_cached(&held, since).await, keys);
+        let (cached, since) = handle.cached_keys();
+        assert_eq!(cached.len(), keys);
+        assert_eq!(handle.invalidate_cached(&cached, since).await, keys);
         assert_eq!(handle.stats().entries, 0);
-        assert_eq!(handle.invalidate_cached(&held, since).await, 0);
+        assert_eq!(handle.invalidate_cached(&cached, since).await, 0);
     }
 }

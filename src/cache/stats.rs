@@ -1,11 +1,11 @@
-//! Counters that every request writes, without a line of memory that all cores write.
+//! Counters that every request increments, in stripes, so that cores do not contend for one cache line.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-/// Threads share a stripe only when there are more of them.
+/// The number of stripes. More threads than this share stripes.
 const STRIPES: usize = 16;
 
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ struct Stripe {
     invalid: AtomicU64,
 }
 
-/// What a request found.
+/// What a request found in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Fresh,
@@ -29,7 +29,7 @@ pub(crate) enum Found {
 }
 
 impl Counters {
-    /// Counts, and tells how many this thread had found so before.
+    /// Counts a request. Returns how many such requests this stripe had counted before.
     #[inline]
     pub(crate) fn count(&self, found: Found) -> u64 {
         let stripe = &self.0[stripe()];
@@ -56,7 +56,7 @@ impl Counters {
     }
 }
 
-/// The stripe of this thread.
+/// Returns the stripe of this thread.
 fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -1,26 +1,27 @@
-//! Where the good keys are: moka bounds, ages and evicts; a lock-free index before it answers the reads.
+//! The store of valid keys: moka bounds, expires and evicts entries, and a lock-free index in front of it is read.
 //!
-//! moka's own reads all write to one log, which is a line of memory that every core then fights for. So reads go to a
-//! papaya map, and one read in [`SAMPLE`] is reported to moka, whose policy needs to know what is hot. Entries go into
-//! the index first and then into moka; what moka lets go leaves the index by its eviction listener.
+//! Each read of a moka cache writes to one log, and cores contend for it. So reads go to a papaya map, and one read in
+//! [`SAMPLE`] is reported to moka, because its policy needs to know which keys are used often. Entries are inserted into the
+//! index first and then into moka. The eviction listener removes what moka evicts from the index.
 //!
-//! # Every entry in the index is known to moka
+//! # moka knows every entry of the index
 //!
-//! An entry that moka does not know is never evicted. Two things take a key out of moka, and each one looks at the index
+//! An entry that moka does not know is never evicted. Two operations remove a key from moka, and each of them reads the index
 //! *afterwards*:
 //!
-//! * an eviction removes whatever the index holds under the key, in the listener;
-//! * [`Store::remove`] takes the key out of moka after the index, and puts it back if the index holds a successor by then.
+//! * An eviction removes what the index contains for the key, in the listener.
+//! * [`Store::remove`] removes the key from the index and then from moka, and inserts it into moka again if the index contains
+//!   a later entry by then.
 //!
-//! [`Store::insert`] writes to the index before moka. So if a key leaves moka after an insert of it, whoever took it out
-//! finds the entry in the index. Asking the index first and removing from moka then is not enough: a successor that is
-//! inserted in between loses its place in moka and stays in the index.
+//! [`Store::insert`] writes to the index before it writes to moka. So if a key is removed from moka after an insertion, whoever
+//! removed it finds the entry in the index. To read the index first and then remove the key from moka is not enough: a later
+//! entry that is inserted in between is removed from moka and stays in the index.
 //!
-//! The reverse can happen: an eviction that removes a successor from the index before moka knows it leaves a key in moka
-//! that the index does not hold. It takes one place until it is evicted or the key is inserted again.
+//! The reverse can happen: an eviction that removes a later entry from the index before moka knows the entry leaves a key in
+//! moka that the index does not contain. The key takes one place until it is evicted or inserted again.
 //!
-//! Only an issuer's yes is ever written here, and a miss is never reported to the policy: a flood of junk neither takes
-//! room nor makes what is hot look cold.
+//! Only valid results are stored, and misses are not reported to the policy, so invalid keys neither take room nor affect
+//! which entries are evicted.
 
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -37,10 +38,10 @@ use super::recently_valid::RecentlyValid;
 use super::sync::Step;
 use crate::key::KeyDigest;
 
-/// One read in so many is reported to the eviction policy.
+/// One read in this many is reported to the eviction policy.
 const SAMPLE: u64 = 64;
 
-/// A digest is uniform already: its low half is its hash.
+/// The hash of a digest is its low half: digests are uniformly distributed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct DigestHasher(u64);
 
@@ -62,21 +63,21 @@ impl Hasher for DigestHasher {
 
 pub(crate) type DigestBuildHasher = BuildHasherDefault<DigestHasher>;
 
-/// Entries under the low halves of their digests: a half finds, and the whole decides. Two keys that share a half push each
-/// other out, which costs a verification.
+/// Entries by the low halves of their digests. The whole digest is compared after a look-up. Two keys with the same low half
+/// replace each other, which costs a verification.
 type Entries = Index<u64, Arc<Entry>, DigestBuildHasher>;
 
 pub(crate) struct Store {
     index: Arc<Entries>,
-    /// What is in the index, without a second hold on it.
+    /// The keys of the index.
     policy: Moka<u64, (), DigestBuildHasher>,
     evictions: Arc<AtomicU64>,
     step: Step,
 }
 
 impl Store {
-    /// Holds up to `capacity` entries, none for longer than `keep`. What leaves by age or for want of room is noted
-    /// among the former keys.
+    /// Creates a store of up to `capacity` entries, which are removed when they are idle for `keep`. Keys that are expired or
+    /// evicted are noted as recently valid.
     pub(crate) fn new(capacity: u64, keep: Duration, recently_valid: Arc<RecentlyValid>) -> Self {
         let index = Arc::new(Entries::with_hasher(DigestBuildHasher::default()));
         let evictions = Arc::new(AtomicU64::new(0));
@@ -84,15 +85,15 @@ impl Store {
             let index = Arc::clone(&index);
             let evictions = Arc::clone(&evictions);
             move |low: Arc<u64>, (), cause: RemovalCause| {
-                // What is replaced or removed by us is dealt with where we do it. (A key that was idle for too long counts as
-                // evicted even then: its entry in the index goes, which costs a verification.)
+                // Entries that the store replaces or removes leave the index there. (moka also counts a key as evicted if it was
+                // idle for too long when it is replaced: its entry is removed, which costs a verification.)
                 if !cause.was_evicted() {
                     return;
                 }
                 if cause == RemovalCause::Size {
                     evictions.fetch_add(1, Ordering::Relaxed);
                 }
-                // A successor that came this very moment goes too, and is verified once more.
+                // An entry that was inserted meanwhile is removed as well, and its key verified again.
                 if let Some(entry) = index.pin().remove(&*low) {
                     recently_valid.note(entry.digest, entry.sent_at);
                 }
@@ -104,9 +105,9 @@ impl Store {
             step: Step::new(),
             policy: Moka::builder()
                 .max_capacity(capacity)
-                // moka's clock is not ours, so this is housekeeping: the deadlines that count stand in the entries. Of idle
-                // time rather than of lifetime, since that needs one list less. Every yes is a new insert, so what is past
-                // its deadline is idle as well, or is let go by the next who asks for it.
+                // Only frees memory: the deadlines are in the entries, because moka's clock does not count suspended time.
+                // An idle time needs one list less than a lifetime. Each valid result is a new insertion, so an entry past
+                // its deadline is idle as well, or removed by the next request.
                 .time_to_idle(keep)
                 .eviction_listener(listener)
                 .build_with_hasher(DigestBuildHasher::default()),
@@ -121,10 +122,10 @@ impl Store {
         (entry.digest == digest).then(|| Arc::clone(entry))
     }
 
-    /// Tells the policy of the nth read of this thread, if it is one of those that are told.
+    /// Reports the nth read of this thread to the policy, if it is in the sample.
     #[inline]
     pub(crate) fn record_read(&self, digest: KeyDigest, nth: u64) {
-        // Spread by the golden ratio: keys that come in turn shall not meet the same turn each time.
+        // Multiplied by the golden ratio, so that keys read in turn are all sampled.
         if nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
             self.record_sampled_read(digest);
         }
@@ -135,7 +136,7 @@ impl Store {
         self.policy.get(&digest.low());
     }
 
-    /// Into the index first: whatever the policy lets go from then on leaves the index as well.
+    /// Inserts an entry, into the index first, so that an eviction finds it there.
     pub(crate) fn insert(&self, entry: Arc<Entry>) {
         self.step.take();
         let low = entry.digest.low();
@@ -144,26 +145,26 @@ impl Store {
         self.policy.insert(low, ());
     }
 
-    /// Removes this very entry; a successor under the same digest stays. Returns whether the entry was there.
+    /// Removes this entry. A later entry of the same key stays. Returns whether the entry was in the store.
     pub(crate) fn remove(&self, entry: &Arc<Entry>) -> bool {
         self.step.take();
         let low = entry.digest.low();
         let is_this = |_: &u64, cached: &Arc<Entry>| Arc::ptr_eq(cached, entry);
-        let was_held = matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_)));
-        if was_held {
+        let was_cached = matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_)));
+        if was_cached {
             self.step.take();
             self.policy.invalidate(&low);
             self.step.take();
-            // A successor that was inserted in between.
+            // A later entry was inserted in between.
             if self.index.pin().contains_key(&low) {
                 self.step.take();
                 self.policy.insert(low, ());
             }
         }
-        was_held
+        was_cached
     }
 
-    /// What is held at this moment.
+    /// Returns all entries.
     #[cfg(feature = "kinde")]
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
         self.index.pin().values().cloned().collect()
@@ -173,7 +174,7 @@ impl Store {
         self.index.len()
     }
 
-    /// How many entries are in the index and unknown to the policy.
+    /// Returns how many entries of the index are unknown to the policy.
     #[cfg(test)]
     pub(crate) fn stranded(&self) -> usize {
         self.policy.run_pending_tasks();
@@ -182,7 +183,7 @@ impl Store {
         unknown.count()
     }
 
-    /// How many entries made room for others.
+    /// Returns how many entries were evicted for want of room.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_takes_no_room_and_was_not_evicted() {
+    fn removed_entries_take_no_room() {
         let (store, recently_valid) = store(100);
         let entries = entries(100);
         for entry in &entries {
@@ -246,7 +247,7 @@ mod tests {
         store.policy.run_pending_tasks();
         assert_eq!((store.len(), store.policy.entry_count()), (0, 0));
         assert_eq!(store.evictions(), 0);
-        // Whether its key was good is for those to say who remove it.
+        // Callers that remove an entry note its key themselves.
         assert!(
             !entries
                 .iter()
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_stays_when_its_predecessor_is_removed() {
+    fn removing_an_entry_keeps_a_later_one() {
         let (store, _) = store(100);
         let old = entries(1).remove(0);
         let new = entry(old.digest);
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_room_is_counted_and_its_key_remembered_as_good() {
+    fn evicted_keys_are_counted_and_recently_valid() {
         let (store, recently_valid) = store(100);
         let entries = entries(1_000);
         for entry in &entries {
