@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_before_a_block_is_served_after_it() {
+    fn nothing_from_before_a_block_is_served_later() {
         let blocks = Blocks::default();
         let org = OrgCode::from_static("org_a");
         let old = entry("org_a", "id_1", blocks.version());

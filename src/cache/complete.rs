@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_definitive_answer_confirms_unconfirmed_ones() {
+    async fn only_definitive_answers_confirm() {
         for (brought, confirms) in [
             (VALID, true),
             (DEFINITIVE, true),
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_undecided_answer_rejects_an_unknown_key_once_confirmed() {
+    async fn undecided_answers_reject_once_confirmed() {
         for (credential, confirms) in [(7, true), (8, false)] {
             let (cache, clock) = cache();
             complete(

@@ -323,7 +323,7 @@ fn one_key_has_one_lookup() {
 /// Two lookups of one key are in flight, because the second request requires a later call. The first call finds the key
 /// valid, and the second one invalid.
 #[test]
-fn an_older_valid_answer_does_not_replace_invalid() {
+fn older_valid_answer_does_not_replace_invalid() {
     check(|| {
         let cache = cache();
         let sent_at = cache.clock.now();

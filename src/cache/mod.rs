@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_credentials_are_neither_keys_nor_counted() {
+    fn malformed_credentials_are_not_counted() {
         let (cache, _) = with_one_entry();
         let now = cache.clock.now();
         for malformed in [

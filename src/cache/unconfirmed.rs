@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_unknown_keys_take_no_room_of_known() {
+    fn unknown_keys_take_no_room_of_known_keys() {
         let answers = UnconfirmedAnswers::default();
         let secret = DigestSecret::draw().unwrap();
         for n in 0..MAX_NOTES + 10 {
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn twenty_keys_unconfirmed_for_ten_seconds_are_reported_once() {
+    fn twenty_unconfirmed_keys_are_reported_once() {
         let answers = UnconfirmedAnswers::default();
         for entry in &entries(20) {
             assert!(!answers.note_known(entry, received(1, at(10))));

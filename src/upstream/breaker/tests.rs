@@ -62,7 +62,7 @@ fn unknown_keys_open_it_for_unknown_keys_only() {
 }
 
 #[test]
-fn known_keys_open_it_for_all_and_close_it_for_all() {
+fn known_keys_open_and_close_it_for_all() {
     let breaker = breaker();
     let key = keys(1)[0];
     open(&breaker, Known, at(0));
@@ -77,7 +77,7 @@ fn known_keys_open_it_for_all_and_close_it_for_all() {
 }
 
 #[test]
-fn an_unknown_key_closes_the_unknown_circuit_only() {
+fn unknown_keys_close_the_unknown_circuit_only() {
     let breaker = breaker();
     open(&breaker, Known, at(0));
     end(&breaker, Unknown, keys(1)[0], Health::Answered, at(5_000));
@@ -86,7 +86,7 @@ fn an_unknown_key_closes_the_unknown_circuit_only() {
 }
 
 #[test]
-fn a_failing_unknown_key_never_delays_a_known_one() {
+fn failing_unknown_keys_delay_no_known_key() {
     let breaker = breaker();
     let keys = keys(100);
     open(&breaker, Known, at(0));
@@ -100,7 +100,7 @@ fn a_failing_unknown_key_never_delays_a_known_one() {
 }
 
 #[test]
-fn a_known_key_that_asked_goes_first_for_five_seconds() {
+fn a_known_key_that_asked_goes_first_for_5_s() {
     for has_asked in [true, false] {
         let breaker = breaker();
         let keys = keys(2);
@@ -157,7 +157,7 @@ fn calls_older_than_the_window_do_not_count() {
 }
 
 #[test]
-fn it_opens_for_longer_each_time_and_lets_one_call_try() {
+fn it_opens_for_longer_each_time() {
     let breaker = breaker();
     let mut now = at(0);
     let keys = keys(2);
@@ -181,7 +181,7 @@ fn it_opens_for_longer_each_time_and_lets_one_call_try() {
 }
 
 #[test]
-fn a_dropped_trial_lets_another_call_try_and_a_429_closes() {
+fn dropped_trial_lets_another_try_and_429_closes() {
     let breaker = breaker();
     let key = keys(1)[0];
     open(&breaker, Known, at(0));
@@ -206,7 +206,7 @@ fn open_past(breaker: &Breaker, calls: usize) -> impl Iterator<Item = Call<'_>> 
 }
 
 #[test]
-fn outcomes_from_before_the_opening_change_nothing() {
+fn outcomes_from_before_opening_change_nothing() {
     const ALL: [Health; 4] = [
         Health::Failed,
         Health::Answered,
@@ -287,7 +287,7 @@ fn a_keys_failures_count_once_in_ten_seconds() {
 }
 
 #[test]
-fn ten_senseless_keys_in_a_row_open_it_and_nine_do_not() {
+fn ten_senseless_keys_in_a_row_open_it() {
     for circuit in [Known, Unknown] {
         let breaker = breaker();
         let keys = keys(20);
@@ -307,7 +307,7 @@ fn ten_senseless_keys_in_a_row_open_it_and_nine_do_not() {
 }
 
 #[test]
-fn a_senseless_trial_leaves_the_next_one_to_another_key() {
+fn senseless_trial_leaves_next_to_another_key() {
     let breaker = breaker();
     let keys = keys(2);
     open(&breaker, Known, at(0));

@@ -55,7 +55,7 @@ fn with_empty_budget() -> AdmissionQueue {
 }
 
 #[test]
-fn a_quarter_of_the_calls_is_reserved_for_known_keys() {
+fn a_quarter_is_reserved_for_known_keys() {
     let mut queue = queue(None);
     for _ in 0..48 {
         called(enter(&mut queue, unknown(0)));
@@ -115,7 +115,7 @@ fn the_budget_says_when_the_next_one_starts() {
 }
 
 #[test]
-fn recently_valid_keys_go_first_and_peers_take_turns() {
+fn recently_valid_go_first_and_peers_take_turns() {
     let mut queue = with_empty_budget();
     let mut flood: Vec<_> = (0..100)
         .map(|_| waits(enter(&mut queue, unknown(1))))
@@ -165,7 +165,7 @@ fn fill(
 }
 
 #[test]
-fn the_budget_bounds_the_wait_and_each_peer_its_own() {
+fn the_budget_bounds_the_wait_of_each_peer() {
     let mut queue = with_empty_budget();
     let (_flood, rejected) = fill(&mut queue, unknown(1));
     // 50 per second, for at most 2.5 s.
