@@ -210,7 +210,7 @@ impl Breaker {
     fn report(&self, circuit: Circuit, change: Change, now: Tick) {
         match change {
             Change::Opened(open_for) => {
-                telemetry::breaker_opened(self.component, circuit, open_for)
+                telemetry::breaker_opened(self.component, circuit, open_for);
             }
             Change::Tries => telemetry::breaker_tries(self.component, circuit),
             Change::Closed => telemetry::breaker_closed(self.component, circuit),
