@@ -106,8 +106,8 @@ impl Entry {
         self.facts.org == other.facts.org && self.facts.user() == other.facts.user()
     }
 
-    /// Whether both speak of the same caller with the same scopes.
-    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+    /// Returns whether both are about the same organization and user, with the same scopes.
+    pub(super) fn is_equivalent_to(&self, other: &Self) -> bool {
         self.has_owner_of(other) && self.facts.scopes == other.facts.scopes
     }
 

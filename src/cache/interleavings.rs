@@ -354,9 +354,9 @@ fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry> {
     ))
 }
 
-/// Row 84: two threads remove what they read, a third inserts a successor, and a fourth makes the store evict.
+/// Two threads remove what they read, a third one inserts a later entry, and a fourth one makes the store evict.
 #[test]
-fn fault_84_neither_removal_nor_eviction_strands_a_successor() {
+fn fault_84_no_later_entry_is_stranded() {
     check(|| {
         let cache = cache();
         let recently_valid = Arc::new(RecentlyValid::new(10));
@@ -391,8 +391,8 @@ fn fault_84_neither_removal_nor_eviction_strands_a_successor() {
     });
 }
 
-/// Puts an entry of the key into the cache that has expired by the issuer's word.
-fn hold_expired(cache: &Cache) {
+/// Inserts an entry that has expired.
+fn insert_expired(cache: &Cache) {
     let facts = Facts {
         expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
         ..Facts::default()
@@ -400,36 +400,36 @@ fn hold_expired(cache: &Cache) {
     cache.store.insert(entry(cache, SECRET, facts));
 }
 
-/// Row 84: readers find that an entry has expired, while a verification brings a successor.
+/// Readers find that an entry has expired, while a lookup replaces it.
 #[test]
-fn fault_84_an_entry_that_expires_while_it_is_read_strands_nothing() {
+fn fault_84_expiry_during_reads_strands_nothing() {
     check(|| {
         let cache = cache();
         let task = begin(&cache, None).unwrap();
-        hold_expired(&cache);
+        insert_expired(&cache);
         let readers: Vec<_> = (0..2)
             .map(|_| {
                 let cache = Arc::clone(&cache);
                 thread::spawn(move || is_served(&cache))
             })
             .collect();
-        cache.complete(&task.lookup, task.digest, yes(cache.clock.now()));
+        cache.complete(&task.lookup, task.digest, valid(cache.clock.now()));
         for reader in readers {
             reader.join().unwrap();
         }
         assert_eq!(cache.store.stranded(), 0);
-        // What the readers noted about the old entry is not held against its successor.
+        // The later entry is served, although readers found the old one expired.
         assert!(is_served(&cache));
         assert!(!cache.is_invalid(cache.digest(SECRET), cache.clock.now()));
     });
 }
 
-/// Row 84: however many read it at the moment it expires, the key is refused for as long as after one.
+/// Two readers find that an entry has expired. The key is cached as invalid for as long as after one.
 #[test]
-fn fault_84_an_entry_that_expires_is_refused_once() {
+fn fault_84_an_expired_key_is_inserted_once() {
     check(|| {
         let cache = cache();
-        hold_expired(&cache);
+        insert_expired(&cache);
         let reader = {
             let cache = Arc::clone(&cache);
             thread::spawn(move || is_served(&cache))
@@ -439,6 +439,6 @@ fn fault_84_an_entry_that_expires_is_refused_once() {
         let (digest, now) = (cache.digest(SECRET), cache.clock.now());
         assert!(cache.is_invalid(digest, now));
         let later = now.after(Duration::from_secs(6));
-        assert!(!cache.is_invalid(digest, later), "refused twice");
+        assert!(!cache.is_invalid(digest, later), "inserted twice");
     });
 }

@@ -231,8 +231,8 @@ impl Cache {
         }
         match entry.freshness(now) {
             Freshness::Expired => {
-                // Under the lock that landings hold, so that a successor is not held and refused at once; and once, however
-                // many read the entry at this moment, since a repeated refusal lasts longer.
+                // Under the lock under which lookups complete, so that a new entry and the invalid key do not coexist. Only one
+                // reader inserts the key, because a repeated answer lasts longer.
                 let _shard = self.in_flight.shard(entry.digest);
                 if self.store.remove(&entry) {
                     self.invalid_keys.insert(entry.digest, entry.began, now);
@@ -288,7 +288,7 @@ impl Cache {
 
     /// Removes an entry that may not be served any more, and notes its key as recently valid.
     fn retire(&self, entry: &Arc<Entry>) {
-        // In this order: the key is never neither known nor recently valid.
+        // In this order, so that the key is known or recently valid at any time.
         self.recently_valid.note(entry.digest, entry.sent_at);
         self.store.remove(entry);
     }

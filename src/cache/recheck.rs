@@ -1,5 +1,5 @@
-//! A second look at a result that a request was authenticated with: before a request that waited goes on, and for as long
-//! as its stream is open.
+//! Checks the result that a request was authenticated with again: before a request that waited goes on, and while its stream
+//! is open.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::entry::{Entry, Freshness};
 use super::watchers::Watchers;
 use crate::clock::{Clock, Tick};
 
-/// Timers stop while the machine sleeps and our clock does not, so the clock is read this often.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Timers stop while the machine sleeps, and the clock does not, so the clock is read this often.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 
-/// What an entry knows of its cache: it does not keep the cache alive, and the times of an entry outlive it.
+/// A weak reference to the cache of an entry, and what a stream needs after the cache was dropped.
 #[derive(Debug)]
 pub(crate) struct CacheRef {
     cache: Weak<Cache>,
@@ -25,7 +25,7 @@ pub(crate) struct CacheRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Valid,
-    /// The key is blocked or has expired, or the issuer has said since that it is invalid.
+    /// The key is blocked or expired, or the issuer has found it invalid since.
     Invalid,
     /// The result is past its hard TTL, or differs from a newer one.
     Unknown,
@@ -42,7 +42,7 @@ impl CacheRef {
 }
 
 impl Entry {
-    /// Looks again whether the result may be used. An entry that belongs to no cache is always valid.
+    /// Checks again whether the result may be used. An entry that belongs to no cache is always valid.
     pub(crate) fn recheck(&self) -> Standing {
         let Some(at) = &self.cache else {
             return Standing::Valid;
@@ -54,14 +54,14 @@ impl Entry {
         }
     }
 
-    /// Waits until the entry's key may not be served any more. Never ends for an entry that belongs to no cache.
+    /// Waits until the key may not be used any more. Never completes for an entry that belongs to no cache.
     pub(crate) async fn ended(mut self: Arc<Self>) {
         let Some(at) = self.cache.clone() else {
             return std::future::pending().await;
         };
         let watch = at.watchers.watch(self.digest);
         loop {
-            // Made before the look: it hears of every change from here on, polled or not.
+            // Created before the state is read, so that it is notified of every change from here on.
             let changed = watch.changed();
             let now = at.clock.now();
             let current = match at.cache.upgrade() {
@@ -72,13 +72,13 @@ impl Entry {
                 Some(entry) => self = entry,
                 None => return,
             }
-            let wait = self.hard_until().since(now).min(LOOK_EVERY);
-            // Woken or not, the loop looks again.
+            let wait = self.hard_until().since(now).min(CHECK_EVERY);
+            // The state is read again after a notification or the timeout.
             drop(tokio::time::timeout(wait, changed).await);
         }
     }
 
-    /// By the entry's own times alone.
+    /// Returns the standing by the times of the entry alone.
     fn standing(&self, now: Tick) -> Standing {
         match self.freshness(now) {
             Freshness::Fresh | Freshness::Stale | Freshness::Overdue => Standing::Valid,
@@ -102,38 +102,38 @@ impl Cache {
             return Standing::Invalid;
         }
         if status == BlockStatus::Invalidated {
-            // An invalidation is for later requests: this one was authenticated before it, like those in their handlers.
+            // An invalidation applies to later requests. This one was authenticated before it.
             return Standing::Valid;
         }
         match self.servable(entry.digest, None, now) {
-            // The request was authenticated, and perhaps authorized, on the older facts.
-            Some(cached) if cached.sent_at >= entry.sent_at && !cached.says_the_same_as(entry) => {
+            // The request was authenticated, and perhaps authorized, with the older result.
+            Some(cached) if cached.sent_at >= entry.sent_at && !cached.is_equivalent_to(entry) => {
                 Standing::Unknown
             }
             Some(_) => Standing::Valid,
-            // Evicted, or invalidated this very moment.
+            // Evicted, or invalidated at this moment.
             None if self.recently_valid.contains(entry.digest, now)
                 || self.blocks.status(entry) == BlockStatus::Invalidated =>
             {
                 Standing::Valid
             }
-            // The issuer has said that the key is invalid, and that answer is no longer cached.
+            // The issuer has found the key invalid, and that answer is no longer cached.
             None => Standing::Unknown,
         }
     }
 
-    /// The entry that a stream goes on with, if it may go on.
+    /// Returns the entry that a stream continues with, if it may continue.
     fn current(&self, entry: Arc<Entry>, now: Tick) -> Option<Arc<Entry>> {
         match self.servable(entry.digest, None, now) {
-            // A refresh has brought younger facts: it is their end that counts.
+            // A refresh has replaced the entry.
             Some(cached) if cached.has_owner_of(&entry) => return Some(cached),
-            // The key is another's by now.
+            // The key belongs to another organization or user now.
             Some(cached) if cached.sent_at >= entry.sent_at => return None,
             _ => {}
         }
-        let may_go_on = self.blocks.status(&entry) == BlockStatus::Clear
+        let may_continue = self.blocks.status(&entry) == BlockStatus::Clear
             && entry.standing(now) == Standing::Valid
             && !self.is_invalid(entry.digest, now);
-        may_go_on.then_some(entry)
+        may_continue.then_some(entry)
     }
 }

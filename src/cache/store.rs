@@ -284,9 +284,9 @@ mod tests {
         }
     }
 
-    /// Row 84: one thread removes what it reads, as readers of an expired entry do, while another inserts successors.
+    /// One thread removes what it reads, as readers of an expired entry do, while another one inserts later entries.
     #[test]
-    fn fault_84_no_successor_is_stranded_when_its_predecessor_is_removed() {
+    fn fault_84_removal_strands_no_later_entry() {
         const KEYS: usize = 300;
 
         let (store, _) = store(2 * KEYS as u64);
@@ -313,13 +313,13 @@ mod tests {
             }
         });
         assert!(removed.into_inner() >= 3 * KEYS);
-        assert!(store.len() > 0, "no successor was left");
+        assert!(store.len() > 0, "no entry was left");
         assert_eq!(store.stranded(), 0);
     }
 
-    /// Row 84: the same while the policy evicts, and readers tell it what they read.
+    /// The same while the policy evicts, and reads are reported to it.
     #[test]
-    fn fault_84_nothing_is_stranded_while_keys_are_evicted() {
+    fn fault_84_eviction_strands_no_entry() {
         const CAPACITY: u64 = 20;
 
         let (store, _) = store(CAPACITY);

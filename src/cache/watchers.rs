@@ -1,4 +1,4 @@
-//! Who waits for the end of which key, so that a change of one key wakes nothing else.
+//! The streams that wait for the end of their keys. A change of one key wakes the streams of that key only.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::key::KeyDigest;
 
 type Watched = HashMap<KeyDigest, Signal, DigestBuildHasher>;
 
-/// The keys that are waited for. Empty as long as no stream is open.
+/// The watched keys. Empty while no stream is open.
 pub(super) struct Watchers(Mutex<Watched>);
 
 struct Signal {
@@ -43,19 +43,19 @@ impl Watchers {
         }
     }
 
-    /// Makes the watches of this key look again.
+    /// Wakes the watches of this key.
     pub(super) fn wake(&self, digest: KeyDigest) {
         let changed = self
             .lock()
             .get(&digest)
             .map(|signal| Arc::clone(&signal.changed));
-        // Not under the lock: a waker is the code of another crate.
+        // Not under the lock, because a waker is code of another crate.
         if let Some(changed) = changed {
             changed.notify_waiters();
         }
     }
 
-    /// Makes all watches look again.
+    /// Wakes all watches.
     pub(super) fn wake_all(&self) {
         let all: Vec<_> = self
             .lock()
@@ -78,7 +78,7 @@ impl fmt::Debug for Watchers {
     }
 }
 
-/// One watch of one key.
+/// A watch of a key.
 pub(super) struct Watch<'a> {
     watchers: &'a Watchers,
     digest: KeyDigest,
@@ -86,7 +86,7 @@ pub(super) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Completes at the next change after this call, even if it is polled only then.
+    /// Returns a future that completes at the next change after this call, whether or not it was polled before.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
