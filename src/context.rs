@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Extensions;
+use orgkey_lookup::cache::Standing;
 
-use crate::cache::{Entry, Standing};
+use crate::api_keys::Entry;
 use crate::clock::Tick;
 use crate::rejection::Rejection;
 use crate::scope::Scopes;
@@ -159,7 +160,7 @@ impl OrgContext {
     #[inline]
     pub(crate) fn new(entry: Arc<Entry>, judged_at: Tick) -> Option<Self> {
         entry
-            .facts
+            .value
             .org
             .is_some()
             .then_some(Self { entry, judged_at })
@@ -167,7 +168,7 @@ impl OrgContext {
 
     /// The organization that the key belongs to.
     pub fn org_code(&self) -> &OrgCode {
-        let Some(org) = &self.entry.facts.org else {
+        let Some(org) = &self.entry.value.org else {
             unreachable!("`new` makes no context without an organization")
         };
         org
@@ -175,17 +176,17 @@ impl OrgContext {
 
     /// The key's identifier, if the issuer gives its keys one (Kinde does). For logs and audits.
     pub fn key_id(&self) -> Option<&KeyId> {
-        self.entry.facts.key_id.as_ref()
+        self.entry.value.key_id.as_ref()
     }
 
     /// The scopes that the key holds.
     pub fn scopes(&self) -> &Scopes {
-        &self.entry.facts.scopes
+        &self.entry.value.scopes
     }
 
     /// The user that the key acts for: only with [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys).
     pub fn user_id(&self) -> Option<&str> {
-        self.entry.facts.user()
+        self.entry.value.user()
     }
 
     /// How old the facts were when this request was judged: the time since the call to the issuer was sent.
@@ -249,7 +250,7 @@ impl OrgContext {
     /// What stands for the key itself where its issuer gives it no id.
     #[cfg(feature = "limit")]
     pub(crate) fn key_digest(&self) -> crate::key::KeyDigest {
-        self.entry.digest
+        self.entry.key
     }
 
     /// The context that the layer put into a request, or the refusal that its absence calls for.

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::blocks::{BlockListFull, InvalidatedAt};
-use super::{Cache, Found};
+use orgkey_lookup::cache::Stats;
+use orgkey_lookup::{BlockListFull, UpstreamState};
+
+use crate::api_keys::Cache;
 use crate::context::{KeyId, OrgCode};
-use crate::key::ApiKey;
-use crate::upstream::UpstreamState;
+use crate::key::{ApiKey, KeyDigest};
 
 /// A handle that blocks and invalidates keys and returns statistics. Cheap to clone. All clones control the same layer.
 ///
@@ -69,127 +69,75 @@ use crate::upstream::UpstreamState;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
-pub struct ApiKeyHandle(pub(super) Arc<Cache>);
-
-/// Counters since the layer was built, and the sizes of its caches.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Cached valid keys.
-    pub entries: usize,
-    /// Cached invalid keys. An estimate that lags behind by moments.
-    pub refused_entries: u64,
-    /// Requests served from a fresh result.
-    pub hits: u64,
-    /// Requests served from a stale result without waiting.
-    pub stale_hits: u64,
-    /// Requests that required a lookup.
-    pub misses: u64,
-    /// Requests rejected from the cache: invalid, blocked or expired keys.
-    pub refusals: u64,
-    /// Requests that joined a lookup in flight.
-    pub coalesced: u64,
-    /// Valid keys that were evicted for want of room.
-    pub evictions: u64,
-    /// The state of the calls to the issuer.
-    pub upstream: UpstreamState,
-}
+pub struct ApiKeyHandle(pub(crate) Arc<Cache>);
 
 impl ApiKeyHandle {
     pub(crate) fn new(cache: Arc<Cache>) -> Self {
         Self(cache)
     }
 
+    fn digest(&self, key: &ApiKey) -> KeyDigest {
+        self.0.source().digest(key.expose_secret())
+    }
+
     /// Blocks this secret.
     pub fn block_key(&self, key: &ApiKey) -> Result<(), BlockListFull> {
-        let digest = self.0.digest(key.expose_secret());
-        self.0.blocks.block_key(digest, self.invalidated_now())?;
-        self.0.forget(digest);
-        Ok(())
+        self.0.block_key(&self.digest(key))
     }
 
     /// Blocks every secret of this key.
     pub fn block_key_id(&self, key_id: &KeyId) -> Result<(), BlockListFull> {
-        self.0.blocks.block_id(key_id, self.invalidated_now())
+        self.0.block_key_id(key_id.as_str())
     }
 
     /// Blocks every key of this organization.
     pub fn block_org(&self, org: &OrgCode) -> Result<(), BlockListFull> {
-        self.0.blocks.block_org(org, self.invalidated_now())
+        self.0.block_organization(org.as_str())
     }
 
     /// Unblocks a secret. Returns `false` if it was not blocked. The key is verified again.
     pub fn unblock_key(&self, key: &ApiKey) -> bool {
-        self.0
-            .blocks
-            .unblock_key(self.0.digest(key.expose_secret()))
+        self.0.unblock_key(&self.digest(key))
     }
 
     /// Unblocks a key. Returns `false` if it was not blocked. Its secrets are verified again.
     pub fn unblock_key_id(&self, key_id: &KeyId) -> bool {
-        self.0.blocks.unblock_id(key_id)
+        self.0.unblock_key_id(key_id.as_str())
     }
 
     /// Unblocks an organization. Returns `false` if it was not blocked. Its keys are verified again.
     pub fn unblock_org(&self, org: &OrgCode) -> bool {
-        self.0.blocks.unblock_org(org)
+        self.0.unblock_organization(org.as_str())
     }
 
     /// Invalidates this secret, whether it is cached as valid or as invalid.
     pub fn invalidate_key(&self, key: &ApiKey) {
-        let digest = self.0.digest(key.expose_secret());
-        self.0.blocks.invalidate_key(digest, self.invalidated_now());
-        self.0.forget(digest);
+        self.0.invalidate_key(&self.digest(key));
     }
 
     /// Invalidates every secret of this key. Use it after a rotation, which does not change the identifier.
     pub fn invalidate_key_id(&self, key_id: &KeyId) {
-        self.0.blocks.invalidate_id(key_id, self.invalidated_now());
+        self.0.invalidate_key_id(key_id.as_str());
     }
 
     /// Invalidates every key of this organization, and its settings.
     pub fn invalidate_org(&self, org: &OrgCode) {
-        self.0.blocks.invalidate_org(org, self.invalidated_now());
-        #[cfg(feature = "settings")]
-        self.0.dependents.invalidate_org(org);
+        self.0.invalidate_organization(org.as_str());
     }
 
     /// Invalidates every key, invalid ones included, and all settings.
     pub fn invalidate_all(&self) {
-        self.0.blocks.invalidate_all();
-        #[cfg(feature = "settings")]
-        self.0.dependents.invalidate_all();
-        for mut shard in self.0.in_flight.shards() {
-            shard.cancel_all();
-        }
+        self.0.invalidate_all();
     }
 
     /// Returns the counters of the layer and the sizes of its caches.
     pub fn stats(&self) -> Stats {
-        let cache = &self.0;
-        Stats {
-            entries: cache.store.len(),
-            refused_entries: cache.invalid_keys.len(),
-            hits: cache.counters.of(Found::Fresh),
-            stale_hits: cache.counters.of(Found::Stale),
-            misses: cache.counters.of(Found::Miss),
-            refusals: cache.counters.of(Found::Invalid),
-            coalesced: cache.coalesced.load(Ordering::Relaxed),
-            evictions: cache.store.evictions(),
-            upstream: cache.upstream.state(),
-        }
+        self.0.stats()
     }
 
     /// Returns the state of the calls to the issuer, for a readiness probe.
     pub fn upstream(&self) -> UpstreamState {
-        self.0.upstream.state()
-    }
-
-    pub(super) fn invalidated_now(&self) -> InvalidatedAt {
-        InvalidatedAt {
-            now: self.0.clock.now(),
-            holds: self.0.settings.lifetimes.hard + self.0.settings.flight_deadline,
-        }
+        self.0.upstream(0)
     }
 }
 
@@ -201,21 +149,55 @@ impl fmt::Debug for ApiKeyHandle {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
+/// A cached key of an organization.
+#[cfg(feature = "kinde")]
+#[derive(Clone, Debug)]
+pub(crate) struct CachedKey(Arc<crate::api_keys::Entry>);
 
-    use crate::auth::ApiKeyLayer;
-    use crate::verify::{Verification, verifier_fn};
+#[cfg(feature = "kinde")]
+impl CachedKey {
+    pub(crate) fn key_id(&self) -> Option<&KeyId> {
+        self.0.value.key_id.as_ref()
+    }
 
-    #[test]
-    fn invalidations_outlive_results_in_flight() {
-        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
-            .hard_ttl(Duration::from_secs(600))
-            .flight_deadline(Duration::from_secs(20))
-            .build()
-            .unwrap();
-        let holds = layer.handle().invalidated_now().holds;
-        assert_eq!(holds, Duration::from_secs(620));
+    /// Returns whether the secret differs from the listed one for certain: both ends are known, and differ.
+    pub(crate) fn differs_from(&self, listed: Option<crate::key::KeyTail>) -> bool {
+        matches!((self.0.mark, listed), (Some(cached), Some(listed)) if cached != listed)
+    }
+}
+
+/// For reconciliation with an issuer's list of keys.
+#[cfg(feature = "kinde")]
+impl ApiKeyHandle {
+    /// Lets new entries keep the ends of their secrets.
+    pub(crate) fn keep_tails(&self) {
+        self.0.source().keep_tails();
+    }
+
+    /// Returns the end of a secret as an issuer lists it, if it has the right length.
+    pub(crate) fn listed_tail(&self, suffix: &str) -> Option<crate::key::KeyTail> {
+        if suffix.len() == crate::key::KEY_TAIL_LEN {
+            self.0.source().tail(suffix)
+        } else {
+            None
+        }
+    }
+
+    /// Returns the cached keys of organizations, and the present time. Only keys with an identifier can be compared.
+    pub(crate) fn cached_keys(&self) -> (Vec<CachedKey>, crate::clock::Tick) {
+        let (entries, now) = self.0.cached(|facts| {
+            facts.org.is_some() && facts.user().is_none() && facts.key_id.is_some()
+        });
+        (entries.into_iter().map(CachedKey).collect(), now)
+    }
+
+    /// Invalidates these keys, except those verified since. Returns their number.
+    pub(crate) async fn invalidate_cached(
+        &self,
+        cached: &[CachedKey],
+        since: crate::clock::Tick,
+    ) -> usize {
+        let entries = cached.iter().map(|CachedKey(entry)| entry);
+        self.0.invalidate_cached(entries, since).await
     }
 }

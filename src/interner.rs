@@ -20,12 +20,11 @@ pub(crate) struct Interner {
 
 impl Interner {
     /// Replaces parts of a result by equal ones that are in use.
-    pub(crate) fn intern(&self, facts: Facts) -> Facts {
-        Facts {
-            org: facts.org.map(|org| self.orgs.intern(org)),
-            scopes: self.scopes.intern(facts.scopes),
-            ..facts
+    pub(crate) fn intern(&self, facts: &mut Facts) {
+        if let Some(org) = &mut facts.org {
+            self.orgs.intern(org);
         }
+        self.scopes.intern(&mut facts.scopes);
     }
 }
 
@@ -70,10 +69,11 @@ impl<T> Default for Pool<T> {
 }
 
 impl<T: RefCounted> Pool<T> {
-    fn intern(&self, value: T) -> T {
+    fn intern(&self, value: &mut T) {
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(same) = pool.values.get(&value) {
-            return same.clone();
+        if let Some(same) = pool.values.get(value) {
+            *value = same.clone();
+            return;
         }
         if pool.values.len() >= pool.sweep_at {
             pool.values.retain(T::is_used_elsewhere);
@@ -83,7 +83,6 @@ impl<T: RefCounted> Pool<T> {
             pool.values.shrink_to(room);
         }
         pool.values.insert(value.clone());
-        value
     }
 }
 
@@ -98,13 +97,16 @@ mod tests {
     #[test]
     fn equal_parts_are_shared() {
         let interner = Interner::default();
-        let facts = || Facts {
-            org: Some(org(1)),
-            scopes: Scopes::from_names(["a", "b"]),
-            ..Facts::default()
+        let interned = || {
+            let mut facts = Facts {
+                org: Some(org(1)),
+                scopes: Scopes::from_names(["a", "b"]),
+                ..Facts::default()
+            };
+            interner.intern(&mut facts);
+            facts
         };
-        let first = interner.intern(facts());
-        let second = interner.intern(facts());
+        let (first, second) = (interned(), interned());
         assert_eq!(first.org, second.org);
         assert_eq!(first.scopes, second.scopes);
         // Two results and the pool.
@@ -116,15 +118,20 @@ mod tests {
         Scopes::from_names([format!("scope:{n}")])
     }
 
+    fn interned<T: RefCounted>(pool: &Pool<T>, mut value: T) -> T {
+        pool.intern(&mut value);
+        value
+    }
+
     fn removes_unused<T: RefCounted>(value: impl Fn(usize) -> T, references: impl Fn(&T) -> usize) {
         let pool = Pool::default();
-        let kept: Vec<T> = (0..10).map(|n| pool.intern(value(n))).collect();
+        let kept: Vec<T> = (0..10).map(|n| interned(&pool, value(n))).collect();
         for n in 10..10_000 {
-            drop(pool.intern(value(n)));
+            drop(interned(&pool, value(n)));
             assert!(pool.0.lock().unwrap().values.len() <= MIN_SWEEP);
         }
         for (n, kept) in kept.iter().enumerate() {
-            assert!(pool.intern(value(n)) == *kept);
+            assert!(interned(&pool, value(n)) == *kept);
             assert_eq!(references(kept), 2, "{n}");
         }
     }
@@ -141,7 +148,7 @@ mod tests {
         let mut kept = Vec::new();
         let mut bounds = vec![MIN_SWEEP];
         for n in 0..100 * MIN_SWEEP {
-            kept.push(pool.intern(org(n)));
+            kept.push(interned(&pool, org(n)));
             let values = pool.0.lock().unwrap();
             assert_eq!(values.values.len(), kept.len());
             if bounds.last() != Some(&values.sweep_at) {

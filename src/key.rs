@@ -52,13 +52,6 @@ impl ApiKey {
             .and_then(Self::parse)
     }
 
-    /// What stands for an organization where the cache is that of its settings. Not a secret, and of another grammar: 1 to
-    /// 255 visible ASCII characters.
-    #[cfg(feature = "settings")]
-    pub(crate) fn standing_for(org: &crate::context::OrgCode) -> Self {
-        Self(Zeroizing::new(org.as_str().to_owned()))
-    }
-
     /// The secret itself, for the one place that must send it: the call to the issuer.
     pub fn expose_secret(&self) -> &str {
         &self.0
@@ -155,7 +148,15 @@ impl KeyDigest {
     }
 }
 
+impl orgkey_lookup::IndexKey for KeyDigest {
+    #[inline]
+    fn bits(&self) -> u64 {
+        self.low
+    }
+}
+
 impl Hash for KeyDigest {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.low);
     }

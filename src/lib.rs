@@ -15,12 +15,11 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
+mod api_keys;
 #[cfg(feature = "audit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
 pub mod audit;
 pub mod auth;
-mod cache;
-mod clock;
 mod config;
 pub mod context;
 mod credential;
@@ -28,8 +27,10 @@ mod credential;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;
+mod handle;
 #[cfg(any(feature = "kinde", feature = "openmeter"))]
 mod http_client;
+mod interner;
 mod key;
 #[cfg(feature = "kinde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kinde")))]
@@ -48,7 +49,6 @@ pub mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
-mod upstream;
 #[cfg(feature = "usage")]
 #[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
 pub mod usage;
@@ -56,11 +56,16 @@ pub mod verify;
 #[cfg(any(feature = "audit", feature = "usage"))]
 mod witness;
 
+#[doc(inline)]
+pub use orgkey_lookup::cache::Stats;
+pub(crate) use orgkey_lookup::clock;
+#[doc(inline)]
+pub use orgkey_lookup::{BlockListFull, BreakerState, UpstreamState};
+
 #[cfg(feature = "audit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
 pub use self::audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail};
 pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
-pub use self::cache::{ApiKeyHandle, BlockListFull, Stats};
 pub use self::config::ConfigError;
 pub use self::context::{InvalidIdentifier, KeyId, OrgCode, OrgContext};
 pub use self::guard::{
@@ -70,6 +75,7 @@ pub use self::guard::{
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use self::guard::{Scoped, require_org};
+pub use self::handle::ApiKeyHandle;
 pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 #[cfg(feature = "limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
@@ -84,7 +90,6 @@ pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scop
 pub use self::settings::{
     OrgSettings, OrgSettingsHandle, OrgSettingsLayer, SettingsError, SettingsLoader, settings_fn,
 };
-pub use self::upstream::{BreakerState, UpstreamState};
 #[cfg(feature = "usage")]
 #[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
 pub use self::usage::{UsageHandle, UsageLayer};

@@ -12,28 +12,34 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::Request;
+use orgkey_lookup::{Cache, LookupRequest, LookupResult, Source};
 use tower_service::Service;
 
-use crate::cache::{Cache, LookupRequest, LookupResult};
 use crate::context::OrgContext;
 use crate::rejection::Rejection;
 
 /// Decides on a request once its question is settled.
 pub(crate) trait Judge<B> {
+    type Source: Source;
+
     /// The decision. To let the request pass puts into it what that entails.
-    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection>;
+    fn judge(
+        &self,
+        request: &mut Request<B>,
+        result: LookupResult<Self::Source>,
+    ) -> Result<(), Rejection>;
 }
 
 /// A request that waits, and a clone of the inner service for afterwards.
-pub(crate) struct Pending<S, B, J> {
+pub(crate) struct Pending<S, B, J: Judge<B>> {
     inner: S,
     request: Option<Request<B>>,
     judge: J,
-    step: Step,
+    step: Step<J::Source>,
 }
 
-enum Step {
-    LookUp(Pin<Box<dyn Future<Output = LookupResult> + Send>>),
+enum Step<L: Source> {
+    LookUp(Pin<Box<dyn Future<Output = LookupResult<L>> + Send>>),
     MakeReady,
 }
 
@@ -43,13 +49,13 @@ pub(crate) enum Stop<E> {
     Failed(E),
 }
 
-impl<S: Clone, B, J> Pending<S, B, J> {
+impl<S: Clone, B, J: Judge<B>> Pending<S, B, J> {
     /// Lets the instance that was made ready go: it may hold a permit, which nobody may hold while waiting for an answer.
     pub(crate) fn new(
         made_ready: &mut S,
         request: Request<B>,
-        cache: &Arc<Cache>,
-        lookup: LookupRequest,
+        cache: &Arc<Cache<J::Source>>,
+        lookup: LookupRequest<J::Source>,
         judge: J,
     ) -> Self {
         let inner = made_ready.clone();

@@ -16,72 +16,41 @@
 //! request.extensions_mut().insert(context);
 //! ```
 //!
+//! A [`TestClock`] is for [`ApiKeyLayerBuilder::test_clock`](crate::ApiKeyLayerBuilder::test_clock):
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_orgkey::test_util::TestClock;
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let clock = TestClock::new();
+//! tokio::time::advance(Duration::from_secs(1)).await;
+//! clock.jump(Duration::from_secs(3600));
+//! assert_eq!(clock.elapsed(), Duration::from_secs(3601));
+//! # }
+//! ```
+//!
 //! For tests of a whole application see [`kinde-emulator`](https://docs.rs/kinde-emulator).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(feature = "usage")]
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 #[cfg(feature = "usage")]
 use std::time::SystemTime;
 
-use tokio::time::Instant;
+use orgkey_lookup::Lifetimes;
 
-use crate::cache::{Entry, Lifetimes};
-use crate::clock::{Tick, nanos};
+use crate::api_keys::Entry;
+#[doc(inline)]
+pub use crate::clock::TestClock;
+use crate::clock::Tick;
 use crate::context::{KeyId, OrgCode, OrgContext};
 use crate::key::DigestSecret;
 use crate::scope::Scopes;
 #[cfg(feature = "settings")]
 use crate::settings::OrgSettings;
-use crate::verify::{Extra, Facts};
-
-/// A clock for [`ApiKeyLayerBuilder::test_clock`](crate::ApiKeyLayerBuilder::test_clock): it follows tokio's, which a test
-/// may pause, and jumps when told to, as the clock of a machine that slept does.
-///
-/// ```
-/// use std::time::Duration;
-/// use tower_orgkey::test_util::TestClock;
-///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
-/// let clock = TestClock::new();
-/// tokio::time::advance(Duration::from_secs(1)).await;
-/// clock.jump(Duration::from_secs(3600));
-/// assert_eq!(clock.elapsed(), Duration::from_secs(3601));
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-pub struct TestClock {
-    origin: Instant,
-    jumped: Arc<AtomicU64>,
-}
-
-impl TestClock {
-    /// A clock that begins now.
-    pub fn new() -> Self {
-        Self {
-            origin: Instant::now(),
-            jumped: Arc::default(),
-        }
-    }
-
-    /// Moves this clock, and this clock alone, forward.
-    pub fn jump(&self, by: Duration) {
-        self.jumped.fetch_add(nanos(by), Ordering::SeqCst);
-    }
-
-    /// The time since the clock began.
-    pub fn elapsed(&self) -> Duration {
-        self.origin.elapsed() + Duration::from_nanos(self.jumped.load(Ordering::SeqCst))
-    }
-}
-
-impl Default for TestClock {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+use crate::verify::Facts;
 
 /// What a handler that takes [`OrgSettings`] is given, without any layer.
 ///
@@ -180,7 +149,7 @@ impl OrgContextBuilder {
 
     /// Sets the user that the key acts for.
     pub fn user_id(mut self, user_id: &str) -> Self {
-        self.facts.extra = Some(Box::new(Extra::User(user_id.into())));
+        self.facts.user = Some(Box::new(user_id.into()));
         self
     }
 
@@ -205,15 +174,7 @@ impl OrgContextBuilder {
             soft,
             hard: soft * 15,
         };
-        let entry = Entry::new(
-            self.facts,
-            secret.digest("test-key"),
-            Tick::ZERO,
-            0,
-            lifetimes,
-            Tick::ZERO,
-            None,
-        );
+        let entry = Entry::detached(self.facts, secret.digest("test-key"), None, lifetimes);
         // An entry draws a soft TTL of up to 60 s; one of 51 s is stale at 60 s as well.
         match OrgContext::new(Arc::new(entry), Tick::ZERO.after(self.age)) {
             Some(context) => context,

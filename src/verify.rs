@@ -43,6 +43,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use orgkey_lookup::{Answer, Answered, Invalid};
+
 use crate::context::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::scope::Scopes;
@@ -225,77 +227,34 @@ where
 /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Verification {
-    pub(crate) answer: Answer,
-    /// The generation of the credential that the verifier presented.
-    pub(crate) credential: u64,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Answer {
-    Valid(Facts),
-    Invalid(Invalid),
-}
+pub struct Verification(pub(crate) Answered<Facts>);
 
 /// What is known of a good key: what the issuer said, and nothing that we concluded.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) org: Option<OrgCode>,
-    /// One thin pointer: hardly a key has it, and every key would carry the room for it.
-    pub(crate) extra: Option<Box<Extra>>,
+    /// The user that the key acts for. A thin pointer, because few keys have one.
+    pub(crate) user: Option<Box<Box<str>>>,
     pub(crate) key_id: Option<KeyId>,
     pub(crate) scopes: Scopes,
     /// Boxed: hardly an issuer tells it.
     pub(crate) expires_at: Option<Box<SystemTime>>,
 }
 
-/// What hardly any facts have besides.
-#[derive(Clone, Debug)]
-pub(crate) enum Extra {
-    /// The user that the key acts for.
-    User(Box<str>),
-    /// What a loader brought, where the "key" is an organization's code and the cache that of its settings.
-    #[cfg(feature = "settings")]
-    Settings(Arc<dyn std::any::Any + Send + Sync>),
-}
-
 impl Facts {
-    /// The user that the key acts for.
+    /// Returns the user that the key acts for.
     #[inline]
     pub(crate) fn user(&self) -> Option<&str> {
-        match self.extra.as_deref() {
-            Some(Extra::User(user)) => Some(user),
-            #[cfg(feature = "settings")]
-            Some(Extra::Settings(_)) => None,
-            None => None,
-        }
+        self.user.as_deref().map(AsRef::as_ref)
     }
 }
 
-/// How certain it is that a key is invalid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Invalid {
-    /// The issuer answered the question. Also shows that the issuer is answering.
-    Definitive,
-    /// Other evidence shows that the key is invalid. Does not show that the issuer is answering.
-    // Only `KindeVerifier` has such evidence.
-    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
-    Concluded,
-    /// The answer may be about the request or the endpoint. Rejects an unknown key; a known key is kept until a later answer
-    /// under the same credential confirms it.
-    Unconfirmed,
-    /// The answer may be about the verifier's own credential. Rejects no key until a later answer under the same credential
-    /// confirms it.
-    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
-    Undecided { is_misconfigured: bool },
-}
-
 impl Verification {
-    fn new(answer: Answer) -> Self {
-        Self {
+    fn new(answer: Answer<Facts>) -> Self {
+        Self(Answered {
             answer,
             credential: 0,
-        }
+        })
     }
 
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
@@ -341,7 +300,7 @@ impl Verification {
     /// An unconfirmed answer is confirmed only under the generation it was given under, so a renewed credential does not
     /// invalidate keys that the issuer rejected because of the old one.
     pub fn with_credential(mut self, generation: u64) -> Self {
-        self.credential = generation;
+        self.0.credential = generation;
         self
     }
 
@@ -359,20 +318,7 @@ impl Verification {
     /// organization, unless [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys) is set. No effect on an invalid
     /// key.
     pub fn with_user_id(self, user_id: impl Into<Box<str>>) -> Self {
-        self.map(|facts| facts.extra = Some(Box::new(Extra::User(user_id.into()))))
-    }
-
-    /// A loader's answer about an organization.
-    #[cfg(feature = "settings")]
-    pub(crate) fn of_settings(
-        org: OrgCode,
-        settings: Arc<dyn std::any::Any + Send + Sync>,
-    ) -> Self {
-        Self::new(Answer::Valid(Facts {
-            org: Some(org),
-            extra: Some(Box::new(Extra::Settings(settings))),
-            ..Facts::default()
-        }))
+        self.map(|facts| facts.user = Some(Box::new(user_id.into())))
     }
 
     /// Sets when the key expires. From then on the layer rejects it, whatever is cached. The wall clock is read once, when the
@@ -383,19 +329,19 @@ impl Verification {
 
     /// Returns whether the key is valid.
     pub fn is_valid(&self) -> bool {
-        matches!(self.answer, Answer::Valid(_))
+        self.0.answer.is_valid()
     }
 
     /// Returns when the key expires, if the issuer said so.
     pub fn expires_at(&self) -> Option<SystemTime> {
-        match &self.answer {
+        match &self.0.answer {
             Answer::Valid(facts) => facts.expires_at.as_deref().copied(),
             Answer::Invalid(_) => None,
         }
     }
 
     fn map(mut self, change: impl FnOnce(&mut Facts)) -> Self {
-        if let Answer::Valid(facts) = &mut self.answer {
+        if let Answer::Valid(facts) = &mut self.0.answer {
             change(facts);
         }
         self

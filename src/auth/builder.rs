@@ -4,17 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HeaderName};
+use orgkey_lookup::Config;
 
 use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
-use crate::cache::Cache;
+use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
-use crate::config::{ConfigError, Settings};
+use crate::config::ConfigError;
 use crate::credential::CredentialSource;
 use crate::key::DigestSecret;
 use crate::rejection::{DefaultRejectionResponse, Face, Style};
 use crate::request_head::RequestHead;
-use crate::telemetry::Component;
-use crate::upstream::Upstream;
 use crate::verify::DynVerifier;
 
 /// Builds an [`ApiKeyLayer`] with settings of your own.
@@ -36,7 +35,7 @@ use crate::verify::DynVerifier;
 #[must_use]
 pub struct ApiKeyLayerBuilder {
     verifier: Arc<dyn DynVerifier>,
-    settings: Settings,
+    config: Config,
     clock: Clock,
     realm: Option<String>,
     header: Option<(HeaderName, String)>,
@@ -52,7 +51,7 @@ impl ApiKeyLayerBuilder {
     pub(super) fn new(verifier: Arc<dyn DynVerifier>) -> Self {
         Self {
             verifier,
-            settings: Settings::default(),
+            config: Config::default(),
             clock: Clock::default(),
             realm: None,
             header: None,
@@ -69,20 +68,20 @@ impl ApiKeyLayerBuilder {
     ///
     /// While the issuer answers, a revoked key is accepted for at most twice this time and one verification.
     pub fn soft_ttl(mut self, ttl: Duration) -> Self {
-        self.settings.lifetimes.soft = ttl;
+        self.config.lifetimes.soft = ttl;
         self
     }
 
     /// How long facts are served while the issuer does not answer, since the call that brought them was sent. At least
     /// twice the soft TTL, at most 12 h; 15 min unless set.
     pub fn hard_ttl(mut self, ttl: Duration) -> Self {
-        self.settings.lifetimes.hard = ttl;
+        self.config.lifetimes.hard = ttl;
         self
     }
 
     /// How many good keys are held. At least 10; 100,000 unless set. Refused keys have a tenth of it for themselves.
     pub fn capacity(mut self, keys: u64) -> Self {
-        self.settings.capacity = keys;
+        self.config.capacity = keys;
         self
     }
 
@@ -91,7 +90,7 @@ impl ApiKeyLayerBuilder {
     /// In any second at most a hundredth more go out. Calls beyond it wait; known keys are served from what is held
     /// meanwhile. A 429 lowers the limit, set or not, to half of what was too much; it then rises again step by step.
     pub fn max_calls_per_second(mut self, calls: u32) -> Self {
-        self.settings.max_calls_per_second = Some(calls);
+        self.config.max_calls_per_second = Some(calls);
         self
     }
 
@@ -100,7 +99,7 @@ impl ApiKeyLayerBuilder {
     /// A verifier that makes several calls applies it to each of them; see
     /// [`Verifier::verify_attempt`](crate::Verifier::verify_attempt).
     pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.attempt_deadline = deadline;
+        self.config.attempt_deadline = deadline;
         self
     }
 
@@ -109,14 +108,14 @@ impl ApiKeyLayerBuilder {
     /// A verification that would have to wait for its turn for longer than this is not queued: the request is served from
     /// the cache, or rejected with 503 at once.
     pub fn caller_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.caller_deadline = deadline;
+        self.config.caller_deadline = deadline;
         self
     }
 
     /// How long a verification may take with its retry and its waits, whoever still waits for it. At least the deadline of
     /// a caller, at most 60 s; 10 s unless set.
     pub fn flight_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.flight_deadline = deadline;
+        self.config.flight_deadline = deadline;
         self
     }
 
@@ -227,7 +226,7 @@ impl ApiKeyLayerBuilder {
 
     /// The layer. Needs no runtime, and starts nothing.
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
-        self.settings.check()?;
+        self.config.check()?;
         let secret = DigestSecret::draw()
             .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
         #[cfg(feature = "test-util")]
@@ -250,16 +249,11 @@ impl ApiKeyLayerBuilder {
                 Some(Style::bearer(realm)?),
             ),
         };
-        let upstream = Upstream::new(
-            self.verifier,
-            self.clock.clone(),
-            &self.settings,
-            Component::Issuer,
-        );
+        let keys = ApiKeys::new(self.verifier, secret);
         Ok(ApiKeyLayer {
             core: Arc::new(Core {
                 credential,
-                cache: Cache::new(self.settings, self.clock, secret, upstream),
+                cache: Cache::new(keys, self.config, self.clock),
                 allow_anonymous: self.allow_anonymous,
                 allow_user_keys: self.allow_user_keys,
                 strip_credential: self.strip_credential,
@@ -277,7 +271,7 @@ impl ApiKeyLayerBuilder {
 impl fmt::Debug for ApiKeyLayerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKeyLayerBuilder")
-            .field("settings", &self.settings)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
+use orgkey_lookup::LookupResult;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
-use crate::cache::LookupResult;
+use crate::api_keys::ApiKeys;
 use crate::pending::{Judge, Pending, Stop};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
 use crate::telemetry::{self, Outcome};
@@ -42,7 +43,13 @@ pin_project! {
 }
 
 impl<B> Judge<B> for Arc<Core> {
-    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
+    type Source = ApiKeys;
+
+    fn judge(
+        &self,
+        request: &mut Request<B>,
+        result: LookupResult<ApiKeys>,
+    ) -> Result<(), Rejection> {
         match result {
             LookupResult::Serve(entry, now) => self.admit(request, entry, now, false),
             LookupResult::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {

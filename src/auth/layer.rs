@@ -7,8 +7,9 @@ use tower_layer::Layer;
 
 use super::builder::ApiKeyLayerBuilder;
 use super::service::ApiKeyService;
-use crate::cache::{ApiKeyHandle, Cache};
+use crate::api_keys::Cache;
 use crate::credential::CredentialSource;
+use crate::handle::ApiKeyHandle;
 use crate::rejection::{DefaultRejectionResponse, Face};
 use crate::request_head::RequestHead;
 use crate::verify::Verifier;

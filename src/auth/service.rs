@@ -3,16 +3,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Extensions, Request, Response};
+use orgkey_lookup::{CacheResult, LookupRequest};
 use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use super::stripped::Stripped;
-use crate::cache::{CacheResult, Entry, LookupRequest};
+use crate::api_keys::{ApiKeys, Entry};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
-use crate::key::ApiKey;
+use crate::key::{ApiKey, KeyDigest, is_key};
 use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
@@ -38,7 +39,7 @@ impl<S, F> ApiKeyService<S, F> {
 enum Way {
     Pass { is_anonymous: bool },
     Refuse(Rejection),
-    Wait(LookupRequest),
+    Wait(LookupRequest<ApiKeys>),
 }
 
 impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S, F>
@@ -91,7 +92,7 @@ impl<S: Clone, F> ApiKeyService<S, F> {
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
-        mut lookup: LookupRequest,
+        mut lookup: LookupRequest<ApiKeys>,
     ) -> Box<Pending<S, ReqBody, Arc<Core>>> {
         let core = Arc::clone(&self.layer.core);
         if let Some(peer) = &core.peer {
@@ -120,30 +121,30 @@ impl Core {
             },
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
         };
-        let digest = self.cache.digest(key);
-        let now = self.cache.clock.now();
+        let digest = self.cache.source().digest(key);
+        let now = self.cache.clock().now();
         // An age that reaches back to before the clock's origin excludes nothing.
         let oldest = match max_age {
             Some(max_age) => before(now, max_age),
             None => None,
         };
-        let entry = match self.cache.get_fresh(digest, oldest, now) {
+        let entry = match self.cache.get_fresh(&digest, oldest, now) {
             Ok(entry) => entry,
-            Err(held) => match self.cache.classify(held, key, digest, oldest, now) {
-                CacheResult::Serve(entry) => entry,
-                CacheResult::ServeAndRefresh(entry) => {
+            Err(cached) => match self.classify(cached, key, digest, oldest, now) {
+                Some(CacheResult::Serve(entry)) => entry,
+                Some(CacheResult::ServeAndRefresh(entry)) => {
                     if let Ok(key) = ApiKey::from_bytes(key) {
                         self.cache.refresh(key, &entry);
                     }
                     entry
                 }
-                CacheResult::Invalid => return Way::Refuse(Rejection::invalid_token()),
-                CacheResult::Malformed => return Way::Refuse(Rejection::malformed_credential()),
-                CacheResult::LookUp => {
+                Some(CacheResult::Invalid) => return Way::Refuse(Rejection::invalid_token()),
+                None => return Way::Refuse(Rejection::malformed_credential()),
+                Some(CacheResult::LookUp) => {
                     return match ApiKey::from_bytes(key) {
                         Ok(key) => Way::Wait(LookupRequest {
-                            key,
-                            digest,
+                            query: key,
+                            key: digest,
                             oldest,
                             peer: None,
                         }),
@@ -158,6 +159,21 @@ impl Core {
             },
             Err(rejection) => Way::Refuse(rejection),
         }
+    }
+
+    /// Returns what is cached for a key that is not a fresh hit, or `None` if the key is malformed: nothing is cached for it,
+    /// and it is not in the grammar of keys. A malformed key is not counted.
+    #[inline(never)]
+    fn classify(
+        &self,
+        cached: Option<Arc<Entry>>,
+        key: &[u8],
+        digest: KeyDigest,
+        oldest: Option<Tick>,
+        now: Tick,
+    ) -> Option<CacheResult<ApiKeys>> {
+        let is_malformed = cached.is_none() && !is_key(key);
+        (!is_malformed).then(|| self.cache.classify(cached, &digest, oldest, now))
     }
 
     /// Judges facts for this request, and gives it its context. `cached` facts were there before it came.
@@ -177,7 +193,7 @@ impl Core {
         now: Tick,
         cached: bool,
     ) -> Result<(), Rejection> {
-        if entry.facts.user().is_some() && !self.allow_user_keys {
+        if entry.value.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;

@@ -14,8 +14,8 @@ pub use self::builder::KeyPollerBuilder;
 use self::walk::Comparison;
 use super::token::RenewalGate;
 use super::verifier::{Kinde, KindeVerifier};
-use crate::cache::{ApiKeyHandle, CachedKey};
 use crate::context::KeyId;
+use crate::handle::{ApiKeyHandle, CachedKey};
 use crate::telemetry::poller as telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 

@@ -12,7 +12,8 @@ use super::own_api::{OwnApi, Ownership};
 use super::token::{Credentials, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
 use crate::key::ApiKey;
-use crate::verify::{Attempt, Facts, Invalid, Verification, Verifier, VerifyError};
+use crate::verify::{Attempt, Facts, Verification, Verifier, VerifyError};
+use orgkey_lookup::Invalid;
 
 /// The deadline of each call when [`Verifier::verify`] or [`Verifier::reverify`] is called directly. The layer sets its own.
 const DEADLINE: Duration = Duration::from_secs(5);

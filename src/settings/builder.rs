@@ -2,14 +2,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orgkey_lookup::Config;
+
 use super::layer::{Core, OrgSettingsLayer};
-use super::loader::{Loads, SettingsLoader};
-use crate::cache::{ApiKeyHandle, Cache};
-use crate::config::{ConfigError, Settings};
-use crate::key::DigestSecret;
-use crate::telemetry::Component;
-use crate::upstream::Upstream;
-use crate::verify::DynVerifier;
+use super::loader::SettingsLoader;
+use super::source::{Cache, Loader};
+use crate::config::ConfigError;
+use crate::handle::ApiKeyHandle;
 
 /// Builds an [`OrgSettingsLayer`] with bounds of your own.
 ///
@@ -31,8 +30,8 @@ use crate::verify::DynVerifier;
 #[must_use]
 pub struct OrgSettingsLayerBuilder<T> {
     keys: ApiKeyHandle,
-    loads: Arc<dyn DynVerifier>,
-    settings: Settings,
+    loader: Loader<T>,
+    config: Config,
     default: Option<T>,
 }
 
@@ -40,8 +39,8 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
     pub(super) fn new(keys: ApiKeyHandle, loader: impl SettingsLoader<T>) -> Self {
         Self {
             keys,
-            loads: Arc::new(Loads::new(loader)),
-            settings: Settings::default(),
+            loader: Loader::new(loader),
+            config: Config::default(),
             default: None,
         }
     }
@@ -51,45 +50,45 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
     ///
     /// While the loader answers, a change in your store is seen at most twice this time and one load later.
     pub fn soft_ttl(mut self, ttl: Duration) -> Self {
-        self.settings.lifetimes.soft = ttl;
+        self.config.lifetimes.soft = ttl;
         self
     }
 
     /// How long settings are served while the loader fails, since the call that brought them. At least twice the soft TTL, at
     /// most 12 h; 15 min unless set.
     pub fn hard_ttl(mut self, ttl: Duration) -> Self {
-        self.settings.lifetimes.hard = ttl;
+        self.config.lifetimes.hard = ttl;
         self
     }
 
     /// Of how many organizations settings are held. At least 10; 100,000 unless set.
     pub fn capacity(mut self, organizations: u64) -> Self {
-        self.settings.capacity = organizations;
+        self.config.capacity = organizations;
         self
     }
 
     /// The most calls to the loader in a second, all told. At least 1; no fixed limit unless set.
     pub fn max_calls_per_second(mut self, calls: u32) -> Self {
-        self.settings.max_calls_per_second = Some(calls);
+        self.config.max_calls_per_second = Some(calls);
         self
     }
 
     /// How long one call to the loader may take. Not zero; 1 s unless set.
     pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.attempt_deadline = deadline;
+        self.config.attempt_deadline = deadline;
         self
     }
 
     /// How long a request waits for settings altogether. At least the deadline of an attempt; 2.5 s unless set.
     pub fn caller_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.caller_deadline = deadline;
+        self.config.caller_deadline = deadline;
         self
     }
 
     /// How long a load may take with its retry and its waits, whoever still waits for it. At least the deadline of a caller,
     /// at most 60 s; 10 s unless set.
     pub fn flight_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.flight_deadline = deadline;
+        self.config.flight_deadline = deadline;
         self
     }
 
@@ -105,28 +104,22 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
 
     /// The layer. Needs no runtime, and starts nothing.
     pub fn build(self) -> Result<OrgSettingsLayer<T>, ConfigError> {
-        self.settings.check()?;
-        let secret = DigestSecret::draw()
-            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
-        // One clock with the keys, which a test may have set.
-        let clock = self.keys.clock();
-        let component = Component::Settings(std::any::type_name::<T>());
-        let upstream = Upstream::new(self.loads, clock.clone(), &self.settings, component);
-        let cache = Cache::new(self.settings, clock, secret, upstream);
-        self.keys.add_dependent(&cache);
-        Ok(OrgSettingsLayer {
-            core: Arc::new(Core {
-                cache,
-                default: self.default.map(Arc::new),
-            }),
-        })
+        self.config.check()?;
+        // The clock of the keys, which a test may have set.
+        let clock = self.keys.0.clock().clone();
+        let core = Arc::new(Core {
+            cache: Cache::new(self.loader, self.config, clock),
+            default: self.default.map(Arc::new),
+        });
+        self.keys.0.add_dependent(&core);
+        Ok(OrgSettingsLayer { core })
     }
 }
 
 impl<T> fmt::Debug for OrgSettingsLayerBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OrgSettingsLayerBuilder")
-            .field("settings", &self.settings)
+            .field("config", &self.config)
             .field("has_default", &self.default.is_some())
             .finish_non_exhaustive()
     }

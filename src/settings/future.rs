@@ -18,6 +18,9 @@ pin_project! {
     pub struct ResponseFuture<S, T, ReqBody>
     where
         S: Service<Request<ReqBody>>,
+        T: Send,
+        T: Sync,
+        T: 'static,
     {
         #[pin]
         pub(super) state: State<S, T, ReqBody>,
@@ -29,6 +32,9 @@ pin_project! {
     pub(super) enum State<S, T, ReqBody>
     where
         S: Service<Request<ReqBody>>,
+        T: Send,
+        T: Sync,
+        T: 'static,
     {
         Called { #[pin] future: S::Future },
         Refused { rejection: Option<Rejection> },
@@ -74,6 +80,7 @@ where
 impl<S, T, ReqBody> fmt::Debug for ResponseFuture<S, T, ReqBody>
 where
     S: Service<Request<ReqBody>>,
+    T: Send + Sync + 'static,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()

@@ -101,7 +101,7 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
         })
     }
 
-    pub(super) fn give_to(self, extensions: &mut Extensions) {
+    pub(super) fn insert_into(self, extensions: &mut Extensions) {
         extensions.insert(Given(self));
     }
 }

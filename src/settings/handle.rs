@@ -1,10 +1,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cache::{ApiKeyHandle, Cache};
+use orgkey_lookup::UpstreamState;
+use orgkey_lookup::cache::{Dependent, Stats};
+
 use crate::context::OrgCode;
-use crate::key::ApiKey;
-use crate::upstream::UpstreamState;
+
+/// A cache of settings of any type.
+pub(super) trait Control: Dependent {
+    fn stats(&self) -> Stats;
+}
 
 /// Invalidates settings, and tells how things stand. Cheap to clone; every clone acts on the same layer.
 ///
@@ -27,7 +32,7 @@ use crate::upstream::UpstreamState;
 /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
 /// ```
 #[derive(Clone)]
-pub struct OrgSettingsHandle(ApiKeyHandle);
+pub struct OrgSettingsHandle(Arc<dyn Control>);
 
 /// Counts since the layer was built, and how full it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,14 +55,13 @@ pub struct SettingsStats {
 }
 
 impl OrgSettingsHandle {
-    pub(super) fn new(cache: Arc<Cache>) -> Self {
-        Self(ApiKeyHandle::new(cache))
+    pub(super) fn new(cache: Arc<dyn Control>) -> Self {
+        Self(cache)
     }
 
     /// Loads this organization's settings anew.
     pub fn invalidate_org(&self, org: &OrgCode) {
-        // What stands for a key in this cache is the organization.
-        self.0.invalidate_key(&ApiKey::standing_for(org));
+        self.0.invalidate_organization(org.as_str());
     }
 
     /// Loads every organization's settings anew.

@@ -3,40 +3,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Extensions, Request};
+use orgkey_lookup::cache::{Dependent, Stats};
+use orgkey_lookup::{CacheResult, Entry, LookupRequest, LookupResult};
 use tower_layer::Layer;
 
 use super::builder::OrgSettingsLayerBuilder;
 use super::given::OrgSettings;
-use super::handle::OrgSettingsHandle;
+use super::handle::{Control, OrgSettingsHandle};
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
-use crate::cache::{ApiKeyHandle, Cache, CacheResult, Entry, LookupRequest, LookupResult};
+use super::source::{Cache, Loader};
 use crate::context::{Anonymous, OrgCode, OrgContext};
-use crate::key::ApiKey;
+use crate::handle::ApiKeyHandle;
 use crate::pending::Judge;
 use crate::rejection::Rejection;
 use crate::telemetry;
-use crate::verify::Extra;
 
 /// The layer that gives a request the settings of its organization, as [`OrgSettings<T>`](super::OrgSettings).
 ///
 /// See the [module's guide](crate::settings) for where it stands. Clones share one cache; two layers share nothing.
 #[must_use]
-pub struct OrgSettingsLayer<T> {
+pub struct OrgSettingsLayer<T: Send + Sync + 'static> {
     pub(super) core: Arc<Core<T>>,
 }
 
 /// What a layer and its clones share.
-pub(super) struct Core<T> {
-    pub(super) cache: Arc<Cache>,
+pub(super) struct Core<T: Send + Sync + 'static> {
+    pub(super) cache: Arc<Cache<T>>,
     pub(super) default: Option<Arc<T>>,
 }
 
 /// Which way a request goes.
-pub(super) enum Way {
+pub(super) enum Way<T: Send + Sync + 'static> {
     Pass,
     Refuse(Rejection),
-    Wait(LookupRequest),
+    Wait(LookupRequest<Loader<T>>),
 }
 
 impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
@@ -65,89 +66,68 @@ impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
     ) -> OrgSettingsLayerBuilder<T> {
         OrgSettingsLayerBuilder::new(keys.clone(), loader)
     }
-}
 
-impl<T> OrgSettingsLayer<T> {
     /// Invalidates settings while the layer runs, and tells how things stand.
     pub fn handle(&self) -> OrgSettingsHandle {
-        OrgSettingsHandle::new(Arc::clone(&self.core.cache))
+        OrgSettingsHandle::new(Arc::<Core<T>>::clone(&self.core))
     }
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
     /// Decides on a request, and gives it the settings if they are at hand.
     #[inline]
-    pub(super) fn way<B>(&self, request: &mut Request<B>) -> Way {
+    pub(super) fn way<B>(&self, request: &mut Request<B>) -> Way<T> {
         let extensions = request.extensions_mut();
         let Some(context) = extensions.get::<OrgContext>() else {
             return without_organization(extensions);
         };
-        let org = context.org_code().clone();
         let cache = &self.cache;
-        let digest = cache.digest(org.as_str());
-        let now = cache.clock.now();
-        let entry = match cache.get_settings(digest, now) {
-            CacheResult::Serve(entry) => entry,
-            CacheResult::ServeAndRefresh(entry) => {
-                cache.refresh(ApiKey::standing_for(&org), &entry);
-                entry
-            }
-            // A loader refuses nobody, and a code is held to no grammar of keys; if it were not so, to ask again would be the way
-            // out.
-            CacheResult::LookUp | CacheResult::Invalid | CacheResult::Malformed => {
-                return Way::Wait(LookupRequest {
-                    key: ApiKey::standing_for(&org),
-                    digest,
-                    oldest: None,
-                    peer: None,
-                });
-            }
+        let key = cache.source().key(context.org_code().clone());
+        let now = cache.clock().now();
+        let entry = match cache.get_fresh(&key, None, now) {
+            Ok(entry) => entry,
+            Err(cached) => match cache.classify(cached, &key, None, now) {
+                CacheResult::Serve(entry) => entry,
+                CacheResult::ServeAndRefresh(entry) => {
+                    cache.refresh(key.org, &entry);
+                    entry
+                }
+                // A loader finds no organization invalid.
+                CacheResult::LookUp | CacheResult::Invalid => {
+                    return Way::Wait(Loader::request(key));
+                }
+            },
         };
-        match self.give(extensions, org, Some(&entry), Duration::ZERO) {
-            Ok(()) => Way::Pass,
-            Err(rejection) => Way::Refuse(rejection),
-        }
+        insert(extensions, &entry);
+        Way::Pass
     }
 
-    /// Gives a request the settings of an entry, or else the default.
-    #[inline]
-    fn give(
+    /// Adds the default to a request whose settings cannot be loaded.
+    fn insert_default(
         &self,
         extensions: &mut Extensions,
-        org: OrgCode,
-        entry: Option<&Entry>,
         retry_after: Duration,
     ) -> Result<(), Rejection> {
-        let given = match (entry.and_then(|entry| read(entry, &org)), &self.default) {
-            (Some(settings), _) => OrgSettings::new(org, settings),
-            (None, Some(default)) => {
-                telemetry::settings::defaulted();
-                OrgSettings::by_default(org, Arc::clone(default))
-            }
-            (None, None) => return Err(Rejection::settings_unavailable(retry_after)),
+        let context = OrgContext::of(extensions, "an `OrgSettingsLayer`")?;
+        let org = context.org_code().clone();
+        let Some(default) = &self.default else {
+            return Err(Rejection::settings_unavailable(retry_after));
         };
-        // Goes before what a layer further out may have put there.
-        given.give_to(extensions);
+        telemetry::settings::defaulted();
+        OrgSettings::by_default(org, Arc::clone(default)).insert_into(extensions);
         Ok(())
     }
 }
 
-/// The settings in an entry of this organization. The digest of its code has found the entry; that the entry is its own is
-/// looked at all the same.
+/// Adds cached settings to a request. Replaces what a layer further out may have added.
 #[inline]
-fn read<T: Send + Sync + 'static>(entry: &Entry, org: &OrgCode) -> Option<Arc<T>> {
-    let facts = &entry.facts;
-    if facts.org.as_ref() != Some(org) {
-        return None;
-    }
-    match facts.extra.as_deref()? {
-        Extra::Settings(settings) => Arc::clone(settings).downcast().ok(),
-        Extra::User(_) => None,
-    }
+fn insert<T: Send + Sync + 'static>(extensions: &mut Extensions, entry: &Entry<Loader<T>>) {
+    let settings = Arc::clone(&entry.value.0);
+    OrgSettings::new(entry.key.org.clone(), settings).insert_into(extensions);
 }
 
 #[cold]
-fn without_organization(extensions: &Extensions) -> Way {
+fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Way<T> {
     if extensions.get::<Anonymous>().is_some() {
         // What a layer further out may have given is not read without an organization.
         Way::Pass
@@ -157,24 +137,46 @@ fn without_organization(extensions: &Extensions) -> Way {
 }
 
 impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
-    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
+    type Source = Loader<T>;
+
+    fn judge(
+        &self,
+        request: &mut Request<B>,
+        result: LookupResult<Loader<T>>,
+    ) -> Result<(), Rejection> {
         let extensions = request.extensions_mut();
-        let org = OrgContext::of(extensions, "an `OrgSettingsLayer`")?
-            .org_code()
-            .clone();
-        match result {
+        let retry_after = match result {
             LookupResult::Serve(entry, _) => {
-                self.give(extensions, org, Some(&entry), Duration::ZERO)
+                insert(extensions, &entry);
+                return Ok(());
             }
-            LookupResult::CannotTell(cannot_tell) => {
-                self.give(extensions, org, None, cannot_tell.retry_after)
-            }
-            LookupResult::Invalid => self.give(extensions, org, None, Duration::ZERO),
-        }
+            LookupResult::CannotTell(cannot_tell) => cannot_tell.retry_after,
+            LookupResult::Invalid => Duration::ZERO,
+        };
+        self.insert_default(extensions, retry_after)
     }
 }
 
-impl<S, T> Layer<S> for OrgSettingsLayer<T> {
+impl<T: Send + Sync + 'static> Dependent for Core<T> {
+    fn invalidate_organization(&self, organization: &str) {
+        // An organization that is outside the grammar has no settings.
+        if let Ok(org) = OrgCode::new(organization) {
+            self.cache.invalidate_key(&self.cache.source().key(org));
+        }
+    }
+
+    fn invalidate_all(&self) {
+        self.cache.invalidate_all();
+    }
+}
+
+impl<T: Send + Sync + 'static> Control for Core<T> {
+    fn stats(&self) -> Stats {
+        self.cache.stats()
+    }
+}
+
+impl<S, T: Send + Sync + 'static> Layer<S> for OrgSettingsLayer<T> {
     type Service = OrgSettingsService<S, T>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -182,7 +184,7 @@ impl<S, T> Layer<S> for OrgSettingsLayer<T> {
     }
 }
 
-impl<T> Clone for OrgSettingsLayer<T> {
+impl<T: Send + Sync + 'static> Clone for OrgSettingsLayer<T> {
     fn clone(&self) -> Self {
         Self {
             core: Arc::clone(&self.core),
@@ -190,43 +192,11 @@ impl<T> Clone for OrgSettingsLayer<T> {
     }
 }
 
-impl<T> fmt::Debug for OrgSettingsLayer<T> {
+impl<T: Send + Sync + 'static> fmt::Debug for OrgSettingsLayer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OrgSettingsLayer")
             .field("settings", &std::any::type_name::<T>())
             .field("has_default", &self.core.default.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::Lifetimes;
-    use crate::clock::Tick;
-    use crate::key::DigestSecret;
-    use crate::verify::Facts;
-
-    #[test]
-    fn settings_are_read_from_an_entry_of_the_same_organization_and_the_same_type_alone() {
-        let of = |extra| {
-            let facts = Facts {
-                org: Some(OrgCode::from_static("org_1")),
-                extra: Some(Box::new(extra)),
-                ..Facts::default()
-            };
-            let lifetimes = Lifetimes {
-                soft: Duration::from_secs(60),
-                hard: Duration::from_secs(900),
-            };
-            let digest = DigestSecret::draw().unwrap().digest("org_1");
-            Entry::new(facts, digest, Tick(1), 1, lifetimes, Tick(1), None)
-        };
-        let entry = of(Extra::Settings(Arc::new(7_u32)));
-        let org = OrgCode::from_static("org_1");
-        assert_eq!(read::<u32>(&entry, &org), Some(Arc::new(7)));
-        assert_eq!(read::<u32>(&entry, &OrgCode::from_static("org_2")), None);
-        assert_eq!(read::<u64>(&entry, &org), None);
-        assert_eq!(read::<u32>(&of(Extra::User("7".into())), &org), None);
     }
 }

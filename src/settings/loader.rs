@@ -4,13 +4,12 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orgkey_lookup::{Failure, FailureKind};
+
 use crate::context::OrgCode;
-use crate::key::ApiKey;
-use crate::verify::{Verification, Verifier, VerifyError};
 
 /// Loads an organization's settings, whatever they are.
 ///
@@ -190,36 +189,13 @@ impl From<Infallible> for SettingsError {
     }
 }
 
-impl From<SettingsError> for VerifyError {
-    fn from(error: SettingsError) -> Self {
-        match error.kind {
-            SettingsErrorKind::Unavailable => Self::unavailable(error),
-            SettingsErrorKind::Throttled { retry_after } => Self::throttled(retry_after),
-            // Alive, and no use in asking again soon: what refused credentials say of an issuer.
-            SettingsErrorKind::Broken => Self::misconfigured(error),
+impl Failure for SettingsError {
+    fn kind(&self) -> FailureKind {
+        match self.kind {
+            SettingsErrorKind::Unavailable => FailureKind::Unavailable,
+            SettingsErrorKind::Throttled { retry_after } => FailureKind::Throttled { retry_after },
+            // The store answered, and an operator has to act.
+            SettingsErrorKind::Broken => FailureKind::Misconfigured,
         }
-    }
-}
-
-/// A loader in the place of a verifier. The "key" is an organization's code.
-pub(super) struct Loads<L, T> {
-    loader: L,
-    settings: PhantomData<fn() -> T>,
-}
-
-impl<L, T> Loads<L, T> {
-    pub(super) fn new(loader: L) -> Self {
-        Self {
-            loader,
-            settings: PhantomData,
-        }
-    }
-}
-
-impl<L: SettingsLoader<T>, T: Send + Sync + 'static> Verifier for Loads<L, T> {
-    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        let org = OrgCode::new(key.expose_secret()).map_err(VerifyError::unavailable)?;
-        let settings = self.loader.load(&org).await?;
-        Ok(Verification::of_settings(org, Arc::new(settings)))
     }
 }

@@ -94,6 +94,7 @@ mod handle;
 mod layer;
 mod loader;
 mod service;
+mod source;
 
 pub use self::builder::OrgSettingsLayerBuilder;
 pub use self::future::ResponseFuture;

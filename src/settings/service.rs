@@ -4,23 +4,24 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
+use orgkey_lookup::LookupRequest;
 use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, OrgSettingsLayer, Way};
-use crate::cache::LookupRequest;
+use super::source::Loader;
 use crate::pending::Pending;
 
 /// The service that [`OrgSettingsLayer`] makes.
 ///
 /// See the [module's guide](crate::settings).
 #[must_use]
-pub struct OrgSettingsService<S, T> {
+pub struct OrgSettingsService<S, T: Send + Sync + 'static> {
     inner: S,
     layer: OrgSettingsLayer<T>,
 }
 
-impl<S, T> OrgSettingsService<S, T> {
+impl<S, T: Send + Sync + 'static> OrgSettingsService<S, T> {
     pub(super) fn new(inner: S, layer: OrgSettingsLayer<T>) -> Self {
         Self { inner, layer }
     }
@@ -62,12 +63,12 @@ where
     }
 }
 
-impl<S: Clone, T> OrgSettingsService<S, T> {
+impl<S: Clone, T: Send + Sync + 'static> OrgSettingsService<S, T> {
     #[cold]
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
-        lookup: LookupRequest,
+        lookup: LookupRequest<Loader<T>>,
     ) -> Box<Pending<S, ReqBody, Arc<Core<T>>>> {
         let core = Arc::clone(&self.layer.core);
         let cache = Arc::clone(&core.cache);
@@ -76,7 +77,7 @@ impl<S: Clone, T> OrgSettingsService<S, T> {
     }
 }
 
-impl<S: Clone, T> Clone for OrgSettingsService<S, T> {
+impl<S: Clone, T: Send + Sync + 'static> Clone for OrgSettingsService<S, T> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -85,7 +86,7 @@ impl<S: Clone, T> Clone for OrgSettingsService<S, T> {
     }
 }
 
-impl<S: fmt::Debug, T> fmt::Debug for OrgSettingsService<S, T> {
+impl<S: fmt::Debug, T: Send + Sync + 'static> fmt::Debug for OrgSettingsService<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OrgSettingsService")
             .field("inner", &self.inner)

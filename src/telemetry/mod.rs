@@ -114,8 +114,8 @@ pub use self::settings::{
     SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
 };
 pub(crate) use self::upstream::{
-    Component, breaker_closed, breaker_opened, breaker_state, breaker_tries, entries,
-    issuer_called, occupied, throttled, unconfirmed_invalid_answers,
+    breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called, occupied,
+    throttled, unconfirmed_invalid_answers,
 };
 
 /// The target of every event of this crate.

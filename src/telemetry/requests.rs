@@ -1,11 +1,11 @@
 //! What a request found, how it ended, and what its route lacks.
 
+use orgkey_lookup::Found;
 use tracing::level_filters::LevelFilter;
 
 #[cfg(feature = "metrics")]
 use super::{LOOKUPS, REQUESTS, SERVED_AGE};
 use super::{RateLimitedLog, TARGET};
-use crate::cache::Found;
 use crate::context::OrgContext;
 use crate::rejection::Rejection;
 

@@ -4,10 +4,9 @@
 use std::error::Error;
 use std::time::Duration;
 
+use orgkey_lookup::Found;
+
 use super::{RateLimitedLog, TARGET};
-use crate::cache::Found;
-use crate::upstream::Circuit;
-use crate::verify::{Verification, VerifyError, VerifyErrorKind};
 
 /// Counts what requests found of their organization's settings.
 pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
@@ -78,11 +77,11 @@ pub(crate) fn defaulted() {
     metrics::counter!(SETTINGS_DEFAULTS).increment(1);
 }
 
-pub(super) fn entries(of: &'static str, number: usize) {
+pub(crate) fn entries(of: &'static str, number: usize) {
     set_of!(SETTINGS_ENTRIES, of, number);
 }
 
-pub(super) fn occupied(of: &'static str, calls: usize, waiting: usize) {
+pub(crate) fn occupied(of: &'static str, calls: usize, waiting: usize) {
     set_of!(SETTINGS_IN_FLIGHT, of, calls);
     set_of!(SETTINGS_WAITING, of, waiting);
 }
@@ -91,29 +90,18 @@ pub(super) fn occupied(of: &'static str, calls: usize, waiting: usize) {
 pub(crate) fn called(
     of: &'static str,
     org_code: &str,
-    outcome: &Result<Verification, VerifyError>,
+    result: &'static str,
+    error: Option<&(dyn Error + 'static)>,
     took: Duration,
 ) {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    let result = match outcome.as_ref().map_err(VerifyError::kind) {
-        Ok(_) => "loaded",
-        Err(VerifyErrorKind::Unavailable) => "unavailable",
-        Err(VerifyErrorKind::Throttled { .. }) => "throttled",
-        Err(
-            VerifyErrorKind::InvalidResponse
-            | VerifyErrorKind::Inconclusive
-            | VerifyErrorKind::Misconfigured,
-        ) => "broken",
-    };
     tracing::debug!(target: TARGET, settings = of, result, org_code, ?took, "asked the settings loader");
     #[cfg(feature = "metrics")]
     {
         metrics::counter!(SETTINGS_LOADS, "settings" => of, "result" => result).increment(1);
         metrics::histogram!(SETTINGS_LATENCY, "settings" => of).record(took.as_secs_f64());
     }
-    // What stands around the loader's own error speaks of keys. A loader that asks for fewer calls has none; see `throttled`.
-    if let Err(error) = outcome
-        && let Some(error) = error.source()
+    if let Some(error) = error
         && let Some(left_out) = LOG.admit()
     {
         tracing::warn!(
@@ -128,30 +116,26 @@ pub(crate) fn called(
 }
 
 /// Sets the state of a circuit: 0 closed, 1 half open, 2 open.
-pub(super) fn breaker_state(of: &'static str, circuit: Circuit, state: u8) {
+pub(crate) fn breaker_state(of: &'static str, circuit: &'static str, state: u8) {
     #[cfg(feature = "metrics")]
-    metrics::gauge!(SETTINGS_BREAKER, "settings" => of, "circuit" => circuit.name())
-        .set(f64::from(state));
+    metrics::gauge!(SETTINGS_BREAKER, "settings" => of, "circuit" => circuit).set(f64::from(state));
     #[cfg(not(feature = "metrics"))]
     let _ = (of, circuit, state);
 }
 
-pub(super) fn breaker_opened(of: &'static str, circuit: Circuit, open_for: Duration) {
-    let circuit = circuit.name();
+pub(crate) fn breaker_opened(of: &'static str, circuit: &'static str, open_for: Duration) {
     tracing::warn!(target: TARGET, settings = of, circuit, ?open_for, "settings circuit breaker opened");
 }
 
-pub(super) fn breaker_tries(of: &'static str, circuit: Circuit) {
-    let circuit = circuit.name();
+pub(crate) fn breaker_tries(of: &'static str, circuit: &'static str) {
     tracing::info!(target: TARGET, settings = of, circuit, "settings circuit breaker half open");
 }
 
-pub(super) fn breaker_closed(of: &'static str, circuit: Circuit) {
-    let circuit = circuit.name();
+pub(crate) fn breaker_closed(of: &'static str, circuit: &'static str) {
     tracing::info!(target: TARGET, settings = of, circuit, "settings circuit breaker closed");
 }
 
-pub(super) fn throttled(of: &'static str, pause: Duration) {
+pub(crate) fn throttled(of: &'static str, pause: Duration) {
     #[cfg(feature = "metrics")]
     metrics::counter!(SETTINGS_THROTTLED, "settings" => of).increment(1);
     tracing::warn!(target: TARGET, settings = of, ?pause, "settings loader asks for fewer calls");

@@ -12,16 +12,21 @@ use std::time::Duration;
 ///
 /// 64 bits of nanoseconds last 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub(crate) struct Tick(pub(crate) u64);
+pub struct Tick(pub u64);
 
 impl Tick {
-    pub(crate) const ZERO: Self = Self(0);
+    /// The origin of the clock.
+    pub const ZERO: Self = Self(0);
 
-    pub(crate) fn after(self, wait: Duration) -> Self {
+    /// Returns the time this long after this one.
+    #[inline]
+    pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(nanos(wait)))
     }
 
-    pub(crate) fn since(self, earlier: Self) -> Duration {
+    /// Returns the time since an earlier one, or zero if that one is later.
+    #[inline]
+    pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
@@ -33,25 +38,29 @@ impl fmt::Debug for Tick {
 }
 
 /// A duration in whole nanoseconds, capped at `u64::MAX`.
-pub(crate) fn nanos(duration: Duration) -> u64 {
+#[inline]
+pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Where the time comes from.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Clock {
+pub enum Clock {
+    /// The system's clock.
     #[default]
     System,
-    #[cfg(feature = "test-util")]
-    Test(crate::test_util::TestClock),
+    /// A clock that a test controls.
+    #[cfg(any(test, feature = "test-util"))]
+    Test(TestClock),
 }
 
 impl Clock {
+    /// Returns the present time.
     #[inline]
-    pub(crate) fn now(&self) -> Tick {
+    pub fn now(&self) -> Tick {
         match self {
             Self::System => system_now(),
-            #[cfg(feature = "test-util")]
+            #[cfg(any(test, feature = "test-util"))]
             Self::Test(clock) => Tick(nanos(clock.elapsed())),
         }
     }
@@ -79,4 +88,43 @@ fn system_now() -> Tick {
 
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
     Tick(nanos(ORIGIN.get_or_init(Instant::now).elapsed()))
+}
+
+/// A clock that follows tokio's, which a test may pause, and that jumps like the clock of a machine that was suspended.
+#[cfg(any(test, feature = "test-util"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+#[derive(Clone, Debug)]
+pub struct TestClock {
+    origin: tokio::time::Instant,
+    jumped: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[cfg(any(test, feature = "test-util"))]
+impl TestClock {
+    /// Creates a clock that starts now.
+    pub fn new() -> Self {
+        Self {
+            origin: tokio::time::Instant::now(),
+            jumped: std::sync::Arc::default(),
+        }
+    }
+
+    /// Moves this clock forward.
+    pub fn jump(&self, by: Duration) {
+        self.jumped
+            .fetch_add(nanos(by), std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Returns the time since the clock started.
+    pub fn elapsed(&self) -> Duration {
+        let jumped = self.jumped.load(std::sync::atomic::Ordering::SeqCst);
+        self.origin.elapsed() + Duration::from_nanos(jumped)
+    }
+}
+
+#[cfg(any(test, feature = "test-util"))]
+impl Default for TestClock {
+    fn default() -> Self {
+        Self::new()
+    }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{KeyPoller, Settings};
-use crate::cache::ApiKeyHandle;
 use crate::config::ConfigError;
 use crate::context::KeyId;
+use crate::handle::ApiKeyHandle;
 use crate::kinde::token::{Credentials, RenewalGate};
 use crate::kinde::verifier::{Kinde, KindeVerifier};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::KeyPoller;
-use crate::cache::{ApiKeyHandle, CachedKey};
 use crate::context::KeyId;
+use crate::handle::{ApiKeyHandle, CachedKey};
 use crate::kinde::token::{Credentials, Token};
 use crate::kinde::wire::{ListReading, ListedKey, Page, read_list};
 use crate::telemetry::poller as telemetry;

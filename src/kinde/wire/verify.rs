@@ -7,7 +7,7 @@ use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::context::{KeyId, OrgCode};
 use crate::scope::{MAX_SCOPE_LEN, MAX_SCOPES, Scopes};
-use crate::verify::{Extra, Facts, VerifyError};
+use crate::verify::{Facts, VerifyError};
 
 /// What verify says.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ fn read_facts(body: Body) -> Result<Facts, InvalidBody> {
     Ok(Facts {
         org: org.map_err(|_| InvalidBody("`org_code` is outside its grammar"))?,
         key_id: key_id.map_err(|_| InvalidBody("`key_id` is outside its grammar"))?,
-        extra: user.map(|user| Box::new(Extra::User(user.into()))),
+        user: user.map(|user| Box::new(user.into())),
         scopes: read_scopes(body.scopes)?,
         expires_at: None,
     })

@@ -18,8 +18,7 @@ use super::entry::Entry;
 use super::sync::{AtomicU64, RwLock, RwLockWriteGuard};
 use super::watchers::Watchers;
 use crate::clock::Tick;
-use crate::context::{KeyId, OrgCode};
-use crate::key::KeyDigest;
+use crate::source::{Source, Value};
 
 /// The maximum number of blocks of one kind.
 pub(crate) const MAX_BLOCKS: usize = 100_000;
@@ -30,7 +29,7 @@ const MAX_INVALIDATIONS: usize = 100_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the list of blocked {what} is full")]
 pub struct BlockListFull {
-    pub(crate) what: &'static str,
+    pub(super) what: &'static str,
 }
 
 /// What the blocks and invalidations say about an entry.
@@ -42,20 +41,20 @@ pub(crate) enum BlockStatus {
 }
 
 #[derive(Debug)]
-pub(crate) struct Blocks {
+pub(super) struct Blocks<S: Source> {
     version: AtomicU64,
-    tables: RwLock<Tables>,
-    watchers: Arc<Watchers>,
+    tables: RwLock<Tables<S::Key>>,
+    watchers: Arc<Watchers<S::Key>>,
 }
 
-#[derive(Debug, Default)]
-struct Tables {
-    blocked_keys: HashSet<KeyDigest>,
-    blocked_ids: HashSet<KeyId>,
-    blocked_orgs: HashSet<OrgCode>,
-    invalidated_keys: HashMap<KeyDigest, Invalidation>,
-    invalidated_ids: HashMap<KeyId, Invalidation>,
-    invalidated_orgs: HashMap<OrgCode, Invalidation>,
+#[derive(Debug)]
+struct Tables<K> {
+    blocked_keys: HashSet<K>,
+    blocked_ids: HashSet<Box<str>>,
+    blocked_orgs: HashSet<Box<str>>,
+    invalidated_keys: HashMap<K, Invalidation>,
+    invalidated_ids: HashMap<Box<str>, Invalidation>,
+    invalidated_orgs: HashMap<Box<str>, Invalidation>,
     invalidated_all: u64,
 }
 
@@ -65,7 +64,21 @@ struct Invalidation {
     at: Tick,
 }
 
-impl Default for Blocks {
+impl<K> Default for Tables<K> {
+    fn default() -> Self {
+        Self {
+            blocked_keys: HashSet::new(),
+            blocked_ids: HashSet::new(),
+            blocked_orgs: HashSet::new(),
+            invalidated_keys: HashMap::new(),
+            invalidated_ids: HashMap::new(),
+            invalidated_orgs: HashMap::new(),
+            invalidated_all: 0,
+        }
+    }
+}
+
+impl<S: Source> Default for Blocks<S> {
     fn default() -> Self {
         Self {
             version: AtomicU64::new(1),
@@ -75,14 +88,14 @@ impl Default for Blocks {
     }
 }
 
-impl Blocks {
+impl<S: Source> Blocks<S> {
     /// Returns the present version, for a lookup that begins now.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
     /// Returns the status of an entry. Costs one comparison if nothing was updated since the entry was last found clear.
-    pub(crate) fn status(&self, entry: &Entry) -> BlockStatus {
+    pub(crate) fn status(&self, entry: &Entry<S>) -> BlockStatus {
         let version = self.version();
         if entry.cleared.load(Ordering::Relaxed) == version {
             return BlockStatus::Clear;
@@ -92,13 +105,13 @@ impl Blocks {
 
     /// Returns whether nothing was updated since the entry was last found clear.
     #[inline]
-    pub(crate) fn has_cleared(&self, entry: &Entry) -> bool {
+    pub(crate) fn has_cleared(&self, entry: &Entry<S>) -> bool {
         let version = self.version();
         entry.cleared.load(Ordering::Relaxed) == version
     }
 
     #[cold]
-    fn read_tables(&self, entry: &Entry, version: u64) -> BlockStatus {
+    fn read_tables(&self, entry: &Entry<S>, version: u64) -> BlockStatus {
         let status = self
             .tables
             .read()
@@ -111,9 +124,9 @@ impl Blocks {
         status
     }
 
-    pub(crate) fn is_key_blocked(&self, digest: KeyDigest) -> bool {
+    pub(crate) fn is_key_blocked(&self, key: &S::Key) -> bool {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        tables.blocked_keys.contains(&digest)
+        tables.blocked_keys.contains(key)
     }
 
     /// Returns whether everything was invalidated after this version.
@@ -125,65 +138,60 @@ impl Blocks {
         }
     }
 
-    pub(crate) fn block_key(
-        &self,
-        digest: KeyDigest,
-        at: InvalidatedAt,
-    ) -> Result<(), BlockListFull> {
+    pub(crate) fn block_key(&self, key: &S::Key, at: InvalidatedAt) -> Result<(), BlockListFull> {
         self.update(|tables, version| {
-            block(&mut tables.blocked_keys, digest, "keys")?;
-            tables.invalidate_key(digest, version, at);
+            block(&mut tables.blocked_keys, key.clone(), "keys")?;
+            tables.invalidate_key(key, version, at);
             Ok(())
         })
     }
 
-    pub(crate) fn block_id(&self, id: &KeyId, at: InvalidatedAt) -> Result<(), BlockListFull> {
+    pub(crate) fn block_id(&self, id: &str, at: InvalidatedAt) -> Result<(), BlockListFull> {
         self.update(|tables, version| {
-            block(&mut tables.blocked_ids, id.clone(), "key ids")?;
+            block(&mut tables.blocked_ids, id.into(), "key ids")?;
             tables.invalidate_id(id, version, at);
             Ok(())
         })
     }
 
-    pub(crate) fn block_org(&self, org: &OrgCode, at: InvalidatedAt) -> Result<(), BlockListFull> {
+    pub(crate) fn block_org(&self, org: &str, at: InvalidatedAt) -> Result<(), BlockListFull> {
         self.update(|tables, version| {
-            block(&mut tables.blocked_orgs, org.clone(), "organizations")?;
+            block(&mut tables.blocked_orgs, org.into(), "organizations")?;
             tables.invalidate_org(org, version, at);
             Ok(())
         })
     }
 
-    pub(crate) fn unblock_key(&self, digest: KeyDigest) -> bool {
-        self.update(|tables, _| tables.blocked_keys.remove(&digest))
+    pub(crate) fn unblock_key(&self, key: &S::Key) -> bool {
+        self.update(|tables, _| tables.blocked_keys.remove(key))
     }
 
-    pub(crate) fn unblock_id(&self, id: &KeyId) -> bool {
+    pub(crate) fn unblock_id(&self, id: &str) -> bool {
         self.update(|tables, _| tables.blocked_ids.remove(id))
     }
 
-    pub(crate) fn unblock_org(&self, org: &OrgCode) -> bool {
+    pub(crate) fn unblock_org(&self, org: &str) -> bool {
         self.update(|tables, _| tables.blocked_orgs.remove(org))
     }
 
-    pub(crate) fn invalidate_key(&self, digest: KeyDigest, at: InvalidatedAt) {
-        self.update(|tables, version| tables.invalidate_key(digest, version, at));
+    pub(crate) fn invalidate_key(&self, key: &S::Key, at: InvalidatedAt) {
+        self.update(|tables, version| tables.invalidate_key(key, version, at));
     }
 
     /// Invalidates keys under one version, so that waiting streams are woken once.
-    #[cfg(feature = "kinde")]
-    pub(crate) fn invalidate_keys(&self, digests: &[KeyDigest], at: InvalidatedAt) {
+    pub(crate) fn invalidate_keys(&self, keys: &[S::Key], at: InvalidatedAt) {
         self.update(|tables, version| {
-            for digest in digests {
-                tables.invalidate_key(*digest, version, at);
+            for key in keys {
+                tables.invalidate_key(key, version, at);
             }
         });
     }
 
-    pub(crate) fn invalidate_id(&self, id: &KeyId, at: InvalidatedAt) {
+    pub(crate) fn invalidate_id(&self, id: &str, at: InvalidatedAt) {
         self.update(|tables, version| tables.invalidate_id(id, version, at));
     }
 
-    pub(crate) fn invalidate_org(&self, org: &OrgCode, at: InvalidatedAt) {
+    pub(crate) fn invalidate_org(&self, org: &str, at: InvalidatedAt) {
         self.update(|tables, version| tables.invalidate_org(org, version, at));
     }
 
@@ -192,19 +200,19 @@ impl Blocks {
     }
 
     /// Returns the streams that wait for the end of their keys.
-    pub(super) fn watchers(&self) -> Arc<Watchers> {
+    pub(super) fn watchers(&self) -> Arc<Watchers<S::Key>> {
         Arc::clone(&self.watchers)
     }
 
     /// Wakes the streams of this key, because the issuer answered something else about it.
-    pub(super) fn wake_key(&self, digest: KeyDigest) {
-        self.watchers.wake(digest);
+    pub(super) fn wake_key(&self, key: &S::Key) {
+        self.watchers.wake(key);
     }
 
     /// Changes the tables under the next version. The version is published before the lock is released, so the next request
     /// sees the update.
-    fn update<T>(&self, change: impl FnOnce(&mut Tables, u64) -> T) -> T {
-        let mut tables: RwLockWriteGuard<'_, Tables> =
+    fn update<T>(&self, change: impl FnOnce(&mut Tables<S::Key>, u64) -> T) -> T {
+        let mut tables: RwLockWriteGuard<'_, Tables<S::Key>> =
             self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let version = self.version.load(Ordering::Relaxed) + 1;
         let result = change(&mut tables, version);
@@ -223,25 +231,19 @@ pub(crate) struct InvalidatedAt {
     pub(crate) holds: std::time::Duration,
 }
 
-impl Tables {
-    fn status(&self, entry: &Entry) -> BlockStatus {
-        let facts = &entry.facts;
-        let is_blocked = self.blocked_keys.contains(&entry.digest)
-            || facts
-                .key_id
-                .as_ref()
-                .is_some_and(|id| self.blocked_ids.contains(id))
-            || facts
-                .org
-                .as_ref()
-                .is_some_and(|org| self.blocked_orgs.contains(org));
+impl<K: Eq + Hash + Clone> Tables<K> {
+    fn status<S: Source<Key = K>>(&self, entry: &Entry<S>) -> BlockStatus {
+        let (id, org) = (entry.value.key_id(), entry.value.organization());
+        let is_blocked = self.blocked_keys.contains(&entry.key)
+            || id.is_some_and(|id| self.blocked_ids.contains(id))
+            || org.is_some_and(|org| self.blocked_orgs.contains(org));
         if is_blocked {
             return BlockStatus::Blocked;
         }
         let is_invalidated = self.invalidated_all > entry.began
-            || applies(&self.invalidated_keys, Some(&entry.digest), entry.began)
-            || applies(&self.invalidated_ids, facts.key_id.as_ref(), entry.began)
-            || applies(&self.invalidated_orgs, facts.org.as_ref(), entry.began);
+            || applies(&self.invalidated_keys, Some(&entry.key), entry.began)
+            || applies(&self.invalidated_ids, id, entry.began)
+            || applies(&self.invalidated_orgs, org, entry.began);
         if is_invalidated {
             BlockStatus::Invalidated
         } else {
@@ -249,20 +251,20 @@ impl Tables {
         }
     }
 
-    fn invalidate_key(&mut self, digest: KeyDigest, version: u64, at: InvalidatedAt) {
-        if !insert(&mut self.invalidated_keys, digest, version, at) {
+    fn invalidate_key(&mut self, key: &K, version: u64, at: InvalidatedAt) {
+        if !insert(&mut self.invalidated_keys, key.clone(), version, at) {
             self.invalidate_all(version);
         }
     }
 
-    fn invalidate_id(&mut self, id: &KeyId, version: u64, at: InvalidatedAt) {
-        if !insert(&mut self.invalidated_ids, id.clone(), version, at) {
+    fn invalidate_id(&mut self, id: &str, version: u64, at: InvalidatedAt) {
+        if !insert(&mut self.invalidated_ids, id.into(), version, at) {
             self.invalidate_all(version);
         }
     }
 
-    fn invalidate_org(&mut self, org: &OrgCode, version: u64, at: InvalidatedAt) {
-        if !insert(&mut self.invalidated_orgs, org.clone(), version, at) {
+    fn invalidate_org(&mut self, org: &str, version: u64, at: InvalidatedAt) {
+        if !insert(&mut self.invalidated_orgs, org.into(), version, at) {
             self.invalidate_all(version);
         }
     }
@@ -290,7 +292,7 @@ fn block<T: Eq + Hash>(
 fn applies<K, Q>(invalidations: &HashMap<K, Invalidation>, what: Option<&Q>, began: u64) -> bool
 where
     K: Eq + Hash + Borrow<Q>,
-    Q: Eq + Hash,
+    Q: Eq + Hash + ?Sized,
 {
     // Most of the time there are none.
     !invalidations.is_empty()
@@ -342,12 +344,12 @@ mod tests {
             key_id: Some(KeyId::new(id).unwrap()),
             ..Facts::default()
         };
-        let digest = DigestSecret::draw().unwrap().digest(id);
+        let key = DigestSecret::draw().unwrap().key(id);
         let lifetimes = Lifetimes {
             soft: Duration::from_secs(60),
             hard: Duration::from_secs(900),
         };
-        Entry::new(facts, digest, Tick(1), began, lifetimes, Tick(1), None)
+        Entry::new(facts, key, Tick(1), began, lifetimes, Tick(1), None)
     }
 
     #[test]
@@ -392,11 +394,11 @@ mod tests {
 
     #[test]
     fn each_kind_of_block_invalidates() {
-        type Update = fn(&Blocks, &Entry);
+        type Update = fn(&Blocks, &Entry<S>);
         let kinds: [(Update, Update); 3] = [
             (
-                |blocks, entry| blocks.block_key(entry.digest, NOW).unwrap(),
-                |blocks, entry| assert!(blocks.unblock_key(entry.digest)),
+                |blocks, entry| blocks.block_key(entry.key, NOW).unwrap(),
+                |blocks, entry| assert!(blocks.unblock_key(entry.key)),
             ),
             (
                 |blocks, entry| {
@@ -498,7 +500,7 @@ mod tests {
     fn invalidating_everything_makes_room() {
         type Update = fn(&Blocks, &DigestSecret, &str);
         let kinds: [Update; 3] = [
-            |blocks, secret, name| blocks.invalidate_key(secret.digest(name), NOW),
+            |blocks, secret, name| blocks.invalidate_key(secret.key(name), NOW),
             |blocks, _, name| blocks.invalidate_id(&KeyId::new(name).unwrap(), NOW),
             |blocks, _, name| blocks.invalidate_org(&OrgCode::new(name).unwrap(), NOW),
         ];

@@ -5,58 +5,61 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Cache;
 use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup, Shard};
 use super::unconfirmed::{Followed, Received};
+use super::{Cache, UpstreamOfCache};
 use crate::clock::Tick;
-use crate::key::{ApiKey, KeyDigest};
-use crate::telemetry;
+use crate::source::{Answer, Answered, Invalid, Source, Telemetry, Value};
 use crate::upstream::{Admission, CannotTell, Subject};
-use crate::verify::{Answer, Facts, Invalid, Verification};
 
 /// How a verification ended.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum Outcome<V> {
     /// The answer, and when its call was sent.
-    Answered(Verification, Tick),
+    Answered(Answered<V>, Tick),
     CannotTell(CannotTell),
 }
 
 /// A lookup that completes now.
-struct Ending<'a> {
-    lookup: &'a Lookup,
-    digest: KeyDigest,
+struct Ending<'a, S: Source> {
+    lookup: &'a Lookup<S>,
+    key: &'a S::Key,
     sent_at: Tick,
     now: Tick,
 }
 
-impl Cache {
+impl<S: Source> Cache<S> {
     /// Completes a lookup, unless it was cancelled by an invalidation.
-    pub(super) fn complete(&self, lookup: &Arc<Lookup>, digest: KeyDigest, outcome: Outcome) {
+    pub(super) fn complete(
+        &self,
+        lookup: &Arc<Lookup<S>>,
+        key: &S::Key,
+        outcome: Outcome<S::Value>,
+    ) {
         let now = self.clock.now();
         let answered = match &outcome {
-            Outcome::Answered(Verification { answer, credential }, sent_at)
+            Outcome::Answered(Answered { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
             {
                 Some((*credential, *sent_at))
             }
             _ => None,
         };
-        let mut shard = self.in_flight.shard(digest);
-        shard.remove(digest, lookup);
+        let mut shard = self.in_flight.shard(key);
+        shard.remove(key, lookup);
         if !lookup.is_complete() {
             let completion = match outcome {
-                Outcome::Answered(Verification { answer, credential }, sent_at) => {
+                Outcome::Answered(Answered { answer, credential }, sent_at) => {
                     let ending = Ending {
                         lookup,
-                        digest,
+                        key,
                         sent_at,
                         now,
                     };
                     match answer {
-                        Answer::Valid(facts) => self.accept(&mut shard, &ending, facts),
+                        Answer::Valid(value) => self.accept(&mut shard, &ending, value),
                         Answer::Invalid(Invalid::Definitive | Invalid::Concluded) => {
                             self.reject(&mut shard, &ending, true)
                         }
@@ -66,7 +69,7 @@ impl Cache {
                     }
                 }
                 Outcome::CannotTell(cannot_tell) => {
-                    if let Some(cached) = self.servable(digest, None, now) {
+                    if let Some(cached) = self.servable(key, None, now) {
                         self.refresh_later(&cached, now);
                     }
                     Completion::CannotTell(cannot_tell)
@@ -75,38 +78,47 @@ impl Cache {
             lookup.complete(completion);
         }
         drop(shard);
-        telemetry::entries(self.upstream.component(), self.store.len());
+        S::Telemetry::entries(self.store.len());
+        let UpstreamOfCache {
+            upstream,
+            unconfirmed,
+        } = self.at(lookup.upstream);
         match answered {
             Some((credential, sent_at)) => {
-                for followed in self.unconfirmed.answered(credential, sent_at, now) {
+                for followed in unconfirmed.answered(credential, sent_at, now) {
                     self.follow(&followed, now);
                 }
             }
             None => {
-                if let Some(keys) = self.unconfirmed.take_report(now) {
-                    telemetry::unconfirmed_invalid_answers(keys);
+                if let Some(keys) = unconfirmed.take_report(now) {
+                    S::Telemetry::unconfirmed_invalid_answers(upstream.label(), keys);
                 }
             }
         }
     }
 
-    fn accept(&self, shard: &mut Shard, ending: &Ending<'_>, facts: Facts) -> Completion {
+    fn accept(
+        &self,
+        shard: &mut Shard<S>,
+        ending: &Ending<'_, S>,
+        value: S::Value,
+    ) -> Completion<S> {
         let &Ending {
             lookup,
-            digest,
+            key,
             sent_at,
             now,
         } = ending;
-        let entry = Entry::new(
-            self.interner.intern(facts),
-            digest,
+        let entry = Arc::new(Entry::new(
+            value,
+            key.clone(),
+            lookup.mark,
             sent_at,
             lookup.began,
-            self.settings.lifetimes,
+            self.config.lifetimes,
             now,
             Some(Arc::clone(&self.me)),
-        );
-        let entry = Arc::new(entry.with_tail(lookup.tail));
+        ));
         if self.blocks.status(&entry) == BlockStatus::Invalidated {
             return Completion::Cancelled;
         }
@@ -114,31 +126,36 @@ impl Cache {
             // An expired key is invalid, whatever an older entry without an expiry says.
             return self.reject(shard, ending, true);
         }
-        let cached = self.store.get(digest);
+        let cached = self.store.get(key);
         if cached
             .as_ref()
             .is_none_or(|cached| cached.sent_at <= sent_at)
         {
             self.store.insert(Arc::clone(&entry));
-            self.invalid_keys.remove(digest);
-            self.recently_valid.forget(digest);
-            self.unconfirmed.forget(digest);
-            if cached.is_some_and(|cached| !cached.has_owner_of(&entry)) {
-                self.blocks.wake_key(digest);
+            self.invalid_keys.remove(key);
+            self.recently_valid.forget(key);
+            self.at(lookup.upstream).unconfirmed.forget(key);
+            if cached.is_some_and(|cached| !cached.value.has_owner_of(&entry.value)) {
+                self.blocks.wake_key(key);
             }
         }
         Completion::Valid(entry)
     }
 
     /// The key is invalid. If that is certain, older lookups of it are cancelled.
-    fn reject(&self, shard: &mut Shard, ending: &Ending<'_>, is_certain: bool) -> Completion {
+    fn reject(
+        &self,
+        shard: &mut Shard<S>,
+        ending: &Ending<'_, S>,
+        is_certain: bool,
+    ) -> Completion<S> {
         let &Ending {
             lookup,
-            digest,
+            key,
             sent_at,
             now,
         } = ending;
-        if let Some(cached) = self.store.get(digest) {
+        if let Some(cached) = self.store.get(key) {
             if cached.sent_at > sent_at {
                 // The key was valid by a call that was sent later.
                 return Completion::Cancelled;
@@ -146,45 +163,46 @@ impl Cache {
             self.store.remove(&cached);
         }
         if is_certain {
-            self.recently_valid.forget(digest);
+            self.recently_valid.forget(key);
             // An older call may still bring a valid answer, which must not replace this one.
-            shard.cancel(digest);
+            shard.cancel(key);
         }
-        self.unconfirmed.forget(digest);
-        self.invalid_keys.insert(digest, lookup.began, now);
-        self.blocks.wake_key(digest);
+        self.at(lookup.upstream).unconfirmed.forget(key);
+        self.invalid_keys.insert(key, lookup.began, now);
+        self.blocks.wake_key(key);
         Completion::Invalid
     }
 
     /// The key may be invalid.
     fn note(
         &self,
-        shard: &mut Shard,
-        ending: &Ending<'_>,
+        shard: &mut Shard<S>,
+        ending: &Ending<'_, S>,
         unconfirmed: Invalid,
         credential: u64,
-    ) -> Completion {
+    ) -> Completion<S> {
         let now = ending.now;
         let cannot_tell = match unconfirmed {
             Invalid::Undecided {
                 is_misconfigured: true,
             } => CannotTell::misconfigured(),
-            _ => CannotTell::unavailable(self.settings.retry_after),
+            _ => CannotTell::unavailable(self.config.retry_after),
         };
         let received = Received {
             credential,
             sent_at: ending.sent_at,
             read_at: now,
         };
-        let cached = self.servable(ending.digest, None, now);
+        let answers = &self.at(ending.lookup.upstream).unconfirmed;
+        let cached = self.servable(ending.key, None, now);
         let is_certain = match &cached {
-            Some(cached) => self.unconfirmed.note_known(cached, received),
+            Some(cached) => answers.note_known(cached, received),
             None if unconfirmed == Invalid::Unconfirmed => {
                 return self.reject(shard, ending, false);
             }
             None => {
-                let (digest, began) = (ending.digest, ending.lookup.began);
-                self.unconfirmed.note_unknown(digest, began, received)
+                let (key, began) = (ending.key, ending.lookup.began);
+                answers.note_unknown(key, began, received)
             }
         };
         if is_certain {
@@ -197,14 +215,14 @@ impl Cache {
     }
 
     /// The issuer answered after an unconfirmed answer.
-    fn follow(&self, followed: &Followed, now: Tick) {
-        let (digest, began) = match followed {
-            Followed::Known(entry) => (entry.digest, entry.began),
-            Followed::Unknown(digest, began) => (*digest, *began),
+    fn follow(&self, followed: &Followed<S>, now: Tick) {
+        let (key, began) = match followed {
+            Followed::Known(entry) => (&entry.key, entry.began),
+            Followed::Unknown(key, began) => (key, *began),
             Followed::Doubted(entry) => return entry.doubt(),
         };
-        let _shard = self.in_flight.shard(digest);
-        match (followed, self.store.get(digest)) {
+        let _shard = self.in_flight.shard(key);
+        match (followed, self.store.get(key)) {
             (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(&cached, entry) => {
                 self.store.remove(entry);
             }
@@ -212,14 +230,14 @@ impl Cache {
             // Replaced or removed meanwhile.
             _ => return,
         }
-        self.recently_valid.forget(digest);
-        self.invalid_keys.insert(digest, began, now);
-        self.blocks.wake_key(digest);
+        self.recently_valid.forget(key);
+        self.invalid_keys.insert(key, began, now);
+        self.blocks.wake_key(key);
     }
 }
 
 /// Returns whether an answer shows that the endpoint and the credential work.
-fn shows_that_the_issuer_answers(answer: &Answer) -> bool {
+fn shows_that_the_issuer_answers<V>(answer: &Answer<V>) -> bool {
     matches!(
         answer,
         Answer::Valid(_) | Answer::Invalid(Invalid::Definitive)
@@ -227,51 +245,57 @@ fn shows_that_the_issuer_answers(answer: &Answer) -> bool {
 }
 
 /// When a lookup calls the issuer.
-pub(super) enum Start {
-    Now(Admission),
+pub(super) enum Start<S: Source> {
+    Now(Admission<S>),
     /// After this time, if it is admitted then.
-    After(Duration, Subject),
+    After(Duration, Subject<S::Key>),
 }
 
 /// The task of a lookup.
 ///
 /// It is made before the task is spawned and completes the lookup when it is dropped: by a verifier that panics, or with its
 /// runtime. A lookup that never completes would block its key.
-pub(super) struct LookupTask {
-    pub(super) cache: Arc<Cache>,
-    pub(super) lookup: Arc<Lookup>,
-    pub(super) digest: KeyDigest,
+pub(super) struct LookupTask<S: Source> {
+    pub(super) cache: Arc<Cache<S>>,
+    pub(super) lookup: Arc<Lookup<S>>,
+    pub(super) key: S::Key,
+    /// The cached result of a known key.
+    pub(super) known: Option<Arc<Entry<S>>>,
 }
 
-impl LookupTask {
-    pub(super) async fn run(self, key: ApiKey, start: Start) {
+impl<S: Source> LookupTask<S> {
+    pub(super) async fn run(self, query: S::Query, start: Start<S>) {
         let cache = &self.cache;
+        let upstream = &cache.at(self.lookup.upstream).upstream;
         let verified = async {
             let admission = match start {
                 Start::Now(admission) => admission,
                 Start::After(wait, subject) => {
                     tokio::time::sleep(wait).await;
-                    cache.upstream.admit(subject, cache.clock.now())?
+                    upstream.admit(subject, cache.clock.now())?
                 }
             };
             let sent = |at| self.lookup.sent(at);
-            cache.upstream.verify(admission, &key, sent).await
+            let known = self.known.as_ref().map(|entry| &entry.value);
+            upstream
+                .call(&cache.source, admission, &query, known, sent)
+                .await
         };
-        let outcome = match tokio::time::timeout(cache.settings.flight_deadline, verified).await {
-            Ok(Ok((verification, sent_at))) => Outcome::Answered(verification, sent_at),
+        let outcome = match tokio::time::timeout(cache.config.flight_deadline, verified).await {
+            Ok(Ok((answered, sent_at))) => Outcome::Answered(answered, sent_at),
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
-            Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.settings.retry_after)),
+            Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.config.retry_after)),
         };
-        cache.complete(&self.lookup, self.digest, outcome);
+        cache.complete(&self.lookup, &self.key, outcome);
     }
 }
 
-impl Drop for LookupTask {
+impl<S: Source> Drop for LookupTask<S> {
     fn drop(&mut self) {
         if !self.lookup.is_complete() {
-            let retry_after = self.cache.settings.retry_after;
+            let retry_after = self.cache.config.retry_after;
             let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
-            self.cache.complete(&self.lookup, self.digest, outcome);
+            self.cache.complete(&self.lookup, &self.key, outcome);
         }
     }
 }
@@ -299,7 +323,7 @@ mod tests {
         Outcome::Answered(Verification::invalid_as(invalid), sent_at)
     }
 
-    fn under(credential: u64, outcome: Outcome) -> Outcome {
+    fn under(credential: u64, outcome: Outcome<S::Value>) -> Outcome {
         match outcome {
             Outcome::Answered(verification, sent_at) => {
                 Outcome::Answered(verification.with_credential(credential), sent_at)
@@ -308,11 +332,11 @@ mod tests {
         }
     }
 
-    fn complete(cache: &Cache, secret: &str, outcome: Outcome) {
-        let digest = cache.digest(secret);
+    fn complete(cache: &Cache<S>, secret: &str, outcome: Outcome<S::Value>) {
+        let key = cache.key(secret);
         let version = cache.blocks.version();
-        let lookup = cache.in_flight.shard(digest).start(digest, version, None);
-        cache.complete(&lookup, digest, outcome);
+        let lookup = cache.in_flight.shard(key).start(key, version, None);
+        cache.complete(&lookup, key, outcome);
     }
 
     #[tokio::test(start_paused = true)]
@@ -329,14 +353,14 @@ mod tests {
                 let (cache, clock) = cache();
                 complete(&cache, "known-key", VALID(cache.clock.now()));
                 complete(&cache, "known-key", noted(cache.clock.now()));
-                let digest = cache.digest("known-key");
-                assert!(cache.store.get(digest).is_some());
+                let key = cache.key("known-key");
+                assert!(cache.store.get(key).is_some());
                 clock.jump(Duration::from_nanos(1));
                 let outcome = brought(cache.clock.now());
                 let what = format!("{outcome:?}");
                 complete(&cache, "other-key", outcome);
-                assert_eq!(cache.store.get(digest).is_none(), confirms, "{what}");
-                let is_rejected = cache.is_invalid(digest, cache.clock.now());
+                assert_eq!(cache.store.get(key).is_none(), confirms, "{what}");
+                let is_rejected = cache.is_invalid(key, cache.clock.now());
                 assert_eq!(is_rejected, confirms, "{what}");
             }
         }
@@ -351,15 +375,15 @@ mod tests {
                 "unknown-key",
                 under(7, UNDECIDED(cache.clock.now())),
             );
-            let digest = cache.digest("unknown-key");
-            assert!(!cache.is_invalid(digest, cache.clock.now()));
+            let key = cache.key("unknown-key");
+            assert!(!cache.is_invalid(key, cache.clock.now()));
             clock.jump(Duration::from_nanos(1));
             complete(
                 &cache,
                 "other-key",
                 under(credential, VALID(cache.clock.now())),
             );
-            let is_rejected = cache.is_invalid(digest, cache.clock.now());
+            let is_rejected = cache.is_invalid(key, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
         }
     }
@@ -371,9 +395,9 @@ mod tests {
         complete(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
         clock.jump(Duration::from_nanos(1));
         complete(&cache, "other-key", under(7, VALID(cache.clock.now())));
-        let digest = cache.digest("some-key-1");
-        assert!(cache.store.get(digest).is_some());
-        assert!(!cache.is_invalid(digest, cache.clock.now()));
+        let key = cache.key("some-key-1");
+        assert!(cache.store.get(key).is_some());
+        assert!(!cache.is_invalid(key, cache.clock.now()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -381,9 +405,9 @@ mod tests {
         let (cache, clock) = cache();
         let keys: Vec<_> = (0..20).map(|n| format!("known-key-{n}")).collect();
         let look = |cache: &Cache| {
-            let (now, digest) = (cache.clock.now(), cache.digest(&keys[0]));
-            let cached = cache.get_fresh(digest, None, now).expect_err("not fresh");
-            cache.classify(cached, keys[0].as_bytes(), digest, None, now)
+            let (now, key) = (cache.clock.now(), cache.key(&keys[0]));
+            let cached = cache.get_fresh(key, None, now).expect_err("not fresh");
+            cache.classify(cached, keys[0].as_bytes(), key, None, now)
         };
         for key in &keys {
             complete(&cache, key, VALID(cache.clock.now()));
@@ -415,13 +439,13 @@ mod tests {
             (CANNOT_TELL, true),
         ] {
             let (cache, _) = cache();
-            let (digest, now) = (cache.digest("once-valid"), cache.clock.now());
-            cache.recently_valid.note(digest, now);
+            let (key, now) = (cache.key("once-valid"), cache.clock.now());
+            cache.recently_valid.note(key, now);
             let outcome = brought(now);
             let what = format!("{outcome:?}");
             complete(&cache, "once-valid", outcome);
             assert_eq!(
-                cache.recently_valid.contains(digest, now),
+                cache.recently_valid.contains(key, now),
                 is_recently_valid,
                 "{what}"
             );

@@ -1,75 +1,80 @@
-//! Dependent caches: caches of organizations' settings, which are invalidated together with the cache of keys.
+//! Dependent caches, which are invalidated together with this one.
 
+use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::sync::Mutex;
-use super::{ApiKeyHandle, Cache};
-use crate::clock::Clock;
-use crate::context::OrgCode;
-use crate::key::ApiKey;
+
+/// A cache that is invalidated together with another one.
+pub trait Dependent: Send + Sync + 'static {
+    /// Invalidates what it contains for this organization.
+    fn invalidate_organization(&self, organization: &str);
+
+    /// Invalidates everything.
+    fn invalidate_all(&self);
+}
 
 /// Weak references to the dependent caches.
-#[derive(Debug, Default)]
-pub(super) struct Dependents(Mutex<Vec<Weak<Cache>>>);
+#[derive(Default)]
+pub(super) struct Dependents(Mutex<Vec<Weak<dyn Dependent>>>);
 
 impl Dependents {
-    fn add(&self, cache: &Arc<Cache>) {
-        let mut caches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.retain(|cache| cache.strong_count() > 0);
-        caches.push(Arc::downgrade(cache));
+    pub(super) fn add(&self, dependent: Weak<dyn Dependent>) {
+        let mut dependents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        dependents.retain(|dependent| dependent.strong_count() > 0);
+        dependents.push(dependent);
     }
 
-    /// Returns their handles. A cache that is added meanwhile was empty, and its loads begin after the invalidation.
-    fn handles(&self) -> Vec<ApiKeyHandle> {
-        let caches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = caches.iter().filter_map(Weak::upgrade);
-        alive.map(ApiKeyHandle::new).collect()
+    /// Returns the dependents. One that is added meanwhile was empty, and its lookups begin after the invalidation.
+    fn alive(&self) -> Vec<Arc<dyn Dependent>> {
+        let dependents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        dependents.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Invalidates an organization's settings. In such a cache, the organization's code is the key.
-    pub(super) fn invalidate_org(&self, org: &OrgCode) {
-        for handle in self.handles() {
-            handle.invalidate_key(&ApiKey::standing_for(org));
+    pub(super) fn invalidate_organization(&self, organization: &str) {
+        for dependent in self.alive() {
+            dependent.invalidate_organization(organization);
         }
     }
 
     pub(super) fn invalidate_all(&self) {
-        for handle in self.handles() {
-            handle.invalidate_all();
+        for dependent in self.alive() {
+            dependent.invalidate_all();
         }
     }
 }
 
-impl ApiKeyHandle {
-    /// Adds a dependent cache. Must be called before it loads anything.
-    pub(crate) fn add_dependent(&self, dependent: &Arc<Cache>) {
-        self.0.dependents.add(dependent);
-    }
-
-    /// Returns the clock of the layer.
-    pub(crate) fn clock(&self) -> Clock {
-        self.0.clock.clone()
+impl fmt::Debug for Dependents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dependents").finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::auth::ApiKeyLayer;
-    use crate::verify::{Verification, verifier_fn};
+    use super::*;
 
-    fn layer() -> ApiKeyLayer {
-        ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }))
+    struct Nothing;
+
+    impl Dependent for Nothing {
+        fn invalidate_organization(&self, _: &str) {}
+
+        fn invalidate_all(&self) {}
     }
 
     #[test]
-    fn dropped_caches_are_removed() {
-        let keys = layer().handle();
-        let dependents = &keys.0.dependents;
-        let kept = layer().handle();
-        keys.add_dependent(&kept.0);
+    fn dropped_dependents_are_removed() {
+        let dependents = Dependents::default();
+        let add = || {
+            let dependent = Arc::new(Nothing);
+            let weak = Arc::downgrade(&dependent);
+            dependents.add(weak);
+            dependent
+        };
+        let _kept = add();
         for _ in 0..100 {
-            keys.add_dependent(&layer().handle().0);
-            assert_eq!(dependents.handles().len(), 1);
+            drop(add());
+            assert_eq!(dependents.alive().len(), 1);
             // The one that is kept, and the last one, which is removed when the next one is added.
             assert!(dependents.0.lock().unwrap().len() <= 2);
         }

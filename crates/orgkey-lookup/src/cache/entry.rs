@@ -8,26 +8,19 @@ use std::time::{Duration, SystemTime};
 use super::recheck::CacheRef;
 use super::sync;
 use crate::clock::{Tick, nanos};
-use crate::key::{KeyDigest, KeyTail};
-use crate::verify::Facts;
-
-/// How long a result may be served.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lifetimes {
-    /// The longest time that a result is fresh. Each entry's is shortened at random by up to 15 %.
-    pub(crate) soft: Duration,
-    /// The longest time that a result is served at all.
-    pub(crate) hard: Duration,
-}
+use crate::config::Lifetimes;
+use crate::source::{Source, Value};
 
 /// The cached result of a valid key. Whether it permits a request is decided on every request.
-pub(crate) struct Entry {
-    pub(crate) facts: Facts,
-    pub(crate) digest: KeyDigest,
+pub struct Entry<S: Source> {
+    /// The result.
+    pub value: S::Value,
+    /// The key that it is cached by.
+    pub key: S::Key,
     /// When the call that returned the result was sent. Ages count from here.
-    pub(crate) sent_at: Tick,
+    pub sent_at: Tick,
     /// The version of the blocks and invalidations when the lookup began. Invalidations with a higher version apply.
-    pub(crate) began: u64,
+    pub(super) began: u64,
     /// The end of this entry's soft TTL, or `hard_until` if that is earlier.
     fresh_until: Tick,
     /// The end of the hard TTL, or the key's expiry if that is earlier.
@@ -35,10 +28,9 @@ pub(crate) struct Entry {
     /// The version of the blocks and invalidations at which the entry was last found clear.
     pub(super) cleared: sync::AtomicU64,
     /// The cache that it belongs to. An entry of the test kit has none.
-    pub(super) cache: Option<Arc<CacheRef>>,
-    /// Distinguishes a rotated secret from its successor. Kept only for reconciliation.
-    #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
-    pub(super) tail: Option<KeyTail>,
+    pub(super) cache: Option<Arc<CacheRef<S>>>,
+    /// What is kept of the query.
+    pub mark: S::Mark,
     /// No background refresh begins before this time, in milliseconds after `sent_at`. The maximum is 12 days, and results
     /// live for hours. Combined with [`FAILED`] or [`DOUBTED`].
     ask_after: AtomicU32,
@@ -53,7 +45,7 @@ const AGE: u32 = DOUBTED - 1;
 
 /// How old a result is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Freshness {
+pub(super) enum Freshness {
     /// Within the soft TTL.
     Fresh,
     /// Up to twice the soft TTL: served while one refresh is in flight.
@@ -66,17 +58,18 @@ pub(crate) enum Freshness {
     Gone,
 }
 
-impl Entry {
-    pub(crate) fn new(
-        mut facts: Facts,
-        digest: KeyDigest,
+impl<S: Source> Entry<S> {
+    pub(super) fn new(
+        mut value: S::Value,
+        key: S::Key,
+        mark: S::Mark,
         sent_at: Tick,
         began: u64,
         lifetimes: Lifetimes,
         now: Tick,
-        cache: Option<Arc<CacheRef>>,
+        cache: Option<Arc<CacheRef<S>>>,
     ) -> Self {
-        let expires = facts.expires_at.as_deref().map(|at| {
+        let expires = value.expires_at().map(|at| {
             // The wall clock is read once, so its later adjustments have no effect.
             now.after(at.duration_since(SystemTime::now()).unwrap_or_default())
         });
@@ -84,53 +77,45 @@ impl Entry {
         let end = expires.map_or(hard_until, |at| at.min(hard_until));
         if expires.is_some_and(|at| at > hard_until) {
             // `freshness` takes an expiry for `hard_until`.
-            facts.expires_at = None;
+            value.clear_expiry();
         }
         let soft_until = Tick(sent_at.0.saturating_add(draw_soft(lifetimes.soft)));
         Self {
-            facts,
-            digest,
+            value,
+            key,
             sent_at,
             began,
             fresh_until: soft_until.min(end),
             hard_until: end,
             cleared: sync::AtomicU64::new(0),
             cache,
-            tail: None,
+            mark,
             ask_after: AtomicU32::new(0),
         }
     }
 
-    /// Returns whether both are about the same organization and user.
-    pub(super) fn has_owner_of(&self, other: &Self) -> bool {
-        self.facts.org == other.facts.org && self.facts.user() == other.facts.user()
+    /// Creates an entry that belongs to no cache, of a call sent at [`Tick::ZERO`]. For tests of what uses entries.
+    pub fn detached(value: S::Value, key: S::Key, mark: S::Mark, lifetimes: Lifetimes) -> Self {
+        Self::new(value, key, mark, Tick::ZERO, 0, lifetimes, Tick::ZERO, None)
     }
 
-    /// Returns whether both are about the same organization and user, with the same scopes.
-    pub(super) fn is_equivalent_to(&self, other: &Self) -> bool {
-        self.has_owner_of(other) && self.facts.scopes == other.facts.scopes
-    }
-
-    pub(super) fn with_tail(mut self, tail: Option<KeyTail>) -> Self {
-        self.tail = tail;
-        self
-    }
-
-    pub(crate) fn fresh_until(&self) -> Tick {
+    /// Returns the end of the soft TTL.
+    #[inline]
+    pub fn fresh_until(&self) -> Tick {
         self.fresh_until
     }
 
-    pub(crate) fn hard_until(&self) -> Tick {
+    pub(super) fn hard_until(&self) -> Tick {
         self.hard_until
     }
 
-    pub(crate) fn freshness(&self, now: Tick) -> Freshness {
+    pub(super) fn freshness(&self, now: Tick) -> Freshness {
         if now < self.fresh_until {
             return Freshness::Fresh;
         }
         if now >= self.hard_until {
             // An expiry that is kept is `hard_until`.
-            return if self.facts.expires_at.is_some() {
+            return if self.value.expires_at().is_some() {
                 Freshness::Expired
             } else {
                 Freshness::Gone
@@ -193,10 +178,10 @@ fn draw_soft(soft: Duration) -> u64 {
     soft - fastrand::u64(0..=soft / 100 * 15)
 }
 
-impl fmt::Debug for Entry {
+impl<S: Source> fmt::Debug for Entry<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry")
-            .field("facts", &self.facts)
+            .field("value", &self.value)
             .field("sent_at", &self.sent_at)
             .finish_non_exhaustive()
     }
@@ -212,9 +197,9 @@ mod tests {
     };
 
     fn entry(facts: Facts) -> Entry {
-        let digest = crate::key::DigestSecret::draw().unwrap().digest("12345678");
+        let key = crate::key::DigestSecret::draw().unwrap().key("12345678");
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
-        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, None)
+        Entry::new(facts, key, sent, 1, LIFETIMES, sent, None)
     }
 
     #[test]

@@ -14,18 +14,18 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::watch;
 
 use super::entry::Entry;
-use super::store::DigestBuildHasher;
+use super::store::KeyBuildHasher;
 use super::sync::{Mutex, MutexGuard};
 use crate::clock::Tick;
-use crate::key::{KeyDigest, KeyTail};
+use crate::source::{IndexKey, Source};
 use crate::upstream::CannotTell;
 
 const SHARDS: usize = 64;
 
 /// The outcome of a lookup.
-#[derive(Clone, Debug)]
-pub(crate) enum Completion {
-    Valid(Arc<Entry>),
+#[derive(Debug)]
+pub(super) enum Completion<S: Source> {
+    Valid(Arc<Entry<S>>),
     Invalid,
     CannotTell(CannotTell),
     /// The key was invalidated meanwhile. Waiters start another lookup.
@@ -34,21 +34,24 @@ pub(crate) enum Completion {
 
 /// A lookup in flight.
 #[derive(Debug)]
-pub(crate) struct Lookup {
+pub(super) struct Lookup<S: Source> {
     /// The version of the blocks and invalidations when it began.
     pub(crate) began: u64,
-    /// The end of the secret that its entry keeps for reconciliation.
-    pub(crate) tail: Option<KeyTail>,
+    /// The index of the upstream that it calls.
+    pub(super) upstream: usize,
+    /// What its entry keeps of the query.
+    pub(super) mark: S::Mark,
     /// When its last call was sent. Zero before the first one.
     sent_at: AtomicU64,
-    completion: watch::Sender<Option<Completion>>,
+    completion: watch::Sender<Option<Completion<S>>>,
 }
 
-impl Lookup {
-    fn new(began: u64, tail: Option<KeyTail>) -> Self {
+impl<S: Source> Lookup<S> {
+    fn new(began: u64, upstream: usize, mark: S::Mark) -> Self {
         Self {
             began,
-            tail,
+            upstream,
+            mark,
             sent_at: AtomicU64::new(0),
             completion: watch::Sender::new(None),
         }
@@ -67,7 +70,7 @@ impl Lookup {
     }
 
     /// Sets the outcome, unless there is one.
-    pub(crate) fn complete(&self, completion: Completion) {
+    pub(crate) fn complete(&self, completion: Completion<S>) {
         self.completion.send_if_modified(|slot| {
             let is_first = slot.is_none();
             if is_first {
@@ -82,12 +85,12 @@ impl Lookup {
     }
 
     #[cfg(all(test, orgkey_shuttle))]
-    pub(crate) fn completion(&self) -> Option<Completion> {
+    pub(crate) fn completion(&self) -> Option<Completion<S>> {
         self.completion.borrow().clone()
     }
 
     /// Waits for the outcome.
-    pub(crate) async fn completed(&self) -> Completion {
+    pub(crate) async fn completed(&self) -> Completion<S> {
         let mut completion = self.completion.subscribe();
         match completion.wait_for(Option::is_some).await {
             Ok(completion) => completion.clone().unwrap_or(Completion::Cancelled),
@@ -99,43 +102,55 @@ impl Lookup {
 
 /// The lookups in flight.
 #[derive(Debug)]
-pub(crate) struct InFlight {
-    shards: Box<[Mutex<Shard>]>,
+pub(super) struct InFlight<S: Source> {
+    shards: Box<[Mutex<Shard<S>>]>,
 }
 
 /// The lookups of the keys of one shard. Requests join only the last lookup of a key.
-#[derive(Debug, Default)]
-pub(crate) struct Shard(HashMap<KeyDigest, Vec<Arc<Lookup>>, DigestBuildHasher>);
+#[derive(Debug)]
+pub(super) struct Shard<S: Source>(HashMap<S::Key, Vec<Arc<Lookup<S>>>, KeyBuildHasher>);
 
-impl Default for InFlight {
-    fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
+impl<S: Source> Clone for Completion<S> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Valid(entry) => Self::Valid(Arc::clone(entry)),
+            Self::Invalid => Self::Invalid,
+            Self::CannotTell(cannot_tell) => Self::CannotTell(*cannot_tell),
+            Self::Cancelled => Self::Cancelled,
         }
     }
 }
 
-impl InFlight {
-    pub(crate) fn shard(&self, digest: KeyDigest) -> MutexGuard<'_, Shard> {
+impl<S: Source> Default for InFlight<S> {
+    fn default() -> Self {
+        let shard = || Mutex::new(Shard(HashMap::default()));
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+        }
+    }
+}
+
+impl<S: Source> InFlight<S> {
+    pub(crate) fn shard(&self, key: &S::Key) -> MutexGuard<'_, Shard<S>> {
         #[allow(clippy::cast_possible_truncation)] // Reduced to the number of shards first.
-        let at = (digest.low() % SHARDS as u64) as usize;
+        let at = (key.bits() % SHARDS as u64) as usize;
         self.shards[at]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Locks each shard in turn.
-    pub(crate) fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard>> {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = MutexGuard<'_, Shard<S>>> {
         self.shards
             .iter()
             .map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Shard {
+impl<S: Source> Shard<S> {
     /// Returns the in-flight lookup for the key, if its answer will be from a call sent after `oldest`.
-    pub(crate) fn joinable(&self, digest: KeyDigest, oldest: Option<Tick>) -> Option<Arc<Lookup>> {
-        let lookup = self.0.get(&digest)?.last()?;
+    pub(crate) fn joinable(&self, key: &S::Key, oldest: Option<Tick>) -> Option<Arc<Lookup<S>>> {
+        let lookup = self.0.get(key)?.last()?;
         let is_joinable =
             !lookup.is_complete() && oldest.is_none_or(|oldest| lookup.is_sent_after(oldest));
         is_joinable.then(|| Arc::clone(lookup))
@@ -143,27 +158,31 @@ impl Shard {
 
     pub(crate) fn start(
         &mut self,
-        digest: KeyDigest,
+        key: &S::Key,
         began: u64,
-        tail: Option<KeyTail>,
-    ) -> Arc<Lookup> {
-        let lookup = Arc::new(Lookup::new(began, tail));
-        self.0.entry(digest).or_default().push(Arc::clone(&lookup));
+        upstream: usize,
+        mark: S::Mark,
+    ) -> Arc<Lookup<S>> {
+        let lookup = Arc::new(Lookup::new(began, upstream, mark));
+        self.0
+            .entry(key.clone())
+            .or_default()
+            .push(Arc::clone(&lookup));
         lookup
     }
 
-    pub(crate) fn remove(&mut self, digest: KeyDigest, lookup: &Arc<Lookup>) {
-        if let Some(lookups) = self.0.get_mut(&digest) {
+    pub(crate) fn remove(&mut self, key: &S::Key, lookup: &Arc<Lookup<S>>) {
+        if let Some(lookups) = self.0.get_mut(key) {
             lookups.retain(|other| !Arc::ptr_eq(other, lookup));
             if lookups.is_empty() {
-                self.0.remove(&digest);
+                self.0.remove(key);
             }
         }
     }
 
     /// Cancels the lookups of the key.
-    pub(crate) fn cancel(&mut self, digest: KeyDigest) {
-        for lookup in self.0.remove(&digest).into_iter().flatten() {
+    pub(crate) fn cancel(&mut self, key: &S::Key) {
+        for lookup in self.0.remove(key).into_iter().flatten() {
             lookup.complete(Completion::Cancelled);
         }
     }
@@ -187,16 +206,16 @@ mod tests {
 
     #[test]
     fn removing_one_lookup_leaves_the_others() {
-        let digest = DigestSecret::draw().unwrap().digest("12345678");
+        let key = DigestSecret::draw().unwrap().key("12345678");
         let mut shard = Shard::default();
-        let first = shard.start(digest, 1, None);
-        let second = shard.start(digest, 1, None);
-        shard.remove(digest, &first);
-        let joined = shard.joinable(digest, None).unwrap();
+        let first = shard.start(key, 1, None);
+        let second = shard.start(key, 1, None);
+        shard.remove(key, &first);
+        let joined = shard.joinable(key, None).unwrap();
         assert!(Arc::ptr_eq(&joined, &second));
-        shard.remove(digest, &first);
+        shard.remove(key, &first);
         assert_eq!(shard.0.len(), 1);
-        shard.remove(digest, &second);
+        shard.remove(key, &second);
         assert!(shard.0.is_empty());
     }
 
@@ -217,7 +236,7 @@ mod tests {
         for secret in [VALID, INVALID, UNKNOWN] {
             let request = LookupRequest {
                 key: ApiKey::parse(secret).unwrap(),
-                digest: cache.digest(secret),
+                key: cache.key(secret),
                 oldest: None,
                 peer: None,
             };

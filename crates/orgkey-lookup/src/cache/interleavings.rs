@@ -20,11 +20,11 @@ use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
 use super::recently_valid::RecentlyValid;
 use super::store::Store;
 use super::{ApiKeyHandle, Cache, CacheResult, Entry};
+use crate::S::Telemetry::Component;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
-use crate::telemetry::Component;
 use crate::upstream::Upstream;
 use crate::verify::{Facts, Verification, verifier_fn};
 
@@ -39,7 +39,7 @@ fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_pct(model, SCHEDULES, 3);
 }
 
-fn cache() -> Arc<Cache> {
+fn cache() -> Arc<Cache<S>> {
     let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     let settings = Settings::default();
     let upstream = Upstream::new(
@@ -68,16 +68,16 @@ fn org() -> OrgCode {
     OrgCode::from_static("org_1")
 }
 
-fn request(cache: &Cache, oldest: Option<Tick>) -> LookupRequest {
+fn request(cache: &Cache<S>, oldest: Option<Tick>) -> LookupRequest {
     LookupRequest {
-        digest: cache.digest(SECRET),
+        key: cache.key(SECRET),
         key: key(),
         oldest,
         peer: None,
     }
 }
 
-fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<LookupTask> {
+fn begin(cache: &Arc<Cache<S>>, oldest: Option<Tick>) -> Option<LookupTask> {
     match cache.join_or_start(&request(cache, oldest)).unwrap() {
         JoinedOrStarted::Joined(_) | JoinedOrStarted::Cached(_) => None,
         JoinedOrStarted::Started(task, _) => Some(task),
@@ -98,18 +98,18 @@ fn invalid(sent_at: Tick) -> Outcome {
 }
 
 fn is_served(cache: &Cache) -> bool {
-    let (digest, now) = (cache.digest(SECRET), cache.clock.now());
-    match cache.get_fresh(digest, None, now) {
+    let (key, now) = (cache.key(SECRET), cache.clock.now());
+    match cache.get_fresh(key, None, now) {
         Ok(_) => true,
         Err(cached) => matches!(
-            cache.classify(cached, SECRET.as_bytes(), digest, None, now),
+            cache.classify(cached, SECRET.as_bytes(), key, None, now),
             CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
         ),
     }
 }
 
 /// Returns whether a waiter of the lookup would be served its result.
-fn serves(cache: &Cache, lookup: &Lookup) -> bool {
+fn serves(cache: &Cache<S>, lookup: &Lookup) -> bool {
     match lookup.completion() {
         Some(Completion::Valid(entry)) => cache.blocks.status(&entry) == BlockStatus::Clear,
         _ => false,
@@ -132,8 +132,8 @@ fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandl
 
 /// The same for a cache that is updated through this handle, once `connect` was called before the load.
 fn revoked_in(
-    world: fn() -> (ApiKeyHandle, Arc<Cache>),
-    connect: fn(&ApiKeyHandle, &Arc<Cache>),
+    world: fn() -> (ApiKeyHandle, Arc<Cache<S>>),
+    connect: fn(&ApiKeyHandle, &Arc<Cache<S>>),
     update: fn(&ApiKeyHandle),
     lift: Option<fn(&ApiKeyHandle)>,
 ) {
@@ -156,7 +156,7 @@ fn revoked_in(
                 } else {
                     valid(sent_at)
                 };
-                cache.complete(&task.lookup, task.digest, outcome);
+                cache.complete(&task.lookup, task.key, outcome);
             })
         };
         is_revoked.store(true, Ordering::Release);
@@ -166,7 +166,7 @@ fn revoked_in(
             JoinedOrStarted::Joined(lookup) => Some(lookup),
             JoinedOrStarted::Started(task, _) => {
                 let lookup = Arc::clone(&task.lookup);
-                cache.complete(&lookup, task.digest, invalid(cache.clock.now()));
+                cache.complete(&lookup, task.key, invalid(cache.clock.now()));
                 Some(lookup)
             }
             JoinedOrStarted::Cached(result) => {
@@ -223,7 +223,7 @@ fn an_org_blocked_in_flight_is_not_served_later() {
 
 /// A cache of settings and the handle of a cache of keys. In the former, the organization's code is the key.
 #[cfg(feature = "settings")]
-fn settings_behind_keys() -> (ApiKeyHandle, Arc<Cache>) {
+fn settings_behind_keys() -> (ApiKeyHandle, Arc<Cache<S>>) {
     (ApiKeyHandle::new(cache()), cache())
 }
 
@@ -276,7 +276,7 @@ fn a_read_during_an_update_marks_nothing_clear() {
     check(|| {
         let cache = cache();
         let task = begin(&cache, None).unwrap();
-        cache.complete(&task.lookup, task.digest, valid(cache.clock.now()));
+        cache.complete(&task.lookup, task.key, valid(cache.clock.now()));
         let reader = {
             let cache = Arc::clone(&cache);
             thread::spawn(move || {
@@ -333,19 +333,19 @@ fn older_valid_answer_does_not_replace_invalid() {
         let younger = begin(&cache, Some(later)).unwrap();
         let completion = {
             let cache = Arc::clone(&cache);
-            thread::spawn(move || cache.complete(&younger.lookup, younger.digest, invalid(later)))
+            thread::spawn(move || cache.complete(&younger.lookup, younger.key, invalid(later)))
         };
-        cache.complete(&elder.lookup, elder.digest, valid(sent_at));
+        cache.complete(&elder.lookup, elder.key, valid(sent_at));
         completion.join().unwrap();
         assert!(!is_served(&cache));
     });
 }
 
-fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry> {
+fn entry(cache: &Cache<S>, secret: &str, facts: Facts) -> Arc<Entry<S>> {
     let now = cache.clock.now();
     Arc::new(Entry::new(
         facts,
-        cache.digest(secret),
+        cache.key(secret),
         Tick(now.0 - 1),
         cache.blocks.version(),
         cache.settings.lifetimes,
@@ -363,15 +363,11 @@ fn fault_84_no_later_entry_is_stranded() {
         let store = Arc::new(Store::new(1, Duration::from_secs(900), recently_valid));
         let [old, new] = [(); 2].map(|()| entry(&cache, SECRET, Facts::default()));
         let other = entry(&cache, "k_live_other_6789", Facts::default());
-        let digest = old.digest;
+        let key = old.key;
         store.insert(old);
         let remove = || {
             let store = Arc::clone(&store);
-            thread::spawn(move || {
-                store
-                    .get(digest)
-                    .is_some_and(|cached| store.remove(&cached))
-            })
+            thread::spawn(move || store.get(key).is_some_and(|cached| store.remove(&cached)))
         };
         let evict = {
             let store = Arc::clone(&store);
@@ -413,14 +409,14 @@ fn fault_84_expiry_during_reads_strands_nothing() {
                 thread::spawn(move || is_served(&cache))
             })
             .collect();
-        cache.complete(&task.lookup, task.digest, valid(cache.clock.now()));
+        cache.complete(&task.lookup, task.key, valid(cache.clock.now()));
         for reader in readers {
             reader.join().unwrap();
         }
         assert_eq!(cache.store.stranded(), 0);
         // The later entry is served, although readers found the old one expired.
         assert!(is_served(&cache));
-        assert!(!cache.is_invalid(cache.digest(SECRET), cache.clock.now()));
+        assert!(!cache.is_invalid(cache.key(SECRET), cache.clock.now()));
     });
 }
 
@@ -436,9 +432,9 @@ fn fault_84_an_expired_key_is_inserted_once() {
         };
         assert!(!is_served(&cache));
         assert!(!reader.join().unwrap());
-        let (digest, now) = (cache.digest(SECRET), cache.clock.now());
-        assert!(cache.is_invalid(digest, now));
+        let (key, now) = (cache.key(SECRET), cache.clock.now());
+        assert!(cache.is_invalid(key, now));
         let later = now.after(Duration::from_secs(6));
-        assert!(!cache.is_invalid(digest, later), "inserted twice");
+        assert!(!cache.is_invalid(key, later), "inserted twice");
     });
 }

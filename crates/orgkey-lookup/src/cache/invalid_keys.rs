@@ -11,10 +11,10 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache as Moka;
 use papaya::HashMap as Index;
 
-use super::store::DigestBuildHasher;
+use super::store::KeyBuildHasher;
 use super::sync::Step;
 use crate::clock::Tick;
-use crate::key::KeyDigest;
+use crate::source::IndexKey;
 
 /// How long a key is cached as invalid at first. Each repeated answer doubles it.
 const FIRST: Duration = Duration::from_secs(5);
@@ -31,22 +31,22 @@ pub(crate) struct InvalidKey {
     pub(crate) began: u64,
 }
 
-pub(crate) struct InvalidKeys {
-    index: Arc<Index<KeyDigest, Arc<InvalidKey>, DigestBuildHasher>>,
-    policy: Moka<KeyDigest, Arc<InvalidKey>, DigestBuildHasher>,
+pub(super) struct InvalidKeys<K: IndexKey> {
+    index: Arc<Index<K, Arc<InvalidKey>, KeyBuildHasher>>,
+    policy: Moka<K, Arc<InvalidKey>, KeyBuildHasher>,
     step: Step,
 }
 
-impl InvalidKeys {
+impl<K: IndexKey> InvalidKeys<K> {
     pub(crate) fn new(capacity: u64) -> Self {
         let index: Arc<Index<_, Arc<InvalidKey>, _>> =
-            Arc::new(Index::with_hasher(DigestBuildHasher::default()));
+            Arc::new(Index::with_hasher(KeyBuildHasher::default()));
         let listener = {
             let index = Arc::clone(&index);
-            move |digest: Arc<KeyDigest>, key: Arc<InvalidKey>, _| {
+            move |key: Arc<K>, invalid: Arc<InvalidKey>, _| {
                 // A later answer about the same key stays.
-                let is_this = |_: &KeyDigest, cached: &Arc<InvalidKey>| Arc::ptr_eq(cached, &key);
-                let _ = index.pin().remove_if(&*digest, is_this);
+                let is_this = |_: &K, cached: &Arc<InvalidKey>| Arc::ptr_eq(cached, &invalid);
+                let _ = index.pin().remove_if(&*key, is_this);
             }
         };
         Self {
@@ -56,27 +56,27 @@ impl InvalidKeys {
                 .time_to_live(LONGEST + FORGOTTEN)
                 .eviction_policy(EvictionPolicy::lru())
                 .eviction_listener(listener)
-                .build_with_hasher(DigestBuildHasher::default()),
+                .build_with_hasher(KeyBuildHasher::default()),
             step: Step::new(),
         }
     }
 
     /// Returns the key if it is cached as invalid.
     #[inline]
-    pub(crate) fn get(&self, digest: KeyDigest, now: Tick) -> Option<InvalidKey> {
+    pub(crate) fn get(&self, key: &K, now: Tick) -> Option<InvalidKey> {
         self.step.take();
-        self.entry(digest).filter(|key| now < key.until)
+        self.entry(key).filter(|key| now < key.until)
     }
 
     #[inline]
-    fn entry(&self, digest: KeyDigest) -> Option<InvalidKey> {
-        self.index.pin().get(&digest).map(|key| **key)
+    fn entry(&self, key: &K) -> Option<InvalidKey> {
+        self.index.pin().get(key).map(|key| **key)
     }
 
-    pub(crate) fn insert(&self, digest: KeyDigest, began: u64, now: Tick) {
+    pub(crate) fn insert(&self, key: &K, began: u64, now: Tick) {
         self.step.take();
         let before = self
-            .entry(digest)
+            .entry(key)
             .filter(|before| now < before.until.after(FORGOTTEN));
         let lasts = match before {
             Some(before) if before.began == began || now >= before.until => {
@@ -86,19 +86,19 @@ impl InvalidKeys {
             Some(before) => before.lasts,
             None => FIRST,
         };
-        let key = Arc::new(InvalidKey {
+        let invalid = Arc::new(InvalidKey {
             until: now.after(lasts),
             lasts,
             began,
         });
-        self.index.pin().insert(digest, Arc::clone(&key));
-        self.policy.insert(digest, key);
+        self.index.pin().insert(key.clone(), Arc::clone(&invalid));
+        self.policy.insert(key.clone(), invalid);
     }
 
-    pub(crate) fn remove(&self, digest: KeyDigest) {
+    pub(crate) fn remove(&self, key: &K) {
         self.step.take();
-        if self.index.pin().remove(&digest).is_some() {
-            self.policy.invalidate(&digest);
+        if self.index.pin().remove(key).is_some() {
+            self.policy.invalidate(key);
         }
     }
 
@@ -107,7 +107,7 @@ impl InvalidKeys {
     }
 }
 
-impl fmt::Debug for InvalidKeys {
+impl<K: IndexKey> fmt::Debug for InvalidKeys<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InvalidKeys").finish_non_exhaustive()
     }
@@ -121,23 +121,23 @@ mod tests {
     #[test]
     fn a_key_is_cached_for_5_s_doubling_to_60_s() {
         let invalid_keys = InvalidKeys::new(10);
-        let digest = DigestSecret::draw().unwrap().digest("12345678");
+        let key = DigestSecret::draw().unwrap().key("12345678");
         let mut now = Tick::ZERO;
         for seconds in [5, 10, 20, 40, 60, 60] {
-            invalid_keys.insert(digest, 1, now);
+            invalid_keys.insert(key, 1, now);
             let end = now.after(Duration::from_secs(seconds));
             assert!(
-                invalid_keys.get(digest, Tick(end.0 - 1)).is_some(),
+                invalid_keys.get(key, Tick(end.0 - 1)).is_some(),
                 "{seconds}"
             );
-            assert!(invalid_keys.get(digest, end).is_none(), "{seconds}");
+            assert!(invalid_keys.get(key, end).is_none(), "{seconds}");
             now = end;
         }
-        invalid_keys.remove(digest);
-        invalid_keys.insert(digest, 1, now);
+        invalid_keys.remove(key);
+        invalid_keys.insert(key, 1, now);
         assert!(
             invalid_keys
-                .get(digest, now.after(Duration::from_secs(5)))
+                .get(key, now.after(Duration::from_secs(5)))
                 .is_none()
         );
     }
@@ -146,7 +146,7 @@ mod tests {
     fn keys_stay_within_the_capacity() {
         let invalid_keys = InvalidKeys::new(10);
         let secret = DigestSecret::draw().unwrap();
-        let key = |n: u32| secret.digest(n.to_string());
+        let key = |n: u32| secret.key(n.to_string());
         let cached = |invalid_keys: &InvalidKeys| {
             invalid_keys.policy.run_pending_tasks();
             (invalid_keys.len(), invalid_keys.policy.entry_count())
@@ -169,12 +169,12 @@ mod tests {
     /// Inserts a key at these versions and times. Returns how long it is cached then.
     fn lasts(noted: &[(u64, Tick)]) -> Duration {
         let invalid_keys = InvalidKeys::new(10);
-        let digest = DigestSecret::draw().unwrap().digest("12345678");
+        let key = DigestSecret::draw().unwrap().key("12345678");
         for &(began, at) in noted {
-            invalid_keys.insert(digest, began, at);
+            invalid_keys.insert(key, began, at);
         }
         let &(_, at) = noted.last().unwrap();
-        let key = invalid_keys.get(digest, at).unwrap();
+        let key = invalid_keys.get(key, at).unwrap();
         key.until.since(at)
     }
 

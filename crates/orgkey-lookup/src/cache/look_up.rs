@@ -1,7 +1,9 @@
 //! Looks a key up for a request: joins the in-flight lookup or starts one, and waits for at most the caller deadline.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Cache;
 use super::blocks::BlockStatus;
@@ -9,50 +11,65 @@ use super::complete::{LookupTask, Start};
 use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup};
 use crate::clock::Tick;
-use crate::key::{ApiKey, KeyDigest};
+use crate::source::{Source, Value};
 use crate::upstream::{CannotTell, Priority, Subject};
 
 /// The result of a lookup for one request.
 #[derive(Debug)]
-pub(crate) enum LookupResult {
-    Serve(Arc<Entry>, Tick),
+pub enum LookupResult<S: Source> {
+    /// A result to serve, and the time at which it was found to be usable.
+    Serve(Arc<Entry<S>>, Tick),
+    /// The key is invalid, expired or blocked.
     Invalid,
+    /// The lookup failed, and nothing is cached that may be served.
     CannotTell(CannotTell),
 }
 
 /// A key to look up, and how old the answer may be.
-#[derive(Debug)]
-pub(crate) struct LookupRequest {
-    pub(crate) key: ApiKey,
-    pub(crate) digest: KeyDigest,
+pub struct LookupRequest<S: Source> {
+    /// What the call needs.
+    pub query: S::Query,
+    /// The key that the result is cached by.
+    pub key: S::Key,
     /// Accepts only a result of a call sent after this time, or of a call sent for this request.
-    pub(crate) oldest: Option<Tick>,
-    pub(crate) peer: Option<u64>,
+    pub oldest: Option<Tick>,
+    /// Who presents the key. Unknown keys of different peers take turns.
+    pub peer: Option<u64>,
+}
+
+impl<S: Source> fmt::Debug for LookupRequest<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the query, which may contain a secret.
+        f.debug_struct("LookupRequest")
+            .field("key", &self.key)
+            .field("oldest", &self.oldest)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The outcome of [`Cache::join`].
-enum Joined {
-    Lookup(Arc<Lookup>),
+enum Joined<S: Source> {
+    Lookup(Arc<Lookup<S>>),
     /// No lookup is needed any more.
-    Cached(LookupResult),
+    Cached(LookupResult<S>),
 }
 
 /// The outcome of [`Cache::join_or_start`].
-pub(super) enum JoinedOrStarted {
+pub(super) enum JoinedOrStarted<S: Source> {
     /// A lookup that was in flight.
-    Joined(Arc<Lookup>),
+    Joined(Arc<Lookup<S>>),
     /// A new lookup. Its task must be spawned.
-    Started(LookupTask, Start),
+    Started(LookupTask<S>, Start<S>),
     /// No lookup: the result is cached meanwhile.
-    Cached(LookupResult),
+    Cached(LookupResult<S>),
 }
 
-impl Cache {
+impl<S: Source> Cache<S> {
     /// Starts a refresh in the background.
-    pub(crate) fn refresh(self: &Arc<Self>, key: ApiKey, entry: &Arc<Entry>) {
+    pub fn refresh(self: &Arc<Self>, query: S::Query, entry: &Arc<Entry<S>>) {
         let request = LookupRequest {
-            digest: entry.digest,
-            key,
+            query,
+            key: entry.key.clone(),
             oldest: None,
             peer: None,
         };
@@ -62,13 +79,13 @@ impl Cache {
     }
 
     /// Delays the next lookup of a known key after one that failed or was rejected: by a twelfth of the soft TTL.
-    pub(super) fn refresh_later(&self, entry: &Entry, now: Tick) {
-        entry.retry_after_failure(now.after(self.settings.lifetimes.soft / 12));
+    pub(super) fn refresh_later(&self, entry: &Entry<S>, now: Tick) {
+        entry.retry_after_failure(now.after(self.config.lifetimes.soft / 12));
     }
 
     /// Looks the key up, together with other requests for it. Waits at most `caller_deadline`.
-    pub(crate) async fn look_up(self: Arc<Self>, request: LookupRequest) -> LookupResult {
-        let deadline = tokio::time::Instant::now() + self.settings.caller_deadline;
+    pub async fn look_up(self: Arc<Self>, request: LookupRequest<S>) -> LookupResult<S> {
+        let deadline = tokio::time::Instant::now() + self.config.caller_deadline;
         let cannot_tell = loop {
             let lookup = match self.join(&request, false) {
                 Ok(Joined::Lookup(lookup)) => lookup,
@@ -76,7 +93,7 @@ impl Cache {
                 Err(cannot_tell) => break cannot_tell,
             };
             let Ok(completion) = tokio::time::timeout_at(deadline, lookup.completed()).await else {
-                break CannotTell::unavailable(self.settings.retry_after);
+                break CannotTell::unavailable(self.config.retry_after);
             };
             match completion {
                 Completion::Valid(entry) => {
@@ -90,7 +107,7 @@ impl Cache {
                         }
                         // A slow answer is still the newest one. Another lookup would take as long.
                         (BlockStatus::Clear, Freshness::Overdue)
-                            if now.since(entry.sent_at) <= self.settings.flight_deadline =>
+                            if now.since(entry.sent_at) <= self.config.flight_deadline =>
                         {
                             return LookupResult::Serve(entry, now);
                         }
@@ -106,20 +123,20 @@ impl Cache {
             }
         };
         let now = self.clock.now();
-        match self.servable(request.digest, request.oldest, now) {
+        match self.servable(&request.key, request.oldest, now) {
             Some(entry) => LookupResult::Serve(entry, now),
-            None if self.blocks.is_key_blocked(request.digest) => LookupResult::Invalid,
+            None if self.blocks.is_key_blocked(&request.key) => LookupResult::Invalid,
             None => LookupResult::CannotTell(cannot_tell),
         }
     }
 
     /// Returns the cached result, if it needs no lookup.
-    fn cached_result(&self, request: &LookupRequest, now: Tick) -> Option<LookupResult> {
-        match self.servable(request.digest, request.oldest, now) {
+    fn cached_result(&self, request: &LookupRequest<S>, now: Tick) -> Option<LookupResult<S>> {
+        match self.servable(&request.key, request.oldest, now) {
             Some(entry) => (entry.freshness(now) == Freshness::Fresh)
                 .then_some(LookupResult::Serve(entry, now)),
             None => self
-                .is_invalid(request.digest, now)
+                .is_invalid(&request.key, now)
                 .then_some(LookupResult::Invalid),
         }
     }
@@ -127,9 +144,9 @@ impl Cache {
     /// Joins the in-flight lookup for this key, or starts one if it is admitted.
     fn join(
         self: &Arc<Self>,
-        request: &LookupRequest,
+        request: &LookupRequest<S>,
         in_background: bool,
-    ) -> Result<Joined, CannotTell> {
+    ) -> Result<Joined<S>, CannotTell> {
         Ok(match self.join_or_start(request)? {
             JoinedOrStarted::Joined(lookup) => {
                 if !in_background {
@@ -139,7 +156,7 @@ impl Cache {
             }
             JoinedOrStarted::Started(task, start) => {
                 let lookup = Arc::clone(&task.lookup);
-                tokio::spawn(task.run(request.key.clone(), start));
+                tokio::spawn(task.run(request.query.clone(), start));
                 Joined::Lookup(lookup)
             }
             JoinedOrStarted::Cached(result) => Joined::Cached(result),
@@ -149,11 +166,11 @@ impl Cache {
     /// Joins the in-flight lookup for this key, or prepares one if it is admitted.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
-        request: &LookupRequest,
-    ) -> Result<JoinedOrStarted, CannotTell> {
-        let digest = request.digest;
-        let mut shard = self.in_flight.shard(digest);
-        if let Some(lookup) = shard.joinable(digest, request.oldest) {
+        request: &LookupRequest<S>,
+    ) -> Result<JoinedOrStarted<S>, CannotTell> {
+        let key = &request.key;
+        let mut shard = self.in_flight.shard(key);
+        if let Some(lookup) = shard.joinable(key, request.oldest) {
             return Ok(JoinedOrStarted::Joined(lookup));
         }
         let now = self.clock.now();
@@ -162,19 +179,22 @@ impl Cache {
         if let Some(result) = self.cached_result(request, now) {
             return Ok(JoinedOrStarted::Cached(result));
         }
-        let cached = self.servable(digest, None, now);
-        let start = self.admit(request, cached.as_deref(), now)?;
+        let known = self.servable(key, None, now);
+        let upstream = self.source.upstream_of(&request.query);
+        let start = self.admit(request, upstream, known.as_deref(), now)?;
         // The version is read before the call is sent: later invalidations apply to the result.
         let lookup = shard.start(
-            digest,
+            key,
             self.blocks.version(),
-            self.tail_to_keep(&request.key),
+            upstream,
+            self.source.mark(&request.query),
         );
         drop(shard);
         let task = LookupTask {
             cache: Arc::clone(self),
             lookup,
-            digest,
+            key: key.clone(),
+            known,
         };
         Ok(JoinedOrStarted::Started(task, start))
     }
@@ -182,30 +202,32 @@ impl Cache {
     /// Admits a new lookup for the request, or rejects it.
     fn admit(
         &self,
-        request: &LookupRequest,
-        cached: Option<&Entry>,
+        request: &LookupRequest<S>,
+        upstream: usize,
+        known: Option<&Entry<S>>,
         now: Tick,
-    ) -> Result<Start, CannotTell> {
-        let digest = request.digest;
-        let priority = match cached {
+    ) -> Result<Start<S>, CannotTell> {
+        let key = &request.key;
+        let upstream = &self.at(upstream).upstream;
+        let priority = match known {
             Some(_) => Priority::Known,
-            None if self.is_recently_valid(digest, now) => Priority::RecentlyValid,
+            None if self.is_recently_valid(key, now) => Priority::RecentlyValid,
             None => Priority::Unknown { peer: request.peer },
         };
-        let subject = Subject {
-            digest,
-            priority,
-            key_id: cached.and_then(|cached| cached.facts.key_id.clone()),
-        };
-        if let Some(cached) = cached
+        let mut forced_wait = Duration::ZERO;
+        if let Some(known) = known
             && request.oldest.is_some()
         {
-            let org = cached.facts.org.as_ref();
-            let wait = self.upstream.take_forced_turn(org, now)?;
-            if !wait.is_zero() {
-                return Ok(Start::After(wait, subject));
-            }
+            let organization = known.value.organization();
+            forced_wait = upstream.take_forced_turn(organization, now)?;
         }
-        self.upstream.admit(subject, now).map(Start::Now)
+        let subject = Subject {
+            key: key.clone(),
+            priority,
+        };
+        if !forced_wait.is_zero() {
+            return Ok(Start::After(forced_wait, subject));
+        }
+        upstream.admit(subject, now).map(Start::Now)
     }
 }

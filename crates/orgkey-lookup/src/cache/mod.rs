@@ -4,40 +4,36 @@
 //! get ─┬ fresh ────────────────────────────────▶ served
 //!      ├ stale ─ (one background refresh) ─────▶ served
 //!      ├ invalid, blocked, expired ────────────▶ rejected
-//!      ├ not in the grammar of keys ───────────▶ malformed
 //!      └ overdue, unknown ─ look up ─┬ valid ──▶ served
 //!                                    ├ invalid ─▶ rejected
 //!                                    └ cannot tell ─▶ served if still cached, else 503
 //! ```
 //!
 //! * [`store`] contains the valid keys, [`invalid_keys`] the invalid ones: two caches, so that invalid keys evict no valid one.
-//!   [`recently_valid`] contains the digests of keys that were valid in the last day.
+//!   [`recently_valid`] contains the keys that were valid in the last day.
 //! * [`blocks`] contains blocks and invalidations. They are checked when the cache is read, when a lookup completes, and when
 //!   a waiter takes its result.
 //! * [`in_flight`] coalesces lookups, [`look_up`] waits for them, and [`complete`] applies their results. [`unconfirmed`] notes
 //!   invalid answers that may have been about something else than the key.
 //! * [`recheck`] checks a result again after its request has waited, and while its stream is open. [`watchers`] wakes the
 //!   streams.
-//! * `dependents` are caches that are invalidated together with this one.
-//! * `reconcile` compares the cached keys with the issuer's list.
+//! * [`dependents`] are caches that are invalidated together with this one.
+//! * [`reconcile`] compares the cached keys with the issuer's list.
 //!
 //! Only verification results are cached. Organization and scopes are checked on every request, by the layer and the guards.
 
 mod blocks;
 mod complete;
-#[cfg(feature = "settings")]
+mod control;
 mod dependents;
 mod entry;
-mod handle;
 mod in_flight;
 #[cfg(all(test, orgkey_shuttle))]
 mod interleavings;
-mod interner;
 mod invalid_keys;
 mod look_up;
 mod recently_valid;
 mod recheck;
-#[cfg(feature = "kinde")]
 mod reconcile;
 mod stats;
 mod store;
@@ -46,117 +42,123 @@ mod unconfirmed;
 mod watchers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 pub use self::blocks::BlockListFull;
 use self::blocks::{BlockStatus, Blocks};
-#[cfg(feature = "settings")]
+pub use self::dependents::Dependent;
 use self::dependents::Dependents;
+pub use self::entry::Entry;
 use self::entry::Freshness;
-pub(crate) use self::entry::{Entry, Lifetimes};
-pub use self::handle::{ApiKeyHandle, Stats};
 use self::in_flight::InFlight;
-use self::interner::Interner;
 use self::invalid_keys::InvalidKeys;
-pub(crate) use self::look_up::{LookupRequest, LookupResult};
+pub use self::look_up::{LookupRequest, LookupResult};
 use self::recently_valid::RecentlyValid;
 use self::recheck::CacheRef;
-pub(crate) use self::recheck::Standing;
-#[cfg(feature = "kinde")]
-pub(crate) use self::reconcile::CachedKey;
+pub use self::recheck::Standing;
 use self::stats::Counters;
-pub(crate) use self::stats::Found;
+pub use self::stats::Stats;
 use self::store::Store;
 use self::unconfirmed::UnconfirmedAnswers;
 use crate::clock::{Clock, Tick};
-use crate::config::Settings;
-use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail, is_key};
-use crate::telemetry;
-use crate::upstream::Upstream;
+use crate::config::Config;
+use crate::source::{Found, IndexKey, Label, Source, Telemetry};
+use crate::upstream::{Upstream, UpstreamState};
 
-/// The cache of a layer and its clones.
+/// Results by key, and the lookups that return them.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub struct Cache<S: Source> {
     /// For the entries.
-    me: Arc<CacheRef>,
-    pub(crate) clock: Clock,
-    secret: DigestSecret,
-    settings: Settings,
-    store: Store,
-    invalid_keys: InvalidKeys,
-    recently_valid: Arc<RecentlyValid>,
-    interner: Interner,
-    blocks: Blocks,
-    in_flight: InFlight,
-    unconfirmed: UnconfirmedAnswers,
-    upstream: Upstream,
+    me: Arc<CacheRef<S>>,
+    clock: Clock,
+    source: S,
+    config: Config,
+    store: Store<S>,
+    invalid_keys: InvalidKeys<S::Key>,
+    recently_valid: Arc<RecentlyValid<S::Key>>,
+    blocks: Blocks<S>,
+    in_flight: InFlight<S>,
+    /// At least one.
+    upstreams: Box<[UpstreamOfCache<S>]>,
     counters: Counters,
     coalesced: AtomicU64,
-    keeps_tails: AtomicBool,
-    #[cfg(feature = "settings")]
     dependents: Dependents,
+}
+
+/// An upstream, and the invalid answers of it that are not confirmed.
+#[derive(Debug)]
+struct UpstreamOfCache<S: Source> {
+    upstream: Upstream<S>,
+    unconfirmed: UnconfirmedAnswers<S>,
 }
 
 /// What the cache contains for a key.
 #[derive(Debug)]
-pub(crate) enum CacheResult {
+pub enum CacheResult<S: Source> {
     /// A result to serve.
-    Serve(Arc<Entry>),
-    /// A result to serve. The caller begins a refresh.
-    ServeAndRefresh(Arc<Entry>),
+    Serve(Arc<Entry<S>>),
+    /// A result to serve. The caller calls [`Cache::refresh`].
+    ServeAndRefresh(Arc<Entry<S>>),
     /// The key is invalid, expired or blocked.
     Invalid,
     /// A lookup is required.
     LookUp,
-    /// Nothing is cached, and the credential is not in the grammar of keys.
-    Malformed,
 }
 
-impl Cache {
-    pub(crate) fn new(
-        settings: Settings,
-        clock: Clock,
-        secret: DigestSecret,
-        upstream: Upstream,
-    ) -> Arc<Self> {
-        let recently_valid = Arc::new(RecentlyValid::new(settings.capacity));
+impl<S: Source> Cache<S> {
+    /// Creates an empty cache. Needs no runtime.
+    pub fn new(source: S, config: Config, clock: Clock) -> Arc<Self> {
+        let recently_valid = Arc::new(RecentlyValid::new(config.capacity));
         let blocks = Blocks::default();
+        let mut labels = source.upstreams();
+        if labels.is_empty() {
+            labels.push(Label::from(""));
+        }
+        let upstreams = labels.into_iter().map(|label| UpstreamOfCache {
+            upstream: Upstream::new(label, clock.clone(), &config),
+            unconfirmed: UnconfirmedAnswers::default(),
+        });
+        let upstreams = upstreams.collect();
         Arc::new_cyclic(|me| Self {
             me: Arc::new(CacheRef::new(me.clone(), clock.clone(), blocks.watchers())),
             clock,
-            secret,
+            source,
             store: Store::new(
-                settings.capacity,
-                settings.lifetimes.hard,
+                config.capacity,
+                config.lifetimes.hard,
                 Arc::clone(&recently_valid),
             ),
-            invalid_keys: InvalidKeys::new((settings.capacity / 10).max(1)),
+            invalid_keys: InvalidKeys::new((config.capacity / 10).max(1)),
             recently_valid,
-            interner: Interner::default(),
             blocks,
             in_flight: InFlight::default(),
-            unconfirmed: UnconfirmedAnswers::default(),
-            upstream,
+            upstreams,
             counters: Counters::default(),
             coalesced: AtomicU64::new(0),
-            keeps_tails: AtomicBool::new(false),
-            #[cfg(feature = "settings")]
             dependents: Dependents::default(),
-            settings,
+            config,
         })
     }
 
-    /// Returns the end of the secret, if entries keep it for reconciliation.
-    fn tail_to_keep(&self, key: &ApiKey) -> Option<KeyTail> {
-        if self.keeps_tails.load(Ordering::Relaxed) {
-            self.secret.tail(key.expose_secret())
-        } else {
-            None
-        }
+    /// Returns the source of the cache.
+    #[inline]
+    pub fn source(&self) -> &S {
+        &self.source
     }
 
-    pub(crate) fn digest(&self, key: impl AsRef<[u8]>) -> KeyDigest {
-        self.secret.digest(key)
+    /// Returns the clock of the cache.
+    #[inline]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Returns the state of the calls to an upstream.
+    pub fn upstream(&self, upstream: usize) -> UpstreamState {
+        self.at(upstream).upstream.state()
+    }
+
+    fn at(&self, upstream: usize) -> &UpstreamOfCache<S> {
+        &self.upstreams[upstream.min(self.upstreams.len() - 1)]
     }
 
     /// Returns the cached entry of a key, if it is fresh and of a call sent after `oldest`.
@@ -164,17 +166,17 @@ impl Cache {
     /// `Err` is whatever else is cached. The caller passes it to [`classify`](Self::classify), which is kept out of line so
     /// that the hit path stays small.
     #[inline]
-    pub(crate) fn get_fresh(
+    pub fn get_fresh(
         &self,
-        digest: KeyDigest,
+        key: &S::Key,
         oldest: Option<Tick>,
         now: Tick,
-    ) -> Result<Arc<Entry>, Option<Arc<Entry>>> {
-        match self.store.get(digest) {
+    ) -> Result<Arc<Entry<S>>, Option<Arc<Entry<S>>>> {
+        match self.store.get(key) {
             Some(entry) if self.is_fresh(&entry, oldest, now) => {
                 let nth = self.counters.count(Found::Fresh);
-                self.store.record_read(digest, nth);
-                telemetry::looked_up(Found::Fresh);
+                self.store.record_read(key.bits(), nth);
+                S::Telemetry::looked_up(Found::Fresh);
                 Ok(entry)
             }
             cached => Err(cached),
@@ -183,44 +185,40 @@ impl Cache {
 
     /// Returns whether this is a hit. Three comparisons.
     #[inline]
-    fn is_fresh(&self, entry: &Entry, oldest: Option<Tick>, now: Tick) -> bool {
+    fn is_fresh(&self, entry: &Entry<S>, oldest: Option<Tick>, now: Tick) -> bool {
         self.blocks.has_cleared(entry)
             && now < entry.fresh_until()
             && oldest.is_none_or(|oldest| entry.sent_at > oldest)
     }
 
     /// Returns what the cache contains for a key that is not a fresh hit.
-    ///
-    /// A key without an entry is checked against the grammar of keys first. A malformed one is not counted.
     #[inline(never)]
-    pub(crate) fn classify(
+    pub fn classify(
         &self,
-        cached: Option<Arc<Entry>>,
-        key: &[u8],
-        digest: KeyDigest,
+        cached: Option<Arc<Entry<S>>>,
+        key: &S::Key,
         oldest: Option<Tick>,
         now: Tick,
-    ) -> CacheResult {
+    ) -> CacheResult<S> {
         let (result, found) = match cached {
             Some(entry) => self.classify_entry(entry, oldest, now),
-            None if !is_key(key) => return CacheResult::Malformed,
-            None if self.is_invalid(digest, now) => (CacheResult::Invalid, Found::Invalid),
+            None if self.is_invalid(key, now) => (CacheResult::Invalid, Found::Invalid),
             None => (CacheResult::LookUp, Found::Miss),
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
-            self.store.record_read(digest, nth);
+            self.store.record_read(key.bits(), nth);
         }
-        telemetry::looked_up(found);
+        S::Telemetry::looked_up(found);
         result
     }
 
     fn classify_entry(
         &self,
-        entry: Arc<Entry>,
+        entry: Arc<Entry<S>>,
         oldest: Option<Tick>,
         now: Tick,
-    ) -> (CacheResult, Found) {
+    ) -> (CacheResult<S>, Found) {
         match self.blocks.status(&entry) {
             BlockStatus::Clear => {}
             BlockStatus::Blocked => return (CacheResult::Invalid, Found::Invalid),
@@ -233,9 +231,9 @@ impl Cache {
             Freshness::Expired => {
                 // Under the lock under which lookups complete, so that a new entry and the invalid key do not coexist. Only one
                 // reader inserts the key, because a repeated answer lasts longer.
-                let _shard = self.in_flight.shard(entry.digest);
+                let _shard = self.in_flight.shard(&entry.key);
                 if self.store.remove(&entry) {
-                    self.invalid_keys.insert(entry.digest, entry.began, now);
+                    self.invalid_keys.insert(&entry.key, entry.began, now);
                 }
                 (CacheResult::Invalid, Found::Invalid)
             }
@@ -249,7 +247,7 @@ impl Cache {
             Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
             Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
-                if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
+                if entry.claim_refresh(now, now.after(self.config.flight_deadline)) =>
             {
                 (CacheResult::ServeAndRefresh(entry), Found::Stale)
             }
@@ -262,52 +260,36 @@ impl Cache {
         }
     }
 
-    /// Returns what a cache of settings contains for an organization.
-    #[cfg(feature = "settings")]
-    #[inline]
-    pub(crate) fn get_settings(&self, digest: KeyDigest, now: Tick) -> CacheResult {
-        let (result, found) = match self.store.get(digest) {
-            Some(entry) => self.classify_entry(entry, None, now),
-            None => (CacheResult::LookUp, Found::Miss),
-        };
-        let nth = self.counters.count(found);
-        if matches!(found, Found::Fresh | Found::Stale) {
-            self.store.record_read(digest, nth);
-        }
-        telemetry::settings::looked_up(found);
-        result
-    }
-
     /// Returns whether the key is cached as invalid, or blocked.
-    fn is_invalid(&self, digest: KeyDigest, now: Tick) -> bool {
+    fn is_invalid(&self, key: &S::Key, now: Tick) -> bool {
         self.invalid_keys
-            .get(digest, now)
+            .get(key, now)
             .is_some_and(|key| !self.blocks.is_all_invalidated_since(key.began))
-            || self.blocks.is_key_blocked(digest)
+            || self.blocks.is_key_blocked(key)
     }
 
     /// Removes an entry that may not be served any more, and notes its key as recently valid.
-    fn retire(&self, entry: &Arc<Entry>) {
+    fn retire(&self, entry: &Arc<Entry<S>>) {
         // In this order, so that the key is known or recently valid at any time.
-        self.recently_valid.note(entry.digest, entry.sent_at);
+        self.recently_valid.note(&entry.key, entry.sent_at);
         self.store.remove(entry);
     }
 
     /// Returns whether the key was valid in the last day, and nothing of it may be served.
-    fn is_recently_valid(&self, digest: KeyDigest, now: Tick) -> bool {
+    fn is_recently_valid(&self, key: &S::Key, now: Tick) -> bool {
         // The entry may have been invalidated, or have reached the hard TTL, since it was read.
-        if let Some(entry) = self.store.get(digest)
+        if let Some(entry) = self.store.get(key)
             && (self.blocks.status(&entry) == BlockStatus::Invalidated
                 || entry.freshness(now) == Freshness::Gone)
         {
             self.retire(&entry);
         }
-        self.recently_valid.contains(digest, now)
+        self.recently_valid.contains(key, now)
     }
 
     /// Returns the entry of the key, if it may be served when the verification fails.
-    fn servable(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
-        let entry = self.store.get(digest)?;
+    fn servable(&self, key: &S::Key, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry<S>>> {
+        let entry = self.store.get(key)?;
         let may_serve = self.blocks.status(&entry) == BlockStatus::Clear
             && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
             && oldest.is_none_or(|oldest| entry.sent_at > oldest);
@@ -315,13 +297,13 @@ impl Cache {
     }
 
     /// Removes the key from the caches and cancels its lookups.
-    fn forget(&self, digest: KeyDigest) {
-        let mut shard = self.in_flight.shard(digest);
-        shard.cancel(digest);
-        if let Some(entry) = self.store.get(digest) {
+    fn forget(&self, key: &S::Key) {
+        let mut shard = self.in_flight.shard(key);
+        shard.cancel(key);
+        if let Some(entry) = self.store.get(key) {
             self.retire(&entry);
         }
-        self.invalid_keys.remove(digest);
+        self.invalid_keys.remove(key);
     }
 }
 
@@ -340,7 +322,7 @@ mod tests {
     const KEY: &[u8] = b"12345678";
 
     /// An empty cache, on a clock that is some hours from its origin.
-    pub(super) fn cache() -> (Arc<Cache>, TestClock) {
+    pub(super) fn cache() -> (Arc<Cache<S>>, TestClock) {
         let clock = TestClock::new();
         clock.jump(Duration::from_secs(10_000));
         let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
@@ -351,7 +333,7 @@ mod tests {
     }
 
     /// A cache, and an entry of it that was found clear.
-    fn with_one_entry() -> (Arc<Cache>, Arc<Entry>) {
+    fn with_one_entry() -> (Arc<Cache<S>>, Arc<Entry<S>>) {
         let (cache, _) = cache();
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
         let entry = insert(&cache, Facts::default(), sent);
@@ -359,10 +341,10 @@ mod tests {
         (cache, entry)
     }
 
-    fn insert(cache: &Cache, facts: Facts, sent: Tick) -> Arc<Entry> {
+    fn insert(cache: &Cache<S>, facts: Facts, sent: Tick) -> Arc<Entry<S>> {
         let entry = Arc::new(Entry::new(
             facts,
-            cache.digest(KEY),
+            cache.key(KEY),
             sent,
             cache.blocks.version(),
             cache.settings.lifetimes,
@@ -383,11 +365,11 @@ mod tests {
             b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
             b"========",
         ] {
-            let digest = cache.digest(malformed);
+            let key = cache.key(malformed);
             let cached = cache
-                .get_fresh(digest, None, now)
+                .get_fresh(key, None, now)
                 .expect_err("nothing is cached");
-            let result = cache.classify(cached, malformed, digest, None, now);
+            let result = cache.classify(cached, malformed, key, None, now);
             assert!(matches!(result, CacheResult::Malformed), "{result:?}");
         }
         assert_eq!((cache.store.len(), cache.invalid_keys.len()), (1, 0));
@@ -411,7 +393,7 @@ mod tests {
     #[test]
     fn hits_end_with_freshness_to_the_nanosecond() {
         let (cache, entry) = with_one_entry();
-        let is_hit = |now| cache.get_fresh(entry.digest, None, now).is_ok();
+        let is_hit = |now| cache.get_fresh(entry.key, None, now).is_ok();
         assert!(is_hit(entry.sent_at));
         assert!(is_hit(Tick(entry.fresh_until().0 - 1)));
         assert!(!is_hit(entry.fresh_until()));
@@ -429,13 +411,12 @@ mod tests {
             (Tick(sent.0 + 1), false),
         ] {
             let oldest = Some(oldest);
-            let result = cache.get_fresh(entry.digest, oldest, sent);
+            let result = cache.get_fresh(entry.key, oldest, sent);
             assert_eq!(result.is_ok(), is_enough, "{oldest:?}");
-            let cached = cache.servable(entry.digest, oldest, sent);
+            let cached = cache.servable(entry.key, oldest, sent);
             assert_eq!(cached.is_some(), is_enough, "{oldest:?}");
             for now in [sent, stale] {
-                let result =
-                    cache.classify(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
+                let result = cache.classify(Some(Arc::clone(&entry)), KEY, entry.key, oldest, now);
                 let is_served = matches!(
                     result,
                     CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
@@ -447,7 +428,7 @@ mod tests {
 
     #[test]
     fn keys_of_removed_entries_are_recently_valid() {
-        type Age = fn(&Arc<Cache>, &Entry) -> Tick;
+        type Age = fn(&Arc<Cache<S>>, &Entry<S>) -> Tick;
         let ends: [Age; 2] = [
             |_, entry| entry.hard_until(),
             |cache, entry| {
@@ -457,25 +438,25 @@ mod tests {
         ];
         for end in ends {
             let (cache, entry) = with_one_entry();
-            let (digest, now) = (entry.digest, end(&cache, &entry));
+            let (key, now) = (entry.key, end(&cache, &entry));
             assert_eq!(cache.store.len(), 1);
             let cached = cache
-                .get_fresh(digest, None, now)
+                .get_fresh(key, None, now)
                 .expect_err("must not be served");
-            let result = cache.classify(cached, KEY, digest, None, now);
+            let result = cache.classify(cached, KEY, key, None, now);
             assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
-            assert!(cache.recently_valid.contains(digest, now));
+            assert!(cache.recently_valid.contains(key, now));
         }
     }
 
     #[test]
     fn an_update_of_others_costs_one_slow_hit() {
         let (cache, entry) = with_one_entry();
-        let get = || cache.get_fresh(entry.digest, None, entry.sent_at);
+        let get = || cache.get_fresh(entry.key, None, entry.sent_at);
         ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
         let cached = get().expect_err("the tables were not read yet");
-        let closer = cache.classify(cached, KEY, entry.digest, None, entry.sent_at);
+        let closer = cache.classify(cached, KEY, entry.key, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
         assert!(get().is_ok());
     }

@@ -1,4 +1,4 @@
-//! Recently valid keys: the digests of keys that were valid in the last 24 hours and are no longer cached.
+//! Recently valid keys: the keys of keys that were valid in the last 24 hours and are no longer cached.
 //!
 //! They are looked up before unknown keys. They are kept in two generations of a map: when the younger one is full, the elder
 //! one is dropped.
@@ -9,37 +9,39 @@ use std::mem;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::store::DigestBuildHasher;
+use super::store::KeyBuildHasher;
 use crate::clock::Tick;
-use crate::key::KeyDigest;
+use crate::source::IndexKey;
 
 /// How long a key is remembered as recently valid.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 
-type Generation = HashMap<KeyDigest, Tick, DigestBuildHasher>;
+type Generation<K> = HashMap<K, Tick, KeyBuildHasher>;
 
-pub(crate) struct RecentlyValid {
-    generations: Mutex<Generations>,
+pub(super) struct RecentlyValid<K> {
+    generations: Mutex<Generations<K>>,
     per_generation: usize,
 }
 
-#[derive(Default)]
-struct Generations {
-    younger: Generation,
-    elder: Generation,
+struct Generations<K> {
+    younger: Generation<K>,
+    elder: Generation<K>,
 }
 
-impl RecentlyValid {
+impl<K: IndexKey> RecentlyValid<K> {
     /// Remembers at most `capacity` keys.
     pub(crate) fn new(capacity: u64) -> Self {
         Self {
-            generations: Mutex::default(),
+            generations: Mutex::new(Generations {
+                younger: Generation::default(),
+                elder: Generation::default(),
+            }),
             per_generation: usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(2),
         }
     }
 
     /// Notes that the key was valid by a call sent at this time.
-    pub(crate) fn note(&self, digest: KeyDigest, valid_at: Tick) {
+    pub(crate) fn note(&self, key: &K, valid_at: Tick) {
         let mut generations = self
             .generations
             .lock()
@@ -47,33 +49,33 @@ impl RecentlyValid {
         if generations.younger.len() >= self.per_generation {
             generations.elder = mem::take(&mut generations.younger);
         }
-        generations.younger.insert(digest, valid_at);
+        generations.younger.insert(key.clone(), valid_at);
     }
 
-    pub(crate) fn contains(&self, digest: KeyDigest, now: Tick) -> bool {
+    pub(crate) fn contains(&self, key: &K, now: Tick) -> bool {
         let generations = self
             .generations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let valid_at = generations
             .younger
-            .get(&digest)
-            .or_else(|| generations.elder.get(&digest));
+            .get(key)
+            .or_else(|| generations.elder.get(key));
         valid_at.is_some_and(|&at| now.since(at) <= REMEMBERED)
     }
 
     /// Forgets the key: it is cached again, or invalid.
-    pub(crate) fn forget(&self, digest: KeyDigest) {
+    pub(crate) fn forget(&self, key: &K) {
         let mut generations = self
             .generations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        generations.younger.remove(&digest);
-        generations.elder.remove(&digest);
+        generations.younger.remove(key);
+        generations.elder.remove(key);
     }
 }
 
-impl fmt::Debug for RecentlyValid {
+impl<K> fmt::Debug for RecentlyValid<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RecentlyValid")
             .field("per_generation", &self.per_generation)
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn a_key_is_remembered_for_a_day() {
         let secret = DigestSecret::draw().unwrap();
-        let key = |n: u32| secret.digest(n.to_string());
+        let key = |n: u32| secret.key(n.to_string());
         let recently_valid = RecentlyValid::new(10);
         let at = Tick::ZERO.after(Duration::from_secs(1));
         recently_valid.note(key(0), at);

@@ -9,21 +9,23 @@ use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness};
 use super::watchers::Watchers;
 use crate::clock::{Clock, Tick};
+use crate::source::{Source, Value};
 
 /// Timers stop while the machine sleeps, and the clock does not, so the clock is read this often.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// A weak reference to the cache of an entry, and what a stream needs after the cache was dropped.
 #[derive(Debug)]
-pub(crate) struct CacheRef {
-    cache: Weak<Cache>,
+pub(super) struct CacheRef<S: Source> {
+    cache: Weak<Cache<S>>,
     clock: Clock,
-    watchers: Arc<Watchers>,
+    watchers: Arc<Watchers<S::Key>>,
 }
 
 /// Whether a result may still be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub enum Standing {
+    /// It may be used.
     Valid,
     /// The key is blocked or expired, or the issuer has found it invalid since.
     Invalid,
@@ -31,8 +33,12 @@ pub(crate) enum Standing {
     Unknown,
 }
 
-impl CacheRef {
-    pub(super) fn new(cache: Weak<Cache>, clock: Clock, watchers: Arc<Watchers>) -> Self {
+impl<S: Source> CacheRef<S> {
+    pub(super) fn new(
+        cache: Weak<Cache<S>>,
+        clock: Clock,
+        watchers: Arc<Watchers<S::Key>>,
+    ) -> Self {
         Self {
             cache,
             clock,
@@ -41,9 +47,9 @@ impl CacheRef {
     }
 }
 
-impl Entry {
+impl<S: Source> Entry<S> {
     /// Checks again whether the result may be used. An entry that belongs to no cache is always valid.
-    pub(crate) fn recheck(&self) -> Standing {
+    pub fn recheck(&self) -> Standing {
         let Some(at) = &self.cache else {
             return Standing::Valid;
         };
@@ -55,11 +61,11 @@ impl Entry {
     }
 
     /// Waits until the key may not be used any more. Never completes for an entry that belongs to no cache.
-    pub(crate) async fn ended(mut self: Arc<Self>) {
+    pub async fn ended(mut self: Arc<Self>) {
         let Some(at) = self.cache.clone() else {
             return std::future::pending().await;
         };
-        let watch = at.watchers.watch(self.digest);
+        let watch = at.watchers.watch(&self.key);
         loop {
             // Created before the state is read, so that it is notified of every change from here on.
             let changed = watch.changed();
@@ -88,8 +94,8 @@ impl Entry {
     }
 }
 
-impl Cache {
-    fn recheck(&self, entry: &Entry, now: Tick) -> Standing {
+impl<S: Source> Cache<S> {
+    fn recheck(&self, entry: &Entry<S>, now: Tick) -> Standing {
         let status = self.blocks.status(entry);
         if status == BlockStatus::Blocked {
             return Standing::Invalid;
@@ -98,21 +104,24 @@ impl Cache {
             Standing::Valid => {}
             ended => return ended,
         }
-        if self.is_invalid(entry.digest, now) {
+        if self.is_invalid(&entry.key, now) {
             return Standing::Invalid;
         }
         if status == BlockStatus::Invalidated {
             // An invalidation applies to later requests. This one was authenticated before it.
             return Standing::Valid;
         }
-        match self.servable(entry.digest, None, now) {
+        match self.servable(&entry.key, None, now) {
             // The request was authenticated, and perhaps authorized, with the older result.
-            Some(cached) if cached.sent_at >= entry.sent_at && !cached.is_equivalent_to(entry) => {
+            Some(cached)
+                if cached.sent_at >= entry.sent_at
+                    && !cached.value.is_equivalent_to(&entry.value) =>
+            {
                 Standing::Unknown
             }
             Some(_) => Standing::Valid,
             // Evicted, or invalidated at this moment.
-            None if self.recently_valid.contains(entry.digest, now)
+            None if self.recently_valid.contains(&entry.key, now)
                 || self.blocks.status(entry) == BlockStatus::Invalidated =>
             {
                 Standing::Valid
@@ -123,17 +132,17 @@ impl Cache {
     }
 
     /// Returns the entry that a stream continues with, if it may continue.
-    fn current(&self, entry: Arc<Entry>, now: Tick) -> Option<Arc<Entry>> {
-        match self.servable(entry.digest, None, now) {
+    fn current(&self, entry: Arc<Entry<S>>, now: Tick) -> Option<Arc<Entry<S>>> {
+        match self.servable(&entry.key, None, now) {
             // A refresh has replaced the entry.
-            Some(cached) if cached.has_owner_of(&entry) => return Some(cached),
+            Some(cached) if cached.value.has_owner_of(&entry.value) => return Some(cached),
             // The key belongs to another organization or user now.
             Some(cached) if cached.sent_at >= entry.sent_at => return None,
             _ => {}
         }
         let may_continue = self.blocks.status(&entry) == BlockStatus::Clear
             && entry.standing(now) == Standing::Valid
-            && !self.is_invalid(entry.digest, now);
+            && !self.is_invalid(&entry.key, now);
         may_continue.then_some(entry)
     }
 }

@@ -4,86 +4,52 @@
 //! not the issuer's answer about a key, so a key that differs is invalidated: the next request verifies it again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use super::Cache;
 use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness};
-use super::handle::ApiKeyHandle;
 use crate::clock::Tick;
-use crate::key::{KEY_TAIL_LEN, KeyTail};
+use crate::source::Source;
 
 /// Keys invalidated at a time. After each batch, every cached key is compared with the tables of invalidations once.
 const BATCH: usize = 1_000;
 
-/// A cached key of an organization.
-#[derive(Clone, Debug)]
-pub(crate) struct CachedKey(Arc<Entry>);
-
-impl CachedKey {
-    pub(crate) fn key_id(&self) -> Option<&crate::context::KeyId> {
-        self.0.facts.key_id.as_ref()
-    }
-
-    /// Returns whether the secret differs from the listed one for certain: both ends are known, and differ.
-    pub(crate) fn differs_from(&self, listed: Option<KeyTail>) -> bool {
-        matches!((self.0.tail, listed), (Some(cached), Some(listed)) if cached != listed)
-    }
-}
-
-impl ApiKeyHandle {
-    /// Lets new entries keep the ends of their secrets.
-    pub(crate) fn keep_tails(&self) {
-        self.0.keeps_tails.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns the end of a secret as an issuer lists it, if it has the right length.
-    pub(crate) fn listed_tail(&self, suffix: &str) -> Option<KeyTail> {
-        if suffix.len() == KEY_TAIL_LEN {
-            self.0.secret.tail(suffix)
-        } else {
-            None
-        }
-    }
-
-    /// Returns the cached keys of organizations, and the present time. Only keys with an identifier can be compared.
-    pub(crate) fn cached_keys(&self) -> (Vec<CachedKey>, Tick) {
-        let cache = &self.0;
+impl<S: Source> Cache<S> {
+    /// Returns the cached entries that may be served and whose values are selected, and the present time.
+    pub fn cached(&self, select: impl Fn(&S::Value) -> bool) -> (Vec<Arc<Entry<S>>>, Tick) {
         // Read first, so that a key verified while the store is read counts as verified later.
-        let now = cache.clock.now();
-        let mut entries = cache.store.all();
+        let now = self.clock.now();
+        let mut entries = self.store.all();
         entries.retain(|entry| {
-            let facts = &entry.facts;
-            let is_organizations =
-                facts.org.is_some() && facts.user().is_none() && facts.key_id.is_some();
-            is_organizations
+            select(&entry.value)
                 && entry.sent_at < now
                 && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
-                && cache.blocks.status(entry) == BlockStatus::Clear
+                && self.blocks.status(entry) == BlockStatus::Clear
         });
-        (entries.into_iter().map(CachedKey).collect(), now)
+        (entries, now)
     }
 
-    /// Invalidates these keys, except those verified since. Returns their number.
-    pub(crate) async fn invalidate_cached(&self, cached: &[CachedKey], since: Tick) -> usize {
-        let cache = &self.0;
+    /// Invalidates the keys of these entries, except those verified since. Returns their number.
+    pub async fn invalidate_cached<'a>(
+        &self,
+        cached: impl ExactSizeIterator<Item = &'a Arc<Entry<S>>> + Send,
+        since: Tick,
+    ) -> usize {
         let mut invalidated = 0;
-        for batch in cached.chunks(BATCH) {
-            let digests: Vec<_> = batch
-                .iter()
-                .map(|CachedKey(entry)| entry.digest)
-                .filter(|digest| {
-                    let current = cache.store.get(*digest);
-                    current.is_some_and(|current| current.sent_at < since)
-                })
-                .collect();
+        let mut cached = cached.peekable();
+        while cached.peek().is_some() {
+            let batch = cached.by_ref().take(BATCH).map(|entry| &entry.key);
+            let is_older = |key: &&S::Key| {
+                let current = self.store.get(key);
+                current.is_some_and(|current| current.sent_at < since)
+            };
+            let keys: Vec<S::Key> = batch.filter(is_older).cloned().collect();
             // For results outside of the store: those of streams, waiters and in-flight lookups.
-            cache
-                .blocks
-                .invalidate_keys(&digests, self.invalidated_now());
-            for digest in &digests {
-                cache.forget(*digest);
+            self.blocks.invalidate_keys(&keys, self.invalidated_now());
+            for key in &keys {
+                self.forget(key);
             }
-            invalidated += digests.len();
+            invalidated += keys.len();
             tokio::task::yield_now().await;
         }
         invalidated
@@ -123,7 +89,7 @@ mod tests {
         let sent_at = Tick(now.0 - crate::clock::nanos(age));
         cache.store.insert(Arc::new(Entry::new(
             facts,
-            cache.digest(secret),
+            cache.key(secret),
             sent_at,
             cache.blocks.version(),
             cache.settings.lifetimes,

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use crate::source::Found;
+use crate::upstream::UpstreamState;
+
 /// The number of stripes. More threads than this share stripes.
 const STRIPES: usize = 16;
 
 #[derive(Debug, Default)]
-pub(crate) struct Counters([CachePadded<Stripe>; STRIPES]);
+pub(super) struct Counters([CachePadded<Stripe>; STRIPES]);
 
 #[derive(Debug, Default)]
 struct Stripe {
@@ -19,13 +22,28 @@ struct Stripe {
     invalid: AtomicU64,
 }
 
-/// What a request found in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    Fresh,
-    Stale,
-    Invalid,
-    Miss,
+/// The counters of a cache since it was created, and its sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Cached valid keys.
+    pub entries: usize,
+    /// Cached invalid keys. An estimate that lags behind by moments.
+    pub refused_entries: u64,
+    /// Requests served from a fresh result.
+    pub hits: u64,
+    /// Requests served from a stale result without waiting.
+    pub stale_hits: u64,
+    /// Requests that required a lookup.
+    pub misses: u64,
+    /// Requests rejected from the cache: invalid, blocked or expired keys.
+    pub refusals: u64,
+    /// Requests that joined a lookup in flight.
+    pub coalesced: u64,
+    /// Valid keys that were evicted for want of room.
+    pub evictions: u64,
+    /// The state of the calls to the issuer.
+    pub upstream: UpstreamState,
 }
 
 impl Counters {
@@ -57,6 +75,7 @@ impl Counters {
 }
 
 /// Returns the stripe of this thread.
+#[inline]
 fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -36,16 +36,16 @@ use papaya::HashMap as Index;
 use super::entry::Entry;
 use super::recently_valid::RecentlyValid;
 use super::sync::Step;
-use crate::key::KeyDigest;
+use crate::source::{IndexKey, Source};
 
 /// One read in this many is reported to the eviction policy.
 const SAMPLE: u64 = 64;
 
-/// The hash of a digest is its low half: digests are uniformly distributed.
+/// The hash of a key is its bits, which are uniformly distributed.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct DigestHasher(u64);
+pub(crate) struct KeyHasher(u64);
 
-impl Hasher for DigestHasher {
+impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -56,35 +56,39 @@ impl Hasher for DigestHasher {
         }
     }
 
-    fn write_u64(&mut self, low_half: u64) {
-        self.0 = low_half;
+    fn write_u64(&mut self, bits: u64) {
+        self.0 = bits;
     }
 }
 
-pub(crate) type DigestBuildHasher = BuildHasherDefault<DigestHasher>;
+pub(crate) type KeyBuildHasher = BuildHasherDefault<KeyHasher>;
 
-/// Entries by the low halves of their digests. The whole digest is compared after a look-up. Two keys with the same low half
-/// replace each other, which costs a verification.
-type Entries = Index<u64, Arc<Entry>, DigestBuildHasher>;
+/// Entries by the bits of their keys. The whole key is compared after a look-up. Two keys with the same bits replace each
+/// other, which costs a lookup.
+type Entries<S> = Index<u64, Arc<Entry<S>>, KeyBuildHasher>;
 
-pub(crate) struct Store {
-    index: Arc<Entries>,
+pub(super) struct Store<S: Source> {
+    index: Arc<Entries<S>>,
     /// The keys of the index.
-    policy: Moka<u64, (), DigestBuildHasher>,
+    policy: Moka<u64, (), KeyBuildHasher>,
     evictions: Arc<AtomicU64>,
     step: Step,
 }
 
-impl Store {
+impl<S: Source> Store<S> {
     /// Creates a store of up to `capacity` entries, which are removed when they are idle for `keep`. Keys that are expired or
     /// evicted are noted as recently valid.
-    pub(crate) fn new(capacity: u64, keep: Duration, recently_valid: Arc<RecentlyValid>) -> Self {
-        let index = Arc::new(Entries::with_hasher(DigestBuildHasher::default()));
+    pub(crate) fn new(
+        capacity: u64,
+        keep: Duration,
+        recently_valid: Arc<RecentlyValid<S::Key>>,
+    ) -> Self {
+        let index = Arc::new(Entries::<S>::with_hasher(KeyBuildHasher::default()));
         let evictions = Arc::new(AtomicU64::new(0));
         let listener = {
             let index = Arc::clone(&index);
             let evictions = Arc::clone(&evictions);
-            move |low: Arc<u64>, (), cause: RemovalCause| {
+            move |bits: Arc<u64>, (), cause: RemovalCause| {
                 // Entries that the store replaces or removes leave the index there. (moka also counts a key as evicted if it was
                 // idle for too long when it is replaced: its entry is removed, which costs a verification.)
                 if !cause.was_evicted() {
@@ -94,8 +98,8 @@ impl Store {
                     evictions.fetch_add(1, Ordering::Relaxed);
                 }
                 // An entry that was inserted meanwhile is removed as well, and its key verified again.
-                if let Some(entry) = index.pin().remove(&*low) {
-                    recently_valid.note(entry.digest, entry.sent_at);
+                if let Some(entry) = index.pin().remove(&*bits) {
+                    recently_valid.note(&entry.key, entry.sent_at);
                 }
             }
         };
@@ -110,63 +114,62 @@ impl Store {
                 // its deadline is idle as well, or removed by the next request.
                 .time_to_idle(keep)
                 .eviction_listener(listener)
-                .build_with_hasher(DigestBuildHasher::default()),
+                .build_with_hasher(KeyBuildHasher::default()),
         }
     }
 
     #[inline]
-    pub(crate) fn get(&self, digest: KeyDigest) -> Option<Arc<Entry>> {
+    pub(crate) fn get(&self, key: &S::Key) -> Option<Arc<Entry<S>>> {
         self.step.take();
         let index = self.index.pin();
-        let entry = index.get(&digest.low())?;
-        (entry.digest == digest).then(|| Arc::clone(entry))
+        let entry = index.get(&key.bits())?;
+        (entry.key == *key).then(|| Arc::clone(entry))
     }
 
     /// Reports the nth read of this thread to the policy, if it is in the sample.
     #[inline]
-    pub(crate) fn record_read(&self, digest: KeyDigest, nth: u64) {
+    pub(crate) fn record_read(&self, bits: u64, nth: u64) {
         // Multiplied by the golden ratio, so that keys read in turn are all sampled.
         if nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
-            self.record_sampled_read(digest);
+            self.record_sampled_read(bits);
         }
     }
 
     #[cold]
-    fn record_sampled_read(&self, digest: KeyDigest) {
-        self.policy.get(&digest.low());
+    fn record_sampled_read(&self, bits: u64) {
+        self.policy.get(&bits);
     }
 
     /// Inserts an entry, into the index first, so that an eviction finds it there.
-    pub(crate) fn insert(&self, entry: Arc<Entry>) {
+    pub(crate) fn insert(&self, entry: Arc<Entry<S>>) {
         self.step.take();
-        let low = entry.digest.low();
-        self.index.pin().insert(low, entry);
+        let bits = entry.key.bits();
+        self.index.pin().insert(bits, entry);
         self.step.take();
-        self.policy.insert(low, ());
+        self.policy.insert(bits, ());
     }
 
     /// Removes this entry. A later entry of the same key stays. Returns whether the entry was in the store.
-    pub(crate) fn remove(&self, entry: &Arc<Entry>) -> bool {
+    pub(crate) fn remove(&self, entry: &Arc<Entry<S>>) -> bool {
         self.step.take();
-        let low = entry.digest.low();
-        let is_this = |_: &u64, cached: &Arc<Entry>| Arc::ptr_eq(cached, entry);
-        let was_cached = matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_)));
+        let bits = entry.key.bits();
+        let is_this = |_: &u64, cached: &Arc<Entry<S>>| Arc::ptr_eq(cached, entry);
+        let was_cached = matches!(self.index.pin().remove_if(&bits, is_this), Ok(Some(_)));
         if was_cached {
             self.step.take();
-            self.policy.invalidate(&low);
+            self.policy.invalidate(&bits);
             self.step.take();
             // A later entry was inserted in between.
-            if self.index.pin().contains_key(&low) {
+            if self.index.pin().contains_key(&bits) {
                 self.step.take();
-                self.policy.insert(low, ());
+                self.policy.insert(bits, ());
             }
         }
         was_cached
     }
 
     /// Returns all entries.
-    #[cfg(feature = "kinde")]
-    pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Entry<S>>> {
         self.index.pin().values().cloned().collect()
     }
 
@@ -179,7 +182,7 @@ impl Store {
     pub(crate) fn stranded(&self) -> usize {
         self.policy.run_pending_tasks();
         let index = self.index.pin();
-        let unknown = index.keys().filter(|&low| !self.policy.contains_key(low));
+        let unknown = index.keys().filter(|&bits| !self.policy.contains_key(bits));
         unknown.count()
     }
 
@@ -189,7 +192,7 @@ impl Store {
     }
 }
 
-impl fmt::Debug for Store {
+impl<S: Source> fmt::Debug for Store<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
             .field("entries", &self.len())
@@ -217,19 +220,19 @@ mod tests {
         )
     }
 
-    fn entries(n: usize) -> Vec<Arc<Entry>> {
+    fn entries(n: usize) -> Vec<Arc<Entry<S>>> {
         let secret = DigestSecret::draw().unwrap();
-        let entry = |n: usize| entry(secret.digest(n.to_string()));
+        let entry = |n: usize| entry(secret.key(n.to_string()));
         (0..n).map(entry).collect()
     }
 
-    fn entry(digest: KeyDigest) -> Arc<Entry> {
+    fn entry(key: &S::Key) -> Arc<Entry<S>> {
         let lifetimes = Lifetimes {
             soft: HOUR,
             hard: 2 * HOUR,
         };
         let (facts, now) = (Facts::default(), Tick(1));
-        Arc::new(Entry::new(facts, digest, now, 1, lifetimes, now, None))
+        Arc::new(Entry::new(facts, key, now, 1, lifetimes, now, None))
     }
 
     #[test]
@@ -251,7 +254,7 @@ mod tests {
         assert!(
             !entries
                 .iter()
-                .any(|entry| recently_valid.contains(entry.digest, Tick(1)))
+                .any(|entry| recently_valid.contains(entry.key, Tick(1)))
         );
     }
 
@@ -259,11 +262,11 @@ mod tests {
     fn removing_an_entry_keeps_a_later_one() {
         let (store, _) = store(100);
         let old = entries(1).remove(0);
-        let new = entry(old.digest);
+        let new = entry(old.key);
         store.insert(Arc::clone(&old));
         store.insert(Arc::clone(&new));
         store.remove(&old);
-        let cached = store.get(old.digest).unwrap();
+        let cached = store.get(old.key).unwrap();
         assert!(Arc::ptr_eq(&cached, &new));
         store.policy.run_pending_tasks();
         assert_eq!((store.len(), store.policy.entry_count()), (1, 1));
@@ -279,8 +282,8 @@ mod tests {
         }
         assert_eq!((store.len(), store.evictions()), (100, 900));
         for entry in &entries {
-            let is_held = store.get(entry.digest).is_some();
-            assert_eq!(recently_valid.contains(entry.digest, Tick(1)), !is_held);
+            let is_held = store.get(entry.key).is_some();
+            assert_eq!(recently_valid.contains(entry.key, Tick(1)), !is_held);
         }
     }
 
@@ -290,7 +293,7 @@ mod tests {
         const KEYS: usize = 300;
 
         let (store, _) = store(2 * KEYS as u64);
-        let keys: Vec<_> = entries(KEYS).iter().map(|entry| entry.digest).collect();
+        let keys: Vec<_> = entries(KEYS).iter().map(|entry| entry.key).collect();
         let (at, removed) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|threads| {
             threads.spawn(|| {
@@ -323,7 +326,7 @@ mod tests {
         const CAPACITY: u64 = 20;
 
         let (store, _) = store(CAPACITY);
-        let keys: Vec<_> = entries(40).iter().map(|entry| entry.digest).collect();
+        let keys: Vec<_> = entries(40).iter().map(|entry| entry.key).collect();
         std::thread::scope(|threads| {
             for _ in 0..4 {
                 threads.spawn(|| {

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::entry::Entry;
-use super::store::DigestBuildHasher;
+use super::store::KeyBuildHasher;
 use crate::clock::Tick;
-use crate::key::KeyDigest;
+use crate::source::{IndexKey, Source};
 
 /// Notes of known keys, and of unknown keys.
 const MAX_NOTES: usize = 10_000;
@@ -30,17 +30,17 @@ const UNKNOWN_LASTS: Duration = Duration::from_secs(60);
 const BURST: usize = 20;
 const BURST_LASTS: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
-pub(crate) struct UnconfirmedAnswers {
-    notes: Mutex<Notes>,
+#[derive(Debug)]
+pub(super) struct UnconfirmedAnswers<S: Source> {
+    notes: Mutex<Notes<S>>,
     /// The number of notes, so that an answer locks nothing while there are none.
     len: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
-struct Notes {
-    known: HashMap<KeyDigest, Note<Arc<Entry>>, DigestBuildHasher>,
-    unknown: HashMap<KeyDigest, Note<u64>, DigestBuildHasher>,
+#[derive(Debug)]
+struct Notes<S: Source> {
+    known: HashMap<S::Key, Note<Arc<Entry<S>>>, KeyBuildHasher>,
+    unknown: HashMap<S::Key, Note<u64>, KeyBuildHasher>,
     is_reported: bool,
 }
 
@@ -57,7 +57,7 @@ struct Note<T> {
 
 /// The circumstances of an answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Received {
+pub(super) struct Received {
     /// The generation of the credential that was presented.
     pub(crate) credential: u64,
     pub(crate) sent_at: Tick,
@@ -66,25 +66,39 @@ pub(crate) struct Received {
 
 /// What an answer of the issuer means for a key that was noted.
 #[derive(Debug)]
-pub(crate) enum Followed {
+pub(super) enum Followed<S: Source> {
     /// A known key is invalid, unless its entry was replaced meanwhile.
-    Known(Arc<Entry>),
+    Known(Arc<Entry<S>>),
     /// An unknown key is invalid. Its lookup began under this version.
-    Unknown(KeyDigest, u64),
+    Unknown(S::Key, u64),
     /// A known key is in doubt: it should be verified again.
-    Doubted(Arc<Entry>),
+    Doubted(Arc<Entry<S>>),
 }
 
-impl UnconfirmedAnswers {
+impl<S: Source> Default for UnconfirmedAnswers<S> {
+    fn default() -> Self {
+        let notes = Notes {
+            known: HashMap::default(),
+            unknown: HashMap::default(),
+            is_reported: false,
+        };
+        Self {
+            notes: Mutex::new(notes),
+            len: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<S: Source> UnconfirmedAnswers<S> {
     /// Notes an answer about a known key. Returns whether the key is invalid for certain.
     #[must_use]
-    pub(crate) fn note_known(&self, entry: &Arc<Entry>, received: Received) -> bool {
+    pub(crate) fn note_known(&self, entry: &Arc<Entry<S>>, received: Received) -> bool {
         let mut notes = self.notes();
         let known = &mut notes.known;
         if known.len() >= MAX_NOTES {
             known.retain(|_, note| received.read_at < note.about.hard_until());
         }
-        let is_certain = note(known, entry.digest, Arc::clone(entry), received);
+        let is_certain = note(known, &entry.key, Arc::clone(entry), received);
         self.publish_len(&notes);
         is_certain
     }
@@ -92,20 +106,20 @@ impl UnconfirmedAnswers {
     /// Notes an answer about an unknown key, whose lookup began under this version. Returns whether the key is invalid for
     /// certain.
     #[must_use]
-    pub(crate) fn note_unknown(&self, digest: KeyDigest, began: u64, received: Received) -> bool {
+    pub(crate) fn note_unknown(&self, key: &S::Key, began: u64, received: Received) -> bool {
         let mut notes = self.notes();
         let unknown = &mut notes.unknown;
         if unknown.len() >= MAX_NOTES {
             unknown.retain(|_, note| is_recent(note, received.read_at));
         }
-        let is_certain = note(unknown, digest, began, received);
+        let is_certain = note(unknown, key, began, received);
         self.publish_len(&notes);
         is_certain
     }
 
     /// The issuer answered a call that was sent at this time under this credential. Returns what this means for the
     /// keys noted.
-    pub(crate) fn answered(&self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Followed> {
+    pub(crate) fn answered(&self, credential: u64, sent_at: Tick, now: Tick) -> Vec<Followed<S>> {
         if self.len.load(Ordering::Acquire) == 0 {
             return Vec::new();
         }
@@ -136,7 +150,7 @@ impl UnconfirmedAnswers {
                 .map(|(_, note)| Followed::Known(note.about));
             let unknown = unknown
                 .extract_if(|_, note| note.is_followed(credential, sent_at))
-                .map(|(digest, note)| Followed::Unknown(digest, note.about));
+                .map(|(key, note)| Followed::Unknown(key, note.about));
             known.chain(unknown).collect()
         };
         notes.is_reported &= notes.overdue(now) > 0;
@@ -145,13 +159,13 @@ impl UnconfirmedAnswers {
     }
 
     /// The key is valid: its note was about something else.
-    pub(crate) fn forget(&self, digest: KeyDigest) {
+    pub(crate) fn forget(&self, key: &S::Key) {
         if self.len.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut notes = self.notes();
-        notes.known.remove(&digest);
-        notes.unknown.remove(&digest);
+        notes.known.remove(key);
+        notes.unknown.remove(key);
         self.publish_len(&notes);
     }
 
@@ -169,23 +183,23 @@ impl UnconfirmedAnswers {
         notes.is_reported.then_some(overdue)
     }
 
-    fn notes(&self) -> MutexGuard<'_, Notes> {
+    fn notes(&self) -> MutexGuard<'_, Notes<S>> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish_len(&self, notes: &Notes) {
+    fn publish_len(&self, notes: &Notes<S>) {
         let len = notes.known.len() + notes.unknown.len();
         self.len.store(len, Ordering::Release);
     }
 }
 
-impl Notes {
+impl<S: Source> Notes<S> {
     /// Returns how many known keys have been unconfirmed for long.
     fn overdue(&self, now: Tick) -> usize {
         if self.known.len() < BURST {
             return 0;
         }
-        let is_overdue = |note: &&Note<Arc<Entry>>| {
+        let is_overdue = |note: &&Note<Arc<Entry<S>>>| {
             note.doubted_at.is_none() && now.since(note.read_at) >= BURST_LASTS
         };
         self.known.values().filter(is_overdue).count()
@@ -203,9 +217,9 @@ fn is_recent(note: &Note<u64>, now: Tick) -> bool {
 }
 
 /// Notes an answer if there is room. An earlier answer under the same credential stays: it is confirmed sooner, or now.
-fn note<T>(
-    notes: &mut HashMap<KeyDigest, Note<T>, DigestBuildHasher>,
-    digest: KeyDigest,
+fn note<K: IndexKey, T>(
+    notes: &mut HashMap<K, Note<T>, KeyBuildHasher>,
+    key: &K,
     about: T,
     received: Received,
 ) -> bool {
@@ -215,12 +229,12 @@ fn note<T>(
         read_at,
     } = received;
     let has_room = notes.len() < MAX_NOTES;
-    match notes.get(&digest) {
+    match notes.get(key) {
         None if !has_room => return false,
         Some(before) if before.credential == credential => {
             let is_certain = before.doubted_at.is_some_and(|at| sent_at >= at);
             if is_certain {
-                notes.remove(&digest);
+                notes.remove(key);
             }
             return is_certain;
         }
@@ -232,7 +246,7 @@ fn note<T>(
         read_at,
         doubted_at: None,
     };
-    notes.insert(digest, note);
+    notes.insert(key.clone(), note);
     false
 }
 
@@ -243,23 +257,15 @@ mod tests {
     use crate::key::DigestSecret;
     use crate::verify::Facts;
 
-    fn entries(n: usize) -> Vec<Arc<Entry>> {
+    fn entries(n: usize) -> Vec<Arc<Entry<S>>> {
         let secret = DigestSecret::draw().unwrap();
         let lifetimes = Lifetimes {
             soft: Duration::from_secs(60),
             hard: Duration::from_secs(900),
         };
         let entry = |n: usize| {
-            let digest = secret.digest(n.to_string());
-            Entry::new(
-                Facts::default(),
-                digest,
-                Tick(0),
-                1,
-                lifetimes,
-                Tick(0),
-                None,
-            )
+            let key = secret.key(n.to_string());
+            Entry::new(Facts::default(), key, Tick(0), 1, lifetimes, Tick(0), None)
         };
         (0..n).map(|n| Arc::new(entry(n))).collect()
     }
@@ -285,14 +291,14 @@ mod tests {
             if is_known {
                 assert!(!answers.note_known(entry, received(1, at(10))));
             } else {
-                assert!(!answers.note_unknown(entry.digest, 7, received(1, at(10))));
+                assert!(!answers.note_unknown(entry.key, 7, received(1, at(10))));
             }
             assert!(answers.answered(1, at(9), at(11)).is_empty());
             assert!(answers.answered(1, at(10), at(11)).is_empty());
             let confirmed = answers.answered(1, at(11), at(12));
             match confirmed.as_slice() {
                 [Followed::Known(known)] => assert!(is_known && Arc::ptr_eq(known, entry)),
-                [Followed::Unknown(digest, 7)] => assert!(!is_known && *digest == entry.digest),
+                [Followed::Unknown(key, 7)] => assert!(!is_known && *key == entry.key),
                 other => panic!("{other:?}"),
             }
             assert!(answers.answered(1, at(12), at(13)).is_empty());
@@ -304,7 +310,7 @@ mod tests {
         let answers = UnconfirmedAnswers::default();
         let entries = entries(2);
         assert!(!answers.note_known(&entries[0], received(2, at(10))));
-        assert!(!answers.note_unknown(entries[1].digest, 1, received(2, at(10))));
+        assert!(!answers.note_unknown(entries[1].key, 1, received(2, at(10))));
         // A late answer to the old credential, then answers to the new one.
         assert!(answers.answered(1, at(11), at(11)).is_empty());
         assert!(answers.answered(3, at(11), at(11)).is_empty());
@@ -333,8 +339,8 @@ mod tests {
         let answers = UnconfirmedAnswers::default();
         let entry = &entries(1)[0];
         assert!(!answers.note_known(entry, received(1, at(10))));
-        assert!(!answers.note_unknown(entry.digest, 1, received(1, at(10))));
-        answers.forget(entry.digest);
+        assert!(!answers.note_unknown(entry.key, 1, received(1, at(10))));
+        answers.forget(entry.key);
         assert!(answers.answered(1, at(11), at(11)).is_empty());
     }
 
@@ -343,7 +349,7 @@ mod tests {
         let answers = UnconfirmedAnswers::default();
         let entries = entries(2);
         assert!(!answers.note_known(&entries[0], received(1, at(10))));
-        assert!(!answers.note_unknown(entries[1].digest, 1, received(1, at(10))));
+        assert!(!answers.note_unknown(entries[1].key, 1, received(1, at(10))));
         let confirmed = answers.answered(1, at(71), at(71));
         assert!(matches!(confirmed.as_slice(), [Followed::Known(_)]));
     }
@@ -353,12 +359,12 @@ mod tests {
         let answers = UnconfirmedAnswers::default();
         let secret = DigestSecret::draw().unwrap();
         for n in 0..MAX_NOTES + 10 {
-            assert!(!answers.note_unknown(secret.digest(n.to_string()), 1, received(1, at(10))));
+            assert!(!answers.note_unknown(secret.key(n.to_string()), 1, received(1, at(10))));
         }
         assert_eq!(answers.notes().unknown.len(), MAX_NOTES);
         assert!(!answers.note_known(&entries(1)[0], received(1, at(10))));
         assert_eq!(answers.notes().known.len(), 1);
-        assert!(!answers.note_unknown(secret.digest("late"), 1, received(1, at(80))));
+        assert!(!answers.note_unknown(secret.key("late"), 1, received(1, at(80))));
         assert_eq!(answers.notes().unknown.len(), 1);
     }
 
@@ -386,7 +392,7 @@ mod tests {
             for entry in &entries[..keys] {
                 assert!(!answers.note_known(entry, received(1, at(10))));
             }
-            assert!(!answers.note_unknown(entries[keys].digest, 1, received(1, at(10))));
+            assert!(!answers.note_unknown(entries[keys].key, 1, received(1, at(10))));
             let followed = answers.answered(1, at(answer), at(answer));
             let doubted = followed
                 .iter()
@@ -395,7 +401,7 @@ mod tests {
             assert_eq!(followed.len(), if is_burst { keys } else { keys + 1 });
             assert!(answers.answered(1, at(30), at(30)).is_empty());
             // Still invalid, by a call that was sent after the answer.
-            let unknown = entries[keys].digest;
+            let unknown = entries[keys].key;
             assert!(!answers.note_known(&entries[0], received(1, at(answer - 1))));
             let is_certain = answers.note_known(&entries[0], received(1, at(answer)));
             assert_eq!(is_certain, is_burst);

@@ -7,47 +7,47 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::store::DigestBuildHasher;
+use super::store::KeyBuildHasher;
 use super::sync::{Mutex, MutexGuard};
-use crate::key::KeyDigest;
+use crate::source::IndexKey;
 
-type Watched = HashMap<KeyDigest, Signal, DigestBuildHasher>;
+type Watched<K> = HashMap<K, Signal, KeyBuildHasher>;
 
 /// The watched keys. Empty while no stream is open.
-pub(super) struct Watchers(Mutex<Watched>);
+pub(super) struct Watchers<K>(Mutex<Watched<K>>);
 
 struct Signal {
     changed: Arc<Notify>,
     watches: usize,
 }
 
-impl Default for Watchers {
+impl<K> Default for Watchers<K> {
     fn default() -> Self {
         Self(Mutex::new(Watched::default()))
     }
 }
 
-impl Watchers {
+impl<K: IndexKey> Watchers<K> {
     /// Watches a key until the watch is dropped.
-    pub(super) fn watch(&self, digest: KeyDigest) -> Watch<'_> {
+    pub(super) fn watch(&self, key: &K) -> Watch<'_, K> {
         let mut watched = self.lock();
-        let signal = watched.entry(digest).or_insert_with(|| Signal {
+        let signal = watched.entry(key.clone()).or_insert_with(|| Signal {
             changed: Arc::default(),
             watches: 0,
         });
         signal.watches += 1;
         Watch {
             watchers: self,
-            digest,
+            key: key.clone(),
             changed: Arc::clone(&signal.changed),
         }
     }
 
     /// Wakes the watches of this key.
-    pub(super) fn wake(&self, digest: KeyDigest) {
+    pub(super) fn wake(&self, key: &K) {
         let changed = self
             .lock()
-            .get(&digest)
+            .get(key)
             .map(|signal| Arc::clone(&signal.changed));
         // Not under the lock, because a waker is code of another crate.
         if let Some(changed) = changed {
@@ -67,38 +67,38 @@ impl Watchers {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Watched> {
+    fn lock(&self) -> MutexGuard<'_, Watched<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Watchers {
+impl<K> fmt::Debug for Watchers<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watchers").finish_non_exhaustive()
     }
 }
 
 /// A watch of a key.
-pub(super) struct Watch<'a> {
-    watchers: &'a Watchers,
-    digest: KeyDigest,
+pub(super) struct Watch<'a, K: IndexKey> {
+    watchers: &'a Watchers<K>,
+    key: K,
     changed: Arc<Notify>,
 }
 
-impl Watch<'_> {
+impl<K: IndexKey> Watch<'_, K> {
     /// Returns a future that completes at the next change after this call, whether or not it was polled before.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 }
 
-impl Drop for Watch<'_> {
+impl<K: IndexKey> Drop for Watch<'_, K> {
     fn drop(&mut self) {
         let mut watched = self.watchers.lock();
-        if let Some(signal) = watched.get_mut(&self.digest) {
+        if let Some(signal) = watched.get_mut(&self.key) {
             signal.watches -= 1;
             if signal.watches == 0 {
-                watched.remove(&self.digest);
+                watched.remove(&self.key);
             }
         }
     }
@@ -114,9 +114,9 @@ mod tests {
     #[test]
     fn a_change_wakes_the_watches_of_its_key() {
         let secret = DigestSecret::draw().unwrap();
-        let (one, two) = (secret.digest("one"), secret.digest("two"));
+        let (one, two) = (secret.key("one"), secret.key("two"));
         let watchers = Watchers::default();
-        let open = [one, one, two].map(|digest| watchers.watch(digest));
+        let open = [one, one, two].map(|key| watchers.watch(key));
         let woken = |wake: &dyn Fn()| {
             let changed = open.each_ref().map(Watch::changed);
             wake();
@@ -124,19 +124,19 @@ mod tests {
         };
         assert_eq!(woken(&|| watchers.wake(one)), [true, true, false]);
         assert_eq!(woken(&|| watchers.wake(two)), [false, false, true]);
-        let unwatched = secret.digest("three");
+        let unwatched = secret.key("three");
         assert_eq!(woken(&|| watchers.wake(unwatched)), [false; 3]);
         assert_eq!(woken(&|| watchers.wake_all()), [true; 3]);
     }
 
     #[test]
     fn a_key_is_forgotten_with_its_last_watch() {
-        let digest = DigestSecret::draw().unwrap().digest("one");
+        let key = DigestSecret::draw().unwrap().key("one");
         let watchers = Watchers::default();
-        let (first, second) = (watchers.watch(digest), watchers.watch(digest));
+        let (first, second) = (watchers.watch(key), watchers.watch(key));
         drop(first);
         let changed = second.changed();
-        watchers.wake(digest);
+        watchers.wake(key);
         assert!(changed.now_or_never().is_some());
         drop(second);
         assert!(watchers.lock().is_empty());

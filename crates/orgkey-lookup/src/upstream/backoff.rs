@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Tick;
-use crate::key::KeyDigest;
+use crate::source::IndexKey;
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
@@ -15,9 +15,9 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Keys beyond this many are not delayed.
 const MAX_KEYS: usize = 10_000;
 
-#[derive(Debug, Default)]
-pub(super) struct KeyBackoff {
-    keys: Mutex<HashMap<KeyDigest, Delay>>,
+#[derive(Debug)]
+pub(super) struct KeyBackoff<K> {
+    keys: Mutex<HashMap<K, Delay>>,
     /// The number of keys, so that nothing is locked while there are none.
     len: AtomicUsize,
 }
@@ -28,46 +28,55 @@ struct Delay {
     until: Tick,
 }
 
-impl KeyBackoff {
+impl<K> Default for KeyBackoff<K> {
+    fn default() -> Self {
+        Self {
+            keys: Mutex::default(),
+            len: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<K: IndexKey> KeyBackoff<K> {
     /// Returns how long the key has to wait.
-    pub(super) fn check(&self, key: KeyDigest, now: Tick) -> Result<(), Duration> {
+    pub(super) fn check(&self, key: &K, now: Tick) -> Result<(), Duration> {
         if self.len.load(Ordering::Acquire) == 0 {
             return Ok(());
         }
-        match self.keys().get(&key) {
+        match self.keys().get(key) {
             Some(delay) if now < delay.until => Err(delay.until.since(now)),
             _ => Ok(()),
         }
     }
 
     /// Delays the key: by 1 s, doubling to 60 s. Returns the delay.
-    pub(super) fn delay(&self, key: KeyDigest, now: Tick) -> Duration {
+    pub(super) fn delay(&self, key: &K, now: Tick) -> Duration {
         let mut keys = self.keys();
         let is_remembered = |delay: &Delay| now < delay.until.after(FORGOTTEN);
-        if keys.len() >= MAX_KEYS && !keys.contains_key(&key) {
+        if keys.len() >= MAX_KEYS && !keys.contains_key(key) {
             keys.retain(|_, delay| is_remembered(delay));
             if keys.len() >= MAX_KEYS {
                 return FIRST;
             }
         }
-        let before = keys.get(&key).filter(|delay| is_remembered(delay));
+        let before = keys.get(key).filter(|delay| is_remembered(delay));
         let wait = before.map_or(FIRST, |delay| (delay.wait * 2).min(LONGEST));
         let until = now.after(wait);
-        keys.insert(key, Delay { wait, until });
+        keys.insert(key.clone(), Delay { wait, until });
         self.len.store(keys.len(), Ordering::Release);
         wait
     }
 
     /// Forgets the key: the issuer answered.
-    pub(super) fn forget(&self, key: KeyDigest) {
+    pub(super) fn forget(&self, key: &K) {
         if self.len.load(Ordering::Acquire) > 0 {
             let mut keys = self.keys();
-            keys.remove(&key);
+            keys.remove(key);
             self.len.store(keys.len(), Ordering::Release);
         }
     }
 
-    fn keys(&self) -> MutexGuard<'_, HashMap<KeyDigest, Delay>> {
+    fn keys(&self) -> MutexGuard<'_, HashMap<K, Delay>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,7 +94,7 @@ mod tests {
     fn delays_double_and_end_with_an_answer() {
         let backoff = KeyBackoff::default();
         let secret = DigestSecret::draw().unwrap();
-        let (key, other) = (secret.digest("1"), secret.digest("2"));
+        let (key, other) = (secret.key("1"), secret.key("2"));
         let mut now = at(0);
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             let wait = Duration::from_secs(seconds);
@@ -107,7 +116,7 @@ mod tests {
     fn memory_is_bounded_and_old_keys_make_room() {
         let backoff = KeyBackoff::default();
         let secret = DigestSecret::draw().unwrap();
-        let key = |n: usize| secret.digest(n.to_string());
+        let key = |n: usize| secret.key(n.to_string());
         for n in 0..MAX_KEYS + 10 {
             backoff.delay(key(n), at(0));
         }

@@ -19,8 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Tick;
-use crate::key::KeyDigest;
-use crate::telemetry::{self, Component};
+use crate::source::{BreakerState, Circuit, IndexKey, Label, Source, Telemetry};
 
 const WINDOW: Duration = Duration::from_secs(10);
 const BUCKETS: usize = 10;
@@ -37,23 +36,6 @@ const PRECEDENCE: Duration = Duration::from_secs(5);
 /// What a caller is told while the half-open call is in flight.
 const RETRY_AFTER_TRIAL: Duration = Duration::from_secs(1);
 
-/// Which circuit a call belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Circuit {
-    Known,
-    Unknown,
-}
-
-impl Circuit {
-    /// Returns the name of the circuit in telemetry.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Known => "known",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 /// What a call shows about the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Health {
@@ -67,54 +49,38 @@ pub(super) enum Health {
     Alive,
 }
 
-/// The state of a circuit breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BreakerState {
-    /// Calls go through.
-    Closed,
-    /// No calls go through.
-    Open {
-        /// Until one call may try again.
-        remaining: Duration,
-    },
-    /// One call is trying, or the next one will.
-    HalfOpen,
+#[derive(Debug)]
+pub(super) struct Breaker<S: Source> {
+    label: Label,
+    state: Mutex<State<S::Key>>,
 }
 
 #[derive(Debug)]
-pub(super) struct Breaker {
-    component: Component,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    known: CircuitState,
-    unknown: CircuitState,
+struct State<K> {
+    known: CircuitState<K>,
+    unknown: CircuitState<K>,
     /// Whether a known key was turned away since the known circuit opened.
     has_known_asked: bool,
     /// Distinct keys whose responses made no sense since the last one that did, of either circuit.
-    senseless: HashSet<KeyDigest>,
+    senseless: HashSet<K>,
 }
 
-#[derive(Debug, Default)]
-struct CircuitState {
+#[derive(Debug)]
+struct CircuitState<K> {
     phase: Phase,
     /// Openings without a success between them.
     openings: u32,
     /// Counts changes of phase, so that the outcome of a call from an earlier phase is ignored.
     generation: u64,
-    slots: [Slot; BUCKETS],
+    slots: [Slot<K>; BUCKETS],
     /// Distinct keys that failed since the last success.
-    failing: HashSet<KeyDigest>,
+    failing: HashSet<K>,
     /// The key whose half-open call failed last.
-    last_trial: Option<KeyDigest>,
+    last_trial: Option<K>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    #[default]
     Closed,
     Open {
         until: Tick,
@@ -124,12 +90,12 @@ enum Phase {
 }
 
 /// The calls of one second.
-#[derive(Debug, Default)]
-struct Slot {
+#[derive(Debug)]
+struct Slot<K> {
     second: u64,
     calls: u32,
     failures: u32,
-    failed_keys: HashSet<KeyDigest>,
+    failed_keys: HashSet<K>,
 }
 
 /// A change of a circuit, to be reported once the lock is released.
@@ -142,38 +108,38 @@ enum Change {
 
 /// A call that the breaker let through. Dropped without an outcome, it lets another call try.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
-    breaker: &'a Breaker,
+pub(super) struct Call<'a, S: Source> {
+    breaker: &'a Breaker<S>,
     circuit: Circuit,
-    key: KeyDigest,
+    key: S::Key,
     generation: u64,
     is_done: bool,
 }
 
-impl Breaker {
-    pub(super) fn new(component: Component) -> Self {
+impl<S: Source> Breaker<S> {
+    pub(super) fn new(label: Label) -> Self {
         Self {
-            component,
-            state: Mutex::default(),
+            label,
+            state: Mutex::new(State {
+                known: CircuitState::new(0),
+                unknown: CircuitState::new(0),
+                has_known_asked: false,
+                senseless: HashSet::new(),
+            }),
         }
     }
 
     /// Returns whether a call would go through, or how long it has to wait.
-    pub(super) fn check(
-        &self,
-        circuit: Circuit,
-        key: KeyDigest,
-        now: Tick,
-    ) -> Result<(), Duration> {
+    pub(super) fn check(&self, circuit: Circuit, key: &S::Key, now: Tick) -> Result<(), Duration> {
         self.lock().check(circuit, key, now)
     }
 
     pub(super) fn begin(
         &self,
         circuit: Circuit,
-        key: KeyDigest,
+        key: &S::Key,
         now: Tick,
-    ) -> Result<Call<'_>, Duration> {
+    ) -> Result<Call<'_, S>, Duration> {
         let mut state = self.lock();
         state.check(circuit, key, now)?;
         let of = state.of(circuit);
@@ -184,7 +150,7 @@ impl Breaker {
         let call = Call {
             breaker: self,
             circuit,
-            key,
+            key: key.clone(),
             generation: of.generation,
             is_done: false,
         };
@@ -210,27 +176,27 @@ impl Breaker {
     fn report(&self, circuit: Circuit, change: Change, now: Tick) {
         match change {
             Change::Opened(open_for) => {
-                telemetry::breaker_opened(self.component, circuit, open_for);
+                S::Telemetry::breaker_opened(&self.label, circuit, open_for);
             }
-            Change::Tries => telemetry::breaker_tries(self.component, circuit),
-            Change::Closed => telemetry::breaker_closed(self.component, circuit),
+            Change::Tries => S::Telemetry::breaker_tries(&self.label, circuit),
+            Change::Closed => S::Telemetry::breaker_closed(&self.label, circuit),
         }
-        super::report_until_current(
+        super::report_until_current::<S, _>(
             || self.state(circuit, now),
-            |state| telemetry::breaker_state(self.component, circuit, state),
+            |state| S::Telemetry::breaker_state(&self.label, circuit, state),
         );
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<S::Key>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Call<'_> {
+impl<S: Source> Call<'_, S> {
     /// Counts the outcome of the call. Returns whether a circuit opened on it.
     pub(super) fn end(mut self, health: Health, now: Tick) -> bool {
         self.is_done = true;
-        let (circuit, key) = (self.circuit, self.key);
+        let (circuit, key) = (self.circuit, &self.key);
         let mut state = self.breaker.lock();
         let is_senseless = state.note_sense(health, key);
         if state.of(circuit).generation != self.generation {
@@ -238,12 +204,12 @@ impl Call<'_> {
         }
         let changes = match (state.of(circuit).phase, health) {
             (Phase::Trial, Health::Failed) => {
-                state.of(circuit).last_trial = Some(key);
+                state.of(circuit).last_trial = Some(key.clone());
                 state.open(circuit, now)
             }
             (Phase::Trial, Health::Senseless) => {
                 let of = state.of(circuit);
-                of.last_trial = Some(key);
+                of.last_trial = Some(key.clone());
                 of.turn(Phase::Open { until: now });
                 Vec::new()
             }
@@ -268,7 +234,7 @@ impl Call<'_> {
     }
 }
 
-impl Drop for Call<'_> {
+impl<S: Source> Drop for Call<'_, S> {
     fn drop(&mut self) {
         if self.is_done {
             return;
@@ -281,18 +247,18 @@ impl Drop for Call<'_> {
     }
 }
 
-impl State {
-    fn of(&mut self, circuit: Circuit) -> &mut CircuitState {
+impl<K: IndexKey> State<K> {
+    fn of(&mut self, circuit: Circuit) -> &mut CircuitState<K> {
         match circuit {
             Circuit::Known => &mut self.known,
             Circuit::Unknown => &mut self.unknown,
         }
     }
 
-    fn check(&mut self, circuit: Circuit, key: KeyDigest, now: Tick) -> Result<(), Duration> {
+    fn check(&mut self, circuit: Circuit, key: &K, now: Tick) -> Result<(), Duration> {
         let known_first_until = self.known_first_until(now);
         let of = self.of(circuit);
-        let gives_way = of.last_trial == Some(key);
+        let gives_way = of.last_trial.as_ref() == Some(key);
         let wait = match (of.phase, circuit) {
             (Phase::Closed, _) => return Ok(()),
             (Phase::Trial, _) => RETRY_AFTER_TRIAL,
@@ -323,11 +289,11 @@ impl State {
     }
 
     /// Counts keys whose responses make no sense. Returns whether they are too many.
-    fn note_sense(&mut self, health: Health, key: KeyDigest) -> bool {
+    fn note_sense(&mut self, health: Health, key: &K) -> bool {
         match health {
             Health::Answered => self.senseless.clear(),
             Health::Senseless if self.senseless.len() < MAX_SENSELESS => {
-                self.senseless.insert(key);
+                self.senseless.insert(key.clone());
             }
             Health::Senseless | Health::Failed | Health::Alive => {}
         }
@@ -365,10 +331,7 @@ impl State {
         }
         for &circuit in &closed {
             let of = self.of(circuit);
-            *of = CircuitState {
-                generation: of.generation + 1,
-                ..CircuitState::default()
-            };
+            *of = CircuitState::new(of.generation + 1);
         }
         closed
             .into_iter()
@@ -377,7 +340,18 @@ impl State {
     }
 }
 
-impl CircuitState {
+impl<K: IndexKey> CircuitState<K> {
+    fn new(generation: u64) -> Self {
+        Self {
+            phase: Phase::Closed,
+            openings: 0,
+            generation,
+            slots: std::array::from_fn(|_| Slot::new(0)),
+            failing: HashSet::new(),
+            last_trial: None,
+        }
+    }
+
     fn turn(&mut self, phase: Phase) {
         self.phase = phase;
         self.generation += 1;
@@ -389,18 +363,18 @@ impl CircuitState {
     }
 
     /// Counts a failure. Returns whether it is one too many.
-    fn count_failure(&mut self, key: KeyDigest, now: Tick) -> bool {
+    fn count_failure(&mut self, key: &K, now: Tick) -> bool {
         let oldest = (second(now) + 1).saturating_sub(WINDOW.as_secs());
-        let is_recent = |slot: &&Slot| slot.second >= oldest;
+        let is_recent = |slot: &&Slot<K>| slot.second >= oldest;
         let mut recent = self.slots.iter().filter(is_recent);
-        if recent.any(|slot| slot.failed_keys.contains(&key)) {
+        if recent.any(|slot| slot.failed_keys.contains(key)) {
             return false;
         }
         let slot = self.slot(now);
         slot.calls += 1;
         slot.failures += 1;
-        slot.failed_keys.insert(key);
-        self.failing.insert(key);
+        slot.failed_keys.insert(key.clone());
+        self.failing.insert(key.clone());
         let recent = self.slots.iter().filter(is_recent);
         let (calls, failures) = recent.fold((0, 0), |(calls, failures), slot| {
             (calls + slot.calls, failures + slot.failures)
@@ -408,17 +382,25 @@ impl CircuitState {
         self.failing.len() >= MAX_FAILING || (calls >= MIN_CALLS && failures * 2 >= calls)
     }
 
-    fn slot(&mut self, now: Tick) -> &mut Slot {
+    fn slot(&mut self, now: Tick) -> &mut Slot<K> {
         let second = second(now);
         #[allow(clippy::cast_possible_truncation)] // Reduced to the number of slots first.
         let slot = &mut self.slots[(second % BUCKETS as u64) as usize];
         if slot.second != second {
-            *slot = Slot {
-                second,
-                ..Slot::default()
-            };
+            *slot = Slot::new(second);
         }
         slot
+    }
+}
+
+impl<K> Slot<K> {
+    fn new(second: u64) -> Self {
+        Self {
+            second,
+            calls: 0,
+            failures: 0,
+            failed_keys: HashSet::new(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The dispatcher: the admission queue behind its lock, and the task that wakes it while time alone holds lookups back.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,12 +10,13 @@ use tokio::sync::oneshot;
 use super::queue::{AdmissionQueue, Next, Place, Turn};
 use super::{CannotTell, Priority};
 use crate::clock::{Clock, Tick};
-use crate::telemetry::{self, Component};
+use crate::source::{Label, Source, Telemetry};
 
-pub(super) struct Dispatcher {
-    component: Component,
+pub(super) struct Dispatcher<S> {
+    label: Label,
     clock: Clock,
     state: Mutex<State>,
+    source: PhantomData<fn() -> S>,
 }
 
 pub(super) struct State {
@@ -24,26 +26,27 @@ pub(super) struct State {
 
 /// A lookup that waits for its turn.
 #[derive(Debug)]
-pub(super) struct Queued {
+pub(super) struct Queued<S: Source> {
     pub(super) turn: oneshot::Receiver<Turn>,
-    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) dispatcher: Arc<Dispatcher<S>>,
     pub(super) priority: Priority,
 }
 
 /// The slot of a call. Dropped, it ends the call.
 #[derive(Debug)]
-pub(super) struct Permit {
-    dispatcher: Arc<Dispatcher>,
+pub(super) struct Permit<S: Source> {
+    dispatcher: Arc<Dispatcher<S>>,
     priority: Priority,
     began: Tick,
     /// Whether the call showed that the key is invalid.
     pub(super) is_invalid: bool,
 }
 
-impl Dispatcher {
-    pub(super) fn new(queue: AdmissionQueue, clock: Clock, component: Component) -> Self {
+impl<S: Source> Dispatcher<S> {
+    pub(super) fn new(queue: AdmissionQueue, clock: Clock, label: Label) -> Self {
         Self {
-            component,
+            label,
+            source: PhantomData,
             clock,
             state: Mutex::new(State {
                 queue,
@@ -79,7 +82,7 @@ impl Dispatcher {
         state.queue.reject_all(CannotTell::unavailable(wait));
         drop(state);
         if is_new {
-            telemetry::throttled(self.component, wait);
+            S::Telemetry::throttled(&self.label, wait);
         }
     }
 
@@ -121,23 +124,23 @@ impl Dispatcher {
 
     /// Sets the gauges, without the lock: a recorder may read the state of the layer.
     fn report(&self) {
-        super::report_until_current(
+        super::report_until_current::<S, _>(
             || {
                 let state = self.lock();
                 (state.queue.calls(), state.queue.waiting())
             },
-            |(calls, waiting)| telemetry::occupied(self.component, calls, waiting),
+            |(calls, waiting)| S::Telemetry::occupied(&self.label, calls, waiting),
         );
     }
 }
 
 /// Wakes the dispatcher. Dropped while it runs, with its runtime, it lets another timer start.
-struct Timer {
-    dispatcher: Arc<Dispatcher>,
+struct Timer<S: Source> {
+    dispatcher: Arc<Dispatcher<S>>,
     is_running: bool,
 }
 
-impl Timer {
+impl<S: Source> Timer<S> {
     async fn run(mut self, mut wait: Duration) {
         loop {
             // Timers are no finer.
@@ -158,7 +161,7 @@ impl Timer {
     }
 }
 
-impl Drop for Timer {
+impl<S: Source> Drop for Timer<S> {
     fn drop(&mut self) {
         if self.is_running {
             self.dispatcher.lock().has_timer = false;
@@ -166,8 +169,8 @@ impl Drop for Timer {
     }
 }
 
-impl Permit {
-    pub(super) fn new(dispatcher: &Arc<Dispatcher>, priority: Priority) -> Self {
+impl<S: Source> Permit<S> {
+    pub(super) fn new(dispatcher: &Arc<Dispatcher<S>>, priority: Priority) -> Self {
         Self {
             dispatcher: Arc::clone(dispatcher),
             priority,
@@ -177,7 +180,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl<S: Source> Drop for Permit<S> {
     fn drop(&mut self) {
         let now = self.dispatcher.clock.now();
         let mut state = self.dispatcher.lock();
@@ -187,7 +190,7 @@ impl Drop for Permit {
     }
 }
 
-impl Drop for Queued {
+impl<S: Source> Drop for Queued<S> {
     /// Gives back a turn that was granted and never taken.
     fn drop(&mut self) {
         if let Ok(Ok(())) = self.turn.try_recv() {
@@ -198,7 +201,7 @@ impl Drop for Queued {
     }
 }
 
-impl fmt::Debug for Dispatcher {
+impl<S> fmt::Debug for Dispatcher<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dispatcher").finish_non_exhaustive()
     }

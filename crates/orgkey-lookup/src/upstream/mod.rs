@@ -35,19 +35,15 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tower::retry::budget::{Budget, TpsBudget};
 
 use self::backoff::KeyBackoff;
-pub use self::breaker::BreakerState;
-pub(crate) use self::breaker::Circuit;
 use self::breaker::{Breaker, Health};
 use self::dispatcher::{Dispatcher, Permit, Queued};
 use self::pacing::ForcedPace;
 use self::queue::{AdmissionQueue, Place, WaitLimits};
 use crate::clock::{Clock, Tick};
-use crate::config::Settings;
-use crate::context::{KeyId, OrgCode};
-use crate::key::{ApiKey, KeyDigest};
-use crate::telemetry::{self, Component};
-use crate::verify::{
-    Answer, Attempt, DynVerifier, Invalid, Verification, VerifyError, VerifyErrorKind,
+use crate::config::Config;
+use crate::source::{
+    Answer, Answered, BreakerState, Circuit, Failure, FailureKind, Invalid, Label, Source,
+    Telemetry,
 };
 
 /// How much a key's lookup matters.
@@ -75,23 +71,24 @@ impl Priority {
 }
 
 /// The key of a lookup.
-#[derive(Clone, Debug)]
-pub(crate) struct Subject {
-    pub(crate) digest: KeyDigest,
+#[derive(Debug)]
+pub(crate) struct Subject<K> {
+    pub(crate) key: K,
     pub(crate) priority: Priority,
-    /// The identifier of a known key at the issuer.
-    pub(crate) key_id: Option<KeyId>,
 }
 
 /// The verification failed, or was not attempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CannotTell {
-    pub(crate) is_misconfigured: bool,
-    pub(crate) retry_after: Duration,
+pub struct CannotTell {
+    /// Whether an operator has to act.
+    pub is_misconfigured: bool,
+    /// When the caller may try again.
+    pub retry_after: Duration,
 }
 
 impl CannotTell {
-    pub(crate) fn unavailable(retry_after: Duration) -> Self {
+    /// The upstream did not answer.
+    pub fn unavailable(retry_after: Duration) -> Self {
         Self {
             is_misconfigured: false,
             retry_after,
@@ -99,7 +96,7 @@ impl CannotTell {
     }
 
     /// An operator has to act, so callers need not retry every second.
-    pub(crate) fn misconfigured() -> Self {
+    pub fn misconfigured() -> Self {
         Self {
             is_misconfigured: true,
             retry_after: Duration::from_secs(10),
@@ -125,53 +122,45 @@ pub struct UpstreamState {
     pub waiting: usize,
 }
 
-pub(crate) struct Upstream {
-    component: Component,
-    verifier: Arc<dyn DynVerifier>,
+pub(crate) struct Upstream<S: Source> {
+    label: Label,
     clock: Clock,
     attempt_deadline: Duration,
     caller_deadline: Duration,
     retry_after: Duration,
-    breaker: Breaker,
-    key_backoff: KeyBackoff,
+    breaker: Breaker<S>,
+    key_backoff: KeyBackoff<S::Key>,
     forced_pace: ForcedPace,
     retries: TpsBudget,
     retry_backoff: ExponentialBuilder,
-    dispatcher: Arc<Dispatcher>,
+    dispatcher: Arc<Dispatcher<S>>,
 }
 
 /// An admitted lookup, which may call at once or when its turn comes.
 #[derive(Debug)]
-pub(crate) struct Admission {
-    subject: Subject,
-    turn: Turn,
+pub(crate) struct Admission<S: Source> {
+    subject: Subject<S::Key>,
+    turn: Turn<S>,
 }
 
 #[derive(Debug)]
-enum Turn {
-    Now(Permit),
-    Later(Queued),
+enum Turn<S: Source> {
+    Now(Permit<S>),
+    Later(Queued<S>),
 }
 
-impl Upstream {
-    pub(crate) fn new(
-        verifier: Arc<dyn DynVerifier>,
-        clock: Clock,
-        settings: &Settings,
-        component: Component,
-    ) -> Self {
+impl<S: Source> Upstream<S> {
+    pub(crate) fn new(label: Label, clock: Clock, config: &Config) -> Self {
         let limits = WaitLimits {
-            caller_deadline: settings.caller_deadline,
-            retry_after: settings.retry_after,
+            caller_deadline: config.caller_deadline,
+            retry_after: config.retry_after,
         };
-        let queue = AdmissionQueue::new(settings.max_calls_per_second, limits, clock.now());
+        let queue = AdmissionQueue::new(config.max_calls_per_second, limits, clock.now());
         Self {
-            component,
-            verifier,
-            attempt_deadline: settings.attempt_deadline,
-            caller_deadline: settings.caller_deadline,
-            retry_after: settings.retry_after,
-            breaker: Breaker::new(component),
+            attempt_deadline: config.attempt_deadline,
+            caller_deadline: config.caller_deadline,
+            retry_after: config.retry_after,
+            breaker: Breaker::new(Label::clone(&label)),
             key_backoff: KeyBackoff::default(),
             forced_pace: ForcedPace::default(),
             // A tenth of the calls, and one per second: SRE book, Finagle.
@@ -180,33 +169,38 @@ impl Upstream {
                 .with_min_delay(Duration::from_millis(50))
                 .with_max_times(1)
                 .with_jitter(),
-            dispatcher: Arc::new(Dispatcher::new(queue, clock.clone(), component)),
+            dispatcher: Arc::new(Dispatcher::new(queue, clock.clone(), Label::clone(&label))),
             clock,
+            label,
         }
     }
 
-    /// Returns which component the telemetry is about.
-    pub(crate) fn component(&self) -> Component {
-        self.component
+    /// Returns the name of the upstream in telemetry.
+    pub(crate) fn label(&self) -> &Label {
+        &self.label
     }
 
     /// Takes an organization's turn for a forced verification. Returns how long it is away, or how long it would be.
     pub(crate) fn take_forced_turn(
         &self,
-        org: Option<&OrgCode>,
+        organization: Option<&str>,
         now: Tick,
     ) -> Result<Duration, CannotTell> {
         self.forced_pace
-            .take(org, self.caller_deadline, now)
+            .take(organization, self.caller_deadline, now)
             .map_err(CannotTell::unavailable)
     }
 
     /// Admits a lookup, or rejects it. Decides at once.
-    pub(crate) fn admit(&self, subject: Subject, now: Tick) -> Result<Admission, CannotTell> {
+    pub(crate) fn admit(
+        &self,
+        subject: Subject<S::Key>,
+        now: Tick,
+    ) -> Result<Admission<S>, CannotTell> {
         let priority = subject.priority;
         self.key_backoff
-            .check(subject.digest, now)
-            .and_then(|()| self.breaker.check(priority.circuit(), subject.digest, now))
+            .check(&subject.key, now)
+            .and_then(|()| self.breaker.check(priority.circuit(), &subject.key, now))
             .map_err(CannotTell::unavailable)?;
         let turn = match self.dispatcher.enter(priority, now)? {
             Place::Called => Turn::Now(Permit::new(&self.dispatcher, priority)),
@@ -219,13 +213,15 @@ impl Upstream {
         Ok(Admission { subject, turn })
     }
 
-    /// Verifies the key. `sent` is called when each call is sent. Returns the answer and when its call was sent.
-    pub(crate) async fn verify(
+    /// Makes the calls of a lookup. `sent` is called when each call is sent. Returns the answer and when its call was sent.
+    pub(crate) async fn call(
         &self,
-        admission: Admission,
-        key: &ApiKey,
+        source: &S,
+        admission: Admission<S>,
+        query: &S::Query,
+        known: Option<&S::Value>,
         sent: impl Fn(Tick),
-    ) -> Result<(Verification, Tick), CannotTell> {
+    ) -> Result<(Answered<S::Value>, Tick), CannotTell> {
         let Admission { subject, turn } = admission;
         let mut permit = match turn {
             Turn::Now(permit) => permit,
@@ -244,15 +240,15 @@ impl Upstream {
         loop {
             let now = self.clock.now();
             sent(now);
-            let error = match self.attempt(key, &subject, now).await? {
-                Ok(verified) => {
-                    permit.is_invalid = !verified.is_valid();
-                    return Ok((verified, now));
+            let error = match self.attempt(source, query, known, &subject, now).await? {
+                Ok(answered) => {
+                    permit.is_invalid = !answered.answer.is_valid();
+                    return Ok((answered, now));
                 }
                 Err(error) => error,
             };
             let cannot_tell = self.cannot_tell(&error, &subject);
-            let is_worth_a_retry = error.kind() == VerifyErrorKind::Unavailable;
+            let is_worth_a_retry = error.kind() == FailureKind::Unavailable;
             let Some(wait) = retries
                 .next()
                 .filter(|_| is_worth_a_retry && self.retries.withdraw())
@@ -271,33 +267,23 @@ impl Upstream {
     /// Makes one attempt. The outer `Err` means that the breaker opened meanwhile.
     async fn attempt(
         &self,
-        key: &ApiKey,
-        subject: &Subject,
+        source: &S,
+        query: &S::Query,
+        known: Option<&S::Value>,
+        subject: &Subject<S::Key>,
         now: Tick,
-    ) -> Result<Result<Verification, VerifyError>, CannotTell> {
+    ) -> Result<Result<Answered<S::Value>, S::Error>, CannotTell> {
         let circuit = subject.priority.circuit();
         let call = self
             .breaker
-            .begin(circuit, subject.digest, now)
+            .begin(circuit, &subject.key, now)
             .map_err(CannotTell::unavailable)?;
-        let mut attempt = Attempt::new(self.attempt_deadline);
-        if subject.priority.is_known() {
-            attempt = attempt.known(subject.key_id.clone());
-        }
-        let verified = self.verifier.call(key, attempt).await;
+        let outcome = source.call(query, known, self.attempt_deadline).await;
         let end = self.clock.now();
-        let health = self.note(&verified, subject, end);
-        let took = end.since(now);
-        match self.component {
-            Component::Issuer => telemetry::issuer_called(&verified, took),
-            // What stands in a key's place is an organization's code, and no secret.
-            #[cfg(feature = "settings")]
-            Component::Settings(of) => {
-                telemetry::settings::called(of, key.expose_secret(), &verified, took);
-            }
-        }
+        let health = self.note(&outcome, subject, end);
+        S::Telemetry::called(&self.label, query, &outcome, end.since(now));
         if call.end(health, end)
-            && let Err(remaining) = self.breaker.check(circuit, subject.digest, end)
+            && let Err(remaining) = self.breaker.check(circuit, &subject.key, end)
         {
             let queue = &mut self.dispatcher.lock().queue;
             match circuit {
@@ -305,50 +291,50 @@ impl Upstream {
                 Circuit::Unknown => queue.reject_unknown(CannotTell::unavailable(remaining)),
             }
         }
-        Ok(verified)
+        Ok(outcome)
     }
 
     /// Applies what an outcome means for the key and for the rate of calls. Returns what it shows about the issuer.
     fn note(
         &self,
-        verified: &Result<Verification, VerifyError>,
-        subject: &Subject,
+        outcome: &Result<Answered<S::Value>, S::Error>,
+        subject: &Subject<S::Key>,
         now: Tick,
     ) -> Health {
-        match verified.as_ref().map_err(VerifyError::kind) {
-            Ok(verified) => {
-                self.key_backoff.forget(subject.digest);
+        match outcome.as_ref().map_err(Failure::kind) {
+            Ok(answered) => {
+                self.key_backoff.forget(&subject.key);
                 self.dispatcher.lock().queue.throttle.answered();
-                match verified.answer {
+                match answered.answer {
                     Answer::Invalid(Invalid::Undecided { .. }) => Health::Alive,
                     Answer::Valid(_) | Answer::Invalid(_) => Health::Answered,
                 }
             }
-            Err(VerifyErrorKind::Unavailable) => Health::Failed,
-            Err(VerifyErrorKind::Throttled { retry_after }) => {
+            Err(FailureKind::Unavailable) => Health::Failed,
+            Err(FailureKind::Throttled { retry_after }) => {
                 self.dispatcher.pause(retry_after, now);
                 Health::Alive
             }
-            Err(VerifyErrorKind::InvalidResponse) => {
-                self.key_backoff.delay(subject.digest, now);
+            Err(FailureKind::InvalidResponse) => {
+                self.key_backoff.delay(&subject.key, now);
                 Health::Senseless
             }
-            Err(VerifyErrorKind::Inconclusive | VerifyErrorKind::Misconfigured) => Health::Alive,
+            Err(FailureKind::Inconclusive | FailureKind::Misconfigured) => Health::Alive,
         }
     }
 
     /// Returns what a caller is told about an error.
-    fn cannot_tell(&self, error: &VerifyError, subject: &Subject) -> CannotTell {
+    fn cannot_tell(&self, error: &S::Error, subject: &Subject<S::Key>) -> CannotTell {
         let now = self.clock.now();
         let wait = match error.kind() {
-            VerifyErrorKind::Unavailable => {
+            FailureKind::Unavailable => {
                 let circuit = subject.priority.circuit();
-                self.breaker.check(circuit, subject.digest, now).err()
+                self.breaker.check(circuit, &subject.key, now).err()
             }
-            VerifyErrorKind::Throttled { .. } => self.dispatcher.lock().queue.throttle.pause(now),
-            VerifyErrorKind::InvalidResponse => self.key_backoff.check(subject.digest, now).err(),
-            VerifyErrorKind::Inconclusive => None,
-            VerifyErrorKind::Misconfigured => return CannotTell::misconfigured(),
+            FailureKind::Throttled { .. } => self.dispatcher.lock().queue.throttle.pause(now),
+            FailureKind::InvalidResponse => self.key_backoff.check(&subject.key, now).err(),
+            FailureKind::Inconclusive => None,
+            FailureKind::Misconfigured => return CannotTell::misconfigured(),
         };
         CannotTell::unavailable(wait.unwrap_or(self.retry_after))
     }
@@ -372,11 +358,11 @@ impl Upstream {
 
 /// Emits a value until it is the present one. Emitting takes time and no lock, so another thread may have changed the value
 /// and emitted that earlier.
-fn report_until_current<T: PartialEq + Copy>(read: impl Fn() -> T, emit: impl Fn(T)) {
+fn report_until_current<S: Source, T: PartialEq + Copy>(read: impl Fn() -> T, emit: impl Fn(T)) {
     /// More changes than this while one value is emitted leave the rest to those who make them.
     const ROUNDS: usize = 4;
 
-    if !cfg!(feature = "metrics") {
+    if !S::Telemetry::HAS_GAUGES {
         return;
     }
     let mut value = read();
@@ -390,7 +376,7 @@ fn report_until_current<T: PartialEq + Copy>(read: impl Fn() -> T, emit: impl Fn
     }
 }
 
-impl fmt::Debug for Upstream {
+impl<S: Source> fmt::Debug for Upstream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream")
             .field("state", &self.state())

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use super::bucket::Bucket;
 use crate::clock::Tick;
-use crate::context::OrgCode;
 
 /// Forced verifications of one organization per second, and at once.
 pub(super) const PER_SECOND: f64 = 25.0;
@@ -19,13 +18,13 @@ const BURST: f64 = 25.0;
 const SWEEP_AT: usize = 4_096;
 
 #[derive(Debug, Default)]
-pub(super) struct ForcedPace(Mutex<HashMap<Option<OrgCode>, Bucket>>);
+pub(super) struct ForcedPace(Mutex<HashMap<Option<Box<str>>, Bucket>>);
 
 impl ForcedPace {
     /// Takes the organization's next turn and returns how long it is away. `Err` if it is further away than `longest`.
     pub(super) fn take(
         &self,
-        org: Option<&OrgCode>,
+        organization: Option<&str>,
         longest: Duration,
         now: Tick,
     ) -> Result<Duration, Duration> {
@@ -34,7 +33,7 @@ impl ForcedPace {
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
         let bucket = buckets
-            .entry(org.cloned())
+            .entry(organization.map(Into::into))
             .or_insert_with(|| Bucket::new(BURST, PER_SECOND, now));
         let wait = bucket.wait(now);
         if wait > longest {

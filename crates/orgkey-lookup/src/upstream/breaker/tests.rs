@@ -10,12 +10,12 @@ fn breaker() -> Breaker {
     Breaker::new(Component::Issuer)
 }
 
-fn keys(n: usize) -> Vec<KeyDigest> {
+fn keys(n: usize) -> Vec<S::Key> {
     let secret = DigestSecret::draw().unwrap();
-    (0..n).map(|n| secret.digest(n.to_string())).collect()
+    (0..n).map(|n| secret.key(n.to_string())).collect()
 }
 
-fn end(breaker: &Breaker, circuit: Circuit, key: KeyDigest, health: Health, now: Tick) -> bool {
+fn end(breaker: &Breaker, circuit: Circuit, key: &S::Key, health: Health, now: Tick) -> bool {
     breaker.begin(circuit, key, now).unwrap().end(health, now)
 }
 

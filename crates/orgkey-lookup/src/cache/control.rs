@@ -1,0 +1,101 @@
+//! Control of a running cache: blocks, invalidations, and statistics.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Cache;
+use super::blocks::{BlockListFull, InvalidatedAt};
+use super::dependents::Dependent;
+use super::stats::Stats;
+use crate::source::{Found, Source};
+
+/// Blocks and invalidations apply to the first request that begins after the method has returned, whether or not the key is
+/// cached. The result of a lookup in flight is discarded.
+impl<S: Source> Cache<S> {
+    /// Blocks this key.
+    pub fn block_key(&self, key: &S::Key) -> Result<(), BlockListFull> {
+        self.blocks.block_key(key, self.invalidated_now())?;
+        self.forget(key);
+        Ok(())
+    }
+
+    /// Blocks all keys with this identifier.
+    pub fn block_key_id(&self, key_id: &str) -> Result<(), BlockListFull> {
+        self.blocks.block_id(key_id, self.invalidated_now())
+    }
+
+    /// Blocks all keys of this organization.
+    pub fn block_organization(&self, organization: &str) -> Result<(), BlockListFull> {
+        self.blocks.block_org(organization, self.invalidated_now())
+    }
+
+    /// Unblocks a key. Returns `false` if it was not blocked.
+    pub fn unblock_key(&self, key: &S::Key) -> bool {
+        self.blocks.unblock_key(key)
+    }
+
+    /// Unblocks the keys with this identifier. Returns `false` if they were not blocked.
+    pub fn unblock_key_id(&self, key_id: &str) -> bool {
+        self.blocks.unblock_id(key_id)
+    }
+
+    /// Unblocks an organization. Returns `false` if it was not blocked.
+    pub fn unblock_organization(&self, organization: &str) -> bool {
+        self.blocks.unblock_org(organization)
+    }
+
+    /// Invalidates this key, whether it is cached as valid or as invalid.
+    pub fn invalidate_key(&self, key: &S::Key) {
+        self.blocks.invalidate_key(key, self.invalidated_now());
+        self.forget(key);
+    }
+
+    /// Invalidates all keys with this identifier.
+    pub fn invalidate_key_id(&self, key_id: &str) {
+        self.blocks.invalidate_id(key_id, self.invalidated_now());
+    }
+
+    /// Invalidates all keys of this organization, and what dependent caches contain for it.
+    pub fn invalidate_organization(&self, organization: &str) {
+        self.blocks
+            .invalidate_org(organization, self.invalidated_now());
+        self.dependents.invalidate_organization(organization);
+    }
+
+    /// Invalidates everything, invalid keys and dependent caches included.
+    pub fn invalidate_all(&self) {
+        self.blocks.invalidate_all();
+        self.dependents.invalidate_all();
+        for mut shard in self.in_flight.shards() {
+            shard.cancel_all();
+        }
+    }
+
+    /// Adds a cache that is invalidated together with this one, until it is dropped. Must be called before it looks up anything.
+    pub fn add_dependent(&self, dependent: &Arc<impl Dependent>) {
+        let dependent = Arc::downgrade(dependent);
+        self.dependents.add(dependent);
+    }
+
+    /// Returns the counters of the cache and its size.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            entries: self.store.len(),
+            refused_entries: self.invalid_keys.len(),
+            hits: self.counters.of(Found::Fresh),
+            stale_hits: self.counters.of(Found::Stale),
+            misses: self.counters.of(Found::Miss),
+            refusals: self.counters.of(Found::Invalid),
+            coalesced: self.coalesced.load(Ordering::Relaxed),
+            evictions: self.store.evictions(),
+            upstream: self.upstream(0),
+        }
+    }
+
+    pub(super) fn invalidated_now(&self) -> InvalidatedAt {
+        InvalidatedAt {
+            now: self.clock.now(),
+            holds: self.config.lifetimes.hard + self.config.flight_deadline,
+        }
+    }
+}

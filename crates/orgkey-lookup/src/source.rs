@@ -1,0 +1,277 @@
+//! What a use of the cache provides: its keys and values, its calls, and its telemetry.
+
+use std::error::Error;
+use std::fmt::Debug;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// The name of an upstream in telemetry.
+pub type Label = Arc<str>;
+
+/// The types of one use of the cache, and its calls to the upstreams.
+pub trait Source: Debug + Sized + Send + Sync + 'static {
+    /// Identifies an entry. Must not contain a secret.
+    type Key: IndexKey;
+    /// What a call needs. May contain a secret: it is kept only by requests that wait and by the lookup task.
+    type Query: Clone + Send + Sync + 'static;
+    /// What an entry keeps of its query.
+    type Mark: Copy + Debug + Send + Sync + 'static;
+    /// A result.
+    type Value: Value;
+    /// Why a call failed.
+    type Error: Failure;
+    /// Where the cache reports to.
+    type Telemetry: Telemetry<Self>;
+
+    /// Returns the labels of the upstreams, at least one. Each upstream has a breaker, a throttle and an admission queue.
+    fn upstreams(&self) -> Vec<Label> {
+        vec![Label::from("")]
+    }
+
+    /// Returns the index of the upstream that answers this query. Always the same one for equal keys.
+    fn upstream_of(&self, query: &Self::Query) -> usize {
+        let _ = query;
+        0
+    }
+
+    /// Returns what the entry of this query keeps of it.
+    fn mark(&self, query: &Self::Query) -> Self::Mark;
+
+    /// Makes one attempt at a call.
+    ///
+    /// `known` is the cached value, if there is one. The future is dropped when a lookup takes too long. `deadline` is the
+    /// longest duration of each call, and up to the source to apply.
+    fn call(
+        &self,
+        query: &Self::Query,
+        known: Option<&Self::Value>,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Answered<Self::Value>, Self::Error>> + Send;
+}
+
+/// The key of an entry. Cheap to clone.
+///
+/// `Hash` must call [`Hasher::write_u64`](std::hash::Hasher::write_u64) once, with [`bits`](Self::bits).
+pub trait IndexKey: Clone + Debug + Eq + Hash + Send + Sync + 'static {
+    /// Returns 64 uniformly distributed bits of the key. Callers must not be able to choose them.
+    fn bits(&self) -> u64;
+}
+
+/// A cached value.
+pub trait Value: Debug + Send + Sync + 'static {
+    /// Returns the identifier of the key at the issuer, by which it can be blocked and invalidated.
+    fn key_id(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns the organization, by which the value can be blocked and invalidated.
+    fn organization(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns when the key expires.
+    fn expires_at(&self) -> Option<SystemTime> {
+        None
+    }
+
+    /// Removes the expiry, because the entry ends earlier.
+    fn clear_expiry(&mut self) {}
+
+    /// Returns whether both values belong to the same organization and user. If not, streams of the key end.
+    fn has_owner_of(&self, other: &Self) -> bool {
+        self.organization() == other.organization()
+    }
+
+    /// Returns whether both values permit the same. If not, a request that waited is not served with the older one.
+    fn is_equivalent_to(&self, other: &Self) -> bool {
+        self.has_owner_of(other)
+    }
+}
+
+/// An answer, and the circumstances it was given under.
+#[derive(Clone, Debug)]
+pub struct Answered<V> {
+    /// The answer.
+    pub answer: Answer<V>,
+    /// The generation of the credential that was presented. An unconfirmed answer is confirmed only under the same one.
+    pub credential: u64,
+}
+
+/// An answer of an upstream.
+#[derive(Clone, Debug)]
+pub enum Answer<V> {
+    /// The key is valid.
+    Valid(V),
+    /// The key is invalid.
+    Invalid(Invalid),
+}
+
+/// How certain it is that a key is invalid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// The upstream answered the question. Also shows that the upstream is answering.
+    Definitive,
+    /// Other evidence shows that the key is invalid. Does not show that the upstream is answering.
+    Concluded,
+    /// The answer may be about the request or the endpoint. Rejects an unknown key; a known key is kept until a later answer
+    /// under the same credential confirms it.
+    Unconfirmed,
+    /// The answer may be about the caller's own credential. Rejects no key until a later answer under the same credential
+    /// confirms it.
+    Undecided {
+        /// Whether an operator has to act.
+        is_misconfigured: bool,
+    },
+}
+
+impl<V> Answer<V> {
+    /// Returns whether the key is valid.
+    pub fn is_valid(&self) -> bool {
+        matches!(self, Self::Valid(_))
+    }
+}
+
+/// The error of a call.
+pub trait Failure: Error + Send + Sync + 'static {
+    /// Returns what the failure is about.
+    fn kind(&self) -> FailureKind;
+}
+
+/// What a failed call is about, which decides what else it affects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The upstream. Counts towards the circuit breaker.
+    Unavailable,
+    /// The upstream asks for fewer calls. Pauses all calls.
+    Throttled {
+        /// How long the upstream asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// The key. Delays further calls for it. Counts towards the circuit breaker when ten keys in a row agree.
+    InvalidResponse,
+    /// Neither: the upstream is answering, but evidence is missing.
+    Inconclusive,
+    /// Neither: an operator has to act.
+    Misconfigured,
+}
+
+/// Where a cache reports to. Nothing is reported while a lock is held.
+pub trait Telemetry<S: Source> {
+    /// Whether gauges are recorded. They are not computed otherwise.
+    const HAS_GAUGES: bool = false;
+
+    /// A request read the cache.
+    fn looked_up(found: Found) {
+        let _ = found;
+    }
+
+    /// The number of cached values changed.
+    fn entries(number: usize) {
+        let _ = number;
+    }
+
+    /// A call ended.
+    fn called(
+        upstream: &Label,
+        query: &S::Query,
+        outcome: &Result<Answered<S::Value>, S::Error>,
+        took: Duration,
+    ) {
+        let _ = (upstream, query, outcome, took);
+    }
+
+    /// The number of calls in flight or of waiting lookups changed.
+    fn occupied(upstream: &Label, calls: usize, waiting: usize) {
+        let _ = (upstream, calls, waiting);
+    }
+
+    /// The state of a circuit changed.
+    fn breaker_state(upstream: &Label, circuit: Circuit, state: BreakerState) {
+        let _ = (upstream, circuit, state);
+    }
+
+    /// A circuit opened for this long.
+    fn breaker_opened(upstream: &Label, circuit: Circuit, open_for: Duration) {
+        let _ = (upstream, circuit, open_for);
+    }
+
+    /// A half-open circuit lets one call through.
+    fn breaker_tries(upstream: &Label, circuit: Circuit) {
+        let _ = (upstream, circuit);
+    }
+
+    /// A circuit closed.
+    fn breaker_closed(upstream: &Label, circuit: Circuit) {
+        let _ = (upstream, circuit);
+    }
+
+    /// Calls pause for this long, because the upstream asks for fewer.
+    fn throttled(upstream: &Label, pause: Duration) {
+        let _ = (upstream, pause);
+    }
+
+    /// The upstream rejects so many known keys, and no answer about another key confirms it.
+    fn unconfirmed_invalid_answers(upstream: &Label, keys: usize) {
+        let _ = (upstream, keys);
+    }
+}
+
+/// What a request found in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A fresh result.
+    Fresh,
+    /// A stale result, which is served.
+    Stale,
+    /// An invalid, blocked or expired key.
+    Invalid,
+    /// Nothing that may be served without a lookup.
+    Miss,
+}
+
+/// Which circuit of a breaker a call belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    /// That of known and recently valid keys.
+    Known,
+    /// That of unknown keys.
+    Unknown,
+}
+
+impl Circuit {
+    /// Returns the name of the circuit in telemetry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The state of a circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// Calls go through.
+    Closed,
+    /// No calls go through.
+    Open {
+        /// Until one call may try again.
+        remaining: Duration,
+    },
+    /// One call is trying, or the next one will.
+    HalfOpen,
+}
+
+impl BreakerState {
+    /// Returns the state as the value of a gauge: 0 closed, 1 half open, 2 open.
+    pub fn as_gauge(self) -> u8 {
+        match self {
+            Self::Closed => 0,
+            Self::HalfOpen => 1,
+            Self::Open { .. } => 2,
+        }
+    }
+}
