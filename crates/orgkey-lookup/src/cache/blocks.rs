@@ -329,41 +329,30 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cache::Lifetimes;
-    use crate::key::DigestSecret;
-    use crate::verify::Facts;
+    use crate::kit::{Facts, LIFETIMES, TestSource, test_key};
 
     const NOW: InvalidatedAt = InvalidatedAt {
         now: Tick(1_000),
         holds: Duration::from_nanos(500),
     };
 
-    fn entry(org: &str, id: &str, began: u64) -> Entry {
-        let facts = Facts {
-            org: Some(OrgCode::new(org).unwrap()),
-            key_id: Some(KeyId::new(id).unwrap()),
-            ..Facts::default()
-        };
-        let key = DigestSecret::draw().unwrap().key(id);
-        let lifetimes = Lifetimes {
-            soft: Duration::from_secs(60),
-            hard: Duration::from_secs(900),
-        };
-        Entry::new(facts, key, Tick(1), began, lifetimes, Tick(1), None)
+    fn entry(org: &str, id: &str, began: u64) -> Entry<TestSource> {
+        let (facts, key) = (Facts::of(org, id), test_key(id));
+        Entry::new(facts, key, (), Tick(1), began, LIFETIMES, Tick(1), None)
     }
 
     #[test]
     fn an_invalidation_applies_to_what_began_before() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::<TestSource>::default();
         let old = entry("org_a", "id_1", blocks.version());
         let neighbour = entry("org_b", "id_2", blocks.version());
         assert_eq!(blocks.status(&old), BlockStatus::Clear);
-        blocks.invalidate_org(&OrgCode::from_static("org_a"), NOW);
+        blocks.invalidate_org("org_a", NOW);
         assert_eq!(blocks.status(&old), BlockStatus::Invalidated);
         assert_eq!(blocks.status(&neighbour), BlockStatus::Clear);
         let new = entry("org_a", "id_1", blocks.version());
         assert_eq!(blocks.status(&new), BlockStatus::Clear);
-        blocks.invalidate_id(&KeyId::from_static("id_1"), NOW);
+        blocks.invalidate_id("id_1", NOW);
         assert_eq!(blocks.status(&new), BlockStatus::Invalidated);
         blocks.invalidate_all();
         assert_eq!(blocks.status(&neighbour), BlockStatus::Invalidated);
@@ -375,48 +364,48 @@ mod tests {
 
     #[test]
     fn nothing_from_before_a_block_is_served_later() {
-        let blocks = Blocks::default();
-        let org = OrgCode::from_static("org_a");
+        let blocks = Blocks::<TestSource>::default();
+        let org = "org_a";
         let old = entry("org_a", "id_1", blocks.version());
-        blocks.block_org(&org, NOW).unwrap();
+        blocks.block_org(org, NOW).unwrap();
         let during = entry("org_a", "id_1", blocks.version());
         assert_eq!(
             (blocks.status(&old), blocks.status(&during)),
             (BlockStatus::Blocked, BlockStatus::Blocked)
         );
-        assert!(blocks.unblock_org(&org));
+        assert!(blocks.unblock_org(org));
         assert_eq!(
             (blocks.status(&old), blocks.status(&during)),
             (BlockStatus::Invalidated, BlockStatus::Clear)
         );
-        assert!(!blocks.unblock_org(&org));
+        assert!(!blocks.unblock_org(org));
     }
 
     #[test]
     fn each_kind_of_block_invalidates() {
-        type Update = fn(&Blocks, &Entry<S>);
+        type Update = fn(&Blocks<TestSource>, &Entry<TestSource>);
         let kinds: [(Update, Update); 3] = [
             (
-                |blocks, entry| blocks.block_key(entry.key, NOW).unwrap(),
-                |blocks, entry| assert!(blocks.unblock_key(entry.key)),
+                |blocks, entry| blocks.block_key(&entry.key, NOW).unwrap(),
+                |blocks, entry| assert!(blocks.unblock_key(&entry.key)),
             ),
             (
                 |blocks, entry| {
-                    let id = entry.facts.key_id.as_ref().unwrap();
+                    let id = entry.value.key_id().unwrap();
                     blocks.block_id(id, NOW).unwrap();
                 },
-                |blocks, entry| assert!(blocks.unblock_id(entry.facts.key_id.as_ref().unwrap())),
+                |blocks, entry| assert!(blocks.unblock_id(entry.value.key_id().unwrap())),
             ),
             (
                 |blocks, entry| {
-                    let org = entry.facts.org.as_ref().unwrap();
+                    let org = entry.value.organization().unwrap();
                     blocks.block_org(org, NOW).unwrap();
                 },
-                |blocks, entry| assert!(blocks.unblock_org(entry.facts.org.as_ref().unwrap())),
+                |blocks, entry| assert!(blocks.unblock_org(entry.value.organization().unwrap())),
             ),
         ];
         for (n, (block, unblock)) in kinds.into_iter().enumerate() {
-            let blocks = Blocks::default();
+            let blocks = Blocks::<TestSource>::default();
             let entry = entry("org_a", "id_1", blocks.version());
             block(&blocks, &entry);
             assert_eq!(blocks.status(&entry), BlockStatus::Blocked, "{n}");
@@ -427,19 +416,17 @@ mod tests {
 
     #[test]
     fn one_block_too_many_is_an_error() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::<TestSource>::default();
         for n in 0..MAX_BLOCKS {
-            blocks
-                .block_id(&KeyId::new(n.to_string()).unwrap(), NOW)
-                .unwrap();
+            blocks.block_id(&n.to_string(), NOW).unwrap();
         }
-        let full = blocks.block_id(&KeyId::from_static("one-more"), NOW);
+        let full = blocks.block_id("one-more", NOW);
         assert_eq!(full, Err(BlockListFull { what: "key ids" }));
         assert_eq!(
             blocks.status(&entry("o", "one-more", blocks.version())),
             BlockStatus::Clear
         );
-        assert_eq!(blocks.block_id(&KeyId::from_static("0"), NOW), Ok(()));
+        assert_eq!(blocks.block_id("0", NOW), Ok(()));
         assert_eq!(
             blocks.status(&entry("o", "0", blocks.version())),
             BlockStatus::Blocked
@@ -448,13 +435,13 @@ mod tests {
 
     #[test]
     fn too_many_invalidations_invalidate_everything() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::<TestSource>::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
-            blocks.invalidate_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+            blocks.invalidate_id(&n.to_string(), NOW);
         }
         assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
-        blocks.invalidate_id(&KeyId::from_static("one-more"), NOW);
+        blocks.invalidate_id("one-more", NOW);
         assert_eq!(blocks.status(&bystander), BlockStatus::Invalidated);
         assert_eq!(
             blocks.status(&entry("o", "one-more", 1)),
@@ -464,26 +451,26 @@ mod tests {
 
     #[test]
     fn a_repeated_invalidation_takes_no_room() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::<TestSource>::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
-            blocks.invalidate_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+            blocks.invalidate_id(&n.to_string(), NOW);
         }
         let again = entry("o", "0", blocks.version());
         assert_eq!(blocks.status(&again), BlockStatus::Clear);
-        blocks.invalidate_id(&KeyId::from_static("0"), NOW);
+        blocks.invalidate_id("0", NOW);
         assert_eq!(blocks.status(&again), BlockStatus::Invalidated);
         assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
     }
 
     #[test]
     fn what_begins_after_invalidate_all_is_clear() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::<TestSource>::default();
         let before = blocks.version();
         blocks.invalidate_all();
         let after = blocks.version();
         // Another update, so that the versions differ.
-        blocks.invalidate_org(&OrgCode::from_static("org_a"), NOW);
+        blocks.invalidate_org("org_a", NOW);
         assert!(blocks.is_all_invalidated_since(before));
         assert!(!blocks.is_all_invalidated_since(after));
         assert_eq!(
@@ -498,16 +485,15 @@ mod tests {
 
     #[test]
     fn invalidating_everything_makes_room() {
-        type Update = fn(&Blocks, &DigestSecret, &str);
+        type Update = fn(&Blocks<TestSource>, &str);
         let kinds: [Update; 3] = [
-            |blocks, secret, name| blocks.invalidate_key(secret.key(name), NOW),
-            |blocks, _, name| blocks.invalidate_id(&KeyId::new(name).unwrap(), NOW),
-            |blocks, _, name| blocks.invalidate_org(&OrgCode::new(name).unwrap(), NOW),
+            |blocks, name| blocks.invalidate_key(&test_key(name), NOW),
+            |blocks, name| blocks.invalidate_id(name, NOW),
+            |blocks, name| blocks.invalidate_org(name, NOW),
         ];
-        let secret = DigestSecret::draw().unwrap();
         for (kind, update) in kinds.into_iter().enumerate() {
-            let blocks = Blocks::default();
-            let invalidate = |n: usize| update(&blocks, &secret, &n.to_string());
+            let blocks = Blocks::<TestSource>::default();
+            let invalidate = |n: usize| update(&blocks, &n.to_string());
             for n in 0..=MAX_INVALIDATIONS {
                 invalidate(n);
             }
@@ -522,16 +508,16 @@ mod tests {
 
     #[test]
     fn old_invalidations_make_room() {
-        let blocks = Blocks::default();
+        let blocks = Blocks::<TestSource>::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
-            blocks.invalidate_id(&KeyId::new(n.to_string()).unwrap(), NOW);
+            blocks.invalidate_id(&n.to_string(), NOW);
         }
         let later = InvalidatedAt {
             now: Tick(1_501),
             ..NOW
         };
-        blocks.invalidate_id(&KeyId::from_static("one-more"), later);
+        blocks.invalidate_id("one-more", later);
         assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
         assert_eq!(
             blocks.status(&entry("o", "one-more", 1)),

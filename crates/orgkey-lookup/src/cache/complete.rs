@@ -305,11 +305,11 @@ mod tests {
     use super::*;
     use crate::cache::CacheResult;
     use crate::cache::tests::cache;
+    use crate::kit::{Facts, TestSource, test_key};
 
-    type Brought = fn(Tick) -> Outcome;
+    type Brought = fn(Tick) -> Outcome<Facts>;
 
-    const VALID: Brought =
-        |sent_at| Outcome::Answered(Verification::valid(Facts::default()), sent_at);
+    const VALID: Brought = |sent_at| answered(Answer::Valid(Facts::default()), sent_at);
     const DEFINITIVE: Brought = |sent_at| invalid(Invalid::Definitive, sent_at);
     const CONCLUDED: Brought = |sent_at| invalid(Invalid::Concluded, sent_at);
     const UNCONFIRMED: Brought = |sent_at| invalid(Invalid::Unconfirmed, sent_at);
@@ -319,24 +319,29 @@ mod tests {
     };
     const CANNOT_TELL: Brought = |_| Outcome::CannotTell(CannotTell::unavailable(Duration::ZERO));
 
-    fn invalid(invalid: Invalid, sent_at: Tick) -> Outcome {
-        Outcome::Answered(Verification::invalid_as(invalid), sent_at)
+    fn answered(answer: Answer<Facts>, sent_at: Tick) -> Outcome<Facts> {
+        let credential = 0;
+        Outcome::Answered(Answered { answer, credential }, sent_at)
     }
 
-    fn under(credential: u64, outcome: Outcome<S::Value>) -> Outcome {
+    fn invalid(invalid: Invalid, sent_at: Tick) -> Outcome<Facts> {
+        answered(Answer::Invalid(invalid), sent_at)
+    }
+
+    fn under(credential: u64, outcome: Outcome<Facts>) -> Outcome<Facts> {
         match outcome {
-            Outcome::Answered(verification, sent_at) => {
-                Outcome::Answered(verification.with_credential(credential), sent_at)
+            Outcome::Answered(Answered { answer, .. }, sent_at) => {
+                Outcome::Answered(Answered { answer, credential }, sent_at)
             }
             Outcome::CannotTell(_) => outcome,
         }
     }
 
-    fn complete(cache: &Cache<S>, secret: &str, outcome: Outcome<S::Value>) {
-        let key = cache.key(secret);
+    fn complete(cache: &Cache<TestSource>, secret: &str, outcome: Outcome<Facts>) {
+        let key = test_key(secret);
         let version = cache.blocks.version();
-        let lookup = cache.in_flight.shard(key).start(key, version, None);
-        cache.complete(&lookup, key, outcome);
+        let lookup = cache.in_flight.shard(&key).start(&key, version, 0, ());
+        cache.complete(&lookup, &key, outcome);
     }
 
     #[tokio::test(start_paused = true)]
@@ -353,14 +358,14 @@ mod tests {
                 let (cache, clock) = cache();
                 complete(&cache, "known-key", VALID(cache.clock.now()));
                 complete(&cache, "known-key", noted(cache.clock.now()));
-                let key = cache.key("known-key");
-                assert!(cache.store.get(key).is_some());
+                let key = test_key("known-key");
+                assert!(cache.store.get(&key).is_some());
                 clock.jump(Duration::from_nanos(1));
                 let outcome = brought(cache.clock.now());
                 let what = format!("{outcome:?}");
                 complete(&cache, "other-key", outcome);
-                assert_eq!(cache.store.get(key).is_none(), confirms, "{what}");
-                let is_rejected = cache.is_invalid(key, cache.clock.now());
+                assert_eq!(cache.store.get(&key).is_none(), confirms, "{what}");
+                let is_rejected = cache.is_invalid(&key, cache.clock.now());
                 assert_eq!(is_rejected, confirms, "{what}");
             }
         }
@@ -375,15 +380,15 @@ mod tests {
                 "unknown-key",
                 under(7, UNDECIDED(cache.clock.now())),
             );
-            let key = cache.key("unknown-key");
-            assert!(!cache.is_invalid(key, cache.clock.now()));
+            let key = test_key("unknown-key");
+            assert!(!cache.is_invalid(&key, cache.clock.now()));
             clock.jump(Duration::from_nanos(1));
             complete(
                 &cache,
                 "other-key",
                 under(credential, VALID(cache.clock.now())),
             );
-            let is_rejected = cache.is_invalid(key, cache.clock.now());
+            let is_rejected = cache.is_invalid(&key, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
         }
     }
@@ -395,19 +400,19 @@ mod tests {
         complete(&cache, "some-key-1", under(8, VALID(cache.clock.now())));
         clock.jump(Duration::from_nanos(1));
         complete(&cache, "other-key", under(7, VALID(cache.clock.now())));
-        let key = cache.key("some-key-1");
-        assert!(cache.store.get(key).is_some());
-        assert!(!cache.is_invalid(key, cache.clock.now()));
+        let key = test_key("some-key-1");
+        assert!(cache.store.get(&key).is_some());
+        assert!(!cache.is_invalid(&key, cache.clock.now()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_doubted_key_is_verified_before_it_is_served() {
         let (cache, clock) = cache();
         let keys: Vec<_> = (0..20).map(|n| format!("known-key-{n}")).collect();
-        let look = |cache: &Cache| {
-            let (now, key) = (cache.clock.now(), cache.key(&keys[0]));
-            let cached = cache.get_fresh(key, None, now).expect_err("not fresh");
-            cache.classify(cached, keys[0].as_bytes(), key, None, now)
+        let look = |cache: &Cache<TestSource>| {
+            let (now, key) = (cache.clock.now(), test_key(&keys[0]));
+            let cached = cache.get_fresh(&key, None, now).expect_err("not fresh");
+            cache.classify(cached, &key, None, now)
         };
         for key in &keys {
             complete(&cache, key, VALID(cache.clock.now()));
@@ -439,13 +444,13 @@ mod tests {
             (CANNOT_TELL, true),
         ] {
             let (cache, _) = cache();
-            let (key, now) = (cache.key("once-valid"), cache.clock.now());
-            cache.recently_valid.note(key, now);
+            let (key, now) = (test_key("once-valid"), cache.clock.now());
+            cache.recently_valid.note(&key, now);
             let outcome = brought(now);
             let what = format!("{outcome:?}");
             complete(&cache, "once-valid", outcome);
             assert_eq!(
-                cache.recently_valid.contains(key, now),
+                cache.recently_valid.contains(&key, now),
                 is_recently_valid,
                 "{what}"
             );

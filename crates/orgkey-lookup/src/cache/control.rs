@@ -99,3 +99,30 @@ impl<S: Source> Cache<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::{Config, Lifetimes};
+    use crate::kit::TestSource;
+    use crate::source::{Answer, Invalid};
+
+    #[test]
+    fn invalidations_outlive_results_in_flight() {
+        let config = Config {
+            lifetimes: Lifetimes {
+                soft: Duration::from_secs(60),
+                hard: Duration::from_secs(600),
+            },
+            flight_deadline: Duration::from_secs(20),
+            ..Config::default()
+        };
+        let source = TestSource(|_| Ok(Answer::Invalid(Invalid::Definitive)));
+        let cache = Cache::new(source, config, Clock::System);
+        let holds = cache.invalidated_now().holds;
+        assert_eq!(holds, Duration::from_secs(620));
+    }
+}

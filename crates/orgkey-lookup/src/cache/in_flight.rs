@@ -198,18 +198,18 @@ impl<S: Source> Shard<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::ApiKeyLayer;
-    use crate::cache::{LookupRequest, LookupResult};
-    use crate::context::OrgCode;
-    use crate::key::{ApiKey, DigestSecret};
-    use crate::verify::{Verification, VerifyError, verifier_fn};
+    use crate::cache::{Cache, LookupRequest, LookupResult};
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::kit::{Facts, TestError, TestSource, test_key};
+    use crate::source::{Answer, FailureKind, Invalid};
 
     #[test]
     fn removing_one_lookup_leaves_the_others() {
-        let key = DigestSecret::draw().unwrap().key("12345678");
-        let mut shard = Shard::default();
-        let first = shard.start(key, 1, None);
-        let second = shard.start(key, 1, None);
+        let key = &test_key("12345678");
+        let mut shard = Shard::<TestSource>(HashMap::default());
+        let first = shard.start(key, 1, 0, ());
+        let second = shard.start(key, 1, 0, ());
         shard.remove(key, &first);
         let joined = shard.joinable(key, None).unwrap();
         assert!(Arc::ptr_eq(&joined, &second));
@@ -221,29 +221,23 @@ mod tests {
 
     #[tokio::test]
     async fn completed_lookups_leave_nothing_behind() {
-        const VALID: &str = "valid-key";
-        const INVALID: &str = "invalid-0";
-        const UNKNOWN: &str = "unknown-0";
-
-        let layer = ApiKeyLayer::new(verifier_fn(|key| async move {
-            match key.expose_secret() {
-                VALID => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
-                INVALID => Ok(Verification::invalid()),
-                _ => Err(VerifyError::misconfigured("wrong secret")),
-            }
-        }));
-        let cache = layer.handle().0;
-        for secret in [VALID, INVALID, UNKNOWN] {
+        let source = TestSource(|name| match name {
+            "valid" => Ok(Answer::Valid(Facts::default())),
+            "invalid" => Ok(Answer::Invalid(Invalid::Definitive)),
+            _ => Err(TestError(FailureKind::Misconfigured)),
+        });
+        let cache = Cache::new(source, Config::default(), Clock::System);
+        for name in ["valid", "invalid", "unknown"] {
             let request = LookupRequest {
-                key: ApiKey::parse(secret).unwrap(),
-                key: cache.key(secret),
+                query: name.to_owned(),
+                key: test_key(name),
                 oldest: None,
                 peer: None,
             };
             let result = Arc::clone(&cache).look_up(request).await;
-            match secret {
-                VALID => assert!(matches!(result, LookupResult::Serve(..)), "{result:?}"),
-                INVALID => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),
+            match name {
+                "valid" => assert!(matches!(result, LookupResult::Serve(..)), "{result:?}"),
+                "invalid" => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),
                 _ => assert!(matches!(result, LookupResult::CannotTell(_)), "{result:?}"),
             }
             let in_flight: usize = cache.in_flight.shards().map(|shard| shard.0.len()).sum();

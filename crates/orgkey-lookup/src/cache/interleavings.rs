@@ -1,7 +1,7 @@
 //! Tests of the cache under a model checker, which chooses the order in which threads use its locks and atomics.
 //!
 //! ```sh
-//! RUSTC_WORKSPACE_WRAPPER="$PWD/.ci/shuttle-rustc" cargo test --lib interleavings
+//! RUSTC_WORKSPACE_WRAPPER="$PWD/.ci/shuttle-rustc" cargo test -p orgkey-lookup --lib interleavings
 //! ```
 //!
 //! The stores are the real ones. Each of their operations is one step, because the checker does not see their own locks.
@@ -15,20 +15,22 @@ use shuttle::thread;
 
 use super::blocks::BlockStatus;
 use super::complete::{LookupTask, Outcome};
+use super::dependents::Dependent;
 use super::in_flight::{Completion, Lookup};
 use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
 use super::recently_valid::RecentlyValid;
 use super::store::Store;
-use super::{ApiKeyHandle, Cache, CacheResult, Entry};
-use crate::S::Telemetry::Component;
+use super::{CacheResult, Entry};
 use crate::clock::{Clock, Tick};
-use crate::config::Settings;
-use crate::context::{KeyId, OrgCode};
-use crate::key::{ApiKey, DigestSecret};
-use crate::upstream::Upstream;
-use crate::verify::{Facts, Verification, verifier_fn};
+use crate::config::Config;
+use crate::kit::{Facts, TestKey, TestSource, test_key};
+use crate::source::{Answer, Answered, Invalid};
 
-const SECRET: &str = "k_live_0123456789";
+type Cache = super::Cache<TestSource>;
+
+const NAME: &str = "key_1";
+const KEY_ID: &str = "id_1";
+const ORG: &str = "org_1";
 
 /// Each fault that these tests look for is found within the first hundredth of them.
 const SCHEDULES: usize = 10_000;
@@ -39,77 +41,57 @@ fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_pct(model, SCHEDULES, 3);
 }
 
-fn cache() -> Arc<Cache<S>> {
-    let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
-    let settings = Settings::default();
-    let upstream = Upstream::new(
-        Arc::new(verifier),
-        Clock::System,
-        &settings,
-        Component::Issuer,
-    );
-    Cache::new(
-        settings,
-        Clock::System,
-        DigestSecret::draw().unwrap(),
-        upstream,
-    )
+fn cache() -> Arc<Cache> {
+    let source = TestSource(|_| Ok(Answer::Invalid(Invalid::Definitive)));
+    Cache::new(source, Config::default(), Clock::System)
 }
 
-fn key() -> ApiKey {
-    ApiKey::parse(SECRET).unwrap()
+fn key() -> TestKey {
+    test_key(NAME)
 }
 
-fn key_id() -> KeyId {
-    KeyId::from_static("id_1")
-}
-
-fn org() -> OrgCode {
-    OrgCode::from_static("org_1")
-}
-
-fn request(cache: &Cache<S>, oldest: Option<Tick>) -> LookupRequest {
+fn request(oldest: Option<Tick>) -> LookupRequest<TestSource> {
     LookupRequest {
-        key: cache.key(SECRET),
+        query: NAME.to_owned(),
         key: key(),
         oldest,
         peer: None,
     }
 }
 
-fn begin(cache: &Arc<Cache<S>>, oldest: Option<Tick>) -> Option<LookupTask> {
-    match cache.join_or_start(&request(cache, oldest)).unwrap() {
+fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<LookupTask<TestSource>> {
+    match cache.join_or_start(&request(oldest)).unwrap() {
         JoinedOrStarted::Joined(_) | JoinedOrStarted::Cached(_) => None,
         JoinedOrStarted::Started(task, _) => Some(task),
     }
 }
 
-fn valid(sent_at: Tick) -> Outcome {
-    let facts = Facts {
-        org: Some(org()),
-        key_id: Some(key_id()),
-        ..Facts::default()
-    };
-    Outcome::Answered(Verification::valid(facts), sent_at)
+fn answered(answer: Answer<Facts>, sent_at: Tick) -> Outcome<Facts> {
+    let credential = 0;
+    Outcome::Answered(Answered { answer, credential }, sent_at)
 }
 
-fn invalid(sent_at: Tick) -> Outcome {
-    Outcome::Answered(Verification::invalid(), sent_at)
+fn valid(sent_at: Tick) -> Outcome<Facts> {
+    answered(Answer::Valid(Facts::of(ORG, KEY_ID)), sent_at)
+}
+
+fn invalid(sent_at: Tick) -> Outcome<Facts> {
+    answered(Answer::Invalid(Invalid::Definitive), sent_at)
 }
 
 fn is_served(cache: &Cache) -> bool {
-    let (key, now) = (cache.key(SECRET), cache.clock.now());
-    match cache.get_fresh(key, None, now) {
+    let now = cache.clock.now();
+    match cache.get_fresh(&key(), None, now) {
         Ok(_) => true,
         Err(cached) => matches!(
-            cache.classify(cached, SECRET.as_bytes(), key, None, now),
+            cache.classify(cached, &key(), None, now),
             CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
         ),
     }
 }
 
 /// Returns whether a waiter of the lookup would be served its result.
-fn serves(cache: &Cache<S>, lookup: &Lookup) -> bool {
+fn serves(cache: &Cache, lookup: &Lookup<TestSource>) -> bool {
     match lookup.completion() {
         Some(Completion::Valid(entry)) => cache.blocks.status(&entry) == BlockStatus::Clear,
         _ => false,
@@ -118,11 +100,11 @@ fn serves(cache: &Cache<S>, lookup: &Lookup) -> bool {
 
 /// The issuer accepts the key until it is revoked there. A request after the revocation and the update must be served neither
 /// from the cache nor from the lookup that it joins.
-fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
+fn revoked_while_loading(update: fn(&Cache), lift: Option<fn(&Cache)>) {
     revoked_in(
         || {
             let cache = cache();
-            (ApiKeyHandle::new(Arc::clone(&cache)), cache)
+            (Arc::clone(&cache), cache)
         },
         |_, _| (),
         update,
@@ -130,22 +112,22 @@ fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandl
     );
 }
 
-/// The same for a cache that is updated through this handle, once `connect` was called before the load.
+/// The same for a cache that is updated through another one, once `connect` was called before the load.
 fn revoked_in(
-    world: fn() -> (ApiKeyHandle, Arc<Cache<S>>),
-    connect: fn(&ApiKeyHandle, &Arc<Cache<S>>),
-    update: fn(&ApiKeyHandle),
-    lift: Option<fn(&ApiKeyHandle)>,
+    world: fn() -> (Arc<Cache>, Arc<Cache>),
+    connect: fn(&Cache, &Arc<Cache>),
+    update: fn(&Cache),
+    lift: Option<fn(&Cache)>,
 ) {
     check(move || {
-        let (handle, cache) = world();
+        let (updated, cache) = world();
         let is_revoked = Arc::new(AtomicBool::new(false));
         let load = {
             let cache = Arc::clone(&cache);
-            let handle = handle.clone();
+            let updated = Arc::clone(&updated);
             let is_revoked = Arc::clone(&is_revoked);
             thread::spawn(move || {
-                connect(&handle, &cache);
+                connect(&updated, &cache);
                 let Some(task) = begin(&cache, None) else {
                     return;
                 };
@@ -156,17 +138,17 @@ fn revoked_in(
                 } else {
                     valid(sent_at)
                 };
-                cache.complete(&task.lookup, task.key, outcome);
+                cache.complete(&task.lookup, &task.key, outcome);
             })
         };
         is_revoked.store(true, Ordering::Release);
-        update(&handle);
+        update(&updated);
         assert!(!is_served(&cache), "served from the cache");
-        let joined = match cache.join_or_start(&request(&cache, None)).unwrap() {
+        let joined = match cache.join_or_start(&request(None)).unwrap() {
             JoinedOrStarted::Joined(lookup) => Some(lookup),
             JoinedOrStarted::Started(task, _) => {
                 let lookup = Arc::clone(&task.lookup);
-                cache.complete(&lookup, task.key, invalid(cache.clock.now()));
+                cache.complete(&lookup, &task.key, invalid(cache.clock.now()));
                 Some(lookup)
             }
             JoinedOrStarted::Cached(result) => {
@@ -179,7 +161,7 @@ fn revoked_in(
         assert!(!is_served_by_lookup, "served from a lookup");
         assert!(!is_served(&cache), "served from the cache, later");
         if let Some(lift) = lift {
-            lift(&handle);
+            lift(&updated);
             assert!(!is_served(&cache), "served after the block");
         }
     });
@@ -187,85 +169,85 @@ fn revoked_in(
 
 #[test]
 fn a_key_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(|handle| handle.invalidate_key(&key()), None);
+    revoked_while_loading(|cache| cache.invalidate_key(&key()), None);
 }
 
 #[test]
 fn a_key_id_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(|handle| handle.invalidate_key_id(&key_id()), None);
+    revoked_while_loading(|cache| cache.invalidate_key_id(KEY_ID), None);
 }
 
 #[test]
 fn an_org_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(|handle| handle.invalidate_org(&org()), None);
+    revoked_while_loading(|cache| cache.invalidate_organization(ORG), None);
 }
 
 #[test]
 fn all_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(ApiKeyHandle::invalidate_all, None);
+    revoked_while_loading(Cache::invalidate_all, None);
 }
 
 #[test]
 fn a_key_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
-        |handle| handle.block_key(&key()).unwrap(),
-        Some(|handle| assert!(handle.unblock_key(&key()))),
+        |cache| cache.block_key(&key()).unwrap(),
+        Some(|cache| assert!(cache.unblock_key(&key()))),
     );
 }
 
 #[test]
 fn an_org_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
-        |handle| handle.block_org(&org()).unwrap(),
-        Some(|handle| assert!(handle.unblock_org(&org()))),
+        |cache| cache.block_organization(ORG).unwrap(),
+        Some(|cache| assert!(cache.unblock_organization(ORG))),
     );
 }
 
-/// A cache of settings and the handle of a cache of keys. In the former, the organization's code is the key.
-#[cfg(feature = "settings")]
-fn settings_behind_keys() -> (ApiKeyHandle, Arc<Cache<S>>) {
-    (ApiKeyHandle::new(cache()), cache())
+/// A dependent cache, whose keys are the names of organizations.
+impl Dependent for Cache {
+    fn invalidate_organization(&self, organization: &str) {
+        self.invalidate_key(&test_key(organization));
+    }
+
+    fn invalidate_all(&self) {
+        Cache::invalidate_all(self);
+    }
 }
 
-/// The organization of the settings that these tests load.
-#[cfg(feature = "settings")]
-fn org_of_the_settings() -> OrgCode {
-    OrgCode::from_static(SECRET)
+fn two_caches() -> (Arc<Cache>, Arc<Cache>) {
+    (cache(), cache())
 }
 
-#[cfg(feature = "settings")]
 #[test]
-fn settings_invalidated_in_flight_are_not_served() {
+fn a_dependent_invalidated_in_flight_is_not_served() {
     revoked_in(
         || {
-            let (keys, settings) = settings_behind_keys();
-            keys.add_dependent(&settings);
-            (keys, settings)
+            let (cache, dependent) = two_caches();
+            cache.add_dependent(&dependent);
+            (cache, dependent)
         },
         |_, _| (),
-        |keys| keys.invalidate_org(&org_of_the_settings()),
+        |cache| cache.invalidate_organization(NAME),
         None,
     );
 }
 
-#[cfg(feature = "settings")]
 #[test]
 fn a_new_dependent_misses_no_org_invalidation() {
     revoked_in(
-        settings_behind_keys,
-        |keys, settings| keys.add_dependent(settings),
-        |keys| keys.invalidate_org(&org_of_the_settings()),
+        two_caches,
+        |cache, dependent| cache.add_dependent(dependent),
+        |cache| cache.invalidate_organization(NAME),
         None,
     );
 }
 
-#[cfg(feature = "settings")]
 #[test]
 fn a_new_dependent_misses_no_invalidate_all() {
     revoked_in(
-        settings_behind_keys,
-        |keys, settings| keys.add_dependent(settings),
-        ApiKeyHandle::invalidate_all,
+        two_caches,
+        |cache, dependent| cache.add_dependent(dependent),
+        Cache::invalidate_all,
         None,
     );
 }
@@ -276,7 +258,7 @@ fn a_read_during_an_update_marks_nothing_clear() {
     check(|| {
         let cache = cache();
         let task = begin(&cache, None).unwrap();
-        cache.complete(&task.lookup, task.key, valid(cache.clock.now()));
+        cache.complete(&task.lookup, &task.key, valid(cache.clock.now()));
         let reader = {
             let cache = Arc::clone(&cache);
             thread::spawn(move || {
@@ -284,10 +266,9 @@ fn a_read_during_an_update_marks_nothing_clear() {
                 is_served(&cache)
             })
         };
-        let handle = ApiKeyHandle::new(Arc::clone(&cache));
         // Another version, so that the read has to compare with the tables.
-        handle.invalidate_key_id(&KeyId::from_static("id_2"));
-        handle.invalidate_key_id(&key_id());
+        cache.invalidate_key_id("id_2");
+        cache.invalidate_key_id(KEY_ID);
         assert!(!is_served(&cache));
         reader.join().unwrap();
         assert!(!is_served(&cache));
@@ -333,22 +314,23 @@ fn older_valid_answer_does_not_replace_invalid() {
         let younger = begin(&cache, Some(later)).unwrap();
         let completion = {
             let cache = Arc::clone(&cache);
-            thread::spawn(move || cache.complete(&younger.lookup, younger.key, invalid(later)))
+            thread::spawn(move || cache.complete(&younger.lookup, &younger.key, invalid(later)))
         };
-        cache.complete(&elder.lookup, elder.key, valid(sent_at));
+        cache.complete(&elder.lookup, &elder.key, valid(sent_at));
         completion.join().unwrap();
         assert!(!is_served(&cache));
     });
 }
 
-fn entry(cache: &Cache<S>, secret: &str, facts: Facts) -> Arc<Entry<S>> {
+fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry<TestSource>> {
     let now = cache.clock.now();
     Arc::new(Entry::new(
         facts,
-        cache.key(secret),
+        test_key(secret),
+        (),
         Tick(now.0 - 1),
         cache.blocks.version(),
-        cache.settings.lifetimes,
+        cache.config.lifetimes,
         now,
         None,
     ))
@@ -361,13 +343,13 @@ fn fault_84_no_later_entry_is_stranded() {
         let cache = cache();
         let recently_valid = Arc::new(RecentlyValid::new(10));
         let store = Arc::new(Store::new(1, Duration::from_secs(900), recently_valid));
-        let [old, new] = [(); 2].map(|()| entry(&cache, SECRET, Facts::default()));
-        let other = entry(&cache, "k_live_other_6789", Facts::default());
+        let [old, new] = [(); 2].map(|()| entry(&cache, NAME, Facts::default()));
+        let other = entry(&cache, "other", Facts::default());
         let key = old.key;
         store.insert(old);
         let remove = || {
             let store = Arc::clone(&store);
-            thread::spawn(move || store.get(key).is_some_and(|cached| store.remove(&cached)))
+            thread::spawn(move || store.get(&key).is_some_and(|cached| store.remove(&cached)))
         };
         let evict = {
             let store = Arc::clone(&store);
@@ -389,11 +371,8 @@ fn fault_84_no_later_entry_is_stranded() {
 
 /// Inserts an entry that has expired.
 fn insert_expired(cache: &Cache) {
-    let facts = Facts {
-        expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
-        ..Facts::default()
-    };
-    cache.store.insert(entry(cache, SECRET, facts));
+    let facts = Facts::expiring(SystemTime::UNIX_EPOCH);
+    cache.store.insert(entry(cache, NAME, facts));
 }
 
 /// Readers find that an entry has expired, while a lookup replaces it.
@@ -409,14 +388,14 @@ fn fault_84_expiry_during_reads_strands_nothing() {
                 thread::spawn(move || is_served(&cache))
             })
             .collect();
-        cache.complete(&task.lookup, task.key, valid(cache.clock.now()));
+        cache.complete(&task.lookup, &task.key, valid(cache.clock.now()));
         for reader in readers {
             reader.join().unwrap();
         }
         assert_eq!(cache.store.stranded(), 0);
         // The later entry is served, although readers found the old one expired.
         assert!(is_served(&cache));
-        assert!(!cache.is_invalid(cache.key(SECRET), cache.clock.now()));
+        assert!(!cache.is_invalid(&key(), cache.clock.now()));
     });
 }
 
@@ -432,9 +411,9 @@ fn fault_84_an_expired_key_is_inserted_once() {
         };
         assert!(!is_served(&cache));
         assert!(!reader.join().unwrap());
-        let (key, now) = (cache.key(SECRET), cache.clock.now());
-        assert!(cache.is_invalid(key, now));
+        let now = cache.clock.now();
+        assert!(cache.is_invalid(&key(), now));
         let later = now.after(Duration::from_secs(6));
-        assert!(!cache.is_invalid(key, later), "inserted twice");
+        assert!(!cache.is_invalid(&key(), later), "inserted twice");
     });
 }

@@ -116,28 +116,28 @@ impl<K: IndexKey> fmt::Debug for InvalidKeys<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::DigestSecret;
+    use crate::kit::{TestKey, test_key};
 
     #[test]
     fn a_key_is_cached_for_5_s_doubling_to_60_s() {
         let invalid_keys = InvalidKeys::new(10);
-        let key = DigestSecret::draw().unwrap().key("12345678");
+        let key = test_key("12345678");
         let mut now = Tick::ZERO;
         for seconds in [5, 10, 20, 40, 60, 60] {
-            invalid_keys.insert(key, 1, now);
+            invalid_keys.insert(&key, 1, now);
             let end = now.after(Duration::from_secs(seconds));
             assert!(
-                invalid_keys.get(key, Tick(end.0 - 1)).is_some(),
+                invalid_keys.get(&key, Tick(end.0 - 1)).is_some(),
                 "{seconds}"
             );
-            assert!(invalid_keys.get(key, end).is_none(), "{seconds}");
+            assert!(invalid_keys.get(&key, end).is_none(), "{seconds}");
             now = end;
         }
-        invalid_keys.remove(key);
-        invalid_keys.insert(key, 1, now);
+        invalid_keys.remove(&key);
+        invalid_keys.insert(&key, 1, now);
         assert!(
             invalid_keys
-                .get(key, now.after(Duration::from_secs(5)))
+                .get(&key, now.after(Duration::from_secs(5)))
                 .is_none()
         );
     }
@@ -145,36 +145,35 @@ mod tests {
     #[test]
     fn keys_stay_within_the_capacity() {
         let invalid_keys = InvalidKeys::new(10);
-        let secret = DigestSecret::draw().unwrap();
-        let key = |n: u32| secret.key(n.to_string());
-        let cached = |invalid_keys: &InvalidKeys| {
+        let key = |n: u32| test_key(n.to_string());
+        let cached = |invalid_keys: &InvalidKeys<TestKey>| {
             invalid_keys.policy.run_pending_tasks();
             (invalid_keys.len(), invalid_keys.policy.entry_count())
         };
         for n in 0..1_000 {
-            invalid_keys.insert(key(n), 1, Tick::ZERO);
+            invalid_keys.insert(&key(n), 1, Tick::ZERO);
         }
         assert_eq!(cached(&invalid_keys), (10, 10));
         for n in 0..1_000 {
-            invalid_keys.remove(key(n));
+            invalid_keys.remove(&key(n));
         }
         assert_eq!(cached(&invalid_keys), (0, 0));
         // A repeated answer replaces the first one.
-        invalid_keys.insert(key(0), 1, Tick::ZERO);
-        invalid_keys.insert(key(0), 2, Tick::ZERO);
+        invalid_keys.insert(&key(0), 1, Tick::ZERO);
+        invalid_keys.insert(&key(0), 2, Tick::ZERO);
         assert_eq!(cached(&invalid_keys), (1, 1));
-        assert_eq!(invalid_keys.get(key(0), Tick::ZERO).unwrap().began, 2);
+        assert_eq!(invalid_keys.get(&key(0), Tick::ZERO).unwrap().began, 2);
     }
 
     /// Inserts a key at these versions and times. Returns how long it is cached then.
     fn lasts(noted: &[(u64, Tick)]) -> Duration {
         let invalid_keys = InvalidKeys::new(10);
-        let key = DigestSecret::draw().unwrap().key("12345678");
+        let key = test_key("12345678");
         for &(began, at) in noted {
-            invalid_keys.insert(key, began, at);
+            invalid_keys.insert(&key, began, at);
         }
         let &(_, at) = noted.last().unwrap();
-        let key = invalid_keys.get(key, at).unwrap();
+        let key = invalid_keys.get(&key, at).unwrap();
         key.until.since(at)
     }
 

@@ -314,26 +314,21 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::auth::ApiKeyLayer;
-    use crate::context::OrgCode;
-    use crate::test_util::TestClock;
-    use crate::verify::{Facts, Verification, verifier_fn};
-
-    const KEY: &[u8] = b"12345678";
+    use crate::clock::TestClock;
+    use crate::kit::{Facts, TestSource, test_key};
+    use crate::source::{Answer, Invalid};
 
     /// An empty cache, on a clock that is some hours from its origin.
-    pub(super) fn cache() -> (Arc<Cache<S>>, TestClock) {
+    pub(super) fn cache() -> (Arc<Cache<TestSource>>, TestClock) {
         let clock = TestClock::new();
         clock.jump(Duration::from_secs(10_000));
-        let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
-            .test_clock(clock.clone())
-            .build()
-            .unwrap();
-        (layer.handle().0, clock)
+        let source = TestSource(|_| Ok(Answer::Invalid(Invalid::Definitive)));
+        let cache = Cache::new(source, Config::default(), Clock::Test(clock.clone()));
+        (cache, clock)
     }
 
     /// A cache, and an entry of it that was found clear.
-    fn with_one_entry() -> (Arc<Cache<S>>, Arc<Entry<S>>) {
+    fn with_one_entry() -> (Arc<Cache<TestSource>>, Arc<Entry<TestSource>>) {
         let (cache, _) = cache();
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
         let entry = insert(&cache, Facts::default(), sent);
@@ -341,13 +336,14 @@ mod tests {
         (cache, entry)
     }
 
-    fn insert(cache: &Cache<S>, facts: Facts, sent: Tick) -> Arc<Entry<S>> {
+    fn insert(cache: &Cache<TestSource>, facts: Facts, sent: Tick) -> Arc<Entry<TestSource>> {
         let entry = Arc::new(Entry::new(
             facts,
-            cache.key(KEY),
+            test_key("key"),
+            (),
             sent,
             cache.blocks.version(),
-            cache.settings.lifetimes,
+            cache.config.lifetimes,
             sent,
             Some(Arc::clone(&cache.me)),
         ));
@@ -355,45 +351,19 @@ mod tests {
         entry
     }
 
-    #[test]
-    fn malformed_credentials_are_not_counted() {
-        let (cache, _) = with_one_entry();
-        let now = cache.clock.now();
-        for malformed in [
-            &b"12345678,"[..],
-            b"1234 5678",
-            b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
-            b"========",
-        ] {
-            let key = cache.key(malformed);
-            let cached = cache
-                .get_fresh(key, None, now)
-                .expect_err("nothing is cached");
-            let result = cache.classify(cached, malformed, key, None, now);
-            assert!(matches!(result, CacheResult::Malformed), "{result:?}");
-        }
-        assert_eq!((cache.store.len(), cache.invalid_keys.len()), (1, 0));
-        let counted = [Found::Fresh, Found::Stale, Found::Invalid, Found::Miss];
-        assert_eq!(counted.map(|found| cache.counters.of(found)), [0; 4]);
-    }
-
     #[tokio::test]
     async fn a_stream_ends_when_its_key_changes_hands() {
-        let of = |org| Facts {
-            org: Some(OrgCode::from_static(org)),
-            ..Facts::default()
-        };
         let (cache, _) = with_one_entry();
         let now = cache.clock.now();
-        let mine = insert(&cache, of("org_1"), now);
-        insert(&cache, of("org_2"), now);
+        let mine = insert(&cache, Facts::of("org_1", "id"), now);
+        insert(&cache, Facts::of("org_2", "id"), now);
         mine.ended().now_or_never().expect("the stream ended");
     }
 
     #[test]
     fn hits_end_with_freshness_to_the_nanosecond() {
         let (cache, entry) = with_one_entry();
-        let is_hit = |now| cache.get_fresh(entry.key, None, now).is_ok();
+        let is_hit = |now| cache.get_fresh(&entry.key, None, now).is_ok();
         assert!(is_hit(entry.sent_at));
         assert!(is_hit(Tick(entry.fresh_until().0 - 1)));
         assert!(!is_hit(entry.fresh_until()));
@@ -411,12 +381,12 @@ mod tests {
             (Tick(sent.0 + 1), false),
         ] {
             let oldest = Some(oldest);
-            let result = cache.get_fresh(entry.key, oldest, sent);
+            let result = cache.get_fresh(&entry.key, oldest, sent);
             assert_eq!(result.is_ok(), is_enough, "{oldest:?}");
-            let cached = cache.servable(entry.key, oldest, sent);
+            let cached = cache.servable(&entry.key, oldest, sent);
             assert_eq!(cached.is_some(), is_enough, "{oldest:?}");
             for now in [sent, stale] {
-                let result = cache.classify(Some(Arc::clone(&entry)), KEY, entry.key, oldest, now);
+                let result = cache.classify(Some(Arc::clone(&entry)), &entry.key, oldest, now);
                 let is_served = matches!(
                     result,
                     CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
@@ -428,11 +398,11 @@ mod tests {
 
     #[test]
     fn keys_of_removed_entries_are_recently_valid() {
-        type Age = fn(&Arc<Cache<S>>, &Entry<S>) -> Tick;
+        type Age = fn(&Arc<Cache<TestSource>>, &Entry<TestSource>) -> Tick;
         let ends: [Age; 2] = [
             |_, entry| entry.hard_until(),
             |cache, entry| {
-                ApiKeyHandle::new(Arc::clone(cache)).invalidate_all();
+                cache.invalidate_all();
                 entry.sent_at
             },
         ];
@@ -441,22 +411,22 @@ mod tests {
             let (key, now) = (entry.key, end(&cache, &entry));
             assert_eq!(cache.store.len(), 1);
             let cached = cache
-                .get_fresh(key, None, now)
+                .get_fresh(&key, None, now)
                 .expect_err("must not be served");
-            let result = cache.classify(cached, KEY, key, None, now);
+            let result = cache.classify(cached, &key, None, now);
             assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
-            assert!(cache.recently_valid.contains(key, now));
+            assert!(cache.recently_valid.contains(&key, now));
         }
     }
 
     #[test]
     fn an_update_of_others_costs_one_slow_hit() {
         let (cache, entry) = with_one_entry();
-        let get = || cache.get_fresh(entry.key, None, entry.sent_at);
-        ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
+        let get = || cache.get_fresh(&entry.key, None, entry.sent_at);
+        cache.invalidate_organization("org_2");
         let cached = get().expect_err("the tables were not read yet");
-        let closer = cache.classify(cached, KEY, entry.key, None, entry.sent_at);
+        let closer = cache.classify(cached, &entry.key, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
         assert!(get().is_ok());
     }

@@ -86,31 +86,30 @@ impl<K> fmt::Debug for RecentlyValid<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::DigestSecret;
+    use crate::kit::test_key;
 
     #[test]
     fn a_key_is_remembered_for_a_day() {
-        let secret = DigestSecret::draw().unwrap();
-        let key = |n: u32| secret.key(n.to_string());
+        let key = |n: u32| test_key(n.to_string());
         let recently_valid = RecentlyValid::new(10);
         let at = Tick::ZERO.after(Duration::from_secs(1));
-        recently_valid.note(key(0), at);
+        recently_valid.note(&key(0), at);
         let a_day = Duration::from_secs(86_400);
-        assert!(recently_valid.contains(key(0), at.after(a_day)));
-        assert!(!recently_valid.contains(key(0), at.after(a_day + Duration::from_nanos(1))));
+        assert!(recently_valid.contains(&key(0), at.after(a_day)));
+        assert!(!recently_valid.contains(&key(0), at.after(a_day + Duration::from_nanos(1))));
         for n in 1..=20 {
-            recently_valid.note(key(n), at);
+            recently_valid.note(&key(n), at);
         }
         let known = (0..=20)
-            .filter(|&n| recently_valid.contains(key(n), at))
+            .filter(|&n| recently_valid.contains(&key(n), at))
             .count();
         assert!((5..=10).contains(&known), "{known}");
-        assert!(recently_valid.contains(key(20), at) && !recently_valid.contains(key(0), at));
+        assert!(recently_valid.contains(&key(20), at) && !recently_valid.contains(&key(0), at));
         // Some of these are in the elder generation.
         for n in 16..=20 {
-            assert!(recently_valid.contains(key(n), at), "{n}");
-            recently_valid.forget(key(n));
-            assert!(!recently_valid.contains(key(n), at), "{n}");
+            assert!(recently_valid.contains(&key(n), at), "{n}");
+            recently_valid.forget(&key(n));
+            assert!(!recently_valid.contains(&key(n), at), "{n}");
         }
     }
 }

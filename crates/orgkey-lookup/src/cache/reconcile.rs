@@ -62,124 +62,86 @@ mod tests {
 
     use super::*;
     use crate::cache::tests::cache;
-    use crate::context::{KeyId, OrgCode};
-    use crate::test_util::TestClock;
-    use crate::verify::{Extra, Facts};
+    use crate::clock::nanos;
+    use crate::kit::{Facts, TestSource, test_key};
 
     const SOON: Duration = Duration::from_secs(1);
 
-    fn handle() -> (ApiKeyHandle, TestClock) {
-        let (cache, clock) = cache();
-        (ApiKeyHandle::new(cache), clock)
+    /// Caches a result of this age, whose key has its name as identifier.
+    fn insert(cache: &Cache<TestSource>, name: &str, age: Duration) {
+        insert_facts(cache, name, Facts::of("org_1", name), age);
     }
 
-    /// The result for a key of an organization, with this name as its identifier.
-    fn facts(name: &'static str) -> Facts {
-        Facts {
-            org: Some(OrgCode::from_static("org_1")),
-            key_id: Some(KeyId::from_static(name)),
-            ..Facts::default()
-        }
-    }
-
-    /// Caches a result of this age.
-    fn insert(handle: &ApiKeyHandle, secret: &str, facts: Facts, age: Duration) {
-        let cache = &handle.0;
+    fn insert_facts(cache: &Cache<TestSource>, name: &str, facts: Facts, age: Duration) {
         let now = cache.clock.now();
-        let sent_at = Tick(now.0 - crate::clock::nanos(age));
         cache.store.insert(Arc::new(Entry::new(
             facts,
-            cache.key(secret),
-            sent_at,
+            test_key(name),
+            (),
+            Tick(now.0 - nanos(age)),
             cache.blocks.version(),
-            cache.settings.lifetimes,
+            cache.config.lifetimes,
             now,
             None,
         )));
     }
 
-    fn names(cached: &[CachedKey]) -> Vec<&str> {
+    fn names(cached: &[Arc<Entry<TestSource>>]) -> Vec<&str> {
         let mut names: Vec<_> = cached
             .iter()
-            .map(|cached| cached.key_id().unwrap().as_str())
+            .map(|entry| entry.value.key_id.as_deref().unwrap())
             .collect();
         names.sort_unstable();
         names
     }
 
     #[tokio::test(start_paused = true)]
-    async fn organization_keys_with_an_id_are_compared() {
-        let (handle, _) = handle();
-        insert(&handle, "valid-key-1", facts("id_1"), SOON);
-        insert(&handle, "valid-key-2", facts("id_2"), SOON);
-        let no_org = Facts {
-            org: None,
-            ..facts("no_org")
-        };
-        insert(&handle, "no-org-00", no_org, SOON);
-        let of_a_user = Facts {
-            extra: Some(Box::new(Extra::User("kp_1".into()))),
-            ..facts("of_a_user")
-        };
-        insert(&handle, "of-a-user", of_a_user, SOON);
-        let no_id = Facts {
-            key_id: None,
-            ..facts("no_id")
-        };
-        insert(&handle, "no-id-000", no_id, SOON);
-        insert(
-            &handle,
-            "gone-0000",
-            facts("gone"),
-            Duration::from_secs(900),
-        );
+    async fn selected_keys_that_may_be_served_are_returned() {
+        let (cache, _) = cache();
+        for name in ["id_1", "id_2", "other", "blocked", "invalidated"] {
+            insert(&cache, name, SOON);
+        }
+        insert(&cache, "gone", Duration::from_secs(900));
         let expired = Facts {
-            expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
-            ..facts("expired")
+            expires_at: Some(SystemTime::UNIX_EPOCH),
+            ..Facts::of("org_1", "expired")
         };
-        insert(&handle, "expired-0", expired, SOON);
-        insert(&handle, "blocked-0", facts("blocked"), SOON);
-        handle.block_key_id(&KeyId::from_static("blocked")).unwrap();
-        insert(&handle, "invalidated", facts("invalidated"), SOON);
-        handle.invalidate_key_id(&KeyId::from_static("invalidated"));
-        let (cached, now) = handle.cached_keys();
+        insert_facts(&cache, "expired", expired, SOON);
+        cache.block_key_id("blocked").unwrap();
+        cache.invalidate_key_id("invalidated");
+        let (cached, now) = cache.cached(|facts| facts.key_id.as_deref() != Some("other"));
         assert_eq!(names(&cached), ["id_1", "id_2"]);
-        assert_eq!(now, handle.0.clock.now());
+        assert_eq!(now, cache.clock.now());
     }
 
     #[tokio::test(start_paused = true)]
     async fn keys_verified_since_are_not_invalidated() {
-        let (handle, clock) = handle();
-        insert(
-            &handle,
-            "older-key",
-            facts("older"),
-            Duration::from_nanos(1),
-        );
-        insert(&handle, "equal-key", facts("equal"), Duration::ZERO);
-        let (cached, since) = handle.cached_keys();
+        let (cache, clock) = cache();
+        insert(&cache, "older", Duration::from_nanos(1));
+        insert(&cache, "equal", Duration::ZERO);
+        let (cached, since) = cache.cached(|_| true);
         assert_eq!(names(&cached), ["older"]);
 
         clock.jump(Duration::from_nanos(1));
-        insert(&handle, "later-key", facts("later"), Duration::ZERO);
+        insert(&cache, "later", Duration::ZERO);
         clock.jump(SOON);
-        let (cached, _) = handle.cached_keys();
+        let (cached, _) = cache.cached(|_| true);
         assert_eq!(names(&cached), ["equal", "later", "older"]);
-        assert_eq!(handle.invalidate_cached(&cached, since).await, 1);
-        assert_eq!(names(&handle.cached_keys().0), ["equal", "later"]);
+        assert_eq!(cache.invalidate_cached(cached.iter(), since).await, 1);
+        assert_eq!(names(&cache.cached(|_| true).0), ["equal", "later"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn invalidated_keys_of_all_batches_are_counted() {
-        let (handle, _) = handle();
+        let (cache, _) = cache();
         let keys = 2 * BATCH + 1;
         for n in 0..keys {
-            insert(&handle, &format!("key-{n:06}"), facts("id"), SOON);
+            insert(&cache, &format!("key-{n:06}"), SOON);
         }
-        let (cached, since) = handle.cached_keys();
+        let (cached, since) = cache.cached(|_| true);
         assert_eq!(cached.len(), keys);
-        assert_eq!(handle.invalidate_cached(&cached, since).await, keys);
-        assert_eq!(handle.stats().entries, 0);
-        assert_eq!(handle.invalidate_cached(&cached, since).await, 0);
+        assert_eq!(cache.invalidate_cached(cached.iter(), since).await, keys);
+        assert_eq!(cache.stats().entries, 0);
+        assert_eq!(cache.invalidate_cached(cached.iter(), since).await, 0);
     }
 }

@@ -205,14 +205,13 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-    use crate::cache::Lifetimes;
     use crate::clock::Tick;
-    use crate::key::DigestSecret;
-    use crate::verify::Facts;
+    use crate::config::Lifetimes;
+    use crate::kit::{Facts, TestKey, TestSource, test_key};
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn store(capacity: u64) -> (Store, Arc<RecentlyValid>) {
+    fn store(capacity: u64) -> (Store<TestSource>, Arc<RecentlyValid<TestKey>>) {
         let recently_valid = Arc::new(RecentlyValid::new(10_000));
         (
             Store::new(capacity, HOUR, Arc::clone(&recently_valid)),
@@ -220,19 +219,18 @@ mod tests {
         )
     }
 
-    fn entries(n: usize) -> Vec<Arc<Entry<S>>> {
-        let secret = DigestSecret::draw().unwrap();
-        let entry = |n: usize| entry(secret.key(n.to_string()));
+    fn entries(n: usize) -> Vec<Arc<Entry<TestSource>>> {
+        let entry = |n: usize| entry(test_key(n.to_string()));
         (0..n).map(entry).collect()
     }
 
-    fn entry(key: &S::Key) -> Arc<Entry<S>> {
+    fn entry(key: TestKey) -> Arc<Entry<TestSource>> {
         let lifetimes = Lifetimes {
             soft: HOUR,
             hard: 2 * HOUR,
         };
         let (facts, now) = (Facts::default(), Tick(1));
-        Arc::new(Entry::new(facts, key, now, 1, lifetimes, now, None))
+        Arc::new(Entry::new(facts, key, (), now, 1, lifetimes, now, None))
     }
 
     #[test]
@@ -254,7 +252,7 @@ mod tests {
         assert!(
             !entries
                 .iter()
-                .any(|entry| recently_valid.contains(entry.key, Tick(1)))
+                .any(|entry| recently_valid.contains(&entry.key, Tick(1)))
         );
     }
 
@@ -266,7 +264,7 @@ mod tests {
         store.insert(Arc::clone(&old));
         store.insert(Arc::clone(&new));
         store.remove(&old);
-        let cached = store.get(old.key).unwrap();
+        let cached = store.get(&old.key).unwrap();
         assert!(Arc::ptr_eq(&cached, &new));
         store.policy.run_pending_tasks();
         assert_eq!((store.len(), store.policy.entry_count()), (1, 1));
@@ -282,8 +280,8 @@ mod tests {
         }
         assert_eq!((store.len(), store.evictions()), (100, 900));
         for entry in &entries {
-            let is_held = store.get(entry.key).is_some();
-            assert_eq!(recently_valid.contains(entry.key, Tick(1)), !is_held);
+            let is_held = store.get(&entry.key).is_some();
+            assert_eq!(recently_valid.contains(&entry.key, Tick(1)), !is_held);
         }
     }
 
@@ -298,7 +296,7 @@ mod tests {
         std::thread::scope(|threads| {
             threads.spawn(|| {
                 while let Some(&key) = keys.get(at.load(Ordering::Acquire)) {
-                    match store.get(key) {
+                    match store.get(&key) {
                         Some(entry) if store.remove(&entry) => {
                             removed.fetch_add(1, Ordering::Release);
                         }
@@ -332,11 +330,11 @@ mod tests {
                 threads.spawn(|| {
                     for n in 0..50_000 {
                         let key = keys[fastrand::usize(..keys.len())];
-                        match (store.get(key), fastrand::u8(..4)) {
+                        match (store.get(&key), fastrand::u8(..4)) {
                             (Some(cached), 0) => {
                                 store.remove(&cached);
                             }
-                            (Some(_), 1 | 2) => store.record_read(key, n),
+                            (Some(_), 1 | 2) => store.record_read(key.bits(), n),
                             _ => store.insert(entry(key)),
                         }
                     }

@@ -253,19 +253,21 @@ fn note<K: IndexKey, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Lifetimes;
-    use crate::key::DigestSecret;
-    use crate::verify::Facts;
+    use crate::kit::{Facts, LIFETIMES, TestSource, test_key};
 
-    fn entries(n: usize) -> Vec<Arc<Entry<S>>> {
-        let secret = DigestSecret::draw().unwrap();
-        let lifetimes = Lifetimes {
-            soft: Duration::from_secs(60),
-            hard: Duration::from_secs(900),
-        };
+    fn entries(n: usize) -> Vec<Arc<Entry<TestSource>>> {
         let entry = |n: usize| {
-            let key = secret.key(n.to_string());
-            Entry::new(Facts::default(), key, Tick(0), 1, lifetimes, Tick(0), None)
+            let key = test_key(n.to_string());
+            Entry::new(
+                Facts::default(),
+                key,
+                (),
+                Tick(0),
+                1,
+                LIFETIMES,
+                Tick(0),
+                None,
+            )
         };
         (0..n).map(|n| Arc::new(entry(n))).collect()
     }
@@ -286,12 +288,12 @@ mod tests {
     #[test]
     fn only_a_later_call_confirms() {
         for is_known in [true, false] {
-            let answers = UnconfirmedAnswers::default();
+            let answers = UnconfirmedAnswers::<TestSource>::default();
             let entry = &entries(1)[0];
             if is_known {
                 assert!(!answers.note_known(entry, received(1, at(10))));
             } else {
-                assert!(!answers.note_unknown(entry.key, 7, received(1, at(10))));
+                assert!(!answers.note_unknown(&entry.key, 7, received(1, at(10))));
             }
             assert!(answers.answered(1, at(9), at(11)).is_empty());
             assert!(answers.answered(1, at(10), at(11)).is_empty());
@@ -307,10 +309,10 @@ mod tests {
 
     #[test]
     fn another_credential_confirms_nothing() {
-        let answers = UnconfirmedAnswers::default();
+        let answers = UnconfirmedAnswers::<TestSource>::default();
         let entries = entries(2);
         assert!(!answers.note_known(&entries[0], received(2, at(10))));
-        assert!(!answers.note_unknown(entries[1].key, 1, received(2, at(10))));
+        assert!(!answers.note_unknown(&entries[1].key, 1, received(2, at(10))));
         // A late answer to the old credential, then answers to the new one.
         assert!(answers.answered(1, at(11), at(11)).is_empty());
         assert!(answers.answered(3, at(11), at(11)).is_empty());
@@ -324,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_repeated_answer_keeps_its_first_time() {
-        let answers = UnconfirmedAnswers::default();
+        let answers = UnconfirmedAnswers::<TestSource>::default();
         let entry = &entries(1)[0];
         assert!(!answers.note_known(entry, received(1, at(10))));
         assert!(!answers.note_known(entry, received(1, at(20))));
@@ -336,49 +338,49 @@ mod tests {
 
     #[test]
     fn a_valid_key_is_forgotten() {
-        let answers = UnconfirmedAnswers::default();
+        let answers = UnconfirmedAnswers::<TestSource>::default();
         let entry = &entries(1)[0];
         assert!(!answers.note_known(entry, received(1, at(10))));
-        assert!(!answers.note_unknown(entry.key, 1, received(1, at(10))));
-        answers.forget(entry.key);
+        assert!(!answers.note_unknown(&entry.key, 1, received(1, at(10))));
+        answers.forget(&entry.key);
         assert!(answers.answered(1, at(11), at(11)).is_empty());
     }
 
     #[test]
     fn unknown_keys_are_forgotten_after_a_minute() {
-        let answers = UnconfirmedAnswers::default();
+        let answers = UnconfirmedAnswers::<TestSource>::default();
         let entries = entries(2);
         assert!(!answers.note_known(&entries[0], received(1, at(10))));
-        assert!(!answers.note_unknown(entries[1].key, 1, received(1, at(10))));
+        assert!(!answers.note_unknown(&entries[1].key, 1, received(1, at(10))));
         let confirmed = answers.answered(1, at(71), at(71));
         assert!(matches!(confirmed.as_slice(), [Followed::Known(_)]));
     }
 
     #[test]
     fn unknown_keys_take_no_room_of_known_keys() {
-        let answers = UnconfirmedAnswers::default();
-        let secret = DigestSecret::draw().unwrap();
+        let answers = UnconfirmedAnswers::<TestSource>::default();
         for n in 0..MAX_NOTES + 10 {
-            assert!(!answers.note_unknown(secret.key(n.to_string()), 1, received(1, at(10))));
+            assert!(!answers.note_unknown(&test_key(n.to_string()), 1, received(1, at(10))));
         }
         assert_eq!(answers.notes().unknown.len(), MAX_NOTES);
         assert!(!answers.note_known(&entries(1)[0], received(1, at(10))));
         assert_eq!(answers.notes().known.len(), 1);
-        assert!(!answers.note_unknown(secret.key("late"), 1, received(1, at(80))));
+        assert!(!answers.note_unknown(&test_key("late"), 1, received(1, at(80))));
         assert_eq!(answers.notes().unknown.len(), 1);
     }
 
     #[test]
     fn twenty_unconfirmed_keys_are_reported_once() {
-        let answers = UnconfirmedAnswers::default();
-        for entry in &entries(20) {
+        let answers = UnconfirmedAnswers::<TestSource>::default();
+        let entries = entries(40);
+        for entry in &entries[..20] {
             assert!(!answers.note_known(entry, received(1, at(10))));
         }
         assert_eq!(answers.take_report(at(19)), None);
         assert_eq!(answers.take_report(at(20)), Some(20));
         assert_eq!(answers.take_report(at(21)), None);
         assert_eq!(answers.answered(1, at(22), at(22)).len(), 20);
-        for entry in &entries(20) {
+        for entry in &entries[20..] {
             assert!(!answers.note_known(entry, received(1, at(30))));
         }
         assert_eq!(answers.take_report(at(40)), Some(20));
@@ -387,12 +389,12 @@ mod tests {
     #[test]
     fn a_burst_is_doubted_and_not_confirmed() {
         for (keys, answer, is_burst) in [(20, 20, true), (19, 20, false), (20, 19, false)] {
-            let answers = UnconfirmedAnswers::default();
+            let answers = UnconfirmedAnswers::<TestSource>::default();
             let entries = entries(keys + 1);
             for entry in &entries[..keys] {
                 assert!(!answers.note_known(entry, received(1, at(10))));
             }
-            assert!(!answers.note_unknown(entries[keys].key, 1, received(1, at(10))));
+            assert!(!answers.note_unknown(&entries[keys].key, 1, received(1, at(10))));
             let followed = answers.answered(1, at(answer), at(answer));
             let doubted = followed
                 .iter()
@@ -405,7 +407,7 @@ mod tests {
             assert!(!answers.note_known(&entries[0], received(1, at(answer - 1))));
             let is_certain = answers.note_known(&entries[0], received(1, at(answer)));
             assert_eq!(is_certain, is_burst);
-            let is_certain = answers.note_unknown(unknown, 1, received(1, at(answer)));
+            let is_certain = answers.note_unknown(&unknown, 1, received(1, at(answer)));
             assert_eq!(is_certain, is_burst);
         }
     }

@@ -109,34 +109,33 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::key::DigestSecret;
+    use crate::kit::test_key;
 
     #[test]
     fn a_change_wakes_the_watches_of_its_key() {
-        let secret = DigestSecret::draw().unwrap();
-        let (one, two) = (secret.key("one"), secret.key("two"));
+        let (one, two) = (test_key("one"), test_key("two"));
         let watchers = Watchers::default();
-        let open = [one, one, two].map(|key| watchers.watch(key));
+        let open = [&one, &one, &two].map(|key| watchers.watch(key));
         let woken = |wake: &dyn Fn()| {
             let changed = open.each_ref().map(Watch::changed);
             wake();
             changed.map(|changed| changed.now_or_never().is_some())
         };
-        assert_eq!(woken(&|| watchers.wake(one)), [true, true, false]);
-        assert_eq!(woken(&|| watchers.wake(two)), [false, false, true]);
-        let unwatched = secret.key("three");
-        assert_eq!(woken(&|| watchers.wake(unwatched)), [false; 3]);
+        assert_eq!(woken(&|| watchers.wake(&one)), [true, true, false]);
+        assert_eq!(woken(&|| watchers.wake(&two)), [false, false, true]);
+        let unwatched = test_key("three");
+        assert_eq!(woken(&|| watchers.wake(&unwatched)), [false; 3]);
         assert_eq!(woken(&|| watchers.wake_all()), [true; 3]);
     }
 
     #[test]
     fn a_key_is_forgotten_with_its_last_watch() {
-        let key = DigestSecret::draw().unwrap().key("one");
+        let key = test_key("one");
         let watchers = Watchers::default();
-        let (first, second) = (watchers.watch(key), watchers.watch(key));
+        let (first, second) = (watchers.watch(&key), watchers.watch(&key));
         drop(first);
         let changed = second.changed();
-        watchers.wake(key);
+        watchers.wake(&key);
         assert!(changed.now_or_never().is_some());
         drop(second);
         assert!(watchers.lock().is_empty());

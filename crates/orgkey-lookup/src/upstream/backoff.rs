@@ -84,7 +84,7 @@ impl<K: IndexKey> KeyBackoff<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::DigestSecret;
+    use crate::kit::test_key;
 
     fn at(seconds: u64) -> Tick {
         Tick::ZERO.after(Duration::from_secs(seconds))
@@ -93,36 +93,34 @@ mod tests {
     #[test]
     fn delays_double_and_end_with_an_answer() {
         let backoff = KeyBackoff::default();
-        let secret = DigestSecret::draw().unwrap();
-        let (key, other) = (secret.key("1"), secret.key("2"));
+        let (key, other) = (test_key("1"), test_key("2"));
         let mut now = at(0);
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             let wait = Duration::from_secs(seconds);
-            assert_eq!(backoff.delay(key, now), wait);
-            assert_eq!(backoff.check(key, now), Err(wait));
-            assert_eq!(backoff.check(other, now), Ok(()));
+            assert_eq!(backoff.delay(&key, now), wait);
+            assert_eq!(backoff.check(&key, now), Err(wait));
+            assert_eq!(backoff.check(&other, now), Ok(()));
             now = now.after(wait);
-            assert_eq!(backoff.check(key, now), Ok(()));
+            assert_eq!(backoff.check(&key, now), Ok(()));
         }
-        assert_eq!(backoff.delay(key, now.after(LONGEST / 2)), LONGEST);
+        assert_eq!(backoff.delay(&key, now.after(LONGEST / 2)), LONGEST);
         let forgotten = now.after(LONGEST / 2 + LONGEST + FORGOTTEN);
-        assert_eq!(backoff.delay(key, forgotten), FIRST);
-        backoff.forget(key);
-        assert_eq!(backoff.check(key, forgotten), Ok(()));
+        assert_eq!(backoff.delay(&key, forgotten), FIRST);
+        backoff.forget(&key);
+        assert_eq!(backoff.check(&key, forgotten), Ok(()));
         assert_eq!(backoff.keys().len(), 0);
     }
 
     #[test]
     fn memory_is_bounded_and_old_keys_make_room() {
         let backoff = KeyBackoff::default();
-        let secret = DigestSecret::draw().unwrap();
-        let key = |n: usize| secret.key(n.to_string());
+        let key = |n: usize| test_key(n.to_string());
         for n in 0..MAX_KEYS + 10 {
-            backoff.delay(key(n), at(0));
+            backoff.delay(&key(n), at(0));
         }
         assert_eq!(backoff.keys().len(), MAX_KEYS);
-        assert_eq!(backoff.check(key(MAX_KEYS), at(0)), Ok(()));
-        backoff.delay(key(MAX_KEYS), at(1 + FORGOTTEN.as_secs()));
+        assert_eq!(backoff.check(&key(MAX_KEYS), at(0)), Ok(()));
+        backoff.delay(&key(MAX_KEYS), at(1 + FORGOTTEN.as_secs()));
         assert_eq!(backoff.keys().len(), 1);
     }
 }

@@ -1,26 +1,31 @@
 use super::Circuit::{Known, Unknown};
 use super::*;
-use crate::key::DigestSecret;
+use crate::kit::{TestKey, TestSource, test_key};
 
 fn at(millis: u64) -> Tick {
     Tick::ZERO.after(Duration::from_millis(1_000_000 + millis))
 }
 
-fn breaker() -> Breaker {
-    Breaker::new(Component::Issuer)
+fn breaker() -> Breaker<TestSource> {
+    Breaker::new(Label::from("issuer"))
 }
 
-fn keys(n: usize) -> Vec<S::Key> {
-    let secret = DigestSecret::draw().unwrap();
-    (0..n).map(|n| secret.key(n.to_string())).collect()
+fn keys(n: usize) -> Vec<TestKey> {
+    (0..n).map(|n| test_key(n.to_string())).collect()
 }
 
-fn end(breaker: &Breaker, circuit: Circuit, key: &S::Key, health: Health, now: Tick) -> bool {
-    breaker.begin(circuit, key, now).unwrap().end(health, now)
+fn end(
+    breaker: &Breaker<TestSource>,
+    circuit: Circuit,
+    key: TestKey,
+    health: Health,
+    now: Tick,
+) -> bool {
+    breaker.begin(circuit, &key, now).unwrap().end(health, now)
 }
 
 /// Lets five keys fail.
-fn open(breaker: &Breaker, circuit: Circuit, now: Tick) {
+fn open(breaker: &Breaker<TestSource>, circuit: Circuit, now: Tick) {
     for key in keys(5) {
         end(breaker, circuit, key, Health::Failed, now);
     }
@@ -28,7 +33,7 @@ fn open(breaker: &Breaker, circuit: Circuit, now: Tick) {
 }
 
 #[track_caller]
-fn remaining(breaker: &Breaker, circuit: Circuit, now: Tick) -> Duration {
+fn remaining(breaker: &Breaker<TestSource>, circuit: Circuit, now: Tick) -> Duration {
     match breaker.state(circuit, now) {
         BreakerState::Open { remaining } => remaining,
         other => panic!("{circuit:?} is {other:?}"),
@@ -58,7 +63,7 @@ fn unknown_keys_open_it_for_unknown_keys_only() {
     let breaker = breaker();
     open(&breaker, Unknown, at(0));
     assert_eq!(breaker.state(Known, at(0)), BreakerState::Closed);
-    assert_eq!(breaker.check(Known, keys(1)[0], at(0)), Ok(()));
+    assert_eq!(breaker.check(Known, &keys(1)[0], at(0)), Ok(()));
 }
 
 #[test]
@@ -92,10 +97,10 @@ fn failing_unknown_keys_delay_no_known_key() {
     open(&breaker, Known, at(0));
     for (n, &key) in keys.iter().enumerate() {
         let now = at(5_000 + 1_000 * n as u64);
-        if let Ok(call) = breaker.begin(Unknown, key, now) {
+        if let Ok(call) = breaker.begin(Unknown, &key, now) {
             call.end(Health::Failed, now);
         }
-        assert_eq!(breaker.check(Known, keys[0], now), Ok(()));
+        assert_eq!(breaker.check(Known, &keys[0], now), Ok(()));
     }
 }
 
@@ -107,17 +112,17 @@ fn a_known_key_that_asked_goes_first_for_5_s() {
         open(&breaker, Known, at(0));
         let end_of_pause = at(0).after(remaining(&breaker, Known, at(0)));
         if has_asked {
-            assert!(breaker.check(Known, keys[0], at(1)).is_err());
+            assert!(breaker.check(Known, &keys[0], at(1)).is_err());
         }
-        let unknown = breaker.check(Unknown, keys[1], end_of_pause);
+        let unknown = breaker.check(Unknown, &keys[1], end_of_pause);
         if has_asked {
             assert_eq!(unknown, Err(PRECEDENCE));
             let later = end_of_pause.after(PRECEDENCE);
-            assert_eq!(breaker.check(Unknown, keys[1], later), Ok(()));
+            assert_eq!(breaker.check(Unknown, &keys[1], later), Ok(()));
         } else {
             assert_eq!(unknown, Ok(()));
         }
-        assert_eq!(breaker.check(Known, keys[0], end_of_pause), Ok(()));
+        assert_eq!(breaker.check(Known, &keys[0], end_of_pause), Ok(()));
     }
 }
 
@@ -126,11 +131,11 @@ fn unknown_keys_wait_for_a_known_keys_trial() {
     let breaker = breaker();
     let keys = keys(2);
     open(&breaker, Known, at(0));
-    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
+    let trial = breaker.begin(Known, &keys[0], at(5_000)).unwrap();
     let waits = Err(RETRY_AFTER_TRIAL);
-    assert_eq!(breaker.check(Unknown, keys[1], at(5_000)), waits);
+    assert_eq!(breaker.check(Unknown, &keys[1], at(5_000)), waits);
     drop(trial);
-    assert_eq!(breaker.check(Unknown, keys[1], at(5_000)), Ok(()));
+    assert_eq!(breaker.check(Unknown, &keys[1], at(5_000)), Ok(()));
 }
 
 #[test]
@@ -168,11 +173,11 @@ fn it_opens_for_longer_each_time() {
         assert!(open_for <= longest && open_for >= longest.mul_f64(0.79));
         // In turn: a key whose trial failed lets the other one go first.
         let key = keys[n % 2];
-        assert_eq!(breaker.begin(Known, key, now).unwrap_err(), open_for);
+        assert_eq!(breaker.begin(Known, &key, now).unwrap_err(), open_for);
         now = now.after(open_for);
-        let trial = breaker.begin(Known, key, now).unwrap();
-        assert!(breaker.begin(Known, keys[(n + 1) % 2], now).is_err());
-        assert!(breaker.check(Known, key, now).is_err());
+        let trial = breaker.begin(Known, &key, now).unwrap();
+        assert!(breaker.begin(Known, &keys[(n + 1) % 2], now).is_err());
+        assert!(breaker.check(Known, &key, now).is_err());
         assert!(trial.end(Health::Failed, now));
     }
     now = now.after(remaining(&breaker, Known, now));
@@ -186,7 +191,7 @@ fn dropped_trial_lets_another_try_and_429_closes() {
     let key = keys(1)[0];
     open(&breaker, Known, at(0));
     let now = at(5_000);
-    drop(breaker.begin(Known, key, now).unwrap());
+    drop(breaker.begin(Known, &key, now).unwrap());
     assert!(!end(&breaker, Known, key, Health::Alive, now));
     assert_eq!(breaker.state(Known, now), BreakerState::Closed);
     for _ in 0..100 {
@@ -196,10 +201,13 @@ fn dropped_trial_lets_another_try_and_429_closes() {
 }
 
 /// Opens it while this many calls are in flight that began before.
-fn open_past(breaker: &Breaker, calls: usize) -> impl Iterator<Item = Call<'_>> {
+fn open_past(
+    breaker: &Breaker<TestSource>,
+    calls: usize,
+) -> impl Iterator<Item = Call<'_, TestSource>> {
     let in_flight: Vec<_> = keys(calls)
         .into_iter()
-        .map(|key| breaker.begin(Known, key, at(0)).unwrap())
+        .map(|key| breaker.begin(Known, &key, at(0)).unwrap())
         .collect();
     open(breaker, Known, at(0));
     in_flight.into_iter()
@@ -222,10 +230,10 @@ fn outcomes_from_before_opening_change_nothing() {
         assert!(!call.end(health, at(0)), "{health:?}");
         assert_eq!(breaker.state(Known, at(0)), open, "{health:?}");
     }
-    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
+    let trial = breaker.begin(Known, &keys[0], at(5_000)).unwrap();
     for health in ALL {
         assert!(!old.next().unwrap().end(health, at(5_000)), "{health:?}");
-        assert!(breaker.begin(Known, keys[1], at(5_000)).is_err());
+        assert!(breaker.begin(Known, &keys[1], at(5_000)).is_err());
     }
     assert!(!trial.end(Health::Answered, at(5_000)));
     for call in old {
@@ -238,17 +246,17 @@ fn outcomes_from_before_opening_change_nothing() {
 fn a_dropped_call_ends_no_other_trial() {
     let breaker = breaker();
     let keys = keys(2);
-    drop(breaker.begin(Known, keys[0], at(0)).unwrap());
+    drop(breaker.begin(Known, &keys[0], at(0)).unwrap());
     assert_eq!(breaker.state(Known, at(0)), BreakerState::Closed);
     let mut old = open_past(&breaker, 2);
     let open = breaker.state(Known, at(0));
     drop(old.next());
     assert_eq!(breaker.state(Known, at(0)), open);
-    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
+    let trial = breaker.begin(Known, &keys[0], at(5_000)).unwrap();
     drop(old.next());
-    assert!(breaker.begin(Known, keys[1], at(5_000)).is_err());
+    assert!(breaker.begin(Known, &keys[1], at(5_000)).is_err());
     drop(trial);
-    assert!(breaker.begin(Known, keys[1], at(5_000)).is_ok());
+    assert!(breaker.begin(Known, &keys[1], at(5_000)).is_ok());
 }
 
 #[test]
@@ -313,7 +321,7 @@ fn senseless_trial_leaves_next_to_another_key() {
     open(&breaker, Known, at(0));
     let now = at(5_000);
     assert!(!end(&breaker, Known, keys[0], Health::Senseless, now));
-    assert_eq!(breaker.check(Known, keys[0], now), Err(PRECEDENCE));
+    assert_eq!(breaker.check(Known, &keys[0], now), Err(PRECEDENCE));
     assert!(!end(&breaker, Known, keys[1], Health::Answered, now));
     assert_eq!(breaker.state(Known, now), BreakerState::Closed);
 }
@@ -326,10 +334,10 @@ fn a_key_whose_trial_failed_lets_others_go_first() {
     let now = at(5_000);
     assert!(end(&breaker, Known, keys[0], Health::Failed, now));
     let now = now.after(remaining(&breaker, Known, now));
-    assert_eq!(breaker.check(Known, keys[0], now), Err(PRECEDENCE));
-    assert_eq!(breaker.check(Known, keys[1], now), Ok(()));
+    assert_eq!(breaker.check(Known, &keys[0], now), Err(PRECEDENCE));
+    assert_eq!(breaker.check(Known, &keys[1], now), Ok(()));
     let later = now.after(PRECEDENCE);
-    assert_eq!(breaker.check(Known, keys[0], later), Ok(()));
+    assert_eq!(breaker.check(Known, &keys[0], later), Ok(()));
     assert!(!end(&breaker, Known, keys[1], Health::Answered, now));
-    assert_eq!(breaker.check(Known, keys[0], now), Ok(()));
+    assert_eq!(breaker.check(Known, &keys[0], now), Ok(()));
 }
