@@ -205,3 +205,15 @@ impl Telemetry<ApiKeys> for IssuerTelemetry {
         telemetry::unconfirmed_invalid_answers(keys);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The documentation states the memory per key. Allocators round up, so one more word may cost a hundred bytes.
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn the_size_of_an_entry_is_unchanged() {
+        assert_eq!((size_of::<Facts>(), size_of::<Entry>()), (64, 136));
+    }
+}

@@ -201,3 +201,45 @@ impl ApiKeyHandle {
         self.0.invalidate_cached(entries, since).await
     }
 }
+
+#[cfg(all(test, feature = "kinde"))]
+mod tests {
+    use super::*;
+    use crate::auth::ApiKeyLayer;
+    use crate::scope::Scopes;
+    use crate::verify::{Verification, verifier_fn};
+    use orgkey_lookup::LookupRequest;
+
+    #[tokio::test]
+    async fn organization_keys_with_an_id_are_compared() {
+        let layer = ApiKeyLayer::new(verifier_fn(|key| async move {
+            let org = || Verification::of_organization(OrgCode::from_static("org_1"));
+            let id = KeyId::from_static("id_1");
+            Ok(match key.expose_secret() {
+                "valid-key" => org().with_key_id(id).with_scopes(Scopes::default()),
+                "of-a-user" => org().with_key_id(id).with_user_id("kp_1"),
+                "without-org" => Verification::without_organization().with_key_id(id),
+                _ => org(),
+            })
+        }));
+        let handle = layer.handle();
+        let secrets = ["valid-key", "of-a-user", "without-org", "without-id"];
+        for secret in secrets {
+            let query = ApiKey::parse(secret).unwrap();
+            let request = LookupRequest {
+                key: handle.digest(&query),
+                query,
+                oldest: None,
+                peer: None,
+            };
+            Arc::clone(&handle.0).look_up(request).await;
+        }
+        let (cached, _) = handle.cached_keys();
+        let keys: Vec<_> = cached.iter().map(|CachedKey(entry)| entry.key).collect();
+        let expected = handle.digest(&ApiKey::parse("valid-key").unwrap());
+        assert_eq!(
+            (keys.as_slice(), handle.stats().entries),
+            (&[expected][..], 4)
+        );
+    }
+}

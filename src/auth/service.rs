@@ -253,3 +253,28 @@ impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::auth::ApiKeyLayer;
+    use crate::verify::{Verification, verifier_fn};
+
+    #[test]
+    fn malformed_credentials_are_not_counted() {
+        let layer = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
+        let (core, handle) = (&layer.core, layer.handle());
+        let before = handle.stats();
+        for malformed in [
+            &b"12345678,"[..],
+            b"1234 5678",
+            b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
+            b"========",
+        ] {
+            let digest = core.cache.source().digest(malformed);
+            let now = core.cache.clock().now();
+            let result = core.classify(None, malformed, digest, None, now);
+            assert!(result.is_none(), "{result:?}");
+        }
+        assert_eq!(handle.stats(), before);
+    }
+}

@@ -5,8 +5,11 @@ use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault};
 use std::time::{Duration, SystemTime};
 
+use crate::cache::LookupRequest;
 use crate::config::Lifetimes;
-use crate::source::{Answer, Answered, Failure, FailureKind, IndexKey, Source, Telemetry, Value};
+use crate::source::{
+    Answer, Answered, Failure, FailureKind, IndexKey, Label, Source, Telemetry, Value,
+};
 
 pub(crate) const LIFETIMES: Lifetimes = Lifetimes {
     soft: Duration::from_secs(60),
@@ -87,7 +90,7 @@ impl Failure for TestError {
     }
 }
 
-/// A source whose function answers.
+/// A source whose function answers. Names that begin with `b/` belong to the second one of two upstreams.
 #[derive(Debug)]
 pub(crate) struct TestSource(pub(crate) fn(&str) -> Result<Answer<Facts>, TestError>);
 
@@ -96,6 +99,15 @@ pub(crate) struct NoTelemetry;
 
 impl Telemetry<TestSource> for NoTelemetry {}
 
+pub(crate) fn request(name: &str) -> LookupRequest<TestSource> {
+    LookupRequest {
+        query: name.to_owned(),
+        key: test_key(name),
+        oldest: None,
+        peer: None,
+    }
+}
+
 impl Source for TestSource {
     type Key = TestKey;
     type Query = String;
@@ -103,6 +115,14 @@ impl Source for TestSource {
     type Value = Facts;
     type Error = TestError;
     type Telemetry = NoTelemetry;
+
+    fn upstreams(&self) -> Vec<Label> {
+        ["a", "b"].map(Label::from).to_vec()
+    }
+
+    fn upstream_of(&self, name: &String) -> usize {
+        usize::from(name.starts_with("b/"))
+    }
 
     fn mark(&self, _: &String) {}
 

@@ -337,10 +337,14 @@ mod tests {
         }
     }
 
-    fn complete(cache: &Cache<TestSource>, secret: &str, outcome: Outcome<Facts>) {
-        let key = test_key(secret);
+    /// Completes a lookup of the key with this name.
+    fn complete(cache: &Cache<TestSource>, name: &str, outcome: Outcome<Facts>) {
+        let key = test_key(name);
         let version = cache.blocks.version();
-        let lookup = cache.in_flight.shard(&key).start(&key, version, 0, ());
+        let upstream = cache.source.upstream_of(&name.to_owned());
+        let mut shard = cache.in_flight.shard(&key);
+        let lookup = shard.start(&key, version, upstream, ());
+        drop(shard);
         cache.complete(&lookup, &key, outcome);
     }
 
@@ -390,6 +394,19 @@ mod tests {
             );
             let is_rejected = cache.is_invalid(&key, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_its_upstream_confirms_an_answer() {
+        for (other, confirms) in [("other", true), ("b/other", false)] {
+            let (cache, clock) = cache();
+            complete(&cache, "known", VALID(cache.clock.now()));
+            complete(&cache, "known", UNCONFIRMED(cache.clock.now()));
+            clock.jump(Duration::from_nanos(1));
+            complete(&cache, other, VALID(cache.clock.now()));
+            let is_removed = cache.store.get(&test_key("known")).is_none();
+            assert_eq!(is_removed, confirms, "{other}");
         }
     }
 

@@ -198,10 +198,10 @@ impl<S: Source> Shard<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::{Cache, LookupRequest, LookupResult};
+    use crate::cache::{Cache, LookupResult};
     use crate::clock::Clock;
     use crate::config::Config;
-    use crate::kit::{Facts, TestError, TestSource, test_key};
+    use crate::kit::{Facts, TestError, TestSource, request, test_key};
     use crate::source::{Answer, FailureKind, Invalid};
 
     #[test]
@@ -228,13 +228,7 @@ mod tests {
         });
         let cache = Cache::new(source, Config::default(), Clock::System);
         for name in ["valid", "invalid", "unknown"] {
-            let request = LookupRequest {
-                query: name.to_owned(),
-                key: test_key(name),
-                oldest: None,
-                peer: None,
-            };
-            let result = Arc::clone(&cache).look_up(request).await;
+            let result = Arc::clone(&cache).look_up(request(name)).await;
             match name {
                 "valid" => assert!(matches!(result, LookupResult::Serve(..)), "{result:?}"),
                 "invalid" => assert!(matches!(result, LookupResult::Invalid), "{result:?}"),

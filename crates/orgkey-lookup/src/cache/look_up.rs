@@ -231,3 +231,39 @@ impl<S: Source> Cache<S> {
         upstream.admit(subject, now).map(Start::Now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::kit::{Facts, TestError, TestSource, request};
+    use crate::source::{Answer, BreakerState, FailureKind};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_upstream_does_not_affect_others() {
+        let failing: [(&[&str], bool); 2] = [
+            (&["b/0", "b/1", "b/2", "b/3", "b/4"], true),
+            (&["b/busy"], false),
+        ];
+        for (names, opens) in failing {
+            let source = TestSource(|name| match name {
+                "a" => Ok(Answer::Valid(Facts::default())),
+                "b/busy" => Err(TestError(FailureKind::Throttled { retry_after: None })),
+                _ => Err(TestError(FailureKind::Unavailable)),
+            });
+            let cache = Cache::new(source, Config::default(), Clock::System);
+            for name in names {
+                let result = Arc::clone(&cache).look_up(request(name)).await;
+                assert!(matches!(result, LookupResult::CannotTell(_)), "{result:?}");
+            }
+            let (a, b) = (cache.upstream(0), cache.upstream(1));
+            let is_open = matches!(b.unknown_breaker, BreakerState::Open { .. });
+            assert_eq!((is_open, b.paused_for.is_some()), (opens, !opens));
+            assert_eq!(a.unknown_breaker, BreakerState::Closed);
+            assert_eq!(a.paused_for, None);
+            let result = cache.look_up(request("a")).await;
+            assert!(matches!(result, LookupResult::Serve(..)), "{result:?}");
+        }
+    }
+}
