@@ -37,8 +37,8 @@ pin_project! {
         T: 'static,
     {
         Called { #[pin] future: S::Future },
-        Refused { rejection: Option<Rejection> },
-        // Boxed, so that the future of a hit stays small: a request that waits for a load can pay for a box.
+        Rejected { rejection: Option<Rejection> },
+        // Boxed, so that the future of a hit stays small.
         Waiting { pending: Box<Pending<S, ReqBody, Arc<Core<T>>>> },
     }
 }
@@ -56,7 +56,7 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Called { future } => return future.poll(cx),
-                StateProj::Refused { rejection } => {
+                StateProj::Rejected { rejection } => {
                     let rejection = rejection
                         .take()
                         .unwrap_or_else(|| unreachable!("polled after completion"));
@@ -65,7 +65,7 @@ where
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {
                         Ok(future) => State::Called { future },
-                        Err(Stop::Refused(rejection)) => State::Refused {
+                        Err(Stop::Refused(rejection)) => State::Rejected {
                             rejection: Some(rejection),
                         },
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),

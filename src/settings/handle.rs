@@ -11,11 +11,11 @@ pub(super) trait Control: Dependent {
     fn stats(&self) -> Stats;
 }
 
-/// Invalidates settings, and tells how things stand. Cheap to clone; every clone acts on the same layer.
+/// A handle that invalidates settings and returns statistics. Cheap to clone. All clones control the same layer.
 ///
-/// Invalidated settings are loaded anew, from the first request on that begins after the call has returned, on every thread;
-/// a load that was under way can bring nothing back. While the loader fails, such a request gets the default or 503. It
-/// reaches this process alone: tell each of several nodes.
+/// Invalidated settings are loaded again for the first request that begins after the method has returned, on every thread.
+/// The result of a load in flight is discarded. While loads fail, such a request gets the default or 503. This affects this
+/// process only: call the method on each node.
 ///
 /// ```
 /// use tower_orgkey::OrgCode;
@@ -34,23 +34,23 @@ pub(super) trait Control: Dependent {
 #[derive(Clone)]
 pub struct OrgSettingsHandle(Arc<dyn Control>);
 
-/// Counts since the layer was built, and how full it is.
+/// Counters since the layer was built, and the size of its cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SettingsStats {
-    /// Organizations whose settings are held.
+    /// Organizations with cached settings.
     pub entries: usize,
-    /// Requests given fresh settings.
+    /// Requests served with fresh settings.
     pub hits: u64,
-    /// Requests given stale settings, at once.
+    /// Requests served with stale settings without waiting.
     pub stale_hits: u64,
-    /// Requests that had to ask.
+    /// Requests that required a load.
     pub misses: u64,
-    /// Requests that asked, and found their question already on its way.
+    /// Requests that joined a load in flight.
     pub coalesced: u64,
-    /// Organizations that made room for others.
+    /// Organizations whose settings were evicted for want of room.
     pub evictions: u64,
-    /// How things stand with the loader.
+    /// The state of the calls to the loader.
     pub upstream: UpstreamState,
 }
 
@@ -59,17 +59,17 @@ impl OrgSettingsHandle {
         Self(cache)
     }
 
-    /// Loads this organization's settings anew.
+    /// Invalidates the settings of this organization.
     pub fn invalidate_org(&self, org: &OrgCode) {
         self.0.invalidate_organization(org.as_str());
     }
 
-    /// Loads every organization's settings anew.
+    /// Invalidates all settings.
     pub fn invalidate_all(&self) {
         self.0.invalidate_all();
     }
 
-    /// Counts, and how full the layer is.
+    /// Returns the counters of the layer and the size of its cache.
     pub fn stats(&self) -> SettingsStats {
         let stats = self.0.stats();
         SettingsStats {

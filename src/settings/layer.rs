@@ -8,7 +8,7 @@ use orgkey_lookup::{CacheResult, Entry, LookupRequest, LookupResult};
 use tower_layer::Layer;
 
 use super::builder::OrgSettingsLayerBuilder;
-use super::given::OrgSettings;
+use super::extract::OrgSettings;
 use super::handle::{Control, OrgSettingsHandle};
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
@@ -19,47 +19,40 @@ use crate::pending::Judge;
 use crate::rejection::Rejection;
 use crate::telemetry;
 
-/// The layer that gives a request the settings of its organization, as [`OrgSettings<T>`](super::OrgSettings).
+/// A layer that adds the settings of its organization to a request, as [`OrgSettings<T>`](super::OrgSettings).
 ///
-/// See the [module's guide](crate::settings) for where it stands. Clones share one cache; two layers share nothing.
+/// See the [module documentation](crate::settings) for the order of layers. Clones share one cache; two layers share nothing.
 #[must_use]
 pub struct OrgSettingsLayer<T: Send + Sync + 'static> {
     pub(super) core: Arc<Core<T>>,
 }
 
-/// What a layer and its clones share.
+/// The state that a layer shares with its clones.
 pub(super) struct Core<T: Send + Sync + 'static> {
     pub(super) cache: Arc<Cache<T>>,
     pub(super) default: Option<Arc<T>>,
 }
 
-/// Which way a request goes.
-pub(super) enum Way<T: Send + Sync + 'static> {
+/// What the layer decides about a request.
+pub(super) enum Decision<T: Send + Sync + 'static> {
     Pass,
-    Refuse(Rejection),
+    Reject(Rejection),
     Wait(LookupRequest<Loader<T>>),
 }
 
 impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
-    /// The layer over this loader, with the defaults of [`OrgSettingsLayerBuilder`]. The handle is that of the
-    /// [`ApiKeyLayer`](crate::ApiKeyLayer) in front: what it invalidates is invalidated here too.
+    /// Creates a layer with the defaults of [`OrgSettingsLayerBuilder`]. The handle is that of the outer
+    /// [`ApiKeyLayer`](crate::ApiKeyLayer): what it invalidates is invalidated here too.
     ///
-    /// Needs no runtime, and starts nothing.
-    ///
-    /// # Panics
-    ///
-    /// When the operating system has no random numbers, from which the cache draws its secret;
-    /// [`OrgSettingsLayerBuilder::build`] returns the error instead.
-    #[track_caller]
+    /// Needs no runtime, and spawns nothing.
     pub fn new(keys: &ApiKeyHandle, loader: impl SettingsLoader<T>) -> Self {
         match Self::builder(keys, loader).build() {
             Ok(layer) => layer,
-            // The defaults do not contradict each other.
-            Err(error) => panic!("{error}"),
+            Err(error) => unreachable!("the defaults are valid: {error}"),
         }
     }
 
-    /// A builder for bounds of your own.
+    /// Returns a builder.
     pub fn builder(
         keys: &ApiKeyHandle,
         loader: impl SettingsLoader<T>,
@@ -67,16 +60,16 @@ impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
         OrgSettingsLayerBuilder::new(keys.clone(), loader)
     }
 
-    /// Invalidates settings while the layer runs, and tells how things stand.
+    /// Returns a handle that invalidates settings and returns statistics.
     pub fn handle(&self) -> OrgSettingsHandle {
         OrgSettingsHandle::new(Arc::<Core<T>>::clone(&self.core))
     }
 }
 
 impl<T: Send + Sync + 'static> Core<T> {
-    /// Decides on a request, and gives it the settings if they are at hand.
+    /// Decides on a request, and adds cached settings to it.
     #[inline]
-    pub(super) fn way<B>(&self, request: &mut Request<B>) -> Way<T> {
+    pub(super) fn decide<B>(&self, request: &mut Request<B>) -> Decision<T> {
         let extensions = request.extensions_mut();
         let Some(context) = extensions.get::<OrgContext>() else {
             return without_organization(extensions);
@@ -94,12 +87,12 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 // A loader finds no organization invalid.
                 CacheResult::LookUp | CacheResult::Invalid => {
-                    return Way::Wait(Loader::request(key));
+                    return Decision::Wait(Loader::request(key));
                 }
             },
         };
         insert(extensions, &entry);
-        Way::Pass
+        Decision::Pass
     }
 
     /// Adds the default to a request whose settings cannot be loaded.
@@ -127,12 +120,12 @@ fn insert<T: Send + Sync + 'static>(extensions: &mut Extensions, entry: &Entry<L
 }
 
 #[cold]
-fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Way<T> {
+fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Decision<T> {
     if extensions.get::<Anonymous>().is_some() {
-        // What a layer further out may have given is not read without an organization.
-        Way::Pass
+        // Settings that an outer layer added are not read without an organization.
+        Decision::Pass
     } else {
-        Way::Refuse(Rejection::layer_missing("an `OrgSettingsLayer`"))
+        Decision::Reject(Rejection::layer_missing("an `OrgSettingsLayer`"))
     }
 }
 

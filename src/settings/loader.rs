@@ -1,4 +1,4 @@
-//! The door to a store of settings, and its place behind the machinery that asks issuers.
+//! The interface to a store of settings.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -11,12 +11,12 @@ use orgkey_lookup::{Failure, FailureKind};
 
 use crate::context::OrgCode;
 
-/// Loads an organization's settings, whatever they are.
+/// Loads the settings of organizations.
 ///
-/// The layer calls it at most once at a time for an organization, on a task of its own, under deadlines of its own, and drops
-/// the future when one passes; the future must bear that at every `await`. A panic counts as an error.
+/// The layer runs at most one load per organization at a time, on a separate task, and drops the future when a deadline
+/// passes, so the future must be cancel-safe at every `await`. A panic counts as an error.
 ///
-/// One loader may load several types, each for a layer of its own. [`settings_fn`] makes one of a function.
+/// A loader can load several types, each for another layer. [`settings_fn`] returns a loader that calls a function.
 ///
 /// ```
 /// use tower_orgkey::OrgCode;
@@ -29,13 +29,13 @@ use crate::context::OrgCode;
 /// impl SettingsLoader<Branding> for Database {
 ///     async fn load(&self, org: &OrgCode) -> Result<Branding, SettingsError> {
 ///         let color = self.color(org).await.map_err(SettingsError::unavailable)?;
-///         // An organization without a row has the usual color: that is no error.
+///         // An organization without a row has the default color.
 ///         Ok(Branding(color.unwrap_or_else(|| "blue".into())))
 ///     }
 /// }
 /// ```
 pub trait SettingsLoader<T>: Send + Sync + 'static {
-    /// The settings of this organization.
+    /// Loads the settings of this organization.
     fn load(&self, org: &OrgCode) -> impl Future<Output = Result<T, SettingsError>> + Send;
 }
 
@@ -45,7 +45,7 @@ impl<T, L: SettingsLoader<T>> SettingsLoader<T> for Arc<L> {
     }
 }
 
-/// A [`SettingsLoader`] from a function, whose error is a [`SettingsError`] or becomes one.
+/// Returns a [`SettingsLoader`] that calls a function. Its error is a [`SettingsError`], or is converted into one.
 ///
 /// ```
 /// use tower_orgkey::OrgCode;
@@ -86,7 +86,7 @@ where
     SettingsFn(f)
 }
 
-/// The loader that [`settings_fn`] makes.
+/// The [`SettingsLoader`] returned by [`settings_fn`].
 #[derive(Clone)]
 pub struct SettingsFn<F>(F);
 
@@ -108,13 +108,13 @@ where
     }
 }
 
-/// An organization's settings could not be loaded. Never remembered against it.
+/// The error when an organization's settings could not be loaded. Never cached.
 ///
-/// The kind decides who pays for it: [`unavailable`](Self::unavailable) may stop the loads of all organizations for a while,
-/// [`broken`](Self::broken) is the organization's own affair. When in doubt, say `unavailable`: the failures of one
-/// organization alone stop nobody else's loads.
+/// The kind decides which organizations it affects: [`unavailable`](Self::unavailable) may open the circuit breaker, which
+/// stops all loads for a while, and [`broken`](Self::broken) affects this organization only. When in doubt, return
+/// `unavailable`: the failures of a single organization do not open the breaker.
 ///
-/// `Display` and source go into the operator's log together with the organization's code, so neither may hold a secret.
+/// `Display` and the source are logged together with the organization's code, so neither may contain a secret.
 ///
 /// ```
 /// use tower_orgkey::settings::{SettingsError, SettingsErrorKind};
@@ -134,29 +134,29 @@ pub struct SettingsError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsErrorKind {
-    /// The store is out of reach or answers with an error of its own. Tried again at once where nothing is held; opens the
-    /// breaker when it happens to several organizations.
+    /// The store is unreachable, too slow, or responds with an error. Retried once for an organization without cached
+    /// settings. Opens the circuit breaker when it happens to several organizations.
     #[error("the store gives no usable answer")]
     Unavailable,
-    /// The store asks for fewer calls. Slows all loads down; does not open the breaker.
+    /// The store asks for fewer calls. Pauses all loads; does not open the circuit breaker.
     #[error("the store asks for fewer calls")]
     Throttled {
-        /// How long it asks to be left alone; at most 60 s are granted.
+        /// How long the store asks to wait. Loads pause for at most 60 s.
         retry_after: Option<Duration>,
     },
-    /// The store answers, and what it holds of this organization makes no sense: somebody must mend it. Counts for nothing
-    /// against the store, and is not tried again before the next request.
-    #[error("what the store holds of this organization makes no sense")]
+    /// The settings of this organization are unusable, and an operator must fix them. Does not count towards the circuit
+    /// breaker, and is not retried before the next request.
+    #[error("the settings of this organization are unusable")]
     Broken,
 }
 
 impl SettingsError {
-    /// The store is out of reach or answers with an error of its own.
+    /// The store is unreachable, too slow, or responds with an error.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(SettingsErrorKind::Unavailable, source)
     }
 
-    /// The store asks for fewer calls, for so long if it said.
+    /// The store asks for fewer calls, for this long if it said so.
     pub fn throttled(retry_after: Option<Duration>) -> Self {
         Self {
             kind: SettingsErrorKind::Throttled { retry_after },
@@ -164,7 +164,7 @@ impl SettingsError {
         }
     }
 
-    /// The store answers, and what it holds of this organization makes no sense.
+    /// The settings of this organization are unusable.
     pub fn broken(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(SettingsErrorKind::Broken, source)
     }
@@ -176,7 +176,7 @@ impl SettingsError {
         }
     }
 
-    /// Which kind it is.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> SettingsErrorKind {
         self.kind
     }

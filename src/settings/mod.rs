@@ -1,8 +1,8 @@
-//! Customer-specific configuration: [`OrgSettings`], what your own store says of the organization whose call this is.
+//! Settings per organization: [`OrgSettingsLayer`] loads them, and handlers take them as [`OrgSettings`].
 //!
-//! Plans, limits, feature switches, branding: most requests of a multi-tenant API need something that its operator keeps per
-//! organization. You say how it is loaded; the layer loads it once per organization, keeps it, and hands it to handlers,
-//! with the same cache that the keys have: fresh and stale, one load at a time, deadlines, a breaker, fences.
+//! Most requests of a multi-tenant API need data that its operator stores per organization: plans, limits, feature switches,
+//! branding. You provide a loader. The layer caches what it returns, with the same cache as the keys: fresh and stale results,
+//! one load per organization at a time, deadlines, a circuit breaker, invalidations.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -35,61 +35,57 @@
 //! );
 //! let app: Router = Router::new()
 //!     .route("/seats", get(seats))
-//!     // Inside of `auth`, which says whose call it is; the last `route_layer` is the outermost.
+//!     // Inside of `auth`, which authenticates the organization. The last `route_layer` is the outermost.
 //!     .route_layer(plans)
 //!     .route_layer(auth);
 //! ```
 //!
-//! # Where it stands
+//! # Order of layers
 //!
-//! From the outside in: [`ApiKeyLayer`](crate::ApiKeyLayer), **[`OrgSettingsLayer`]**, guards, handler. Without an
-//! `ApiKeyLayer` outside of it, it answers 500 and says so in the log; so does [`OrgSettings`] where no layer of its type
-//! stands in front, or where one stands outside of the `ApiKeyLayer` that decided. A request that
-//! [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let pass goes through and costs no load: `OrgSettings` is
-//! then 401, `Option<OrgSettings<T>>` is `None`.
+//! From the outside in: [`ApiKeyLayer`](crate::ApiKeyLayer), [`OrgSettingsLayer`], guards, handler. Without an `ApiKeyLayer`
+//! outside of it, the layer responds with 500 and logs an error. So does the extractor [`OrgSettings`] without a layer of its
+//! type between the route and its `ApiKeyLayer`. A request that
+//! [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) accepts without a key causes no load: `OrgSettings` then
+//! rejects with 401, and `Option<OrgSettings<T>>` is `None`.
 //!
-//! Several layers, each of a type of its own, may stand on one route. Of two layers of one type the inner counts: give each
-//! kind of settings a type.
+//! A route can have several layers, each for another type. Of two layers for the same type, the inner one wins.
 //!
-//! # How old settings may be
+//! # Staleness
 //!
-//! As old as a key's facts, and by the same bounds, which the [builder](OrgSettingsLayerBuilder) sets: fresh for the soft TTL;
-//! for as long again served while one load is under way; after that a request waits for the load. While the loader fails, what
-//! is held is served to the hard TTL and not longer. To have a change seen at once, tell
-//! [`OrgSettingsHandle::invalidate_org`]. [`ApiKeyHandle::invalidate_org`](crate::ApiKeyHandle::invalidate_org) and
-//! [`invalidate_all`](crate::ApiKeyHandle::invalidate_all) of the layer's keys drop settings together with keys. Either way a
-//! load that was under way is thrown away: its answer is neither kept nor served.
+//! Settings are cached within the bounds of the [builder](OrgSettingsLayerBuilder): fresh for the soft TTL, then served for as
+//! long again while one load is in flight. After that a request waits for the load. While loads fail, cached settings are
+//! served up to the hard TTL. To apply a change at once, call [`OrgSettingsHandle::invalidate_org`].
+//! [`ApiKeyHandle::invalidate_org`](crate::ApiKeyHandle::invalidate_org) and
+//! [`invalidate_all`](crate::ApiKeyHandle::invalidate_all) of the keys invalidate settings too. The result of a load that was
+//! in flight is then discarded: it is neither cached nor served.
 //!
-//! # When a load fails
+//! # Failed loads
 //!
-//! Nothing is remembered against the organization. Settings that are held are served; else the request gets the
-//! [default](OrgSettingsLayerBuilder::default_on_error) you declared, or 503
-//! [`settings-unavailable`](crate::rejection#settings-unavailable) with `Retry-After`. A time-out and a panic of the loader are
+//! A failure is not cached. The request gets the cached settings, or else the
+//! [default](OrgSettingsLayerBuilder::default_on_error), or else 503
+//! [`settings-unavailable`](crate::rejection#settings-unavailable) with `Retry-After`. A timeout and a panic of the loader are
 //! failures like others.
 //!
-//! The loader's error says what is wrong, and only you can know: see [`SettingsError`]. Five failures in a row open a breaker,
-//! after which nobody's settings are loaded for 5 s to 60 s, because a store that is down should be left alone. But one
-//! organization whose own settings cannot be loaded says nothing of the store. So
+//! [`SettingsError`] says what a failure is about. Failures of five organizations in a row open the circuit breaker: no
+//! settings are loaded for 5 s to 60 s. The failures of one organization do not:
 //!
-//! * [`SettingsError::broken`] counts for nothing: the store has answered;
-//! * of all other failures, time-outs included, the five have to be of *five organizations*, and an organization's count once
-//!   in 10 s among the calls of which half have to fail;
-//! * an organization whose load was the one to try whether the store is back, and failed, lets others try first for 5 s.
+//! * [`SettingsError::broken`] does not count: the store has answered.
+//! * All other failures count, timeouts included, but only once per organization in 10 s.
+//! * After the half-open load of an organization has failed, other organizations go first for 5 s.
 //!
-//! So what is wrong with one costs another nothing but its one place among the calls under way. It costs itself more: with the
-//! breaker closed, each of its requests past twice the soft TTL waits for a load of its own to fail before it is given what is
-//! held.
+//! While the breaker is closed, each request of an organization whose loads fail, past twice the soft TTL, waits for one load
+//! before it is served the cached settings.
 //!
-//! # What it costs
+//! # Costs
 //!
-//! A hit: a digest of the organization's code, a look-up in a lock-free index, and a place in the request's extensions. At
-//! most [`capacity`](OrgSettingsLayerBuilder::capacity) organizations are held; what is asked for least goes first. At most 48
-//! loads of organizations of which nothing is held run at a time, 64 in all, and 256 wait; beyond that a request gets what is
-//! held, the default, or 503. Without the layer nothing is spent.
+//! A hit costs a hash of the organization's code, a look-up in a lock-free index, and an insertion into the request's
+//! extensions. The settings of at most [`capacity`](OrgSettingsLayerBuilder::capacity) organizations are cached; the least
+//! frequently used are evicted first. At most 64 loads are in flight, 48 of them for organizations without cached settings.
+//! A load that would wait for longer than the caller deadline is rejected at once.
 
 mod builder;
+mod extract;
 mod future;
-mod given;
 mod handle;
 mod layer;
 mod loader;
@@ -97,8 +93,8 @@ mod service;
 mod source;
 
 pub use self::builder::OrgSettingsLayerBuilder;
+pub use self::extract::OrgSettings;
 pub use self::future::ResponseFuture;
-pub use self::given::OrgSettings;
 pub use self::handle::{OrgSettingsHandle, SettingsStats};
 pub use self::layer::OrgSettingsLayer;
 pub use self::loader::{SettingsError, SettingsErrorKind, SettingsFn, SettingsLoader, settings_fn};

@@ -8,13 +8,13 @@ use orgkey_lookup::LookupRequest;
 use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
-use super::layer::{Core, OrgSettingsLayer, Way};
+use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
 use crate::pending::Pending;
 
-/// The service that [`OrgSettingsLayer`] makes.
+/// The service that [`OrgSettingsLayer`] creates.
 ///
-/// See the [module's guide](crate::settings).
+/// See the [module documentation](crate::settings).
 #[must_use]
 pub struct OrgSettingsService<S, T: Send + Sync + 'static> {
     inner: S,
@@ -43,18 +43,18 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.layer.core.way(&mut request) {
-            Way::Pass => ResponseFuture {
+        match self.layer.core.decide(&mut request) {
+            Decision::Pass => ResponseFuture {
                 state: State::Called {
                     future: self.inner.call(request),
                 },
             },
-            Way::Refuse(rejection) => ResponseFuture {
-                state: State::Refused {
+            Decision::Reject(rejection) => ResponseFuture {
+                state: State::Rejected {
                     rejection: Some(rejection),
                 },
             },
-            Way::Wait(lookup) => ResponseFuture {
+            Decision::Wait(lookup) => ResponseFuture {
                 state: State::Waiting {
                     pending: self.wait(request, lookup),
                 },

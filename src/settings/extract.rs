@@ -8,14 +8,14 @@ use crate::context::{OrgCode, OrgContext};
 use crate::rejection::Rejection;
 use crate::telemetry;
 
-/// The settings of the organization whose call this is.
+/// The settings of the organization that a request is authenticated for.
 ///
-/// Dereferences to `T`; cloning counts references. Only an [`OrgSettingsLayer`](super::OrgSettingsLayer) gives it to a request
-/// (and, for unit tests, the test kit of the feature `test-util`), and only to one of the same organization.
+/// Dereferences to `T`, and is cheap to clone. Only an [`OrgSettingsLayer`](super::OrgSettingsLayer) adds it to a request (and
+/// `test_util`, for unit tests).
 ///
-/// As an extractor it answers 500 where no layer of this type gave the request its settings, and 401 where
-/// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let a request without a key pass;
-/// `Option<OrgSettings<T>>` is `None` for such a request. See the [module's guide](crate::settings) for an example, and
+/// As an extractor it rejects with 500 if no layer added settings of this type, and with 401 if
+/// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) accepted a request without a key;
+/// `Option<OrgSettings<T>>` is `None` for such a request. See the [module documentation](crate::settings) for an example, and
 /// [`of`](Self::of) for plain Tower services.
 pub struct OrgSettings<T> {
     settings: Arc<T>,
@@ -23,11 +23,11 @@ pub struct OrgSettings<T> {
     is_default: bool,
 }
 
-/// How settings stand in a request's extensions. A type that nobody else can name, so that they are only ever read through
-/// [`OrgSettings::of`], which looks whose they are.
-struct Given<T>(OrgSettings<T>);
+/// The extension that contains settings. Private, so that settings are only read through [`OrgSettings::of`], which compares
+/// the organization.
+struct Extension<T>(OrgSettings<T>);
 
-impl<T> Clone for Given<T> {
+impl<T> Clone for Extension<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -50,28 +50,28 @@ impl<T> OrgSettings<T> {
         }
     }
 
-    /// The organization that the settings are of.
+    /// Returns the organization that the settings belong to.
     pub fn org_code(&self) -> &OrgCode {
         &self.org
     }
 
-    /// Whether this is the [default](super::OrgSettingsLayerBuilder::default_on_error), because there were no settings to be
-    /// had.
+    /// Returns whether this is the [default](super::OrgSettingsLayerBuilder::default_on_error), because the settings could not
+    /// be loaded.
     pub fn is_default(&self) -> bool {
         self.is_default
     }
 
-    /// The settings, to be kept for longer than the request. What is kept does not learn of changes.
+    /// Returns the settings, to use them for longer than the request. They are not updated.
     pub fn into_inner(self) -> Arc<T> {
         self.settings
     }
 }
 
 impl<T: Send + Sync + 'static> OrgSettings<T> {
-    /// The settings that the layer gave a request, out of its extensions.
+    /// Returns the settings that the layer added to the extensions of a request.
     ///
-    /// `None` where there is no layer of this type, where no organization's key let the request in, and where an
-    /// [`ApiKeyLayer`](crate::ApiKeyLayer) further in has decided on another organization.
+    /// `None` without a layer of this type, without an organization, and if an inner [`ApiKeyLayer`](crate::ApiKeyLayer) has
+    /// authenticated another organization.
     ///
     /// ```
     /// use tower_orgkey::settings::OrgSettings;
@@ -83,26 +83,26 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
     /// ```
     pub fn of(extensions: &Extensions) -> Option<&Self> {
         let context = extensions.get::<OrgContext>()?;
-        let Given(given) = extensions.get::<Given<T>>()?;
-        (given.org == *context.org_code()).then_some(given)
+        let Extension(settings) = extensions.get::<Extension<T>>()?;
+        (settings.org == *context.org_code()).then_some(settings)
     }
 
-    /// [`of`](Self::of), or the refusal that its absence calls for.
+    /// Returns the settings, or the rejection of a request without them.
     #[cfg_attr(
         not(feature = "axum"),
         expect(dead_code, reason = "for the extractors")
     )]
-    fn require<'a>(extensions: &'a Extensions, who_asks: &str) -> Result<&'a Self, Rejection> {
-        // First whose call it is: without an organization it is not the settings that are missing.
-        OrgContext::of(extensions, who_asks)?;
+    fn require<'a>(extensions: &'a Extensions, component: &str) -> Result<&'a Self, Rejection> {
+        // Without an organization, not the settings are missing but a key or the layer of keys.
+        OrgContext::of(extensions, component)?;
         Self::of(extensions).ok_or_else(|| {
-            telemetry::settings::layer_missing(who_asks, std::any::type_name::<T>());
+            telemetry::settings::layer_missing(component, std::any::type_name::<T>());
             Rejection::internal()
         })
     }
 
     pub(super) fn insert_into(self, extensions: &mut Extensions) {
-        extensions.insert(Given(self));
+        extensions.insert(Extension(self));
     }
 }
 
