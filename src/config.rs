@@ -47,3 +47,16 @@ impl From<InvalidConfig> for ConfigError {
         Self::new(invalid.field, invalid.problem)
     }
 }
+
+/// Defines the methods of a builder that set fields of its [`Config`](orgkey_lookup::Config).
+macro_rules! config_setters {
+    ($($(#[$doc:meta])* $name:ident($value:ident: $type:ty) => $($field:ident).+;)+) => {
+        $($(#[$doc])*
+        pub fn $name(mut self, $value: $type) -> Self {
+            self.config.$($field).+ = $value.into();
+            self
+        })+
+    };
+}
+
+pub(crate) use config_setters;

@@ -9,7 +9,7 @@ use orgkey_lookup::Config;
 use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, config_setters};
 use crate::credential::CredentialSource;
 use crate::key::DigestSecret;
 use crate::rejection::{DefaultRejectionResponse, Face, Style};
@@ -64,59 +64,42 @@ impl ApiKeyLayerBuilder {
         }
     }
 
-    /// How long facts are fresh. At least 1 s; 60 s unless set. Each entry draws its own from the last 15 % of it.
-    ///
-    /// While the issuer answers, a revoked key is accepted for at most twice this time and one verification.
-    pub fn soft_ttl(mut self, ttl: Duration) -> Self {
-        self.config.lifetimes.soft = ttl;
-        self
-    }
+    config_setters! {
+        /// Sets how long a result is fresh. At least 1 s; 60 s unless set. Each entry's time is shortened at random by up to
+        /// 15 %.
+        ///
+        /// While verifications succeed, a revoked key is accepted for at most twice this time and one verification.
+        soft_ttl(ttl: Duration) => lifetimes.soft;
 
-    /// How long facts are served while the issuer does not answer, since the call that brought them was sent. At least
-    /// twice the soft TTL, at most 12 h; 15 min unless set.
-    pub fn hard_ttl(mut self, ttl: Duration) -> Self {
-        self.config.lifetimes.hard = ttl;
-        self
-    }
+        /// Sets how long a result is served while verifications fail, counted from the call that returned it. At least twice
+        /// the soft TTL, at most 12 h; 15 min unless set.
+        hard_ttl(ttl: Duration) => lifetimes.hard;
 
-    /// How many good keys are held. At least 10; 100,000 unless set. Refused keys have a tenth of it for themselves.
-    pub fn capacity(mut self, keys: u64) -> Self {
-        self.config.capacity = keys;
-        self
-    }
+        /// Sets the maximum number of cached valid keys. At least 10; 100,000 unless set. Invalid keys have a separate cache
+        /// of a tenth of this size.
+        capacity(keys: u64) => capacity;
 
-    /// The most calls to the issuer in a second, all told. At least 1; no fixed limit unless set.
-    ///
-    /// In any second at most a hundredth more go out. Calls beyond it wait; known keys are served from what is held
-    /// meanwhile. A 429 lowers the limit, set or not, to half of what was too much; it then rises again step by step.
-    pub fn max_calls_per_second(mut self, calls: u32) -> Self {
-        self.config.max_calls_per_second = Some(calls);
-        self
-    }
+        /// Sets the maximum number of calls to the issuer per second. At least 1; no fixed limit unless set.
+        ///
+        /// Any second has at most one hundredth more. Calls beyond the limit wait, and known keys are served from the cache
+        /// meanwhile. A 429 halves the rate, whether or not a limit is set; it then rises again by a tenth per second.
+        max_calls_per_second(calls: u32) => max_calls_per_second;
 
-    /// Sets how long one call to the issuer may take. Not zero; 1 s unless set.
-    ///
-    /// A verifier that makes several calls applies it to each of them; see
-    /// [`Verifier::verify_attempt`](crate::Verifier::verify_attempt).
-    pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
-        self.config.attempt_deadline = deadline;
-        self
-    }
+        /// Sets how long one call to the issuer may take. Not zero; 1 s unless set.
+        ///
+        /// A verifier that makes several calls applies it to each of them; see
+        /// [`Verifier::verify_attempt`](crate::Verifier::verify_attempt).
+        attempt_deadline(deadline: Duration) => attempt_deadline;
 
-    /// Sets how long a request waits for a verification. At least the attempt deadline; 2.5 s unless set.
-    ///
-    /// A verification that would have to wait for its turn for longer than this is not queued: the request is served from
-    /// the cache, or rejected with 503 at once.
-    pub fn caller_deadline(mut self, deadline: Duration) -> Self {
-        self.config.caller_deadline = deadline;
-        self
-    }
+        /// Sets how long a request waits for a verification. At least the attempt deadline; 2.5 s unless set.
+        ///
+        /// A verification that would have to wait for its turn for longer than this is not queued: the request is served
+        /// from the cache, or rejected with 503 at once.
+        caller_deadline(deadline: Duration) => caller_deadline;
 
-    /// How long a verification may take with its retry and its waits, whoever still waits for it. At least the deadline of
-    /// a caller, at most 60 s; 10 s unless set.
-    pub fn flight_deadline(mut self, deadline: Duration) -> Self {
-        self.config.flight_deadline = deadline;
-        self
+        /// Sets how long a verification may take with its retry and its waits. At least the caller deadline, at most 60 s;
+        /// 10 s unless set.
+        flight_deadline(deadline: Duration) => flight_deadline;
     }
 
     /// The `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.

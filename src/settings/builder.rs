@@ -7,10 +7,10 @@ use orgkey_lookup::Config;
 use super::layer::{Core, OrgSettingsLayer};
 use super::loader::SettingsLoader;
 use super::source::{Cache, Loader};
-use crate::config::ConfigError;
+use crate::config::{ConfigError, config_setters};
 use crate::handle::ApiKeyHandle;
 
-/// Builds an [`OrgSettingsLayer`] with bounds of your own.
+/// Builds an [`OrgSettingsLayer`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,64 +45,45 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
         }
     }
 
-    /// How long settings are fresh. At least 1 s; 60 s unless set. Each organization's draw their own from the last 15 % of
-    /// it.
+    config_setters! {
+        /// Sets how long settings are fresh. At least 1 s; 60 s unless set. Each entry's time is shortened at random by up to
+        /// 15 %.
+        ///
+        /// While loads succeed, a change in your store is applied after at most twice this time and one load.
+        soft_ttl(ttl: Duration) => lifetimes.soft;
+
+        /// Sets how long settings are served while loads fail, counted from the call that returned them. At least twice the
+        /// soft TTL, at most 12 h; 15 min unless set.
+        hard_ttl(ttl: Duration) => lifetimes.hard;
+
+        /// Sets the maximum number of organizations with cached settings. At least 10; 100,000 unless set.
+        capacity(organizations: u64) => capacity;
+
+        /// Sets the maximum number of calls to the loader per second. At least 1; no fixed limit unless set.
+        max_calls_per_second(calls: u32) => max_calls_per_second;
+
+        /// Sets how long one call to the loader may take. Not zero; 1 s unless set.
+        attempt_deadline(deadline: Duration) => attempt_deadline;
+
+        /// Sets how long a request waits for its settings. At least the attempt deadline; 2.5 s unless set.
+        caller_deadline(deadline: Duration) => caller_deadline;
+
+        /// Sets how long a load may take with its retry and its waits. At least the caller deadline, at most 60 s; 10 s
+        /// unless set.
+        flight_deadline(deadline: Duration) => flight_deadline;
+    }
+
+    /// Sets what a request gets when its settings cannot be loaded and none are cached. Without a default, such a request is
+    /// rejected with 503.
     ///
-    /// While the loader answers, a change in your store is seen at most twice this time and one load later.
-    pub fn soft_ttl(mut self, ttl: Duration) -> Self {
-        self.config.lifetimes.soft = ttl;
-        self
-    }
-
-    /// How long settings are served while the loader fails, since the call that brought them. At least twice the soft TTL, at
-    /// most 12 h; 15 min unless set.
-    pub fn hard_ttl(mut self, ttl: Duration) -> Self {
-        self.config.lifetimes.hard = ttl;
-        self
-    }
-
-    /// Of how many organizations settings are held. At least 10; 100,000 unless set.
-    pub fn capacity(mut self, organizations: u64) -> Self {
-        self.config.capacity = organizations;
-        self
-    }
-
-    /// The most calls to the loader in a second, all told. At least 1; no fixed limit unless set.
-    pub fn max_calls_per_second(mut self, calls: u32) -> Self {
-        self.config.max_calls_per_second = Some(calls);
-        self
-    }
-
-    /// How long one call to the loader may take. Not zero; 1 s unless set.
-    pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
-        self.config.attempt_deadline = deadline;
-        self
-    }
-
-    /// How long a request waits for settings altogether. At least the deadline of an attempt; 2.5 s unless set.
-    pub fn caller_deadline(mut self, deadline: Duration) -> Self {
-        self.config.caller_deadline = deadline;
-        self
-    }
-
-    /// How long a load may take with its retry and its waits, whoever still waits for it. At least the deadline of a caller,
-    /// at most 60 s; 10 s unless set.
-    pub fn flight_deadline(mut self, deadline: Duration) -> Self {
-        self.config.flight_deadline = deadline;
-        self
-    }
-
-    /// What a request is given when a load fails and nothing is held that may still be served. Without it, such a request is
-    /// refused with 503.
-    ///
-    /// The default is not remembered: the next request tries again. [`OrgSettings::is_default`](super::OrgSettings::is_default)
-    /// tells it from settings that were loaded.
+    /// The default is not cached: the next request causes another load.
+    /// [`OrgSettings::is_default`](super::OrgSettings::is_default) distinguishes it from loaded settings.
     pub fn default_on_error(mut self, settings: T) -> Self {
         self.default = Some(settings);
         self
     }
 
-    /// The layer. Needs no runtime, and starts nothing.
+    /// Builds the layer. Needs no runtime, and spawns nothing.
     pub fn build(self) -> Result<OrgSettingsLayer<T>, ConfigError> {
         self.config.check()?;
         // The clock of the keys, which a test may have set.
