@@ -44,6 +44,7 @@
 //!
 //! * [`require_scope`], [`require_all_scopes`] and [`require_any_scope`] require scopes of the key.
 //! * [`require_org`] and [`require_org_with`] require that the request names the organization of the key.
+//! * [`ApiKeyLayer::require_scope`] and its siblings combine the layer and one guard into one layer.
 //! * [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] limit organizations or keys (feature `limit`).
 //!
 //! # Responses, logs and metrics
@@ -62,6 +63,7 @@
 //! | `limit` | | [rate and concurrency limits](limit) |
 //! | `settings` | | [settings of organizations](settings) |
 //! | `metrics` | | metrics through the `metrics` facade |
+//! | `serde` | | `Serialize` and `Deserialize` for organization codes, key ids and scopes |
 //! | `test-util` | | [contexts and a clock for tests](test_util) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without some features, links to their items are broken.
@@ -87,6 +89,7 @@ mod cache;
 mod clock;
 mod config;
 pub mod context;
+mod conversions;
 mod credential;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
@@ -179,7 +182,7 @@ pub use self::limit::OrgRateLimitLayerBuilder;
 #[doc(hidden)]
 pub use self::rejection::{DefaultRejectionResponse, RejectionResponse};
 #[doc(hidden)]
-pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy};
+pub use self::scope::{InvalidScope, InvalidScopePolicy, InvalidScopes, Scope, ScopePolicy};
 #[cfg(feature = "settings")]
 #[doc(hidden)]
 pub use self::settings::{OrgSettingsHandle, SettingsError, SettingsLoader};
