@@ -168,7 +168,7 @@ mod tests {
     fn text_outside_the_grammar_is_an_error() {
         assert_eq!("org_1".parse::<OrgCode>().unwrap(), "org_1");
         assert!("org 1".parse::<OrgCode>().is_err());
-        assert!(KeyId::try_from(String::from("")).is_err());
+        assert!(KeyId::try_from(String::new()).is_err());
         assert_eq!(KeyId::try_from("k").unwrap(), "k");
         assert!(Scope::try_from("a b").is_err());
         assert_eq!("read".parse::<Scope>().unwrap().as_str(), "read");
