@@ -1,4 +1,4 @@
-//! Refusals in the words of your own API, those of guards and extractors beneath the layer included.
+//! Error bodies in the format of your API, for all rejections by the layer, guards and extractors.
 //!
 //! ```sh
 //! cargo run --example custom_error_body
@@ -18,12 +18,12 @@ use tower_orgkey::{
     require_scope, verifier_fn,
 };
 
-/// The status may be changed too. What a refusal must carry (challenge, `Retry-After`, `Cache-Control`) is added where it is
-/// left out.
-fn refuse(rejection: &Rejection) -> Response {
+/// Renders a rejection. It can change the status too. The layer adds required headers that are missing: the challenge,
+/// `Retry-After` and `Cache-Control`.
+fn render(rejection: &Rejection) -> Response {
     let message = match rejection.kind() {
         RejectionKind::InsufficientScope => format!(
-            "This key may not do that. It needs: {}.",
+            "This key lacks a required scope: {}.",
             rejection.required_scope().unwrap_or_default()
         ),
         _ => rejection.title().to_owned(),
@@ -37,8 +37,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let verifier = verifier_fn(|key| async move {
         match key.expose_secret() {
             "k_test_0123456789" => Ok(Verification::of_organization(OrgCode::from_static("org_1"))),
-            "k_test_of_nobody" => Ok(Verification::invalid()),
-            _ => Err(VerifyError::unavailable("the database is away")),
+            "k_test_unknown" => Ok(Verification::invalid()),
+            _ => Err(VerifyError::unavailable("the database is down")),
         }
     });
     let app: Router = Router::new()
@@ -47,13 +47,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
             "/reports",
             get(whoami).route_layer(require_scope("read:reports")),
         )
-        .route_layer(ApiKeyLayer::new(verifier).with_rejection_response(refuse));
+        .route_layer(ApiKeyLayer::new(verifier).with_rejection_response(render));
 
     for (path, key) in [
         ("/whoami", "k_test_0123456789"),
         ("/reports", "k_test_0123456789"),
-        ("/whoami", "k_test_of_nobody"),
-        ("/whoami", "k_test_unlucky"),
+        ("/whoami", "k_test_unknown"),
+        ("/whoami", "k_test_database_down"),
     ] {
         let request = Request::get(path)
             .header("authorization", format!("Bearer {key}"))

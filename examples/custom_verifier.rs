@@ -1,4 +1,4 @@
-//! An issuer of your own: keys in a table, found by a hash of them.
+//! A verifier for your own keys, which are stored in a table by their hash.
 //!
 //! ```sh
 //! cargo run --example custom_verifier
@@ -17,8 +17,8 @@ use tower_orgkey::{
     Verifier, VerifyError,
 };
 
-/// Stands for a database. Yours would keep a keyed cryptographic hash of each key, such as HMAC-SHA-256; this one lives as
-/// long as the process, and so does the state of its hasher.
+/// Represents a database. In production store a keyed cryptographic hash of each key, such as HMAC-SHA-256. This table and
+/// the state of its hasher exist as long as the process.
 struct Keys {
     hasher: RandomState,
     rows: HashMap<u64, Row>,
@@ -36,7 +36,7 @@ impl Keys {
         self.rows.insert(self.hasher.hash_one(key), row);
     }
 
-    /// A look-up that takes its time, and may fail.
+    /// Looks a key up. In production this takes time and can fail.
     async fn find(&self, key: &ApiKey) -> Result<Option<&Row>, std::io::Error> {
         tokio::task::yield_now().await;
         Ok(self.rows.get(&self.hasher.hash_one(key.expose_secret())))
@@ -45,19 +45,19 @@ impl Keys {
 
 impl Verifier for Keys {
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        // "We cannot tell" is an error, and never a refusal: callers get 503, and known keys go on.
+        // An error means that the key could not be verified: callers get 503, and cached keys are still accepted.
         let row = self.find(key).await.map_err(VerifyError::unavailable)?;
-        // "The key is bad" is an answer: callers get 401.
+        // An invalid key is a result, not an error: callers get 401.
         let Some(row) = row.filter(|row| !row.revoked) else {
             return Ok(Verification::invalid());
         };
-        // A row that makes no sense says nothing about the key.
-        let facts = || -> Result<Verification, InvalidIdentifier> {
+        // An unusable row does not mean that the key is invalid.
+        let verification = || -> Result<Verification, InvalidIdentifier> {
             Ok(Verification::of_organization(OrgCode::new(row.org)?)
                 .with_key_id(KeyId::new(row.id)?)
                 .with_scopes(Scopes::from_names(row.scopes.iter().copied())))
         };
-        facts().map_err(VerifyError::unavailable)
+        verification().map_err(VerifyError::unavailable)
     }
 }
 
@@ -86,7 +86,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/whoami", get(whoami))
         .route_layer(ApiKeyLayer::new(keys));
 
-    for key in ["k_test_0123456789", "k_test_9876543210", "k_test_of_nobody"] {
+    for key in ["k_test_0123456789", "k_test_9876543210", "k_test_unknown"] {
         let request = Request::get("/whoami")
             .header("authorization", format!("Bearer {key}"))
             .body(Body::empty())?;

@@ -1,4 +1,4 @@
-//! Plans: rates and requests under way, by organization.
+//! Rate and concurrency limits by the plan of an organization.
 //!
 //! ```sh
 //! cargo run --example limits
@@ -15,7 +15,7 @@ use tower_orgkey::{
     Verification, verifier_fn,
 };
 
-/// Where the plans come from is yours: a map that something else keeps up to date, settings, scopes of the key.
+/// Returns the quota of an organization. In production the plan comes from a map, the settings, or the scopes of the key.
 fn quota(org: &OrgContext) -> Option<Quota> {
     match org.org_code().as_str() {
         "org_starter" => Some(Quota::per_minute(3)),
@@ -49,7 +49,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route_layer(rate)
         .route_layer(ApiKeyLayer::new(verifier));
 
-    for key in ["k_test_starter", "k_test_business", "k_test_of_nobody"] {
+    for key in ["k_test_starter", "k_test_business", "k_test_unknown"] {
         for _ in 0..4 {
             let response = call(&app, "/reports", key).await?;
             let header = |name| {
@@ -67,18 +67,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    // An export is under way until its body has been read.
+    // An export counts as concurrent until its body has been read.
     let first = call(&app, "/export", "k_test_business").await?;
     let second = call(&app, "/export", "k_test_business").await?;
     println!(
-        "two exports at a time: {} and {}",
+        "two concurrent exports: {} and {}",
         first.status(),
         second.status()
     );
     let exported = axum::body::to_bytes(first.into_body(), usize::MAX).await?;
     let third = call(&app, "/export", "k_test_business").await?;
     println!(
-        "after {} bytes of the first: {}",
+        "after the {} bytes of the first were read: {}",
         exported.len(),
         third.status()
     );

@@ -1,4 +1,4 @@
-//! Plans of organizations: loaded once, kept, and handed to handlers; a customer who upgrades notices at once.
+//! Plans of organizations, loaded once, cached, and passed to handlers. A change of plan takes effect at once.
 //!
 //! ```sh
 //! cargo run --example org_settings
@@ -17,27 +17,27 @@ use tower::ServiceExt;
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, SettingsError, SettingsLoader};
 use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext, Verification, verifier_fn};
 
-/// What an organization has paid for.
+/// The plan of an organization.
 #[derive(Debug)]
 struct Plan {
     name: String,
     reports: usize,
 }
 
-/// Your database, in which each organization's plan has a name.
+/// Represents a database with the name of each organization's plan.
 #[derive(Clone, Default)]
 struct Database(Arc<Mutex<HashMap<OrgCode, String>>>);
 
 impl SettingsLoader<Plan> for Database {
     async fn load(&self, org: &OrgCode) -> Result<Plan, SettingsError> {
-        // A database that is down would be `SettingsError::unavailable`, which concerns every organization.
+        // If the database is down, return `SettingsError::unavailable`, which concerns every organization.
         let row = self.0.lock().ok().and_then(|rows| rows.get(org).cloned());
-        // No row is no error: everybody may have a look.
+        // A missing row is not an error: the default plan is free.
         let name = row.unwrap_or_else(|| "free".into());
         let reports = match name.as_str() {
             "free" => 1,
             "pro" => 3,
-            // A row that makes no sense is this organization's affair alone.
+            // An unusable row concerns this organization only.
             _ => return Err(SettingsError::broken(format!("no plan {name:?}"))),
         };
         Ok(Plan { name, reports })
@@ -53,7 +53,7 @@ async fn reports(org: OrgContext, plan: OrgSettings<Plan>) -> String {
     )
 }
 
-/// An example with a limit in it: the plan decides on a request as a scope would.
+/// Rejects reports beyond the plan.
 async fn report(plan: OrgSettings<Plan>, Path(number): Path<usize>) -> Response {
     if number > plan.reports {
         return (StatusCode::PAYMENT_REQUIRED, "not in your plan").into_response();
@@ -75,7 +75,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let plans = OrgSettingsLayer::new(&auth.handle(), database.clone());
     let handle = plans.handle();
 
-    // For your own back office: no customer's key leads here.
+    // For the back office, without the layer for customers' keys.
     let back_office = Router::new().route(
         "/orgs/{org}/plan/{name}",
         put(async move |Path((org, name)): Path<(String, String)>| {
@@ -85,7 +85,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             if let Ok(mut rows) = database.0.lock() {
                 rows.insert(org.clone(), name);
             }
-            // First the database, then this: the other way round, the old plan might be loaded once more.
+            // After the database: in the reverse order the old plan could be loaded once more.
             handle.invalidate_org(&org);
             StatusCode::NO_CONTENT
         }),

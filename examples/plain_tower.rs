@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             _ => Verification::invalid(),
         })
     });
-    // From the outside in. Every body that is made `From<Bytes>` will do for the refusals.
+    // From the outside in. Rejections need a body type that implements `From<Bytes>`.
     let service = ServiceBuilder::new()
         .layer(ApiKeyLayer::new(verifier))
         .layer(require_scope("read:reports"))
@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
-                    eprintln!("a connection ended in error: {error}");
+                    eprintln!("connection failed: {error}");
                 }
             });
         }
@@ -55,7 +55,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for (path, key) in [
         ("/org_1/reports", Some("k_test_0123456789")),
         ("/org_2/reports", Some("k_test_0123456789")),
-        ("/org_1/reports", Some("k_test_of_nobody")),
+        ("/org_1/reports", Some("k_test_unknown")),
         ("/org_1/reports", None),
     ] {
         let mut request = http.get(format!("{url}{path}"));
@@ -69,13 +69,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The context stands in the request's extensions.
+/// Reads the context from the request's extensions.
 async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let whose = match request.extensions().get::<OrgContext>() {
+    let reports = match request.extensions().get::<OrgContext>() {
         Some(org) => format!("reports of {}", org.org_code()),
-        None => unreachable!("the layer lets no request pass without a context"),
+        None => unreachable!("the layer rejects requests without a context"),
     };
-    Ok(Response::new(Full::from(whose)))
+    Ok(Response::new(Full::from(reports)))
 }
 
 fn organization_in_the_path(head: RequestHead<'_>) -> Option<String> {

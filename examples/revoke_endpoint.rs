@@ -1,6 +1,6 @@
-//! An endpoint of your own by which a customer revokes a key: deleted at the issuer first, then forgotten here.
+//! An endpoint for customers to revoke a key. It deletes the key at the issuer, then invalidates it here.
 //!
-//! In this order. The other way round the issuer could say yes once more, between the two.
+//! In the reverse order, the issuer could accept the key once more between the two steps.
 //!
 //! ```text
 //! cargo run --example revoke_endpoint
@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode, OrgContext, require_scope};
 
-/// The application. `management` is another client of Kinde's than the verifier: it may delete.
+/// The application. `management` uses other client credentials than the verifier, which permit deletion.
 pub(crate) fn app(auth: ApiKeyLayer, management: Management) -> Router {
     let revocation = Arc::new(Revocation {
         keys: auth.handle(),
@@ -31,7 +31,7 @@ pub(crate) fn app(auth: ApiKeyLayer, management: Management) -> Router {
             "/keys/{key_id}",
             delete(revoke)
                 .route_layer(require_scope("delete:keys"))
-                // Who takes keys away must hold a key that is good now, and not a minute ago.
+                // Deleting a key needs a key that is valid now, not only a minute ago.
                 .route_layer(auth.clone().max_age(Duration::ZERO)),
         )
         .route(
@@ -46,14 +46,14 @@ struct Revocation {
     management: Management,
 }
 
-/// 204 when the key is gone. 404 when the caller's organization has no such key, whoever else may have it. 503 when Kinde
-/// does not say: then the caller tries again.
+/// Responds with 204 if the key is deleted, 404 if the caller's organization has no such key, and 503 if Kinde gives no usable
+/// reply; the caller can then try again.
 async fn revoke(
     org: OrgContext,
     Path(key_id): Path<String>,
     State(revocation): State<Arc<Revocation>>,
 ) -> StatusCode {
-    // Kinde's ids are of this kind, and nothing in them can turn the path of a call into another.
+    // The format of Kinde's ids. It excludes characters that would change the path of the call.
     let is_id = key_id
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -66,7 +66,7 @@ async fn revoke(
         Err(_) => return StatusCode::SERVICE_UNAVAILABLE,
     }
     let deleted = revocation.management.delete(&key_id).await;
-    // Also when the call failed: it may have done its work. To ask once more costs one verification.
+    // Also if the call failed, because it may have deleted the key. This costs one verification.
     revocation.keys.invalidate_key_id(&key_id);
     match deleted {
         Ok(()) => StatusCode::NO_CONTENT,
@@ -74,14 +74,14 @@ async fn revoke(
     }
 }
 
-/// Kinde's management API, by an application of its own with the scopes `read:api_keys` and `delete:api_keys`. The
-/// verifier's has no use for the second.
+/// A client of Kinde's management API, with the credentials of a separate application that has the scopes `read:api_keys`
+/// and `delete:api_keys`. The verifier does not need the second.
 pub(crate) struct Management {
     client: reqwest::Client,
     issuer: String,
     client_id: String,
     client_secret: String,
-    /// Held while one is fetched: Kinde bills each.
+    /// Locked while a token is requested, because Kinde bills each token.
     token: Mutex<Option<Token>>,
 }
 
@@ -106,7 +106,7 @@ struct Record {
     organization_id: Option<String>,
 }
 
-/// No usable answer. What it was exactly is of no interest here; yours will want to log it.
+/// Kinde gave no usable reply. In production, log the reason.
 #[derive(Debug)]
 pub(crate) struct NoAnswer;
 
@@ -136,7 +136,7 @@ impl Management {
         })
     }
 
-    /// `None` for a key that does not exist, or is no organization's.
+    /// Returns the organization of a key. `None` if the key does not exist or has no organization.
     async fn organization_of(&self, key_id: &KeyId) -> Result<Option<OrgCode>, NoAnswer> {
         let response = self.call(Method::GET, key_id).await?;
         match response.status() {
@@ -152,7 +152,7 @@ impl Management {
 
     async fn delete(&self, key_id: &KeyId) -> Result<(), NoAnswer> {
         match self.call(Method::DELETE, key_id).await?.status() {
-            // It was there a moment ago, so somebody else was quicker.
+            // Another request has deleted the key in the meantime.
             StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
             _ => Err(NoAnswer),
         }
@@ -225,7 +225,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("200: {whoami}");
     println!("204: {}", revoke(leaked.id()));
-    println!("401, from this moment on: {whoami}");
+    println!("401 from now on: {whoami}");
     println!("404, another organization's key: {}", revoke(foreign.id()));
     axum::serve(listener, app).await?;
     Ok(())

@@ -1,7 +1,6 @@
-//! Responses that go on for long, and end when their key is taken away: server-sent events, and a WebSocket.
+//! Server-sent events and a WebSocket that end when their key becomes invalid.
 //!
-//! The layer judges a request when it arrives. A stream outlives that moment, so it is ended by
-//! `OrgContext::until_invalid()`.
+//! The layer authenticates a request when it arrives. A stream lasts longer, so `OrgContext::until_invalid()` ends it.
 //!
 //! ```text
 //! cargo run --example streams
@@ -22,7 +21,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, verifier_fn};
 
-/// How often a stream says something.
+/// The interval between two events of a stream.
 #[derive(Clone, Copy)]
 struct Every(Duration);
 
@@ -35,7 +34,7 @@ pub(crate) fn app(auth: ApiKeyLayer, every: Duration) -> Router {
         .with_state(Every(every))
 }
 
-/// Server-sent events. The body ends with the key, in the middle of nothing: between two events.
+/// Server-sent events. When the key becomes invalid, the body ends between two events.
 async fn events(
     State(every): State<Every>,
     org: OrgContext,
@@ -44,7 +43,7 @@ async fn events(
     Sse::new(news.take_until(org.until_invalid()))
 }
 
-/// A WebSocket. The future is made here and not in the task, so that nothing that happens in between goes unseen.
+/// A WebSocket. `until_invalid` is called here and not in the task, so that a change before the upgrade is not missed.
 async fn socket(
     State(every): State<Every>,
     org: OrgContext,
@@ -62,13 +61,13 @@ async fn socket(
                 code: close_code::POLICY,
                 reason: "the key is no longer valid".into(),
             }));
-            // A courtesy. A client that does not read it is dropped all the same.
+            // Best effort: the connection is dropped even if the client does not read the message.
             let _ = tokio::time::timeout(Duration::from_secs(1), socket.send(close)).await;
         }
     })
 }
 
-/// Sends news until the client leaves.
+/// Sends messages until the client disconnects.
 async fn converse(socket: &mut WebSocket, news: impl Stream<Item = String>) {
     let mut news = pin!(news);
     loop {
@@ -87,7 +86,7 @@ async fn converse(socket: &mut WebSocket, news: impl Stream<Item = String>) {
     }
 }
 
-/// What there is to tell an organization: here, a number that grows.
+/// The messages for an organization: a counter.
 fn news(Every(every): Every, org: &OrgContext) -> impl Stream<Item = String> + Send + use<> {
     let org_code = org.org_code().clone();
     stream::unfold(0_u64, move |number| {
@@ -114,13 +113,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("curl -N -H 'Authorization: Bearer {KEY}' http://127.0.0.1:3000/events");
     println!("websocat -H 'Authorization: Bearer {KEY}' ws://127.0.0.1:3000/socket");
-    println!("Press Enter to block the key, and once more to lift the block.");
+    println!("Press Enter to block the key, and again to unblock it.");
     tokio::spawn(async move {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         let key_id = KeyId::from_static("api_key_1");
         while let Ok(Some(_)) = lines.next_line().await {
             if keys.unblock_key_id(&key_id) {
-                println!("The block is lifted.");
+                println!("The key is unblocked.");
             } else if keys.block_key_id(&key_id).is_ok() {
                 println!("The key is blocked.");
             }

@@ -1,4 +1,4 @@
-//! Testing an application of your own: the issuer is an emulator, and the time is the test's.
+//! Tests of an application, with an emulated issuer and a test clock.
 //!
 //! ```sh
 //! cargo test --example testing_your_app   # the tests
@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyLayer, ConfigError, OrgContext, require_scope};
 
-/// The application. It takes the layer, so that a test can bring one with a clock of its own.
+/// The application. It takes the layer as an argument, so that a test can pass one with a test clock.
 fn app(auth: ApiKeyLayer) -> Router {
     Router::new()
         .route(
@@ -29,7 +29,7 @@ async fn reports(org: OrgContext) -> String {
     format!("reports of {}", org.org_code())
 }
 
-/// In production these three come from the configuration.
+/// In production the three values come from the configuration.
 fn verifier(
     url: &str,
     client_id: String,
@@ -69,7 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let calls = emulator.calls();
     println!(
-        "The issuer was asked {} time(s), with {} token(s).",
+        "{} verification(s) and {} token request(s) at the issuer.",
         calls.verify.total, calls.token.total
     );
     Ok(())
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_sees_the_reports_of_its_own_organization() {
+    async fn a_key_reads_reports_of_its_organization() {
         let world = World::new().await;
         let key = world.key(&["read:reports"]);
         let (status, body) = call(&world.app, key.secret()).await.unwrap();
@@ -130,14 +130,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_without_the_scope_does_not() {
+    async fn a_key_without_the_scope_is_rejected() {
         let world = World::new().await;
         let key = world.key(&["read:users"]);
         assert_eq!(world.status(&key).await, StatusCode::FORBIDDEN);
     }
 
     #[tokio::test]
-    async fn a_revoked_key_is_refused_within_two_minutes() {
+    async fn a_revoked_key_is_rejected_in_two_minutes() {
         let world = World::new().await;
         let key = world.key(&["read:reports"]);
         assert_eq!(world.status(&key).await, StatusCode::OK);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_outage_of_the_issuer_is_survived_for_a_quarter_of_an_hour() {
+    async fn known_keys_work_for_15_min_of_an_outage() {
         let world = World::new().await;
         let key = world.key(&["read:reports"]);
         assert_eq!(world.status(&key).await, StatusCode::OK);
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(world.status(&key).await, StatusCode::OK);
         world.clock.jump(Duration::from_secs(1));
         assert_eq!(world.status(&key).await, StatusCode::SERVICE_UNAVAILABLE);
-        // The fault was met, so the test shows something.
+        // The fault was injected.
         assert!(world.emulator.calls().verify.faulted > 0);
     }
 }

@@ -1,5 +1,5 @@
-//! Two issuers behind one layer, chosen by the prefix of the key: while customers move from keys of your own to another
-//! issuer's, say. A [`Verifier`] that delegates to two others, each of which runs in memory here.
+//! Two issuers behind one layer, chosen by the prefix of the key, for instance during a migration. The [`Verifier`]
+//! delegates to two others, which run in memory here.
 //!
 //! ```sh
 //! cargo run --example two_issuers
@@ -15,8 +15,7 @@ use tower_orgkey::{
     ApiKey, ApiKeyLayer, OrgCode, OrgContext, Verification, Verifier, VerifyError, verifier_fn,
 };
 
-/// Keys with the prefix go to one issuer, all others to the other one. Each key goes to one issuer and is shown to no
-/// other.
+/// Sends keys with the prefix to one issuer and all others to the other. Each key is sent to one issuer only.
 struct ByPrefix<A, B> {
     prefix: &'static str,
     with_prefix: A,
@@ -32,7 +31,7 @@ impl<A: Verifier, B: Verifier> Verifier for ByPrefix<A, B> {
         }
     }
 
-    // Delegated too: an issuer may ask for stronger evidence before it gives up a key that was good.
+    // Delegated too: an issuer can require stronger evidence that a known key is invalid.
     async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         if key.expose_secret().starts_with(self.prefix) {
             self.with_prefix.reverify(key).await

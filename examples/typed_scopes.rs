@@ -1,4 +1,4 @@
-//! Scopes in the type of a handler, where no order of calls on a router can undo them.
+//! Required scopes in the type of a handler, independent of the order of calls on the router.
 //!
 //! ```sh
 //! cargo run --example typed_scopes
@@ -20,7 +20,7 @@ impl ScopeSet for ReadReports {
     const ALTERNATIVES: &'static [&'static [&'static str]] = &[&["read:reports"]];
 }
 
-/// `write:reports` and `read:reports` together, or `admin` alone. A name that is not a scope would not compile.
+/// `write:reports` and `read:reports` together, or `admin` alone. A name that is not a scope does not compile.
 struct WriteReports;
 
 impl ScopeSet for WriteReports {
@@ -28,7 +28,7 @@ impl ScopeSet for WriteReports {
         &[&["write:reports", "read:reports"], &["admin"]];
 }
 
-/// It is an `OrgContext` as well.
+/// `Scoped` dereferences to `OrgContext`.
 async fn list(org: Scoped<ReadReports>) -> String {
     format!("reports of {}", org.org_code())
 }
@@ -50,7 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Ok(Verification::of_organization(org).with_scopes(Scopes::from_names(scopes)))
     });
     let app: Router = Router::new()
-        // `post` comes after the guard and is not behind it; its handler asks for itself.
+        // `post` is added after the guard and is not behind it; its handler requires the scopes.
         .route(
             "/reports",
             get(list)

@@ -1,5 +1,5 @@
-//! The main job in one command: an API for organization API keys, an issuer to run it against, and (in `tour.rs`) a `curl`
-//! line for every answer that a client can bring about.
+//! An API that accepts organization API keys, with an emulated issuer, and (in `tour.rs`) a `curl` command for every
+//! response that a client can get.
 //!
 //! ```sh
 //! cargo run --example quickstart
@@ -7,9 +7,9 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `LISTEN_ADDR` | where the API listens; `127.0.0.1:3000` unless set |
-//! | `KINDE_ISSUER_URL`, `KINDE_CLIENT_ID`, `KINDE_CLIENT_SECRET` | a real issuer, instead of the emulator |
-//! | `RUST_LOG` | what is logged, as in `tower_orgkey=debug` |
+//! | `LISTEN_ADDR` | the address of the API; `127.0.0.1:3000` by default |
+//! | `KINDE_ISSUER_URL`, `KINDE_CLIENT_ID`, `KINDE_CLIENT_SECRET` | an issuer instead of the emulator |
+//! | `RUST_LOG` | the log filter, such as `tower_orgkey=debug` |
 
 mod tour;
 
@@ -57,7 +57,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The API. Everything about keys is in here.
+/// The API, with the layer and the guards.
 fn app(issuer: &Issuer) -> Result<Router, Box<dyn Error>> {
     let kinde = KindeVerifier::builder(&issuer.url)
         .client_credentials(&issuer.client_id, &issuer.client_secret)
@@ -70,7 +70,7 @@ fn app(issuer: &Issuer) -> Result<Router, Box<dyn Error>> {
             "/users",
             get(list_users)
                 .route_layer(require_scope("read:users"))
-                // A method that is added after a guard is not behind it, so this one brings its own.
+                // A method that is added after a guard is not behind it, so this one has a separate guard.
                 .merge(post(create_user).route_layer(require_scope("write:users"))),
         )
         .route(
@@ -94,7 +94,7 @@ fn app(issuer: &Issuer) -> Result<Router, Box<dyn Error>> {
     ))
 }
 
-/// A handler that takes an [`OrgContext`] cannot be reached without an organization.
+/// A handler with an [`OrgContext`] argument runs only for a key of an organization.
 async fn whoami(org: OrgContext) -> Json<Value> {
     let scopes: Vec<&str> = org.scopes().iter().map(Scope::as_str).collect();
     Json(json!({
@@ -123,12 +123,12 @@ async fn toggle_outage(State(emulator): State<KindeEmulator>) -> Json<Value> {
     Json(json!({ "outage": outage }))
 }
 
-/// Who says whether a key is good.
+/// The issuer that verifies keys.
 struct Issuer {
     url: String,
     client_id: String,
     client_secret: String,
-    /// The one that runs in this process, unless the issuer is a real one.
+    /// The emulator, if no other issuer is configured.
     emulator: Option<KindeEmulator>,
 }
 
@@ -154,13 +154,13 @@ impl Issuer {
             some => {
                 let missing = NAMES.iter().zip(&some).filter(|(_, value)| value.is_none());
                 let missing: Vec<_> = missing.map(|(name, _)| *name).collect();
-                Err(format!("for a real issuer, also set {}", missing.join(" and ")).into())
+                Err(format!("to use another issuer, also set {}", missing.join(" and ")).into())
             }
         }
     }
 }
 
-/// Ends at SIGINT or SIGTERM. Both are listened to from here on, not from the first poll on.
+/// Completes at SIGINT or SIGTERM. The handlers are installed by this call, not by the first poll.
 #[cfg(unix)]
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -178,7 +178,7 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 #[cfg(not(unix))]
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     Ok(async {
-        // Without a way to listen for Ctrl-C there is nothing to wait for.
+        // If Ctrl-C cannot be handled, the future completes at once.
         let _ = tokio::signal::ctrl_c().await;
     })
 }

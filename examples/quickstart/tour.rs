@@ -1,5 +1,4 @@
-//! What there is to try: `curl` lines, each beneath what it will answer. That is the status and the body, or the `code` in
-//! the body of a refusal.
+//! Prints `curl` commands, each below the response to expect: the status and the body, or the `code` of a rejection.
 
 use kinde_emulator::{IssuedKey, KeySpec, KindeEmulator};
 
@@ -12,7 +11,7 @@ pub(crate) fn print(api: &str, issuer: &Issuer) {
         with_emulator(api, emulator);
     } else {
         println!("Its issuer is {}.", issuer.url);
-        with_a_key_of_ones_own(api);
+        with_own_keys(api);
     }
     println!("\nCtrl-C stops it.");
 }
@@ -24,7 +23,7 @@ fn with_emulator(api: &str, emulator: &KindeEmulator) {
     };
     let north = of_organization("org_north", &["read:reports", "read:users"]);
     let south = of_organization("org_south", &["read:users", "write:users"]);
-    // Shown when the issuer is down, and not before.
+    // Used only while the issuer is down.
     let unused = of_organization("org_south", &["read:users"]);
     let revoked = of_organization("org_north", &["read:users"]);
     emulator.revoke(revoked.id());
@@ -35,9 +34,9 @@ fn with_emulator(api: &str, emulator: &KindeEmulator) {
         [&north, &south, &unused, &revoked, &user].map(bearer);
     println!(
         r#"
-## Good keys
+## Valid keys
 
-# Whose key is it? → 200 {{"key_id":"{north_id}","org_code":"org_north","scopes":["read:reports","read:users"]}}
+# The organization of a key → 200 {{"key_id":"{north_id}","org_code":"org_north","scopes":["read:reports","read:users"]}}
 curl -si '{api}/whoami' {north}
 
 # Has the scope read:users → 200 {{"org_code":"org_north","users":["user_1","user_2"]}}
@@ -49,7 +48,7 @@ curl -si '{api}/users' -X POST {south}
 # The organization in the path is the key's own → 200 {{"org_code":"org_north","reports":["report_1"]}}
 curl -si '{api}/orgs/org_north/reports' {north}
 
-## Good keys that may not
+## Valid keys without permission
 
 # Lacks the scope write:users → 403 insufficient-scope
 curl -si '{api}/users' -X POST {north}
@@ -57,13 +56,13 @@ curl -si '{api}/users' -X POST {north}
 # The path names another organization → 403 organization-mismatch
 curl -si '{api}/orgs/org_south/reports' {north}
 
-# The path names what no organization can be called → 403 organization-mismatch
+# The path names an impossible organization → 403 organization-mismatch
 curl -si '{api}/orgs/%FF/reports' {north}
 
 # The key is a user's, not an organization's → 403 organization-required
 curl -si '{api}/whoami' {user}
 
-## Bad keys
+## Invalid keys
 
 # Was revoked → 401 invalid-token
 curl -si '{api}/whoami' {revoked}
@@ -74,29 +73,29 @@ curl -si '{api}/whoami' -H 'Authorization: Bearer k_live_never_existed'"#
     without_a_key(api);
     println!(
         r#"
-## The issuer is down: keys that were used before go on working
+## The issuer is down: keys that were used before still work
 
-# Turn it off → 200 {{"outage":true}}
+# Start the outage → 200 {{"outage":true}}
 curl -si '{api}/emulator/outage' -X POST
 
 # Verified a moment ago → 200 {{"key_id":"{north_id}","org_code":"org_north","scopes":["read:reports","read:users"]}}
 curl -si '{api}/whoami' {north}
 
-# Not used so far: nobody can tell whether it is good → 503 verifier-unavailable
+# Not used before, so the key cannot be verified → 503 verifier-unavailable
 curl -si '{api}/whoami' {unused}
 
-# Turn it on again → 200 {{"outage":false}}
+# End the outage → 200 {{"outage":false}}
 curl -si '{api}/emulator/outage' -X POST
 
-# The same key as before (503 some seconds longer if there were many tries) → 200 {{"key_id":"{unused_id}","org_code":"org_south","scopes":["read:users"]}}
+# The same key again (503 for some more seconds after many attempts) → 200 {{"key_id":"{unused_id}","org_code":"org_south","scopes":["read:users"]}}
 curl -si '{api}/whoami' {unused}"#
     );
 }
 
-fn with_a_key_of_ones_own(api: &str) {
+fn with_own_keys(api: &str) {
     println!(
         r#"
-## Keys of yours: set KEY to one of an organization
+## Your own keys: set KEY to a key of an organization
 
 curl -si '{api}/whoami' -H "Authorization: Bearer $KEY"
 
@@ -104,12 +103,12 @@ curl -si '{api}/users' -H "Authorization: Bearer $KEY"
 
 curl -si '{api}/orgs/<its org_code>/reports' -H "Authorization: Bearer $KEY"
 
-## Bad keys"#
+## Invalid requests"#
     );
     without_a_key(api);
 }
 
-/// What needs no key.
+/// Prints the commands that need no valid key.
 fn without_a_key(api: &str) {
     println!(
         r#"
@@ -125,7 +124,7 @@ curl -si '{api}/whoami' -H 'Authorization: Bearer '
 # Two credentials → 400 credential-malformed
 curl -si '{api}/whoami' -H 'Authorization: Bearer first-key' -H 'Authorization: Bearer second-key'
 
-## Open to everybody
+## Without the layer
 
 # A health check → 200 {{"status":"ok"}}
 curl -si '{api}/health'

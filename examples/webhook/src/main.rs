@@ -1,14 +1,14 @@
-//! Kinde's webhook: when an organization is deleted there, its keys are verified anew here, at once.
+//! A receiver for Kinde's webhook: when an organization is deleted at Kinde, its keys are invalidated here at once.
 //!
-//! Kinde has no event for a key that is rotated or deleted; for those there is the poller. What a webhook says is used for
-//! one thing alone: to ask again. So the worst that a forged or replayed one could do, if it ever got through, is one more
-//! verification of each key of one organization.
+//! Kinde has no event for a key that is rotated or deleted; use the poller for those. A webhook only causes its keys to be
+//! verified again. A forged or replayed webhook, if it were accepted, would cost at most one verification of each key of
+//! one organization.
 //!
 //! ```text
 //! KINDE_ISSUER_URL=https://acme.kinde.com KINDE_CLIENT_ID=… KINDE_CLIENT_SECRET=… cargo run -p example-webhook
 //! ```
 //!
-//! and in Kinde, under Settings > Webhooks, an endpoint `https://<your host>/webhooks/kinde` for `organization.deleted`.
+//! In Kinde, add under Settings > Webhooks an endpoint `https://<your host>/webhooks/kinde` for `organization.deleted`.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::error::Error;
@@ -28,18 +28,18 @@ use serde::Deserialize;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyHandle, ApiKeyLayer, OrgCode, OrgContext};
 
-/// The longest webhook and the longest key set that are read.
+/// The maximum size of a webhook and of the key set.
 const LONGEST_BODY: usize = 64 * 1024;
-/// How many seconds ago an event may have been. Kinde repeats a delivery for up to 36 h, and its clock may be ahead of ours.
+/// The accepted age of an event in seconds. Kinde repeats a delivery for up to 36 h, and its clock may be ahead.
 const TIMELY: RangeInclusive<i64> = -5 * 60..=40 * 60 * 60;
-/// So many deliveries are remembered. One that is forgotten and replayed costs a verification.
+/// The number of deliveries that are remembered. An older one that is replayed costs a verification.
 const REMEMBERED: usize = 10_000;
-/// An id longer than this is not one of Kinde's.
+/// Kinde's ids are not longer than this.
 const LONGEST_ID: usize = 128;
-/// Kinde's keys are fetched no more often, however many unknown ones are named.
+/// The minimum time between two fetches of Kinde's keys, even if tokens name unknown ones.
 const BETWEEN_FETCHES: Duration = Duration::from_secs(30);
 
-/// `POST /webhooks/kinde`, outside of the layer: it is Kinde that calls, and it has no key of ours.
+/// `POST /webhooks/kinde`, outside the layer, because Kinde calls it without an API key.
 pub(crate) fn webhook(issuer: &str, keys: ApiKeyHandle) -> Result<Router, Box<dyn Error>> {
     let webhook = Webhook {
         keys,
@@ -58,7 +58,7 @@ struct Webhook {
     seen: Mutex<Seen>,
 }
 
-/// What the token claims. It has neither an issuer nor an audience nor an expiry of the standard kind.
+/// The claims of the token. It has no standard issuer, audience or expiry.
 #[derive(Deserialize)]
 struct Event {
     #[serde(rename = "type")]
@@ -70,7 +70,7 @@ struct Event {
     data: serde_json::Value,
 }
 
-/// 200 to what is genuine, new or not, for Kinde repeats whatever is answered otherwise.
+/// Responds with 200 to every authentic delivery, also a repeated one: Kinde repeats deliveries that get another status.
 async fn receive(
     State(webhook): State<Arc<Webhook>>,
     headers: HeaderMap,
@@ -91,8 +91,8 @@ async fn receive(
     }
     {
         let mut seen = webhook.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // The header is not signed, so whoever replays a delivery can change it; the event's own id is. It goes first: a
-        // replay must not use up the id of a delivery that is still to come.
+        // The event's id is signed, the header is not, so a replay can change it. The event's id is checked first, so
+        // that a replay cannot use up the id of a later delivery.
         let is_new = seen.is_new(format!("event {}", event.id))
             && seen.is_new(format!("delivery {delivery}"));
         if !is_new {
@@ -121,13 +121,13 @@ fn is_jwt(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Kinde's id of the delivery, the same over all its repetitions.
+/// Kinde's id of the delivery, which is the same for its repetitions.
 fn delivery_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("webhook-id")?.to_str().ok()?;
     (1..=LONGEST_ID).contains(&id.len()).then_some(id)
 }
 
-/// What was seen before, the oldest forgotten first.
+/// The ids that were seen before. The oldest is removed first.
 #[derive(Default)]
 struct Seen {
     ids: HashSet<Arc<str>>,
@@ -141,7 +141,7 @@ impl Seen {
             return false;
         }
         self.in_order.push_back(id);
-        // Two ids a delivery.
+        // Two ids per delivery.
         if self.in_order.len() > 2 * REMEMBERED
             && let Some(oldest) = self.in_order.pop_front()
         {
@@ -156,7 +156,7 @@ struct Signers {
     client: reqwest::Client,
     url: String,
     keys: RwLock<HashMap<String, DecodingKey>>,
-    /// When they may be fetched again. Locked while they are.
+    /// When the keys may be fetched again. Locked during a fetch.
     next_fetch: tokio::sync::Mutex<Option<Instant>>,
 }
 
@@ -175,18 +175,18 @@ impl Signers {
         })
     }
 
-    /// The claims of a token that Kinde signed.
+    /// Returns the claims of a token if Kinde signed it.
     async fn verify(&self, token: &[u8]) -> Option<Event> {
         let header = jsonwebtoken::decode_header(token).ok()?;
-        // Pinned before any key is looked for. `none` is no algorithm to this library, and a public key never becomes
-        // the secret of an HMAC: the key's family has to be the algorithm's. What else the header names (`jku`, `jwk`,
-        // `x5u`, `x5c`) would let the token choose its own judge, and is not looked at.
+        // The algorithm is fixed before a key is selected, so neither `none` nor an HMAC with the public key as secret is
+        // accepted. Other fields of the header (`jku`, `jwk`, `x5u`, `x5c`) would let the token choose its key, and are
+        // ignored.
         if header.alg != Algorithm::RS256 {
             return None;
         }
         let key = self.key(&header.kid?).await?;
         let mut validation = Validation::new(Algorithm::RS256);
-        // There is no `exp`; one that comes some day is kept to. Age is judged by the event's own time.
+        // Kinde sends no `exp`; if it does, it is validated. The age is checked by the time of the event.
         validation.required_spec_claims.clear();
         validation.validate_aud = false;
         let token = jsonwebtoken::decode::<Event>(token, &key, &validation).ok()?;
@@ -197,7 +197,7 @@ impl Signers {
         if let Some(key) = self.held(kid) {
             return Some(key);
         }
-        // Somebody else is fetching already: Kinde will deliver again.
+        // Another request is fetching: Kinde will repeat this delivery.
         let mut next_fetch = self.next_fetch.try_lock().ok()?;
         let now = Instant::now();
         if next_fetch.is_some_and(|next_fetch| now < next_fetch) {
@@ -232,7 +232,7 @@ impl Signers {
     }
 }
 
-/// A key that signs with RS256, and its id.
+/// Returns a key that signs with RS256, and its id.
 fn signer(jwk: &Jwk) -> Option<(String, DecodingKey)> {
     let common = &jwk.common;
     let is_ours = matches!(jwk.algorithm, AlgorithmParameters::RSA(_))
