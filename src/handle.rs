@@ -197,8 +197,8 @@ impl ApiKeyHandle {
         cached: &[CachedKey],
         since: crate::clock::Tick,
     ) -> usize {
-        let entries = cached.iter().map(|CachedKey(entry)| entry);
-        self.0.invalidate_cached(entries, since).await
+        let keys: Vec<_> = cached.iter().map(|CachedKey(entry)| entry.key).collect();
+        self.0.invalidate_cached(&keys, since).await
     }
 }
 

@@ -29,21 +29,15 @@ impl<S: Source> Cache<S> {
         (entries, now)
     }
 
-    /// Invalidates the keys of these entries, except those verified since. Returns their number.
-    pub async fn invalidate_cached<'a>(
-        &self,
-        cached: impl ExactSizeIterator<Item = &'a Arc<Entry<S>>> + Send,
-        since: Tick,
-    ) -> usize {
+    /// Invalidates these keys, except those verified since. Returns their number.
+    pub async fn invalidate_cached(&self, keys: &[S::Key], since: Tick) -> usize {
         let mut invalidated = 0;
-        let mut cached = cached.peekable();
-        while cached.peek().is_some() {
-            let batch = cached.by_ref().take(BATCH).map(|entry| &entry.key);
+        for batch in keys.chunks(BATCH) {
             let is_older = |key: &&S::Key| {
-                let current = self.store.get(key);
-                current.is_some_and(|current| current.sent_at < since)
+                let cached = self.store.get(key);
+                cached.is_some_and(|cached| cached.sent_at < since)
             };
-            let keys: Vec<S::Key> = batch.filter(is_older).cloned().collect();
+            let keys: Vec<_> = batch.iter().filter(is_older).cloned().collect();
             // For results outside of the store: those of streams, waiters and in-flight lookups.
             self.blocks.invalidate_keys(&keys, self.invalidated_now());
             for key in &keys {
@@ -63,7 +57,7 @@ mod tests {
     use super::*;
     use crate::cache::tests::cache;
     use crate::clock::nanos;
-    use crate::kit::{Facts, TestSource, test_key};
+    use crate::kit::{Facts, TestKey, TestSource, test_key};
 
     const SOON: Duration = Duration::from_secs(1);
 
@@ -93,6 +87,10 @@ mod tests {
             .collect();
         names.sort_unstable();
         names
+    }
+
+    fn keys_of(cached: &[Arc<Entry<TestSource>>]) -> Vec<TestKey> {
+        cached.iter().map(|entry| entry.key).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -127,21 +125,22 @@ mod tests {
         clock.jump(SOON);
         let (cached, _) = cache.cached(|_| true);
         assert_eq!(names(&cached), ["equal", "later", "older"]);
-        assert_eq!(cache.invalidate_cached(cached.iter(), since).await, 1);
+        assert_eq!(cache.invalidate_cached(&keys_of(&cached), since).await, 1);
         assert_eq!(names(&cache.cached(|_| true).0), ["equal", "later"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn invalidated_keys_of_all_batches_are_counted() {
         let (cache, _) = cache();
-        let keys = 2 * BATCH + 1;
-        for n in 0..keys {
+        let number = 2 * BATCH + 1;
+        for n in 0..number {
             insert(&cache, &format!("key-{n:06}"), SOON);
         }
         let (cached, since) = cache.cached(|_| true);
-        assert_eq!(cached.len(), keys);
-        assert_eq!(cache.invalidate_cached(cached.iter(), since).await, keys);
+        let keys = keys_of(&cached);
+        assert_eq!(keys.len(), number);
+        assert_eq!(cache.invalidate_cached(&keys, since).await, number);
         assert_eq!(cache.stats().entries, 0);
-        assert_eq!(cache.invalidate_cached(cached.iter(), since).await, 0);
+        assert_eq!(cache.invalidate_cached(&keys, since).await, 0);
     }
 }
