@@ -95,9 +95,9 @@
 //! the next request would pass; for a concurrency limit nobody can tell it, and it is 1 s.
 
 mod account;
-mod book;
+mod accounts;
 mod concurrency;
-mod fields;
+mod ratelimit_fields;
 mod quota;
 mod rate;
 mod subject;

@@ -6,7 +6,7 @@
 mod support;
 
 mod concurrency;
-mod order;
+mod composition;
 mod properties;
 mod rate;
 mod threads;

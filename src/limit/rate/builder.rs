@@ -5,8 +5,8 @@ use super::layer::{Core, OrgRateLimitLayer, QuotaFn};
 use crate::clock::Clock;
 use crate::config::ConfigError;
 use crate::context::OrgContext;
-use crate::limit::book::Book;
-use crate::limit::fields::PolicyName;
+use crate::limit::accounts::Book;
+use crate::limit::ratelimit_fields::PolicyName;
 use crate::limit::quota::Quota;
 use crate::limit::subject::Per;
 

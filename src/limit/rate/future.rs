@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
-use crate::limit::fields::Fields;
+use crate::limit::ratelimit_fields::Fields;
 use crate::rejection::{Rejection, undressed};
 
 pin_project! {

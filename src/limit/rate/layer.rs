@@ -8,8 +8,8 @@ use super::service::OrgRateLimit;
 use crate::clock::Clock;
 use crate::context::OrgContext;
 use crate::limit::account::{Verdict, closed};
-use crate::limit::book::Book;
-use crate::limit::fields::{Fields, PolicyName};
+use crate::limit::accounts::Book;
+use crate::limit::ratelimit_fields::{Fields, PolicyName};
 use crate::limit::quota::Quota;
 use crate::limit::subject::{Asked, Per};
 
