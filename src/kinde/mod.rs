@@ -109,11 +109,11 @@ mod builder;
 mod evidence;
 mod http;
 mod own_api;
-mod poller;
+mod reconciler;
 mod token;
 mod verifier;
 pub(crate) mod wire;
 
 pub use self::builder::KindeVerifierBuilder;
-pub use self::poller::{KeyPoller, KeyPollerBuilder, WalkError, WalkReport};
+pub use self::reconciler::{KeyPoller, KeyPollerBuilder, WalkError, WalkReport};
 pub use self::verifier::{KindeVerifier, UnauthorizedMeans};

@@ -1,7 +1,7 @@
 //! Looks through Kinde's list of keys, so that what is rotated or taken away in Kinde's own pages takes effect here.
 
 mod builder;
-mod walk;
+mod comparison;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use self::builder::KeyPollerBuilder;
-use self::walk::Comparison;
+use self::comparison::Comparison;
 use super::token::RenewalGate;
 use super::verifier::{Kinde, KindeVerifier};
 use crate::cache::{ApiKeyHandle, CachedKey};
