@@ -16,6 +16,6 @@ mod replies;
 mod stage;
 mod stub;
 mod token;
-mod told;
+mod logs;
 mod transport;
 mod unusable;

@@ -13,7 +13,7 @@
 mod ages;
 mod dead_issuer;
 mod handle;
-mod junk;
+mod invalid_keys;
 mod kit;
 mod max_age;
 mod pressure;
@@ -21,4 +21,4 @@ mod revoked;
 mod shutdown;
 mod throttled;
 mod until_invalid;
-mod who_pays;
+mod isolation;
