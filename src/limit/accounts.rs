@@ -1,208 +1,209 @@
-//! The accounts of all organizations or keys, in bounded room.
+//! The accounts of all organizations or keys, bounded in number.
 //!
-//! A request finds its accounts in a lock-free index and locks nothing but them. Only who has none yet takes the lock of the
-//! shelf, on which the accounts stand by organization. No clock and no task tidies up: whoever comes new looks at a few
-//! others and takes those from the shelf that owe nothing, which loses nothing, for a new account owes nothing either.
-//! If all room is taken nevertheless,
+//! A request finds its account in a lock-free index and locks nothing else. Only a request without an account locks the list,
+//! which has the accounts by organization. There is no cleanup task: adding an account examines a few others and removes those
+//! without usage. If the number of accounts is still at its bound,
 //!
-//! * an organization with its full share of it takes over one of its *own* accounts, together with what that owes. So a flood of
-//!   keys of one organization takes no more than this share, and gives it so many quotas and never one more;
-//! * any other takes the place of the account that owes least of a few that come next in turn. Whose that was begins anew.
+//! * a new key of an organization with its full share takes over one of the organization's *own* accounts with its usage, so
+//!   an organization with many keys uses at most its share, and gets no quota beyond it;
+//! * any other evicts the account that refills first, of a few that are next in clock order. The evicted one starts with a
+//!   full quota when it returns.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use papaya::HashMap as Index;
 
-use super::account::{Accounts, Verdict};
+use super::account::{Account, Decision};
 use super::quota::Quota;
-use super::subject::{Asked, Subject};
+use super::subject::{Subject, SubjectRef};
 use crate::clock::Tick;
 use crate::context::OrgCode;
 use crate::telemetry;
 
-/// How many accounts a newcomer looks at, to take away those that owe nothing. More than one, so that what is idle goes
-/// faster than new ones come.
-const TIDIED: usize = 2;
+/// How many accounts are examined for removal per new account. More than one, so that accounts without usage are removed
+/// faster than new ones are added.
+const CLEANUP: usize = 2;
 
-/// Of how many accounts the one that owes least makes room.
+/// How many accounts are candidates for an eviction.
 const CANDIDATES: usize = 8;
 
-/// Accounts, found by whose they are.
+/// The accounts of one rate limit.
 #[derive(Debug)]
-pub(super) struct Book {
-    index: Index<Subject, Arc<Accounts>>,
-    shelf: Mutex<Shelf>,
+pub(super) struct Accounts {
+    index: Index<Subject, Arc<Account>>,
+    list: Mutex<List>,
     capacity: usize,
-    /// How many accounts one organization may have.
+    /// How many accounts one organization can have.
     share: usize,
 }
 
-impl Book {
-    /// A book of so many accounts, of which each organization may have a hundredth, and ten in any case.
+impl Accounts {
+    /// At most `capacity` accounts, of which one organization can have a hundredth, and at least ten.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             index: Index::new(),
-            shelf: Mutex::default(),
+            list: Mutex::default(),
             capacity,
             share: (capacity / 100).max(10).min(capacity),
         }
     }
 
     #[inline]
-    pub(super) fn spend(&self, who: Asked<'_>, quota: &Quota, now: Tick) -> Verdict {
-        if let Some(accounts) = self.index.pin().get(&who)
-            && let Some(verdict) = accounts.spend(quota, now)
+    pub(super) fn request(&self, subject: SubjectRef<'_>, quota: &Quota, now: Tick) -> Decision {
+        if let Some(account) = self.index.pin().get(&subject)
+            && let Some(decision) = account.request(quota, now)
         {
-            return verdict;
+            return decision;
         }
-        self.open(who, quota, now)
+        self.add(subject, quota, now)
     }
 
     pub(super) fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// Spends of accounts that are not there yet, or were given up a moment ago.
+    /// Decides about a request whose account does not exist yet, or was just removed.
     #[cold]
-    fn open(&self, who: Asked<'_>, quota: &Quota, now: Tick) -> Verdict {
-        let mut places = self.lock();
+    fn add(&self, subject: SubjectRef<'_>, quota: &Quota, now: Tick) -> Decision {
+        let mut list = self.lock();
         let index = self.index.pin();
-        // Another request of the same came first. What the index has under this lock is not given up.
-        if let Some(verdict) = index
-            .get(&who)
-            .and_then(|accounts| accounts.spend(quota, now))
+        // Another request may have added it. Under this lock, accounts in the index are not removed.
+        if let Some(decision) = index
+            .get(&subject)
+            .and_then(|account| account.request(quota, now))
         {
-            return verdict;
+            return decision;
         }
-        for _ in 0..TIDIED {
-            if let Some(gone) = places.tidy(now) {
-                index.remove(&gone);
+        for _ in 0..CLEANUP {
+            if let Some(removed) = list.clean_up(now) {
+                index.remove(&removed);
             }
         }
-        let subject = who.to_subject();
-        let (gone, accounts) = if places.held_by(who.org) >= self.share {
-            let (gone, accounts) = places.take_over(subject.clone(), now);
-            (Some(gone), accounts)
+        let subject = subject.to_subject();
+        let (removed, account) = if list.len_of(&subject.org) >= self.share {
+            let (removed, account) = list.take_over(subject.clone(), now);
+            (Some(removed), account)
         } else {
-            let gone = (places.held >= self.capacity).then(|| places.make_room(now));
-            let accounts = Arc::new(Accounts::new(*quota));
-            places.add(subject.clone(), Arc::clone(&accounts));
-            (gone.flatten(), accounts)
+            let evicted = (list.len >= self.capacity).then(|| list.evict(now));
+            let account = Arc::new(Account::new());
+            list.add(subject.clone(), Arc::clone(&account));
+            (evicted.flatten(), account)
         };
-        if let Some(gone) = gone {
-            index.remove(&gone);
+        if let Some(removed) = removed {
+            index.remove(&removed);
         }
-        index.insert(subject, Arc::clone(&accounts));
-        accounts
-            .spend(quota, now)
-            .unwrap_or_else(|| unreachable!("under the lock of the shelf nobody else gives it up"))
+        index.insert(subject, Arc::clone(&account));
+        account
+            .request(quota, now)
+            .unwrap_or_else(|| unreachable!("accounts are removed only under the lock of the list"))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shelf> {
-        // Nothing panics between the first change of a shelf and its last.
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, List> {
+        // No call between the first and the last change of a list panics.
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where the accounts stand, by organization. Hands go round, so that everybody's turn comes.
+/// The accounts by organization. Two levels of clock hands visit every account.
 #[derive(Debug, Default)]
-struct Shelf {
+struct List {
     orgs: Vec<Organization>,
-    places: HashMap<OrgCode, usize>,
+    positions: HashMap<OrgCode, usize>,
     hand: usize,
-    /// How many accounts there are.
-    held: usize,
+    /// The number of accounts.
+    len: usize,
 }
 
 /// The accounts of one organization: at least one.
 #[derive(Debug)]
 struct Organization {
-    accounts: Vec<(Subject, Arc<Accounts>)>,
+    accounts: Vec<(Subject, Arc<Account>)>,
     hand: usize,
 }
 
-impl Shelf {
-    fn held_by(&self, org: &OrgCode) -> usize {
-        self.places
+impl List {
+    fn len_of(&self, org: &OrgCode) -> usize {
+        self.positions
             .get(org)
             .map_or(0, |at| self.orgs[*at].accounts.len())
     }
 
-    fn add(&mut self, subject: Subject, accounts: Arc<Accounts>) {
-        self.held += 1;
-        if let Some(at) = self.places.get(&subject.org) {
-            self.orgs[*at].accounts.push((subject, accounts));
+    fn add(&mut self, subject: Subject, account: Arc<Account>) {
+        self.len += 1;
+        if let Some(at) = self.positions.get(&subject.org) {
+            self.orgs[*at].accounts.push((subject, account));
         } else {
-            self.places.insert(subject.org.clone(), self.orgs.len());
+            self.positions.insert(subject.org.clone(), self.orgs.len());
             self.orgs.push(Organization {
-                accounts: vec![(subject, accounts)],
+                accounts: vec![(subject, account)],
                 hand: 0,
             });
         }
     }
 
-    /// The place whose turn it is.
+    /// The position of the next account in clock order.
     fn next(&mut self) -> Option<(usize, usize)> {
         self.hand = (self.hand + 1).checked_rem(self.orgs.len())?;
         Some((self.hand, self.orgs[self.hand].next()))
     }
 
-    fn remove(&mut self, (at, place): (usize, usize)) -> Subject {
-        self.held -= 1;
+    fn remove(&mut self, (at, position): (usize, usize)) -> Subject {
+        self.len -= 1;
         let org = &mut self.orgs[at];
-        let (subject, _) = org.accounts.swap_remove(place);
+        let (subject, _) = org.accounts.swap_remove(position);
         if org.accounts.is_empty() {
-            self.places.remove(&subject.org);
+            self.positions.remove(&subject.org);
             self.orgs.swap_remove(at);
             if let Some(moved) = self.orgs.get(at) {
-                // An organization on the shelf has an account.
-                self.places.insert(moved.accounts[0].0.org.clone(), at);
+                // An organization in the list has at least one account.
+                self.positions.insert(moved.accounts[0].0.org.clone(), at);
             }
         }
         subject
     }
 
-    /// Takes the next account from the shelf if it owes nothing.
-    fn tidy(&mut self, now: Tick) -> Option<Subject> {
-        let (at, place) = self.next()?;
-        let is_settled = self.orgs[at].accounts[place].1.give_up(now, true);
-        is_settled.then(|| self.remove((at, place)))
+    /// Removes the next account if it has no usage.
+    fn clean_up(&mut self, now: Tick) -> Option<Subject> {
+        let (at, position) = self.next()?;
+        let is_removed = self.orgs[at].accounts[position].1.remove_if_full(now);
+        is_removed.then(|| self.remove((at, position)))
     }
 
-    /// Takes that one of the next accounts from the shelf that owes least.
-    fn make_room(&mut self, now: Tick) -> Option<Subject> {
-        let mut least = None;
+    /// Removes the account that refills first of the next [`CANDIDATES`].
+    fn evict(&mut self, now: Tick) -> Option<Subject> {
+        let mut first = None;
         for _ in 0..CANDIDATES {
-            let (at, place) = self.next()?;
-            let debt = self.orgs[at].accounts[place].1.debt(now);
-            if least.is_none_or(|(_, before)| debt < before) {
-                least = Some(((at, place), debt));
+            let (at, position) = self.next()?;
+            let refill = self.orgs[at].accounts[position].1.refill(now);
+            if first.is_none_or(|(_, least)| refill < least) {
+                first = Some(((at, position), refill));
             }
         }
-        let ((at, place), _) = least?;
-        let accounts = &self.orgs[at].accounts[place].1;
-        if !accounts.give_up(now, true) {
+        let ((at, position), _) = first?;
+        let account = &self.orgs[at].accounts[position].1;
+        if !account.remove_if_full(now) {
             telemetry::limit::forgotten();
-            accounts.give_up(now, false);
+            account.remove();
         }
-        Some(self.remove((at, place)))
+        Some(self.remove((at, position)))
     }
 
-    /// Gives a new key of an organization that has its full share that one of its next accounts that owes least.
-    fn take_over(&mut self, subject: Subject, now: Tick) -> (Subject, Arc<Accounts>) {
-        // Whoever has a share is on the shelf.
-        let org = &mut self.orgs[self.places[&subject.org]];
-        let mut least = None;
+    /// Assigns an account of an organization with its full share to another of its keys: the one that refills first of the
+    /// next [`CANDIDATES`].
+    fn take_over(&mut self, subject: Subject, now: Tick) -> (Subject, Arc<Account>) {
+        // An organization with its full share is in the list.
+        let org = &mut self.orgs[self.positions[&subject.org]];
+        let mut first = None;
         for _ in 0..CANDIDATES {
-            let place = org.next();
-            let debt = org.accounts[place].1.debt(now);
-            if least.is_none_or(|(_, before)| debt < before) {
-                least = Some((place, debt));
+            let position = org.next();
+            let refill = org.accounts[position].1.refill(now);
+            if first.is_none_or(|(_, least)| refill < least) {
+                first = Some((position, refill));
             }
         }
-        let (held, accounts) = &mut org.accounts[least.map_or(0, |(place, _)| place)];
-        (std::mem::replace(held, subject), Arc::clone(accounts))
+        let (holder, account) = &mut org.accounts[first.map_or(0, |(position, _)| position)];
+        (std::mem::replace(holder, subject), Arc::clone(account))
     }
 }
 
@@ -234,71 +235,71 @@ mod tests {
         OrgContextBuilder::new(String::leak(format!("org_{n}"))).build()
     }
 
-    /// Whether a request passes.
-    fn passes(book: &Book, context: &OrgContext, per: Per, now: Tick) -> bool {
-        let verdict = book.spend(Asked::of(context, per), &QUOTA, now);
-        let shelf = book.lock();
-        let on_shelf: usize = shelf.orgs.iter().map(|org| org.accounts.len()).sum();
-        assert_eq!((on_shelf, shelf.held), (book.len(), book.len()));
-        assert_eq!(shelf.places.len(), shelf.orgs.len());
-        for (org, at) in &shelf.places {
-            assert_eq!(&shelf.orgs[*at].accounts[0].0.org, org);
+    /// Whether a request passes. Checks the invariants of the table.
+    fn passes(accounts: &Accounts, context: &OrgContext, per: Per, now: Tick) -> bool {
+        let decision = accounts.request(SubjectRef::new(context, per), &QUOTA, now);
+        let list = accounts.lock();
+        let in_list: usize = list.orgs.iter().map(|org| org.accounts.len()).sum();
+        assert_eq!((in_list, list.len), (accounts.len(), accounts.len()));
+        assert_eq!(list.positions.len(), list.orgs.len());
+        for (org, at) in &list.positions {
+            assert_eq!(&list.orgs[*at].accounts[0].0.org, org);
         }
-        assert!(book.len() <= book.capacity);
-        matches!(verdict, Verdict::Pass { .. })
+        assert!(accounts.len() <= accounts.capacity);
+        matches!(decision, Decision::Allow { .. })
     }
 
     #[test]
-    fn whoever_is_idle_makes_room_without_losing_anything() {
-        let book = Book::new(50);
+    fn accounts_without_usage_are_removed_first() {
+        let accounts = Accounts::new(50);
         let mut now = START;
         for n in 0..1_000 {
-            assert!(passes(&book, &org(n), Per::Organization, now));
+            assert!(passes(&accounts, &org(n), Per::Organization, now));
             now = now.after(Duration::from_secs(1));
         }
-        // Thirty owe something at a time. Twice as many are looked at as come, so not many more are held.
-        assert!((30..=50).contains(&book.len()), "{}", book.len());
+        // Thirty have usage at a time; two are examined per new account, so few others remain.
+        assert!((30..=50).contains(&accounts.len()), "{}", accounts.len());
         for n in 971..1_000 {
-            assert!(passes(&book, &org(n), Per::Organization, now), "{n}");
-            let is_one_too_many = passes(&book, &org(n), Per::Organization, now);
-            assert!(!is_one_too_many, "{n} was forgotten");
+            assert!(passes(&accounts, &org(n), Per::Organization, now), "{n}");
+            let is_one_too_many = passes(&accounts, &org(n), Per::Organization, now);
+            assert!(!is_one_too_many, "{n} was evicted");
         }
     }
 
     #[test]
-    fn the_one_that_owes_least_of_a_few_makes_room_where_nobody_is_idle() {
-        let book = Book::new(10);
+    fn account_that_refills_first_is_evicted() {
+        let accounts = Accounts::new(10);
         for n in 0..9 {
-            assert!(passes(&book, &org(n), Per::Organization, START));
-            assert!(passes(&book, &org(n), Per::Organization, START));
+            assert!(passes(&accounts, &org(n), Per::Organization, START));
+            assert!(passes(&accounts, &org(n), Per::Organization, START));
         }
         for n in 100..200 {
-            assert!(passes(&book, &org(n), Per::Organization, START));
-            assert_eq!(book.len(), 10);
+            assert!(passes(&accounts, &org(n), Per::Organization, START));
+            assert_eq!(accounts.len(), 10);
         }
-        let still_held = (0..9).filter(|n| !passes(&book, &org(*n), Per::Organization, START));
-        assert!(still_held.count() >= 8, "the newcomers owed less");
+        let remaining = (0..9).filter(|n| !passes(&accounts, &org(*n), Per::Organization, START));
+        assert!(remaining.count() >= 8, "the new accounts had less usage");
     }
 
     #[test]
-    fn a_flood_of_keys_takes_over_accounts_of_its_own_organization_only() {
-        let book = Book::new(100);
+    fn new_keys_take_over_accounts_of_their_own_org() {
+        let accounts = Accounts::new(100);
         // Ten organizations of eight keys each, all used up.
         let others: Vec<OrgContext> = (0..80)
             .map(|n| key(String::leak(format!("org_{}", n / 8)), n))
             .collect();
         for context in &others {
-            assert!(passes(&book, context, Per::Key, START));
-            assert!(passes(&book, context, Per::Key, START));
+            assert!(passes(&accounts, context, Per::Key, START));
+            assert!(passes(&accounts, context, Per::Key, START));
         }
         let mut passed = 0;
         for n in 0..2_000 {
-            passed += usize::from(passes(&book, &key("org_flood", n), Per::Key, START));
+            passed += usize::from(passes(&accounts, &key("org_flood", n), Per::Key, START));
         }
-        assert_eq!(book.len(), 90, "a hundredth, and ten in any case");
+        assert_eq!(accounts.len(), 90, "a hundredth, and at least ten");
         assert_eq!(passed, 20, "ten accounts of two requests");
         for context in &others {
-            assert!(!passes(&book, context, Per::Key, START));
+            assert!(!passes(&accounts, context, Per::Key, START));
         }
     }
 }
