@@ -1,4 +1,4 @@
-//! Looks through Kinde's list of keys, so that what is rotated or taken away in Kinde's own pages takes effect here.
+//! Compares the cached keys with Kinde's list of keys, so that a rotation or deletion in Kinde takes effect early.
 
 mod builder;
 mod comparison;
@@ -10,161 +10,163 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use self::builder::KeyPollerBuilder;
+pub use self::builder::KeyReconcilerBuilder;
 use self::comparison::Comparison;
-use super::token::RenewalGate;
+use super::token::RenewalBackoff;
 use super::verifier::{Kinde, KindeVerifier};
 use crate::cache::{ApiKeyHandle, CachedKey};
 use crate::context::KeyId;
 use crate::telemetry::poller as telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 
-/// Walks Kinde's list of keys from time to time, and invalidates what is held here of keys that are no longer good there.
+/// Reads Kinde's list of keys periodically and invalidates cached keys that were rotated, revoked or deleted.
 ///
-/// Kinde tells nobody when a key is rotated or deleted, be it in its own pages or in its self-serve portal. Without a
-/// poller that takes effect by the soft TTL: at most twice its length, and one verification. With one it takes effect within
-/// one [period](KeyPollerBuilder::period), the time that a walk takes, and one verification, however long the soft TTL is.
+/// Kinde sends no event when a key is rotated or deleted, neither for its own pages nor for its self-serve portal. Without a
+/// reconciler, such a change takes effect by the soft TTL: after at most twice its length and one verification. With one, it
+/// takes effect within one [period](KeyReconcilerBuilder::period), the time to read the list and one verification, whatever
+/// the soft TTL.
 ///
-/// # What a walk proves
+/// # What is invalidated
 ///
-/// One call a page to `GET /api/v1/api_keys?key_type=organization&status=active`, under a budget of its own: verification has
-/// its calls to itself. Once the list was read to its end,
+/// A reconciliation calls `GET /api/v1/api_keys?key_type=organization&status=active`, once per page. These calls do not count
+/// against the limits of verifications. After the whole list was read,
 ///
-/// * a key held here whose id is absent from it is [invalidated](ApiKeyHandle::invalidate_key), and
-/// * so is a secret whose last four characters are not those that the list shows for its id: it was rotated away.
+/// * a cached key whose id is not in the list is [invalidated](ApiKeyHandle::invalidate_key), and
+/// * so is a cached secret whose last four characters differ from those in the list: it was rotated.
 ///
-/// Nothing is ever blocked: an invalidated key is verified anew by the next request that presents it. Keys that were
-/// verified after the walk began are left alone, and so are keys without an id or an organization, and users' keys. A walk
-/// that ends early, for whatever reason, proves nothing and changes nothing: an error, a page that makes no sense, a key
-/// listed twice, a list that does not end within [its budget](KeyPollerBuilder::max_calls_per_walk).
+/// Nothing is blocked: the next request with an invalidated key verifies it. Keys that were verified after the reconciliation
+/// started are left alone, and so are keys without an id or an organization, and keys of users. A reconciliation that ends
+/// early changes nothing: after an error, an invalid page, a key that is listed twice, or a list that is longer than
+/// [`max_calls`](KeyReconcilerBuilder::max_calls).
 ///
-/// A list that speaks against more than half of the keys held, and at least twenty of them, looks more like a list that is
-/// not of everything (a token for one organization only, a fault of Kinde's) than like so many revocations. It is reported as
-/// an error, and believed when the next complete walk finds it still so: then those take two walks.
+/// A list that lacks more than half of the cached keys, and at least twenty of them, is probably incomplete (a token that is
+/// restricted to one organization, or a fault of Kinde). The reconciler logs an error and invalidates these keys only if the
+/// next complete list lacks most keys too.
 ///
-/// To tell a rotated secret from its successor, entries keep four bytes more: a keyed digest of the secret's last four
-/// characters, from which they cannot be read. Only layers with a poller keep it, for keys verified after the poller was
-/// built. Two secrets with the same last four characters cannot be told apart; the soft TTL bounds those.
+/// To recognize a rotated secret, entries have four more bytes: a keyed digest of the last four characters of the secret, from
+/// which they cannot be recovered. Only layers with a reconciler store it, for keys that were verified after the reconciler was
+/// built. Two secrets with the same last four characters cannot be distinguished; the soft TTL applies to them.
 ///
 /// # Example
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_orgkey::ApiKeyLayer;
-/// use tower_orgkey::kinde::{KeyPoller, KindeVerifier};
+/// use tower_orgkey::kinde::{KeyReconciler, KindeVerifier};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_orgkey::ConfigError> {
 /// let kinde = KindeVerifier::builder("http://127.0.0.1:4010")
 ///     .client_credentials("the client's id", "the client's secret")
 ///     .build()?;
 /// let auth = ApiKeyLayer::builder(kinde.clone()).soft_ttl(Duration::from_secs(300)).build()?;
-/// let poller = KeyPoller::builder(&kinde, auth.handle())
+/// let reconciler = KeyReconciler::builder(&kinde, auth.handle())
 ///     .period(Duration::from_secs(30))
 ///     .build()?;
-/// let polling = tokio::spawn(poller.run());
-/// // … serve; then, at shutdown:
-/// polling.abort();
+/// let task = tokio::spawn(reconciler.run());
+/// // At shutdown:
+/// task.abort();
 /// # Ok(()) }
 /// ```
-pub struct KeyPoller {
+pub struct KeyReconciler {
     kinde: Arc<Kinde>,
     keys: ApiKeyHandle,
     settings: Settings,
-    /// The next call does not go out before this.
+    /// The time of the next call at the earliest.
     next_call: Instant,
-    /// Calls that the walk under way has sent.
+    /// The calls of the current reconciliation.
     calls: u32,
-    renewals: RenewalGate,
-    /// The last complete walk was not believed.
-    is_doubtful: bool,
+    renewals: RenewalBackoff,
+    /// The last complete list lacked most keys and needs confirmation.
+    needs_confirmation: bool,
     is_failing: bool,
 }
 
-type Only = Box<dyn Fn(&KeyId) -> bool + Send + Sync>;
+type Filter = Box<dyn Fn(&KeyId) -> bool + Send + Sync>;
 
 struct Settings {
     period: Duration,
     page_size: u32,
-    max_calls_per_walk: u32,
+    max_calls: u32,
     calls_per_second: u32,
-    only: Option<Only>,
+    only: Option<Filter>,
 }
 
-/// A walk takes no longer, whatever its budget: the longer it takes, the less of what is held it may judge.
-const LONGEST_WALK: Duration = Duration::from_secs(10 * 60);
-/// The longest pause that a 429 can order.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Fewer keys than this are believed to be taken away at once, whatever share they are.
-const BELIEVED: usize = 20;
+/// The longest duration of a reconciliation. Keys that are verified meanwhile are not compared.
+const MAX_DURATION: Duration = Duration::from_secs(10 * 60);
+/// The longest pause after a 429.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Fewer invalidations than this need no confirmation by a second list.
+const UNCONFIRMED_LIMIT: usize = 20;
 
-/// What a walk came to.
+/// The result of a reconciliation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct WalkReport {
-    /// Calls sent: one a page, and one more for each new token. 0 when nothing was held, and so nothing was asked.
+pub struct ReconcileReport {
+    /// The number of calls: one per page, and one more per renewed token. 0 if no key was cached.
     pub calls: u32,
-    /// Keys that Kinde listed.
+    /// The number of keys in Kinde's list.
     pub listed: usize,
-    /// Secrets held here that could be compared with the list.
+    /// The number of cached secrets that were compared with the list.
     pub compared: usize,
-    /// How many of them were invalidated.
+    /// The number of secrets that were invalidated.
     pub invalidated: usize,
-    /// `false` when the list spoke against so many keys that the next walk has to say so too.
-    pub is_believed: bool,
+    /// `false` if the list lacks so many keys that nothing was invalidated until the next list confirms it.
+    pub is_confirmed: bool,
 }
 
-/// A walk ended early. It proves nothing, and nothing was changed.
+/// A reconciliation ended early and changed nothing.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the walk over the issuer's keys ended early")]
-pub struct WalkError(#[source] VerifyError);
+#[error("reading the issuer's list of keys failed")]
+pub struct ReconcileError(#[source] VerifyError);
 
-impl WalkError {
-    /// What kept it from its end.
+impl ReconcileError {
+    /// Returns the kind of the failure.
     pub fn kind(&self) -> VerifyErrorKind {
         self.0.kind()
     }
 }
 
-impl KeyPoller {
-    /// A poller for the layer of this handle, over the verifier's token and connections.
+impl KeyReconciler {
+    /// Returns a builder of a reconciler for the layer of this handle. It uses the verifier's token and connections.
     ///
-    /// The token needs the scope `read:api_keys`, for the whole environment: one that is restricted to an organization sees
-    /// that organization's keys alone.
-    pub fn builder(kinde: &KindeVerifier, keys: ApiKeyHandle) -> KeyPollerBuilder {
-        KeyPollerBuilder::new(kinde, keys)
+    /// The token needs the scope `read:api_keys` for the whole environment. A token that is restricted to an organization gets
+    /// only the keys of that organization.
+    pub fn builder(kinde: &KindeVerifier, keys: ApiKeyHandle) -> KeyReconcilerBuilder {
+        KeyReconcilerBuilder::new(kinde, keys)
     }
 
-    /// Walks once in every period, for ever. Dropping the future stops it, at any moment.
+    /// Reconciles once per period, forever. Drop the future to stop.
     ///
-    /// A walk that fails is tried again after a period, or when Kinde's 429 has asked for longer, after that, at most 60 s.
+    /// After a failure, the next reconciliation starts after a period, or after the time that a 429 of Kinde asks for if that
+    /// is longer, up to 60 s.
     pub async fn run(mut self) {
-        // Nodes that started together do not walk together.
+        // Spreads the calls of nodes that start at the same time.
         let mut next = Instant::now() + self.settings.period.mul_f64(fastrand::f64());
         loop {
             tokio::time::sleep_until(next).await;
             let period = self.settings.period.mul_f64(0.9 + 0.1 * fastrand::f64());
             next = Instant::now() + period;
-            if let Err(WalkError(error)) = self.walk_once().await {
-                let asked = error.retry_after().unwrap_or_default().min(LONGEST_PAUSE);
+            if let Err(ReconcileError(error)) = self.reconcile_once().await {
+                let asked = error.retry_after().unwrap_or_default().min(MAX_PAUSE);
                 next = next.max(Instant::now() + asked);
             }
         }
     }
 
-    /// Walks the list once, now. For schedules of your own.
+    /// Reconciles once, now.
     ///
-    /// Dropped half-way it has changed nothing, or invalidated some of what it would have.
-    pub async fn walk_once(&mut self) -> Result<WalkReport, WalkError> {
-        let walked = match tokio::time::timeout(LONGEST_WALK, self.walk()).await {
-            Ok(walked) => walked,
-            Err(_) => Err(VerifyError::unavailable("the walk takes too long")),
+    /// If the future is dropped before it completes, some of the keys may have been invalidated.
+    pub async fn reconcile_once(&mut self) -> Result<ReconcileReport, ReconcileError> {
+        let result = match tokio::time::timeout(MAX_DURATION, self.reconcile()).await {
+            Ok(result) => result,
+            Err(_) => Err(VerifyError::unavailable("reading the list takes too long")),
         };
-        match &walked {
+        match &result {
             Ok(report) => {
                 let end = match report {
-                    WalkReport { calls: 0, .. } => telemetry::WalkEnd::Idle,
-                    WalkReport {
-                        is_believed: true, ..
+                    ReconcileReport { calls: 0, .. } => telemetry::WalkEnd::Idle,
+                    ReconcileReport {
+                        is_confirmed: true, ..
                     } => telemetry::WalkEnd::Complete,
                     _ => telemetry::WalkEnd::NotBelieved,
                 };
@@ -180,30 +182,30 @@ impl KeyPoller {
                 }
             }
         }
-        walked.map_err(WalkError)
+        result.map_err(ReconcileError)
     }
 
-    async fn walk(&mut self) -> Result<WalkReport, VerifyError> {
-        let (mut held, began) = self.keys.cached_keys();
+    async fn reconcile(&mut self) -> Result<ReconcileReport, VerifyError> {
+        let (mut cached, began) = self.keys.cached_keys();
         if let Some(only) = &self.settings.only {
-            held.retain(|held| held.key_id().is_some_and(only));
+            cached.retain(|key| key.key_id().is_some_and(only));
         }
-        let compared = held.len();
-        let mut report = WalkReport {
+        let compared = cached.len();
+        let mut report = ReconcileReport {
             calls: 0,
             listed: 0,
             compared,
             invalidated: 0,
-            is_believed: true,
+            is_confirmed: true,
         };
-        if held.is_empty() {
+        if cached.is_empty() {
             return Ok(report);
         }
         self.calls = 0;
         let mut by_id: HashMap<KeyId, Vec<CachedKey>> = HashMap::new();
-        for held in held {
-            if let Some(key_id) = held.key_id() {
-                by_id.entry(key_id.clone()).or_default().push(held);
+        for key in cached {
+            if let Some(key_id) = key.key_id() {
+                by_id.entry(key_id.clone()).or_default().push(key);
             }
         }
         let mut comparison = Comparison::new(self.keys.clone(), by_id);
@@ -212,33 +214,33 @@ impl KeyPoller {
             let page = self.page(cursor.as_ref()).await?;
             report.listed += page.keys.len();
             cursor = page.keys.last().map(|key| key.id.clone());
-            comparison.see(page.keys)?;
+            comparison.add(page.keys)?;
             if !page.has_more {
                 break;
             }
             if cursor.is_none() {
                 return Err(VerifyError::unavailable(
-                    "an empty page of the list says that there is more",
+                    "an empty page of the list is not the last one",
                 ));
             }
         }
         report.calls = self.calls;
-        let condemned = comparison.condemned();
-        let is_too_much = condemned.len() >= BELIEVED && condemned.len() > compared / 2;
-        report.is_believed = !is_too_much || self.is_doubtful;
-        self.is_doubtful = !report.is_believed;
-        if report.is_believed {
-            report.invalidated = self.keys.invalidate_cached(&condemned, began).await;
+        let missing = comparison.missing();
+        let lacks_most = missing.len() >= UNCONFIRMED_LIMIT && missing.len() > compared / 2;
+        report.is_confirmed = !lacks_most || self.needs_confirmation;
+        self.needs_confirmation = !report.is_confirmed;
+        if report.is_confirmed {
+            report.invalidated = self.keys.invalidate_cached(&missing, began).await;
         } else {
-            telemetry::not_believed(condemned.len(), compared);
+            telemetry::not_believed(missing.len(), compared);
         }
         Ok(report)
     }
 }
 
-impl fmt::Debug for KeyPoller {
+impl fmt::Debug for KeyReconciler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyPoller")
+        f.debug_struct("KeyReconciler")
             .field("issuer", &self.kinde.issuer)
             .field("period", &self.settings.period)
             .finish_non_exhaustive()

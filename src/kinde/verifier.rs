@@ -110,11 +110,11 @@ impl Kinde {
             let header = token.as_ref().map(|token| &token.header);
             let reply = within(deadline, self.http.verify(key, header)).await?;
             let verification = match read_verify(&reply) {
-                VerifyReading::Yes(facts) => {
+                VerifyReading::Valid(facts) => {
                     self.evidence.verify_answered(id, sent, is_retry);
                     self.check_api(facts, token.as_ref(), deadline).await?
                 }
-                VerifyReading::No => {
+                VerifyReading::Invalid => {
                     self.evidence.verify_answered(id, sent, is_retry);
                     Verification::invalid()
                 }
@@ -208,7 +208,7 @@ impl Kinde {
             .flatten()
     }
 
-    /// Renews the token early, if the gate allows it. There is one retry.
+    /// Renews the token early, if the backoff allows it. There is one retry.
     async fn renewed(
         &self,
         token: Option<&Token>,
@@ -216,9 +216,9 @@ impl Kinde {
         deadline: Duration,
     ) -> Option<Token> {
         let token = token.filter(|_| !answer.is_retry)?;
-        let gate = |now| self.evidence.may_renew(now);
+        let allow = |now| self.evidence.may_renew(now);
         // A failure is logged by the token source, and leaves the answer undecided.
-        let renewed = within(deadline, self.credentials.renew(token.id, gate)).await;
+        let renewed = within(deadline, self.credentials.renew(token.id, allow)).await;
         renewed.ok().flatten()
     }
 

@@ -6,7 +6,7 @@ use http::status::StatusCode;
 
 use crate::clock::Tick;
 use crate::context::KeyId;
-use crate::kinde::token::{RenewalGate, TokenId};
+use crate::kinde::token::{RenewalBackoff, TokenId};
 
 /// How long a 200 from verify counts as recent.
 pub(super) const RECENT: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ pub(super) struct State {
     is_unusable_logged: bool,
     /// When the rejection was read that was logged.
     rejection_logged: Option<Seq>,
-    renewals: RenewalGate,
+    renewals: RenewalBackoff,
 }
 
 impl State {
@@ -239,7 +239,7 @@ impl State {
 
     /// Returns whether a token may be renewed early now. If so, the renewal is counted.
     pub(super) fn may_renew(&mut self, now: Tick) -> bool {
-        self.renewals.pass(now)
+        self.renewals.allow(now)
     }
 
     /// The answer about a known key remains unconfirmed.
