@@ -1,14 +1,13 @@
-//! The settings of a layer, and what a builder answers when they contradict themselves.
+//! The settings of a layer and their validation.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::cache::Lifetimes;
 
-/// A setting that cannot be used, found when a layer or a verifier is built.
+/// An invalid setting, returned when a layer or a verifier is built.
 ///
-/// Configuration errors and request errors are two types: this one is only ever seen at start-up. It names the
-/// setting and never repeats its value, which may be a secret.
+/// The error names the setting, never its value, which may be a secret. It does not occur while requests are handled.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,7 +36,7 @@ impl ConfigError {
         }
     }
 
-    /// The name of the builder's method whose value is at fault.
+    /// Returns the name of the builder method that set the invalid value.
     pub fn field(&self) -> &'static str {
         self.field
     }
@@ -48,12 +47,12 @@ impl ConfigError {
 pub(crate) struct Settings {
     pub(crate) lifetimes: Lifetimes,
     pub(crate) capacity: u64,
-    /// What the operator knows the issuer can bear.
+    /// The rate that the issuer permits, if configured.
     pub(crate) max_calls_per_second: Option<u32>,
     pub(crate) attempt_deadline: Duration,
     pub(crate) caller_deadline: Duration,
     pub(crate) flight_deadline: Duration,
-    /// What a 503 says when nothing better is known.
+    /// The `Retry-After` of a 503 for which no other wait is known.
     pub(crate) retry_after: Duration,
 }
 
@@ -74,45 +73,45 @@ impl Default for Settings {
     }
 }
 
-/// No facts are served for longer, whatever is set: AWS S3 on Outposts keeps authentication for 12 hours.
-const LONGEST_HARD_TTL: Duration = Duration::from_secs(12 * 60 * 60);
+/// The upper bound of the hard TTL.
+const MAX_HARD_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 
 impl Settings {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let Lifetimes { soft, hard } = self.lifetimes;
-        let wrong = |field, problem: &'static str| Err(ConfigError::new(field, problem));
+        let invalid = |field, problem: &'static str| Err(ConfigError::new(field, problem));
         if soft < Duration::from_secs(1) {
-            return wrong("soft_ttl", "must be at least 1 s");
+            return invalid("soft_ttl", "must be at least 1 s");
         }
-        if hard > LONGEST_HARD_TTL {
-            return wrong("hard_ttl", "must be at most 12 h");
+        if hard > MAX_HARD_TTL {
+            return invalid("hard_ttl", "must be at most 12 h");
         }
         if hard < soft * 2 {
-            return wrong("hard_ttl", "must be at least twice the soft TTL");
+            return invalid("hard_ttl", "must be at least twice the soft TTL");
         }
         if self.capacity < 10 {
-            return wrong("capacity", "must be at least 10");
+            return invalid("capacity", "must be at least 10");
         }
         if self.max_calls_per_second == Some(0) {
-            return wrong("max_calls_per_second", "must be at least 1");
+            return invalid("max_calls_per_second", "must be at least 1");
         }
         if self.attempt_deadline.is_zero() {
-            return wrong("attempt_deadline", "must not be zero");
+            return invalid("attempt_deadline", "must not be zero");
         }
         if self.caller_deadline < self.attempt_deadline {
-            return wrong(
+            return invalid(
                 "caller_deadline",
                 "must be at least the deadline of an attempt",
             );
         }
         if self.flight_deadline < self.caller_deadline {
-            return wrong(
+            return invalid(
                 "flight_deadline",
                 "must be at least the deadline of a caller",
             );
         }
         if self.flight_deadline > Duration::from_secs(60) {
-            return wrong("flight_deadline", "must be at most 60 s");
+            return invalid("flight_deadline", "must be at most 60 s");
         }
         Ok(())
     }

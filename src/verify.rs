@@ -4,13 +4,13 @@
 //! `Err`: a [`VerifyError`]. The layer answers the first with 401 and caches it for seconds. It answers the second with 503,
 //! or with an earlier result that may still be served, and never caches it as invalid.
 //!
-//! An error says what it is about, which decides who pays for it:
+//! The kind of an error decides which other verifications it affects:
 //!
 //! | error | about | effect |
 //! |---|---|---|
 //! | [`unavailable`](VerifyError::unavailable) | the issuer | counts towards the circuit breaker |
 //! | [`throttled`](VerifyError::throttled) | the issuer | pauses all verifications |
-//! | [`invalid_response`](VerifyError::invalid_response) | this key | this key alone is retried later and later, until ten keys in a row agree |
+//! | [`invalid_response`](VerifyError::invalid_response) | this key | only this key is delayed, unless ten keys in a row have invalid responses |
 //! | [`inconclusive`](VerifyError::inconclusive), [`misconfigured`](VerifyError::misconfigured) | neither | none beyond this verification |
 //!
 //! A verifier for an issuer of your own takes ten lines:
@@ -237,24 +237,24 @@ pub(crate) enum Answer {
     Invalid(Invalid),
 }
 
-/// What is known of a good key: what the issuer said, and nothing that we concluded.
+/// The verification result of a valid key, as the issuer sent it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) org: Option<OrgCode>,
-    /// One thin pointer: hardly a key has it, and every key would carry the room for it.
+    /// One thin pointer, because few keys have it.
     pub(crate) extra: Option<Box<Extra>>,
     pub(crate) key_id: Option<KeyId>,
     pub(crate) scopes: Scopes,
-    /// Boxed: hardly an issuer tells it.
+    /// Boxed, because few issuers send it.
     pub(crate) expires_at: Option<Box<SystemTime>>,
 }
 
-/// What hardly any facts have besides.
+/// Data that few results have.
 #[derive(Clone, Debug)]
 pub(crate) enum Extra {
     /// The user that the key acts for.
     User(Box<str>),
-    /// What a loader brought, where the "key" is an organization's code and the cache that of its settings.
+    /// The settings of an organization, if the cache is that of `settings`.
     #[cfg(feature = "settings")]
     Settings(Arc<dyn std::any::Any + Send + Sync>),
 }
@@ -322,7 +322,7 @@ impl Verification {
         Self::new(Answer::Valid(Facts::default()))
     }
 
-    /// The key is invalid: unknown, revoked, rotated or inactive. Callers are not told which.
+    /// The key is invalid: unknown, revoked, rotated or inactive. The caller does not learn which.
     pub fn invalid() -> Self {
         Self::new(Answer::Invalid(Invalid::Definitive))
     }
@@ -434,9 +434,9 @@ pub enum VerifyErrorKind {
         /// How long the issuer asks to wait.
         retry_after: Option<Duration>,
     },
-    /// The issuer's response about this key makes no sense. Delays further verifications of this key. Counts towards the
-    /// circuit breaker only when the responses for ten keys in a row make no sense.
-    #[error("the issuer's response about this key makes no sense")]
+    /// The issuer's response about this key is invalid. Delays further verifications of this key. Counts towards the
+    /// circuit breaker only when the responses for ten keys in a row are invalid.
+    #[error("the issuer's response about this key is invalid")]
     InvalidResponse,
     /// The issuer is answering, but a further call that was needed for a verdict failed.
     #[error("the evidence is inconclusive")]
@@ -460,7 +460,7 @@ impl VerifyError {
         }
     }
 
-    /// The issuer's response about this key makes no sense.
+    /// The issuer's response about this key is invalid.
     pub fn invalid_response(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(VerifyErrorKind::InvalidResponse, source)
     }
