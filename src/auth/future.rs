@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use super::layer::Core;
 use crate::cache::LookupResult;
-use crate::pending::{Judge, Pending, Stop};
+use crate::pending::{Decide, Pending, Stop};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
 use crate::telemetry::{self, Outcome};
 
@@ -41,8 +41,8 @@ pin_project! {
     }
 }
 
-impl<B> Judge<B> for Arc<Core> {
-    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
+impl<B> Decide<B> for Arc<Core> {
+    fn decide(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
         match result {
             LookupResult::Serve(entry, now) => self.admit(request, entry, now, false),
             LookupResult::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
@@ -87,7 +87,7 @@ where
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {
                         Ok(future) => State::Called { future },
-                        Err(Stop::Refused(rejection)) => State::Refused {
+                        Err(Stop::Rejected(rejection)) => State::Refused {
                             rejection: Some(rejection),
                         },
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),

@@ -59,7 +59,7 @@ where
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {
                         Ok(future) => State::Called { future },
-                        Err(Stop::Refused(rejection)) => State::Refused {
+                        Err(Stop::Rejected(rejection)) => State::Refused {
                             rejection: Some(rejection),
                         },
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),

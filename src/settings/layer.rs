@@ -13,7 +13,7 @@ use super::service::OrgSettingsService;
 use crate::cache::{ApiKeyHandle, Cache, CacheResult, Entry, LookupRequest, LookupResult};
 use crate::context::{Anonymous, OrgCode, OrgContext};
 use crate::key::ApiKey;
-use crate::pending::Judge;
+use crate::pending::Decide;
 use crate::rejection::Rejection;
 use crate::telemetry;
 use crate::verify::Extra;
@@ -156,8 +156,8 @@ fn without_organization(extensions: &Extensions) -> Way {
     }
 }
 
-impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
-    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
+impl<B, T: Send + Sync + 'static> Decide<B> for Arc<Core<T>> {
+    fn decide(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
         let extensions = request.extensions_mut();
         let org = OrgContext::of(extensions, "an `OrgSettingsLayer`")?
             .org_code()
