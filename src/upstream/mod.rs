@@ -1,6 +1,6 @@
 //! Limits, retries and isolates calls to the issuer.
 //!
-//! A lookup is first admitted: it learns at once whether it may call, has to wait, or is rejected. A rejected lookup of a
+//! A lookup is first admitted: it may call, has to wait, or is rejected. A rejected lookup of a
 //! known key is served from the cache; an unknown key gets 503 with a `Retry-After` that says how long it would have waited.
 //! Then it calls:
 //!
@@ -8,12 +8,12 @@
 //! backoff of the key ─▶ breaker ─▶ admission queue ─▶ call ─▶ (one retry, within the retry budget) ─▶ answer
 //! ```
 //!
-//! Who pays for a failure:
+//! What a failure affects:
 //!
-//! * An error about one key delays that key alone ([`backoff`]).
+//! * An error about one key delays only that key ([`backoff`]).
 //! * Failures of unknown keys stop the calls of unknown keys only; those of known keys stop all calls ([`breaker`]).
 //! * A 429 of the issuer stops and then slows all calls ([`throttle`]).
-//! * A lookup is rejected when it would wait for longer than a caller waits ([`queue`], behind the lock of [`dispatcher`]).
+//! * A lookup is rejected if its expected wait is longer than the caller deadline ([`queue`], behind the lock of [`dispatcher`]).
 //! * An organization that forces verifications waits for its own turn ([`pacing`]).
 //!
 //! Nothing here caches a result, and nothing is logged or measured while a lock is held.
@@ -290,7 +290,7 @@ impl Upstream {
         let took = end.since(now);
         match self.component {
             Component::Issuer => telemetry::issuer_called(&verified, took),
-            // What stands in a key's place is an organization's code, and no secret.
+            // The "key" is an organization's code, not a secret.
             #[cfg(feature = "settings")]
             Component::Settings(of) => {
                 telemetry::settings::called(of, key.expose_secret(), &verified, took);
@@ -331,13 +331,13 @@ impl Upstream {
             }
             Err(VerifyErrorKind::InvalidResponse) => {
                 self.key_backoff.delay(subject.digest, now);
-                Health::Senseless
+                Health::InvalidResponse
             }
             Err(VerifyErrorKind::Inconclusive | VerifyErrorKind::Misconfigured) => Health::Alive,
         }
     }
 
-    /// Returns what a caller is told about an error.
+    /// Turns an error into the response for a caller.
     fn cannot_tell(&self, error: &VerifyError, subject: &Subject) -> CannotTell {
         let now = self.clock.now();
         let wait = match error.kind() {

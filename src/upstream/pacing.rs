@@ -1,8 +1,7 @@
-//! The pace of forced verifications: those of known keys that a route with `max_age` asks for although the cached result is
-//! good enough for every other route.
+//! The pace of forced verifications: those of known keys for a route with `max_age`, although the cached result is
+//! fresh for other routes.
 //!
-//! Each organization has a token bucket, so that one organization's requests to such routes do not use up what the issuer
-//! grants to all.
+//! Each organization has a token bucket, so that the requests of one organization do not use up the issuer's rate limit.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +14,7 @@ use crate::context::OrgCode;
 /// Forced verifications of one organization per second, and at once.
 pub(super) const PER_SECOND: f64 = 25.0;
 const BURST: f64 = 25.0;
-/// Beyond so many organizations, those with a full bucket are forgotten.
+/// Beyond so many organizations, those with a full bucket are removed.
 const SWEEP_AT: usize = 4_096;
 
 #[derive(Debug, Default)]
@@ -49,7 +48,7 @@ impl ForcedPace {
 mod tests {
     use super::*;
 
-    const LONGEST: Duration = Duration::from_secs(2);
+    const MAX_DELAY: Duration = Duration::from_secs(2);
 
     fn at(millis: u64) -> Tick {
         Tick::ZERO.after(Duration::from_millis(millis))
@@ -59,7 +58,7 @@ mod tests {
     fn an_organization_waits_for_its_own_turn_only() {
         let pace = ForcedPace::default();
         let one = OrgCode::from_static("org_1");
-        let take = |org: &OrgCode, now| pace.take(Some(org), LONGEST, now);
+        let take = |org: &OrgCode, now| pace.take(Some(org), MAX_DELAY, now);
         for _ in 0..25 {
             assert_eq!(take(&one, at(0)), Ok(Duration::ZERO));
         }
@@ -71,8 +70,8 @@ mod tests {
             take(&OrgCode::from_static("org_2"), at(0)),
             Ok(Duration::ZERO)
         );
-        assert_eq!(pace.take(None, LONGEST, at(0)), Ok(Duration::ZERO));
-        assert_eq!(take(&one, at(40)), Ok(LONGEST));
+        assert_eq!(pace.take(None, MAX_DELAY, at(0)), Ok(Duration::ZERO));
+        assert_eq!(take(&one, at(40)), Ok(MAX_DELAY));
     }
 
     #[test]
@@ -80,9 +79,9 @@ mod tests {
         let pace = ForcedPace::default();
         for n in 0..SWEEP_AT {
             let org = OrgCode::new(format!("org_{n}")).unwrap();
-            assert!(pace.take(Some(&org), LONGEST, at(0)).is_ok());
+            assert!(pace.take(Some(&org), MAX_DELAY, at(0)).is_ok());
         }
-        assert!(pace.take(None, LONGEST, at(1_000)).is_ok());
+        assert!(pace.take(None, MAX_DELAY, at(1_000)).is_ok());
         assert_eq!(pace.0.lock().unwrap().len(), 1);
     }
 }

@@ -7,8 +7,8 @@
 //! * Known and unknown keys take turns. Known keys can be served from the cache meanwhile, so they must not starve the
 //!   others. Among the unknown, recently valid keys go first, then the others, in a fair queue by peer.
 //! * Every invalid key costs a token of a budget: 500 at once, 50 per second. The token of an unknown key is taken when its
-//!   call begins and returned unless the key is invalid, so valid keys alone are never slowed down. When invalid keys have
-//!   used the budget up, unknown keys go at the pace at which it refills.
+//!   call begins and returned unless the key is invalid, so valid keys are never slowed down. After invalid keys have used up the
+//!   budget, unknown keys are admitted at its refill rate.
 //!
 //! This is a state machine without a clock, a task or a lock: its callers pass in the time.
 
@@ -251,7 +251,7 @@ impl AdmissionQueue {
     /// Returns whether no other lookup goes before this one.
     fn is_first(&mut self, priority: Priority, now: Tick) -> bool {
         match priority {
-            // What holds back unknown keys alone (the reserve, the budget) does not hold back a known one.
+            // The reserve and the budget apply to unknown keys only.
             Priority::Known => {
                 self.known.is_empty()
                     && self
