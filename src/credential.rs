@@ -1,8 +1,8 @@
 //! Extracts the API key of a request.
 //!
-//! By default, the key is in `Authorization: Bearer <key>` (RFC 6750 §2.1): the scheme in any case, one or more spaces, the key.
-//! A configured header replaces it and has only the key as its value. Keys in query parameters or bodies (RFC 6750 §2.2, §2.3) are
-//! not supported, because these are often logged.
+//! By default, the key is in `Authorization: Bearer <key>` (RFC 6750 §2.1): the scheme in any case, one or more spaces, the
+//! key. A configured header replaces it and has only the key as its value. Keys in query parameters or bodies (RFC 6750 §2.2,
+//! §2.3) are not supported, because these are often logged.
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 

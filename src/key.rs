@@ -88,8 +88,8 @@ pub(crate) fn is_key(bytes: &[u8]) -> bool {
     body.is_some_and(|last| last + 1 < bytes.len() && is_token68(&bytes[..=last]))
 }
 
-/// Returns whether all bytes are in the alphabet of `b64token`. Invalid keys can arrive at a high rate, so it checks blocks without
-/// branches, which compile to vector instructions.
+/// Returns whether all bytes are in the alphabet of `b64token`. Invalid keys can arrive at a high rate, so it checks blocks
+/// without branches, which compile to vector instructions.
 #[inline]
 fn is_token68(bytes: &[u8]) -> bool {
     const BLOCK: usize = 16;

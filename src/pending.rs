@@ -1,9 +1,9 @@
 //! A request that waits for a lookup. All layers that wait use this module.
 //!
-//! A request waits twice: for the result of its lookup, and then for the inner service to become ready. Meanwhile its key may be blocked or
-//! its verification result may run out, so the key is checked again right before the inner service is called. Nothing else
-//! in this crate waits between the authentication of a request and the call of an inner service: a hit calls the instance that
-//! is ready, and limits reject instead of waiting.
+//! A request waits twice: for the result of its lookup, and then for the inner service to become ready. Meanwhile its key may
+//! be blocked or its verification result may run out, so the key is checked again right before the inner service is called.
+//! Nothing else in this crate waits between the authentication of a request and the call of an inner service: a hit calls the
+//! instance that is ready, and limits reject instead of waiting.
 
 use std::future::Future;
 use std::mem;

@@ -171,10 +171,7 @@ fn judge(issuer: &State, tally: &Tally, index: usize, response: &Response<Body>)
         (200, Body::Passed { is_stale, age }) => {
             let since_yes = since_yes.expect("accepted without any yes");
             assert!(since_yes < HARD_TTL, "accepted {since_yes:?} after its yes");
-            assert_eq!(
-                *age, since_yes,
-                "the context misstates the age of its facts"
-            );
+            assert_eq!(*age, since_yes, "the age of the context is wrong");
             add(if *is_stale {
                 &tally.stale
             } else {

@@ -354,7 +354,7 @@ async fn dropped_reconciliation_changes_nothing() {
     stage.emulator.delete(key.id());
     stage.emulator.inject(Endpoint::ListKeys, Fault::hold());
     tokio::select! {
-        _ = reconciler.reconcile_once() => panic!("the page is held back"),
+        _ = reconciler.reconcile_once() => panic!("the page is delayed"),
         () = stage.emulator.wait_for_calls(Endpoint::ListKeys, 1) => {}
     }
     stage.emulator.clear_faults();
@@ -791,8 +791,8 @@ impl Recorder for EndTimes {
     }
 }
 
-/// The times at which reconcilers with a period of 60 s that start together reconcile within this time, in milliseconds since their
-/// start.
+/// The times at which reconcilers with a period of 60 s that start together reconcile within this time, in milliseconds since
+/// their start.
 async fn run_times(reconcilers: usize, within: Duration) -> Vec<u128> {
     let run_times = EndTimes::default();
     let _recorder = metrics::set_default_local_recorder(&run_times);

@@ -36,10 +36,10 @@
 //!
 //! # Keys of other APIs
 //!
-//! The reply of verify does not name the API: without [`api_id`](KindeVerifierBuilder::api_id), keys of every API of the Kinde environment are valid.
-//! With it, each key's record is looked up by the reply's `key_id`. A reply without `key_id`, such as the example in Kinde's
-//! own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends none, leave `api_id`
-//! unset and give scopes names that only one API uses.
+//! The reply of verify does not name the API: without [`api_id`](KindeVerifierBuilder::api_id), keys of every API of the Kinde
+//! environment are valid. With it, each key's record is looked up by the reply's `key_id`. A reply without `key_id`, such as
+//! the example in Kinde's own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends
+//! none, leave `api_id` unset and give scopes names that only one API uses.
 //!
 //! # 401 and 403 are ambiguous
 //!

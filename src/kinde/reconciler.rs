@@ -39,9 +39,9 @@ use crate::verify::{VerifyError, VerifyErrorKind};
 /// early changes nothing: after an error, an invalid page, a key that is listed twice, or a list that is longer than
 /// [`max_calls`](KeyReconcilerBuilder::max_calls).
 ///
-/// A list that lacks more than half of the cached keys, and at least twenty of them, is probably incomplete (a token that is
+/// A list by which more than half of the cached keys, and at least twenty, are outdated is probably incomplete (a token that is
 /// restricted to one organization, or a fault of Kinde). The reconciler logs an error and invalidates these keys only if the
-/// next complete list lacks most keys too.
+/// next complete list shows the same.
 ///
 /// To recognize a rotated secret, entries have four more bytes: a keyed digest of the last four characters of the secret, from
 /// which they cannot be recovered. Only layers with a reconciler store it, for keys that were verified after the reconciler was
@@ -76,7 +76,7 @@ pub struct KeyReconciler {
     /// The calls of the current reconciliation.
     calls: u32,
     renewals: RenewalBackoff,
-    /// The last complete list lacked most keys and needs confirmation.
+    /// By the last complete list most keys were outdated, which needs confirmation.
     needs_confirmation: bool,
     is_failing: bool,
 }
@@ -110,7 +110,7 @@ pub struct ReconcileReport {
     pub compared: usize,
     /// The number of secrets that were invalidated.
     pub invalidated: usize,
-    /// `false` if the list lacks so many keys that nothing was invalidated until the next list confirms it.
+    /// `false` if so many keys are outdated that nothing is invalidated until the next list confirms it.
     pub is_confirmed: bool,
 }
 
@@ -225,14 +225,14 @@ impl KeyReconciler {
             }
         }
         report.calls = self.calls;
-        let missing = comparison.missing();
-        let lacks_most = missing.len() >= UNCONFIRMED_LIMIT && missing.len() > compared / 2;
-        report.is_confirmed = !lacks_most || self.needs_confirmation;
+        let outdated = comparison.outdated();
+        let outdates_most = outdated.len() >= UNCONFIRMED_LIMIT && outdated.len() > compared / 2;
+        report.is_confirmed = !outdates_most || self.needs_confirmation;
         self.needs_confirmation = !report.is_confirmed;
         if report.is_confirmed {
-            report.invalidated = self.keys.invalidate_cached(&missing, began).await;
+            report.invalidated = self.keys.invalidate_cached(&outdated, began).await;
         } else {
-            telemetry::not_believed(missing.len(), compared);
+            telemetry::not_believed(outdated.len(), compared);
         }
         Ok(report)
     }

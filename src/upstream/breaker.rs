@@ -8,8 +8,8 @@
 //! A circuit opens on at least 20 calls in 10 s of which half failed, or on failures of 5 distinct keys in a row. A key's
 //! failures count once in 10 s. It stays open for 5 s, doubling to 60 s and shortened at random by up to a fifth. Then it is
 //! half open: one call is let through, and its outcome closes the circuit or opens it again. The call of a known key closes
-//! both. If a known key was rejected while its circuit was open, a known key makes the half-open call: unknown keys wait up to 5 s
-//! longer. The key that made the last failed half-open call lets others go first, also for up to 5 s.
+//! both. If a known key was rejected while its circuit was open, a known key makes the half-open call: unknown keys wait up to
+//! 5 s longer. The key that made the last failed half-open call lets others go first, also for up to 5 s.
 //!
 //! A failure is "the issuer is unavailable". An invalid answer about the key, a 429 and rejected credentials of the verifier show
 //! that the issuer is alive. An invalid response concerns its key only, unless 10 distinct keys in a row have one.

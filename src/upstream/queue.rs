@@ -2,8 +2,8 @@
 //!
 //! * At most 64 calls are in flight, a quarter of them reserved for known keys.
 //! * A lookup is admitted while its expected wait is below the caller deadline. The expected wait follows from the lookups
-//!   ahead of it, the mean duration of a call, the rate limit, the budget below and the share of unknown keys that use it. Other lookups are rejected at once, with
-//!   the expected wait for `Retry-After`.
+//!   ahead of it, the mean duration of a call, the rate limit, the budget below and the share of unknown keys that use it.
+//!   Other lookups are rejected at once, with the expected wait for `Retry-After`.
 //! * Known and unknown keys take turns. Known keys can be served from the cache meanwhile, so they must not starve the
 //!   others. Among the unknown, recently valid keys go first, then the others, in a fair queue by peer.
 //! * Every invalid key costs a token of a budget: 500 at once, 50 per second. The token of an unknown key is taken when its

@@ -62,7 +62,7 @@ async fn fault_57_waiting_request_holds_no_permit() {
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert_eq!(issuer.calls_for(SILENT), 1, "nobody waits for the issuer");
+    assert_eq!(issuer.calls_for(SILENT), 1, "the lookup was not started");
     let start = tokio::time::Instant::now();
     for _ in 0..100 {
         assert_eq!(call(&service, ONE).await.unwrap(), 200);

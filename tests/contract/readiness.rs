@@ -92,7 +92,7 @@ async fn miss_drops_the_ready_instance() {
     assert_eq!(seen.ready(), 1);
     let polls = seen.polls();
     let mut response = Box::pin(service.call(request(ONE)));
-    assert_eq!(seen.ready(), 0, "held while the issuer is asked");
+    assert_eq!(seen.ready(), 0, "a ready instance during the lookup");
     assert!(response.as_mut().now_or_never().is_none());
     tokio::task::yield_now().await;
     assert_eq!(issuer.in_flight(), 1);
@@ -261,7 +261,7 @@ async fn waited(meanwhile: impl AsyncFnOnce(&Meanwhile)) -> (u16, Option<&'stati
     let status = response.status().as_u16();
     let is_called = !seen.called().is_empty();
     assert_eq!(is_called, status == 200, "{status}");
-    assert_eq!(seen.ready(), 0, "an instance is still held ready");
+    assert_eq!(seen.ready(), 0, "an instance is still ready");
     let retry_after = response.headers().get("retry-after");
     (
         status,

@@ -37,7 +37,7 @@ async fn fault_01_unreachable_issuer_costs_no_known_key() {
             stage.handle.upstream().unknown_breaker,
             BreakerState::Open { .. }
         ),
-        "it was tried, and then left alone"
+        "it was called, and then no more"
     );
     stage.clock.jump(Duration::from_secs(900));
     assert_eq!(
@@ -75,7 +75,7 @@ async fn fault_02_silent_issuer_delays_no_known_key() {
     at_once("fresh");
     stage.clock.jump(A_WHILE);
     at_once("stale, and its refresh begins");
-    at_once("while its refresh is under way");
+    at_once("while its refresh is in flight");
 
     let invalid = [1, 2, 3].map(|n| format!("{INVALID_KEY}{n}"));
     let unknown_keys = [
@@ -93,7 +93,7 @@ async fn fault_02_silent_issuer_delays_no_known_key() {
     assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
     assert!(
         stage.emulator.calls().verify.total >= 5,
-        "the issuer got the calls whose answers were lost"
+        "the issuer received the calls"
     );
     assert!(matches!(
         stage.handle.upstream().unknown_breaker,
@@ -235,7 +235,7 @@ async fn fault_33_400_for_invalid_keys_is_401() {
     assert_eq!(
         stage.emulator.calls().verify.total,
         40,
-        "each was asked about"
+        "each key was verified"
     );
     assert_eq!(stage.handle.upstream().breaker, BreakerState::Closed);
     assert_eq!(stage.status(stage.known.secret()).await, 200);

@@ -106,7 +106,7 @@ impl Stage {
         assert_eq!(self.status(self.known.secret()).await, 200);
         assert!(
             self.emulator.calls().verify.total > 0,
-            "the known key is asked about again"
+            "the known key is verified again"
         );
         assert_eq!(self.handle.upstream().breaker, BreakerState::Closed);
     }

@@ -357,7 +357,7 @@ async fn body_over_64_kib_decides_nothing() {
     let encoded = |body: &str| Answer::json(200, body).with("Content-Encoding", "gzip");
     check("encoded", encoded(&more), Seen::InvalidResponse).await;
     check(
-        "not asked to be encoded",
+        "no encoding was requested",
         encoded(&most),
         Seen::InvalidResponse,
     )

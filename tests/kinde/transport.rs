@@ -21,7 +21,7 @@ async fn fault_02_silent_issuer_is_unavailable() {
     assert_eq!(get(&layer, UNKNOWN_KEY).await, unavailable());
     stage.jump(130);
     assert_eq!(get(&layer, GOOD).await, served());
-    assert!(stage.count(Endpoint::Verify) >= 3, "it was not asked");
+    assert!(stage.count(Endpoint::Verify) >= 3, "verify was not called");
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn fault_14_redirects_are_not_followed() {
     stage.jump(3_601);
     assert!(stage.verify(GOOD).await.is_err());
     for endpoint in [Endpoint::Probe, Endpoint::Key, Endpoint::Token] {
-        assert!(stage.count(endpoint) > 0, "{endpoint:?} was not asked");
+        assert!(stage.count(endpoint) > 0, "{endpoint:?} was not called");
     }
     assert_eq!(other.connections(), 0);
 }

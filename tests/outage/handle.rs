@@ -113,7 +113,7 @@ async fn fault_26_block_applies_to_the_next_request() {
             assert_eq!(answer.status, 200);
             assert!(
                 app.now() - answer.age() >= updated_at,
-                "{update:?}: old facts"
+                "{update:?}: an old result"
             );
             assert_eq!(app.issuer.calls_for(KEY), 2);
         }
@@ -166,7 +166,7 @@ async fn fault_27_waiters_get_no_earlier_answer() {
         for answer in waiters.into_iter().chain(later).chain(latest) {
             assert_eq!(answer.await.unwrap().status, 401, "{update:?}");
         }
-        assert_eq!(app.reached(), 1, "the bystander, and nobody else");
+        assert_eq!(app.reached(), 1, "only the other key passes");
         let calls = app.issuer.calls_for(KEY);
         assert_eq!(calls, if update.is_block() { 1 } else { 2 }, "{update:?}");
         // It was not cached either.
@@ -177,7 +177,7 @@ async fn fault_27_waiters_get_no_earlier_answer() {
             assert_eq!(
                 app.issuer.calls_for(KEY),
                 2,
-                "{update:?}: an unblocked key is verified anew"
+                "{update:?}: an unblocked key is verified again"
             );
         }
     }
@@ -228,7 +228,7 @@ async fn fault_27_refresh_in_flight_restores_nothing() {
         pass(SOFT).await;
         assert!(app.get_now(KEY).is_stale());
         pass(millis(100)).await;
-        assert_eq!(app.issuer.calls_for(KEY), 2, "a refresh is under way");
+        assert_eq!(app.issuer.calls_for(KEY), 2, "a refresh is in flight");
         app.issuer.revoke(KEY);
         update.apply(&app);
         // No request starts a lookup until it has completed.

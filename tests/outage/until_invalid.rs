@@ -92,7 +92,7 @@ async fn fault_58_invalid_answer_ends_a_stream() {
     let stream = open(&app).await;
     app.issuer.revoke(KEY);
     pass(SOFT).await;
-    assert!(!stream.is_finished(), "nothing has asked yet");
+    assert!(!stream.is_finished(), "no call was made yet");
     assert_eq!(app.get_now(KEY).status, 200);
     let asked = app.now();
     stream.await.unwrap();
@@ -132,11 +132,7 @@ async fn fault_58_hard_ttl_ends_a_stream() {
         stream.await.unwrap();
         let late = app.now() - (verified + HARD);
         assert!(late <= millis(2), "{late:?}");
-        assert_eq!(
-            app.issuer.calls(),
-            1,
-            "nothing is asked on behalf of a stream"
-        );
+        assert_eq!(app.issuer.calls(), 1, "a stream makes no calls");
     }
 }
 
@@ -207,7 +203,7 @@ async fn fault_58_eviction_ends_no_stream() {
         app.handle.stats()
     );
     let calls = app.issuer.calls_for(KEY);
-    assert!(app.try_now(KEY).is_none(), "the key is still held");
+    assert!(app.try_now(KEY).is_none(), "the key is still cached");
     assert!(!stream.is_finished());
     pass(secs(1)).await;
     assert_eq!(app.issuer.calls_for(KEY), calls + 1);
@@ -258,7 +254,7 @@ async fn fault_58_invalid_evicted_key_ends_its_stream() {
     assert_eq!(
         app.issuer.calls_for(KEY),
         calls + 1,
-        "the key is still held"
+        "the key is still cached"
     );
     let asked = app.now();
     stream.await.unwrap();

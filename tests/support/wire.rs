@@ -164,5 +164,5 @@ pub(crate) async fn until_told(
     };
     tokio::time::timeout(Duration::from_secs(60), tell)
         .await
-        .unwrap_or_else(|_| panic!("not told: {level} {holding:?} in {}", log.text()))
+        .unwrap_or_else(|_| panic!("not logged: {level} {holding:?} in {}", log.text()))
 }

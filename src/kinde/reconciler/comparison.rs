@@ -55,11 +55,11 @@ impl Comparison {
         Ok(())
     }
 
-    /// Returns the keys that the complete list lacks, or has with another secret.
-    pub(super) fn missing(self) -> Vec<CachedKey> {
-        let mut missing = self.rotated;
-        missing.extend(self.unlisted.into_values().flatten());
-        missing
+    /// Returns the cached keys that the complete list lacks, or has with another secret.
+    pub(super) fn outdated(self) -> Vec<CachedKey> {
+        let mut outdated = self.rotated;
+        outdated.extend(self.unlisted.into_values().flatten());
+        outdated
     }
 }
 
