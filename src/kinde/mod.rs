@@ -79,7 +79,7 @@
 //!   confirms the answer.
 //! * Without credentials there is no token to probe with. Once verify has answered 200, a 401 or 403 is read as a 400: an
 //!   unknown key is invalid, and a known one after a later 200. Before that, both are undecided.
-//! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) replaces the table by a fixed reading.
+//! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) replaces the table by a fixed meaning.
 //!
 //! # The access token
 //!

@@ -27,8 +27,8 @@ const CAPACITY: u64 = 100_000;
 /// Whether a key that verify accepted was issued for this API.
 #[derive(Debug)]
 pub(super) enum Ownership {
-    Ours,
-    NotOurs,
+    ThisApi,
+    OtherApi,
     /// The key has no record although verify has just accepted it: deleted meanwhile, or not created everywhere yet.
     NoRecord,
 }
@@ -99,7 +99,7 @@ impl OwnApi {
             .get(key_id)
             .is_some_and(|record| record.org == facts.org && now.since(record.at) <= RECORD_TTL);
         if is_cached {
-            return Ok(Ownership::Ours);
+            return Ok(Ownership::ThisApi);
         }
         let mut reading = self.look_up(key_id, facts, token, deadline).await?;
         let mut is_renewed = false;
@@ -115,8 +115,8 @@ impl OwnApi {
             is_renewed = true;
         }
         let ownership = match reading {
-            KeyReading::Ours => Ownership::Ours,
-            KeyReading::NotOurs => Ownership::NotOurs,
+            KeyReading::ThisApi => Ownership::ThisApi,
+            KeyReading::OtherApi => Ownership::OtherApi,
             KeyReading::NoRecord => Ownership::NoRecord,
             KeyReading::TokenRejected(status) => return Err(self.rejected(status)),
             KeyReading::CannotTell(error) => return Err(LookUpFailed(error).into()),
@@ -128,7 +128,7 @@ impl OwnApi {
                 state.renewals.reset();
             }
         }
-        if matches!(ownership, Ownership::Ours) {
+        if matches!(ownership, Ownership::ThisApi) {
             let org = facts.org.clone();
             self.records
                 .insert(key_id.clone(), CachedRecord { org, at: now });

@@ -46,10 +46,10 @@ pub enum UnauthorizedMeans {
     /// # Warning
     ///
     /// When Kinde rejects the access token of this service, every key is invalid: callers get 401, also with known keys.
-    TheKey,
+    Key,
     /// Always the access token of this service: the caller gets 503, never 401. For an issuer that answers 200 or 400 for
     /// invalid keys.
-    OurToken,
+    AccessToken,
 }
 
 impl KindeVerifier {
@@ -156,8 +156,8 @@ impl Kinde {
     ) -> Result<Next, VerifyError> {
         let deadline = attempt.deadline();
         let token = match (self.unauthorized, token) {
-            (UnauthorizedMeans::TheKey, _) => return Ok(Next::Answer(Invalid::Concluded)),
-            (UnauthorizedMeans::OurToken, _) => {
+            (UnauthorizedMeans::Key, _) => return Ok(Next::Answer(Invalid::Concluded)),
+            (UnauthorizedMeans::AccessToken, _) => {
                 let newer = self.renewed(token, answer, deadline).await;
                 return newer.map(Next::Retry).ok_or_else(token_rejected);
             }
@@ -242,8 +242,8 @@ impl Kinde {
         if let Some(own_api) = &self.own_api {
             let check = own_api.check(&facts, &self.credentials, token, deadline);
             match check.await? {
-                Ownership::Ours => {}
-                Ownership::NotOurs => return Ok(Verification::invalid()),
+                Ownership::ThisApi => {}
+                Ownership::OtherApi => return Ok(Verification::invalid()),
                 Ownership::NoRecord => return Ok(Verification::invalid_unconfirmed()),
             }
         }

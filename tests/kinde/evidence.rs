@@ -252,7 +252,7 @@ async fn static_token_is_probed_and_never_renewed() {
 
 #[tokio::test]
 async fn a_401_can_be_pinned_to_the_key() {
-    let stage = Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::TheKey)).await;
+    let stage = Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::Key)).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.always(Endpoint::Verify, Answer::status(403));
     stage.jump(130);
@@ -266,7 +266,7 @@ async fn a_401_can_be_pinned_to_the_key() {
 #[tokio::test]
 async fn a_401_can_be_pinned_to_the_token() {
     let stage =
-        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::OurToken)).await;
+        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::AccessToken)).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(130);
     for n in 0..5 {

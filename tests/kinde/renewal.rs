@@ -281,7 +281,7 @@ async fn fault_17_two_rejected_tokens_cost_no_third_one() {
 #[tokio::test]
 async fn fault_17_pinned_401_costs_no_third_token() {
     let stage =
-        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::OurToken)).await;
+        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::AccessToken)).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(3_100);
     let answer = Answer::status(401);

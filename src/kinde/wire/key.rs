@@ -15,9 +15,9 @@ use crate::verify::VerifyError;
 #[derive(Debug)]
 pub(crate) enum KeyReading {
     /// Issued for this API, to the organization that verify named.
-    Ours,
+    ThisApi,
     /// Issued for another API or to another organization, or no longer active.
-    NotOurs,
+    OtherApi,
     /// The key has no record, although verify has just accepted it.
     NoRecord,
     /// 401 or 403. The call has no other credential than the access token.
@@ -100,7 +100,7 @@ fn read_body(
         ));
     };
     if matches!(record.status, Field::Is(status) if status != "active") {
-        return Ok(KeyReading::NotOurs);
+        return Ok(KeyReading::OtherApi);
     }
     let owner = record.organization_id.text();
     let agree = match (
@@ -115,10 +115,10 @@ fn read_body(
             ));
         }
     };
-    let is_ours = agree && api_ids.iter().any(|id| id == api_id);
-    Ok(if is_ours {
-        KeyReading::Ours
+    let is_this_api = agree && api_ids.iter().any(|id| id == api_id);
+    Ok(if is_this_api {
+        KeyReading::ThisApi
     } else {
-        KeyReading::NotOurs
+        KeyReading::OtherApi
     })
 }

@@ -77,7 +77,7 @@ proptest! {
         }
         let is_token = matches!(token, TokenReading::Token { .. });
         prop_assert!(!is_token);
-        prop_assert!(!matches!(key, KeyReading::Ours | KeyReading::NotOurs));
+        prop_assert!(!matches!(key, KeyReading::ThisApi | KeyReading::OtherApi));
     }
 
     #[test]
@@ -112,7 +112,7 @@ proptest! {
             prop_assert!(header.is_sensitive() && all("access_token").len() == 1);
             prop_assert!(lifetime <= Duration::from_secs(24 * 60 * 60) && lifetime >= Duration::from_secs(1));
         }
-        if let KeyReading::Ours = key {
+        if let KeyReading::ThisApi = key {
             prop_assert_eq!(all("api_ids"), [r#"["a","b"]"#]);
             prop_assert_eq!(all("organization_id"), [r#""org_1""#]);
         }
