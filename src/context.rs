@@ -205,8 +205,8 @@ impl OrgContext {
     ///
     /// Completes when the key is blocked or invalidated through the [`ApiKeyHandle`](crate::ApiKeyHandle), when the issuer says
     /// that it is invalid, when it expires, and when its result passes the hard TTL without a newer successful verification.
-    /// A stream never re-verifies its key; only other requests with the same key refresh it. So a stream whose key is not used
-    /// otherwise ends at the hard TTL, 15 min unless set; its client then connects again and is verified.
+    /// A stream never re-verifies its key; only other requests with the same key refresh it. So if its key is not used
+    /// otherwise, a stream ends at the hard TTL, 15 min unless set; its client then connects again and is verified.
     ///
     /// The future does not depend on the lifetime of the request, the context or the layer. After the layer was dropped, it
     /// completes at the hard TTL or the expiry of the key. It never completes for a context of [`test_util`](crate::test_util).

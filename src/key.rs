@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 pub const MIN_KEY_LEN: usize = 8;
 /// The maximum length of a key, in bytes.
 pub const MAX_KEY_LEN: usize = 512;
-/// How many of a key's last characters an issuer's list shows.
+/// The number of a key's last characters in an issuer's list.
 pub(crate) const KEY_TAIL_LEN: usize = 4;
 
 /// A caller's API key: a secret of 8 to 512 bytes in RFC 6750's `b64token` grammar.
@@ -140,7 +140,7 @@ fn outside_token68(byte: u8) -> u8 {
 /// known that beats guessing (the hash tables of Rust and Python use it), and it costs a third less than SipHash-2-4.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyDigest {
-    // Not a `u128`, whose alignment would add padding.
+    // Not a `u128`: its alignment would add padding.
     low: u64,
     high: u64,
 }

@@ -49,7 +49,7 @@ use crate::scope::Scopes;
 
 /// Verifies keys with an issuer.
 ///
-/// The layer runs at most one verification per key at a time, on a task of its own, and drops the future when a deadline
+/// The layer runs at most one verification per key at a time, on a separate task, and drops the future when a deadline
 /// passes, so the future must be cancel-safe at every `await`. A panic counts as [`VerifyError::unavailable`].
 ///
 /// See the [module documentation](crate::verify) for an example.
@@ -60,9 +60,9 @@ pub trait Verifier: Send + Sync + 'static {
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send;
 
-    /// Verifies a known key: one whose earlier result is still cached.
+    /// Verifies a known key: one with an earlier result that is still cached.
     ///
-    /// Calls [`verify`](Self::verify) unless overridden. An issuer whose "invalid" sometimes means something else (its own
+    /// Calls [`verify`](Self::verify) unless overridden. An issuer with an "invalid" that sometimes means something else (its own
     /// outage, or a rejected service token) overrides this method and asks for stronger evidence, because an invalid
     /// answer here rejects a customer that was accepted a minute ago.
     fn reverify(
@@ -118,7 +118,7 @@ impl Attempt {
         }
     }
 
-    /// Makes it an attempt for a known key, whose identifier at the issuer is `key_id` if the issuer named one.
+    /// Makes it an attempt for a known key. `key_id` is the key's identifier, if the issuer provides one.
     pub fn known(self, key_id: Option<KeyId>) -> Self {
         Self {
             is_known: true,
@@ -272,7 +272,7 @@ impl Facts {
     }
 }
 
-/// How certain it is that a key is invalid.
+/// The certainty of an invalid answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
     /// The issuer answered the question. Also shows that the issuer is answering.
@@ -425,7 +425,7 @@ pub struct VerifyError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyErrorKind {
-    /// The issuer is unreachable, too slow, or responds with an error of its own. Counts towards the circuit breaker.
+    /// The issuer is unreachable, too slow, or responds with a server error. Counts towards the circuit breaker.
     #[error("the issuer is unavailable")]
     Unavailable,
     /// The issuer asks for fewer calls. Pauses all verifications; does not count towards the circuit breaker.
@@ -447,7 +447,7 @@ pub enum VerifyErrorKind {
 }
 
 impl VerifyError {
-    /// The issuer is unreachable, too slow, or responds with an error of its own.
+    /// The issuer is unreachable, too slow, or responds with a server error.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(VerifyErrorKind::Unavailable, source)
     }

@@ -30,7 +30,7 @@
 //! | 401, 403 | see below |
 //! | 429, 5xx, 3xx, any other status, no reply | cannot tell; concerns the issuer |
 //!
-//! Of a valid reply, `scopes` is an array of strings, null or absent (no scopes), and `org_code`, `key_id` and `user_id` are
+//! In a valid reply, `scopes` is an array of strings, null or absent (no scopes), and `org_code`, `key_id` and `user_id` are
 //! within their grammars, blank, null or absent; otherwise the layer cannot tell. No `org_code`, or a `user_id`, means that the
 //! key belongs to no organization. All other fields are skipped.
 //!

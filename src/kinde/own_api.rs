@@ -19,9 +19,9 @@ use crate::context::{KeyId, OrgCode};
 use crate::telemetry;
 use crate::verify::{Facts, VerifyError};
 
-/// How long a record of a key of this API is cached.
+/// The time for which a record of a key of this API is cached.
 const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
-/// How many records are cached: as many as a layer caches keys by default.
+/// The capacity of the cache of records: the default capacity of a layer.
 const CAPACITY: u64 = 100_000;
 
 /// Whether a key that verify accepted was issued for this API.

@@ -31,8 +31,8 @@ use crate::verify::{VerifyError, VerifyErrorKind};
 /// A reconciliation calls `GET /api/v1/api_keys?key_type=organization&status=active`, once per page. These calls do not count
 /// against the limits of verifications. After the whole list was read,
 ///
-/// * a cached key whose id is not in the list is [invalidated](ApiKeyHandle::invalidate_key), and
-/// * so is a cached secret whose last four characters differ from those in the list: it was rotated.
+/// * a cached key with an id that is not in the list is [invalidated](ApiKeyHandle::invalidate_key), and
+/// * so is a cached secret with other last four characters than those in the list: it was rotated.
 ///
 /// Nothing is blocked: the next request with an invalidated key verifies it. Keys that were verified after the reconciliation
 /// started are left alone, and so are keys without an id or an organization, and keys of users. A reconciliation that ends

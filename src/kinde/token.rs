@@ -123,7 +123,7 @@ struct Failures {
     not_before: Tick,
 }
 
-/// What to log of a fetch.
+/// The event to log after a fetch.
 enum FetchEvent {
     Recovered,
     Failed(VerifyError, Option<&'static str>),

@@ -77,7 +77,7 @@ impl Verifier for KindeVerifier {
         self.0.verify(key, &Attempt::new(DEADLINE)).await
     }
 
-    /// As [`verify`](Verifier::verify), but a 401 or 403 is confirmed only by a later 200 under the same token.
+    /// Like [`verify`](Verifier::verify), but a 401 or 403 is confirmed only by a later 200 under the same token.
     async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         let attempt = Attempt::new(DEADLINE).known(None);
         self.0.verify(key, &attempt).await
@@ -92,7 +92,7 @@ impl Verifier for KindeVerifier {
     }
 }
 
-/// What follows from a 401 or 403.
+/// The next step after a 401 or 403.
 enum Next {
     Answer(Invalid),
     /// Call verify again, with this token.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::quota::Quota;
 use crate::clock::Tick;
 
-/// How many quotas with usage are tracked per account.
+/// The maximum number of quotas per account.
 const QUOTAS: usize = 4;
 
 /// The decision of a rate limit about one request.

@@ -21,11 +21,11 @@ use crate::clock::Tick;
 use crate::context::OrgCode;
 use crate::telemetry;
 
-/// How many accounts are examined for removal per new account. More than one, so that accounts without usage are removed
+/// The number of accounts examined for removal per new account. More than one, so that accounts without usage are removed
 /// faster than new ones are added.
 const CLEANUP: usize = 2;
 
-/// How many accounts are candidates for an eviction.
+/// The number of candidates for an eviction.
 const CANDIDATES: usize = 8;
 
 /// The accounts of one rate limit.
@@ -34,7 +34,7 @@ pub(super) struct Accounts {
     index: Index<Subject, Arc<Account>>,
     list: Mutex<List>,
     capacity: usize,
-    /// How many accounts one organization can have.
+    /// The maximum number of accounts of one organization.
     share: usize,
 }
 
@@ -63,7 +63,7 @@ impl Accounts {
         self.index.len()
     }
 
-    /// Decides about a request whose account does not exist yet, or was just removed.
+    /// Decides about a request without an account, or with one that was just removed.
     #[cold]
     fn add(&self, subject: SubjectRef<'_>, quota: &Quota, now: Tick) -> Decision {
         let mut list = self.lock();
@@ -235,7 +235,7 @@ mod tests {
         OrgContextBuilder::new(String::leak(format!("org_{n}"))).build()
     }
 
-    /// Whether a request passes. Checks the invariants of the table.
+    /// Sends a request, checks the invariants of the list, and returns whether it passes.
     fn passes(accounts: &Accounts, context: &OrgContext, per: Per, now: Tick) -> bool {
         let decision = accounts.request(SubjectRef::new(context, per), &QUOTA, now);
         let list = accounts.lock();

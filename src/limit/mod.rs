@@ -66,7 +66,7 @@
 //!
 //! # Memory
 //!
-//! A rate limit has an account for each organization or key whose quota is not full. The
+//! A rate limit has an account for each organization or key without a full quota. The
 //! [capacity](OrgRateLimitLayerBuilder::capacity) bounds their number: 100,000 by default, which takes some 40 MB. Above it,
 //! the layer examines a few accounts and evicts the one that refills first. The evicted organization starts with a full quota,
 //! and a warning is [logged](crate::telemetry). The keys of one organization have at most a hundredth of the capacity, and at

@@ -1,4 +1,4 @@
-//! What requests are counted by: an organization, or a key.
+//! The subject of a limit: an organization or a key.
 
 use std::hash::{Hash, Hasher};
 
@@ -9,7 +9,7 @@ use crate::context::{Anonymous, KeyId, OrgCode, OrgContext};
 use crate::key::KeyDigest;
 use crate::rejection::Rejection;
 
-/// What a limit counts by.
+/// The kind of subject of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Per {
     Organization,

@@ -27,11 +27,11 @@ const BUCKETS: usize = 10;
 const MIN_CALLS: u32 = 20;
 /// Distinct keys that fail in a row.
 const MAX_FAILING: usize = 5;
-/// Distinct keys with invalid responses in a row. Several organizations may have a key whose response the verifier cannot parse.
+/// Distinct keys with invalid responses in a row. The verifier may be unable to parse the responses of several organizations.
 const MAX_INVALID_RESPONSES: usize = 10;
 const MIN_OPEN: Duration = Duration::from_secs(5);
 const MAX_OPEN: Duration = Duration::from_secs(60);
-/// How long a half-open circuit waits for keys that go first.
+/// The time for which a half-open circuit waits for keys that go first.
 const PRECEDENCE: Duration = Duration::from_secs(5);
 /// The `Retry-After` while the half-open call is in flight.
 const RETRY_AFTER_TRIAL: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ impl Circuit {
     }
 }
 
-/// What a call shows about the issuer.
+/// The evidence of a call about the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Health {
     /// The issuer answered the question.
@@ -107,7 +107,7 @@ struct CircuitState {
     slots: [Slot; BUCKETS],
     /// Distinct keys that failed since the last success.
     failing: HashSet<KeyDigest>,
-    /// The key whose half-open call failed last.
+    /// The key of the last half-open call that failed.
     last_trial: Option<KeyDigest>,
 }
 

@@ -50,7 +50,7 @@ use crate::verify::{
     Answer, Attempt, DynVerifier, Invalid, Verification, VerifyError, VerifyErrorKind,
 };
 
-/// How much a key's lookup matters.
+/// The priority of a key's lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// A result of the key is cached.

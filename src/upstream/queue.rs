@@ -35,10 +35,10 @@ const FIRST_ESTIMATE: Duration = Duration::from_millis(100);
 /// The weight of a call in the means.
 const WEIGHT: f64 = 1.0 / 16.0;
 
-/// What a waiting lookup is sent: it may call now, or why not.
+/// The message to a waiting lookup: it may call now, or why not.
 pub(super) type Turn = Result<(), CannotTell>;
 
-/// What bounds a lookup's wait.
+/// The bound of a lookup's wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitLimits {
     /// Lookups that would wait for longer are rejected.
@@ -53,7 +53,7 @@ pub(super) struct AdmissionQueue {
     known: VecDeque<oneshot::Sender<Turn>>,
     recently_valid: VecDeque<oneshot::Sender<Turn>>,
     unknown: FairQueue,
-    /// Who goes first if both wait.
+    /// The class that goes first if both wait.
     is_turn_of_unknown: bool,
     calls_of_known: usize,
     calls_of_unknown: usize,

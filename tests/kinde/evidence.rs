@@ -1,4 +1,4 @@
-//! What a 401 or 403 from verify means: the table of the module documentation, with a token that the issuer accepts.
+//! The meaning of a 401 or 403 from verify: the table of the module documentation, with a token that the issuer accepts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -65,7 +65,7 @@ pub(crate) enum Endpoint {
     Elsewhere,
 }
 
-/// What the server does with a request.
+/// The server's response to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Reply {

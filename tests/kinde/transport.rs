@@ -234,7 +234,7 @@ async fn requests_have_expected_headers_only() {
             assert_eq!(names, ["accept", "host", "user-agent"], "{endpoint:?}");
         }
     }
-    // One connection for all calls except the probe, whose body is not read.
+    // One connection for all calls except the probe: its body is not read.
     assert!(stage.stub.connections() <= 2);
 }
 

@@ -152,7 +152,7 @@ async fn rejection_has_the_custom_format_and_fields() {
         .route_layer(limit)
         .route_layer(auth);
     let address = serve(app).await;
-    // Passes the rate limit, whose fields are kept in the inner rejection.
+    // Passes the rate limit. Its fields are kept in the inner rejection.
     let busy = get(address, "/busy").key(ONE).send().await;
     assert_eq!(
         (busy.status, busy.body.as_str()),

@@ -26,7 +26,7 @@ fn is_closed(app: &App) {
     assert_eq!(both, (BreakerState::Closed, BreakerState::Closed));
 }
 
-/// An issuer whose calls take 600 ms each; an invalid or new key takes two.
+/// An issuer with calls of 600 ms each; an invalid or new key takes two.
 #[derive(Clone, Default)]
 struct TwoSlowCalls {
     calls: Arc<AtomicUsize>,

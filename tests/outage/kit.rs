@@ -36,7 +36,7 @@ pub(crate) async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// How the issuer behaves.
+/// The behavior of the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Behavior {
     Answers,
@@ -152,7 +152,7 @@ impl Issuer {
         self.state().latency = latency;
     }
 
-    /// Issues a key of the organization `org_1` whose id is `id_` and the secret.
+    /// Issues a key of the organization `org_1`. Its id is `id_` and the secret.
     pub(crate) fn issue(&self, secret: &str) {
         self.issue_as(secret, "org_1", &format!("id_{secret}"));
     }
@@ -392,7 +392,7 @@ pub(crate) struct Answer {
     pub(crate) retry_after: Option<u64>,
     pub(crate) code: Option<&'static str>,
     pub(crate) org: Option<OrgContext>,
-    /// How long the caller waited.
+    /// The time the caller waited.
     pub(crate) took: Duration,
 }
 

@@ -261,7 +261,7 @@ async fn fault_58_invalid_evicted_key_ends_its_stream() {
     assert_eq!(app.now(), asked);
 }
 
-/// A context whose layer, service and handle were dropped.
+/// A context after its layer, service and handle were dropped.
 struct Orphan {
     org: OrgContext,
     clock: TestClock,

@@ -62,7 +62,7 @@ impl KeyReconcilerBuilder {
         self
     }
 
-    /// Compares only keys whose id satisfies this predicate. All keys by default. Set it if the verifier of the layer has
+    /// Compares only keys with an id that satisfies this predicate. All keys by default. Set it if the verifier of the layer has
     /// other issuers too: Kinde does not list their keys, so each reconciliation would invalidate them.
     pub fn only(mut self, predicate: impl Fn(&KeyId) -> bool + Send + Sync + 'static) -> Self {
         self.settings.only = Some(Box::new(predicate));

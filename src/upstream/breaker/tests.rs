@@ -166,7 +166,7 @@ fn it_opens_for_longer_each_time() {
         let open_for = remaining(&breaker, Known, now);
         let longest = Duration::from_secs(longest);
         assert!(open_for <= longest && open_for >= longest.mul_f64(0.79));
-        // In turn: a key whose trial failed lets the other one go first.
+        // In turn: after a failed trial, a key lets the other one go first.
         let key = keys[n % 2];
         assert_eq!(breaker.begin(Known, key, now).unwrap_err(), open_for);
         now = now.after(open_for);

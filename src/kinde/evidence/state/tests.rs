@@ -439,7 +439,7 @@ fn confirmed_answer_is_not_left_unconfirmed() {
     issuer.ok(THIS);
     issuer.state.leave_unconfirmed(&answer, None);
     assert!(issuer.state.unconfirmed.is_none());
-    // Nor does one of an older token replace one of a newer token.
+    // One of an older token does not replace one of a newer token either.
     issuer.known_no(THIS, None);
     issuer.known_no(OTHER, None);
     let token = issuer.state.unconfirmed.as_ref().unwrap().token;
