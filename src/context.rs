@@ -22,6 +22,7 @@ use http::Extensions;
 
 use crate::cache::Entry;
 use crate::clock::Tick;
+use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
 use crate::scope::Scopes;
 
@@ -152,17 +153,19 @@ pub struct OrgContext {
     /// Has an organization: `new` looked.
     entry: Arc<Entry>,
     judged_at: Tick,
+    /// What an outer layer attached to the request, so that guards need not search for it.
+    observation: Option<RequestObservation>,
 }
 
 impl OrgContext {
     /// The context of an entry, if it has an organization.
     #[inline]
     pub(crate) fn new(entry: Arc<Entry>, judged_at: Tick) -> Option<Self> {
-        entry
-            .facts
-            .org
-            .is_some()
-            .then_some(Self { entry, judged_at })
+        entry.facts.org.is_some().then_some(Self {
+            entry,
+            judged_at,
+            observation: None,
+        })
     }
 
     /// The organization that the key belongs to.
@@ -240,9 +243,39 @@ impl OrgContext {
         self.entry.digest
     }
 
-    /// The context that the layer put into a request, or the refusal that its absence calls for.
+    /// Returns the context that the layer put into a request's extensions.
+    ///
+    /// The error is the rejection to answer with: 401 for a request that
+    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let through without a key, and 500, with an event
+    /// in the log, where no [`ApiKeyLayer`](crate::ApiKeyLayer) is in front of the service.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_orgkey::{OrgContext, Rejection};
+    ///
+    /// fn organization<B>(request: &Request<B>) -> Result<&str, Rejection> {
+    ///     Ok(OrgContext::of(request.extensions())?.org_code().as_str())
+    /// }
+    /// ```
+    pub fn of(extensions: &Extensions) -> Result<&Self, Rejection> {
+        Self::required_by(extensions, "a service")
+    }
+
+    /// Returns the observation that a layer outside [`ApiKeyLayer`](crate::ApiKeyLayer) attached to the request, if one
+    /// did. For guards outside this crate, see the [module `observer`](crate::observer).
     #[inline]
-    pub(crate) fn of<'a>(
+    pub fn observation(&self) -> Option<&RequestObservation> {
+        self.observation.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn set_observation(&mut self, observation: Option<RequestObservation>) {
+        self.observation = observation;
+    }
+
+    /// [`of`](Self::of), naming in the log who asks for the context.
+    #[inline]
+    pub(crate) fn required_by<'a>(
         extensions: &'a Extensions,
         who_asks: &str,
     ) -> Result<&'a Self, Rejection> {
@@ -282,7 +315,7 @@ mod extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-            Self::of(&parts.extensions, "the extractor `OrgContext`").cloned()
+            Self::required_by(&parts.extensions, "the extractor `OrgContext`").cloned()
         }
     }
 

@@ -41,6 +41,7 @@ pub mod kinde;
 #[cfg(feature = "limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
+pub mod observer;
 mod pending;
 pub mod rejection;
 mod request_head;
@@ -57,8 +58,6 @@ mod upstream;
 #[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
 pub mod usage;
 pub mod verify;
-#[cfg(any(feature = "audit", feature = "usage"))]
-mod witness;
 
 #[cfg(feature = "audit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
@@ -80,6 +79,7 @@ pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::limit::{
     OrgConcurrencyLimitLayer, OrgRateLimitLayer, OrgRateLimitLayerBuilder, Quota,
 };
+pub use self::observer::{ObserverLayer, RequestObservation};
 pub use self::rejection::{DefaultRejectionResponse, Rejection, RejectionKind, RejectionResponse};
 pub use self::request_head::RequestHead;
 pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scopes};

@@ -244,7 +244,8 @@ impl ScopePolicy {
         permits(self.alternatives(), held)
     }
 
-    pub(crate) fn alternatives(&self) -> impl Iterator<Item = &[Scope]> + Clone {
+    /// Returns the alternatives: a key must hold every scope of one of them.
+    pub fn alternatives(&self) -> impl Iterator<Item = &[Scope]> + Clone {
         self.0.iter().map(AsRef::as_ref)
     }
 }

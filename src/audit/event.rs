@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use super::peer::AuditPeer;
 use crate::clock::Tick;
 use crate::context::{KeyId, OrgCode};
+use crate::observer::{Caller, EarlyEnd, Requirement};
 use crate::rejection::Rejection;
-use crate::witness::{Asked, Caller, Left};
 
 /// One event of the trail.
 ///
@@ -141,7 +141,7 @@ pub struct AuditedRequest {
     pub(super) path: Option<Box<str>>,
     pub(super) peer: Option<AuditPeer>,
     pub(super) who: Who,
-    pub(super) asked: Vec<Asked>,
+    pub(super) requirements: Vec<Requirement>,
     pub(super) outcome: Outcome,
     pub(super) status: Option<StatusCode>,
     pub(super) duration: Duration,
@@ -168,11 +168,11 @@ impl From<Option<Caller>> for Who {
             None => Self::Nobody,
             Some(Caller::Anonymous) => Self::Anonymous,
             // Not the context itself, which keeps a cache's entry alive.
-            Some(Caller::Organization { context, cached }) => Self::Organization {
+            Some(Caller::Organization { context, is_cached }) => Self::Organization {
                 org: context.org_code().clone(),
                 key_id: context.key_id().cloned(),
                 user_id: context.user_id().map(Into::into),
-                is_cached: cached,
+                is_cached,
                 is_stale: context.is_stale(),
             },
         }
@@ -184,7 +184,7 @@ impl From<Option<Caller>> for Who {
 pub(super) enum Outcome {
     LetIn,
     Refused(Rejection),
-    Left(Left),
+    EndedEarly(EarlyEnd),
 }
 
 #[derive(Clone, Debug)]
@@ -287,9 +287,7 @@ impl AuditedRequest {
             Outcome::LetIn if matches!(self.who, Who::Anonymous) => "anonymous",
             Outcome::LetIn => "allowed",
             Outcome::Refused(rejection) => rejection.code(),
-            Outcome::Left(Left::Failed) => "failed",
-            Outcome::Left(Left::Dropped) => "dropped",
-            Outcome::Left(Left::Panicked) => "panicked",
+            Outcome::EndedEarly(end) => end.code(),
         }
     }
 
@@ -297,7 +295,7 @@ impl AuditedRequest {
     pub fn rejection(&self) -> Option<&Rejection> {
         match &self.outcome {
             Outcome::Refused(rejection) => Some(rejection),
-            Outcome::LetIn | Outcome::Left(_) => None,
+            Outcome::LetIn | Outcome::EndedEarly(_) => None,
         }
     }
 

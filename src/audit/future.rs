@@ -9,20 +9,19 @@ use pin_project_lite::pin_project;
 use super::body::AuditBody;
 use super::event::{AuditedRequest, Outcome};
 use super::trail::AuditTrail;
-use crate::rejection::Rejection;
-use crate::witness::{Answer, Left, Visit, Watched, Witness};
+use crate::observer::{EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver};
 
 pin_project! {
     /// The response future of [`AuditService`](super::AuditService).
     pub struct AuditFuture<F> {
         #[pin]
-        watched: Watched<F, Open>,
+        observed: ObservedFuture<F, Open>,
     }
 }
 
 impl<F> AuditFuture<F> {
-    pub(super) fn new(watched: Watched<F, Open>) -> Self {
-        Self { watched }
+    pub(super) fn new(observed: ObservedFuture<F, Open>) -> Self {
+        Self { observed }
     }
 }
 
@@ -34,7 +33,7 @@ where
     type Output = Result<Response<AuditBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().watched.poll(cx)
+        self.project().observed.poll(cx)
     }
 }
 
@@ -48,15 +47,19 @@ impl<F> fmt::Debug for AuditFuture<F> {
 pub(super) struct Open {
     /// Empty once it is told.
     record: Option<Box<AuditedRequest>>,
-    witness: Witness,
+    observation: RequestObservation,
     trail: AuditTrail,
 }
 
 impl Open {
-    pub(super) fn new(record: AuditedRequest, witness: Witness, trail: AuditTrail) -> Self {
+    pub(super) fn new(
+        record: AuditedRequest,
+        observation: RequestObservation,
+        trail: AuditTrail,
+    ) -> Self {
         Self {
             record: Some(Box::new(record)),
-            witness,
+            observation,
             trail,
         }
     }
@@ -64,47 +67,47 @@ impl Open {
     /// The record as it stands at the end, if anything was decided on the request.
     fn close(&mut self, outcome: Outcome) -> Option<Box<AuditedRequest>> {
         let mut record = self.record.take()?;
-        let caller = self.witness.caller();
+        let caller = self.observation.caller();
         if caller.is_none() && !matches!(outcome, Outcome::Refused(_)) {
             return None;
         }
         record.who = caller.into();
-        record.asked = self.witness.asked();
+        record.requirements = self.observation.requirements();
         record.outcome = outcome;
         record.duration = self.trail.clock().now().since(record.arrived);
         Some(record)
     }
 
-    fn leave(&mut self, how: Left) {
-        if let Some(record) = self.close(Outcome::Left(how)) {
+    fn end_early(&mut self, end: EarlyEnd) {
+        if let Some(record) = self.close(Outcome::EndedEarly(end)) {
             self.trail.accept(record);
         }
     }
 }
 
-impl Visit for Open {
-    fn left(mut self, how: Left) {
-        self.leave(how);
+impl Observer for Open {
+    fn ended_early(mut self, end: EarlyEnd) {
+        self.end_early(end);
     }
 }
 
 /// What was opened and never watched: the inner service panicked before it had made a future.
 impl Drop for Open {
     fn drop(&mut self) {
-        self.leave(if std::thread::panicking() {
-            Left::Panicked
+        self.end_early(if std::thread::panicking() {
+            EarlyEnd::Panicked
         } else {
-            Left::Dropped
+            EarlyEnd::Dropped
         });
     }
 }
 
-impl<B: http_body::Body> Answer<B> for Open {
+impl<B: http_body::Body> ResponseObserver<B> for Open {
     type Body = AuditBody<B>;
 
-    fn answered(mut self, response: Response<B>) -> Response<Self::Body> {
-        let outcome = match response.extensions().get::<Rejection>() {
-            Some(rejection) => Outcome::Refused(rejection.clone()),
+    fn responded(mut self, response: Response<B>) -> Response<Self::Body> {
+        let outcome = match self.observation.rejection_of(&response) {
+            Some(rejection) => Outcome::Refused(rejection),
             None => Outcome::LetIn,
         };
         let Some(mut record) = self.close(outcome) else {

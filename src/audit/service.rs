@@ -9,8 +9,8 @@ use super::body::AuditBody;
 use super::event::{AuditedRequest, Outcome, Route, Who, kept, kept_method};
 use super::future::{AuditFuture, Open};
 use super::layer::AuditLayer;
+use crate::observer::{ObservedFuture, RequestObservation};
 use crate::request_head::RequestHead;
-use crate::witness::{Watched, Witness};
 
 /// The service that [`AuditLayer`] makes.
 ///
@@ -44,7 +44,7 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let open = self.layer.open(&mut request);
         let inner = &mut self.inner;
-        AuditFuture::new(Watched::call(open, || inner.call(request)))
+        AuditFuture::new(ObservedFuture::call(open, || inner.call(request)))
     }
 }
 
@@ -52,7 +52,7 @@ impl AuditLayer {
     /// Writes down what is known of a request when it arrives.
     fn open<B>(&self, request: &mut Request<B>) -> Open {
         let options = &self.options;
-        let witness = Witness::call(request.extensions_mut());
+        let observation = RequestObservation::attach(request.extensions_mut());
         let request_id = self
             .trail
             .ids()
@@ -71,13 +71,13 @@ impl AuditLayer {
             peer: options.peer.as_ref().and_then(|peer| peer(head)),
             // The rest is found out later, and stands here only until then.
             who: Who::Nobody,
-            asked: Vec::new(),
+            requirements: Vec::new(),
             outcome: Outcome::LetIn,
             status: None,
             duration: Duration::ZERO,
             body: None,
         };
-        Open::new(record, witness, self.trail.clone())
+        Open::new(record, observation, self.trail.clone())
     }
 }
 

@@ -12,6 +12,7 @@ use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
 use crate::key::ApiKey;
+use crate::observer::RequestObservation;
 use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
@@ -57,10 +58,14 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         // Nothing but this function writes the future, so that it is built where it stays: it is some hundred bytes.
         let face = self.layer.face.clone();
-        match self.layer.core.way(&mut request, self.layer.max_age) {
+        // The one look-up of the request's observation: guards find it in the context.
+        let observation = RequestObservation::of(request.extensions()).cloned();
+        let max_age = self.layer.max_age;
+        match (self.layer.core).way(&mut request, max_age, observation.as_ref()) {
             Way::Pass { is_anonymous } => ResponseFuture {
                 face,
                 is_anonymous,
+                observation,
                 state: State::Called {
                     future: self.inner.call(request),
                 },
@@ -68,6 +73,7 @@ where
             Way::Refuse(rejection) => ResponseFuture {
                 face,
                 is_anonymous: false,
+                observation,
                 state: State::Refused {
                     rejection: Some(rejection),
                 },
@@ -75,6 +81,7 @@ where
             Way::Wait(question) => ResponseFuture {
                 face,
                 is_anonymous: false,
+                observation,
                 state: State::Waiting {
                     pending: self.wait(request, question),
                 },
@@ -109,10 +116,11 @@ impl Core {
         self: &Arc<Self>,
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
+        observation: Option<&RequestObservation>,
     ) -> Way {
         let (key, digest) = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => (key, self.cache.digest(key)),
-            Credential::Absent if self.allow_anonymous => return anonymous(request),
+            Credential::Absent if self.allow_anonymous => return anonymous(request, observation),
             Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
             Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
         };
@@ -147,7 +155,7 @@ impl Core {
                 }
             },
         };
-        match self.admit(request, entry, now, true) {
+        match self.admit(request, entry, now, true, observation) {
             Ok(()) => Way::Pass {
                 is_anonymous: false,
             },
@@ -161,24 +169,24 @@ impl Core {
         clippy::inline_always,
         reason = "the compiler would not, since the seldom way judges too, and a call is a sixth of its price"
     )]
-    #[cfg_attr(
-        not(any(feature = "audit", feature = "usage")),
-        allow(unused_variables)
-    )]
     pub(super) fn admit<B>(
         &self,
         request: &mut Request<B>,
         entry: Arc<Entry>,
         now: Tick,
         cached: bool,
+        observation: Option<&RequestObservation>,
     ) -> Result<(), Rejection> {
         if entry.facts.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
-        let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
+        let mut context =
+            OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
         telemetry::allowed(&context);
-        #[cfg(any(feature = "audit", feature = "usage"))]
-        crate::witness::Witness::tell_organization(request.extensions(), &context, cached);
+        if let Some(observation) = observation {
+            observation.record_organization(&context, cached);
+            context.set_observation(Some(observation.clone()));
+        }
         if self.strip_credential {
             request.headers_mut().remove(self.credential.header());
         }
@@ -195,10 +203,11 @@ fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
 }
 
 #[cold]
-fn anonymous<B>(request: &mut Request<B>) -> Way {
+fn anonymous<B>(request: &mut Request<B>, observation: Option<&RequestObservation>) -> Way {
+    if let Some(observation) = observation {
+        observation.record_anonymous();
+    }
     let extensions = request.extensions_mut();
-    #[cfg(any(feature = "audit", feature = "usage"))]
-    crate::witness::Witness::tell_anonymous(extensions);
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
     Way::Pass { is_anonymous: true }

@@ -7,10 +7,9 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
+use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::Rejection;
 use crate::scope::{ScopePolicy, permits, wanted};
-#[cfg(feature = "audit")]
-use crate::witness::{Policy, Witness};
 
 /// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
 #[inline]
@@ -24,16 +23,28 @@ pub(super) fn permitted<'a, 'p, N: AsRef<str> + 'p>(
     }
 }
 
-/// Why a request is not permitted. It looks for the context once more, so that those who are do not pay for the answer.
+/// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
 #[cold]
 pub(super) fn refusal<'p, N: AsRef<str> + 'p>(
     extensions: &Extensions,
     alternatives: impl Iterator<Item = &'p [N]>,
     who_asks: &str,
+    requirement: impl FnOnce(bool) -> Requirement,
 ) -> Rejection {
-    match OrgContext::of(extensions, who_asks) {
-        Ok(context) => Rejection::insufficient_scope(wanted(alternatives, context.scopes())),
+    if let Some(observation) = RequestObservation::of(extensions) {
+        observation.record_requirement(requirement(false));
+    }
+    match OrgContext::required_by(extensions, who_asks) {
+        Ok(context) => Rejection::scopes_missing(wanted(alternatives, context.scopes())),
         Err(rejection) => rejection,
+    }
+}
+
+/// Tells the observer of a request, if there is one, that the request met a requirement.
+#[inline]
+pub(super) fn record_met(context: &OrgContext, requirement: impl FnOnce(bool) -> Requirement) {
+    if let Some(observation) = context.observation() {
+        observation.record_requirement(requirement(true));
     }
 }
 
@@ -118,15 +129,20 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let alternatives = self.policy.alternatives();
+        let requirement = |is_met| Requirement::scopes(self.policy.clone(), is_met);
         // Decided before the call, and not in the arms of one `if`: the compiler then copies the inner future once less.
         let decision = match permitted(request.extensions(), alternatives.clone()) {
-            Some(_) => Ok(()),
-            None => Err(refusal(request.extensions(), alternatives, "a scope guard")),
+            Some(context) => {
+                record_met(context, requirement);
+                Ok(())
+            }
+            None => Err(refusal(
+                request.extensions(),
+                alternatives,
+                "a scope guard",
+                requirement,
+            )),
         };
-        #[cfg(feature = "audit")]
-        Witness::tell_asked(request.extensions(), decision.is_ok(), || {
-            Policy::OfGuard(self.policy.clone())
-        });
         match decision {
             Ok(()) => GuardFuture::pass(self.inner.call(request)),
             Err(rejection) => GuardFuture::refuse(rejection),

@@ -2,9 +2,11 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
 #[cfg(feature = "axum")]
-use super::scope::{permitted, refusal};
+use super::scope::{permitted, record_met, refusal};
 #[cfg(feature = "axum")]
 use crate::context::OrgContext;
+#[cfg(feature = "axum")]
+use crate::observer::Requirement;
 use crate::scope::is_scope;
 
 /// A scope policy in a type, for [`Scoped`](crate::Scoped).
@@ -109,13 +111,16 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
             );
         }
         let alternatives = S::ALTERNATIVES.iter().copied();
-        let context = permitted(&parts.extensions, alternatives.clone());
-        #[cfg(feature = "audit")]
-        crate::witness::Witness::tell_asked(&parts.extensions, context.is_some(), || {
-            crate::witness::Policy::OfType(S::ALTERNATIVES)
-        });
-        let context = context
-            .ok_or_else(|| refusal(&parts.extensions, alternatives, "the extractor `Scoped`"))?;
+        let requirement = |is_met| Requirement::static_scopes(S::ALTERNATIVES, is_met);
+        let context = permitted(&parts.extensions, alternatives.clone()).ok_or_else(|| {
+            refusal(
+                &parts.extensions,
+                alternatives,
+                "the extractor `Scoped`",
+                requirement,
+            )
+        })?;
+        record_met(context, requirement);
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,

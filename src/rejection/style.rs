@@ -136,7 +136,7 @@ mod tests {
     fn parameters_are_quoted_and_separated_by_commas() {
         let style = Style::bearer("acme api").unwrap();
         let challenge = style
-            .challenge(&Rejection::insufficient_scope("a b".into()))
+            .challenge(&Rejection::insufficient_scope(["a", "b"]))
             .unwrap();
         assert_eq!(
             challenge,
@@ -165,7 +165,7 @@ mod tests {
             r#"ApiKey realm="api""#
         );
         assert_eq!(challenge(Rejection::malformed_credential()), None);
-        assert_eq!(challenge(Rejection::insufficient_scope("a".into())), None);
+        assert_eq!(challenge(Rejection::insufficient_scope(["a"])), None);
         assert!(Style::custom("Api Key", "api", &name).is_err());
     }
 }

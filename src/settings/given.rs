@@ -94,7 +94,7 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
     )]
     fn require<'a>(extensions: &'a Extensions, who_asks: &str) -> Result<&'a Self, Rejection> {
         // First whose call it is: without an organization it is not the settings that are missing.
-        OrgContext::of(extensions, who_asks)?;
+        OrgContext::required_by(extensions, who_asks)?;
         Self::of(extensions).ok_or_else(|| {
             telemetry::settings::layer_missing(who_asks, std::any::type_name::<T>());
             Rejection::internal()

@@ -159,7 +159,7 @@ fn without_organization(extensions: &Extensions) -> Way {
 impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
     fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection> {
         let extensions = request.extensions_mut();
-        let org = OrgContext::of(extensions, "an `OrgSettingsLayer`")?
+        let org = OrgContext::required_by(extensions, "an `OrgSettingsLayer`")?
             .org_code()
             .clone();
         match settled {

@@ -20,9 +20,9 @@ use super::routes::{RouteId, Routes};
 use super::snapshot::{LineKey, UsageSnapshot};
 use super::wall::Wall;
 use crate::clock::Clock;
+use crate::observer::{Caller, RequestObservation};
 use crate::request_head::RequestHead;
 use crate::telemetry::usage as telemetry;
-use crate::witness::{Caller, Witness};
 
 /// Names the route of a request.
 pub(super) type RouteFn =
@@ -136,8 +136,8 @@ impl Books {
 
     /// Counts a request that has ended, in the minute that it is.
     #[inline]
-    pub(super) fn count(&self, witness: &Witness, route: RouteId, ended: Ended) {
-        let caller = witness.caller();
+    pub(super) fn count(&self, observation: &RequestObservation, route: RouteId, ended: Ended) {
+        let caller = observation.caller();
         let (account, key) = match &caller {
             Some(Caller::Organization { context, .. }) => (
                 AccountRef::Organization(context.org_code()),

@@ -4,8 +4,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::nanos;
+use crate::observer::EarlyEnd;
 use crate::rejection::RejectionKind;
-use crate::witness::Left;
 
 /// The upper bounds of the duration buckets, in milliseconds, each inclusive. One more bucket holds what took longer.
 ///
@@ -15,7 +15,7 @@ pub const DURATION_BOUNDS_MS: [u64; 14] = [
 ];
 
 const BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
-const KINDS: usize = RejectionKind::ALL.len();
+const KINDS: usize = RejectionKind::KINDS.len();
 
 /// What is counted of requests: a value that adds up.
 ///
@@ -60,7 +60,7 @@ impl Counts {
 
     /// What requests were refused for, and how many; kinds that did not occur are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (RejectionKind, u64)> + '_ {
-        RejectionKind::ALL
+        RejectionKind::KINDS
             .into_iter()
             .map(|kind| (kind, self.refused_for(kind)))
             .filter(|(_, count)| *count > 0)
@@ -116,7 +116,7 @@ pub(super) struct Ended {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum How {
     Answered(Option<RejectionKind>),
-    Left(Left),
+    EndedEarly(EarlyEnd),
 }
 
 impl Counts {
@@ -133,9 +133,9 @@ impl Counts {
             How::Answered(Some(kind)) => {
                 self.refusals.get_or_insert_default()[kind as usize] += 1;
             }
-            How::Left(Left::Failed) => self.failed += 1,
-            How::Left(Left::Dropped) => self.dropped += 1,
-            How::Left(Left::Panicked) => self.panicked += 1,
+            How::EndedEarly(EarlyEnd::Failed) => self.failed += 1,
+            How::EndedEarly(EarlyEnd::Dropped) => self.dropped += 1,
+            How::EndedEarly(EarlyEnd::Panicked) => self.panicked += 1,
         }
     }
 
@@ -251,7 +251,7 @@ impl TryFrom<Wire> for Counts {
     fn try_from(wire: Wire) -> Result<Self, String> {
         let mut refusals: Option<Box<[u64; KINDS]>> = None;
         for (code, count) in wire.refusals {
-            let Some(kind) = RejectionKind::ALL
+            let Some(kind) = RejectionKind::KINDS
                 .into_iter()
                 .find(|kind| kind.code() == code)
             else {
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn kinds_stand_at_their_own_place() {
-        for (place, kind) in RejectionKind::ALL.into_iter().enumerate() {
+        for (place, kind) in RejectionKind::KINDS.into_iter().enumerate() {
             assert_eq!(kind as usize, place, "{kind:?}");
         }
     }
@@ -314,11 +314,11 @@ mod tests {
             Duration::from_millis(7),
             How::Answered(Some(RejectionKind::NotFound)),
         ));
-        one.count(ended(Duration::ZERO, How::Left(Left::Dropped)));
+        one.count(ended(Duration::ZERO, How::EndedEarly(EarlyEnd::Dropped)));
         let mut other = Counts::default();
         for how in [
-            How::Left(Left::Failed),
-            How::Left(Left::Panicked),
+            How::EndedEarly(EarlyEnd::Failed),
+            How::EndedEarly(EarlyEnd::Panicked),
             How::Answered(None),
         ] {
             other.count(ended(Duration::from_secs(60), how));

@@ -8,19 +8,19 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 
 use super::service::Call;
-use crate::witness::Watched;
+use crate::observer::ObservedFuture;
 
 pin_project! {
     /// The response future of [`UsageService`](super::UsageService). Dropped before its end it counts as that.
     pub struct ResponseFuture<F> {
         #[pin]
-        watched: Watched<F, Call>,
+        observed: ObservedFuture<F, Call>,
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn new(watched: Watched<F, Call>) -> Self {
-        Self { watched }
+    pub(super) fn new(observed: ObservedFuture<F, Call>) -> Self {
+        Self { observed }
     }
 }
 
@@ -32,7 +32,7 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().watched.poll(cx)
+        self.project().observed.poll(cx)
     }
 }
 

@@ -12,9 +12,8 @@ use super::counts::{Ended, How};
 use super::future::ResponseFuture;
 use super::routes::RouteId;
 use crate::clock::Tick;
-use crate::rejection::Rejection;
+use crate::observer::{EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver};
 use crate::request_head::RequestHead;
-use crate::witness::{Answer, Left, Visit, Watched, Witness};
 
 /// The service that [`UsageLayer`](super::UsageLayer) makes.
 ///
@@ -51,12 +50,12 @@ where
         let call = Call {
             route: self.books.route(RequestHead::of(&request)),
             request_bytes: declared_size(&request),
-            witness: Witness::call(request.extensions_mut()),
+            observation: RequestObservation::attach(request.extensions_mut()),
             began: self.books.clock.now(),
             books: Arc::clone(&self.books),
         };
         let inner = &mut self.inner;
-        ResponseFuture::new(Watched::call(call, || inner.call(request)))
+        ResponseFuture::new(ObservedFuture::call(call, || inner.call(request)))
     }
 }
 
@@ -73,7 +72,7 @@ fn declared_size<B: Body>(request: &Request<B>) -> u64 {
 /// One request, from its arrival to its end.
 pub(super) struct Call {
     books: Arc<Books>,
-    witness: Witness,
+    observation: RequestObservation,
     began: Tick,
     route: RouteId,
     request_bytes: u64,
@@ -88,25 +87,28 @@ impl Call {
             request_bytes: self.request_bytes,
             response_bytes,
         };
-        self.books.count(&self.witness, self.route, ended);
+        self.books.count(&self.observation, self.route, ended);
     }
 }
 
-impl Visit for Call {
+impl Observer for Call {
     #[cold]
-    fn left(self, how: Left) {
-        self.count(How::Left(how), 0);
+    fn ended_early(self, end: EarlyEnd) {
+        self.count(How::EndedEarly(end), 0);
     }
 }
 
-impl<B: Body> Answer<B> for Call {
+impl<B: Body> ResponseObserver<B> for Call {
     type Body = B;
 
     #[inline]
-    fn answered(self, response: Response<B>) -> Response<B> {
-        let refusal = response.extensions().get().map(Rejection::kind);
+    fn responded(self, response: Response<B>) -> Response<B> {
+        let rejection = self.observation.rejection_of(&response);
         let size = response.body().size_hint().exact().unwrap_or(0);
-        self.count(How::Answered(refusal), size);
+        self.count(
+            How::Answered(rejection.map(|rejection| rejection.kind())),
+            size,
+        );
         response
     }
 }

@@ -148,14 +148,15 @@ pub(super) struct Named<'a> {
 #[derive(Serialize)]
 pub(super) struct Authorization<'a> {
     pub(super) decision: &'static str,
-    pub(super) policy: ScopePolicy<'a>,
+    pub(super) policy: Policy<'a>,
 }
 
 #[derive(Serialize)]
-pub(super) struct ScopePolicy<'a> {
+pub(super) struct Policy<'a> {
     pub(super) r#type: &'static str,
     pub(super) name: String,
-    pub(super) data: Alternatives<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<Alternatives<'a>>,
 }
 
 #[derive(Serialize)]

@@ -6,15 +6,15 @@ use http::Method;
 
 use super::fields::{
     Actor, Alternatives, Api, ApiResponse, Authorization, ByCode, Credential, Document, Endpoint,
-    HttpRequest, HttpResponse, Metadata, Named, OfRequest, Organization, Product, Rest,
-    ScopePolicy, Subject, Uid, Unmapped, Url, User,
+    HttpRequest, HttpResponse, Metadata, Named, OfRequest, Organization, Policy, Product, Rest,
+    Subject, Uid, Unmapped, Url, User,
 };
 use super::verdict::{Caption, Class, Verdict};
 use crate::audit::event::{
     AuditEvent, AuditedRequest, Body, BodyEnd, LeftOutRefusals, LostEvents, Period, Who,
 };
+use crate::observer::Requirement;
 use crate::rejection::Rejection;
-use crate::witness::{Asked, Policy};
 
 /// The version of the schema.
 const VERSION: &str = "1.8.0";
@@ -49,7 +49,7 @@ impl AuditEvent {
             duration,
             action_id: verdict.action.0,
             action: verdict.action.1,
-            authorizations: request.asked.iter().map(authorization).collect(),
+            authorizations: request.requirements.iter().map(authorization).collect(),
             subject,
             src_endpoint: endpoint(request),
             http_request: HttpRequest {
@@ -248,26 +248,32 @@ fn user(who: &Who) -> User<'_> {
     }
 }
 
-fn authorization(asked: &Asked) -> Authorization<'_> {
-    let any_of: Vec<Vec<&str>> = match &asked.policy {
-        Policy::OfGuard(policy) => policy
-            .alternatives()
-            .map(|names| names.iter().map(AsRef::as_ref).collect())
-            .collect(),
-        Policy::OfType(alternatives) => alternatives.iter().map(|names| names.to_vec()).collect(),
+fn authorization(requirement: &Requirement) -> Authorization<'_> {
+    let policy = match requirement.scope_alternatives() {
+        Some(any_of) => {
+            let names: Vec<String> = any_of.iter().map(|names| names.join(" ")).collect();
+            Policy {
+                r#type: "Scope",
+                name: names.join(" | "),
+                data: Some(Alternatives { any_of }),
+            }
+        }
+        None => Policy {
+            r#type: "Organization",
+            name: match requirement.organization_parameter() {
+                Some(parameter) => parameter.to_owned(),
+                None => "organization".to_owned(),
+            },
+            data: None,
+        },
     };
-    let name: Vec<String> = any_of.iter().map(|names| names.join(" ")).collect();
     Authorization {
-        decision: if asked.is_satisfied {
+        decision: if requirement.is_met() {
             "allowed"
         } else {
             "denied"
         },
-        policy: ScopePolicy {
-            r#type: "Scope",
-            name: name.join(" | "),
-            data: Alternatives { any_of },
-        },
+        policy,
     }
 }
 

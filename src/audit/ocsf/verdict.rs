@@ -3,8 +3,8 @@
 use http::Method;
 
 use crate::audit::event::{AuditedRequest, Outcome};
+use crate::observer::EarlyEnd;
 use crate::rejection::RejectionKind;
-use crate::witness::Left;
 
 /// A class of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +83,8 @@ impl Verdict {
             },
             status: match &request.outcome {
                 Outcome::LetIn if !has_failed => Caption::SUCCESS,
-                Outcome::Left(Left::Dropped) => Caption(Caption::OTHER, "Dropped"),
-                Outcome::LetIn | Outcome::Refused(_) | Outcome::Left(_) => Caption::FAILURE,
+                Outcome::EndedEarly(EarlyEnd::Dropped) => Caption(Caption::OTHER, "Dropped"),
+                Outcome::LetIn | Outcome::Refused(_) | Outcome::EndedEarly(_) => Caption::FAILURE,
             },
             severity: if is_refused {
                 Caption(2, "Low")
@@ -110,7 +110,8 @@ fn is_about_the_key(kind: RejectionKind) -> bool {
         | RejectionKind::RateLimited
         | RejectionKind::ConcurrencyLimited
         | RejectionKind::SettingsUnavailable
-        | RejectionKind::Internal => false,
+        | RejectionKind::Internal
+        | RejectionKind::Custom => false,
     }
 }
 
