@@ -32,8 +32,6 @@ pub mod emulator;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;
-#[cfg(any(feature = "kinde", feature = "openmeter"))]
-mod http_client;
 mod key;
 #[cfg(feature = "kinde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kinde")))]

@@ -2,12 +2,12 @@ use std::fmt;
 use std::time::Duration;
 
 use http::HeaderValue;
+use orgkey_http::Pinned;
 use zeroize::Zeroizing;
 
 use super::OpenMeterSink;
 use super::event::Names;
 use crate::config::ConfigError;
-use crate::http_client::{self, Pinned};
 
 /// Builds an [`OpenMeterSink`].
 #[must_use]
@@ -101,7 +101,7 @@ impl OpenMeterSinkBuilder {
     /// visible ASCII; `source`, `event_type` or `unattributed_subject` is empty; `add_root_certificate_pem` holds no
     /// certificate; `connect_timeout` or `timeout` is zero.
     pub fn build(self) -> Result<OpenMeterSink, ConfigError> {
-        let origin = http_client::origin(&self.origin, self.allow_http)
+        let origin = orgkey_http::origin(&self.origin, self.allow_http)
             .map_err(|problem| ConfigError::new("origin", problem))?;
         self.check()?;
         let authorization = match &self.token {
@@ -114,7 +114,8 @@ impl OpenMeterSinkBuilder {
             certificates: &self.certificates,
             proxy: None,
         }
-        .build()?;
+        .build()
+        .map_err(|error| ConfigError::new(error.field, error.problem))?;
         let mut endpoint = origin;
         endpoint.set_path("/api/v1/events");
         Ok(OpenMeterSink {

@@ -9,10 +9,17 @@ use std::time::Duration;
 use reqwest::{Client, ClientBuilder, Proxy, redirect, retry};
 use url::{Host, Url};
 
-use crate::config::ConfigError;
+/// Why a client cannot be built, for an error of configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildError {
+    /// The name of the builder's method that is at fault.
+    pub field: &'static str,
+    /// What is wrong.
+    pub problem: &'static str,
+}
 
 /// The origin that this text names: no path, no query, no user; `http` on loopback only, unless it is allowed.
-pub(crate) fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> {
+pub fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> {
     let Ok(url) = Url::parse(text) else {
         return Err("is no absolute URL");
     };
@@ -37,16 +44,27 @@ pub(crate) fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> 
 }
 
 /// What differs between our clients.
-pub(crate) struct Pinned<'a> {
-    pub(crate) origin: &'a Url,
-    pub(crate) connect_timeout: Duration,
+#[derive(Debug)]
+pub struct Pinned<'a> {
+    /// Where it calls.
+    pub origin: &'a Url,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
     /// Roots to trust beside the machine's own, in PEM.
-    pub(crate) certificates: &'a [Vec<u8>],
-    pub(crate) proxy: Option<Proxy>,
+    pub certificates: &'a [Vec<u8>],
+    /// A proxy to call through.
+    pub proxy: Option<Proxy>,
+}
+
+impl BuildError {
+    fn new(field: &'static str, problem: &'static str) -> Self {
+        Self { field, problem }
+    }
 }
 
 impl Pinned<'_> {
-    pub(crate) fn build(self) -> Result<Client, ConfigError> {
+    /// The client.
+    pub fn build(self) -> Result<Client, BuildError> {
         let mut builder = Client::builder()
             .user_agent(concat!("tower-orgkey/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
@@ -66,7 +84,7 @@ impl Pinned<'_> {
         }
         tls(builder, self.certificates, is_plain)?.build().map_err(|_| {
             if self.certificates.is_empty() {
-                ConfigError::new(
+                BuildError::new(
                     "build",
                     "the TLS library cannot be set up; are there root certificates on this machine?",
                 )
@@ -82,7 +100,7 @@ fn tls(
     builder: ClientBuilder,
     pems: &[Vec<u8>],
     is_plain: bool,
-) -> Result<ClientBuilder, ConfigError> {
+) -> Result<ClientBuilder, BuildError> {
     // Both features on, as other crates may have them: the one that is written in Rust.
     #[cfg(feature = "rustls")]
     let builder = builder.tls_backend_rustls();
@@ -107,19 +125,19 @@ fn tls(
 }
 
 #[cfg(not(any(feature = "rustls", feature = "native-tls")))]
-fn tls(builder: ClientBuilder, pems: &[Vec<u8>], _: bool) -> Result<ClientBuilder, ConfigError> {
+fn tls(builder: ClientBuilder, pems: &[Vec<u8>], _: bool) -> Result<ClientBuilder, BuildError> {
     if pems.is_empty() {
         Ok(builder)
     } else {
-        Err(ConfigError::new(
+        Err(BuildError::new(
             "add_root_certificate_pem",
             "needs the feature `rustls` or `native-tls`",
         ))
     }
 }
 
-fn not_certificates() -> ConfigError {
-    ConfigError::new("add_root_certificate_pem", "holds no usable certificate")
+fn not_certificates() -> BuildError {
+    BuildError::new("add_root_certificate_pem", "holds no usable certificate")
 }
 
 fn is_loopback(url: &Url) -> bool {
