@@ -1,24 +1,18 @@
-//! The HTTP client of everything here that calls out: pinned, so that it does nothing on its own.
+//! The HTTP client of the tower-orgkey crates. Internal: this crate promises no stable interface.
 //!
-//! It follows no redirect (what is secret would go to another host), reads no proxy from the environment (it would pass
-//! through it), retries nothing, decodes no encoding, keeps no cookie and sends no referrer. What the user's other crates
-//! switch on in the shared HTTP library is switched off here by name.
+//! The client does nothing on its own. It follows no redirect (a redirect would send secrets to another host), reads no
+//! proxy from the environment, retries nothing, decodes no content encoding, keeps no cookies and sends no referrer. Each
+//! is switched off by name, because other crates of a program can switch features of `reqwest` on for all of them.
 
+use std::fmt;
 use std::time::Duration;
 
 use reqwest::{Client, ClientBuilder, Proxy, redirect, retry};
 use url::{Host, Url};
 
-/// Why a client cannot be built, for an error of configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BuildError {
-    /// The name of the builder's method that is at fault.
-    pub field: &'static str,
-    /// What is wrong.
-    pub problem: &'static str,
-}
-
-/// The origin that this text names: no path, no query, no user; `http` on loopback only, unless it is allowed.
+/// Parses an origin: no path, query or user, and `http` for loopback only unless `allow_http` is set.
+///
+/// The error says what is wrong with the text, without repeating it.
 pub fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> {
     let Ok(url) = Url::parse(text) else {
         return Err("is no absolute URL");
@@ -37,33 +31,44 @@ pub fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> {
             Err("`https` needs the feature `rustls` or `native-tls`")
         }
         "http" if !allow_http && !is_loopback(&url) => {
-            Err("`http` sends secrets in clear; only loopback may have it")
+            Err("`http` sends secrets in clear text; only loopback may use it")
         }
         _ => Ok(url),
     }
 }
 
-/// What differs between our clients.
+/// A client that cannot be built. Both texts are for a configuration error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildError {
+    /// The name of the builder's method that is at fault.
+    pub field: &'static str,
+    /// What is wrong.
+    pub problem: &'static str,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.field, self.problem)
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// The settings in which the clients of these crates differ.
 #[derive(Debug)]
 pub struct Pinned<'a> {
-    /// Where it calls.
+    /// The origin that is called.
     pub origin: &'a Url,
-    /// How long a connection may take.
+    /// How long a connection may take, TLS included.
     pub connect_timeout: Duration,
-    /// Roots to trust beside the machine's own, in PEM.
+    /// Root certificates to trust in addition to the machine's own, in PEM.
     pub certificates: &'a [Vec<u8>],
     /// A proxy to call through.
     pub proxy: Option<Proxy>,
 }
 
-impl BuildError {
-    fn new(field: &'static str, problem: &'static str) -> Self {
-        Self { field, problem }
-    }
-}
-
 impl Pinned<'_> {
-    /// The client.
+    /// Builds the client.
     pub fn build(self) -> Result<Client, BuildError> {
         let mut builder = Client::builder()
             .user_agent(concat!("tower-orgkey/", env!("CARGO_PKG_VERSION")))
@@ -82,18 +87,25 @@ impl Pinned<'_> {
         if let Some(proxy) = self.proxy {
             builder = builder.proxy(proxy);
         }
-        tls(builder, self.certificates, is_plain)?.build().map_err(|_| {
-            if self.certificates.is_empty() {
-                BuildError::new(
-                    "build",
-                    "the TLS library cannot be set up; are there root certificates on this machine?",
-                )
-            } else {
-                not_certificates()
-            }
-        })
+        tls(builder, self.certificates, is_plain)?
+            .build()
+            .map_err(|_| {
+                if self.certificates.is_empty() {
+                    BuildError {
+                        field: "build",
+                        problem: "the TLS library cannot be set up; are there root certificates on this machine?",
+                    }
+                } else {
+                    NOT_CERTIFICATES
+                }
+            })
     }
 }
+
+const NOT_CERTIFICATES: BuildError = BuildError {
+    field: "add_root_certificate_pem",
+    problem: "holds no usable certificate",
+};
 
 #[cfg(any(feature = "rustls", feature = "native-tls"))]
 fn tls(
@@ -101,7 +113,7 @@ fn tls(
     pems: &[Vec<u8>],
     is_plain: bool,
 ) -> Result<ClientBuilder, BuildError> {
-    // Both features on, as other crates may have them: the one that is written in Rust.
+    // rustls if other crates of the program switch both features on.
     #[cfg(feature = "rustls")]
     let builder = builder.tls_backend_rustls();
     #[cfg(not(feature = "rustls"))]
@@ -109,14 +121,13 @@ fn tls(
 
     let mut certificates = Vec::new();
     for pem in pems {
-        let read = reqwest::Certificate::from_pem_bundle(pem);
-        match read {
+        match reqwest::Certificate::from_pem_bundle(pem) {
             Ok(read) if !read.is_empty() => certificates.extend(read),
-            _ => return Err(not_certificates()),
+            _ => return Err(NOT_CERTIFICATES),
         }
     }
     let builder = builder.tls_version_min(reqwest::tls::Version::TLS_1_2);
-    // Without TLS there is nobody to trust, so a machine without root certificates need not have them.
+    // A client that uses no TLS does not need root certificates on the machine.
     Ok(if is_plain && certificates.is_empty() {
         builder.tls_certs_only([])
     } else {
@@ -129,15 +140,11 @@ fn tls(builder: ClientBuilder, pems: &[Vec<u8>], _: bool) -> Result<ClientBuilde
     if pems.is_empty() {
         Ok(builder)
     } else {
-        Err(BuildError::new(
-            "add_root_certificate_pem",
-            "needs the feature `rustls` or `native-tls`",
-        ))
+        Err(BuildError {
+            field: "add_root_certificate_pem",
+            problem: "needs the feature `rustls` or `native-tls`",
+        })
     }
-}
-
-fn not_certificates() -> BuildError {
-    BuildError::new("add_root_certificate_pem", "holds no usable certificate")
 }
 
 fn is_loopback(url: &Url) -> bool {
