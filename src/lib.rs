@@ -3,7 +3,6 @@
 // The guides speak of everything there is; where some of it is switched off, their links to it lead nowhere.
 #![cfg_attr(
     not(all(
-        feature = "audit",
         feature = "axum",
         feature = "emulator",
         feature = "kinde",
@@ -16,9 +15,6 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
-#[cfg(feature = "audit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
-pub mod audit;
 pub mod auth;
 mod cache;
 mod clock;
@@ -57,9 +53,6 @@ mod upstream;
 pub mod usage;
 pub mod verify;
 
-#[cfg(feature = "audit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
-pub use self::audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail};
 pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
 pub use self::cache::{ApiKeyHandle, BlockListFull, Stats};
 pub use self::config::ConfigError;

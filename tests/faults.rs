@@ -150,9 +150,11 @@ fn row_of(test: &str) -> &str {
     row.trim_start_matches('0')
 }
 
-/// All Rust files under `tests/` and `src/`.
+/// All Rust files under `tests/`, `src/` and `crates/`.
 fn sources() -> Vec<PathBuf> {
-    let mut folders = vec![root().join("tests"), root().join("src")];
+    let mut folders = ["tests", "src", "crates"]
+        .map(|folder| root().join(folder))
+        .to_vec();
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {

@@ -4,7 +4,6 @@
 fn the_front_page_explains_every_warning_and_error_and_no_other() {
     let explained = log_lines_of_the_readme(include_str!("../README.md"));
     let written = [
-        warnings_and_errors(include_str!("../src/telemetry/audit.rs")),
         warnings_and_errors(include_str!("../src/telemetry/kinde.rs")),
         warnings_and_errors(include_str!("../src/telemetry/limit.rs")),
         warnings_and_errors(include_str!("../src/telemetry/poller.rs")),

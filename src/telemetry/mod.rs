@@ -41,10 +41,6 @@
 //! | warn | `the file of unsent usage records cannot be written` | `error` says why; once until it can |
 //! | info | `the file of unsent usage records is written again` | the end of that |
 //! | warn | `the file of unsent usage records ends in the middle of a line` | a crash cut a write short |
-//! | error | `audit events are lost` | the queue of the audit trail is full |
-//! | error | `the audit sink gave up events` | `events` of them, for what `error` says |
-//! | warn | `the audit sink fails` | `error` says how; once until it works again |
-//! | info | `the audit sink works again` | the end of that |
 //! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
@@ -66,7 +62,6 @@
 //! | [`POLLER_WALKS`] | counter | `result`: `complete`, `not-believed`, `idle`, `failed` |
 //! | [`POLLER_CALLS`] | counter | |
 //! | [`POLLER_INVALIDATED`] | counter | |
-//! | [`AUDIT_EVENTS`] | counter | `result`: `written`, `left-out`, `lost` |
 //! | [`SETTINGS_LOOKUPS`] | counter | `result`: `fresh`, `stale`, `asked` |
 //! | [`SETTINGS_DEFAULTS`] | counter | |
 //! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
@@ -81,14 +76,10 @@
 //! | [`USAGE_FOLDED`] | counter | |
 //!
 //! `settings` is the name of the type that is loaded, as the compiler gives it.
-//!
-//! The audit trail's own `TracingSink` emits its events under the target [`AUDIT_TARGET`].
 
 #[macro_use]
 mod macros;
 
-#[cfg(feature = "audit")]
-pub(crate) mod audit;
 mod flood;
 #[cfg(feature = "kinde")]
 pub(crate) mod kinde;
@@ -156,7 +147,3 @@ pub const USAGE_PUSHES: &str = "orgkey_usage_pushes_total";
 pub const USAGE_WAITING: &str = "orgkey_usage_records_waiting";
 /// Counts the rows of usage that had to make room and were folded into coarser ones.
 pub const USAGE_FOLDED: &str = "orgkey_usage_rows_folded_total";
-/// Counts the events of the audit trail by what became of them.
-pub const AUDIT_EVENTS: &str = "orgkey_audit_events_total";
-/// The target of the audit events themselves, where they are written through `tracing`.
-pub const AUDIT_TARGET: &str = "tower_orgkey::audit";

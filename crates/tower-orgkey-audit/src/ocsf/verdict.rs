@@ -2,20 +2,20 @@
 
 use http::Method;
 
-use crate::audit::event::{AuditedRequest, Outcome};
-use crate::observer::EarlyEnd;
-use crate::rejection::RejectionKind;
+use crate::event::{AuditedRequest, Outcome};
+use tower_orgkey::RejectionKind;
+use tower_orgkey::observer::EarlyEnd;
 
 /// A class of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::audit) enum Class {
+pub(crate) enum Class {
     ApiActivity,
     Authentication,
     EventLog,
 }
 
 impl Class {
-    pub(in crate::audit) const fn uid(self) -> u32 {
+    pub(crate) const fn uid(self) -> u32 {
         match self {
             Self::ApiActivity => 6003,
             Self::Authentication => 3002,
@@ -23,7 +23,7 @@ impl Class {
         }
     }
 
-    pub(in crate::audit) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::ApiActivity => "API Activity",
             Self::Authentication => "Authentication",
@@ -31,7 +31,7 @@ impl Class {
         }
     }
 
-    pub(in crate::audit) const fn category(self) -> Caption {
+    pub(crate) const fn category(self) -> Caption {
         match self {
             Self::ApiActivity => Caption(6, "Application Activity"),
             Self::Authentication => Caption(3, "Identity & Access Management"),
@@ -42,26 +42,26 @@ impl Class {
 
 /// A number of the schema's and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::audit) struct Caption(pub(in crate::audit) u32, pub(in crate::audit) &'static str);
+pub(crate) struct Caption(pub(crate) u32, pub(crate) &'static str);
 
 impl Caption {
-    pub(in crate::audit) const SUCCESS: Self = Self(1, "Success");
-    pub(in crate::audit) const FAILURE: Self = Self(2, "Failure");
-    pub(in crate::audit) const OTHER: u32 = 99;
+    pub(crate) const SUCCESS: Self = Self(1, "Success");
+    pub(crate) const FAILURE: Self = Self(2, "Failure");
+    pub(crate) const OTHER: u32 = 99;
 }
 
 /// What a request comes to in the schema's words.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::audit) struct Verdict {
-    pub(in crate::audit) class: Class,
-    pub(in crate::audit) activity: Caption,
-    pub(in crate::audit) action: Caption,
-    pub(in crate::audit) status: Caption,
-    pub(in crate::audit) severity: Caption,
+pub(crate) struct Verdict {
+    pub(crate) class: Class,
+    pub(crate) activity: Caption,
+    pub(crate) action: Caption,
+    pub(crate) status: Caption,
+    pub(crate) severity: Caption,
 }
 
 impl Verdict {
-    pub(in crate::audit) fn of(request: &AuditedRequest) -> Self {
+    pub(crate) fn of(request: &AuditedRequest) -> Self {
         let class = match request.rejection() {
             Some(rejection) if is_about_the_key(rejection.kind()) => Class::Authentication,
             _ => Class::ApiActivity,
@@ -104,14 +104,7 @@ fn is_about_the_key(kind: RejectionKind) -> bool {
         | RejectionKind::OrganizationRequired
         | RejectionKind::VerifierUnavailable
         | RejectionKind::VerifierMisconfigured => true,
-        RejectionKind::InsufficientScope
-        | RejectionKind::OrganizationMismatch
-        | RejectionKind::NotFound
-        | RejectionKind::RateLimited
-        | RejectionKind::ConcurrencyLimited
-        | RejectionKind::SettingsUnavailable
-        | RejectionKind::Internal
-        | RejectionKind::Custom => false,
+        _ => false,
     }
 }
 

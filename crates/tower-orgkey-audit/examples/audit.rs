@@ -10,10 +10,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tower_orgkey::audit::{AuditLayer, AuditTrail, JsonLines};
 use tower_orgkey::{
     ApiKeyLayer, KeyId, OrgCode, OrgContext, Scopes, Verification, require_scope, verifier_fn,
 };
+use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

@@ -2,9 +2,15 @@
 
 use std::error::Error;
 
-#[cfg(feature = "metrics")]
-use super::AUDIT_EVENTS;
-use super::{Flood, TARGET};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tower_orgkey::telemetry::TARGET;
+
+/// Counts the events of the audit trail by what became of them.
+pub const AUDIT_EVENTS: &str = "orgkey_audit_events_total";
+/// The target of the audit events themselves, where they are written through `tracing`.
+pub const AUDIT_TARGET: &str = "tower_orgkey::audit";
 
 /// So many events were written.
 pub(crate) fn written(events: u64) {
@@ -18,12 +24,13 @@ pub(crate) fn left_out() {
 
 /// An event found no place in the queue.
 pub(crate) fn lost() {
-    static FLOOD: Flood = Flood::new();
+    static SECOND: AtomicU64 = AtomicU64::new(0);
     counted("lost", 1);
-    if let Some(left_out) = FLOOD.admit() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    if SECOND.swap(now, Ordering::Relaxed) != now {
         tracing::error!(
             target: TARGET,
-            left_out,
             "audit events are lost: the queue is full, since the sink is slower than the requests, or the trail is shut down"
         );
     }

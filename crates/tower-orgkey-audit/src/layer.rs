@@ -7,11 +7,11 @@ use tower_layer::Layer;
 use super::peer::AuditPeer;
 use super::service::AuditService;
 use super::trail::AuditTrail;
-use crate::request_head::RequestHead;
+use tower_orgkey::RequestHead;
 
 /// The layer that writes every request that was decided on into an [`AuditTrail`].
 ///
-/// Stands outside of [`ApiKeyLayer`](crate::ApiKeyLayer). See the [module's guide](crate::audit). Several layers may share
+/// Stands outside of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). See the [crate's guide](crate). Several layers may share
 /// one trail. Needs no runtime, and starts nothing.
 #[derive(Clone)]
 #[must_use]
@@ -78,7 +78,7 @@ impl AuditLayer {
     /// It should name as many routes as there are, not one for every address.
     ///
     /// ```
-    /// # use tower_orgkey::audit::{AuditLayer, AuditTrail, TracingSink};
+    /// # use tower_orgkey_audit::{AuditLayer, AuditTrail, TracingSink};
     /// # let trail = AuditTrail::start(TracingSink)?;
     /// use tower_orgkey::RequestHead;
     ///
@@ -101,7 +101,7 @@ impl AuditLayer {
     /// Behind a proxy the address of the connection is the proxy's; take the forwarded one only from a proxy that you trust.
     ///
     /// ```
-    /// # use tower_orgkey::audit::{AuditLayer, AuditTrail, TracingSink};
+    /// # use tower_orgkey_audit::{AuditLayer, AuditTrail, TracingSink};
     /// # let trail = AuditTrail::start(TracingSink)?;
     /// use std::net::SocketAddr;
     /// use axum::extract::ConnectInfo;

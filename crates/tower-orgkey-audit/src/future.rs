@@ -9,7 +9,9 @@ use pin_project_lite::pin_project;
 use super::body::AuditBody;
 use super::event::{AuditedRequest, Outcome};
 use super::trail::AuditTrail;
-use crate::observer::{EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver};
+use tower_orgkey::observer::{
+    EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
+};
 
 pin_project! {
     /// The response future of [`AuditService`](super::AuditService).
@@ -74,7 +76,7 @@ impl Open {
         record.who = caller.into();
         record.requirements = self.observation.requirements();
         record.outcome = outcome;
-        record.duration = self.trail.clock().now().since(record.arrived);
+        record.duration = record.arrived.elapsed();
         Some(record)
     }
 

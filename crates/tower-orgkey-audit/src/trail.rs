@@ -11,13 +11,13 @@ use super::request_id::Ids;
 use super::sink::AuditSink;
 use super::tracing_sink::TracingSink;
 use super::writer::Writer;
-use crate::clock::Clock;
-use crate::config::ConfigError;
 use crate::telemetry;
+use tokio::time::Instant;
+use tower_orgkey::ConfigError;
 
 /// A trail of audit events: a queue, the thread that empties it, and the [sink](AuditSink) it is emptied into.
 ///
-/// Clones are one trail. See the [module's guide](crate::audit).
+/// Clones are one trail. See the [crate's guide](crate).
 #[derive(Clone)]
 pub struct AuditTrail(Arc<Core>);
 
@@ -25,7 +25,6 @@ struct Core {
     queue: Arc<Queue>,
     left_out: Arc<LeftOut>,
     ids: Ids,
-    clock: Clock,
 }
 
 /// The last layer and the last handle are gone: the writer ends when it has written what there is.
@@ -48,7 +47,6 @@ impl AuditTrail {
             capacity: 8_192,
             refusals_per_second: 10,
             service: "api".into(),
-            clock: Clock::default(),
         }
     }
 
@@ -101,27 +99,23 @@ impl AuditTrail {
         &self.0.ids
     }
 
-    pub(super) fn clock(&self) -> &Clock {
-        &self.0.clock
-    }
-
     /// Takes in what is known of a request at its end. Waits for nothing.
     pub(super) fn accept(&self, request: Box<AuditedRequest>) {
         let core = &self.0;
         if let Some(rejection) = request.rejection()
             && request.is_strangers()
         {
-            match core.left_out.admit(core.clock.now(), rejection.code()) {
+            match core.left_out.admit(Instant::now(), rejection.code()) {
                 Admission::Admitted => {}
                 Admission::FirstLeftOut => {
-                    telemetry::audit::left_out();
+                    telemetry::left_out();
                     return core.queue.nudge();
                 }
-                Admission::LeftOut => return telemetry::audit::left_out(),
+                Admission::LeftOut => return telemetry::left_out(),
             }
         }
         if !core.queue.push(request) {
-            telemetry::audit::lost();
+            telemetry::lost();
         }
     }
 }
@@ -137,7 +131,7 @@ impl fmt::Debug for AuditTrail {
 /// Starts an [`AuditTrail`] with settings of your own.
 ///
 /// ```
-/// use tower_orgkey::audit::{AuditTrail, JsonLines};
+/// use tower_orgkey_audit::{AuditTrail, JsonLines};
 ///
 /// let trail = AuditTrail::builder()
 ///     .sink(JsonLines::new(std::io::stderr()))
@@ -152,7 +146,6 @@ pub struct AuditTrailBuilder<S> {
     capacity: usize,
     refusals_per_second: u32,
     service: String,
-    clock: Clock,
 }
 
 impl<S: AuditSink> AuditTrailBuilder<S> {
@@ -163,7 +156,6 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
             capacity: self.capacity,
             refusals_per_second: self.refusals_per_second,
             service: self.service,
-            clock: self.clock,
         }
     }
 
@@ -191,13 +183,6 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
         self
     }
 
-    /// Reads the time from a test's clock.
-    #[cfg(feature = "test-util")]
-    pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
-        self.clock = Clock::Test(clock);
-        self
-    }
-
     /// Starts the trail: the one place of this module that starts a thread. Needs no runtime.
     pub fn start(self) -> Result<AuditTrail, ConfigError> {
         if self.capacity < 2 {
@@ -221,7 +206,6 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
             queue: Arc::new(Queue::new(self.capacity)),
             left_out: Arc::new(LeftOut::new(self.refusals_per_second)),
             ids: Ids::draw().map_err(no_random)?,
-            clock: self.clock,
         };
         let writer = Writer::new(
             self.sink,

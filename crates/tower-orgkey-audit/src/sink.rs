@@ -20,7 +20,7 @@ use super::event::AuditEvent;
 /// The sink is dropped when the trail is shut down, or when the last layer and the last handle of it are gone.
 ///
 /// ```
-/// use tower_orgkey::audit::{AuditEvent, AuditSink, SinkError};
+/// use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError};
 ///
 /// /// Hands every event to somebody else.
 /// struct Channel(std::sync::mpsc::Sender<String>);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 ///
 /// ```
 /// use std::net::{IpAddr, Ipv4Addr};
-/// use tower_orgkey::audit::AuditPeer;
+/// use tower_orgkey_audit::AuditPeer;
 ///
 /// let peer = AuditPeer::from(IpAddr::from(Ipv4Addr::LOCALHOST));
 /// assert_eq!((peer.ip(), peer.port()), (Ipv4Addr::LOCALHOST.into(), None));

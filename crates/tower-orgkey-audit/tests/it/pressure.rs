@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use serde_json::json;
-use tower_orgkey::audit::{AuditEvent, AuditEventKind, AuditSink, SinkError};
+use tower_orgkey_audit::{AuditEvent, AuditEventKind, AuditSink, SinkError};
 
 use crate::support::wire::{get as get_at, serve};
 use crate::*;

@@ -41,7 +41,7 @@ impl Telling {
     fn ended(mut self, end: BodyEnd) {
         self.record.body = Some(Body {
             end,
-            after: self.trail.clock().now().since(self.record.arrived),
+            after: self.record.arrived.elapsed(),
             bytes: self.bytes,
         });
         self.trail.accept(self.record);

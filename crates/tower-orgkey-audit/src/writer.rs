@@ -54,7 +54,7 @@ impl<S: AuditSink> Writer<S> {
         let rest = queue.end();
         if rest > 0 {
             let reason = SinkError::give_up("the trail was shut down before they were written");
-            telemetry::audit::given_up(rest, reason.source().unwrap_or(&reason));
+            telemetry::given_up(rest, reason.source().unwrap_or(&reason));
         }
     }
 
@@ -65,7 +65,7 @@ impl<S: AuditSink> Writer<S> {
         let end = if events.is_empty() {
             End::Written
         } else if self.write(&events) {
-            telemetry::audit::written(events.len() as u64);
+            telemetry::written(events.len() as u64);
             End::Written
         } else {
             End::GivenUp {
@@ -122,7 +122,7 @@ impl<S: AuditSink> Writer<S> {
             let error = match written {
                 Ok(()) => {
                     if has_failed {
-                        telemetry::audit::sink_works_again();
+                        telemetry::sink_works_again();
                     }
                     return true;
                 }
@@ -130,15 +130,15 @@ impl<S: AuditSink> Writer<S> {
             };
             let reason: &(dyn Error + 'static) = error.source().unwrap_or(&error);
             if error.is_final() {
-                telemetry::audit::given_up(events.len() as u64, reason);
+                telemetry::given_up(events.len() as u64, reason);
                 return false;
             }
             if !has_failed {
-                telemetry::audit::sink_fails(reason);
+                telemetry::sink_fails(reason);
             }
             has_failed = true;
             if !self.queue.pause(pause) {
-                telemetry::audit::given_up(events.len() as u64, reason);
+                telemetry::given_up(events.len() as u64, reason);
                 return false;
             }
             pause = LONGEST_PAUSE.min(pause * 2);

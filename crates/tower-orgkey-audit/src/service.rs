@@ -3,18 +3,19 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::body::AuditBody;
 use super::event::{AuditedRequest, Outcome, Route, Who, kept, kept_method};
 use super::future::{AuditFuture, Open};
 use super::layer::AuditLayer;
-use crate::observer::{ObservedFuture, RequestObservation};
-use crate::request_head::RequestHead;
+use tower_orgkey::RequestHead;
+use tower_orgkey::observer::{ObservedFuture, RequestObservation};
 
 /// The service that [`AuditLayer`] makes.
 ///
-/// See the [module's guide](crate::audit).
+/// See the [crate's guide](crate).
 #[derive(Clone)]
 #[must_use]
 pub struct AuditService<S> {
@@ -60,7 +61,7 @@ impl AuditLayer {
         let head = RequestHead::of(request);
         let record = AuditedRequest {
             time: SystemTime::now(),
-            arrived: self.trail.clock().now(),
+            arrived: Instant::now(),
             request_id,
             method: kept_method(head.method),
             route: match &options.route {

@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use http::{Method, StatusCode};
 
 use super::peer::AuditPeer;
-use crate::clock::Tick;
-use crate::context::{KeyId, OrgCode};
-use crate::observer::{Caller, EarlyEnd, Requirement};
-use crate::rejection::Rejection;
+use tokio::time::Instant;
+use tower_orgkey::Rejection;
+use tower_orgkey::observer::{Caller, EarlyEnd, Requirement};
+use tower_orgkey::{KeyId, OrgCode};
 
 /// One event of the trail.
 ///
-/// It serializes (`serde`) as an event of OCSF 1.8.0; the [module's guide](crate::audit) tells which field means what.
+/// It serializes (`serde`) as an event of OCSF 1.8.0; the [crate's guide](crate) tells which field means what.
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
     pub(super) kind: AuditEventKind,
@@ -81,7 +81,7 @@ impl LeftOutRefusals {
         self.by_code.iter().map(|(_, count)| count).sum()
     }
 
-    /// How many there were of each [code](crate::Rejection::code).
+    /// How many there were of each [code](tower_orgkey::Rejection::code).
     pub fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.by_code.iter().copied()
     }
@@ -134,7 +134,7 @@ pub enum BodyEnd {
 #[derive(Clone, Debug)]
 pub struct AuditedRequest {
     pub(super) time: SystemTime,
-    pub(super) arrived: Tick,
+    pub(super) arrived: Instant,
     pub(super) request_id: Box<str>,
     pub(super) method: Method,
     pub(super) route: Option<Route>,
@@ -165,7 +165,6 @@ pub(super) enum Who {
 impl From<Option<Caller>> for Who {
     fn from(caller: Option<Caller>) -> Self {
         match caller {
-            None => Self::Nobody,
             Some(Caller::Anonymous) => Self::Anonymous,
             // Not the context itself, which keeps a cache's entry alive.
             Some(Caller::Organization { context, is_cached }) => Self::Organization {
@@ -175,6 +174,7 @@ impl From<Option<Caller>> for Who {
                 is_cached,
                 is_stale: context.is_stale(),
             },
+            Some(_) | None => Self::Nobody,
         }
     }
 }
@@ -280,7 +280,7 @@ impl AuditedRequest {
         self.peer
     }
 
-    /// What became of the request: `allowed`, `anonymous`, the [code](crate::Rejection::code) of a rejection, or, where
+    /// What became of the request: `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of a rejection, or, where
     /// there is no response, `failed`, `dropped`, `panicked`.
     pub fn code(&self) -> &'static str {
         match &self.outcome {

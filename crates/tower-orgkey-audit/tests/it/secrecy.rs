@@ -1,7 +1,7 @@
 //! No key in any event, and nothing a client sends can forge one.
 
 use tower_orgkey::RequestHead;
-use tower_orgkey::audit::{AuditEvent, AuditSink, SinkError, TracingSink};
+use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError, TracingSink};
 
 use crate::support::log::Log;
 use crate::*;

@@ -1,8 +1,8 @@
 use super::event::{AuditEvent, AuditEventKind, AuditedRequest};
 use super::ocsf::{Class, Verdict};
 use super::sink::{AuditSink, SinkError};
-use crate::context::{KeyId, OrgCode};
 use crate::telemetry::AUDIT_TARGET;
+use tower_orgkey::{KeyId, OrgCode};
 
 /// Writes each event through [`tracing`], under the target [`AUDIT_TARGET`]: the default sink.
 ///

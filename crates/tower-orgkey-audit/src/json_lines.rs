@@ -16,7 +16,7 @@ use super::sink::{AuditSink, SinkError};
 /// writer whose `flush` calls [`File::sync_data`].
 ///
 /// ```
-/// use tower_orgkey::audit::{AuditTrail, JsonLines};
+/// use tower_orgkey_audit::{AuditTrail, JsonLines};
 ///
 /// let trail = AuditTrail::start(JsonLines::new(std::io::stderr()))?;
 /// # Ok::<(), tower_orgkey::ConfigError>(())

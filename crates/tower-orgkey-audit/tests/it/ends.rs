@@ -12,7 +12,6 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, service_fn};
-use tower_orgkey::test_util::TestClock;
 
 use crate::support::wire::{get as get_at, serve};
 use crate::*;
@@ -51,7 +50,7 @@ fn behind<S>(
     service: S,
 ) -> impl Service<
     Request<Body>,
-    Response = Response<tower_orgkey::audit::AuditBody<Frames>>,
+    Response = Response<tower_orgkey_audit::AuditBody<Frames>>,
     Error = S::Error,
     Future: Unpin,
 > + Clone
@@ -150,28 +149,21 @@ async fn a_body_that_is_dropped_is_told_apart_from_one_that_ended() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_head_and_the_body_have_a_time_each() {
-    let clock = TestClock::new();
-    let lines = Lines::default();
-    let trail = AuditTrail::builder()
-        .sink(JsonLines::new(lines.clone()))
-        .test_clock(clock.clone())
-        .start()
-        .unwrap();
-    let stage = Stage { trail, lines };
-    let at_head = clock.clone();
+    let stage = Stage::new();
     let service = behind(
         &stage,
-        service_fn(move |_| {
-            at_head.jump(Duration::from_secs(250));
-            std::future::ready(Ok::<_, Infallible>(Response::new(Frames(vec![data(
-                "abc",
-            )]))))
+        service_fn(|_| {
+            let answer = async {
+                tokio::time::sleep(Duration::from_secs(250)).await;
+                Ok::<_, Infallible>(Response::new(Frames(vec![data("abc")])))
+            };
+            answer.boxed()
         }),
     );
     let response = service.oneshot(request("GET", "/", ONE)).await.unwrap();
-    clock.jump(Duration::from_secs(1_000));
+    tokio::time::sleep(Duration::from_secs(1_000)).await;
     response.into_body().collect().await.unwrap();
     let event = stage.event().await;
     let duration = event["duration"].as_u64().unwrap();

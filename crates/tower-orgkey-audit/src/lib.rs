@@ -1,3 +1,4 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
 //! The audit trail: one event for each request that was decided on, in the fields of [OCSF] 1.8.0.
 //!
 //! Who called what, with which key, was it let in, and what became of it: the layer that judges keys is the one place that
@@ -8,7 +9,7 @@
 //! use std::time::Duration;
 //!
 //! use axum::{Router, routing::get};
-//! use tower_orgkey::audit::{AuditLayer, AuditTrail, JsonLines};
+//! use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
 //! use tower_orgkey::{ApiKeyLayer, OrgContext, require_scope};
 //! # use tower_orgkey::{Verification, verifier_fn};
 //!
@@ -37,7 +38,7 @@
 //!
 //! # What is an event
 //!
-//! Every request that an [`ApiKeyLayer`](crate::ApiKeyLayer) beneath decided on, once: allowed, let in without a key, or
+//! Every request that an [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer) beneath decided on, once: allowed, let in without a key, or
 //! refused, by the layer, by a guard, an extractor or a limit beneath it. A request that nothing was decided on is none: a
 //! fallback outside of the layer, or a client that hung up while its key was verified.
 //!
@@ -57,7 +58,7 @@
 //! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's if the key acts for one, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
 //! | `activity_id` | what the method stands for: 1 create, 2 read, 3 update, 4 delete, 99 anything else |
 //! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route; never the path with its identifiers |
-//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](crate::Rejection::code) of the refusal, or `failed`, `dropped`, `panicked` where there is no response |
+//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of the refusal, or `failed`, `dropped`, `panicked` where there is no response |
 //! | `status_id` | 1 success, 2 failure (refused, failed, or a status of 400 and more), 99 the client left |
 //! | `authorizations` | the scope policies that were asked for (`policy.data.any_of`), and the `decision` |
 //! | `http_response.code`, `.body_length` | the status; the bytes of the body that were taken |
@@ -103,6 +104,7 @@ mod queue;
 mod request_id;
 mod service;
 mod sink;
+pub mod telemetry;
 mod tracing_sink;
 mod trail;
 mod writer;

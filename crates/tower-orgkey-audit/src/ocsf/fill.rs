@@ -10,11 +10,11 @@ use super::fields::{
     Subject, Uid, Unmapped, Url, User,
 };
 use super::verdict::{Caption, Class, Verdict};
-use crate::audit::event::{
+use crate::event::{
     AuditEvent, AuditedRequest, Body, BodyEnd, LeftOutRefusals, LostEvents, Period, Who,
 };
-use crate::observer::Requirement;
-use crate::rejection::Rejection;
+use tower_orgkey::Rejection;
+use tower_orgkey::observer::Requirement;
 
 /// The version of the schema.
 const VERSION: &str = "1.8.0";
@@ -176,8 +176,8 @@ impl AuditEvent {
         Metadata {
             version: VERSION,
             product: Product {
-                name: env!("CARGO_PKG_NAME"),
-                vendor_name: env!("CARGO_PKG_NAME"),
+                name: "tower-orgkey",
+                vendor_name: "tower-orgkey",
                 version: env!("CARGO_PKG_VERSION"),
             },
             profiles: [PROFILE],

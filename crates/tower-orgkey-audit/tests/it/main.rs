@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
-#[path = "../support/mod.rs"]
+#[path = "../../../../tests/support/mod.rs"]
 mod support;
 
 mod ends;
@@ -11,6 +11,7 @@ mod files;
 mod pressure;
 mod schema;
 mod secrecy;
+mod traits;
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -22,11 +23,11 @@ use axum::routing::get;
 use http::{Request, Response, StatusCode};
 use serde_json::Value;
 use tower::ServiceExt;
-use tower_orgkey::audit::{AuditLayer, AuditTrail, JsonLines};
 use tower_orgkey::{
     ApiKeyLayer, OrgContext, ScopeSet, Scoped, Verification, require_any_scope, require_org,
     require_scope,
 };
+use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
 
 use support::{Issuer, Say, org};
 

@@ -3,23 +3,23 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Tick, nanos};
+use tokio::time::Instant;
 
 /// So many at once, whatever the rate.
-const BURST: u64 = 100;
+const BURST: u32 = 100;
 
 /// A rate on our clock, and what it left out.
 #[derive(Debug)]
 pub(super) struct LeftOut {
     /// What one event costs.
-    interval: u64,
+    interval: Duration,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     /// The time up to which the rate is used up.
-    spent_until: Tick,
+    spent_until: Instant,
     by_code: Vec<(&'static str, u64)>,
 }
 
@@ -36,19 +36,19 @@ impl LeftOut {
     /// `per_second` events, after a first hundred.
     pub(super) fn new(per_second: u32) -> Self {
         Self {
-            interval: nanos(Duration::from_secs(1)) / u64::from(per_second.max(1)),
+            interval: Duration::from_secs(1) / per_second.max(1),
             state: Mutex::new(State {
-                spent_until: Tick::ZERO,
+                spent_until: Instant::now(),
                 by_code: Vec::new(),
             }),
         }
     }
 
-    pub(super) fn admit(&self, now: Tick, code: &'static str) -> Admission {
+    pub(super) fn admit(&self, now: Instant, code: &'static str) -> Admission {
         let mut state = self.state();
-        let spent_until = state.spent_until.max(now).0.saturating_add(self.interval);
-        if spent_until - now.0 <= self.interval.saturating_mul(BURST) {
-            state.spent_until = Tick(spent_until);
+        let spent_until = state.spent_until.max(now) + self.interval;
+        if spent_until.duration_since(now) <= self.interval * BURST {
+            state.spent_until = spent_until;
             return Admission::Admitted;
         }
         let is_first = state.by_code.is_empty();
@@ -100,7 +100,8 @@ mod tests {
     #[test]
     fn after_the_burst_the_rate_is_kept_and_the_rest_is_counted() {
         let left_out = LeftOut::new(10);
-        let second = |n: u64| Tick(n * 1_000_000_000);
+        let start = Instant::now();
+        let second = |n: u64| start + Duration::from_secs(n);
         let mut admitted = 0;
         for at in 5..8 {
             for _ in 0..1_000 {
@@ -116,7 +117,7 @@ mod tests {
     #[test]
     fn the_first_of_a_count_is_told_apart() {
         let left_out = LeftOut::new(1);
-        let now = Tick(7);
+        let now = Instant::now();
         while left_out.admit(now, "a") == Admission::Admitted {}
         assert_eq!(left_out.admit(now, "a"), Admission::LeftOut);
         assert_eq!(left_out.admit(now, "b"), Admission::LeftOut);
