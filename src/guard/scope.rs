@@ -12,7 +12,11 @@ use crate::rejection::Rejection;
 use crate::scope::{ScopePolicy, permits, wanted};
 
 /// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
-#[inline]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "a call is a third of the price of the guard"
+)]
 pub(super) fn permitted<'a, 'p, N: AsRef<str> + 'p>(
     extensions: &'a Extensions,
     alternatives: impl Iterator<Item = &'p [N]>,
@@ -23,28 +27,30 @@ pub(super) fn permitted<'a, 'p, N: AsRef<str> + 'p>(
     }
 }
 
-/// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
+/// Decides again for a request that is observed or not permitted, records the requirement, and makes the rejection. Kept
+/// out of line, so that other requests do not pay for it.
 #[cold]
-pub(super) fn refusal<'p, N: AsRef<str> + 'p>(
-    extensions: &Extensions,
-    alternatives: impl Iterator<Item = &'p [N]>,
+#[inline(never)]
+pub(super) fn decide<'a, 'p, N: AsRef<str> + 'p>(
+    extensions: &'a Extensions,
+    alternatives: impl Iterator<Item = &'p [N]> + Clone,
     who_asks: &str,
     requirement: impl FnOnce(bool) -> Requirement,
-) -> Rejection {
+) -> Result<&'a OrgContext, Rejection> {
+    let context = OrgContext::required_by(extensions, who_asks);
+    let is_met = match &context {
+        Ok(context) => permits(alternatives.clone(), context.scopes()),
+        Err(_) => false,
+    };
     if let Some(observation) = RequestObservation::of(extensions) {
-        observation.record_requirement(requirement(false));
+        observation.record_requirement(requirement(is_met));
     }
-    match OrgContext::required_by(extensions, who_asks) {
-        Ok(context) => Rejection::scopes_missing(wanted(alternatives, context.scopes())),
-        Err(rejection) => rejection,
-    }
-}
-
-/// Tells the observer of a request, if there is one, that the request met a requirement.
-#[inline]
-pub(super) fn record_met(context: &OrgContext, requirement: impl FnOnce(bool) -> Requirement) {
-    if let Some(observation) = context.observation() {
-        observation.record_requirement(requirement(true));
+    let context = context?;
+    if is_met {
+        Ok(context)
+    } else {
+        let wanted = wanted(alternatives, context.scopes());
+        Err(Rejection::scopes_missing(wanted))
     }
 }
 
@@ -113,6 +119,16 @@ pub struct RequireScope<S> {
     policy: ScopePolicy,
 }
 
+impl<S> RequireScope<S> {
+    #[cold]
+    #[inline(never)]
+    fn decide(&self, extensions: &Extensions) -> Result<(), Rejection> {
+        let alternatives = self.policy.alternatives();
+        let requirement = |is_met| Requirement::scopes(self.policy.clone(), is_met);
+        decide(extensions, alternatives, "a scope guard", requirement).map(|_| ())
+    }
+}
+
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScope<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
@@ -129,19 +145,10 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let alternatives = self.policy.alternatives();
-        let requirement = |is_met| Requirement::scopes(self.policy.clone(), is_met);
         // Decided before the call, and not in the arms of one `if`: the compiler then copies the inner future once less.
         let decision = match permitted(request.extensions(), alternatives.clone()) {
-            Some(context) => {
-                record_met(context, requirement);
-                Ok(())
-            }
-            None => Err(refusal(
-                request.extensions(),
-                alternatives,
-                "a scope guard",
-                requirement,
-            )),
+            Some(context) if context.observation().is_none() => Ok(()),
+            _ => self.decide(request.extensions()),
         };
         match decision {
             Ok(()) => GuardFuture::pass(self.inner.call(request)),

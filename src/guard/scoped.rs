@@ -2,7 +2,7 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
 #[cfg(feature = "axum")]
-use super::scope::{permitted, record_met, refusal};
+use super::scope::{decide, permitted};
 #[cfg(feature = "axum")]
 use crate::context::OrgContext;
 #[cfg(feature = "axum")]
@@ -111,16 +111,15 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
             );
         }
         let alternatives = S::ALTERNATIVES.iter().copied();
-        let requirement = |is_met| Requirement::static_scopes(S::ALTERNATIVES, is_met);
-        let context = permitted(&parts.extensions, alternatives.clone()).ok_or_else(|| {
-            refusal(
+        let context = match permitted(&parts.extensions, alternatives.clone()) {
+            Some(context) if context.observation().is_none() => context,
+            _ => decide(
                 &parts.extensions,
                 alternatives,
                 "the extractor `Scoped`",
-                requirement,
-            )
-        })?;
-        record_met(context, requirement);
+                |is_met| Requirement::static_scopes(S::ALTERNATIVES, is_met),
+            )?,
+        };
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,

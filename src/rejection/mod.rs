@@ -105,12 +105,19 @@ use crate::telemetry;
 #[derive(Clone)]
 pub struct Rejection {
     kind: RejectionKind,
-    scope: Option<Arc<str>>,
     retry_after: Option<Duration>,
     /// Wears the face of the layer that refused; a layer further out leaves it alone.
     dressed: bool,
-    /// Only for [`RejectionKind::Custom`].
-    custom: Option<Arc<Custom>>,
+    /// What only few rejections have. Behind a pointer: the futures of guards hold a rejection.
+    details: Option<Arc<Details>>,
+}
+
+#[derive(Debug)]
+enum Details {
+    /// Of [`RejectionKind::InsufficientScope`].
+    Scope(Box<str>),
+    /// Of [`RejectionKind::Custom`].
+    Custom(Custom),
 }
 
 #[derive(Debug)]
@@ -200,10 +207,9 @@ impl Rejection {
     fn new(kind: RejectionKind) -> Self {
         Self {
             kind,
-            scope: None,
             retry_after: None,
             dressed: false,
-            custom: None,
+            details: None,
         }
     }
 
@@ -268,7 +274,7 @@ impl Rejection {
     pub(crate) fn scopes_missing(wanted: String) -> Self {
         Self {
             // A policy without alternatives rejects every key, so there is no scope to name.
-            scope: (!wanted.is_empty()).then(|| wanted.into()),
+            details: (!wanted.is_empty()).then(|| Arc::new(Details::Scope(wanted.into()))),
             ..Self::new(RejectionKind::InsufficientScope)
         }
     }
@@ -336,11 +342,11 @@ impl Rejection {
         detail: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self {
-            custom: Some(Arc::new(Custom {
+            details: Some(Arc::new(Details::Custom(Custom {
                 status,
                 code,
                 detail: detail.into(),
-            })),
+            }))),
             ..Self::new(RejectionKind::Custom)
         }
     }
@@ -358,6 +364,13 @@ impl Rejection {
         Self::internal()
     }
 
+    fn as_custom(&self) -> Option<&Custom> {
+        match self.details.as_deref() {
+            Some(Details::Custom(custom)) => Some(custom),
+            _ => None,
+        }
+    }
+
     /// Whether a layer has put its face on, and told of the refusal.
     pub(crate) fn is_dressed(&self) -> bool {
         self.dressed
@@ -370,7 +383,7 @@ impl Rejection {
 
     /// Returns the status of the default response.
     pub fn status(&self) -> StatusCode {
-        if let Some(custom) = &self.custom {
+        if let Some(custom) = self.as_custom() {
             return custom.status;
         }
         match self.kind {
@@ -395,7 +408,7 @@ impl Rejection {
     /// Returns the stable name of the case: its heading in the [guide](crate::rejection), or the code of a
     /// [custom](Self::custom) rejection.
     pub fn code(&self) -> &'static str {
-        match &self.custom {
+        match self.as_custom() {
             Some(custom) => custom.code,
             None => self.kind.code(),
         }
@@ -426,7 +439,7 @@ impl Rejection {
 
     /// Returns what the caller can do about it.
     pub fn detail(&self) -> &str {
-        if let Some(custom) = &self.custom {
+        if let Some(custom) = self.as_custom() {
             return &custom.detail;
         }
         match self.kind {
@@ -469,7 +482,10 @@ impl Rejection {
     /// Returns the scopes that the operation requires, separated by spaces: only for
     /// [`RejectionKind::InsufficientScope`].
     pub fn required_scope(&self) -> Option<&str> {
-        self.scope.as_deref()
+        match self.details.as_deref() {
+            Some(Details::Scope(scope)) => Some(scope),
+            _ => None,
+        }
     }
 
     /// Returns when to try again. Whole seconds, rounded up, go into `Retry-After`.
@@ -482,9 +498,8 @@ impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rejection")
             .field("kind", &self.kind)
-            .field("scope", &self.scope)
+            .field("details", &self.details)
             .field("retry_after", &self.retry_after)
-            .field("custom", &self.custom)
             .finish_non_exhaustive()
     }
 }

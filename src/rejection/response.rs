@@ -68,7 +68,7 @@ fn problem(rejection: &Rejection) -> Bytes {
     static BODIES: LazyLock<[Bytes; RejectionKind::KINDS.len()]> =
         LazyLock::new(|| RejectionKind::KINDS.map(|kind| write_problem(&Rejection::new(kind))));
 
-    if rejection.scope.is_some() || rejection.custom.is_some() {
+    if rejection.details.is_some() {
         write_problem(rejection)
     } else {
         BODIES[rejection.kind as usize].clone()

@@ -72,7 +72,7 @@ impl Style {
             (RejectionKind::InsufficientScope, Some(_)) => {
                 let plain = self.plain.to_str().ok()?;
                 let mut challenge = format!("{plain}, error=\"insufficient_scope\"");
-                if let Some(scope) = &rejection.scope {
+                if let Some(scope) = rejection.required_scope() {
                     // A scope-token has neither `"` nor `\`, so the names need no escaping.
                     challenge = format!("{challenge}, scope=\"{scope}\"");
                 }
