@@ -7,10 +7,8 @@
         feature = "emulator",
         feature = "kinde",
         feature = "limit",
-        feature = "openmeter",
         feature = "settings",
-        feature = "test-util",
-        feature = "usage"
+        feature = "test-util"
     )),
     allow(rustdoc::broken_intra_doc_links)
 )]
@@ -48,9 +46,6 @@ pub mod telemetry;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
 mod upstream;
-#[cfg(feature = "usage")]
-#[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
-pub mod usage;
 pub mod verify;
 
 pub use self::auth::{ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService};
@@ -80,9 +75,6 @@ pub use self::settings::{
     OrgSettings, OrgSettingsHandle, OrgSettingsLayer, SettingsError, SettingsLoader, settings_fn,
 };
 pub use self::upstream::{BreakerState, UpstreamState};
-#[cfg(feature = "usage")]
-#[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
-pub use self::usage::{UsageHandle, UsageLayer};
 pub use self::verify::{
     Attempt, Verification, Verifier, VerifierFn, VerifyError, VerifyErrorKind, verifier_fn,
 };

@@ -20,11 +20,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-#[cfg(feature = "usage")]
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-#[cfg(feature = "usage")]
-use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -102,38 +98,6 @@ impl Default for TestClock {
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
     OrgSettings::new(org.org_code().clone(), Arc::new(settings))
-}
-
-/// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::usage::UsageLayerBuilder::test_wall_clock): it stands still
-/// until it is set, forward or back.
-///
-/// ```
-/// use std::time::{Duration, SystemTime};
-/// use tower_orgkey::test_util::TestWallClock;
-///
-/// let clock = TestWallClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-/// clock.set(clock.now() + Duration::from_secs(60));
-/// ```
-#[cfg(feature = "usage")]
-#[derive(Clone, Debug)]
-pub struct TestWallClock(Arc<Mutex<SystemTime>>);
-
-#[cfg(feature = "usage")]
-impl TestWallClock {
-    /// A clock that shows this time.
-    pub fn new(time: SystemTime) -> Self {
-        Self(Arc::new(Mutex::new(time)))
-    }
-
-    /// Sets it to this time.
-    pub fn set(&self, time: SystemTime) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = time;
-    }
-
-    /// What it shows.
-    pub fn now(&self) -> SystemTime {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Makes an [`OrgContext`] without any layer. See the [module's guide](crate::test_util).

@@ -10,7 +10,6 @@ fn the_front_page_explains_every_warning_and_error_and_no_other() {
         warnings_and_errors(include_str!("../src/telemetry/requests.rs")),
         warnings_and_errors(include_str!("../src/telemetry/settings.rs")),
         warnings_and_errors(include_str!("../src/telemetry/upstream.rs")),
-        warnings_and_errors(include_str!("../src/telemetry/usage.rs")),
     ]
     .concat();
     assert!(explained.len() > 2 && written.len() > 2);

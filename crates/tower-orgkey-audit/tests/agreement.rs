@@ -15,12 +15,12 @@ use axum::routing::get;
 use http::{Request, StatusCode};
 use serde::Deserialize;
 use tower::ServiceExt;
-use tower_orgkey::usage::{Account, UsageLayer};
 use tower_orgkey::{
     ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, RejectionKind, Scopes, Verification,
     VerifyError, require_scope, verifier_fn,
 };
 use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
+use tower_orgkey_usage::{Account, UsageLayer};
 
 const ORGANIZATIONS: usize = 10_000;
 const REQUESTS: usize = 1_000_000;

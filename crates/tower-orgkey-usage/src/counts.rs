@@ -3,9 +3,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::nanos;
-use crate::observer::EarlyEnd;
-use crate::rejection::RejectionKind;
+use tower_orgkey::RejectionKind;
+use tower_orgkey::observer::EarlyEnd;
 
 /// The upper bounds of the duration buckets, in milliseconds, each inclusive. One more bucket holds what took longer.
 ///
@@ -15,12 +14,11 @@ pub const DURATION_BOUNDS_MS: [u64; 14] = [
 ];
 
 const BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
-const KINDS: usize = RejectionKind::KINDS.len();
 
 /// What is counted of requests: a value that adds up.
 ///
 /// ```
-/// use tower_orgkey::usage::Counts;
+/// use tower_orgkey_usage::Counts;
 ///
 /// let counts = Counts::default();
 /// assert_eq!((counts.requests(), counts.refused()), (0, 0));
@@ -36,8 +34,8 @@ pub struct Counts {
     response_bytes: u64,
     duration_nanos: u64,
     durations: [u64; BUCKETS],
-    /// By kind, in the order of [`RejectionKind::ALL`]. Apart, since most rows never see a refusal.
-    refusals: Option<Box<[u64; KINDS]>>,
+    /// By kind, in the order of [`RejectionKind::ALL`], without those that did not occur.
+    refusals: Vec<(RejectionKind, u64)>,
 }
 
 impl Counts {
@@ -48,22 +46,18 @@ impl Counts {
 
     /// Requests that this crate's layers, guards or extractors refused.
     pub fn refused(&self) -> u64 {
-        self.refusals.iter().flat_map(|counts| counts.iter()).sum()
+        self.refusals.iter().map(|(_, count)| count).sum()
     }
 
     /// Requests that were refused for this.
     pub fn refused_for(&self, kind: RejectionKind) -> u64 {
-        self.refusals
-            .as_ref()
-            .map_or(0, |counts| counts[kind as usize])
+        let held = self.refusals.iter().find(|(held, _)| *held == kind);
+        held.map_or(0, |(_, count)| *count)
     }
 
     /// What requests were refused for, and how many; kinds that did not occur are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (RejectionKind, u64)> + '_ {
-        RejectionKind::KINDS
-            .into_iter()
-            .map(|kind| (kind, self.refused_for(kind)))
-            .filter(|(_, count)| *count > 0)
+        self.refusals.iter().copied()
     }
 
     /// Requests that ended with an error of the inner service instead of a response.
@@ -121,7 +115,7 @@ pub(super) enum How {
 
 impl Counts {
     pub(super) fn count(&mut self, ended: Ended) {
-        let took = nanos(ended.took);
+        let took = u64::try_from(ended.took.as_nanos()).unwrap_or(u64::MAX);
         self.requests += 1;
         self.request_bytes = self.request_bytes.saturating_add(ended.request_bytes);
         self.response_bytes = self.response_bytes.saturating_add(ended.response_bytes);
@@ -131,11 +125,12 @@ impl Counts {
         match ended.how {
             How::Answered(None) => {}
             How::Answered(Some(kind)) => {
-                self.refusals.get_or_insert_default()[kind as usize] += 1;
+                self.refuse(kind, 1);
             }
             How::EndedEarly(EarlyEnd::Failed) => self.failed += 1,
-            How::EndedEarly(EarlyEnd::Dropped) => self.dropped += 1,
             How::EndedEarly(EarlyEnd::Panicked) => self.panicked += 1,
+            // And any end that this version does not know.
+            How::EndedEarly(_) => self.dropped += 1,
         }
     }
 
@@ -148,10 +143,18 @@ impl Counts {
         for (mine, theirs) in self.numbers_mut().into_iter().zip(other.numbers()) {
             *mine = mine.saturating_add(theirs);
         }
-        if let Some(theirs) = &other.refusals {
-            let mine = self.refusals.get_or_insert_default();
-            for (mine, theirs) in mine.iter_mut().zip(theirs.iter()) {
-                *mine = mine.saturating_add(*theirs);
+        for (kind, count) in other.refusals() {
+            self.refuse(kind, count);
+        }
+    }
+
+    fn refuse(&mut self, kind: RejectionKind, more: u64) {
+        let place = |kind| RejectionKind::ALL.iter().position(|known| *known == kind);
+        match self.refusals.iter_mut().find(|(held, _)| *held == kind) {
+            Some((_, count)) => *count = count.saturating_add(more),
+            None => {
+                self.refusals.push((kind, more));
+                self.refusals.sort_by_key(|(kind, _)| place(*kind));
             }
         }
     }
@@ -162,15 +165,12 @@ impl Counts {
         for (mine, theirs) in beyond.numbers_mut().into_iter().zip(there.numbers()) {
             *mine = mine.checked_sub(theirs)?;
         }
-        if let Some(theirs) = &there.refusals {
-            let mine = beyond.refusals.as_mut()?;
-            for (mine, theirs) in mine.iter_mut().zip(theirs.iter()) {
-                *mine = mine.checked_sub(*theirs)?;
-            }
-            beyond.refusals = beyond
-                .refusals
-                .filter(|counts| counts.iter().any(|count| *count > 0));
+        for (kind, theirs) in there.refusals() {
+            let mut refusals = beyond.refusals.iter_mut();
+            let (_, mine) = refusals.find(|(held, _)| *held == kind)?;
+            *mine = mine.checked_sub(theirs)?;
         }
+        beyond.refusals.retain(|(_, count)| *count > 0);
         Some(beyond)
     }
 
@@ -249,16 +249,14 @@ impl TryFrom<Wire> for Counts {
     type Error = String;
 
     fn try_from(wire: Wire) -> Result<Self, String> {
-        let mut refusals: Option<Box<[u64; KINDS]>> = None;
+        let mut counts = Self::default();
         for (code, count) in wire.refusals {
-            let Some(kind) = RejectionKind::KINDS
-                .into_iter()
-                .find(|kind| kind.code() == code)
-            else {
+            let mut kinds = RejectionKind::ALL.iter();
+            let Some(kind) = kinds.find(|kind| kind.code() == code) else {
                 return Err(format!("no refusal is called {code:?}"));
             };
             if count > 0 {
-                refusals.get_or_insert_default()[kind as usize] = count;
+                counts.refuse(*kind, count);
             }
         }
         Ok(Self {
@@ -270,7 +268,7 @@ impl TryFrom<Wire> for Counts {
             response_bytes: wire.response_bytes,
             duration_nanos: wire.duration_nanos,
             durations: wire.durations,
-            refusals,
+            refusals: counts.refusals,
         })
     }
 }
@@ -298,13 +296,6 @@ mod tests {
         (expected[0], expected[1], expected[13], expected[14]) = (2, 1, 1, 1);
         assert_eq!(counts.durations(), expected);
         assert_eq!(counts.duration(), Duration::from_nanos(20_010_000_002));
-    }
-
-    #[test]
-    fn kinds_stand_at_their_own_place() {
-        for (place, kind) in RejectionKind::KINDS.into_iter().enumerate() {
-            assert_eq!(kind as usize, place, "{kind:?}");
-        }
     }
 
     #[test]

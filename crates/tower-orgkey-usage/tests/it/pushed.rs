@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tower_orgkey::usage::{PushError, PushErrorKind, UsageLayer};
+use tower_orgkey_usage::{PushError, PushErrorKind, UsageLayer};
 
 use crate::kit::{MINUTE, Memory, app, next_minute, of_org, read_times, start, sums, usage, wall};
 

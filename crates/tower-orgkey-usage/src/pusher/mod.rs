@@ -19,7 +19,7 @@ use super::caught::Caught;
 use super::outbox::Outbox;
 use super::record::UsageRecord;
 use super::sink::{PushError, PushErrorKind, UsageSink};
-use crate::telemetry::usage as telemetry;
+use crate::telemetry;
 
 /// Closes minutes and pushes them to a [`UsageSink`], in order, until it has taken them.
 ///
@@ -46,7 +46,7 @@ use crate::telemetry::usage as telemetry;
 /// ```
 /// use std::time::Duration;
 /// use tokio::sync::oneshot;
-/// use tower_orgkey::usage::{PushError, UsageLayer, UsageRecord, UsageSink};
+/// use tower_orgkey_usage::{PushError, UsageLayer, UsageRecord, UsageSink};
 ///
 /// struct Print;
 ///

@@ -51,7 +51,7 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// itself. TLS is that of the feature `rustls` or `native-tls`.
 ///
 /// ```
-/// use tower_orgkey::usage::{OpenMeterSink, UsageLayer};
+/// use tower_orgkey_usage::{OpenMeterSink, UsageLayer};
 ///
 /// # fn token() -> String { "a-token".to_owned() }
 /// let usage = UsageLayer::new();
@@ -140,7 +140,7 @@ impl fmt::Debug for OpenMeterSink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::usage::PushErrorKind;
+    use crate::PushErrorKind;
 
     fn answer(status: u16, retry_after: Option<&'static str>) -> Result<(), PushErrorKind> {
         let mut headers = HeaderMap::new();

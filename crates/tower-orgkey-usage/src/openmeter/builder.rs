@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::OpenMeterSink;
 use super::event::Names;
-use crate::config::ConfigError;
+use tower_orgkey::ConfigError;
 
 /// Builds an [`OpenMeterSink`].
 #[must_use]
@@ -86,7 +86,7 @@ impl OpenMeterSinkBuilder {
     }
 
     /// How long a call may take. Not zero; 10 s unless set. The pusher's own
-    /// [deadline](crate::usage::UsagePusherBuilder::push_timeout) may be shorter.
+    /// [deadline](crate::UsagePusherBuilder::push_timeout) may be shorter.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

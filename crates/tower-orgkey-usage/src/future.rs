@@ -8,7 +8,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 
 use super::service::Call;
-use crate::observer::ObservedFuture;
+use tower_orgkey::observer::ObservedFuture;
 
 pin_project! {
     /// The response future of [`UsageService`](super::UsageService). Dropped before its end it counts as that.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use tower_orgkey::telemetry;
-use tower_orgkey::usage::{
+use tower_orgkey_usage::telemetry;
+use tower_orgkey_usage::{
     OpenMeterSink, UnsentFile, UnsentFileError, UsageHandle, UsagePusher, UsagePusherBuilder,
 };
 

@@ -10,11 +10,11 @@ use axum::body::Body;
 use axum::routing::{get, post};
 use http::{Request, StatusCode};
 use tower::ServiceExt;
-use tower_orgkey::test_util::{TestClock, TestWallClock};
-use tower_orgkey::usage::{
+use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, Verification, require_scope, verifier_fn};
+use tower_orgkey_usage::test_util::TestWallClock;
+use tower_orgkey_usage::{
     PushError, UsageLayer, UsageLayerBuilder, UsageRecord, UsageSink, UsageSnapshot,
 };
-use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, Verification, require_scope, verifier_fn};
 
 /// `key.<organization>.<key id>` is good; anything else is not.
 pub(crate) fn auth() -> ApiKeyLayer {
@@ -53,9 +53,7 @@ pub(crate) fn next_minute(wall: &TestWallClock) {
 
 /// Durations are zero, unless the test's runtime is paused and time passes there.
 pub(crate) fn usage(wall: &TestWallClock) -> UsageLayerBuilder {
-    UsageLayer::builder()
-        .test_wall_clock(wall.clone())
-        .test_clock(TestClock::new())
+    UsageLayer::builder().test_wall_clock(wall.clone())
 }
 
 pub(crate) fn app(usage: &UsageLayer) -> Router {

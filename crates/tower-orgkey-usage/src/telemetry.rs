@@ -3,9 +3,44 @@
 use std::error::Error;
 use std::io;
 
-use super::{Flood, TARGET};
-#[cfg(feature = "metrics")]
-use super::{USAGE_FOLDED, USAGE_PUSHES, USAGE_RECORDS, USAGE_WAITING};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tower_orgkey::telemetry::TARGET;
+
+/// Counts records of usage by what became of them.
+pub const USAGE_RECORDS: &str = "orgkey_usage_records_total";
+/// Counts pushes of usage by how the sink answered.
+pub const USAGE_PUSHES: &str = "orgkey_usage_pushes_total";
+/// Records of usage that the sink has not taken yet.
+pub const USAGE_WAITING: &str = "orgkey_usage_records_waiting";
+/// Counts the rows of usage that had to make room and were folded into coarser ones.
+pub const USAGE_FOLDED: &str = "orgkey_usage_rows_folded_total";
+
+/// Lets one event a second through, and counts the others.
+struct Flood {
+    second: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl Flood {
+    const fn new() -> Self {
+        Self {
+            second: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
+        }
+    }
+
+    fn admit(&self) -> Option<u64> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs();
+        if self.second.swap(now, Ordering::Relaxed) == now {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.left_out.swap(0, Ordering::Relaxed))
+    }
+}
 
 /// Rows have made room for others.
 pub(crate) fn folded(rows: u64) {
@@ -17,7 +52,10 @@ pub(crate) fn folded(rows: u64) {
 
 /// A push has ended: `accepted`, `retry` or `refused`.
 pub(crate) fn push_ended(result: &'static str) {
-    count!(USAGE_PUSHES, "result" = result; "accepted" "retry" "refused");
+    #[cfg(feature = "metrics")]
+    metrics::counter!(USAGE_PUSHES, "result" => result).increment(1);
+    #[cfg(not(feature = "metrics"))]
+    let _ = result;
 }
 
 /// The sink has taken records.
@@ -27,7 +65,12 @@ pub(crate) fn pushed(records: u64) {
 
 /// So many records wait to be pushed.
 pub(crate) fn waiting(records: usize) {
-    set!(USAGE_WAITING, records);
+    // Exact to 2^53.
+    #[cfg(feature = "metrics")]
+    #[allow(clippy::cast_precision_loss)]
+    metrics::gauge!(USAGE_WAITING).set(records as f64);
+    #[cfg(not(feature = "metrics"))]
+    let _ = records;
 }
 
 /// Records were given up.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::{Settings, UsagePusher};
-use crate::config::ConfigError;
-use crate::usage::books::Books;
-use crate::usage::outbox::Outbox;
-use crate::usage::sink::UsageSink;
-use crate::usage::unsent::UnsentFile;
+use crate::books::Books;
+use crate::outbox::Outbox;
+use crate::sink::UsageSink;
+use crate::unsent::UnsentFile;
+use tower_orgkey::ConfigError;
 
 /// Builds a [`UsagePusher`].
 #[must_use]
@@ -21,7 +21,7 @@ pub struct UsagePusherBuilder<S> {
 }
 
 impl<S: UsageSink> UsagePusherBuilder<S> {
-    pub(in crate::usage) fn new(books: Arc<Books>, sink: S) -> Self {
+    pub(crate) fn new(books: Arc<Books>, sink: S) -> Self {
         Self {
             books,
             sink,
@@ -61,7 +61,7 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
     /// alone.
     ///
     /// ```no_run
-    /// # use tower_orgkey::usage::{PushError, UnsentFile, UsageLayer, UsageRecord, UsageSink};
+    /// # use tower_orgkey_usage::{PushError, UnsentFile, UsageLayer, UsageRecord, UsageSink};
     /// # struct Meter;
     /// # impl UsageSink for Meter { async fn push(&self, _: &[UsageRecord]) -> Result<(), PushError> { Ok(()) } }
     /// let usage = UsageLayer::new();

@@ -12,13 +12,12 @@ use super::service::UsageService;
 use super::sink::UsageSink;
 use super::snapshot::UsageSnapshot;
 use super::wall::Wall;
-use crate::clock::Clock;
-use crate::config::ConfigError;
-use crate::request_head::RequestHead;
+use tower_orgkey::ConfigError;
+use tower_orgkey::RequestHead;
 
 /// The layer that counts what each organization and each key does, by route and minute.
 ///
-/// It stands outside of [`ApiKeyLayer`](crate::ApiKeyLayer): see the [module's guide](crate::usage). Clones count into the
+/// It stands outside of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer): see the [crate's guide](crate). Clones count into the
 /// same books; two layers have nothing in common.
 #[derive(Clone)]
 #[must_use]
@@ -50,7 +49,6 @@ impl UsageLayer {
             organizations: 100_000,
             routes: 1_000,
             route: None,
-            clock: Clock::default(),
             wall: Wall::default(),
         }
     }
@@ -82,7 +80,7 @@ impl fmt::Debug for UsageLayer {
 /// ```
 /// use std::borrow::Cow;
 /// use tower_orgkey::RequestHead;
-/// use tower_orgkey::usage::UsageLayer;
+/// use tower_orgkey_usage::UsageLayer;
 ///
 /// let usage = UsageLayer::builder()
 ///     .capacity(20_000)
@@ -98,7 +96,6 @@ pub struct UsageLayerBuilder {
     organizations: usize,
     routes: usize,
     route: Option<RouteFn>,
-    clock: Clock,
     wall: Wall,
 }
 
@@ -137,13 +134,6 @@ impl UsageLayerBuilder {
         self
     }
 
-    /// Reads durations from a test's clock.
-    #[cfg(feature = "test-util")]
-    pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
-        self.clock = Clock::Test(clock);
-        self
-    }
-
     /// Reads the minutes from a test's wall clock.
     #[cfg(feature = "test-util")]
     pub fn test_wall_clock(mut self, clock: crate::test_util::TestWallClock) -> Self {
@@ -177,7 +167,6 @@ impl UsageLayerBuilder {
             },
             routes: self.routes,
             route: self.route,
-            clock: self.clock,
             wall: self.wall,
         };
         Ok(UsageLayer {

@@ -1,3 +1,4 @@
+#![cfg_attr(docsrs, feature(doc_cfg))]
 //! Usage: what each organization and each key did, by route and minute.
 //!
 //! The issuer's own counters count verifications, of which a cache leaves few. The layer sees every request, so it keeps these
@@ -6,12 +7,13 @@
 //!
 //! # Where it stands
 //!
-//! *Outside* of [`ApiKeyLayer`](crate::ApiKeyLayer), so that it sees what is refused: from the outside in
+//! *Outside* of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer), so that it sees what is refused: from the outside in
 //! **`UsageLayer`**, `ApiKeyLayer`, guards, handler. On a `Router` the layer that is added last is the outermost.
 //!
 //! ```
 //! use axum::{Router, routing::get};
-//! use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext, UsageLayer};
+//! use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext};
+//! use tower_orgkey_usage::UsageLayer;
 //! # use tower_orgkey::{Verification, verifier_fn};
 //! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
 //!
@@ -99,6 +101,10 @@ mod routes;
 mod service;
 mod sink;
 mod snapshot;
+pub mod telemetry;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod test_util;
 mod unsent;
 mod wall;
 

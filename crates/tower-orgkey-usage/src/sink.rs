@@ -26,7 +26,7 @@ use super::record::UsageRecord;
 /// A panic counts as [`PushError::retry`]. What waits and what comes meanwhile costs requests nothing.
 ///
 /// ```
-/// use tower_orgkey::usage::{PushError, UsageRecord, UsageSink};
+/// use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
 ///
 /// struct Table(/* a pool of connections */);
 /// # impl Table { async fn insert_new(&self, _: &UsageRecord) -> Result<(), std::io::Error> { Ok(()) } }
@@ -58,7 +58,7 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_orgkey::usage::{PushError, PushErrorKind};
+/// use tower_orgkey_usage::{PushError, PushErrorKind};
 ///
 /// let error = PushError::retry("connection refused").after(Duration::from_secs(30));
 /// assert_eq!(error.kind(), PushErrorKind::Retry { after: Some(Duration::from_secs(30)) });

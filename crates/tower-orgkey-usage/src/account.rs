@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::{KeyId, OrgCode};
+use tower_orgkey::{KeyId, OrgCode};
 
 /// Whose requests are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -10,7 +10,7 @@ use crate::context::{KeyId, OrgCode};
 pub enum Account {
     /// An organization's.
     Organization(#[serde(with = "text")] OrgCode),
-    /// Those of organizations that had to make room for others: see [the bounds](crate::usage#what-is-bounded).
+    /// Those of organizations that had to make room for others: see [the bounds](crate#what-is-bounded).
     OtherOrganizations,
     /// Requests without a key that [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let pass.
     Anonymous,
@@ -48,7 +48,7 @@ pub enum Route {
     Template(#[serde(with = "text")] Arc<str>),
     /// No route matched, or none is known where the layer stands.
     Unmatched,
-    /// Routes beyond [the bound](crate::usage#what-is-bounded), and those of keys that had to make room.
+    /// Routes beyond [the bound](crate#what-is-bounded), and those of keys that had to make room.
     Other,
 }
 
@@ -60,7 +60,7 @@ mod text {
     use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::Serializer;
 
-    use crate::context::{KeyId, OrgCode};
+    use tower_orgkey::{KeyId, OrgCode};
 
     pub(super) trait Text: AsRef<str> + Sized {
         fn read(text: &str) -> Option<Self>;

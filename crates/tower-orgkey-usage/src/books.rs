@@ -19,10 +19,9 @@ use super::record::{Period, UsageRecord};
 use super::routes::{RouteId, Routes};
 use super::snapshot::{LineKey, UsageSnapshot};
 use super::wall::Wall;
-use crate::clock::Clock;
-use crate::observer::{Caller, RequestObservation};
-use crate::request_head::RequestHead;
-use crate::telemetry::usage as telemetry;
+use crate::telemetry;
+use tower_orgkey::RequestHead;
+use tower_orgkey::observer::{Caller, RequestObservation};
 
 /// Names the route of a request.
 pub(super) type RouteFn =
@@ -33,12 +32,10 @@ pub(super) struct Settings {
     pub(super) bounds: Bounds,
     pub(super) routes: usize,
     pub(super) route: Option<RouteFn>,
-    pub(super) clock: Clock,
     pub(super) wall: Wall,
 }
 
 pub(super) struct Books {
-    pub(super) clock: Clock,
     pub(super) wall: Wall,
     route: Option<RouteFn>,
     routes: Routes,
@@ -104,7 +101,6 @@ impl Books {
             over: Vec::new(),
         };
         Self {
-            clock: settings.clock,
             wall: settings.wall,
             route: settings.route,
             routes: Routes::new(settings.routes),
@@ -144,7 +140,7 @@ impl Books {
                 context.key_id().map_or(KeyRef::Unnamed, KeyRef::Id),
             ),
             Some(Caller::Anonymous) => (AccountRef::Anonymous, KeyRef::Unnamed),
-            None => (AccountRef::Nobody, KeyRef::Unnamed),
+            Some(_) | None => (AccountRef::Nobody, KeyRef::Unnamed),
         };
         let row = RowRef {
             account,

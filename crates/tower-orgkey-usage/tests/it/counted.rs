@@ -9,11 +9,11 @@ use axum::body::{Body, Bytes};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt};
-use tower_orgkey::usage::{
+use tower_orgkey::{KeyId, OrgCode, RejectionKind, RequestHead};
+use tower_orgkey_usage::{
     Account, Counts, KeyName, OpenMeterSink, Route, UsageLayer, UsageLine, UsagePusher,
     UsageService, UsageSnapshot,
 };
-use tower_orgkey::{KeyId, OrgCode, RejectionKind, RequestHead};
 
 use crate::kit::{app, read, request, usage, wall};
 

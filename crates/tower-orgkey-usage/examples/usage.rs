@@ -11,11 +11,9 @@ use axum::extract::Path;
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
-use tower_orgkey::usage::{
-    PushError, UnsentFile, UsageLayer, UsageRecord, UsageSink, UsageSnapshot,
-};
-use tower_orgkey::{
-    ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, UsageHandle, Verification, verifier_fn,
+use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, verifier_fn};
+use tower_orgkey_usage::{
+    PushError, UnsentFile, UsageHandle, UsageLayer, UsageRecord, UsageSink, UsageSnapshot,
 };
 
 /// Prints what a meter would bill. With the feature `openmeter`, `OpenMeterSink` stands in its place.

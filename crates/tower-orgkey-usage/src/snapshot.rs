@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, KeyName, Route};
 use super::counts::Counts;
-use crate::context::{KeyId, OrgCode};
+use tower_orgkey::{KeyId, OrgCode};
 
 /// What was counted since the layer was built: a value, to be kept, sent or compared.
 ///
@@ -12,7 +12,7 @@ use crate::context::{KeyId, OrgCode};
 ///
 /// ```
 /// use tower_orgkey::OrgCode;
-/// use tower_orgkey::usage::UsageLayer;
+/// use tower_orgkey_usage::UsageLayer;
 ///
 /// let usage = UsageLayer::new().handle();
 /// let mark = usage.snapshot();
@@ -208,7 +208,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::usage::counts::{Ended, How};
+    use crate::counts::{Ended, How};
 
     fn counts(requests: u64) -> Counts {
         let mut counts = Counts::default();

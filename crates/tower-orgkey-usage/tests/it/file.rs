@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tower_orgkey::test_util::TestWallClock;
-use tower_orgkey::usage::{PushError, UnsentFile, UnsentFileError};
+use tower_orgkey_usage::test_util::TestWallClock;
+use tower_orgkey_usage::{PushError, UnsentFile, UnsentFileError};
 
 use crate::kit::{Memory, app, next_minute, read_times, sums, usage, wall};
 

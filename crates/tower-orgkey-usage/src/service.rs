@@ -5,19 +5,21 @@ use std::task::{Context, Poll};
 use http::header::CONTENT_LENGTH;
 use http::{Request, Response};
 use http_body::Body;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::books::Books;
 use super::counts::{Ended, How};
 use super::future::ResponseFuture;
 use super::routes::RouteId;
-use crate::clock::Tick;
-use crate::observer::{EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver};
-use crate::request_head::RequestHead;
+use tower_orgkey::RequestHead;
+use tower_orgkey::observer::{
+    EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
+};
 
 /// The service that [`UsageLayer`](super::UsageLayer) makes.
 ///
-/// See the [module's guide](crate::usage).
+/// See the [crate's guide](crate).
 #[derive(Clone)]
 #[must_use]
 pub struct UsageService<S> {
@@ -51,7 +53,7 @@ where
             route: self.books.route(RequestHead::of(&request)),
             request_bytes: declared_size(&request),
             observation: RequestObservation::attach(request.extensions_mut()),
-            began: self.books.clock.now(),
+            began: Instant::now(),
             books: Arc::clone(&self.books),
         };
         let inner = &mut self.inner;
@@ -73,7 +75,7 @@ fn declared_size<B: Body>(request: &Request<B>) -> u64 {
 pub(super) struct Call {
     books: Arc<Books>,
     observation: RequestObservation,
-    began: Tick,
+    began: Instant,
     route: RouteId,
     request_bytes: u64,
 }
@@ -82,7 +84,7 @@ impl Call {
     #[inline]
     fn count(&self, how: How, response_bytes: u64) {
         let ended = Ended {
-            took: self.books.clock.now().since(self.began),
+            took: self.began.elapsed(),
             how,
             request_bytes: self.request_bytes,
             response_bytes,

@@ -6,7 +6,7 @@ use super::account::{Account, KeyName};
 use super::counts::Counts;
 use super::ring::Ring;
 use super::routes::RouteId;
-use crate::context::{KeyId, OrgCode};
+use tower_orgkey::{KeyId, OrgCode};
 
 /// What a row counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,7 +245,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::usage::counts::{Ended, How};
+    use crate::counts::{Ended, How};
 
     const ENDED: Ended = Ended {
         took: Duration::ZERO,

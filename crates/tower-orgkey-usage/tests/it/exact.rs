@@ -7,8 +7,8 @@ use axum::Router;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use proptest::prelude::*;
 use tower::ServiceExt;
-use tower_orgkey::telemetry;
-use tower_orgkey::usage::{UsageLayer, UsageLine};
+use tower_orgkey_usage::telemetry;
+use tower_orgkey_usage::{UsageLayer, UsageLine};
 
 use crate::kit::{Memory, app, next_minute, of_org, read, read_times, request, sums, usage, wall};
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
 use super::record::UsageRecord;
-use crate::telemetry::usage as telemetry;
+use crate::telemetry;
 
 /// The layout of the file.
 const VERSION: u32 = 1;
@@ -31,7 +31,7 @@ const DEAD_WEIGHT: usize = 10_000;
 /// On Unix only its owner may read it.
 ///
 /// ```
-/// use tower_orgkey::usage::UnsentFile;
+/// use tower_orgkey_usage::UnsentFile;
 ///
 /// # let directory = std::env::temp_dir().join(format!("orgkey-doc-{}", std::process::id()));
 /// # std::fs::create_dir_all(&directory)?;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::usage::account::{KeyName, Route};
-use crate::usage::record::UsageRecord;
+use crate::account::{KeyName, Route};
+use crate::record::UsageRecord;
 
 /// What the user calls things.
 #[derive(Clone, Debug)]
