@@ -6,51 +6,50 @@ use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::event::{AuditedRequest, Body, BodyEnd};
-use super::trail::AuditTrail;
+use crate::event::{AuditedRequest, Body, BodyEnd};
+use crate::trail::AuditTrail;
 
 pin_project! {
-    /// The body of a response that an [`AuditLayer`](super::AuditLayer) has seen: the inner one, frame by frame.
+    /// The body of a response of [`AuditService`](crate::AuditService): the inner body, frame by frame.
     ///
-    /// Nothing is buffered. When it ends or is dropped, the request's event is complete.
+    /// Nothing is buffered. When the body ends or is dropped, the event of its request is complete.
     pub struct AuditBody<B> {
         #[pin]
         body: B,
-        telling: Option<Telling>,
+        record: Option<Record>,
     }
 
     impl<B> PinnedDrop for AuditBody<B> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(telling) = this.project().telling.take() {
-                telling.dropped();
+            if let Some(record) = this.project().record.take() {
+                record.dropped();
             }
         }
     }
 }
 
-/// An event that wants nothing but the end of the body.
-struct Telling {
-    record: Box<AuditedRequest>,
+/// An event that is complete but for the end of the body.
+struct Record {
+    request: Box<AuditedRequest>,
     trail: AuditTrail,
     bytes: u64,
-    /// How many bytes the body has, where that is known beforehand.
     announced: Option<u64>,
 }
 
-impl Telling {
+impl Record {
     fn ended(mut self, end: BodyEnd) {
-        self.record.body = Some(Body {
+        self.request.body = Some(Body {
             end,
-            after: self.record.arrived.elapsed(),
+            after: self.request.arrived.elapsed(),
             bytes: self.bytes,
         });
-        self.trail.accept(self.record);
+        self.trail.accept(self.request);
     }
 
     fn dropped(self) {
-        // A server that has sent what was announced asks for no more.
-        let is_sent = self.announced == Some(self.bytes);
-        self.ended(if is_sent {
+        // A server that has sent the announced length does not poll the body again.
+        let is_complete = self.announced == Some(self.bytes);
+        self.ended(if is_complete {
             BodyEnd::Ended
         } else {
             BodyEnd::Dropped
@@ -59,24 +58,22 @@ impl Telling {
 }
 
 impl<B> AuditBody<B> {
-    /// A body whose event is told already, or that is none.
-    pub(super) fn untold(body: B) -> Self {
-        Self {
-            body,
-            telling: None,
-        }
+    /// A body without an event, or whose event was accepted already.
+    pub(crate) fn unrecorded(body: B) -> Self {
+        Self { body, record: None }
     }
 
-    pub(super) fn told(
+    /// A body whose end completes the event. `announced` is its length, if it is known.
+    pub(crate) fn recorded(
         body: B,
-        record: Box<AuditedRequest>,
+        request: Box<AuditedRequest>,
         trail: AuditTrail,
         announced: Option<u64>,
     ) -> Self {
         Self {
             body,
-            telling: Some(Telling {
-                record,
+            record: Some(Record {
+                request,
                 trail,
                 bytes: 0,
                 announced,
@@ -99,18 +96,18 @@ impl<B: http_body::Body> http_body::Body for AuditBody<B> {
             None => Some(BodyEnd::Ended),
             Some(Err(_)) => Some(BodyEnd::Failed),
             Some(Ok(frame)) => {
-                if let Some(telling) = this.telling.as_mut() {
+                if let Some(record) = this.record.as_mut() {
                     let bytes = frame.data_ref().map_or(0, Buf::remaining);
-                    telling.bytes = telling.bytes.saturating_add(bytes as u64);
+                    record.bytes = record.bytes.saturating_add(bytes as u64);
                 }
-                // A server does not ask a body again that says it is over.
+                // A server does not poll a body again that says it has ended.
                 this.body.is_end_stream().then_some(BodyEnd::Ended)
             }
         };
         if let Some(end) = end
-            && let Some(telling) = this.telling.take()
+            && let Some(record) = this.record.take()
         {
-            telling.ended(end);
+            record.ended(end);
         }
         Poll::Ready(frame)
     }
@@ -124,17 +121,17 @@ impl<B: http_body::Body> http_body::Body for AuditBody<B> {
     }
 }
 
-/// So that layers further out can answer for themselves.
+/// For outer layers that respond themselves.
 impl<B: Default> Default for AuditBody<B> {
     fn default() -> Self {
-        Self::untold(B::default())
+        Self::unrecorded(B::default())
     }
 }
 
-/// So that guards and layers further out can refuse.
+/// For outer guards and layers that reject requests.
 impl<B: From<Bytes>> From<Bytes> for AuditBody<B> {
     fn from(bytes: Bytes) -> Self {
-        Self::untold(bytes.into())
+        Self::unrecorded(bytes.into())
     }
 }
 

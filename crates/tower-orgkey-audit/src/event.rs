@@ -1,121 +1,117 @@
-//! What a sink is handed.
-
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
-
-use super::peer::AuditPeer;
 use tokio::time::Instant;
-use tower_orgkey::Rejection;
 use tower_orgkey::observer::{Caller, EarlyEnd, Requirement};
-use tower_orgkey::{KeyId, OrgCode};
+use tower_orgkey::{KeyId, OrgCode, Rejection};
 
-/// One event of the trail.
+use crate::peer::AuditPeer;
+
+/// One event of an [`AuditTrail`](crate::AuditTrail).
 ///
-/// It serializes (`serde`) as an event of OCSF 1.8.0; the [crate's guide](crate) tells which field means what.
+/// It serializes (`serde`) as an event of OCSF 1.8.0, see the [fields](crate#fields).
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
-    pub(super) kind: AuditEventKind,
-    pub(super) source: Arc<Source>,
-    pub(super) sequence: u64,
+    pub(crate) kind: AuditEventKind,
+    pub(crate) source: Arc<Source>,
+    pub(crate) sequence: u64,
 }
 
-/// What all events of one trail have in common.
+/// What all events of a trail share.
 #[derive(Debug)]
-pub(super) struct Source {
-    /// Drawn when the trail starts.
-    pub(super) trail: u64,
-    pub(super) service: Box<str>,
+pub(crate) struct Source {
+    /// Random, per trail.
+    pub(crate) trail: u64,
+    pub(crate) service: Box<str>,
 }
 
 impl AuditEvent {
-    /// What the event tells.
+    /// Returns what the event is about.
     pub fn kind(&self) -> &AuditEventKind {
         &self.kind
     }
 
-    /// The event's own identifier: a number drawn when the trail started, and the event's place in it.
+    /// Returns the identifier of the event: a random number of the trail, and the [`sequence`](Self::sequence).
     ///
-    /// An event that a sink is handed again after it failed has the same.
+    /// An event that is written again after the sink failed has the same identifier.
     pub fn uid(&self) -> String {
         format!("{:016x}-{}", self.source.trail, self.sequence)
     }
 
-    /// The event's place in its trail, from zero on. A number that is missing between two others was lost.
+    /// Returns the position of the event in its trail, from zero. A missing number is a lost event.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// The request that the event tells of.
+    /// Returns the request, if the event is about one.
     pub fn request(&self) -> Option<&AuditedRequest> {
         match &self.kind {
             AuditEventKind::Request(request) => Some(request),
-            AuditEventKind::LeftOut(_) | AuditEventKind::Lost(_) => None,
+            AuditEventKind::Suppressed(_) | AuditEventKind::Lost(_) => None,
         }
     }
 }
 
-/// What an [`AuditEvent`] tells.
+/// What an [`AuditEvent`] is about.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum AuditEventKind {
     /// A request that was decided on.
     Request(Box<AuditedRequest>),
-    /// Refusals of nobody's that have no event of their own, since there were too many of them.
-    LeftOut(LeftOutRefusals),
-    /// Events that are lost: the queue was full, or the sink gave them up.
+    /// Rejected requests without an event, because there were too many.
+    Suppressed(SuppressedRejections),
+    /// Lost events: the queue was full, or the sink failed permanently.
     Lost(LostEvents),
 }
 
-/// Refusals of requests without a known organization, counted since the last count was told.
+/// A count of rejected requests without a known organization, since the previous count.
 #[derive(Clone, Debug)]
-pub struct LeftOutRefusals {
-    pub(super) period: Period,
-    pub(super) by_code: Vec<(&'static str, u64)>,
+pub struct SuppressedRejections {
+    pub(crate) period: Period,
+    pub(crate) by_code: Vec<(&'static str, u64)>,
 }
 
-impl LeftOutRefusals {
-    /// How many there were.
+impl SuppressedRejections {
+    /// Returns the number of requests.
     pub fn count(&self) -> u64 {
         self.by_code.iter().map(|(_, count)| count).sum()
     }
 
-    /// How many there were of each [code](tower_orgkey::Rejection::code).
+    /// Returns the number of requests for each [code](tower_orgkey::Rejection::code).
     pub fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.by_code.iter().copied()
     }
 
-    /// The time that the count began at.
+    /// Returns when the count began.
     pub fn since(&self) -> SystemTime {
         self.period.since
     }
 }
 
-/// Events that are missing in the trail, counted since the last count was told.
+/// A count of lost events, since the previous count.
 #[derive(Clone, Debug)]
 pub struct LostEvents {
-    pub(super) period: Period,
-    pub(super) count: u64,
+    pub(crate) period: Period,
+    pub(crate) count: u64,
 }
 
 impl LostEvents {
-    /// How many there are.
+    /// Returns the number of events.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The time that the count began at.
+    /// Returns when the count began.
     pub fn since(&self) -> SystemTime {
         self.period.since
     }
 }
 
-/// What a count is about.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Period {
-    pub(super) since: SystemTime,
-    pub(super) until: SystemTime,
+pub(crate) struct Period {
+    pub(crate) since: SystemTime,
+    pub(crate) until: SystemTime,
 }
 
 /// How the body of a response ended.
@@ -124,34 +120,34 @@ pub(super) struct Period {
 pub enum BodyEnd {
     /// It was read to its end.
     Ended,
-    /// It was dropped before: the client went away, or the server gave up.
+    /// It was dropped before its end: the client disconnected, or the server gave up.
     Dropped,
-    /// It ended in an error.
+    /// It ended with an error.
     Failed,
 }
 
 /// A request that was decided on.
 #[derive(Clone, Debug)]
 pub struct AuditedRequest {
-    pub(super) time: SystemTime,
-    pub(super) arrived: Instant,
-    pub(super) request_id: Box<str>,
-    pub(super) method: Method,
-    pub(super) route: Option<Route>,
-    pub(super) path: Option<Box<str>>,
-    pub(super) peer: Option<AuditPeer>,
-    pub(super) who: Who,
-    pub(super) requirements: Vec<Requirement>,
-    pub(super) outcome: Outcome,
-    pub(super) status: Option<StatusCode>,
-    pub(super) duration: Duration,
-    pub(super) body: Option<Body>,
+    pub(crate) time: SystemTime,
+    pub(crate) arrived: Instant,
+    pub(crate) request_id: Box<str>,
+    pub(crate) method: Method,
+    pub(crate) route: Option<Route>,
+    pub(crate) path: Option<Box<str>>,
+    pub(crate) peer: Option<AuditPeer>,
+    pub(crate) actor: Actor,
+    pub(crate) requirements: Vec<Requirement>,
+    pub(crate) outcome: Outcome,
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) duration: Duration,
+    pub(crate) body: Option<Body>,
 }
 
-/// Whose request it is.
 #[derive(Clone, Debug)]
-pub(super) enum Who {
-    Nobody,
+pub(crate) enum Actor {
+    /// Rejected before the organization was known.
+    Unknown,
     Anonymous,
     Organization {
         org: OrgCode,
@@ -162,11 +158,10 @@ pub(super) enum Who {
     },
 }
 
-impl From<Option<Caller>> for Who {
+impl From<Option<Caller>> for Actor {
     fn from(caller: Option<Caller>) -> Self {
         match caller {
-            Some(Caller::Anonymous) => Self::Anonymous,
-            // Not the context itself, which keeps a cache's entry alive.
+            // Copied out of the context, which keeps an entry of the cache alive.
             Some(Caller::Organization { context, is_cached }) => Self::Organization {
                 org: context.org_code().clone(),
                 key_id: context.key_id().cloned(),
@@ -174,93 +169,94 @@ impl From<Option<Caller>> for Who {
                 is_cached,
                 is_stale: context.is_stale(),
             },
-            Some(_) | None => Self::Nobody,
+            Some(Caller::Anonymous) => Self::Anonymous,
+            Some(_) | None => Self::Unknown,
         }
     }
 }
 
-/// What became of a request.
 #[derive(Clone, Debug)]
-pub(super) enum Outcome {
-    LetIn,
-    Refused(Rejection),
+pub(crate) enum Outcome {
+    Allowed,
+    Rejected(Rejection),
     EndedEarly(EarlyEnd),
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Route {
+pub(crate) enum Route {
     #[cfg(feature = "axum")]
     Matched(axum::extract::MatchedPath),
     Named(Box<str>),
 }
 
-/// The body of a response, as far as it went.
+/// The body of a response, as far as it was read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Body {
-    pub(super) end: BodyEnd,
-    pub(super) after: Duration,
-    pub(super) bytes: u64,
+pub(crate) struct Body {
+    pub(crate) end: BodyEnd,
+    pub(crate) after: Duration,
+    pub(crate) bytes: u64,
 }
 
 impl AuditedRequest {
-    /// When the request arrived, on the wall clock.
+    /// Returns when the request arrived, by the wall clock.
     pub fn time(&self) -> SystemTime {
         self.time
     }
 
-    /// The request's id, taken over or made: 1 to 128 visible ASCII characters.
+    /// Returns the request's id, taken from a header or generated: 1 to 128 visible ASCII characters.
     ///
-    /// A client chooses it as it likes: it does not identify an event. [`AuditEvent::uid`] does.
+    /// A client can choose any id, so it does not identify the event. [`AuditEvent::uid`] does.
     pub fn request_id(&self) -> &str {
         &self.request_id
     }
 
-    /// The organization, if the key was let in, even where a guard refused the request then.
+    /// Returns the organization, if the key was authenticated, even if a guard rejected the request afterwards.
     pub fn org_code(&self) -> Option<&OrgCode> {
-        match &self.who {
-            Who::Organization { org, .. } => Some(org),
-            Who::Nobody | Who::Anonymous => None,
+        match &self.actor {
+            Actor::Organization { org, .. } => Some(org),
+            Actor::Unknown | Actor::Anonymous => None,
         }
     }
 
-    /// The key's identifier at the issuer, if the issuer gives its keys one.
+    /// Returns the key's identifier at the issuer, if the issuer gives its keys one.
     pub fn key_id(&self) -> Option<&KeyId> {
-        match &self.who {
-            Who::Organization { key_id, .. } => key_id.as_ref(),
-            Who::Nobody | Who::Anonymous => None,
+        match &self.actor {
+            Actor::Organization { key_id, .. } => key_id.as_ref(),
+            Actor::Unknown | Actor::Anonymous => None,
         }
     }
 
-    /// The user that the key acts for.
+    /// Returns the user that the key acts for.
     pub fn user_id(&self) -> Option<&str> {
-        match &self.who {
-            Who::Organization { user_id, .. } => user_id.as_deref(),
-            Who::Nobody | Who::Anonymous => None,
+        match &self.actor {
+            Actor::Organization { user_id, .. } => user_id.as_deref(),
+            Actor::Unknown | Actor::Anonymous => None,
         }
     }
 
-    /// Whether the key's facts were held already, so that the request did not wait for the issuer. `None` without a key.
+    /// Returns whether the verification result was cached, so that the request did not wait for the issuer. `None`
+    /// without an organization.
     pub fn is_cached(&self) -> Option<bool> {
-        match self.who {
-            Who::Organization { is_cached, .. } => Some(is_cached),
-            Who::Nobody | Who::Anonymous => None,
+        match self.actor {
+            Actor::Organization { is_cached, .. } => Some(is_cached),
+            Actor::Unknown | Actor::Anonymous => None,
         }
     }
 
-    /// Whether the key's facts were past their soft TTL. `None` without a key.
+    /// Returns whether the verification result was past its soft TTL. `None` without an organization.
     pub fn is_stale(&self) -> Option<bool> {
-        match self.who {
-            Who::Organization { is_stale, .. } => Some(is_stale),
-            Who::Nobody | Who::Anonymous => None,
+        match self.actor {
+            Actor::Organization { is_stale, .. } => Some(is_stale),
+            Actor::Unknown | Actor::Anonymous => None,
         }
     }
 
-    /// The method; of one that is longer than 32 bytes, their first 32.
+    /// Returns the method, cut to 32 bytes.
     pub fn method(&self) -> &Method {
         &self.method
     }
 
-    /// The route, if it is known: at most 1,024 bytes.
+    /// Returns the route, if it is known, cut to 1,024 bytes.
     pub fn route(&self) -> Option<&str> {
         match &self.route {
             None => None,
@@ -270,70 +266,64 @@ impl AuditedRequest {
         }
     }
 
-    /// The path as the client sent it, if [`record_path`](super::AuditLayer::record_path) is on: at most 1,024 bytes.
+    /// Returns the path as the client sent it, with [`record_path`](crate::AuditLayer::record_path), cut to 1,024 bytes.
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
-    /// From where the request came, if [`peer`](super::AuditLayer::peer) says so.
+    /// Returns where the request comes from, with [`peer`](crate::AuditLayer::peer).
     pub fn peer(&self) -> Option<AuditPeer> {
         self.peer
     }
 
-    /// What became of the request: `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of a rejection, or, where
-    /// there is no response, `failed`, `dropped`, `panicked`.
+    /// Returns the outcome: `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of a rejection, or the
+    /// [name](EarlyEnd::code) of an early end.
     pub fn code(&self) -> &'static str {
         match &self.outcome {
-            Outcome::LetIn if matches!(self.who, Who::Anonymous) => "anonymous",
-            Outcome::LetIn => "allowed",
-            Outcome::Refused(rejection) => rejection.code(),
+            Outcome::Allowed if matches!(self.actor, Actor::Anonymous) => "anonymous",
+            Outcome::Allowed => "allowed",
+            Outcome::Rejected(rejection) => rejection.code(),
             Outcome::EndedEarly(end) => end.code(),
         }
     }
 
-    /// What the request was refused for, if it was refused.
+    /// Returns the rejection, if the request was rejected.
     pub fn rejection(&self) -> Option<&Rejection> {
         match &self.outcome {
-            Outcome::Refused(rejection) => Some(rejection),
-            Outcome::LetIn | Outcome::EndedEarly(_) => None,
+            Outcome::Rejected(rejection) => Some(rejection),
+            Outcome::Allowed | Outcome::EndedEarly(_) => None,
         }
     }
 
-    /// The status of the response. `None` where there is none.
+    /// Returns the status of the response, if there is one.
     pub fn status(&self) -> Option<StatusCode> {
         self.status
     }
 
-    /// From the arrival to the head of the response, or to the end without one.
+    /// Returns the time from the arrival to the head of the response, or to the early end.
     pub fn duration(&self) -> Duration {
         self.duration
     }
 
-    /// How the body of the response ended. `None` where there was none to send.
+    /// Returns how the body of the response ended. `None` if there was none to send.
     pub fn body_end(&self) -> Option<BodyEnd> {
         self.body.map(|body| body.end)
     }
 
-    /// From the arrival to the end of the body. `None` where there was none to send.
+    /// Returns the time from the arrival to the end of the body. `None` if there was none to send.
     pub fn body_duration(&self) -> Option<Duration> {
         self.body.map(|body| body.after)
     }
 
-    /// How many bytes of the body were taken by the server. `None` where there was none to send.
+    /// Returns how many bytes of the body the server took. `None` if there was none to send.
     pub fn body_bytes(&self) -> Option<u64> {
         self.body.map(|body| body.bytes)
-    }
-
-    /// Whether no organization is known for it.
-    pub(super) fn is_strangers(&self) -> bool {
-        self.org_code().is_none()
     }
 }
 
 /// The most bytes of a route or a path that are kept.
 const MAX_TEXT: usize = 1_024;
 
-/// The beginning of a text that is too long for the queue's bound.
 fn shortened(text: &str, most: usize) -> &str {
     if text.len() <= most {
         return text;
@@ -342,15 +332,14 @@ fn shortened(text: &str, most: usize) -> &str {
     &text[..boundary.unwrap_or_default()]
 }
 
-pub(super) fn kept(text: &str) -> Box<str> {
+pub(crate) fn bounded_text(text: &str) -> Box<str> {
     shortened(text, MAX_TEXT).into()
 }
 
-/// The method, or the beginning of one that somebody made up.
-pub(super) fn kept_method(method: &Method) -> Method {
+pub(crate) fn bounded_method(method: &Method) -> Method {
     const MAX_METHOD: usize = 32;
 
-    // Every method is ASCII, and so is its beginning a method.
+    // A method is ASCII, so its beginning is a method too.
     match method.as_str().get(..MAX_METHOD) {
         Some(beginning) if method.as_str().len() > MAX_METHOD => {
             Method::from_bytes(beginning.as_bytes()).unwrap_or_default()
@@ -364,19 +353,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_sends_is_kept_up_to_a_bound() {
+    fn texts_of_clients_are_cut() {
         let long = "é".repeat(1_000);
-        assert_eq!(kept(&long).len(), 1_024);
-        assert_eq!(&*kept("/short"), "/short");
-        assert_eq!(kept(&format!("x{long}")).len(), 1_023);
-        let made_up = Method::from_bytes(&[b'X'; 5_000]).unwrap();
-        assert_eq!(kept_method(&made_up).as_str(), "X".repeat(32));
-        assert_eq!(kept_method(&Method::DELETE), Method::DELETE);
-        assert_eq!(
-            kept_method(&Method::from_bytes(&[b'X'; 32]).unwrap())
-                .as_str()
-                .len(),
-            32
-        );
+        assert_eq!(bounded_text(&long).len(), 1_024);
+        assert_eq!(&*bounded_text("/short"), "/short");
+        assert_eq!(bounded_text(&format!("x{long}")).len(), 1_023);
+        let method = |length| Method::from_bytes(&vec![b'X'; length]).unwrap();
+        assert_eq!(bounded_method(&method(5_000)).as_str(), "X".repeat(32));
+        assert_eq!(bounded_method(&Method::DELETE), Method::DELETE);
+        assert_eq!(bounded_method(&method(32)).as_str().len(), 32);
     }
 }

@@ -5,24 +5,24 @@ use std::task::{Context, Poll};
 
 use http::{Method, Response, StatusCode};
 use pin_project_lite::pin_project;
-
-use super::body::AuditBody;
-use super::event::{AuditedRequest, Outcome};
-use super::trail::AuditTrail;
 use tower_orgkey::observer::{
     EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
 };
 
+use crate::body::AuditBody;
+use crate::event::{AuditedRequest, Outcome};
+use crate::trail::AuditTrail;
+
 pin_project! {
-    /// The response future of [`AuditService`](super::AuditService).
+    /// The response future of [`AuditService`](crate::AuditService).
     pub struct AuditFuture<F> {
         #[pin]
-        observed: ObservedFuture<F, Open>,
+        observed: ObservedFuture<F, RequestAudit>,
     }
 }
 
 impl<F> AuditFuture<F> {
-    pub(super) fn new(observed: ObservedFuture<F, Open>) -> Self {
+    pub(crate) fn new(observed: ObservedFuture<F, RequestAudit>) -> Self {
         Self { observed }
     }
 }
@@ -45,88 +45,71 @@ impl<F> fmt::Debug for AuditFuture<F> {
     }
 }
 
-/// A request that has no response yet.
-pub(super) struct Open {
-    /// Empty once it is told.
-    record: Option<Box<AuditedRequest>>,
+/// The audit of a request that has no response yet.
+pub(crate) struct RequestAudit {
+    record: Box<AuditedRequest>,
     observation: RequestObservation,
     trail: AuditTrail,
 }
 
-impl Open {
-    pub(super) fn new(
+impl RequestAudit {
+    pub(crate) fn new(
         record: AuditedRequest,
         observation: RequestObservation,
         trail: AuditTrail,
     ) -> Self {
         Self {
-            record: Some(Box::new(record)),
+            record: Box::new(record),
             observation,
             trail,
         }
     }
 
-    /// The record as it stands at the end, if anything was decided on the request.
-    fn close(&mut self, outcome: Outcome) -> Option<Box<AuditedRequest>> {
-        let mut record = self.record.take()?;
+    /// Completes the record but for the response. `None` if nothing was decided on the request.
+    fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
+        let mut record = self.record;
         let caller = self.observation.caller();
-        if caller.is_none() && !matches!(outcome, Outcome::Refused(_)) {
+        if caller.is_none() && !matches!(outcome, Outcome::Rejected(_)) {
             return None;
         }
-        record.who = caller.into();
+        record.actor = caller.into();
         record.requirements = self.observation.requirements();
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
-        Some(record)
+        Some((record, self.trail))
     }
+}
 
-    fn end_early(&mut self, end: EarlyEnd) {
-        if let Some(record) = self.close(Outcome::EndedEarly(end)) {
-            self.trail.accept(record);
+impl Observer for RequestAudit {
+    fn ended_early(self, end: EarlyEnd) {
+        if let Some((record, trail)) = self.close(Outcome::EndedEarly(end)) {
+            trail.accept(record);
         }
     }
 }
 
-impl Observer for Open {
-    fn ended_early(mut self, end: EarlyEnd) {
-        self.end_early(end);
-    }
-}
-
-/// What was opened and never watched: the inner service panicked before it had made a future.
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.end_early(if std::thread::panicking() {
-            EarlyEnd::Panicked
-        } else {
-            EarlyEnd::Dropped
-        });
-    }
-}
-
-impl<B: http_body::Body> ResponseObserver<B> for Open {
+impl<B: http_body::Body> ResponseObserver<B> for RequestAudit {
     type Body = AuditBody<B>;
 
-    fn responded(mut self, response: Response<B>) -> Response<Self::Body> {
+    fn responded(self, response: Response<B>) -> Response<Self::Body> {
         let outcome = match self.observation.rejection_of(&response) {
-            Some(rejection) => Outcome::Refused(rejection),
-            None => Outcome::LetIn,
+            Some(rejection) => Outcome::Rejected(rejection),
+            None => Outcome::Allowed,
         };
-        let Some(mut record) = self.close(outcome) else {
-            return response.map(AuditBody::untold);
+        let Some((mut record, trail)) = self.close(outcome) else {
+            return response.map(AuditBody::unrecorded);
         };
         record.status = Some(response.status());
         if has_no_body(&record.method, response.status()) || response.body().is_end_stream() {
-            self.trail.accept(record);
-            return response.map(AuditBody::untold);
+            trail.accept(record);
+            return response.map(AuditBody::unrecorded);
         }
-        let announced = announced(&response);
-        let trail = self.trail.clone();
-        response.map(|body| AuditBody::told(body, record, trail, announced))
+        let announced = announced_length(&response);
+        response.map(|body| AuditBody::recorded(body, record, trail, announced))
     }
 }
 
-/// Responses whose bodies no server sends, whatever they hold.
+/// Whether a server sends no body, whatever the response holds.
 fn has_no_body(method: &Method, status: StatusCode) -> bool {
     method == Method::HEAD
         || status.is_informational()
@@ -134,8 +117,7 @@ fn has_no_body(method: &Method, status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED
 }
 
-/// How many bytes the body has, where that is known beforehand.
-fn announced<B: http_body::Body>(response: &Response<B>) -> Option<u64> {
+fn announced_length<B: http_body::Body>(response: &Response<B>) -> Option<u64> {
     response.body().size_hint().exact().or_else(|| {
         let length = response.headers().get(http::header::CONTENT_LENGTH)?;
         length.to_str().ok()?.parse().ok()

@@ -3,16 +3,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::event::AuditEvent;
-use super::sink::{AuditSink, SinkError};
+use crate::event::AuditEvent;
+use crate::sink::{AuditSink, SinkError};
 
-/// Writes each event as one line of JSON, to whatever can be written to.
+/// A sink that writes each event as one line of JSON to any [`Write`].
 ///
-/// After each batch the writer is flushed. An event is a line that ends in a line feed: what stands behind the last line
-/// feed of a file, after a crash say, is none, and is no JSON either. After an error the next batch begins on a line of its
-/// own, so that a torn line never runs into an event; a reader skips lines that are empty or no JSON.
+/// The writer is flushed after each batch. An event is a line that ends in a line feed: after a crash, the bytes after the
+/// last line feed are not an event, and are not JSON. After an error, the next batch starts on a new line, so a torn line
+/// never runs into an event. A reader skips lines that are empty or not JSON.
 ///
-/// `Ok` means that the operating system has the line, which outlives the process. What must outlive the machine needs a
+/// `Ok` means that the operating system has the line, so it survives the process. To survive a crash of the machine, use a
 /// writer whose `flush` calls [`File::sync_data`].
 ///
 /// ```
@@ -22,19 +22,18 @@ use super::sink::{AuditSink, SinkError};
 /// # Ok::<(), tower_orgkey::ConfigError>(())
 /// ```
 ///
-/// For files that rotate, the `RollingFileAppender` of the crate
-/// [`tracing-appender`](https://docs.rs/tracing-appender) is such a writer:
-/// `JsonLines::resume(tracing_appender::rolling::daily("/var/log/api", "audit.jsonl"))`. Leave out its `non_blocking`,
-/// which drops lines when it is full and tells nobody: the trail has a queue already.
+/// For rotating files, use the `RollingFileAppender` of the crate [`tracing-appender`](https://docs.rs/tracing-appender):
+/// `JsonLines::resume(tracing_appender::rolling::daily("/var/log/api", "audit.jsonl"))`. Do not use its `non_blocking`,
+/// which drops lines without reporting it when it is full: the trail has a queue already.
 pub struct JsonLines<W> {
     writer: W,
     buffer: Vec<u8>,
-    /// What was written last may be the beginning of a line.
+    /// Whether the output may end in the middle of a line.
     is_torn: bool,
 }
 
 impl<W: Write + Send + 'static> JsonLines<W> {
-    /// Writes to something that is new, or that stands at the beginning of a line.
+    /// Writes to output that is new, or that ends in a line feed.
     pub fn new(writer: W) -> Self {
         Self {
             writer,
@@ -43,7 +42,7 @@ impl<W: Write + Send + 'static> JsonLines<W> {
         }
     }
 
-    /// Writes to something that may end in a line that a crash tore: begins with a line feed.
+    /// Writes to output that may end in a torn line: starts with a line feed.
     pub fn resume(writer: W) -> Self {
         Self {
             is_torn: true,
@@ -53,7 +52,7 @@ impl<W: Write + Send + 'static> JsonLines<W> {
 }
 
 impl JsonLines<File> {
-    /// Writes to the end of this file, which is made if it is not there. A torn last line stays, on a line of its own.
+    /// Appends to a file, which is created if it does not exist. A torn last line is kept, on a separate line.
     pub fn append(path: impl AsRef<Path>) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let mut file = options.create(true).append(true).read(true).open(path)?;
@@ -76,7 +75,7 @@ impl<W: Write + Send + 'static> AuditSink for JsonLines<W> {
             self.buffer.push(b'\n');
         }
         for event in events {
-            serde_json::to_writer(&mut self.buffer, event).map_err(SinkError::give_up)?;
+            serde_json::to_writer(&mut self.buffer, event).map_err(SinkError::permanent)?;
             self.buffer.push(b'\n');
         }
         self.is_torn = true;

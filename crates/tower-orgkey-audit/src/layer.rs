@@ -3,35 +3,35 @@ use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, COOKIE, HeaderName, PROXY_AUTHORIZATION};
 use tower_layer::Layer;
-
-use super::peer::AuditPeer;
-use super::service::AuditService;
-use super::trail::AuditTrail;
 use tower_orgkey::RequestHead;
 
-/// The layer that writes every request that was decided on into an [`AuditTrail`].
+use crate::peer::AuditPeer;
+use crate::service::AuditService;
+use crate::trail::AuditTrail;
+
+/// A layer that records every request that was decided on in an [`AuditTrail`].
 ///
-/// Stands outside of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). See the [crate's guide](crate). Several layers may share
-/// one trail. Needs no runtime, and starts nothing.
+/// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). Several layers can share one trail. See the
+/// [crate documentation](crate).
 #[derive(Clone)]
 #[must_use]
 pub struct AuditLayer {
-    pub(super) trail: AuditTrail,
-    pub(super) options: Arc<Options>,
+    pub(crate) trail: AuditTrail,
+    pub(crate) options: Arc<Options>,
 }
 
-type OfHead<T> = Arc<dyn Fn(RequestHead<'_>) -> Option<T> + Send + Sync>;
+type HeadFn<T> = Arc<dyn Fn(RequestHead<'_>) -> Option<T> + Send + Sync>;
 
 #[derive(Clone)]
-pub(super) struct Options {
-    pub(super) request_id_header: HeaderName,
-    pub(super) record_path: bool,
-    pub(super) route: Option<OfHead<String>>,
-    pub(super) peer: Option<OfHead<AuditPeer>>,
+pub(crate) struct Options {
+    pub(crate) request_id_header: HeaderName,
+    pub(crate) record_path: bool,
+    pub(crate) route: Option<HeadFn<String>>,
+    pub(crate) peer: Option<HeadFn<AuditPeer>>,
 }
 
 impl AuditLayer {
-    /// The layer that writes into this trail.
+    /// Creates a layer that records in this trail.
     pub fn new(trail: &AuditTrail) -> Self {
         Self {
             trail: trail.clone(),
@@ -44,14 +44,14 @@ impl AuditLayer {
         }
     }
 
-    /// Where a request's id stands; `x-request-id` unless set.
+    /// Sets the header that holds the request's id. Default: `x-request-id`.
     ///
-    /// An id of 1 to 128 visible ASCII characters is taken over. Where there is none, or several, or one of another shape,
-    /// the request gets one of 32 random hexadecimal digits, in this header, so that the handler and its log see the same.
+    /// An id of 1 to 128 visible ASCII characters is used as it is. If there is none, more than one, or another value, the
+    /// layer generates an id of 32 random hexadecimal digits and sets the header, so that the handler sees the same id.
     ///
     /// # Panics
     ///
-    /// When it is a header that carries credentials: `authorization`, `proxy-authorization` or `cookie`.
+    /// If the header carries credentials: `authorization`, `proxy-authorization` or `cookie`.
     #[track_caller]
     pub fn request_id_header(mut self, name: HeaderName) -> Self {
         assert!(
@@ -62,20 +62,21 @@ impl AuditLayer {
         self
     }
 
-    /// Whether the path is recorded as the client sent it, beside the route. Off unless set; the query never is.
+    /// Sets whether the path is recorded as the client sent it, in addition to the route. Default: no. The query is never
+    /// recorded.
     ///
     /// # Warning
     ///
-    /// Paths hold identifiers, and whatever else a client puts there by mistake: a key too.
+    /// Paths contain identifiers, and whatever a client puts there by mistake, a key for instance.
     pub fn record_path(mut self, record: bool) -> Self {
         self.set(|options| options.record_path = record);
         self
     }
 
-    /// Names the route of a request. At most 1,024 bytes of it are kept.
+    /// Sets a function that names the route of a request. The name is cut to 1,024 bytes.
     ///
-    /// For plain Tower services. With the feature `axum` it is the matched path unless this function says otherwise.
-    /// It should name as many routes as there are, not one for every address.
+    /// By default the route is axum's matched path (feature `axum`). The function must return as many names as there are
+    /// routes, not one per path.
     ///
     /// ```
     /// # use tower_orgkey_audit::{AuditLayer, AuditTrail, TracingSink};
@@ -96,9 +97,11 @@ impl AuditLayer {
         self
     }
 
-    /// Says from where a request comes: an [`IpAddr`](std::net::IpAddr) or a [`SocketAddr`](std::net::SocketAddr).
+    /// Sets a function that returns where a request comes from: an [`IpAddr`](std::net::IpAddr) or a
+    /// [`SocketAddr`](std::net::SocketAddr).
     ///
-    /// Behind a proxy the address of the connection is the proxy's; take the forwarded one only from a proxy that you trust.
+    /// Behind a proxy, the address of the connection is the proxy's. Use a forwarded address only from a proxy that you
+    /// trust.
     ///
     /// ```
     /// # use tower_orgkey_audit::{AuditLayer, AuditTrail, TracingSink};

@@ -1,117 +1,80 @@
+#![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//! The audit trail: one event for each request that was decided on, in the fields of [OCSF] 1.8.0.
 //!
-//! Who called what, with which key, was it let in, and what became of it: the layer that judges keys is the one place that
-//! knows all of it, for refused requests too. [`AuditLayer`] writes it down, and an [`AuditTrail`] brings it to a
-//! [sink](AuditSink): a file of JSON lines, `tracing`, or one of your own.
+//! # Which requests have an event
 //!
-//! ```
-//! use std::time::Duration;
+//! Every request that an [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer) beneath the [`AuditLayer`] decided on has one event:
+//! requests that were allowed, let through without a key, or rejected by the layer, or by a guard, extractor or limit
+//! beneath it. A request that was not decided on has none: one that a fallback outside `ApiKeyLayer` answered, or whose
+//! client disconnected during the verification.
 //!
-//! use axum::{Router, routing::get};
-//! use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
-//! use tower_orgkey::{ApiKeyLayer, OrgContext, require_scope};
-//! # use tower_orgkey::{Verification, verifier_fn};
+//! The event is complete when the body of the response ends, so a stream is recorded when it is over. If the request's
+//! future is dropped, or the handler panics or fails, the event says so.
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
-//! # let path = std::env::temp_dir().join(format!("orgkey-doc-{}.jsonl", std::process::id()));
-//! // Starts a thread, on which the sink lives.
-//! let trail = AuditTrail::builder()
-//!     .sink(JsonLines::append(&path)?)
-//!     .service("reports-api")
-//!     .start()?;
+//! # Fields
 //!
-//! let app: Router = Router::new()
-//!     .route("/reports", get(|org: OrgContext| async move { org.org_code().to_string() })
-//!         .route_layer(require_scope("read:reports")))
-//!     .route_layer(ApiKeyLayer::new(verifier))
-//!     // The last one is the outermost: it sees refusals too.
-//!     .route_layer(AuditLayer::new(&trail));
-//!
-//! // Serve it; then, when the connections are drained:
-//! trail.shutdown(Duration::from_secs(5)).await?;
-//! # std::fs::remove_file(path)?;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! # What is an event
-//!
-//! Every request that an [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer) beneath decided on, once: allowed, let in without a key, or
-//! refused, by the layer, by a guard, an extractor or a limit beneath it. A request that nothing was decided on is none: a
-//! fallback outside of the layer, or a client that hung up while its key was verified.
-//!
-//! An event is complete when the body of the response has ended, so that a stream is told of when it is over. Where the
-//! request's future is dropped, or the handler panics or fails, the event says so instead.
-//!
-//! # What stands where
-//!
-//! | field | holds |
+//! | field | value |
 //! |---|---|
-//! | `class_uid` | 6003, API Activity, for what was let in or was refused for its scope, organization, limit or settings; 3002, Authentication, for what was refused before its organization was known |
+//! | `class_uid` | 6003, API Activity, for allowed requests and for rejections because of a scope, organization, limit or settings; 3002, Authentication, for rejections before the organization is known |
 //! | `time`, `start_time` | when the request arrived, in milliseconds since 1970 |
-//! | `duration`, `end_time`, `http_response.latency` | up to the head of the response, in milliseconds |
-//! | `unmapped.body_duration`, `unmapped.body_end` | up to the end of the body; `ended`, `dropped` or `failed` |
-//! | `metadata.uid`, `metadata.sequence` | the event's own identifier and its place in the trail |
-//! | `metadata.correlation_uid`, `http_request.uid`, `api.request.uid` (6003) | the request's id, [taken over or made](AuditLayer::request_id_header) |
-//! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's if the key acts for one, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
-//! | `activity_id` | what the method stands for: 1 create, 2 read, 3 update, 4 delete, 99 anything else |
-//! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route; never the path with its identifiers |
-//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of the refusal, or `failed`, `dropped`, `panicked` where there is no response |
-//! | `status_id` | 1 success, 2 failure (refused, failed, or a status of 400 and more), 99 the client left |
-//! | `authorizations` | the scope policies that were asked for (`policy.data.any_of`), and the `decision` |
-//! | `http_response.code`, `.body_length` | the status; the bytes of the body that were taken |
-//! | `src_endpoint` | the peer, if [`peer`](AuditLayer::peer) tells; else its `name` is `unknown` |
-//! | `unmapped.cached`, `unmapped.stale` | whether the key's facts were held already, and whether they were past their soft TTL |
+//! | `duration`, `end_time`, `http_response.latency` | until the head of the response, in milliseconds |
+//! | `unmapped.body_duration`, `unmapped.body_end` | until the end of the body; `ended`, `dropped` or `failed` |
+//! | `metadata.uid`, `metadata.sequence` | the identifier of the event and its position in the trail |
+//! | `metadata.correlation_uid`, `http_request.uid`, `api.request.uid` (6003) | the request's id, [taken from a header or generated](AuditLayer::request_id_header) |
+//! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's id if the key acts for a user, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
+//! | `activity_id` | by method: 1 create, 2 read, 3 update, 4 delete, 99 other |
+//! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route, never the path with its identifiers |
+//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of the rejection, or `failed`, `dropped`, `panicked` if there is no response |
+//! | `status_id` | 1 success, 2 failure (rejected, failed, or a status of 400 or more), 99 the client disconnected |
+//! | `authorizations` | what guards required, and the `decision`: scope policies (`policy.data.any_of`), and the path parameter that names the organization |
+//! | `http_response.code`, `.body_length` | the status; how many bytes of the body the server took |
+//! | `src_endpoint` | the peer, if [`peer`](AuditLayer::peer) is set; else its `name` is `unknown` |
+//! | `unmapped.cached`, `unmapped.stale` | whether the verification result was cached, and whether it was past its soft TTL |
 //! | `http_request.url.path` | only with [`record_path`](AuditLayer::record_path) |
 //!
-//! No event holds a key, a digest of one, a query or a header other than the request's id.
+//! No event contains a key, a digest of a key, a query, or a header other than the request's id.
 //!
-//! # What is bounded
+//! # Bounds
 //!
-//! A request never waits for the sink. What it costs is an allocation for the event, a few small ones for its parts, and a
-//! place in a queue under a lock that is never held for long; JSON is made on the trail's thread.
+//! A request never waits for the sink. It costs one allocation for the event, a few small ones for its parts, and a send
+//! into a bounded channel; JSON is written on the trail's thread.
 //!
-//! * The queue holds [8,192 events](AuditTrailBuilder::capacity), and those without an organization at most half of it. An
-//!   event that finds no room is lost: counted in [`AuditStats::lost`], in the metric
-//!   [`AUDIT_EVENTS`](crate::telemetry::AUDIT_EVENTS), and in an event of its own as soon as the sink works again (class 1008,
-//!   Event Log Activity, with `count`).
-//! * A sink that fails is tried again until it works; one that panics loses the batch it panicked over. See [`AuditSink`].
-//! * Refused requests without a known organization have [10 events a second](AuditTrailBuilder::refusals_per_second) after a
-//!   first hundred. The others are told of by one event a second at most (class 3002, with `count`, and
-//!   `unmapped.by_code`). Whoever floods an API with junk does not flood its audit trail.
+//! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations, and a separate one half as many without
+//!   an organization. An event that finds its queue full is lost. It is counted in [`AuditStats::lost`] and in the metric
+//!   [`AUDIT_EVENTS`](telemetry::AUDIT_EVENTS), and an event of class 1008 (Event Log Activity) reports the `count` as soon
+//!   as the sink works again.
+//! * If the sink fails, it is retried until it works. If it panics, the batch is lost. See [`AuditSink`].
+//! * Rejected requests without a known organization are sampled:
+//!   [10 per second](AuditTrailBuilder::rejections_per_second) have an event, after a burst of 100. The others are
+//!   summarized in at most one event per second (class 3002, with `count` and `unmapped.by_code`).
 //!
-//! # What may be missing
+//! # What can be missing
 //!
-//! After [`flush`](AuditTrail::flush) or [`shutdown`](AuditTrail::shutdown) returned `Ok`, nothing that was accepted before. If the
-//! process is killed: what was accepted since, at most the queue and one batch; and the requests under way. A line that was
-//! being written may be torn: it does not end in a line feed and is no JSON.
+//! After [`flush`](AuditTrail::flush) or [`shutdown`](AuditTrail::shutdown) returned `Ok`, no event that was accepted before
+//! is missing. If the process is killed, these are missing: events accepted since then, at most the queues and one batch,
+//! and requests in flight. The line that was being written can be cut off: it does not end in a line feed and is not JSON.
 //!
-//! An event may be there twice if the sink failed halfway; its `metadata.uid` is the same.
-//!
-//! [OCSF]: https://schema.ocsf.io/1.8.0
+//! If the sink failed halfway, an event can be written twice, with the same `metadata.uid`.
 
 mod body;
 mod event;
+mod exporter;
 mod future;
 mod json_lines;
 mod layer;
-mod left_out;
 mod ocsf;
 mod peer;
-mod queue;
 mod request_id;
+mod sampling;
 mod service;
 mod sink;
 pub mod telemetry;
 mod tracing_sink;
 mod trail;
-mod writer;
 
 pub use self::body::AuditBody;
 pub use self::event::{
-    AuditEvent, AuditEventKind, AuditedRequest, BodyEnd, LeftOutRefusals, LostEvents,
+    AuditEvent, AuditEventKind, AuditedRequest, BodyEnd, LostEvents, SuppressedRejections,
 };
 pub use self::future::AuditFuture;
 pub use self::json_lines::JsonLines;
@@ -120,4 +83,4 @@ pub use self::peer::AuditPeer;
 pub use self::service::AuditService;
 pub use self::sink::{AuditSink, SinkError};
 pub use self::tracing_sink::TracingSink;
-pub use self::trail::{AuditIncomplete, AuditStats, AuditTrail, AuditTrailBuilder};
+pub use self::trail::{AuditStats, AuditTrail, AuditTrailBuilder, FlushError};

@@ -1,6 +1,6 @@
 use std::net::{IpAddr, SocketAddr};
 
-/// From where a request comes.
+/// Where a request comes from.
 ///
 /// ```
 /// use std::net::{IpAddr, Ipv4Addr};
@@ -16,12 +16,12 @@ pub struct AuditPeer {
 }
 
 impl AuditPeer {
-    /// The address. An IPv4 address that came in IPv6 clothes is an IPv4 address.
+    /// Returns the address. An IPv4-mapped IPv6 address is returned as an IPv4 address.
     pub fn ip(&self) -> IpAddr {
         self.ip
     }
 
-    /// The port, if it is known.
+    /// Returns the port, if it is known.
     pub fn port(&self) -> Option<u16> {
         self.port
     }

@@ -1,41 +1,41 @@
-//! The id of a request: the client's, if it has a shape that can be written down, or one of ours.
+//! The id of a request: the client's if it is valid, or a generated one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use siphasher::sip128::SipHasher13;
 
-/// The longest id that is taken over, in bytes.
+/// The longest id of a client that is used, in bytes.
 const MAX_LEN: usize = 128;
 
-/// Makes ids that nobody can guess and that do not repeat: a keyed hash of a count.
-pub(super) struct Ids {
+/// Generates ids that cannot be guessed and do not repeat: a keyed hash of a counter.
+pub(crate) struct Ids {
     hasher: SipHasher13,
-    made: AtomicU64,
+    generated: AtomicU64,
 }
 
 impl Ids {
-    pub(super) fn draw() -> Result<Self, getrandom::Error> {
+    pub(crate) fn draw() -> Result<Self, getrandom::Error> {
         let mut secret = [0; 16];
         getrandom::fill(&mut secret)?;
         Ok(Self {
             hasher: SipHasher13::new_with_key(&secret),
-            made: AtomicU64::new(0),
+            generated: AtomicU64::new(0),
         })
     }
 
-    fn make(&self) -> String {
-        let count = self.made.fetch_add(1, Ordering::Relaxed);
+    fn generate(&self) -> String {
+        let count = self.generated.fetch_add(1, Ordering::Relaxed);
         let id = self.hasher.hash(&count.to_le_bytes()).as_u128();
         format!("{id:032x}")
     }
 
-    /// The request's id, which its headers hold afterwards in any case.
-    pub(super) fn settle(&self, headers: &mut HeaderMap, name: &HeaderName) -> Box<str> {
-        if let Some(id) = taken_over(headers, name) {
+    /// Returns the request's id. Its headers hold the id afterwards.
+    pub(crate) fn settle(&self, headers: &mut HeaderMap, name: &HeaderName) -> Box<str> {
+        if let Some(id) = client_id(headers, name) {
             return id.into();
         }
-        let id = self.make();
+        let id = self.generate();
         if let Ok(value) = HeaderValue::from_str(&id) {
             headers.insert(name, value);
         }
@@ -43,8 +43,8 @@ impl Ids {
     }
 }
 
-/// The id that the request came with, if there is one and no other.
-fn taken_over<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+/// The id that the client sent, if it is the only one and valid.
+fn client_id<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let (id, None) = (values.next()?, values.next()) else {
         return None;
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_written_down_is_taken_over() {
+    fn a_valid_id_is_used() {
         for id in ["7", "a\"}{,\\b", &"x".repeat(128)] {
             let (taken, held) = settled(&[id.as_bytes()]);
             assert_eq!((taken.as_str(), held.len()), (id, 1));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_replaced_for_everybody() {
+    fn any_other_id_is_replaced() {
         let long = "x".repeat(129);
         for values in [
             &[][..],
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_marked_sensitive_is_never_written_down() {
+    fn a_sensitive_value_is_not_used() {
         let mut value = HeaderValue::from_static("a-secret");
         value.set_sensitive(true);
         let mut headers = HeaderMap::from_iter([(NAME, value)]);
@@ -109,10 +109,10 @@ mod tests {
     }
 
     #[test]
-    fn made_ids_do_not_repeat() {
+    fn generated_ids_do_not_repeat() {
         let ids = Ids::draw().unwrap();
-        let made: std::collections::HashSet<String> = (0..1_000).map(|_| ids.make()).collect();
+        let made: std::collections::HashSet<String> = (0..1_000).map(|_| ids.generate()).collect();
         assert_eq!(made.len(), 1_000);
-        assert_ne!(ids.make(), Ids::draw().unwrap().make());
+        assert_ne!(ids.generate(), Ids::draw().unwrap().generate());
     }
 }

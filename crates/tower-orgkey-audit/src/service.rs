@@ -4,18 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
 use tokio::time::Instant;
-use tower_service::Service;
-
-use super::body::AuditBody;
-use super::event::{AuditedRequest, Outcome, Route, Who, kept, kept_method};
-use super::future::{AuditFuture, Open};
-use super::layer::AuditLayer;
 use tower_orgkey::RequestHead;
 use tower_orgkey::observer::{ObservedFuture, RequestObservation};
+use tower_service::Service;
 
-/// The service that [`AuditLayer`] makes.
-///
-/// See the [crate's guide](crate).
+use crate::body::AuditBody;
+use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_method, bounded_text};
+use crate::future::{AuditFuture, RequestAudit};
+use crate::layer::AuditLayer;
+
+/// The service of [`AuditLayer`]. See the [crate documentation](crate).
 #[derive(Clone)]
 #[must_use]
 pub struct AuditService<S> {
@@ -24,7 +22,7 @@ pub struct AuditService<S> {
 }
 
 impl<S> AuditService<S> {
-    pub(super) fn new(inner: S, layer: AuditLayer) -> Self {
+    pub(crate) fn new(inner: S, layer: AuditLayer) -> Self {
         Self { inner, layer }
     }
 }
@@ -43,15 +41,15 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let open = self.layer.open(&mut request);
+        let audit = self.layer.open(&mut request);
         let inner = &mut self.inner;
-        AuditFuture::new(ObservedFuture::call(open, || inner.call(request)))
+        AuditFuture::new(ObservedFuture::call(audit, || inner.call(request)))
     }
 }
 
 impl AuditLayer {
-    /// Writes down what is known of a request when it arrives.
-    fn open<B>(&self, request: &mut Request<B>) -> Open {
+    /// Records what is known when a request arrives.
+    fn open<B>(&self, request: &mut Request<B>) -> RequestAudit {
         let options = &self.options;
         let observation = RequestObservation::attach(request.extensions_mut());
         let request_id = self
@@ -63,22 +61,22 @@ impl AuditLayer {
             time: SystemTime::now(),
             arrived: Instant::now(),
             request_id,
-            method: kept_method(head.method),
+            method: bounded_method(head.method),
             route: match &options.route {
-                Some(route) => route(head).map(|name| Route::Named(kept(&name))),
+                Some(route) => route(head).map(|name| Route::Named(bounded_text(&name))),
                 None => matched(head),
             },
-            path: options.record_path.then(|| kept(head.uri.path())),
+            path: options.record_path.then(|| bounded_text(head.uri.path())),
             peer: options.peer.as_ref().and_then(|peer| peer(head)),
-            // The rest is found out later, and stands here only until then.
-            who: Who::Nobody,
+            // Set when the request ends.
+            actor: Actor::Unknown,
             requirements: Vec::new(),
-            outcome: Outcome::LetIn,
+            outcome: Outcome::Allowed,
             status: None,
             duration: Duration::ZERO,
             body: None,
         };
-        Open::new(record, observation, self.trail.clone())
+        RequestAudit::new(record, observation, self.trail.clone())
     }
 }
 

@@ -2,82 +2,81 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use super::event::AuditEvent;
+use crate::event::AuditEvent;
 
-/// Where the events of an [`AuditTrail`](super::AuditTrail) go.
+/// A destination for the events of an [`AuditTrail`](crate::AuditTrail).
 ///
-/// A sink lives on a thread of its own, which it may block for as long as it likes: nothing but the queue waits for it. It
-/// is handed events in the order of the trail, up to 256 at once, and each batch until it has taken it:
+/// A sink runs on the trail's own thread and may block: only the queue waits for it. It gets the events in batches of at
+/// most 256, in the order of their [`sequence`](AuditEvent::sequence). What it returns decides about the batch:
 ///
-/// * `Ok` says that the events are out of the process's hands: whatever becomes of the process, they are kept. A sink that
-///   holds events back in a buffer of its own breaks the promise of [`flush`](super::AuditTrail::flush).
-/// * [`SinkError::retry`] (and every [`io::Error`] by `?`): the same batch comes again, after a pause of 50 ms that doubles
-///   up to 5 s. Events that were written all the same are then written twice, with the same
-///   [`uid`](super::AuditEvent::uid).
-/// * [`SinkError::give_up`]: the batch is lost, and counted as such.
-/// * A panic is caught, and means the same; the next batch comes to the same sink.
+/// * `Ok`: the events are stored, whatever happens to the process. A sink that keeps events in a buffer breaks the promise
+///   of [`flush`](crate::AuditTrail::flush).
+/// * [`SinkError::retry`] (and every [`io::Error`] through `?`): the same batch is written again, after 50 ms, doubling to
+///   5 s. Events that were written all the same are then written twice, with the same [`uid`](AuditEvent::uid).
+/// * [`SinkError::permanent`]: the batch is lost, and counted as lost.
+/// * A panic is caught and means the same. The sink gets the next batch.
 ///
-/// The sink is dropped when the trail is shut down, or when the last layer and the last handle of it are gone.
+/// The sink is dropped when the trail is shut down, or when the last layer and the last handle of the trail are dropped.
 ///
 /// ```
 /// use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError};
 ///
-/// /// Hands every event to somebody else.
+/// /// Sends every event to another thread.
 /// struct Channel(std::sync::mpsc::Sender<String>);
 ///
 /// impl AuditSink for Channel {
 ///     fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError> {
 ///         for event in events {
-///             let json = serde_json::to_string(event).map_err(SinkError::give_up)?;
-///             self.0.send(json).map_err(SinkError::give_up)?;
+///             let json = serde_json::to_string(event).map_err(SinkError::permanent)?;
+///             self.0.send(json).map_err(SinkError::permanent)?;
 ///         }
 ///         Ok(())
 ///     }
 /// }
 /// ```
 ///
-/// A sink that is asynchronous inside (an HTTP client, say) takes a `tokio::runtime::Handle` with it and calls `block_on`.
+/// A sink with an asynchronous client holds a `tokio::runtime::Handle` and calls `block_on`.
 pub trait AuditSink: Send + 'static {
-    /// Writes these events, all of them.
+    /// Writes all of these events.
     fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError>;
 }
 
-/// Why a sink did not take a batch of events, and whether it is handed it again.
+/// A sink did not write a batch of events.
 #[derive(Debug)]
 pub struct SinkError {
-    is_final: bool,
+    is_permanent: bool,
     source: Box<dyn Error + Send + Sync>,
 }
 
 impl SinkError {
-    /// The sink may take the events later: they are kept, and come again.
+    /// The batch is written again later.
     pub fn retry(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
-            is_final: false,
+            is_permanent: false,
             source: source.into(),
         }
     }
 
-    /// The sink will never take these events: they are lost.
-    pub fn give_up(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    /// The batch can never be written, and is lost.
+    pub fn permanent(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
-            is_final: true,
+            is_permanent: true,
             source: source.into(),
         }
     }
 
-    /// Whether the events are lost.
-    pub fn is_final(&self) -> bool {
-        self.is_final
+    /// Returns whether the batch is lost.
+    pub fn is_permanent(&self) -> bool {
+        self.is_permanent
     }
 }
 
 impl fmt::Display for SinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_final {
-            "the audit sink gave up the events"
+        f.write_str(if self.is_permanent {
+            "the audit sink failed permanently"
         } else {
-            "the audit sink cannot take the events now"
+            "the audit sink failed"
         })
     }
 }
@@ -88,7 +87,7 @@ impl Error for SinkError {
     }
 }
 
-/// To be handed the batch again.
+/// The same as [`SinkError::retry`].
 impl From<io::Error> for SinkError {
     fn from(error: io::Error) -> Self {
         Self::retry(error)

@@ -1,17 +1,20 @@
-use super::event::{AuditEvent, AuditEventKind, AuditedRequest};
-use super::ocsf::{Class, Verdict};
-use super::sink::{AuditSink, SinkError};
-use crate::telemetry::AUDIT_TARGET;
+use std::time::Duration;
+
 use tower_orgkey::{KeyId, OrgCode};
 
-/// Writes each event through [`tracing`], under the target [`AUDIT_TARGET`]: the default sink.
+use crate::event::{AuditEvent, AuditEventKind, AuditedRequest};
+use crate::ocsf::{Class, Classification};
+use crate::sink::{AuditSink, SinkError};
+use crate::telemetry::AUDIT_TARGET;
+
+/// Emits each event through [`tracing`], under the target [`AUDIT_TARGET`]: the default sink.
 ///
-/// The fields have the names that they have in OCSF, `actor.user.org.uid` for instance, as far as they are single values.
-/// Requests are at level `info`, counts of what was left out or lost at `warn`.
+/// The fields have their OCSF names, for instance `actor.user.org.uid`, as far as they are single values. Requests have the
+/// level `info`; counts of suppressed and lost events have the level `warn`.
 ///
-/// Events are emitted on the trail's own thread: a subscriber that is set for one thread only does not see them. And a
-/// subscriber says nothing about what becomes of an event, so neither does [`flush`](super::AuditTrail::flush) then. A trail
-/// that has to be complete goes to a file.
+/// Events are emitted on the trail's thread, so a subscriber that is set for one thread does not see them. A subscriber
+/// does not report whether an event was stored, so [`flush`](crate::AuditTrail::flush) cannot either: write a trail that
+/// has to be complete to a file.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingSink;
 
@@ -19,21 +22,21 @@ impl AuditSink for TracingSink {
     fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError> {
         for event in events {
             match event.kind() {
-                AuditEventKind::Request(request) => tell(event, request),
-                AuditEventKind::LeftOut(left_out) => tracing::warn!(
+                AuditEventKind::Request(request) => emit(event, request),
+                AuditEventKind::Suppressed(suppressed) => tracing::warn!(
                     target: AUDIT_TARGET,
                     class_uid = Class::Authentication.uid(),
                     metadata.uid = event.uid(),
-                    count = left_out.count(),
-                    by_code = ?left_out.by_code,
-                    "refused requests of nobody's were left out"
+                    count = suppressed.count(),
+                    by_code = ?suppressed.by_code,
+                    "rejected requests without an event"
                 ),
                 AuditEventKind::Lost(lost) => tracing::warn!(
                     target: AUDIT_TARGET,
                     class_uid = Class::EventLog.uid(),
                     metadata.uid = event.uid(),
                     count = lost.count(),
-                    "audit events were lost"
+                    "lost audit events"
                 ),
             }
         }
@@ -41,21 +44,21 @@ impl AuditSink for TracingSink {
     }
 }
 
-fn tell(event: &AuditEvent, request: &AuditedRequest) {
-    let verdict = Verdict::of(request);
+fn emit(event: &AuditEvent, request: &AuditedRequest) {
+    let classification = Classification::of(request);
     tracing::info!(
         target: AUDIT_TARGET,
-        class_uid = verdict.class.uid(),
-        activity_id = verdict.activity.0,
-        action = verdict.action.1,
-        status = verdict.status.1,
+        class_uid = classification.class.uid(),
+        activity_id = classification.activity.0,
+        action = classification.action.1,
+        status = classification.status.1,
         status_code = request.code(),
         actor.user.org.uid = request.org_code().map(OrgCode::as_str),
         actor.user.credential = request.key_id().map(KeyId::as_str),
         actor.user.uid = request.user_id(),
         api.request.uid = request.request_id(),
         http_request.http_method = request.method().as_str(),
-        // With their control characters escaped.
+        // `debug` escapes control characters.
         route = request.route().map(tracing::field::debug),
         path = request.path().map(tracing::field::debug),
         http_response.code = request.status().map(|status| status.as_u16()),
@@ -65,10 +68,10 @@ fn tell(event: &AuditEvent, request: &AuditedRequest) {
         cached = request.is_cached(),
         stale = request.is_stale(),
         metadata.uid = event.uid(),
-        "request decided on"
+        "request"
     );
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

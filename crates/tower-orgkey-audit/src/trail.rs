@@ -4,119 +4,111 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::event::{AuditedRequest, Source};
-use super::left_out::{Admission, LeftOut};
-use super::queue::{Queue, Ticket};
-use super::request_id::Ids;
-use super::sink::AuditSink;
-use super::tracing_sink::TracingSink;
-use super::writer::Writer;
-use crate::telemetry;
 use tokio::time::Instant;
 use tower_orgkey::ConfigError;
 
-/// A trail of audit events: a queue, the thread that empties it, and the [sink](AuditSink) it is emptied into.
+use crate::event::{AuditedRequest, Source};
+use crate::exporter::Exporter;
+use crate::request_id::Ids;
+use crate::sampling::{Sample, Sampler};
+use crate::sink::AuditSink;
+use crate::telemetry;
+use crate::tracing_sink::TracingSink;
+
+/// Exports audit events to a [sink](AuditSink), on a thread of its own.
 ///
-/// Clones are one trail. See the [crate's guide](crate).
+/// Clones share one trail. See the [crate documentation](crate).
 #[derive(Clone)]
 pub struct AuditTrail(Arc<Core>);
 
 struct Core {
-    queue: Arc<Queue>,
-    left_out: Arc<LeftOut>,
+    exporter: Exporter,
+    sampler: Arc<Sampler>,
     ids: Ids,
 }
 
-/// The last layer and the last handle are gone: the writer ends when it has written what there is.
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.queue.close();
-    }
-}
-
 impl AuditTrail {
-    /// Starts a trail into this sink, on a thread of its own.
+    /// Starts a trail with this sink and the defaults of [`AuditTrailBuilder`].
     pub fn start(sink: impl AuditSink) -> Result<Self, ConfigError> {
         Self::builder().sink(sink).start()
     }
 
-    /// A builder for settings of your own.
+    /// Returns a builder.
     pub fn builder() -> AuditTrailBuilder<TracingSink> {
         AuditTrailBuilder {
             sink: TracingSink,
             capacity: 8_192,
-            refusals_per_second: 10,
+            rejections_per_second: 10,
             service: "api".into(),
         }
     }
 
-    /// Waits until every event that was accepted before this call is written, for as long as `deadline` at most.
+    /// Waits until every event that was accepted before this call is written, at most for `deadline`.
     ///
-    /// After `Ok` not one of them is missing, whatever becomes of the process. Otherwise the error says how many are, among
-    /// them those that the sink gave up since the trail was started. Events that found no room in the queue were never
-    /// accepted: [`stats`](Self::stats) counts them, and an event tells of them.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
-    pub async fn flush(&self, deadline: Duration) -> Result<(), AuditIncomplete> {
-        self.wait(self.0.queue.ask(), deadline).await
-    }
-
-    /// Ends the trail: accepts no event any more, writes those there are, and drops the sink.
-    ///
-    /// Call it when the server has drained its connections: what comes later is counted as lost. When the deadline is
-    /// over, the writer ends as soon as the sink lets it, and what it has not written is lost; the error says how many
-    /// that are. The promise of `Ok` is that of [`flush`](Self::flush).
+    /// After `Ok` none of them is missing, whatever happens to the process. The error says how many are missing, including
+    /// those that the sink failed to write permanently since the trail was started. Events that did not fit into the
+    /// queue were not accepted: [`stats`](Self::stats) counts them, and an event reports them.
     ///
     /// # Panics
     ///
-    /// Outside of a Tokio runtime.
-    pub async fn shutdown(&self, deadline: Duration) -> Result<(), AuditIncomplete> {
-        let ended = self.wait(self.0.queue.close(), deadline).await;
-        self.0.queue.abandon();
-        ended
+    /// Outside a Tokio runtime.
+    pub async fn flush(&self, deadline: Duration) -> Result<(), FlushError> {
+        self.blocking(move |exporter, deadline| exporter.flush(deadline), deadline)
+            .await
     }
 
-    async fn wait(&self, ticket: Ticket, deadline: Duration) -> Result<(), AuditIncomplete> {
-        let queue = Arc::clone(&self.0.queue);
-        // On a thread that may block: the time that counts is the sink's, which is the machine's and not the runtime's.
-        let waited = tokio::task::spawn_blocking(move || queue.wait(ticket, deadline));
-        let waited = match waited.await {
-            Ok(waited) => waited,
-            // The runtime goes down and waits for nobody. What is missing now is the best that can be said.
-            Err(_) => self.0.queue.wait(ticket, Duration::ZERO),
-        };
-        waited.map_err(|missing| AuditIncomplete { missing })
+    /// Stops accepting events, writes those that were accepted, and drops the sink.
+    ///
+    /// Call it after the server has drained its connections: later events are counted as lost. After the deadline the
+    /// worker ends as soon as the sink returns, and the events that are not written are lost; the error says how many.
+    /// `Ok` means the same as for [`flush`](Self::flush).
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<(), FlushError> {
+        self.blocking(|exporter, deadline| exporter.shutdown(deadline), deadline)
+            .await
     }
 
-    /// How things stand.
+    /// On a blocking thread: the deadline is about the sink's time, which a paused Tokio clock does not stop.
+    async fn blocking(
+        &self,
+        wait: impl Fn(&Exporter, Duration) -> Result<(), u64> + Copy + Send + 'static,
+        deadline: Duration,
+    ) -> Result<(), FlushError> {
+        let core = Arc::clone(&self.0);
+        let waited = tokio::task::spawn_blocking(move || wait(&core.exporter, deadline)).await;
+        // If the runtime shuts down, what is missing now is the best that can be said.
+        let waited = waited.unwrap_or_else(|_| wait(&self.0.exporter, Duration::ZERO));
+        waited.map_err(|missing| FlushError { missing })
+    }
+
+    /// Returns what happened to the events since the trail was started.
     pub fn stats(&self) -> AuditStats {
-        self.0.queue.stats()
+        self.0.exporter.stats()
     }
 
-    pub(super) fn ids(&self) -> &Ids {
+    pub(crate) fn ids(&self) -> &Ids {
         &self.0.ids
     }
 
-    /// Takes in what is known of a request at its end. Waits for nothing.
-    pub(super) fn accept(&self, request: Box<AuditedRequest>) {
-        let core = &self.0;
+    /// Accepts the record of a request that has ended. Never waits for the sink.
+    pub(crate) fn accept(&self, request: Box<AuditedRequest>) {
+        let core = &*self.0;
         if let Some(rejection) = request.rejection()
-            && request.is_strangers()
+            && request.org_code().is_none()
         {
-            match core.left_out.admit(Instant::now(), rejection.code()) {
-                Admission::Admitted => {}
-                Admission::FirstLeftOut => {
-                    telemetry::left_out();
-                    return core.queue.nudge();
+            match core.sampler.sample(Instant::now(), rejection.code()) {
+                Sample::Admitted => {}
+                Sample::FirstSuppressed => {
+                    telemetry::suppressed();
+                    return core.exporter.report_soon();
                 }
-                Admission::LeftOut => return telemetry::left_out(),
+                Sample::Suppressed => return telemetry::suppressed(),
             }
         }
-        if !core.queue.push(request) {
-            telemetry::lost();
-        }
+        core.exporter.send(request);
     }
 }
 
@@ -128,7 +120,7 @@ impl fmt::Debug for AuditTrail {
     }
 }
 
-/// Starts an [`AuditTrail`] with settings of your own.
+/// Configures and starts an [`AuditTrail`].
 ///
 /// ```
 /// use tower_orgkey_audit::{AuditTrail, JsonLines};
@@ -144,53 +136,58 @@ impl fmt::Debug for AuditTrail {
 pub struct AuditTrailBuilder<S> {
     sink: S,
     capacity: usize,
-    refusals_per_second: u32,
+    rejections_per_second: u32,
     service: String,
 }
 
 impl<S: AuditSink> AuditTrailBuilder<S> {
-    /// Where the events go; [`TracingSink`] unless set.
+    /// Sets the sink. Default: [`TracingSink`].
     pub fn sink<T: AuditSink>(self, sink: T) -> AuditTrailBuilder<T> {
         AuditTrailBuilder {
             sink,
             capacity: self.capacity,
-            refusals_per_second: self.refusals_per_second,
+            rejections_per_second: self.rejections_per_second,
             service: self.service,
         }
     }
 
-    /// How many events wait for the sink at most. At least 2; 8,192 unless set.
+    /// Sets how many events of organizations can wait for the sink. At least 1. Default: 8,192.
     ///
-    /// An event takes about half a kilobyte, and at most three: what clients send is cut to a bound. Up to 256 more are on
-    /// their way to the sink.
+    /// Events without an organization have a separate queue of half this size, so that they cannot displace the events of
+    /// a customer. An event takes about 0.5 KiB, and at most 3: what clients send is cut to a bound. Up to 256 more events
+    /// are on their way to the sink.
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = events;
         self
     }
 
-    /// How many refused requests without a known organization have an event of their own in a second, after a first
-    /// hundred. At least 1; 10 unless set.
+    /// Sets how many rejected requests without a known organization have an event, per second and after a burst of 100. At
+    /// least 1. Default: 10.
     ///
-    /// The others are counted, and the count is an event: at most one a second.
-    pub fn refusals_per_second(mut self, events: u32) -> Self {
-        self.refusals_per_second = events;
+    /// The others are counted, and at most one event per second reports the count.
+    pub fn rejections_per_second(mut self, events: u32) -> Self {
+        self.rejections_per_second = events;
         self
     }
 
-    /// The name of your API in the events. Not empty; `api` unless set.
+    /// Sets the name of your API in the events. Not empty. Default: `api`.
     pub fn service(mut self, name: impl Into<String>) -> Self {
         self.service = name.into();
         self
     }
 
-    /// Starts the trail: the one place of this module that starts a thread. Needs no runtime.
+    /// Starts the trail and its thread. Needs no runtime.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting that cannot be used, or `start` if the operating system has no random numbers or no thread.
     pub fn start(self) -> Result<AuditTrail, ConfigError> {
-        if self.capacity < 2 {
-            return Err(ConfigError::new("capacity", "must be at least 2"));
+        if self.capacity == 0 {
+            return Err(ConfigError::new("capacity", "must be at least 1"));
         }
-        if self.refusals_per_second == 0 {
+        if self.rejections_per_second == 0 {
             return Err(ConfigError::new(
-                "refusals_per_second",
+                "rejections_per_second",
                 "must be at least 1",
             ));
         }
@@ -202,22 +199,19 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
             trail: getrandom::u64().map_err(no_random)?,
             service: self.service.into(),
         };
-        let core = Core {
-            queue: Arc::new(Queue::new(self.capacity)),
-            left_out: Arc::new(LeftOut::new(self.refusals_per_second)),
-            ids: Ids::draw().map_err(no_random)?,
-        };
-        let writer = Writer::new(
-            self.sink,
-            Arc::clone(&core.queue),
-            Arc::clone(&core.left_out),
-            Arc::new(source),
-        );
+        let ids = Ids::draw().map_err(no_random)?;
+        let sampler = Arc::new(Sampler::new(self.rejections_per_second));
+        let (exporter, worker) =
+            Exporter::new(self.capacity, self.sink, Arc::clone(&sampler), source);
         thread::Builder::new()
             .name("orgkey-audit".into())
-            .spawn(move || writer.run())
-            .map_err(|_| ConfigError::new("start", "the operating system gives no thread"))?;
-        Ok(AuditTrail(Arc::new(core)))
+            .spawn(move || worker.run())
+            .map_err(|_| ConfigError::new("start", "the operating system has no thread"))?;
+        Ok(AuditTrail(Arc::new(Core {
+            exporter,
+            sampler,
+            ids,
+        })))
     }
 }
 
@@ -225,43 +219,43 @@ impl<S> fmt::Debug for AuditTrailBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuditTrailBuilder")
             .field("capacity", &self.capacity)
-            .field("refusals_per_second", &self.refusals_per_second)
+            .field("rejections_per_second", &self.rejections_per_second)
             .field("service", &self.service)
             .finish_non_exhaustive()
     }
 }
 
-/// How an [`AuditTrail`] stands: counts since it was started.
+/// Counts of an [`AuditTrail`] since it was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditStats {
-    /// Events of requests that found a place in the queue.
+    /// Events of requests that fit into the queue.
     pub accepted: u64,
-    /// Events of requests that the sink has taken.
+    /// Events of requests that the sink has written.
     pub written: u64,
-    /// Events of requests that are lost: no place in the queue, or given up by the sink.
+    /// Events of requests that are lost: they did not fit into the queue, or the sink failed permanently.
     pub lost: u64,
     /// Events of requests that wait for the sink, or are on their way to it.
     pub waiting: u64,
 }
 
-/// Audit events that were accepted are not written.
+/// Accepted audit events are not written. Returned by [`AuditTrail::flush`] and [`AuditTrail::shutdown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AuditIncomplete {
+pub struct FlushError {
     missing: u64,
 }
 
-impl AuditIncomplete {
-    /// How many events.
+impl FlushError {
+    /// Returns how many events are not written.
     pub fn missing(&self) -> u64 {
         self.missing
     }
 }
 
-impl fmt::Display for AuditIncomplete {
+impl fmt::Display for FlushError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} audit events are not written", self.missing)
     }
 }
 
-impl Error for AuditIncomplete {}
+impl Error for FlushError {}

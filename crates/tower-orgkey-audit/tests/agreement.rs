@@ -1,4 +1,4 @@
-//! The books agree: what the audit trail wrote down, what usage counted, and what handlers and clients saw themselves.
+//! The audit trail, usage, handlers and clients count the same requests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
@@ -28,7 +28,7 @@ const CALLERS: usize = 4;
 /// As many as are sure to find room in the audit trail's queue before it is waited for.
 const A_ROUND: usize = 4_000;
 
-/// Counts of each organization, and of nobody at the end.
+/// Counts of each organization, and of unauthenticated requests at the end.
 struct Tally(Vec<AtomicU64>);
 
 impl Tally {
@@ -46,7 +46,7 @@ impl Tally {
     }
 }
 
-const NOBODY: usize = ORGANIZATIONS;
+const UNAUTHENTICATED: usize = ORGANIZATIONS;
 
 fn code(org: usize) -> String {
     format!("org_{org:05}")
@@ -126,7 +126,7 @@ impl io::Write for Written {
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Line = serde_json::from_slice(&rest[..end])?;
             let org = line.actor.and_then(|actor| actor.user.org);
-            let org = org.map_or(NOBODY, |org| number(&org.uid));
+            let org = org.map_or(UNAUTHENTICATED, |org| number(&org.uid));
             *lines.of.entry((org, line.status_code)).or_default() += line.count;
             rest = &rest[end + 1..];
         }
@@ -172,7 +172,7 @@ async fn call(app: Router, nth: usize, seen: &Seen) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_million_requests_audit_usage_handlers_and_clients_keep_the_same_books() {
+async fn audit_usage_handlers_and_clients_agree() {
     let written = Written::default();
     let trail = AuditTrail::start(JsonLines::new(written.clone())).unwrap();
     let usage = UsageLayer::new();
@@ -216,7 +216,7 @@ async fn of_a_million_requests_audit_usage_handlers_and_clients_keep_the_same_bo
     let mut counted: HashMap<usize, (u64, u64)> = HashMap::new();
     for line in snapshot.lines() {
         let org = line.account.organization();
-        let org = org.map_or(NOBODY, |org| number(org.as_str()));
+        let org = org.map_or(UNAUTHENTICATED, |org| number(org.as_str()));
         let sums = counted.entry(org).or_default();
         sums.0 += line.counts.requests();
         sums.1 += line.counts.refused();
@@ -231,22 +231,21 @@ async fn of_a_million_requests_audit_usage_handlers_and_clients_keep_the_same_bo
         let requests = (ok + forbidden, forbidden);
         assert_eq!(counted[&org], requests, "{}: usage", code(org));
     }
-    // Those of nobody are too many to have a line each; what was left out is counted in lines of its own.
+    // Unauthenticated rejections are sampled; lines with a count stand for the suppressed ones.
     let unauthorized = seen.unauthorized.load(Ordering::Relaxed);
-    let of_nobody: u64 = lines
+    let audited_unauthenticated: u64 = lines
         .of
         .iter()
-        .filter_map(|((org, _), count)| (*org == NOBODY).then_some(count))
+        .filter_map(|((org, _), count)| (*org == UNAUTHENTICATED).then_some(count))
         .sum();
-    assert_eq!(of_nobody, unauthorized);
-    let nobody = snapshot.of_account(&Account::Nobody);
-    assert_eq!(nobody.requests(), unauthorized);
+    assert_eq!(audited_unauthenticated, unauthorized);
+    let unauthenticated_usage = snapshot.of_account(&Account::Nobody);
+    assert_eq!(unauthenticated_usage.requests(), unauthorized);
     assert_eq!(
-        nobody.refused_for(RejectionKind::InvalidToken),
+        unauthenticated_usage.refused_for(RejectionKind::InvalidToken),
         unauthorized
     );
 
-    // It was what it says it was.
     assert_eq!(unauthorized, REQUESTS as u64 / 16);
     assert_eq!(snapshot.total().requests(), REQUESTS as u64);
     assert_eq!(counted.len(), ORGANIZATIONS + 1);

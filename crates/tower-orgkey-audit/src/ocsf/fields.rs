@@ -1,10 +1,10 @@
-//! The fields, under their names. The order is the one they are written in.
+//! The fields, in the order in which they are written.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// The fields that every class has, and those of the classes we write.
+/// The fields of all classes.
 #[derive(Serialize)]
 pub(super) struct Document<'a> {
     pub(super) activity_id: u32,
@@ -54,12 +54,12 @@ pub(super) struct Product {
     pub(super) version: &'static str,
 }
 
-/// What a class has for itself.
+/// The other fields of a class.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum Rest<'a> {
-    Request(Box<OfRequest<'a>>),
-    LeftOut {
+    Request(Box<RequestFields<'a>>),
+    Suppressed {
         user: User<'a>,
         service: Named<'a>,
         unmapped: ByCode,
@@ -75,7 +75,7 @@ pub(super) struct ByCode {
 }
 
 #[derive(Serialize)]
-pub(super) struct OfRequest<'a> {
+pub(super) struct RequestFields<'a> {
     pub(super) duration: u64,
     pub(super) action_id: u32,
     pub(super) action: &'static str,
@@ -91,7 +91,7 @@ pub(super) struct OfRequest<'a> {
     pub(super) unmapped: Unmapped<'a>,
 }
 
-/// Whose request it is, where each class has it.
+/// Who made the request: each class has other fields.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum Subject<'a> {
@@ -193,7 +193,7 @@ pub(super) struct Endpoint {
     pub(super) ip: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) port: Option<u16>,
-    /// The schema wants one name or another.
+    /// The schema requires `ip` or `name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<&'static str>,
 }

@@ -1,22 +1,24 @@
-//! An event in the words of OCSF 1.8.0.
-//!
-//! Only names that the schema has; what it has no name for stands under `unmapped`, which takes any.
+//! Serializes an event as OCSF 1.8.0. What the schema has no field for is under `unmapped`.
 
+mod classification;
+mod document;
 mod fields;
-mod fill;
-mod verdict;
 
 use serde::{Serialize, Serializer};
 
-pub(super) use self::verdict::{Class, Verdict};
-use super::event::{AuditEvent, AuditEventKind};
+pub(crate) use self::classification::{Class, Classification};
+use crate::event::{AuditEvent, AuditEventKind};
 
 impl Serialize for AuditEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.kind {
-            AuditEventKind::Request(request) => self.of_request(request).serialize(serializer),
-            AuditEventKind::LeftOut(left_out) => self.of_left_out(left_out).serialize(serializer),
-            AuditEventKind::Lost(lost) => self.of_lost(lost).serialize(serializer),
+            AuditEventKind::Request(request) => {
+                self.request_document(request).serialize(serializer)
+            }
+            AuditEventKind::Suppressed(suppressed) => {
+                self.suppressed_document(suppressed).serialize(serializer)
+            }
+            AuditEventKind::Lost(lost) => self.lost_document(lost).serialize(serializer),
         }
     }
 }

@@ -65,7 +65,7 @@ where
 }
 
 #[tokio::test]
-async fn the_body_goes_through_untouched_and_its_end_is_told() {
+async fn the_body_passes_and_its_end_is_recorded() {
     let stage = Stage::new();
     let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "7".parse().unwrap())]);
     for (frames, end, bytes, error) in [
@@ -112,7 +112,7 @@ async fn the_body_goes_through_untouched_and_its_end_is_told() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_dropped_is_told_apart_from_one_that_ended() {
+async fn dropped_and_ended_bodies_differ() {
     let stage = Stage::new();
     // Announced: a server asks for no more than that.
     for (length, read, end) in [
@@ -150,7 +150,7 @@ async fn a_body_that_is_dropped_is_told_apart_from_one_that_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_head_and_the_body_have_a_time_each() {
+async fn head_and_body_have_durations() {
     let stage = Stage::new();
     let service = behind(
         &stage,
@@ -180,7 +180,7 @@ async fn the_head_and_the_body_have_a_time_each() {
 }
 
 #[tokio::test]
-async fn a_future_that_is_dropped_is_told() {
+async fn a_dropped_future_is_recorded() {
     let stage = Stage::new();
     let reached = Arc::new(tokio::sync::Notify::new());
     let there = Arc::clone(&reached);
@@ -208,7 +208,7 @@ async fn a_future_that_is_dropped_is_told() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_anything_is_decided_is_no_event() {
+async fn a_drop_before_the_decision_is_no_event() {
     let stage = Stage::new();
     let issuer = issuer();
     issuer.fail(Say::Silence);
@@ -225,7 +225,7 @@ async fn a_client_that_leaves_before_anything_is_decided_is_no_event() {
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_is_told_even_if_the_panic_is_caught() {
+async fn a_caught_panic_is_recorded() {
     let stage = Stage::new();
     let late = routes()
         .route(
@@ -249,7 +249,7 @@ async fn a_handler_that_panics_is_told_even_if_the_panic_is_caught() {
 }
 
 #[tokio::test]
-async fn a_service_that_fails_is_told() {
+async fn a_failed_service_is_recorded() {
     let stage = Stage::new();
     let service = behind(
         &stage,
@@ -263,7 +263,7 @@ async fn a_service_that_fails_is_told() {
 }
 
 #[tokio::test]
-async fn a_head_request_is_told_at_once_and_keeps_its_length() {
+async fn head_requests_keep_their_length() {
     let stage = Stage::new();
     let address = serve(stage.app()).await;
     let full = get_at(address, "/whoami").key(ONE).send().await;
@@ -280,7 +280,7 @@ async fn a_head_request_is_told_at_once_and_keeps_its_length() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_in_the_middle_of_a_stream_is_told() {
+async fn a_disconnect_during_a_stream_is_recorded() {
     let stage = Stage::new();
     let stream = async || {
         let chunks = futures_util::stream::unfold((), async |()| {

@@ -24,7 +24,7 @@ async fn every_answer_is_one_event() {
         ("GET", "/whoami", "", "credential-missing", 3002, ""),
         ("GET", "/whoami", "short", "credential-malformed", 3002, ""),
         ("GET", "/whoami", BAD, "invalid-token", 3002, ""),
-        ("GET", "/whoami", NOBODY, "organization-required", 3002, ""),
+        ("GET", "/whoami", NO_ORG, "organization-required", 3002, ""),
         ("GET", "/whoami", USER, "organization-required", 3002, ""),
         ("GET", "/whoami", DOUBTFUL, "verifier-unavailable", 3002, ""),
         (
@@ -83,7 +83,7 @@ async fn every_answer_is_one_event() {
 }
 
 #[tokio::test]
-async fn an_allowed_request_is_told_in_full() {
+async fn an_allowed_request_is_recorded_in_full() {
     let stage = Stage::new();
     let app = stage.app();
     let mut request = request("DELETE", "/whoami?secret=of-the-query", ONE);
@@ -157,7 +157,7 @@ async fn an_allowed_request_is_told_in_full() {
 }
 
 #[tokio::test]
-async fn the_scopes_asked_for_are_told_whatever_was_decided() {
+async fn required_scopes_are_recorded() {
     let stage = Stage::new();
     let app = stage.app();
     let asked = |decision: &str, name: &str, any_of: Value| {
@@ -231,7 +231,7 @@ async fn every_method_is_an_activity() {
 }
 
 #[tokio::test]
-async fn what_nothing_was_decided_on_is_no_event() {
+async fn undecided_requests_have_no_event() {
     let stage = Stage::new();
     let app = Router::new()
         .route("/open", get(async || "open"))
@@ -249,7 +249,7 @@ async fn what_nothing_was_decided_on_is_no_event() {
 }
 
 #[tokio::test]
-async fn the_handler_sees_the_request_id_of_the_event() {
+async fn the_handler_sees_the_request_id() {
     let stage = Stage::new();
     let echo = async |headers: http::HeaderMap| {
         let ids: Vec<_> = headers.get_all("trace-id").iter().collect();
@@ -285,14 +285,14 @@ async fn the_handler_sees_the_request_id_of_the_event() {
 
 #[test]
 #[should_panic(expected = "carries credentials")]
-fn an_id_is_not_looked_for_where_credentials_stand() {
+fn credential_headers_hold_no_request_id() {
     let _ = Stage::new()
         .layer()
         .request_id_header(http::header::AUTHORIZATION);
 }
 
 #[tokio::test]
-async fn the_peer_and_the_path_are_told_on_demand() {
+async fn peer_and_path_are_optional() {
     let stage = Stage::new();
     let layer = stage
         .layer()
@@ -326,7 +326,7 @@ async fn the_peer_and_the_path_are_told_on_demand() {
 }
 
 #[tokio::test]
-async fn remembered_and_stale_facts_are_told_apart() {
+async fn cached_and_stale_results_are_recorded() {
     let stage = Stage::new();
     let clock = TestClock::new();
     let issuer = issuer();
@@ -351,7 +351,7 @@ async fn remembered_and_stale_facts_are_told_apart() {
 }
 
 #[tokio::test]
-async fn requests_without_a_key_are_told_and_so_are_users() {
+async fn anonymous_requests_and_users_are_recorded() {
     let stage = Stage::new();
     let auth = ApiKeyLayer::builder(issuer())
         .allow_anonymous()
@@ -381,7 +381,7 @@ async fn requests_without_a_key_are_told_and_so_are_users() {
 }
 
 #[tokio::test]
-async fn of_two_layers_the_one_that_decides_is_told() {
+async fn the_inner_of_two_layers_is_recorded() {
     let stage = Stage::new();
     let outer = ApiKeyLayer::builder(issuer())
         .allow_anonymous()
@@ -409,7 +409,7 @@ async fn of_two_layers_the_one_that_decides_is_told() {
 }
 
 #[tokio::test]
-async fn a_plain_tower_service_names_its_routes_itself() {
+async fn plain_services_name_their_routes() {
     let stage = Stage::new();
     let handler = service_fn(async |_: Request<()>| {
         Ok::<_, std::convert::Infallible>(Response::new(

@@ -65,7 +65,7 @@ async fn a_torn_line_never_runs_into_an_event() {
 }
 
 #[tokio::test]
-async fn a_write_that_fails_halfway_tears_a_line_and_loses_none() {
+async fn a_failed_write_loses_no_event() {
     /// Takes a hundred bytes, fails once, and works from then on.
     struct Halfway(Lines, u8);
 
@@ -91,7 +91,7 @@ async fn a_write_that_fails_halfway_tears_a_line_and_loses_none() {
 }
 
 #[tokio::test]
-async fn a_rotating_file_is_a_writer_like_any_other() {
+async fn a_rotating_file_is_a_writer() {
     let folder = path("rotating");
     let file = tracing_appender::rolling::daily(&folder, "audit.jsonl");
     one_more(JsonLines::resume(file)).await;
@@ -106,7 +106,7 @@ async fn a_rotating_file_is_a_writer_like_any_other() {
 
 /// Runs in a process of its own, and is killed there; by itself it has nothing to do.
 #[tokio::test]
-async fn child_that_writes_until_it_is_killed() {
+async fn child_writes_until_killed() {
     let Some(path) = std::env::var_os(FILE) else {
         return;
     };
@@ -126,14 +126,10 @@ async fn child_that_writes_until_it_is_killed() {
 }
 
 #[test]
-fn what_was_flushed_outlives_a_kill() {
+fn flushed_events_survive_a_kill() {
     let path = path("killed");
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "files::child_that_writes_until_it_is_killed",
-            "--nocapture",
-        ])
+        .args(["--exact", "files::child_writes_until_killed", "--nocapture"])
         .env(FILE, &path)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -34,7 +34,7 @@ use support::{Issuer, Say, org};
 /// Good keys of two organizations, and one of each other sort. No two share eight bytes in a row.
 const ONE: &str = "QwErTyUiOpAsDfGhJk";
 const TWO: &str = "ZxCvBnMaSdFgHjKlQw";
-const NOBODY: &str = "PoIuYtReWqLkJhGfDs";
+const NO_ORG: &str = "PoIuYtReWqLkJhGfDs";
 const USER: &str = "MnBvCxZlKjHgFdSaPo";
 const DOUBTFUL: &str = "1q2w3e4r5t6y7u8i9o";
 const STRANGE: &str = "9o0p8i7u6y5t4r3e2w";
@@ -48,7 +48,7 @@ fn issuer() -> Issuer {
     Issuer::knowing([
         (ONE, org("org_one", &["read:reports"])),
         (TWO, org("org_two", &["read:reports", "write:reports"])),
-        (NOBODY, Say::Yes(Verification::without_organization())),
+        (NO_ORG, Say::Yes(Verification::without_organization())),
         (USER, Say::Yes(user)),
         (DOUBTFUL, Say::Unavailable),
         (STRANGE, Say::Misconfigured),

@@ -40,7 +40,7 @@ pub(crate) fn faults(event: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_judge_sees_every_sort_of_fault() {
+async fn the_schema_check_finds_faults() {
     let stage = Stage::new();
     let app = stage.app();
     send(&app, request("GET", "/read", ONE)).await;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::Response;
 use static_assertions::assert_impl_all;
 use tower_orgkey_audit::{
-    AuditBody, AuditEvent, AuditFuture, AuditIncomplete, AuditLayer, AuditPeer, AuditService,
-    AuditSink, AuditStats, AuditTrail, AuditTrailBuilder, JsonLines, SinkError, TracingSink,
+    AuditBody, AuditEvent, AuditFuture, AuditLayer, AuditPeer, AuditService, AuditSink, AuditStats,
+    AuditTrail, AuditTrailBuilder, FlushError, JsonLines, SinkError, TracingSink,
 };
 
 type Ready = std::future::Ready<Result<Response<Bytes>, Infallible>>;
@@ -28,7 +28,7 @@ all! {
     AuditEvent: Clone, serde::Serialize;
     AuditPeer: Copy, Eq, std::hash::Hash;
     AuditStats: Copy, Eq;
-    AuditIncomplete: Copy, Eq, std::error::Error;
+    FlushError: Copy, Eq, std::error::Error;
     JsonLines<std::fs::File>: AuditSink;
     SinkError: ;
     TracingSink: Copy, AuditSink;

@@ -1,4 +1,4 @@
-//! What a request comes to: its class, and what is said of it in every class.
+//! The class of a request, and the fields that follow from it.
 
 use http::Method;
 
@@ -40,7 +40,7 @@ impl Class {
     }
 }
 
-/// A number of the schema's and its name.
+/// A number of the schema, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caption(pub(crate) u32, pub(crate) &'static str);
 
@@ -50,9 +50,8 @@ impl Caption {
     pub(crate) const OTHER: u32 = 99;
 }
 
-/// What a request comes to in the schema's words.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Verdict {
+pub(crate) struct Classification {
     pub(crate) class: Class,
     pub(crate) activity: Caption,
     pub(crate) action: Caption,
@@ -60,13 +59,13 @@ pub(crate) struct Verdict {
     pub(crate) severity: Caption,
 }
 
-impl Verdict {
+impl Classification {
     pub(crate) fn of(request: &AuditedRequest) -> Self {
         let class = match request.rejection() {
             Some(rejection) if is_about_the_key(rejection.kind()) => Class::Authentication,
             _ => Class::ApiActivity,
         };
-        let is_refused = request.rejection().is_some();
+        let is_rejected = request.rejection().is_some();
         let has_failed = request
             .status
             .is_some_and(|status| status.is_client_error() || status.is_server_error());
@@ -76,17 +75,19 @@ impl Verdict {
                 Class::Authentication => Caption(1, "Logon"),
                 Class::ApiActivity | Class::EventLog => activity(&request.method),
             },
-            action: if is_refused {
+            action: if is_rejected {
                 Caption(2, "Denied")
             } else {
                 Caption(1, "Allowed")
             },
             status: match &request.outcome {
-                Outcome::LetIn if !has_failed => Caption::SUCCESS,
+                Outcome::Allowed if !has_failed => Caption::SUCCESS,
                 Outcome::EndedEarly(EarlyEnd::Dropped) => Caption(Caption::OTHER, "Dropped"),
-                Outcome::LetIn | Outcome::Refused(_) | Outcome::EndedEarly(_) => Caption::FAILURE,
+                Outcome::Allowed | Outcome::Rejected(_) | Outcome::EndedEarly(_) => {
+                    Caption::FAILURE
+                }
             },
-            severity: if is_refused {
+            severity: if is_rejected {
                 Caption(2, "Low")
             } else {
                 Caption(1, "Informational")
@@ -95,7 +96,7 @@ impl Verdict {
     }
 }
 
-/// Whether the request got no further than to the question whose it is.
+/// Whether a rejection happens before the organization is known.
 fn is_about_the_key(kind: RejectionKind) -> bool {
     match kind {
         RejectionKind::CredentialMissing

@@ -1,17 +1,18 @@
-//! What of an event stands in which field.
+//! Fills the fields of an event.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Method;
 
+use super::classification::{Caption, Class, Classification};
 use super::fields::{
     Actor, Alternatives, Api, ApiResponse, Authorization, ByCode, Credential, Document, Endpoint,
-    HttpRequest, HttpResponse, Metadata, Named, OfRequest, Organization, Policy, Product, Rest,
+    HttpRequest, HttpResponse, Metadata, Named, Organization, Policy, Product, RequestFields, Rest,
     Subject, Uid, Unmapped, Url, User,
 };
-use super::verdict::{Caption, Class, Verdict};
 use crate::event::{
-    AuditEvent, AuditedRequest, Body, BodyEnd, LeftOutRefusals, LostEvents, Period, Who,
+    Actor as EventActor, AuditEvent, AuditedRequest, Body, BodyEnd, LostEvents, Period,
+    SuppressedRejections,
 };
 use tower_orgkey::Rejection;
 use tower_orgkey::observer::Requirement;
@@ -23,13 +24,13 @@ const PROFILE: &str = "security_control";
 const LOG: &str = "audit";
 
 impl AuditEvent {
-    pub(super) fn of_request<'a>(&'a self, request: &'a AuditedRequest) -> Document<'a> {
-        let verdict = Verdict::of(request);
+    pub(super) fn request_document<'a>(&'a self, request: &'a AuditedRequest) -> Document<'a> {
+        let classification = Classification::of(request);
         let service = Named {
             name: &self.source.service,
         };
-        let user = user(&request.who);
-        let subject = match verdict.class {
+        let user = user(&request.actor);
+        let subject = match classification.class {
             Class::Authentication => Subject::Authentication {
                 user,
                 service,
@@ -45,10 +46,10 @@ impl AuditEvent {
             },
         };
         let duration = millis(request.duration);
-        let rest = OfRequest {
+        let rest = RequestFields {
             duration,
-            action_id: verdict.action.0,
-            action: verdict.action.1,
+            action_id: classification.action.0,
+            action: classification.action.1,
             authorizations: request.requirements.iter().map(authorization).collect(),
             subject,
             src_endpoint: endpoint(request),
@@ -62,7 +63,7 @@ impl AuditEvent {
                 latency: duration,
                 body_length: request.body.map(|body| body.bytes),
             }),
-            unmapped: unmapped(request, verdict.class),
+            unmapped: unmapped(request, classification.class),
         };
         let period = Period {
             since: request.time,
@@ -74,53 +75,56 @@ impl AuditEvent {
         Document {
             status_code: Some(request.code()),
             status_detail: rejection.map(Rejection::title),
-            // What the schema calls "Other" is named by the source.
-            activity_name: match verdict.activity.0 {
+            // The source names what the schema calls "Other".
+            activity_name: match classification.activity.0 {
                 Caption::OTHER => request.method.as_str(),
-                _ => verdict.activity.1,
+                _ => classification.activity.1,
             },
             metadata: Metadata {
                 correlation_uid: Some(&request.request_id),
                 ..self.metadata()
             },
             ..self.document(
-                verdict.class,
-                verdict.activity,
-                verdict.status,
-                verdict.severity,
+                classification.class,
+                classification.activity,
+                classification.status,
+                classification.severity,
                 period,
                 Rest::Request(Box::new(rest)),
             )
         }
     }
 
-    pub(super) fn of_left_out<'a>(&'a self, left_out: &'a LeftOutRefusals) -> Document<'a> {
-        let rest = Rest::LeftOut {
-            user: user(&Who::Nobody),
+    pub(super) fn suppressed_document<'a>(
+        &'a self,
+        suppressed: &'a SuppressedRejections,
+    ) -> Document<'a> {
+        let rest = Rest::Suppressed {
+            user: user(&EventActor::Unknown),
             service: Named {
                 name: &self.source.service,
             },
             unmapped: ByCode {
-                by_code: left_out.by_code().collect(),
+                by_code: suppressed.by_code().collect(),
             },
         };
         Document {
-            message: Some("refused requests that have no event of their own"),
-            count: Some(left_out.count()),
+            message: Some("rejected requests without an event"),
+            count: Some(suppressed.count()),
             ..self.document(
                 Class::Authentication,
                 Caption(1, "Logon"),
                 Caption::FAILURE,
                 Caption(2, "Low"),
-                left_out.period,
+                suppressed.period,
                 rest,
             )
         }
     }
 
-    pub(super) fn of_lost(&self, lost: &LostEvents) -> Document<'_> {
+    pub(super) fn lost_document(&self, lost: &LostEvents) -> Document<'_> {
         Document {
-            message: Some("audit events that are missing here"),
+            message: Some("lost audit events"),
             count: Some(lost.count),
             ..self.document(
                 Class::EventLog,
@@ -206,8 +210,8 @@ impl AuditEvent {
     }
 }
 
-fn user(who: &Who) -> User<'_> {
-    let nobody = |name| User {
+fn user(actor: &EventActor) -> User<'_> {
+    let unknown = |name| User {
         uid: None,
         name: Some(name),
         type_id: 0,
@@ -215,10 +219,10 @@ fn user(who: &Who) -> User<'_> {
         org: None,
         programmatic_credentials: None,
     };
-    match who {
-        Who::Nobody => nobody("unknown"),
-        Who::Anonymous => nobody("anonymous"),
-        Who::Organization {
+    match actor {
+        EventActor::Unknown => unknown("unknown"),
+        EventActor::Anonymous => unknown("anonymous"),
+        EventActor::Organization {
             org,
             key_id,
             user_id,
@@ -277,7 +281,7 @@ fn authorization(requirement: &Requirement) -> Authorization<'_> {
     }
 }
 
-/// The method and the route: what was asked for, without whose identifiers.
+/// The method and the route, without identifiers.
 fn operation(request: &AuditedRequest) -> String {
     let method = request.method.as_str();
     match request.route() {
@@ -337,7 +341,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A clock before 1970 is one that nobody set.
+/// A clock before 1970 is not set.
 fn epoch_millis(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, millis)
 }
