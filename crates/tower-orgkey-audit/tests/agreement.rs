@@ -219,7 +219,7 @@ async fn audit_usage_handlers_and_clients_agree() {
         let org = org.map_or(UNAUTHENTICATED, |org| number(org.as_str()));
         let sums = counted.entry(org).or_default();
         sums.0 += line.counts.requests();
-        sums.1 += line.counts.refused();
+        sums.1 += line.counts.rejected();
     }
     let lines = written.0.lock().unwrap();
     let line = |org, code: &str| lines.of.get(&(org, code.to_owned())).copied().unwrap_or(0);
@@ -239,10 +239,10 @@ async fn audit_usage_handlers_and_clients_agree() {
         .filter_map(|((org, _), count)| (*org == UNAUTHENTICATED).then_some(count))
         .sum();
     assert_eq!(audited_unauthenticated, unauthorized);
-    let unauthenticated_usage = snapshot.of_account(&Account::Nobody);
+    let unauthenticated_usage = snapshot.of_account(&Account::Unauthenticated);
     assert_eq!(unauthenticated_usage.requests(), unauthorized);
     assert_eq!(
-        unauthenticated_usage.refused_for(RejectionKind::InvalidToken),
+        unauthenticated_usage.rejected_for(RejectionKind::InvalidToken),
         unauthorized
     );
 

@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, verifier_fn};
 use tower_orgkey_usage::{
-    PushError, UnsentFile, UsageHandle, UsageLayer, UsageRecord, UsageSink, UsageSnapshot,
+    PushError, SpoolFile, UsageHandle, UsageLayer, UsageRecord, UsageSink, UsageSnapshot,
 };
 
 /// Prints what a meter would bill. With the feature `openmeter`, `OpenMeterSink` stands in its place.
@@ -22,7 +22,7 @@ struct Print;
 impl UsageSink for Print {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
         for record in batch {
-            let line = serde_json::to_string(record).map_err(PushError::refused)?;
+            let line = serde_json::to_string(record).map_err(PushError::permanent)?;
             println!("{line}");
         }
         Ok(())
@@ -31,12 +31,12 @@ impl UsageSink for Print {
 
 /// The application. `usage` is added last, so it stands outside of `auth` and sees what that refuses.
 fn app(auth: ApiKeyLayer, usage: UsageLayer) -> Router {
-    let books = usage.handle();
+    let handle = usage.handle();
     Router::new()
         .route("/reports/{id}", get(report))
         .route(
             "/usage",
-            get(async move |org: OrgContext| mine(&books, &org)),
+            get(async move |org: OrgContext| mine(&handle, &org)),
         )
         .route_layer(auth)
         .route_layer(usage)
@@ -47,8 +47,8 @@ async fn report(org: OrgContext, Path(id): Path<u32>) -> String {
 }
 
 /// An organization sees its own lines, and no other's.
-fn mine(books: &UsageHandle, org: &OrgContext) -> Json<serde_json::Value> {
-    let snapshot: UsageSnapshot = books.snapshot();
+fn mine(usage: &UsageHandle, org: &OrgContext) -> Json<serde_json::Value> {
+    let snapshot: UsageSnapshot = usage.snapshot();
     let is_its = |account: Option<&OrgCode>| account == Some(org.org_code());
     let lines: Vec<_> = snapshot
         .lines()
@@ -70,8 +70,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         })
     }));
     let usage = UsageLayer::new();
-    let file = UnsentFile::open(std::env::temp_dir().join("tower-orgkey-example.unsent"))?;
-    let mut pusher = usage.handle().pusher(Print).unsent_file(file).build()?;
+    let file = SpoolFile::open(std::env::temp_dir().join("tower-orgkey-example.spool"))?;
+    let mut pusher = usage.handle().pusher(Print).spool_file(file).build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let pushing = tokio::spawn(async move {
         pusher.run_until(async { _ = stopped.await }).await;

@@ -4,22 +4,22 @@ use serde::{Deserialize, Serialize};
 
 use tower_orgkey::{KeyId, OrgCode};
 
-/// Whose requests are counted.
+/// The account that requests are counted for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Account {
-    /// An organization's.
+    /// An organization.
     Organization(#[serde(with = "text")] OrgCode),
-    /// Those of organizations that had to make room for others: see [the bounds](crate#what-is-bounded).
+    /// All organizations that have no row: see [the bounds](crate#bounds).
     OtherOrganizations,
-    /// Requests without a key that [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let pass.
+    /// Requests without a key that [`allow_anonymous`](tower_orgkey::ApiKeyLayerBuilder::allow_anonymous) let through.
     Anonymous,
-    /// Requests of which nobody knows whose they are: refused before an organization was known, or never judged.
-    Nobody,
+    /// Requests that were rejected before the organization was known, or that no `ApiKeyLayer` decided on.
+    Unauthenticated,
 }
 
 impl Account {
-    /// The organization, if it is one.
+    /// Returns the organization, if it is one.
     pub fn organization(&self) -> Option<&OrgCode> {
         match self {
             Self::Organization(org) => Some(org),
@@ -28,31 +28,31 @@ impl Account {
     }
 }
 
-/// Which key made the requests that are counted.
+/// The key that requests are counted for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyName {
-    /// The key of this id. A rotation does not change it.
+    /// The key with this id. A rotation does not change the id.
     Id(#[serde(with = "text")] KeyId),
-    /// A key to which the issuer gives no id; for accounts other than an organization, no key.
+    /// A key without an id; for accounts other than organizations, no key.
     Unnamed,
-    /// Keys that had to make room for others.
+    /// All keys of the organization that have no row: see [the bounds](crate#bounds).
     Other,
 }
 
-/// Which route the requests that are counted went to.
+/// The route that requests are counted for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Route {
-    /// The route, as it is written in the router: with names for its parameters, never a path with its ids.
+    /// The route as it is written in the router, with the names of its parameters.
     Template(#[serde(with = "text")] Arc<str>),
-    /// No route matched, or none is known where the layer stands.
+    /// No route matched, or the layer does not see it.
     Unmatched,
-    /// Routes beyond [the bound](crate#what-is-bounded), and those of keys that had to make room.
+    /// Routes beyond [the bound](crate::UsageLayerBuilder::routes), and the routes of merged rows.
     Other,
 }
 
-/// Identifiers and names as the texts that they are.
+/// Serializes identifiers and names as strings.
 mod text {
     use std::borrow::Cow;
     use std::sync::Arc;
@@ -62,7 +62,7 @@ mod text {
 
     use tower_orgkey::{KeyId, OrgCode};
 
-    pub(super) trait Text: AsRef<str> + Sized {
+    pub(crate) trait Text: AsRef<str> + Sized {
         fn read(text: &str) -> Option<Self>;
     }
 
@@ -84,14 +84,14 @@ mod text {
         }
     }
 
-    pub(super) fn serialize<T: Text, S: Serializer>(
+    pub(crate) fn serialize<T: Text, S: Serializer>(
         text: &T,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(text.as_ref())
     }
 
-    pub(super) fn deserialize<'de, T: Text, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, T: Text, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<T, D::Error> {
         let text = Cow::<'de, str>::deserialize(deserializer)?;

@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 use tower_orgkey::RejectionKind;
 use tower_orgkey::observer::EarlyEnd;
 
-/// The upper bounds of the duration buckets, in milliseconds, each inclusive. One more bucket holds what took longer.
+/// The upper bounds of the duration buckets, in milliseconds and inclusive. One more bucket counts longer durations.
 ///
-/// These are the boundaries that OpenTelemetry's semantic conventions advise for `http.server.request.duration`.
+/// The bounds are those of `http.server.request.duration` in OpenTelemetry's semantic conventions.
 pub const DURATION_BOUNDS_MS: [u64; 14] = [
     5, 10, 25, 50, 75, 100, 250, 500, 750, 1_000, 2_500, 5_000, 7_500, 10_000,
 ];
 
 const BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
 
-/// What is counted of requests: a value that adds up.
+/// Counts of requests. Counts can be added up.
 ///
 /// ```
 /// use tower_orgkey_usage::Counts;
 ///
 /// let counts = Counts::default();
-/// assert_eq!((counts.requests(), counts.refused()), (0, 0));
+/// assert_eq!((counts.requests(), counts.rejected()), (0, 0));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
@@ -35,63 +35,63 @@ pub struct Counts {
     duration_nanos: u64,
     durations: [u64; BUCKETS],
     /// By kind, in the order of [`RejectionKind::ALL`], without those that did not occur.
-    refusals: Vec<(RejectionKind, u64)>,
+    rejections: Vec<(RejectionKind, u64)>,
 }
 
 impl Counts {
-    /// Requests, whatever became of them.
+    /// Returns the number of requests, however they ended.
     pub fn requests(&self) -> u64 {
         self.requests
     }
 
-    /// Requests that this crate's layers, guards or extractors refused.
-    pub fn refused(&self) -> u64 {
-        self.refusals.iter().map(|(_, count)| count).sum()
+    /// Returns the number of requests that were rejected by the layer, or by a guard, extractor, limit or handler.
+    pub fn rejected(&self) -> u64 {
+        self.rejections.iter().map(|(_, count)| count).sum()
     }
 
-    /// Requests that were refused for this.
-    pub fn refused_for(&self, kind: RejectionKind) -> u64 {
-        let held = self.refusals.iter().find(|(held, _)| *held == kind);
+    /// Returns the number of requests that were rejected for this.
+    pub fn rejected_for(&self, kind: RejectionKind) -> u64 {
+        let held = self.rejections.iter().find(|(held, _)| *held == kind);
         held.map_or(0, |(_, count)| *count)
     }
 
-    /// What requests were refused for, and how many; kinds that did not occur are left out.
-    pub fn refusals(&self) -> impl Iterator<Item = (RejectionKind, u64)> + '_ {
-        self.refusals.iter().copied()
+    /// Returns the kinds of rejections that occurred, each with its number, in the order of [`RejectionKind::ALL`].
+    pub fn rejections(&self) -> impl Iterator<Item = (RejectionKind, u64)> + '_ {
+        self.rejections.iter().copied()
     }
 
-    /// Requests that ended with an error of the inner service instead of a response.
+    /// Returns the number of requests for which the inner service returned an error.
     pub fn failed(&self) -> u64 {
         self.failed
     }
 
-    /// Requests whose future was dropped before there was a response: the client went away, or a timeout ended it.
+    /// Returns the number of requests whose future was dropped before the response: the client disconnected, or a timeout
+    /// expired.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Requests whose handler panicked.
+    /// Returns the number of requests whose handler panicked.
     pub fn panicked(&self) -> u64 {
         self.panicked
     }
 
-    /// The sizes that requests declared for their bodies, added up. A body of unknown size counts nothing.
+    /// Returns the sum of the declared sizes of request bodies. A body of unknown size counts as 0.
     pub fn request_bytes(&self) -> u64 {
         self.request_bytes
     }
 
-    /// The sizes of responses' bodies, added up, where they were known when the response began. A stream counts nothing.
+    /// Returns the sum of the sizes of response bodies that were known when the response began. A stream counts as 0.
     pub fn response_bytes(&self) -> u64 {
         self.response_bytes
     }
 
-    /// How long requests took, added up: from their arrival at the layer to the head of the response, or to their end
-    /// without one.
+    /// Returns the sum of the durations, each from the call of the layer to the head of the response or to the early end.
     pub fn duration(&self) -> Duration {
         Duration::from_nanos(self.duration_nanos)
     }
 
-    /// Requests by how long they took: a count for each of [`DURATION_BOUNDS_MS`], not cumulative, and one for what took
+    /// Returns the number of requests in each bucket of [`DURATION_BOUNDS_MS`], not cumulative, and of those that took
     /// longer.
     pub fn durations(&self) -> &[u64] {
         &self.durations
@@ -100,21 +100,21 @@ impl Counts {
 
 /// One request that has ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ended {
-    pub(super) took: Duration,
-    pub(super) how: How,
-    pub(super) request_bytes: u64,
-    pub(super) response_bytes: u64,
+pub(crate) struct Ended {
+    pub(crate) took: Duration,
+    pub(crate) how: How,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum How {
+pub(crate) enum How {
     Answered(Option<RejectionKind>),
     EndedEarly(EarlyEnd),
 }
 
 impl Counts {
-    pub(super) fn count(&mut self, ended: Ended) {
+    pub(crate) fn count(&mut self, ended: Ended) {
         let took = u64::try_from(ended.took.as_nanos()).unwrap_or(u64::MAX);
         self.requests += 1;
         self.request_bytes = self.request_bytes.saturating_add(ended.request_bytes);
@@ -125,7 +125,7 @@ impl Counts {
         match ended.how {
             How::Answered(None) => {}
             How::Answered(Some(kind)) => {
-                self.refuse(kind, 1);
+                self.reject(kind, 1);
             }
             How::EndedEarly(EarlyEnd::Failed) => self.failed += 1,
             How::EndedEarly(EarlyEnd::Panicked) => self.panicked += 1,
@@ -134,44 +134,44 @@ impl Counts {
         }
     }
 
-    pub(super) fn is_zero(&self) -> bool {
+    pub(crate) fn is_zero(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Adds what another counted. What would not fit stays at the most that does.
-    pub(super) fn add(&mut self, other: &Self) {
+    /// Adds other counts, and saturates.
+    pub(crate) fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.numbers_mut().into_iter().zip(other.numbers()) {
             *mine = mine.saturating_add(theirs);
         }
-        for (kind, count) in other.refusals() {
-            self.refuse(kind, count);
+        for (kind, count) in other.rejections() {
+            self.reject(kind, count);
         }
     }
 
-    fn refuse(&mut self, kind: RejectionKind, more: u64) {
+    fn reject(&mut self, kind: RejectionKind, more: u64) {
         let place = |kind| RejectionKind::ALL.iter().position(|known| *known == kind);
-        match self.refusals.iter_mut().find(|(held, _)| *held == kind) {
+        match self.rejections.iter_mut().find(|(held, _)| *held == kind) {
             Some((_, count)) => *count = count.saturating_add(more),
             None => {
-                self.refusals.push((kind, more));
-                self.refusals.sort_by_key(|(kind, _)| place(*kind));
+                self.rejections.push((kind, more));
+                self.rejections.sort_by_key(|(kind, _)| place(*kind));
             }
         }
     }
 
-    /// What is here beyond what was there. `None` if any number is less here than there.
-    pub(super) fn beyond(&self, there: &Self) -> Option<Self> {
-        let mut beyond = self.clone();
-        for (mine, theirs) in beyond.numbers_mut().into_iter().zip(there.numbers()) {
+    /// Subtracts other counts. `None` if any of them is larger.
+    pub(crate) fn checked_sub(&self, there: &Self) -> Option<Self> {
+        let mut rest = self.clone();
+        for (mine, theirs) in rest.numbers_mut().into_iter().zip(there.numbers()) {
             *mine = mine.checked_sub(theirs)?;
         }
-        for (kind, theirs) in there.refusals() {
-            let mut refusals = beyond.refusals.iter_mut();
-            let (_, mine) = refusals.find(|(held, _)| *held == kind)?;
+        for (kind, theirs) in there.rejections() {
+            let mut rejections = rest.rejections.iter_mut();
+            let (_, mine) = rejections.find(|(held, _)| *held == kind)?;
             *mine = mine.checked_sub(theirs)?;
         }
-        beyond.refusals.retain(|(_, count)| *count > 0);
-        Some(beyond)
+        rest.rejections.retain(|(_, count)| *count > 0);
+        Some(rest)
     }
 
     fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
@@ -203,12 +203,12 @@ impl Counts {
     }
 }
 
-/// How counts are written down: refusals by their codes.
+/// The serialized form, with rejections by code.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     requests: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    refusals: BTreeMap<String, u64>,
+    rejections: BTreeMap<String, u64>,
     #[serde(default, skip_serializing_if = "is_zero")]
     failed: u64,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -230,8 +230,8 @@ impl From<Counts> for Wire {
     fn from(counts: Counts) -> Self {
         Self {
             requests: counts.requests,
-            refusals: counts
-                .refusals()
+            rejections: counts
+                .rejections()
                 .map(|(kind, count)| (kind.code().to_owned(), count))
                 .collect(),
             failed: counts.failed,
@@ -250,13 +250,13 @@ impl TryFrom<Wire> for Counts {
 
     fn try_from(wire: Wire) -> Result<Self, String> {
         let mut counts = Self::default();
-        for (code, count) in wire.refusals {
+        for (code, count) in wire.rejections {
             let mut kinds = RejectionKind::ALL.iter();
             let Some(kind) = kinds.find(|kind| kind.code() == code) else {
-                return Err(format!("no refusal is called {code:?}"));
+                return Err(format!("unknown rejection {code:?}"));
             };
             if count > 0 {
-                counts.refuse(*kind, count);
+                counts.reject(*kind, count);
             }
         }
         Ok(Self {
@@ -268,7 +268,7 @@ impl TryFrom<Wire> for Counts {
             response_bytes: wire.response_bytes,
             duration_nanos: wire.duration_nanos,
             durations: wire.durations,
-            refusals: counts.refusals,
+            rejections: counts.rejections,
         })
     }
 }
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_falls_into_the_first_bucket_whose_bound_it_does_not_pass() {
+    fn bounds_of_buckets_are_inclusive() {
         let mut counts = Counts::default();
         for nanos in [0, 5_000_000, 5_000_001, 10_000_000_000, 10_000_000_001] {
             counts.count(ended(Duration::from_nanos(nanos), How::Answered(None)));
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_can_be_taken_away_and_what_is_written_read() {
+    fn counts_add_subtract_and_serialize() {
         let mut one = Counts::default();
         one.count(ended(
             Duration::from_millis(7),
@@ -318,10 +318,14 @@ mod tests {
         both.add(&other);
         assert_eq!(both.requests(), 5);
         assert_eq!((both.request_bytes(), both.response_bytes()), (15, 25));
-        assert_eq!(both.beyond(&one).as_ref(), Some(&other));
-        assert_eq!(both.beyond(&other).as_ref(), Some(&one));
-        assert_eq!(one.beyond(&both), None);
-        assert_eq!(other.beyond(&one), None, "no refusal is there to be taken");
+        assert_eq!(both.checked_sub(&one).as_ref(), Some(&other));
+        assert_eq!(both.checked_sub(&other).as_ref(), Some(&one));
+        assert_eq!(one.checked_sub(&both), None);
+        assert_eq!(
+            other.checked_sub(&one),
+            None,
+            "there is no rejection to subtract"
+        );
 
         let written = serde_json::to_string(&both).unwrap();
         assert_eq!(serde_json::from_str::<Counts>(&written).unwrap(), both);

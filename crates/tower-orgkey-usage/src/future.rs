@@ -7,11 +7,11 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::service::Call;
+use crate::service::Call;
 use tower_orgkey::observer::ObservedFuture;
 
 pin_project! {
-    /// The response future of [`UsageService`](super::UsageService). Dropped before its end it counts as that.
+    /// The response future of [`UsageService`](crate::UsageService).
     pub struct ResponseFuture<F> {
         #[pin]
         observed: ObservedFuture<F, Call>,
@@ -19,7 +19,7 @@ pin_project! {
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn new(observed: ObservedFuture<F, Call>) -> Self {
+    pub(crate) fn new(observed: ObservedFuture<F, Call>) -> Self {
         Self { observed }
     }
 }

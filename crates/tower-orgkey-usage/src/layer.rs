@@ -5,32 +5,32 @@ use std::sync::atomic::Ordering;
 
 use tower_layer::Layer;
 
-use super::books::{Books, RouteFn, Settings, draw_run};
-use super::ledger::Bounds;
-use super::pusher::UsagePusherBuilder;
-use super::service::UsageService;
-use super::sink::UsageSink;
-use super::snapshot::UsageSnapshot;
-use super::wall::Wall;
+use crate::aggregator::{Aggregator, RouteFn, Settings, draw_run};
+use crate::pusher::UsagePusherBuilder;
+use crate::service::UsageService;
+use crate::sink::UsageSink;
+use crate::snapshot::UsageSnapshot;
+use crate::table::Bounds;
+use crate::wall_clock::WallClock;
 use tower_orgkey::ConfigError;
 use tower_orgkey::RequestHead;
 
-/// The layer that counts what each organization and each key does, by route and minute.
+/// A layer that counts what each organization and each key does, by route and minute.
 ///
-/// It stands outside of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer): see the [crate's guide](crate). Clones count into the
-/// same books; two layers have nothing in common.
+/// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer), see the [crate documentation](crate). Clones share their counts;
+/// two layers share nothing.
 #[derive(Clone)]
 #[must_use]
 pub struct UsageLayer {
-    books: Arc<Books>,
+    aggregator: Arc<Aggregator>,
 }
 
 impl UsageLayer {
-    /// The layer with the defaults of [`UsageLayerBuilder`]. Needs no runtime, and starts nothing.
+    /// Creates a layer with the defaults of [`UsageLayerBuilder`]. Needs no runtime.
     ///
     /// # Panics
     ///
-    /// When the operating system has no random numbers, from which the ids of records are drawn;
+    /// If the operating system has no random numbers, which the ids of records need;
     /// [`UsageLayerBuilder::build`] returns the error instead.
     #[track_caller]
     #[allow(clippy::new_without_default)] // It can panic.
@@ -42,21 +42,21 @@ impl UsageLayer {
         }
     }
 
-    /// A builder for settings of your own.
+    /// Returns a builder.
     pub fn builder() -> UsageLayerBuilder {
         UsageLayerBuilder {
             capacity: 100_000,
             organizations: 100_000,
             routes: 1_000,
             route: None,
-            wall: Wall::default(),
+            wall: WallClock::default(),
         }
     }
 
-    /// Reads what is counted, and pushes it.
+    /// Returns a handle that reads and pushes the counts.
     pub fn handle(&self) -> UsageHandle {
         UsageHandle {
-            books: Arc::clone(&self.books),
+            aggregator: Arc::clone(&self.aggregator),
         }
     }
 }
@@ -65,7 +65,7 @@ impl<S> Layer<S> for UsageLayer {
     type Service = UsageService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        UsageService::new(inner, Arc::clone(&self.books))
+        UsageService::new(inner, Arc::clone(&self.aggregator))
     }
 }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for UsageLayer {
     }
 }
 
-/// Builds a [`UsageLayer`] with settings of your own.
+/// Configures a [`UsageLayer`].
 ///
 /// ```
 /// use std::borrow::Cow;
@@ -96,36 +96,38 @@ pub struct UsageLayerBuilder {
     organizations: usize,
     routes: usize,
     route: Option<RouteFn>,
-    wall: Wall,
+    wall: WallClock,
 }
 
 impl UsageLayerBuilder {
-    /// How many rows are held, one for each key and route: of the minute under way so many, and of the totals as many
-    /// again. 1 to 10,000,000; 100,000 unless set. A row takes about 300 bytes. Beyond it the rows that were not used for
-    /// longest are folded into their organization's.
+    /// Sets how many rows are held for the current minute, and as many for the totals. 1 to 10,000,000. Default: 100,000.
+    ///
+    /// A row is a key on a route, and takes about 300 bytes. The least recently used row beyond the capacity is merged into
+    /// the row for [other keys](crate::KeyName::Other) of its organization.
     pub fn capacity(mut self, rows: usize) -> Self {
         self.capacity = rows;
         self
     }
 
-    /// How many organizations have a remainder of their own, which is what their folded rows become at last. 1 to
-    /// 10,000,000; 100,000 unless set. Beyond it the remainders that were not used for longest are added to that of
-    /// [other organizations](super::Account::OtherOrganizations).
+    /// Sets how many organizations have a row for [other keys](crate::KeyName::Other). 1 to 10,000,000. Default: 100,000.
+    ///
+    /// The least recently used one beyond the bound is merged into the row for
+    /// [other organizations](crate::Account::OtherOrganizations).
     pub fn organizations(mut self, organizations: usize) -> Self {
         self.organizations = organizations;
         self
     }
 
-    /// How many routes are told apart, the first that come. At most 1,000,000; 1,000 unless set. All others are one, and so
-    /// is a template of more than 1,024 bytes.
+    /// Sets how many routes are counted separately: the first ones. At most 1,000,000. Default: 1,000. All others, and
+    /// templates of more than 1,024 bytes, count as [other routes](crate::Route::Other).
     pub fn routes(mut self, routes: usize) -> Self {
         self.routes = routes;
         self
     }
 
-    /// Names the route of a request. Unless set, it is axum's matched path, where there is one.
+    /// Sets a function that names the route of a request. Default: axum's matched path (feature `axum`).
     ///
-    /// The name must not hold what differs from request to request, such as ids.
+    /// The name must not contain what differs from request to request, such as ids.
     pub fn route(
         mut self,
         route: impl for<'a> Fn(RequestHead<'a>) -> Option<Cow<'a, str>> + Send + Sync + 'static,
@@ -134,18 +136,18 @@ impl UsageLayerBuilder {
         self
     }
 
-    /// Reads the minutes from a test's wall clock.
+    /// Sets a wall clock for tests, which names the minutes.
     #[cfg(feature = "test-util")]
     pub fn test_wall_clock(mut self, clock: crate::test_util::TestWallClock) -> Self {
-        self.wall = Wall::Test(clock);
+        self.wall = WallClock::Test(clock);
         self
     }
 
-    /// The layer. Needs no runtime, and starts nothing.
+    /// Builds the layer. Needs no runtime.
     ///
     /// # Errors
     ///
-    /// Names the setting that is outside of its range.
+    /// Names the setting that is out of range.
     pub fn build(self) -> Result<UsageLayer, ConfigError> {
         const MOST: usize = 10_000_000;
         let wrong = |field, problem: &'static str| Err(ConfigError::new(field, problem));
@@ -170,7 +172,7 @@ impl UsageLayerBuilder {
             wall: self.wall,
         };
         Ok(UsageLayer {
-            books: Arc::new(Books::new(settings, run)),
+            aggregator: Arc::new(Aggregator::new(settings, run)),
         })
     }
 }
@@ -185,36 +187,34 @@ impl fmt::Debug for UsageLayerBuilder {
     }
 }
 
-/// Reads what a [`UsageLayer`] counts, and pushes it. Cloning counts a reference.
+/// Reads and pushes the counts of a [`UsageLayer`].
 #[derive(Clone)]
 pub struct UsageHandle {
-    pub(super) books: Arc<Books>,
+    pub(crate) aggregator: Arc<Aggregator>,
 }
 
 impl UsageHandle {
-    /// What was counted since the layer was built. Costs a copy of every row.
+    /// Returns everything that was counted since the layer was built. Copies every row.
     pub fn snapshot(&self) -> UsageSnapshot {
-        self.books.snapshot()
+        self.aggregator.snapshot()
     }
 
-    /// A pusher of closed minutes to this sink. Nothing runs before you spawn it.
-    ///
-    /// See [`UsagePusher`](super::UsagePusher) for an example.
+    /// Returns a builder for a pusher of closed minutes. See [`UsagePusher`](crate::UsagePusher).
     pub fn pusher<S: UsageSink>(&self, sink: S) -> UsagePusherBuilder<S> {
-        UsagePusherBuilder::new(Arc::clone(&self.books), sink)
+        UsagePusherBuilder::new(Arc::clone(&self.aggregator), sink)
     }
 
-    /// How many rows and records there are, and what became of the others. Costs a look at every row.
+    /// Returns how many rows and records there are. Visits every row.
     pub fn stats(&self) -> UsageStats {
-        let (rows, folds) = self.books.size();
-        let tally = &self.books.tally;
+        let (rows, merged) = self.aggregator.size();
+        let records = &self.aggregator.records;
         UsageStats {
             rows,
-            folds,
-            waiting: tally.waiting.load(Ordering::Relaxed),
-            pushed: tally.pushed.load(Ordering::Relaxed),
-            refused: tally.refused.load(Ordering::Relaxed),
-            dropped: tally.dropped.load(Ordering::Relaxed),
+            merged,
+            waiting: records.waiting.load(Ordering::Relaxed),
+            pushed: records.pushed.load(Ordering::Relaxed),
+            undeliverable: records.undeliverable.load(Ordering::Relaxed),
+            dropped: records.dropped.load(Ordering::Relaxed),
         }
     }
 }
@@ -225,21 +225,21 @@ impl fmt::Debug for UsageHandle {
     }
 }
 
-/// How things stand with what is counted.
+/// Rows and records of a [`UsageLayer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageStats {
-    /// Rows held, of the minute under way and of the totals.
+    /// Rows that are held, of the current minute and of the totals.
     pub rows: usize,
-    /// How many rows have been folded into coarser ones, for want of room. No count was lost by it.
-    pub folds: u64,
-    /// Records of closed minutes that the sink has not taken yet.
+    /// Rows that were merged into an "other" row. No count was lost.
+    pub merged: u64,
+    /// Records of closed minutes that wait for the sink.
     pub waiting: usize,
-    /// Records that the sink has taken.
+    /// Records that the sink has stored.
     pub pushed: u64,
-    /// Records that the sink has refused for good. They are in the snapshot, and in no bill.
-    pub refused: u64,
-    /// Records that were given up because too many were waiting, or because the pusher was dropped. A record that the sink
-    /// may have taken without our hearing of it is among them.
+    /// Records that the sink will never store. They are in the snapshot, but not billed.
+    pub undeliverable: u64,
+    /// Records that were dropped because too many were waiting, or because the pusher was dropped. The sink may have stored
+    /// some of them without the pusher learning of it.
     pub dropped: u64,
 }

@@ -2,33 +2,32 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{Account, KeyName, Route};
-use super::counts::Counts;
+use crate::account::{Account, KeyName, Route};
+use crate::counts::Counts;
 
-/// What one key of one account did on one route in one minute: what a [`UsageSink`](super::UsageSink) is given.
+/// The counts of a key on a route in one minute, for a [`UsageSink`](crate::UsageSink).
 ///
-/// The record is final. Once it has its [`id`](Self::id) no number in it changes, and no request that it counts is counted
-/// in a record of another id.
+/// A record is final: it never changes, and no request is counted in two records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UsageRecord {
-    /// Visible ASCII, at most 128 characters. No other record has it, of this process or another. A record that is pushed
-    /// again, after a restart too, has the id that it had: a receiver that counts each id once counts every request once.
+    /// Unique across processes and restarts: visible ASCII, at most 128 characters. A record that is pushed again has the
+    /// same id, so a receiver that counts each id once counts every request once.
     pub id: String,
-    /// When the minute began, in seconds since the Unix epoch: a multiple of 60.
+    /// The start of the minute, in seconds since the Unix epoch: a multiple of 60.
     pub minute: u64,
-    /// Whose requests they are.
+    /// The account.
     pub account: Account,
-    /// Which key made them.
+    /// The key.
     pub key: KeyName,
-    /// Where they went.
+    /// The route.
     pub route: Route,
-    /// How many they were, and what became of them.
+    /// The counts.
     pub counts: Counts,
 }
 
 impl UsageRecord {
-    /// When the minute began.
+    /// Returns the start of the minute.
     pub fn begins_at(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(self.minute))
@@ -36,23 +35,23 @@ impl UsageRecord {
     }
 }
 
-/// A minute, or a part of one that was closed before it was over. They come one after another and are counted into one at
-/// a time, so what was closed stays closed, whichever way the wall clock steps.
+/// A minute, or a part of a minute that was closed early. Periods only move forward, so a closed period stays closed,
+/// whichever way the wall clock steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Period {
+pub(crate) struct Period {
     /// Since the Unix epoch.
-    pub(super) minute: u64,
-    pub(super) part: u32,
+    pub(crate) minute: u64,
+    pub(crate) part: u32,
 }
 
 impl Period {
-    /// The whole of this minute, as long as nothing closes it early.
-    pub(super) fn of(minute: u64) -> Self {
+    /// The whole minute.
+    pub(crate) fn of(minute: u64) -> Self {
         Self { minute, part: 0 }
     }
 
     /// The rest of the minute.
-    pub(super) fn next_part(self) -> Self {
+    pub(crate) fn next_part(self) -> Self {
         match self.part.checked_add(1) {
             Some(part) => Self { part, ..self },
             None => Self::of(self.minute.saturating_add(1)),

@@ -1,37 +1,37 @@
-//! Numbers for routes, so that a request carries a number and not a text.
+//! Numbers for routes, so that rows are compared by a number instead of a string.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use papaya::HashMap;
 
-use super::account::Route;
+use crate::account::Route;
 
 /// The longest template that has a number.
 const LONGEST: usize = 1024;
 
-/// Stands for a route in these books.
+/// A number that stands for a route in one aggregator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct RouteId(u32);
+pub(crate) struct RouteId(u32);
 
 impl RouteId {
-    pub(super) const UNMATCHED: Self = Self(0);
-    pub(super) const OTHER: Self = Self(1);
+    pub(crate) const UNMATCHED: Self = Self(0);
+    pub(crate) const OTHER: Self = Self(1);
     const FIRST: u32 = 2;
 
     #[cfg(test)]
-    pub(super) fn nth(n: u32) -> Self {
+    pub(crate) fn nth(n: u32) -> Self {
         Self(Self::FIRST + n)
     }
 }
 
-pub(super) struct Routes {
+pub(crate) struct Routes {
     ids: HashMap<Arc<str>, RouteId>,
     templates: RwLock<Vec<Arc<str>>>,
     capacity: usize,
 }
 
 impl Routes {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
             ids: HashMap::new(),
             templates: RwLock::default(),
@@ -39,9 +39,9 @@ impl Routes {
         }
     }
 
-    /// The number of this template: its own, or that of all others once there are as many as may be.
+    /// Returns the number of a template, or `OTHER` if all numbers are taken.
     #[inline]
-    pub(super) fn id(&self, template: &str) -> RouteId {
+    pub(crate) fn id(&self, template: &str) -> RouteId {
         match self.ids.pin().get(template) {
             Some(id) => *id,
             None => self.add(template),
@@ -80,7 +80,7 @@ impl Routes {
         templates.unwrap_or_else(PoisonError::into_inner).len() >= self.capacity
     }
 
-    pub(super) fn route(&self, id: RouteId) -> Route {
+    pub(crate) fn route(&self, id: RouteId) -> Route {
         let templates = self
             .templates
             .read()
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_templates_have_numbers_of_their_own_and_the_rest_shares_one() {
+    fn templates_beyond_the_bound_share_a_number() {
         let routes = Routes::new(2);
         let (a, b) = (routes.id("/a"), routes.id("/b"));
         assert_ne!(a, b);

@@ -8,28 +8,26 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::books::Books;
-use super::counts::{Ended, How};
-use super::future::ResponseFuture;
-use super::routes::RouteId;
+use crate::aggregator::Aggregator;
+use crate::counts::{Ended, How};
+use crate::future::ResponseFuture;
+use crate::routes::RouteId;
 use tower_orgkey::RequestHead;
 use tower_orgkey::observer::{
     EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
 };
 
-/// The service that [`UsageLayer`](super::UsageLayer) makes.
-///
-/// See the [crate's guide](crate).
+/// The service of [`UsageLayer`](crate::UsageLayer). See the [crate documentation](crate).
 #[derive(Clone)]
 #[must_use]
 pub struct UsageService<S> {
     inner: S,
-    books: Arc<Books>,
+    aggregator: Arc<Aggregator>,
 }
 
 impl<S> UsageService<S> {
-    pub(super) fn new(inner: S, books: Arc<Books>) -> Self {
-        Self { inner, books }
+    pub(crate) fn new(inner: S, aggregator: Arc<Aggregator>) -> Self {
+        Self { inner, aggregator }
     }
 }
 
@@ -50,30 +48,30 @@ where
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let call = Call {
-            route: self.books.route(RequestHead::of(&request)),
+            route: self.aggregator.route(RequestHead::of(&request)),
             request_bytes: declared_size(&request),
             observation: RequestObservation::attach(request.extensions_mut()),
             began: Instant::now(),
-            books: Arc::clone(&self.books),
+            aggregator: Arc::clone(&self.aggregator),
         };
         let inner = &mut self.inner;
         ResponseFuture::new(ObservedFuture::call(call, || inner.call(request)))
     }
 }
 
-/// The size of a request's body, as far as the request tells.
+/// The declared size of the body of a request.
 fn declared_size<B: Body>(request: &Request<B>) -> u64 {
-    let told = || {
+    let announced = || {
         let length = request.headers().get(CONTENT_LENGTH)?;
         length.to_str().ok()?.parse().ok()
     };
     let exact = request.body().size_hint().exact();
-    exact.or_else(told).unwrap_or(0)
+    exact.or_else(announced).unwrap_or(0)
 }
 
-/// One request, from its arrival to its end.
-pub(super) struct Call {
-    books: Arc<Books>,
+/// A request in flight.
+pub(crate) struct Call {
+    aggregator: Arc<Aggregator>,
     observation: RequestObservation,
     began: Instant,
     route: RouteId,
@@ -89,7 +87,7 @@ impl Call {
             request_bytes: self.request_bytes,
             response_bytes,
         };
-        self.books.count(&self.observation, self.route, ended);
+        self.aggregator.count(&self.observation, self.route, ended);
     }
 }
 

@@ -3,27 +3,26 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::record::UsageRecord;
+use crate::record::UsageRecord;
 
-/// Where closed minutes go: a meter, a queue, a table.
+/// A destination for the records of closed minutes: a meter, a queue, a table.
 ///
-/// # What a sink may rely on
+/// # What the pusher guarantees
 ///
-/// * **Order.** It is called again only after its answer, with what follows: the records of an organization come in the order
-///   of their minutes, whatever has to be pushed again in between.
-/// * **Finality.** A record never changes. What has the same [`id`](UsageRecord::id) is the same record.
-/// * **At least once.** A record comes again if the answer to it was an error, came too late or was never heard because the
-///   process ended. Count each id once.
+/// * **Order.** The records of an organization arrive in the order of their minutes. The next batch is pushed only after the
+///   previous one was accepted or failed.
+/// * **Final records.** A record never changes. Records with the same [`id`](UsageRecord::id) are the same record.
+/// * **At least once.** A record is pushed again if the push failed, timed out, or was interrupted by the end of the process.
+///   Count each id once.
 ///
-/// # What it must do
+/// # What a sink must do
 ///
-/// * Answer `Ok` only when every record of the batch is safe where it belongs: none of them comes again.
-/// * Bear being dropped at every `await`: the pusher's deadline, or a shutdown, ends the call. Whatever the sink did with the
-///   batch until then, it comes again.
-/// * Take any part of a batch as done before if its ids are known: after an error the same records may come in batches of
-///   other sizes.
+/// * Return `Ok` only when every record of the batch is stored: they are not pushed again.
+/// * Allow its future to be dropped at every `await`, by the timeout of the pusher or by a shutdown. The records are pushed
+///   again.
+/// * Accept records with known ids: after an error the same records can arrive in batches of other sizes.
 ///
-/// A panic counts as [`PushError::retry`]. What waits and what comes meanwhile costs requests nothing.
+/// A panic counts as [`PushError::retry`].
 ///
 /// ```
 /// use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
@@ -42,7 +41,7 @@ use super::record::UsageRecord;
 /// }
 /// ```
 pub trait UsageSink: Send + Sync + 'static {
-    /// Takes these records: at least one, and at most [so many](super::UsagePusherBuilder::batch_size).
+    /// Stores these records: at least one, at most [`batch_size`](crate::UsagePusherBuilder::batch_size).
     fn push(&self, batch: &[UsageRecord]) -> impl Future<Output = Result<(), PushError>> + Send;
 }
 
@@ -52,9 +51,9 @@ impl<S: UsageSink> UsageSink for Arc<S> {
     }
 }
 
-/// The sink has not taken the batch.
+/// The sink did not store a batch.
 ///
-/// Its `Display` and its source go into the operator's log, so neither may hold a secret.
+/// `Display` and `source` are logged, so they must not contain a secret.
 ///
 /// ```
 /// use std::time::Duration;
@@ -71,24 +70,24 @@ pub struct PushError {
     source: Arc<dyn StdError + Send + Sync>,
 }
 
-/// What is to become of a batch that was not taken.
+/// What happens to a batch that was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PushErrorKind {
-    /// It is to be pushed again: the sink is out of reach, busy, or set up wrongly, which somebody will mend.
-    #[error("the sink does not take records now")]
+    /// The batch is pushed again: the sink is unreachable, busy or misconfigured.
+    #[error("the sink cannot store records now")]
     Retry {
-        /// How long the sink asks to be left alone. At most 5 min of it are heeded.
+        /// How long the pusher has to wait, at most 5 min.
         after: Option<Duration>,
     },
-    /// Something in it will never be taken. The batch is pushed in smaller parts, down to the single record, which is then
-    /// given up, counted and told in the log.
-    #[error("the sink will never take this")]
-    Refused,
+    /// The sink will never store some record of the batch. The batch is pushed in smaller parts. A single record that fails
+    /// is dropped, counted and logged.
+    #[error("the sink will never store this")]
+    Permanent,
 }
 
 impl PushError {
-    /// The batch is to be pushed again.
+    /// The batch is pushed again.
     pub fn retry(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {
             kind: PushErrorKind::Retry { after: None },
@@ -96,15 +95,15 @@ impl PushError {
         }
     }
 
-    /// Something in the batch will never be taken.
-    pub fn refused(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    /// The sink will never store some record of the batch.
+    pub fn permanent(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {
-            kind: PushErrorKind::Refused,
+            kind: PushErrorKind::Permanent,
             source: Arc::from(source.into()),
         }
     }
 
-    /// Not before so much time has passed. No effect on a refusal.
+    /// Sets how long the pusher has to wait. No effect on a permanent error.
     pub fn after(mut self, wait: Duration) -> Self {
         if let PushErrorKind::Retry { after } = &mut self.kind {
             *after = Some(wait);
@@ -112,7 +111,7 @@ impl PushError {
         self
     }
 
-    /// What is to become of the batch.
+    /// Returns what happens to the batch.
     pub fn kind(&self) -> PushErrorKind {
         self.kind
     }

@@ -2,13 +2,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{Account, KeyName, Route};
-use super::counts::Counts;
+use crate::account::{Account, KeyName, Route};
+use crate::counts::Counts;
 use tower_orgkey::{KeyId, OrgCode};
 
-/// What was counted since the layer was built: a value, to be kept, sent or compared.
+/// All counts of a layer at one moment. A value that can be stored, sent and compared.
 ///
-/// Of every request that had ended before the snapshot was taken it holds the whole, once.
+/// It contains every request that ended before the snapshot was taken, once.
 ///
 /// ```
 /// use tower_orgkey::OrgCode;
@@ -24,31 +24,31 @@ use tower_orgkey::{KeyId, OrgCode};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageSnapshot {
-    /// Which books it is of: two layers, or two runs of a process, have nothing in common.
+    /// Identifies the layer and the run of the process.
     run: String,
-    /// In order, each account, key and route once.
+    /// Sorted, each account, key and route once.
     lines: Vec<UsageLine>,
 }
 
-/// What one key of one account did on one route.
+/// The counts of a key on a route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UsageLine {
-    /// Whose requests they are.
+    /// The account.
     pub account: Account,
-    /// Which key made them.
+    /// The key.
     pub key: KeyName,
-    /// Where they went.
+    /// The route.
     pub route: Route,
-    /// How many they were, and what became of them.
+    /// The counts.
     pub counts: Counts,
 }
 
-/// What lines are told apart by, in their order.
-pub(super) type LineKey = (Account, KeyName, Route);
+/// Identifies a line.
+pub(crate) type LineKey = (Account, KeyName, Route);
 
 impl UsageSnapshot {
-    pub(super) fn new(run: String, lines: BTreeMap<LineKey, Counts>) -> Self {
+    pub(crate) fn new(run: String, lines: BTreeMap<LineKey, Counts>) -> Self {
         let line = |((account, key, route), counts)| UsageLine {
             account,
             key,
@@ -61,42 +61,41 @@ impl UsageSnapshot {
         }
     }
 
-    /// The lines, ordered by account, key and route.
+    /// Returns the lines, sorted by account, key and route.
     pub fn lines(&self) -> &[UsageLine] {
         &self.lines
     }
 
-    /// Everything.
+    /// Returns the sum of all lines.
     pub fn total(&self) -> Counts {
         self.sum(|_| true)
     }
 
-    /// Everything of an organization, of keys and routes that had to make room too.
+    /// Returns the sum of an organization, including its merged rows.
     pub fn of_organization(&self, org: &OrgCode) -> Counts {
         self.sum(|line| line.account.organization() == Some(org))
     }
 
-    /// Everything of an account.
+    /// Returns the sum of an account.
     pub fn of_account(&self, account: &Account) -> Counts {
         self.sum(|line| line.account == *account)
     }
 
-    /// What is held of a key. A key that had to make room has a part, or all, in its organization's
+    /// Returns the sum of the rows of a key. Merged rows are not included: they are a part of the organization's
     /// [other keys](KeyName::Other).
     pub fn of_key(&self, key_id: &KeyId) -> Counts {
         self.sum(|line| matches!(&line.key, KeyName::Id(id) if id == key_id))
     }
 
-    /// Everything that went to this route, as it is written in the router.
+    /// Returns the sum of the rows of a route, as it is written in the router. Merged rows are not included.
     pub fn of_route(&self, template: &str) -> Counts {
         self.sum(|line| matches!(&line.route, Route::Template(route) if **route == *template))
     }
 
-    /// What was counted since the mark was set, an earlier snapshot of the same layer. A mark of another layer, or of an
-    /// earlier run of the process, takes nothing away.
+    /// Returns what was counted since an earlier snapshot of the same layer. Returns everything if `mark` is of another layer
+    /// or of another run of the process.
     ///
-    /// The numbers of each account are exact. What had to make room in between may have moved from a key's line to its
-    /// organization's line for other keys.
+    /// The sums of organizations are exact. Counts of a row that was merged in between are in the line for other keys.
     pub fn since(&self, mark: &Self) -> Self {
         if self.run != mark.run {
             return self.clone();
@@ -108,8 +107,8 @@ impl UsageSnapshot {
             let (key, counts) = line.entry();
             marked.insert(key, counts.clone());
         }
-        // From the finest lines to the coarsest. What a line of the mark has beyond ours has been folded since, so it is in
-        // the coarser line of both.
+        // From fine to coarse: what a line of the mark has beyond ours was merged since, so it is in the coarser line of
+        // both.
         for detail in Detail::FROM_FINE_TO_COARSE {
             let of_detail: Vec<LineKey> = marked
                 .keys()
@@ -120,10 +119,10 @@ impl UsageSnapshot {
                 let Some(before) = marked.remove(&key) else {
                     continue;
                 };
-                match now.get(&key).and_then(|counts| counts.beyond(&before)) {
-                    Some(beyond) => {
+                match now.get(&key).and_then(|counts| counts.checked_sub(&before)) {
+                    Some(rest) => {
                         now.remove(&key);
-                        left.insert(key, beyond);
+                        left.insert(key, rest);
                     }
                     None => {
                         if let Some(coarser) = coarser(key) {
@@ -156,43 +155,35 @@ impl UsageLine {
     }
 }
 
-/// How much a line says. What has to make room goes on as the next.
+/// The order in which rows are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
     /// A key on a route.
     Row,
-    /// All other keys of an organization on a route.
+    /// Other keys of an organization; for requests without an organization, other routes.
     OtherKeys,
-    /// An organization's remainder; for requests of no organization, all other routes.
-    Remainder,
-    /// All other organizations.
-    Rest,
+    OtherOrganizations,
 }
 
 impl Detail {
-    const FROM_FINE_TO_COARSE: [Self; 4] =
-        [Self::Row, Self::OtherKeys, Self::Remainder, Self::Rest];
+    const FROM_FINE_TO_COARSE: [Self; 3] = [Self::Row, Self::OtherKeys, Self::OtherOrganizations];
 
     fn of((account, key, route): &LineKey) -> Self {
         match (account, key, route) {
-            (Account::OtherOrganizations, ..) => Self::Rest,
-            (Account::Organization(_), KeyName::Other, Route::Other)
-            | (Account::Anonymous | Account::Nobody, _, Route::Other) => Self::Remainder,
-            (Account::Organization(_), KeyName::Other, _) => Self::OtherKeys,
+            (Account::OtherOrganizations, ..) => Self::OtherOrganizations,
+            (Account::Organization(_), KeyName::Other, _)
+            | (Account::Anonymous | Account::Unauthenticated, _, Route::Other) => Self::OtherKeys,
             _ => Self::Row,
         }
     }
 }
 
-/// The line that one which has to make room becomes a part of.
+/// The line that a merged one becomes a part of.
 fn coarser(key: LineKey) -> Option<LineKey> {
     let detail = Detail::of(&key);
-    let (account, key, route) = key;
+    let (account, key, _) = key;
     match (account, detail) {
         (Account::Organization(org), Detail::Row) => {
-            Some((Account::Organization(org), KeyName::Other, route))
-        }
-        (Account::Organization(org), Detail::OtherKeys) => {
             Some((Account::Organization(org), KeyName::Other, Route::Other))
         }
         (Account::Organization(_), _) => {
@@ -244,29 +235,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_folded_since_the_mark_is_taken_from_where_it_went() {
+    fn since_follows_merged_rows() {
         let mark = snapshot(&[
             (org("org_1"), key("k1"), route(), 5),
             (org("org_1"), key("k2"), route(), 2),
             (org("org_2"), key("k3"), route(), 4),
-            (Account::Nobody, KeyName::Unnamed, route(), 3),
+            (Account::Unauthenticated, KeyName::Unnamed, route(), 3),
         ]);
         let now = snapshot(&[
-            // Folded, and counted anew since.
+            // Merged, and counted again since.
             (org("org_1"), key("k1"), route(), 1),
             (org("org_1"), key("k2"), route(), 3),
-            (org("org_1"), KeyName::Other, route(), 6),
-            // Folded as far as it goes.
+            (org("org_1"), KeyName::Other, Route::Other, 6),
+            // Merged twice.
             (Account::OtherOrganizations, KeyName::Other, Route::Other, 9),
-            (Account::Nobody, KeyName::Unnamed, Route::Other, 4),
+            (Account::Unauthenticated, KeyName::Unnamed, Route::Other, 4),
         ]);
         let since = now.since(&mark);
         let expected = snapshot(&[
             (org("org_1"), key("k1"), route(), 1),
             (org("org_1"), key("k2"), route(), 1),
-            (org("org_1"), KeyName::Other, route(), 1),
+            (org("org_1"), KeyName::Other, Route::Other, 1),
             (Account::OtherOrganizations, KeyName::Other, Route::Other, 5),
-            (Account::Nobody, KeyName::Unnamed, Route::Other, 1),
+            (Account::Unauthenticated, KeyName::Unnamed, Route::Other, 1),
         ]);
         assert_eq!(since, expected);
         assert_eq!(
@@ -277,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_of_another_run_takes_nothing_away() {
+    fn since_ignores_a_mark_of_another_run() {
         let now = snapshot(&[(org("org_1"), key("k1"), route(), 5)]);
         let mut mark = now.clone();
         mark.run = "another".into();
@@ -285,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_of_what_they_are_asked_for_and_what_is_written_is_read() {
+    fn sums_select_lines_and_serialize() {
         let all = snapshot(&[
             (org("org_1"), key("k1"), route(), 5),
             (org("org_1"), KeyName::Other, Route::Other, 2),

@@ -1,56 +1,57 @@
-//! What the books of usage tell.
+//! The names of this crate's metrics. They are stable.
+//!
+//! Events go through [`tracing`] under the target `tower_orgkey`; the [crate documentation](crate#log-messages) lists them.
 
 use std::error::Error;
 use std::io;
-
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use tower_orgkey::telemetry::TARGET;
 
-/// Counts records of usage by what became of them.
+/// A counter of records, with the label `result`: `pushed`, `undeliverable` or `dropped`.
 pub const USAGE_RECORDS: &str = "orgkey_usage_records_total";
-/// Counts pushes of usage by how the sink answered.
+/// A counter of pushes, with the label `result`: `accepted`, `retry` or `permanent`.
 pub const USAGE_PUSHES: &str = "orgkey_usage_pushes_total";
-/// Records of usage that the sink has not taken yet.
+/// A gauge of records that wait for the sink.
 pub const USAGE_WAITING: &str = "orgkey_usage_records_waiting";
-/// Counts the rows of usage that had to make room and were folded into coarser ones.
-pub const USAGE_FOLDED: &str = "orgkey_usage_rows_folded_total";
+/// A counter of rows that were merged into an "other" row.
+pub const USAGE_ROWS_MERGED: &str = "orgkey_usage_rows_merged_total";
 
-/// Lets one event a second through, and counts the others.
-struct Flood {
+/// Lets one event per second through, and counts the others.
+struct RateLimitedLog {
     second: AtomicU64,
-    left_out: AtomicU64,
+    suppressed: AtomicU64,
 }
 
-impl Flood {
+impl RateLimitedLog {
     const fn new() -> Self {
         Self {
             second: AtomicU64::new(0),
-            left_out: AtomicU64::new(0),
+            suppressed: AtomicU64::new(0),
         }
     }
 
+    /// Returns how many events were suppressed before this one. `None` suppresses this one.
     fn admit(&self) -> Option<u64> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.unwrap_or_default().as_secs();
         if self.second.swap(now, Ordering::Relaxed) == now {
-            self.left_out.fetch_add(1, Ordering::Relaxed);
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        Some(self.left_out.swap(0, Ordering::Relaxed))
+        Some(self.suppressed.swap(0, Ordering::Relaxed))
     }
 }
 
-/// Rows have made room for others.
-pub(crate) fn folded(rows: u64) {
+pub(crate) fn rows_merged(rows: u64) {
     #[cfg(feature = "metrics")]
-    metrics::counter!(USAGE_FOLDED).increment(rows);
+    metrics::counter!(USAGE_ROWS_MERGED).increment(rows);
     #[cfg(not(feature = "metrics"))]
     let _ = rows;
 }
 
-/// A push has ended: `accepted`, `retry` or `refused`.
+/// `result` is one of those of [`USAGE_PUSHES`].
 pub(crate) fn push_ended(result: &'static str) {
     #[cfg(feature = "metrics")]
     metrics::counter!(USAGE_PUSHES, "result" => result).increment(1);
@@ -58,12 +59,10 @@ pub(crate) fn push_ended(result: &'static str) {
     let _ = result;
 }
 
-/// The sink has taken records.
 pub(crate) fn pushed(records: u64) {
-    counted("pushed", records);
+    count("pushed", records);
 }
 
-/// So many records wait to be pushed.
 pub(crate) fn waiting(records: usize) {
     // Exact to 2^53.
     #[cfg(feature = "metrics")]
@@ -73,75 +72,44 @@ pub(crate) fn waiting(records: usize) {
     let _ = records;
 }
 
-/// Records were given up.
-pub(crate) fn dropped(records: u64, why: &'static str) {
-    static FLOOD: Flood = Flood::new();
-    counted("dropped", records);
-    if let Some(left_out) = FLOOD.admit() {
-        tracing::error!(
-            target: TARGET,
-            records,
-            why,
-            left_out,
-            "usage records are given up: they are in the snapshot, and in no bill"
-        );
+pub(crate) fn dropped(records: u64, reason: &'static str) {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    count("dropped", records);
+    if let Some(suppressed) = LOG.admit() {
+        tracing::error!(target: TARGET, records, reason, suppressed, "usage records dropped");
     }
 }
 
-/// The sink has refused a record for good.
-pub(crate) fn refused(id: &str, error: &(dyn Error + 'static)) {
-    static FLOOD: Flood = Flood::new();
-    counted("refused", 1);
-    if let Some(left_out) = FLOOD.admit() {
-        tracing::error!(
-            target: TARGET,
-            id,
-            error,
-            left_out,
-            "the usage sink refuses a record for good: it is in the snapshot, and in no bill"
-        );
+pub(crate) fn undeliverable(id: &str, error: &(dyn Error + 'static)) {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    count("undeliverable", 1);
+    if let Some(suppressed) = LOG.admit() {
+        tracing::error!(target: TARGET, id, error, suppressed, "usage record undeliverable");
     }
 }
 
-/// A push has failed, after one that had not.
-pub(crate) fn takes_no_records(error: &(dyn Error + 'static)) {
-    tracing::warn!(
-        target: TARGET,
-        error,
-        "the usage sink takes no records: they are kept, and pushed later"
-    );
+pub(crate) fn push_failed(error: &(dyn Error + 'static)) {
+    tracing::warn!(target: TARGET, error, "usage push failed, retrying");
 }
 
-/// A push was accepted, after one that had failed.
-pub(crate) fn takes_records_again() {
-    tracing::info!(target: TARGET, "the usage sink takes records again");
+pub(crate) fn push_recovered() {
+    tracing::info!(target: TARGET, "usage push recovered");
 }
 
-/// The file could not be written, after it could.
-pub(crate) fn file_not_written(error: &io::Error) {
+pub(crate) fn spool_failed(error: &io::Error) {
     let error: &dyn Error = error;
-    tracing::warn!(
-        target: TARGET,
-        error,
-        "the file of unsent usage records cannot be written: what waits would be gone with this process"
-    );
+    tracing::warn!(target: TARGET, error, "usage spool file cannot be written");
 }
 
-/// The file could be written, after it could not.
-pub(crate) fn file_written_again() {
-    tracing::info!(target: TARGET, "the file of unsent usage records is written again");
+pub(crate) fn spool_recovered() {
+    tracing::info!(target: TARGET, "usage spool file is written again");
 }
 
-/// The last line of the file has no end.
-pub(crate) fn tail_cut(bytes: usize) {
-    tracing::warn!(
-        target: TARGET,
-        bytes,
-        "the file of unsent usage records ends in the middle of a line: the line is taken off"
-    );
+pub(crate) fn spool_truncated(bytes: usize) {
+    tracing::warn!(target: TARGET, bytes, "usage spool file truncated, its last line was incomplete");
 }
 
-fn counted(result: &'static str, records: u64) {
+fn count(result: &'static str, records: u64) {
     #[cfg(feature = "metrics")]
     metrics::counter!(USAGE_RECORDS, "result" => result).increment(records);
     #[cfg(not(feature = "metrics"))]

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::UsageLayerBuilder::test_wall_clock): it stands still
-/// until it is set, forward or back.
+/// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::UsageLayerBuilder::test_wall_clock): it only moves when
+/// it is set, forward or back.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -17,17 +17,17 @@ use std::time::SystemTime;
 pub struct TestWallClock(Arc<Mutex<SystemTime>>);
 
 impl TestWallClock {
-    /// A clock that shows this time.
+    /// Creates a clock that shows this time.
     pub fn new(time: SystemTime) -> Self {
         Self(Arc::new(Mutex::new(time)))
     }
 
-    /// Sets it to this time.
+    /// Sets the time.
     pub fn set(&self, time: SystemTime) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = time;
     }
 
-    /// What it shows.
+    /// Returns the time.
     pub fn now(&self) -> SystemTime {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

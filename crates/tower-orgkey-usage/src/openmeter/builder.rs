@@ -9,7 +9,7 @@ use super::OpenMeterSink;
 use super::event::Names;
 use tower_orgkey::ConfigError;
 
-/// Builds an [`OpenMeterSink`].
+/// Configures an [`OpenMeterSink`].
 #[must_use]
 pub struct OpenMeterSinkBuilder {
     origin: String,
@@ -38,61 +38,61 @@ impl OpenMeterSinkBuilder {
         }
     }
 
-    /// The bearer token of the endpoint. None unless set: one that you run yourself may need none.
+    /// Sets the bearer token. Default: none, as a self-hosted OpenMeter may not need one.
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(Zeroizing::new(token.into()));
         self
     }
 
-    /// Which service the events come from. The same for all its instances: what tells them apart is in the ids. Not empty;
-    /// `tower-orgkey` unless set.
+    /// Sets the name of the service that the events come from, the same for all its instances. Not empty. Default:
+    /// `tower-orgkey`.
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.names.source = source.into();
         self
     }
 
-    /// The type by which meters choose their events. Not empty; `tower-orgkey.usage` unless set.
+    /// Sets the event type, by which meters select events. Not empty. Default: `tower-orgkey.usage`.
     pub fn event_type(mut self, event_type: impl Into<String>) -> Self {
         self.names.event_type = event_type.into();
         self
     }
 
-    /// Sends records that belong to no organization too, for this subject. Unless set they are not sent.
+    /// Sets a subject for records without an organization. Default: they are not sent.
     pub fn unattributed_subject(mut self, subject: impl Into<String>) -> Self {
         self.names.unattributed = Some(subject.into());
         self
     }
 
-    /// Trusts these certificates too, one or more in PEM. May be called again.
+    /// Adds root certificates, one or more in PEM. May be called again.
     pub fn add_root_certificate_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.certificates.push(pem.as_ref().to_vec());
         self
     }
 
-    /// Lets the origin be `http://` on any host. Unless set, on loopback only.
+    /// Allows `http://` for any host. Default: for loopback only.
     ///
     /// # Warning
     ///
-    /// The token, and what each customer does, then cross the network in clear.
+    /// The token and the usage of each customer are sent in clear text.
     pub fn dangerously_allow_http(mut self) -> Self {
         self.allow_http = true;
         self
     }
 
-    /// How long a connection may take, TLS included. Not zero; 2 s unless set.
+    /// Sets how long a connection may take, TLS included. Not zero. Default: 2 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long a call may take. Not zero; 10 s unless set. The pusher's own
-    /// [deadline](crate::UsagePusherBuilder::push_timeout) may be shorter.
+    /// Sets how long a call may take. Not zero. Default: 10 s. The pusher's
+    /// [timeout](crate::UsagePusherBuilder::push_timeout) may be shorter.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The sink. Needs no runtime, and starts nothing.
+    /// Builds the sink. Needs no runtime.
     ///
     /// # Errors
     ///

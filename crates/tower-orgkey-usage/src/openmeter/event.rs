@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::account::{KeyName, Route};
 use crate::record::UsageRecord;
 
-/// What the user calls things.
+/// Names that the user sets.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     pub(super) source: String,
@@ -34,8 +34,8 @@ struct Data<'a> {
     key: &'a str,
     route: &'a str,
     requests: u64,
-    refused: u64,
-    refusals: BTreeMap<&'static str, u64>,
+    rejected: u64,
+    rejections: BTreeMap<&'static str, u64>,
     failed: u64,
     dropped: u64,
     panicked: u64,
@@ -45,7 +45,7 @@ struct Data<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// `None` of a record that is not sent.
+    /// `None` for a record that is not sent.
     pub(super) fn of(record: &'a UsageRecord, names: &'a Names) -> Option<Self> {
         let subject = match record.account.organization() {
             Some(org) => org.as_str(),
@@ -64,7 +64,7 @@ impl<'a> Event<'a> {
                 key: match &record.key {
                     KeyName::Id(id) => id.as_str(),
                     KeyName::Unnamed => "(unnamed)",
-                    // With a space, which no key's id has.
+                    // With a space, which a key id cannot contain.
                     KeyName::Other => "(other keys)",
                 },
                 route: match &record.route {
@@ -73,9 +73,9 @@ impl<'a> Event<'a> {
                     Route::Other => "(other routes)",
                 },
                 requests: counts.requests(),
-                refused: counts.refused(),
-                refusals: counts
-                    .refusals()
+                rejected: counts.rejected(),
+                rejections: counts
+                    .rejections()
                     .map(|(kind, count)| (kind.code(), count))
                     .collect(),
                 failed: counts.failed(),
@@ -91,7 +91,7 @@ impl<'a> Event<'a> {
 
 /// Seconds since the Unix epoch as RFC 3339 writes them, in UTC.
 fn rfc_3339(seconds: u64) -> String {
-    /// Years whose dates repeat: 400, and so many days.
+    /// The days of 400 years, after which dates repeat.
     const ERA: u64 = 146_097;
 
     let (days, time) = (seconds / 86_400, seconds % 86_400);
@@ -120,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn times_are_written_as_rfc_3339_has_them(seconds in 0_u64..=253_402_207_200) {
+        fn times_are_rfc_3339(seconds in 0_u64..=253_402_207_200) {
             let timestamp = jiff::Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap();
             prop_assert_eq!(rfc_3339(seconds), timestamp.to_string());
         }

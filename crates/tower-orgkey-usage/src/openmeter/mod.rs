@@ -1,4 +1,4 @@
-//! A sink that speaks to OpenMeter, or to whatever takes CloudEvents as it does.
+//! A sink for OpenMeter, and for other services that accept CloudEvents in the same way.
 
 mod builder;
 mod event;
@@ -13,8 +13,8 @@ use url::Url;
 
 pub use self::builder::OpenMeterSinkBuilder;
 use self::event::{Event, Names};
-use super::record::UsageRecord;
-use super::sink::{PushError, UsageSink};
+use crate::record::UsageRecord;
+use crate::sink::{PushError, UsageSink};
 
 const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-batch+json");
 
@@ -27,28 +27,28 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// | `type` | [`event_type`](OpenMeterSinkBuilder::event_type); `tower-orgkey.usage` unless set |
 /// | `time` | when the minute began |
 /// | `subject` | the organization's code |
-/// | `data` | `requests`, `refused`, `failed`, `dropped`, `panicked`, `request_bytes`, `response_bytes`, `duration_seconds` (a sum): numbers to add up; `key` and `route`: texts to group by; `refusals`: numbers by code |
+/// | `data` | `requests`, `rejected`, `failed`, `dropped`, `panicked`, `request_bytes`, `response_bytes`, `duration_seconds` (a sum): numbers to add up; `key` and `route`: strings to group by; `rejections`: numbers by code |
 ///
 /// So a meter of requests is `SUM` over `$.requests`, grouped by `$.route` if need be. `key` is the key's id; keys without an
-/// id are `(unnamed)`, those that had to make room `(other keys)`, and routes likewise `(unmatched)` and `(other routes)`.
+/// id are `(unnamed)`, merged ones `(other keys)`, and routes likewise `(unmatched)` and `(other routes)`.
 ///
-/// Records that belong to no organization are nobody's bill: they are taken and not sent, unless
-/// [`unattributed_subject`](OpenMeterSinkBuilder::unattributed_subject) names whom to send them for.
+/// Records without an organization are not sent, unless
+/// [`unattributed_subject`](OpenMeterSinkBuilder::unattributed_subject) names a subject for them.
 ///
-/// # Answers
+/// # Responses
 ///
-/// | answer | means |
+/// | response | result |
 /// |---|---|
-/// | 2xx | taken |
-/// | 400, 413, 422 and all other 4xx but these | [refused](super::PushErrorKind::Refused) |
-/// | 401, 403, 404, 405, 408, 425, 429 | to be [pushed again](super::PushErrorKind::Retry): the sink is set up wrongly, or busy |
-/// | 3xx, 5xx, none | to be pushed again |
+/// | 2xx | stored |
+/// | 400, 413, 422 and all other 4xx but these | [permanent error](crate::PushErrorKind::Permanent) |
+/// | 401, 403, 404, 405, 408, 425, 429 | [retried](crate::PushErrorKind::Retry): the sink is misconfigured or busy |
+/// | 3xx, 5xx, none | retried |
 ///
-/// `Retry-After` in seconds is heeded. OpenMeter remembers ids for a limited time (32 days, by its documentation): what was
-/// taken without our hearing of it, and comes again after that, is counted twice there.
+/// `Retry-After` in seconds is respected. OpenMeter deduplicates ids for a limited time (32 days by its documentation). A
+/// record that was stored although its push failed, and that is pushed again later than that, is counted twice.
 ///
-/// The client goes straight to the host: it reads no proxy from the environment, follows no redirect and retries nothing by
-/// itself. TLS is that of the feature `rustls` or `native-tls`.
+/// The client reads no proxy from the environment, follows no redirects and retries nothing. TLS needs the feature `rustls`
+/// or `native-tls`.
 ///
 /// ```
 /// use tower_orgkey_usage::{OpenMeterSink, UsageLayer};
@@ -72,13 +72,13 @@ pub struct OpenMeterSink {
 }
 
 impl OpenMeterSink {
-    /// A builder for the sink at this origin: `https://openmeter.cloud`, or where yours stands.
+    /// Returns a builder for the sink at this origin, for instance `https://openmeter.cloud`.
     pub fn builder(origin: impl Into<String>) -> OpenMeterSinkBuilder {
         OpenMeterSinkBuilder::new(origin.into())
     }
 
     async fn post(&self, events: &[Event<'_>]) -> Result<(), PushError> {
-        let body = serde_json::to_vec(events).map_err(PushError::refused)?;
+        let body = serde_json::to_vec(events).map_err(PushError::permanent)?;
         let mut request = self
             .client
             .post(self.endpoint.clone())
@@ -89,7 +89,7 @@ impl OpenMeterSink {
             request = request.header(AUTHORIZATION, authorization);
         }
         match request.send().await {
-            Ok(response) => judge(response.status(), response.headers()),
+            Ok(response) => classify(response.status(), response.headers()),
             Err(error) => Err(PushError::retry(error.without_url())),
         }
     }
@@ -108,14 +108,14 @@ impl UsageSink for OpenMeterSink {
     }
 }
 
-fn judge(status: StatusCode, headers: &HeaderMap) -> Result<(), PushError> {
+fn classify(status: StatusCode, headers: &HeaderMap) -> Result<(), PushError> {
     if status.is_success() {
         return Ok(());
     }
-    let answer = format!("it answered {}", status.as_u16());
+    let answer = format!("status {}", status.as_u16());
     let is_about_us = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 425 | 429);
     if status.is_client_error() && !is_about_us {
-        return Err(PushError::refused(answer));
+        return Err(PushError::permanent(answer));
     }
     let error = PushError::retry(answer);
     let wait = headers
@@ -148,16 +148,16 @@ mod tests {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
         }
         let status = StatusCode::from_u16(status).unwrap();
-        judge(status, &headers).map_err(|error| error.kind())
+        classify(status, &headers).map_err(|error| error.kind())
     }
 
     #[test]
-    fn answers_are_read_as_the_table_says() {
+    fn responses_are_classified() {
         for status in [200, 202, 204] {
             assert_eq!(answer(status, None), Ok(()));
         }
         for status in [400, 402, 409, 413, 415, 422] {
-            assert_eq!(answer(status, Some("5")), Err(PushErrorKind::Refused));
+            assert_eq!(answer(status, Some("5")), Err(PushErrorKind::Permanent));
         }
         let retry = |after| Err(PushErrorKind::Retry { after });
         for status in [301, 307, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503] {

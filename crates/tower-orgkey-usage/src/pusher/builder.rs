@@ -5,25 +5,25 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::{Settings, UsagePusher};
-use crate::books::Books;
-use crate::outbox::Outbox;
+use crate::aggregator::Aggregator;
+use crate::queue::Queue;
 use crate::sink::UsageSink;
-use crate::unsent::UnsentFile;
+use crate::spool::SpoolFile;
 use tower_orgkey::ConfigError;
 
-/// Builds a [`UsagePusher`].
+/// Configures a [`UsagePusher`].
 #[must_use]
 pub struct UsagePusherBuilder<S> {
-    books: Arc<Books>,
+    aggregator: Arc<Aggregator>,
     sink: S,
     settings: Settings,
-    unsent: Option<UnsentFile>,
+    spool: Option<SpoolFile>,
 }
 
 impl<S: UsageSink> UsagePusherBuilder<S> {
-    pub(crate) fn new(books: Arc<Books>, sink: S) -> Self {
+    pub(crate) fn new(aggregator: Arc<Aggregator>, sink: S) -> Self {
         Self {
-            books,
+            aggregator,
             sink,
             settings: Settings {
                 batch_size: 500,
@@ -34,51 +34,50 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
                     .with_max_delay(Duration::from_secs(60))
                     .without_max_times(),
             },
-            unsent: None,
+            spool: None,
         }
     }
 
-    /// Records a batch. 1 to 10,000; 500 unless set.
+    /// Sets the most records of a batch. 1 to 10,000. Default: 500.
     pub fn batch_size(mut self, records: usize) -> Self {
         self.settings.batch_size = records;
         self
     }
 
-    /// How long one push may take. Not zero; 10 s unless set. A batch whose push takes longer is pushed again.
+    /// Sets how long a push may take. Not zero. Default: 10 s. After a timeout the batch is pushed again.
     pub fn push_timeout(mut self, timeout: Duration) -> Self {
         self.settings.push_timeout = timeout;
         self
     }
 
-    /// How many records may wait for the sink. At least 1; 100,000 unless set, which is about 50 MB. Beyond it the oldest
-    /// are given up, counted and told in the log.
+    /// Sets how many records can wait for the sink. At least 1. Default: 100,000, about 50 MB. The oldest records beyond the
+    /// bound are dropped, counted and logged.
     pub fn max_waiting(mut self, records: usize) -> Self {
         self.settings.max_waiting = records;
         self
     }
 
-    /// Keeps records that have not been taken in this file, so that a restart loses none. Without it they are kept in memory
-    /// alone.
+    /// Sets a file that keeps records until the sink has stored them. Default: records are kept in memory only.
     ///
     /// ```no_run
-    /// # use tower_orgkey_usage::{PushError, UnsentFile, UsageLayer, UsageRecord, UsageSink};
+    /// # use tower_orgkey_usage::{PushError, SpoolFile, UsageLayer, UsageRecord, UsageSink};
     /// # struct Meter;
     /// # impl UsageSink for Meter { async fn push(&self, _: &[UsageRecord]) -> Result<(), PushError> { Ok(()) } }
     /// let usage = UsageLayer::new();
-    /// let file = UnsentFile::open("/var/lib/acme/usage.unsent")?;
-    /// let pusher = usage.handle().pusher(Meter).unsent_file(file).build()?;
+    /// let file = SpoolFile::open("/var/lib/acme/usage.spool")?;
+    /// let pusher = usage.handle().pusher(Meter).spool_file(file).build()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn unsent_file(mut self, file: UnsentFile) -> Self {
-        self.unsent = Some(file);
+    pub fn spool_file(mut self, file: SpoolFile) -> Self {
+        self.spool = Some(file);
         self
     }
 
-    /// The pusher. Needs no runtime, and starts nothing; from now on minutes that are over are kept for it.
+    /// Builds the pusher. From now on the layer keeps past minutes for it. Needs no runtime.
     ///
     /// # Errors
     ///
-    /// Names the setting that cannot be used; `pusher` when the layer has one already.
+    /// Names the setting that is out of range, or `pusher` if the layer has one already.
     pub fn build(self) -> Result<UsagePusher<S>, ConfigError> {
         let wrong = |field, problem: &'static str| Err(ConfigError::new(field, problem));
         let settings = self.settings;
@@ -91,22 +90,22 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
         if settings.max_waiting == 0 {
             return wrong("max_waiting", "must be at least 1");
         }
-        if !self.books.keep(settings.max_waiting) {
+        if !self.aggregator.keep(settings.max_waiting) {
             return wrong("pusher", "the layer has one already");
         }
         let pusher = UsagePusher {
-            books: self.books,
+            aggregator: self.aggregator,
             sink: self.sink,
-            outbox: Arc::new(Mutex::new(Outbox::new(self.unsent, settings.max_waiting))),
+            queue: Arc::new(Mutex::new(Queue::new(self.spool, settings.max_waiting))),
             batch: settings.batch_size,
             backoff: settings.backoff.build(),
             settings,
             not_before: None,
-            refused_in_a_row: 0,
+            undeliverable_in_a_row: 0,
             is_failing: false,
-            is_unsaved: false,
+            is_spool_failing: false,
         };
-        pusher.tell_waiting();
+        pusher.report_waiting();
         Ok(pusher)
     }
 }
@@ -115,7 +114,7 @@ impl<S> fmt::Debug for UsagePusherBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UsagePusherBuilder")
             .field("settings", &self.settings)
-            .field("unsent", &self.unsent)
+            .field("spool", &self.spool)
             .finish_non_exhaustive()
     }
 }

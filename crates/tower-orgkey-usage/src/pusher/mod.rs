@@ -14,32 +14,32 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::builder::UsagePusherBuilder;
-use super::books::Books;
-use super::caught::Caught;
-use super::outbox::Outbox;
+use super::aggregator::Aggregator;
+use super::catch_unwind::CatchUnwind;
+use super::queue::Queue;
 use super::record::UsageRecord;
 use super::sink::{PushError, PushErrorKind, UsageSink};
 use crate::telemetry;
 
-/// Closes minutes and pushes them to a [`UsageSink`], in order, until it has taken them.
+/// Closes minutes and pushes their records to a [`UsageSink`], in order, until the sink has stored them.
 ///
-/// A minute is closed up to 2 s after its end (each time drawn anew, so that instances do not push together), kept in the
-/// [file](UsagePusherBuilder::unsent_file) if there is one, and then pushed in batches, one after another. While the sink
-/// takes nothing, minutes go on being closed and kept; the push is tried again after 1 s, doubling to 60 s, each time less up
-/// to half of it, or when the sink asked for it.
+/// A minute is closed up to 2 s after its end, at a random moment, so that instances do not push together. Its records are
+/// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. After a failed
+/// push, minutes are still closed and kept, and the push is retried after 1 s, doubling to 60 s and shortened at random by
+/// up to half, or later if the sink asks for it.
 ///
-/// Nothing runs before you spawn it, and dropping it stops it at any moment. There is one for each layer.
+/// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
 ///
-/// # What is lost, and what is not
+/// # What can be lost
 ///
-/// | when | without a file | with a file |
+/// | event | without a spool file | with a spool file |
 /// |---|---|---|
-/// | a shutdown with [`flush`](Self::flush) whose deadline the sink meets | nothing | nothing |
-/// | the same, and the sink does not take everything in time | what waits; counted and told | nothing |
-/// | the process is killed | what waits, and the minute under way | the minute under way |
-/// | more waits than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest records; counted and told | the same |
+/// | shutdown with [`flush`](Self::flush), the sink stores everything before the deadline | nothing | nothing |
+/// | shutdown with `flush`, the sink does not | waiting records; counted and logged | nothing |
+/// | the process is killed | waiting records and the current minute | the current minute |
+/// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
 ///
-/// Nothing is ever billed twice by a sink that counts each [`id`](UsageRecord::id) once.
+/// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
 ///
 /// # Example
 ///
@@ -73,20 +73,20 @@ use crate::telemetry;
 /// # Ok(()) }
 /// ```
 pub struct UsagePusher<S> {
-    books: Arc<Books>,
+    aggregator: Arc<Aggregator>,
     sink: S,
     settings: Settings,
-    outbox: Arc<Mutex<Outbox>>,
-    /// How many records go into the next batch.
+    queue: Arc<Mutex<Queue>>,
+    /// The size of the next batch.
     batch: usize,
-    /// How long to wait after the next failure, and the one after it.
+    /// The pauses after the next failures.
     backoff: ExponentialBackoff,
-    /// The sink is left alone until then.
+    /// No push before then.
     not_before: Option<Instant>,
-    /// Single records refused since one was taken.
-    refused_in_a_row: u32,
+    /// Single records that failed permanently since the last success.
+    undeliverable_in_a_row: u32,
     is_failing: bool,
-    is_unsaved: bool,
+    is_spool_failing: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,46 +97,45 @@ struct Settings {
     backoff: ExponentialBuilder,
 }
 
-/// Minutes are closed so long after their end, at the most.
+/// Minutes are closed at most so long after their end.
 const AFTER_THE_MINUTE: Duration = Duration::from_secs(2);
 /// The longest pause that a sink can ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// After so many records refused one by one, with none taken in between, the fault may well be the sink's: no more than one
-/// is given up between two pauses.
-const REFUSED_IN_A_ROW: u32 = 10;
+/// After so many records that failed permanently in a row, the sink itself may be at fault: one record is dropped between
+/// two pauses.
+const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
 
-/// What a push came to.
+/// The result of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PushReport {
-    /// Records that the sink has taken.
+    /// Records that the sink has stored.
     pub pushed: u64,
-    /// Records that it has refused for good.
-    pub refused: u64,
-    /// Records that were given up since more were waiting than may.
+    /// Records that the sink will never store.
+    pub undeliverable: u64,
+    /// Records that were dropped because more than `max_waiting` waited.
     pub dropped: u64,
     /// Records that still wait.
     pub waiting: usize,
 }
 
 impl<S: UsageSink> UsagePusher<S> {
-    /// Closes and pushes every minute, for ever. Dropping the future stops it, at any moment.
+    /// Closes and pushes every minute, until the future is dropped.
     pub async fn run(mut self) {
         self.run_until(std::future::pending()).await;
     }
 
-    /// The same until `stop` ends. A push that is under way then is given up, and comes again.
+    /// Closes and pushes every minute until `stop` completes. A push in flight is cancelled, and its records wait.
     pub async fn run_until(&mut self, stop: impl Future<Output = ()>) {
         let mut stop = pin!(stop);
         while !is_first(stop.as_mut(), self.turn()).await {}
     }
 
-    /// Closes the minute under way, and pushes everything that waits, until that is done or the deadline passes. For
-    /// shutdowns: what ends after it is counted in a record of its own, if anything is pushed again.
+    /// Closes the current minute and pushes everything that waits, for at most `deadline`. For shutdowns.
     pub async fn flush(&mut self, deadline: Duration) -> PushReport {
         let end = Instant::now() + deadline;
         let before = self.report();
-        // What does not get this far in time stays where it is.
+        // After a timeout the records stay where they are.
         let _ = timeout_at(end, self.close(true)).await;
         loop {
             match timeout_at(end, self.push_waiting()).await {
@@ -151,24 +150,24 @@ impl<S: UsageSink> UsagePusher<S> {
         self.report().since(before)
     }
 
-    /// Closes the minutes that are over and pushes what waits, once, now. For schedules of your own.
+    /// Closes past minutes and pushes what waits, once. For your own schedule.
     ///
-    /// It ends when everything is pushed, or at the sink's first answer that calls for a pause, which is for you to make.
+    /// Returns when everything is pushed, or at the first error that asks for a pause, which the caller has to make.
     pub async fn push_closed(&mut self) -> PushReport {
         let before = self.report();
         self.close(false).await;
-        // The pause is told by what waits.
+        // `waiting` in the report shows a failure.
         let _ = self.push_waiting().await;
         self.report().since(before)
     }
 
-    /// Waits for the end of the minute, or of a pause, and does what is due.
+    /// Waits for the end of the minute or of a pause, then closes and pushes what is due.
     async fn turn(&mut self) {
-        let is_waiting = lock(&self.outbox).len() > 0;
+        let is_waiting = lock(&self.queue).len() > 0;
         let jitter = AFTER_THE_MINUTE.mul_f64(fastrand::f64());
-        let closing = Instant::now() + self.books.wall.to_next_minute() + jitter;
+        let closing = Instant::now() + self.aggregator.wall.to_next_minute() + jitter;
         let due = match self.not_before {
-            // Left behind by an earlier run, or by a push that was given up.
+            // Records of an earlier run, or of a cancelled push.
             None if is_waiting => Instant::now(),
             None => closing,
             Some(at) => at.min(closing),
@@ -176,53 +175,52 @@ impl<S: UsageSink> UsagePusher<S> {
         sleep_until(due).await;
         self.close(false).await;
         if self.not_before.is_none_or(|at| at <= Instant::now()) {
-            // The pause is noted.
+            // `not_before` has the pause.
             let _ = self.push_waiting().await;
         }
     }
 
-    /// Takes what is over out of the books, and keeps it.
+    /// Moves the records of past minutes from the aggregator to the queue.
     async fn close(&mut self, early: bool) {
-        // Nothing awaits between the two: a record is in the books or here.
+        // No await in between: a record is in the aggregator or in the queue.
         let dropped = {
-            let mut outbox = lock(&self.outbox);
-            let records = self.books.close(early);
-            outbox.add(records)
+            let mut queue = lock(&self.queue);
+            queue.add(self.aggregator.close(early))
         };
         if dropped > 0 {
             let dropped = dropped as u64;
-            self.books
-                .tally
+            self.aggregator
+                .records
                 .dropped
                 .fetch_add(dropped, Ordering::Relaxed);
-            telemetry::dropped(dropped, "more wait than may");
+            telemetry::dropped(dropped, "more waited than max_waiting");
         }
-        self.tell_waiting();
+        self.report_waiting();
         self.save().await;
     }
 
-    /// Pushes until nothing waits, or the sink wants a pause.
+    /// Pushes until nothing waits or a pause is due.
     async fn push_waiting(&mut self) -> Result<(), PushError> {
-        // Closing may have been given up before it came to that.
+        // `close` may have been cancelled before it saved.
         self.save().await;
         loop {
-            let batch = lock(&self.outbox).head(self.batch);
+            let batch = lock(&self.queue).head(self.batch);
             if batch.is_empty() {
-                // There is nothing to make a pause for.
+                // Without records no pause is needed.
                 self.not_before = None;
                 return Ok(());
             }
             match self.push(&batch).await {
-                Ok(()) => self.taken(batch.len()).await,
+                Ok(()) => self.stored(batch.len()).await,
                 Err(error) => match error.kind() {
-                    PushErrorKind::Refused if batch.len() > 1 => {
-                        // Somewhere in it is what cannot be taken; the rest shall not suffer for it.
+                    PushErrorKind::Permanent if batch.len() > 1 => {
+                        // Isolate the record that fails.
                         self.batch = batch.len().div_ceil(2);
-                        telemetry::push_ended("refused");
+                        telemetry::push_ended("permanent");
                     }
-                    PushErrorKind::Refused => {
-                        self.refused(&batch, &error).await;
-                        if self.refused_in_a_row >= REFUSED_IN_A_ROW {
+                    PushErrorKind::Permanent => {
+                        self.drop_undeliverable(&batch, &error).await;
+                        if self.undeliverable_in_a_row >= MAX_UNDELIVERABLE_IN_A_ROW {
                             self.pause(&error, None);
                             return Err(error);
                         }
@@ -238,79 +236,79 @@ impl<S: UsageSink> UsagePusher<S> {
     }
 
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
-        // In a block of its own, so that a panic before there is a future is caught with the others.
-        let push = Caught::new(async { self.sink.push(batch).await });
+        // In an async block, so that a panic before the first await is caught too.
+        let push = CatchUnwind::new(async { self.sink.push(batch).await });
         match timeout(self.settings.push_timeout, push).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(PushError::retry("the sink panicked")),
-            Err(_) => Err(PushError::retry("the sink did not answer in time")),
+            Err(_) => Err(PushError::retry("the push timed out")),
         }
     }
 
-    async fn taken(&mut self, number: usize) {
+    async fn stored(&mut self, number: usize) {
         telemetry::push_ended("accepted");
         telemetry::pushed(number as u64);
-        self.books
-            .tally
+        self.aggregator
+            .records
             .pushed
             .fetch_add(number as u64, Ordering::Relaxed);
         self.batch = (self.batch * 2).min(self.settings.batch_size);
-        self.refused_in_a_row = 0;
+        self.undeliverable_in_a_row = 0;
         self.not_before = None;
         self.backoff = self.settings.backoff.build();
         if std::mem::take(&mut self.is_failing) {
-            telemetry::takes_records_again();
+            telemetry::push_recovered();
         }
         self.remove(number).await;
     }
 
-    async fn refused(&mut self, record: &[UsageRecord], error: &PushError) {
-        telemetry::push_ended("refused");
+    async fn drop_undeliverable(&mut self, record: &[UsageRecord], error: &PushError) {
+        telemetry::push_ended("permanent");
         for record in record {
-            telemetry::refused(&record.id, error);
+            telemetry::undeliverable(&record.id, error);
         }
         let number = record.len();
-        self.books
-            .tally
-            .refused
+        self.aggregator
+            .records
+            .undeliverable
             .fetch_add(number as u64, Ordering::Relaxed);
-        self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
+        self.undeliverable_in_a_row = self.undeliverable_in_a_row.saturating_add(1);
         self.remove(number).await;
     }
 
     fn pause(&mut self, error: &PushError, asked: Option<Duration>) {
         let own = self.backoff.next().unwrap_or_default();
-        // Less up to half of it, so that instances that failed together do not come again together.
+        // Shortened at random, so that instances do not retry together.
         let own = own.mul_f64(0.5 + 0.5 * fastrand::f64());
         let asked = asked.unwrap_or_default().min(LONGEST_PAUSE);
         self.not_before = Some(Instant::now() + own.max(asked));
         if !std::mem::replace(&mut self.is_failing, true) {
-            telemetry::takes_no_records(error);
+            telemetry::push_failed(error);
         }
     }
 
     async fn remove(&mut self, number: usize) {
-        lock(&self.outbox).remove(number);
-        self.tell_waiting();
+        lock(&self.queue).remove(number);
+        self.report_waiting();
         self.save().await;
     }
 
-    /// Brings the file up to date. If that fails, records are pushed all the same, and would be gone with this process.
+    /// Writes the spool file. If that fails, records are pushed all the same.
     async fn save(&mut self) {
-        if !lock(&self.outbox).is_to_be_saved() {
+        if !lock(&self.queue).is_to_be_saved() {
             return;
         }
-        let outbox = Arc::clone(&self.outbox);
-        let saved = tokio::task::spawn_blocking(move || lock(&outbox).save()).await;
+        let queue = Arc::clone(&self.queue);
+        let saved = tokio::task::spawn_blocking(move || lock(&queue).save()).await;
         match saved {
             Ok(Ok(())) => {
-                if std::mem::take(&mut self.is_unsaved) {
-                    telemetry::file_written_again();
+                if std::mem::take(&mut self.is_spool_failing) {
+                    telemetry::spool_recovered();
                 }
             }
             Ok(Err(error)) => {
-                if !std::mem::replace(&mut self.is_unsaved, true) {
-                    telemetry::file_not_written(&error);
+                if !std::mem::replace(&mut self.is_spool_failing, true) {
+                    telemetry::spool_failed(&error);
                 }
             }
             // The runtime is shutting down.
@@ -318,19 +316,22 @@ impl<S: UsageSink> UsagePusher<S> {
         }
     }
 
-    fn tell_waiting(&self) {
-        let waiting = lock(&self.outbox).len();
-        self.books.tally.waiting.store(waiting, Ordering::Relaxed);
+    fn report_waiting(&self) {
+        let waiting = lock(&self.queue).len();
+        self.aggregator
+            .records
+            .waiting
+            .store(waiting, Ordering::Relaxed);
         telemetry::waiting(waiting);
     }
 
     fn report(&self) -> PushReport {
-        let tally = &self.books.tally;
+        let records = &self.aggregator.records;
         PushReport {
-            pushed: tally.pushed.load(Ordering::Relaxed),
-            refused: tally.refused.load(Ordering::Relaxed),
-            dropped: tally.dropped.load(Ordering::Relaxed),
-            waiting: lock(&self.outbox).len(),
+            pushed: records.pushed.load(Ordering::Relaxed),
+            undeliverable: records.undeliverable.load(Ordering::Relaxed),
+            dropped: records.dropped.load(Ordering::Relaxed),
+            waiting: lock(&self.queue).len(),
         }
     }
 }
@@ -339,7 +340,7 @@ impl PushReport {
     fn since(self, before: Self) -> Self {
         Self {
             pushed: self.pushed - before.pushed,
-            refused: self.refused - before.refused,
+            undeliverable: self.undeliverable - before.undeliverable,
             dropped: self.dropped - before.dropped,
             waiting: self.waiting,
         }
@@ -348,13 +349,13 @@ impl PushReport {
 
 impl<S> Drop for UsagePusher<S> {
     fn drop(&mut self) {
-        let untaken = self.books.keep_no_more();
-        let dropped = (untaken + lock(&self.outbox).unsaved()) as u64;
-        let tally = &self.books.tally;
-        tally.waiting.store(0, Ordering::Relaxed);
+        let untaken = self.aggregator.keep_no_more();
+        let dropped = (untaken + lock(&self.queue).unsaved()) as u64;
+        let records = &self.aggregator.records;
+        records.waiting.store(0, Ordering::Relaxed);
         telemetry::waiting(0);
         if dropped > 0 {
-            tally.dropped.fetch_add(dropped, Ordering::Relaxed);
+            records.dropped.fetch_add(dropped, Ordering::Relaxed);
             telemetry::dropped(dropped, "the pusher was dropped");
         }
     }
@@ -368,7 +369,7 @@ impl<S> fmt::Debug for UsagePusher<S> {
     }
 }
 
-/// Whether `stop` ends before `work`, which is then dropped.
+/// Returns whether `stop` completes before `work`, which is then dropped.
 async fn is_first(
     mut stop: Pin<&mut impl Future<Output = ()>>,
     work: impl Future<Output = ()>,
@@ -381,6 +382,6 @@ async fn is_first(
     .await
 }
 
-fn lock(outbox: &Mutex<Outbox>) -> MutexGuard<'_, Outbox> {
-    outbox.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -47,7 +47,7 @@ fn template(text: &str) -> Route {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_are_counted_for_their_account_key_and_route() {
+async fn requests_count_for_account_key_and_route() {
     let usage = usage(&wall()).build().unwrap();
     let app = app(&usage);
     assert_eq!(read(&app, "key.org_1.k1").await, StatusCode::OK);
@@ -76,29 +76,29 @@ async fn requests_are_counted_for_their_account_key_and_route() {
 
     let snapshot = usage.handle().snapshot();
     let reports = line(&snapshot, &org(), &key(), &template("/reports/{id}"));
-    assert_eq!((reports.requests(), reports.refused()), (2, 0));
+    assert_eq!((reports.requests(), reports.rejected()), (2, 0));
     assert_eq!((reports.request_bytes(), reports.response_bytes()), (0, 10));
     assert_eq!(reports.durations()[0], 2);
     let guarded = line(&snapshot, &org(), &key(), &template("/guarded"));
-    let refused: Vec<_> = guarded.refusals().collect();
+    let refused: Vec<_> = guarded.rejections().collect();
     assert_eq!(refused, [(RejectionKind::InsufficientScope, 1)]);
     let upload = line(&snapshot, &org(), &key(), &template("/upload"));
     assert_eq!((upload.requests(), upload.request_bytes()), (2, 1_011));
     let unmatched = line(&snapshot, &org(), &key(), &Route::Unmatched);
-    assert_eq!((unmatched.requests(), unmatched.refused()), (1, 0));
+    assert_eq!((unmatched.requests(), unmatched.rejected()), (1, 0));
 
     let unnamed = KeyName::Unnamed;
     let nobody = line(
         &snapshot,
-        &Account::Nobody,
+        &Account::Unauthenticated,
         &unnamed,
         &template("/reports/{id}"),
     );
     assert_eq!(nobody.requests(), 2);
-    assert_eq!(nobody.refused_for(RejectionKind::InvalidToken), 1);
-    assert_eq!(nobody.refused_for(RejectionKind::CredentialMalformed), 1);
+    assert_eq!(nobody.rejected_for(RejectionKind::InvalidToken), 1);
+    assert_eq!(nobody.rejected_for(RejectionKind::CredentialMalformed), 1);
     let anonymous = snapshot.of_account(&Account::Anonymous);
-    assert_eq!((anonymous.requests(), anonymous.refused()), (1, 0));
+    assert_eq!((anonymous.requests(), anonymous.rejected()), (1, 0));
     assert_eq!(snapshot.total().requests(), 9);
     let text = serde_json::to_string(&snapshot).unwrap();
     assert!(
@@ -108,7 +108,7 @@ async fn requests_are_counted_for_their_account_key_and_route() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_left_or_whose_handler_panics_is_counted_once() {
+async fn early_ends_are_counted_once() {
     let usage = usage(&wall()).build().unwrap();
     let app = app(&usage);
     read(&app, "key.org_1.k1").await;
@@ -165,7 +165,7 @@ impl Service<Request<Full<Bytes>>> for Fails {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plain_service_may_fail_or_panic_in_call_and_its_routes_are_named_by_a_function() {
+async fn failures_of_plain_services_are_counted() {
     let usage = usage(&wall())
         .routes(1)
         .route(|head: RequestHead<'_>| {
@@ -185,7 +185,12 @@ async fn a_plain_service_may_fail_or_panic_in_call_and_its_routes_are_named_by_a
 
     let snapshot = usage.handle().snapshot();
     let of = |route: &Route| {
-        let counts = line(&snapshot, &Account::Nobody, &KeyName::Unnamed, route);
+        let counts = line(
+            &snapshot,
+            &Account::Unauthenticated,
+            &KeyName::Unnamed,
+            route,
+        );
         (counts.requests(), counts.failed(), counts.panicked())
     };
     assert_eq!(of(&template("/f")), (1, 1, 0));

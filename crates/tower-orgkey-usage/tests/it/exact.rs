@@ -13,7 +13,7 @@ use tower_orgkey_usage::{UsageLayer, UsageLine};
 use crate::kit::{Memory, app, next_minute, of_org, read, read_times, request, sums, usage, wall};
 
 #[tokio::test(start_paused = true)]
-async fn two_hundred_thousand_keys_fit_into_a_thousand_rows_and_no_request_is_lost() {
+async fn merging_many_keys_loses_no_request() {
     const KEYS: u64 = 200_000;
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
@@ -37,12 +37,12 @@ async fn two_hundred_thousand_keys_fit_into_a_thousand_rows_and_no_request_is_lo
     }
     let stats = handle.stats();
     assert!(stats.rows <= 2 * (1_000 + 100 + 3 * 64), "{stats:?}");
-    assert!(stats.folds > KEYS / 2, "{stats:?}");
+    assert!(stats.merged > KEYS / 2, "{stats:?}");
     let told = snapshotter.snapshot().into_vec();
     let folded = told
         .iter()
-        .find(|(key, ..)| key.key().name() == telemetry::USAGE_FOLDED);
-    assert_eq!(folded.unwrap().3, DebugValue::Counter(stats.folds));
+        .find(|(key, ..)| key.key().name() == telemetry::USAGE_ROWS_MERGED);
+    assert_eq!(folded.unwrap().3, DebugValue::Counter(stats.merged));
     let snapshot = handle.snapshot();
     let billed = sink.sums();
     for org in 0..7 {
@@ -58,7 +58,7 @@ async fn two_hundred_thousand_keys_fit_into_a_thousand_rows_and_no_request_is_lo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn threads_that_count_fold_and_close_at_once_lose_nothing() {
+async fn concurrent_counting_and_closing_is_exact() {
     const TASKS: u64 = 4;
     const EACH: u64 = 20_000;
     let wall = wall();
@@ -106,7 +106,7 @@ async fn threads_that_count_fold_and_close_at_once_lose_nothing() {
     }
     is_over.store(true, Ordering::SeqCst);
     closing.await.unwrap();
-    assert!(handle.stats().folds > 0, "nothing raced");
+    assert!(handle.stats().merged > 0, "nothing raced");
     let expected = (TASKS * EACH + 500) / 5;
     let snapshot = handle.snapshot();
     let each = ["org_0", "org_1", "org_2", "org_3", "org_4"].map(|org| (org, expected));
@@ -199,7 +199,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn the_books_of_an_organization_are_those_of_a_run_with_it_alone(
+    fn organizations_do_not_affect_each_other(
         steps in prop::collection::vec(step(), 1..60),
         org in 0..4_usize,
     ) {
@@ -217,7 +217,7 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delta_is_what_came_since_the_mark() {
+async fn since_returns_the_difference() {
     let usage = usage(&wall()).capacity(4).organizations(4).build().unwrap();
     let app = app(&usage);
     read_times(&app, 3, "key.org_1.k1").await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tower_orgkey_usage::test_util::TestWallClock;
-use tower_orgkey_usage::{PushError, UnsentFile, UnsentFileError};
+use tower_orgkey_usage::{PushError, SpoolFile, SpoolFileError};
 
 use crate::kit::{Memory, app, next_minute, read_times, sums, usage, wall};
 
@@ -23,8 +23,8 @@ impl Place {
         self.0.join("unsent")
     }
 
-    fn open(&self) -> Result<UnsentFile, UnsentFileError> {
-        UnsentFile::open(self.path())
+    fn open(&self) -> Result<SpoolFile, SpoolFileError> {
+        SpoolFile::open(self.path())
     }
 }
 
@@ -41,7 +41,7 @@ async fn leave_behind(place: &Place, wall: &TestWallClock, keys: u64, minutes: u
     let mut pusher = usage
         .handle()
         .pusher(sink)
-        .unsent_file(place.open().unwrap())
+        .spool_file(place.open().unwrap())
         .build()
         .unwrap();
     let app = app(&usage);
@@ -55,7 +55,7 @@ async fn leave_behind(place: &Place, wall: &TestWallClock, keys: u64, minutes: u
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_line_that_a_crash_cut_short_is_taken_off_and_the_rest_is_pushed() {
+async fn a_torn_last_line_is_truncated() {
     let place = Place::new("torn");
     let wall = wall();
     leave_behind(&place, &wall, 3, 2).await;
@@ -76,7 +76,7 @@ async fn a_line_that_a_crash_cut_short_is_taken_off_and_the_rest_is_pushed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn damage_is_told_and_leaves_the_file_as_it_is() {
+async fn a_damaged_file_is_left_unchanged() {
     let place = Place::new("damaged");
     leave_behind(&place, &wall(), 3, 2).await;
     let whole = fs::read(place.path()).unwrap();
@@ -106,7 +106,7 @@ async fn damage_is_told_and_leaves_the_file_as_it_is() {
     for (expected, bytes) in cases {
         fs::write(place.path(), &bytes).unwrap();
         match place.open() {
-            Err(UnsentFileError::Damaged { line, .. }) => assert_eq!(line, expected),
+            Err(SpoolFileError::Damaged { line, .. }) => assert_eq!(line, expected),
             other => panic!("{other:?} of {}", String::from_utf8_lossy(&bytes)),
         }
         assert_eq!(fs::read(place.path()).unwrap(), bytes);
@@ -114,7 +114,7 @@ async fn damage_is_told_and_leaves_the_file_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_taken_leaves_the_file_and_what_is_not_keeps_its_id() {
+async fn stored_records_leave_the_spool_file() {
     let place = Place::new("taken");
     let wall = wall();
     leave_behind(&place, &wall, 4, 5).await;
@@ -139,12 +139,12 @@ async fn what_is_taken_leaves_the_file_and_what_is_not_keeps_its_id() {
         }
     });
     let file = place.open().unwrap();
-    assert!(matches!(place.open(), Err(UnsentFileError::InUse { .. })));
+    assert!(matches!(place.open(), Err(SpoolFileError::InUse { .. })));
     let mut pusher = usage
         .handle()
         .pusher(Arc::clone(&sink))
         .batch_size(3)
-        .unsent_file(file)
+        .spool_file(file)
         .build()
         .unwrap();
     let report = pusher.push_closed().await;
@@ -158,7 +158,7 @@ async fn what_is_taken_leaves_the_file_and_what_is_not_keeps_its_id() {
     let mut pusher = usage
         .handle()
         .pusher(Arc::clone(&rest))
-        .unsent_file(file)
+        .spool_file(file)
         .build()
         .unwrap();
     pusher.push_closed().await;
@@ -176,7 +176,7 @@ async fn what_is_taken_leaves_the_file_and_what_is_not_keeps_its_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_cannot_be_written_stops_no_push() {
+async fn an_unwritable_file_stops_no_push() {
     let place = Place::new("gone");
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
@@ -184,7 +184,7 @@ async fn a_file_that_cannot_be_written_stops_no_push() {
     let mut pusher = usage
         .handle()
         .pusher(Arc::clone(&sink))
-        .unsent_file(place.open().unwrap())
+        .spool_file(place.open().unwrap())
         .build()
         .unwrap();
     let app = app(&usage);
@@ -206,7 +206,7 @@ async fn a_file_that_cannot_be_written_stops_no_push() {
     assert!(place.open().unwrap().is_empty());
     assert_eq!(sink.sums(), sums(&[("org_1", 3)]));
     assert!(matches!(
-        UnsentFile::open("/nowhere/at/all/unsent"),
-        Err(UnsentFileError::Io { .. })
+        SpoolFile::open("/nowhere/at/all/unsent"),
+        Err(SpoolFileError::Io { .. })
     ));
 }

@@ -9,7 +9,7 @@ use tower_orgkey_usage::{PushError, PushErrorKind, UsageLayer};
 use crate::kit::{MINUTE, Memory, app, next_minute, of_org, read_times, start, sums, usage, wall};
 
 #[tokio::test(start_paused = true)]
-async fn what_is_closed_stays_closed_whichever_way_the_clock_steps() {
+async fn closed_minutes_stay_closed_if_the_clock_steps() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
     let handle = usage.handle();
@@ -63,7 +63,7 @@ async fn what_is_closed_stays_closed_whichever_way_the_clock_steps() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_running_pusher_closes_every_minute_and_flushes_the_last() {
+async fn a_running_pusher_closes_every_minute() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
     let handle = usage.handle();
@@ -103,7 +103,7 @@ async fn a_running_pusher_closes_every_minute_and_flushes_the_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_refuses_everything_gets_no_more_than_a_few_records() {
+async fn permanent_errors_in_a_row_pause_the_push() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
     let handle = usage.handle();
@@ -112,7 +112,7 @@ async fn a_sink_that_refuses_everything_gets_no_more_than_a_few_records() {
         let refuses = Arc::clone(&refuses);
         Memory::new(move |_| match refuses.load(Ordering::SeqCst) {
             0 => Ok(()),
-            _ => Err(PushError::refused("wrong meter")),
+            _ => Err(PushError::permanent("wrong meter")),
         })
     };
     let mut pusher = handle
@@ -126,25 +126,25 @@ async fn a_sink_that_refuses_everything_gets_no_more_than_a_few_records() {
     }
     next_minute(&wall);
     let report = pusher.push_closed().await;
-    assert_eq!((report.refused, report.waiting), (10, 90));
+    assert_eq!((report.undeliverable, report.waiting), (10, 90));
     let report = pusher.push_closed().await;
     assert_eq!(
-        (report.refused, report.waiting),
+        (report.undeliverable, report.waiting),
         (1, 89),
         "one a turn from then on"
     );
     refuses.store(0, Ordering::SeqCst);
     let report = pusher.push_closed().await;
     assert_eq!((report.pushed, report.waiting), (89, 0));
-    assert_eq!(handle.stats().refused, 11);
+    assert_eq!(handle.stats().undeliverable, 11);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_after_the_last_record_keeps_no_pusher_awake() {
+async fn an_idle_pusher_sleeps_after_a_pause() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
     let handle = usage.handle();
-    let sink = Memory::new(|_| Err(PushError::refused("wrong meter")));
+    let sink = Memory::new(|_| Err(PushError::permanent("wrong meter")));
     let mut pusher = handle.pusher(sink).build().unwrap();
     let app = app(&usage);
     for n in 0..12 {
@@ -154,11 +154,14 @@ async fn a_pause_after_the_last_record_keeps_no_pusher_awake() {
     // Ends only if the pusher sleeps: nothing else moves the clock.
     let stop = tokio::time::sleep(Duration::from_secs(3_600));
     pusher.run_until(stop).await;
-    assert_eq!((handle.stats().refused, handle.stats().waiting), (12, 0));
+    assert_eq!(
+        (handle.stats().undeliverable, handle.stats().waiting),
+        (12, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn minutes_that_no_pusher_fetches_are_bounded_and_counted() {
+async fn unfetched_minutes_are_bounded() {
     let wall = wall();
     let usage = usage(&wall).capacity(64).build().unwrap();
     let handle = usage.handle();
@@ -200,7 +203,7 @@ async fn minutes_that_no_pusher_fetches_are_bounded_and_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_that_is_asked_for_is_made() {
+async fn a_requested_pause_is_respected() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
     let asked = tokio::time::Instant::now();
@@ -224,12 +227,12 @@ async fn a_pause_that_is_asked_for_is_made() {
     assert_eq!(calls.load(Ordering::SeqCst), 3);
     let passed = asked.elapsed().as_secs();
     assert!((200..=300).contains(&passed), "{passed} s");
-    let error = PushError::refused("no").after(Duration::from_secs(1));
-    assert_eq!(error.kind(), PushErrorKind::Refused);
+    let error = PushError::permanent("no").after(Duration::from_secs(1));
+    assert_eq!(error.kind(), PushErrorKind::Permanent);
 }
 
 #[test]
-fn what_contradicts_itself_is_not_built() {
+fn invalid_settings_are_not_built() {
     let field = |built: Result<UsageLayer, tower_orgkey::ConfigError>| built.unwrap_err().field();
     assert_eq!(field(UsageLayer::builder().capacity(0).build()), "capacity");
     assert_eq!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_orgkey_usage::telemetry;
 use tower_orgkey_usage::{
-    OpenMeterSink, UnsentFile, UnsentFileError, UsageHandle, UsagePusher, UsagePusherBuilder,
+    OpenMeterSink, SpoolFile, SpoolFileError, UsageHandle, UsagePusher, UsagePusherBuilder,
 };
 
 use crate::collector::{Collector, Does};
@@ -54,10 +54,10 @@ impl Scratch {
     }
 
     /// The file, once a save that a dropped pusher left under way has let go of it.
-    fn file(&self) -> UnsentFile {
+    fn file(&self) -> SpoolFile {
         for _ in 0..10_000 {
-            match UnsentFile::open(self.0.join("unsent")) {
-                Err(UnsentFileError::InUse { .. }) => {
+            match SpoolFile::open(self.0.join("unsent")) {
+                Err(SpoolFileError::InUse { .. }) => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 opened => return opened.unwrap(),
@@ -74,7 +74,7 @@ impl Drop for Scratch {
 }
 
 #[tokio::test]
-async fn events_are_those_that_a_meter_expects() {
+async fn events_are_cloud_events() {
     let collector = Collector::start().await;
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
@@ -113,7 +113,7 @@ async fn events_are_those_that_a_meter_expects() {
         "subject": "org_1",
         "datacontenttype": "application/json",
         "data": {
-            "key": "k1", "route": "/reports/{id}", "requests": 2, "refused": 0, "refusals": {}, "failed": 0,
+            "key": "k1", "route": "/reports/{id}", "requests": 2, "rejected": 0, "rejections": {}, "failed": 0,
             "dropped": 0, "panicked": 0, "request_bytes": 0, "response_bytes": 10,
             "duration_seconds": event["data"]["duration_seconds"],
         },
@@ -129,7 +129,7 @@ async fn events_are_those_that_a_meter_expects() {
 }
 
 #[tokio::test]
-async fn sums_agree_to_the_unit_whatever_the_meter_does() {
+async fn sums_agree_with_a_failing_meter() {
     let collector = Collector::start().await;
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
@@ -173,12 +173,15 @@ async fn sums_agree_to_the_unit_whatever_the_meter_does() {
         (25, 15)
     );
     let stats = handle.stats();
-    assert_eq!((stats.waiting, stats.refused, stats.dropped), (0, 0, 0));
+    assert_eq!(
+        (stats.waiting, stats.undeliverable, stats.dropped),
+        (0, 0, 0)
+    );
     assert_eq!(stats.pushed, collector.events().len() as u64);
 }
 
 #[tokio::test]
-async fn sums_agree_over_restarts_of_which_no_end_was_heard() {
+async fn sums_agree_across_restarts() {
     let scratch = Scratch::new("restarts");
     let collector = Collector::start().await;
     let wall = wall();
@@ -189,7 +192,7 @@ async fn sums_agree_over_restarts_of_which_no_end_was_heard() {
         let handle = usage.handle();
         let mut pusher = pusher(&handle, &collector)
             .push_timeout(IMPATIENT)
-            .unsent_file(scratch.file())
+            .spool_file(scratch.file())
             .build()
             .unwrap();
         let app = app(&usage);
@@ -211,7 +214,7 @@ async fn sums_agree_over_restarts_of_which_no_end_was_heard() {
     }
     let usage = usage(&wall).build().unwrap();
     let mut pusher = pusher(&usage.handle(), &collector)
-        .unsent_file(scratch.file())
+        .spool_file(scratch.file())
         .build()
         .unwrap();
     push_all(&mut pusher).await;
@@ -225,7 +228,7 @@ async fn sums_agree_over_restarts_of_which_no_end_was_heard() {
 }
 
 #[tokio::test]
-async fn one_record_that_is_never_taken_costs_the_others_nothing() {
+async fn an_undeliverable_record_is_isolated() {
     let collector = Collector::start().await;
     collector.usually(Does::Refuse("poison".to_owned()));
     let wall = wall();
@@ -239,7 +242,10 @@ async fn one_record_that_is_never_taken_costs_the_others_nothing() {
     read_times(&app, 7, "key.org_1.poison").await;
     next_minute(&wall);
     let report = pusher.push_closed().await;
-    assert_eq!((report.pushed, report.refused, report.waiting), (40, 1, 0));
+    assert_eq!(
+        (report.pushed, report.undeliverable, report.waiting),
+        (40, 1, 0)
+    );
     assert_eq!(collector.bill(), sums(&[("org_1", 40)]));
     assert_eq!(
         of_org(&handle.snapshot(), "org_1"),
@@ -249,7 +255,7 @@ async fn one_record_that_is_never_taken_costs_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn fault_52_a_meter_that_is_down_costs_no_request_and_no_bill() {
+async fn fault_52_a_failing_meter_costs_no_request() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
@@ -311,7 +317,7 @@ async fn fault_52_a_meter_that_is_down_costs_no_request_and_no_bill() {
 }
 
 #[test]
-fn a_sink_that_cannot_work_is_not_built() {
+fn an_invalid_sink_is_not_built() {
     let builder = || OpenMeterSink::builder("https://openmeter.cloud");
     let zero = Duration::ZERO;
     for (field, built) in [

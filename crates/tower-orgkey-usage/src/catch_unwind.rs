@@ -1,4 +1,4 @@
-//! A future whose panic is an answer.
+//! Isolates panics: a future that returns a panic of the inner future as an error.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    pub(super) struct Caught<F> {
+    pub(crate) struct CatchUnwind<F> {
         #[pin]
         future: F,
     }
@@ -16,20 +16,20 @@ pin_project! {
 
 /// The future panicked. It is not polled again.
 #[derive(Debug)]
-pub(super) struct Panicked;
+pub(crate) struct Panicked;
 
-impl<F> Caught<F> {
-    pub(super) fn new(future: F) -> Self {
+impl<F> CatchUnwind<F> {
+    pub(crate) fn new(future: F) -> Self {
         Self { future }
     }
 }
 
-impl<F: Future> Future for Caught<F> {
+impl<F: Future> Future for CatchUnwind<F> {
     type Output = Result<F::Output, Panicked>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let future = self.project().future;
-        // Nothing of what the panic may have left half-way is looked at again but by its owner.
+        // After a panic the future is only dropped.
         match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),

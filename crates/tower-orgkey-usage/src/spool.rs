@@ -1,8 +1,8 @@
-//! The file that keeps what has not been pushed.
+//! The file of records that are not pushed yet.
 //!
-//! Lines, each a checksum and a JSON value: what the file is, records that were added, and how many of the oldest were done
-//! with. A write that a crash cut short leaves a last line without an end, which is taken off; nothing was done on the
-//! strength of it, for records are pushed only once they are here. Any other line that does not read is damage, and is told.
+//! Each line is a checksum and a JSON value: the format of the file, records that were added, or how many of the oldest
+//! records were removed. After a crash the last line can be incomplete and is truncated; its records were not pushed, because
+//! records are pushed only after the file is synchronized. Any other invalid line is an error.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,85 +14,80 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
-use super::record::UsageRecord;
+use crate::record::UsageRecord;
 use crate::telemetry;
 
-/// The layout of the file.
+/// The version of the format.
 const VERSION: u32 = 1;
-/// Records a line.
+/// The most records of one line.
 const RECORDS_A_LINE: usize = 500;
-/// The file is written anew when it holds so many records that are done with, and more of them than of others.
-const DEAD_WEIGHT: usize = 10_000;
+/// The file is rewritten when it contains more removed records than this, and more removed than other records.
+const MAX_REMOVED: usize = 10_000;
 
-/// A file that keeps records until the sink has taken them, over a restart and a crash.
+/// A file that keeps records until the sink has stored them, across restarts and crashes.
 ///
-/// One process at a time has it: beside the file stands another, of the same name with `.lock` at the end, that it locks (on
-/// Unix; elsewhere see to it yourself). What it holds is synchronized with the disk before anything of it is pushed.
-/// On Unix only its owner may read it.
+/// One process at a time can use the file. On Unix it is protected by a lock on a second file with the suffix `.lock`, and
+/// only the owner can read it. Records are synchronized with the disk before they are pushed.
 ///
 /// ```
-/// use tower_orgkey_usage::UnsentFile;
+/// use tower_orgkey_usage::SpoolFile;
 ///
 /// # let directory = std::env::temp_dir().join(format!("orgkey-doc-{}", std::process::id()));
 /// # std::fs::create_dir_all(&directory)?;
-/// let file = UnsentFile::open(directory.join("usage.unsent"))?;
+/// let file = SpoolFile::open(directory.join("usage.spool"))?;
 /// assert!(file.is_empty(), "nothing was left behind");
 /// # drop(file);
 /// # std::fs::remove_dir_all(&directory)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct UnsentFile {
-    pub(super) journal: Journal,
-    pub(super) records: VecDeque<UsageRecord>,
+pub struct SpoolFile {
+    pub(crate) journal: Journal,
+    pub(crate) records: VecDeque<UsageRecord>,
 }
 
-/// The file of unsent records cannot be used.
+/// A [`SpoolFile`] cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum UnsentFileError {
-    /// It cannot be read or written.
+pub enum SpoolFileError {
+    /// The file cannot be read or written.
     #[error("{} cannot be used", path.display())]
     Io {
-        /// Where it is.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Another process, or another pusher of this one, has it. One that was dropped while it saved has it until the save is
-    /// over.
+    /// Another process or another pusher uses the file. A pusher that was dropped during a write uses it until the write ends.
     #[error("{} is in use", path.display())]
     InUse {
-        /// Where it is.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// It is not such a file, or one that was damaged. Nothing of it was used, and it is as it was: repair it, or move it
-    /// away and go without what it holds.
+    /// The file has another format, or is damaged. It was not changed, and nothing of it was used: repair it or move it away.
     #[error("{} is damaged: line {line} {problem}", path.display())]
     Damaged {
-        /// Where it is.
+        /// The path of the file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         problem: &'static str,
     },
 }
 
-impl UnsentFile {
-    /// Opens the file at this path, or makes it; its directory must be there.
-    ///
-    /// Reads and writes without a runtime, and blocks meanwhile.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, UnsentFileError> {
+impl SpoolFile {
+    /// Opens or creates a file. Its directory must exist. Blocks; needs no runtime.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, SpoolFileError> {
         let path = path.into();
-        let io = |source| UnsentFileError::Io {
+        let io = |source| SpoolFileError::Io {
             path: path.clone(),
             source,
         };
         let lock = open(&beside(&path, ".lock"), OpenOptions::new().create(true)).map_err(io)?;
         if !is_ours(&lock).map_err(io)? {
-            return Err(UnsentFileError::InUse { path });
+            return Err(SpoolFileError::InUse { path });
         }
         let mut bytes = Vec::new();
         let file = match open(&path, &mut OpenOptions::new()) {
@@ -105,13 +100,13 @@ impl UnsentFile {
         };
         let (file, read) = match file {
             Some(file) if !bytes.is_empty() => {
-                let read = read(&bytes).map_err(|(line, problem)| UnsentFileError::Damaged {
+                let read = read(&bytes).map_err(|(line, problem)| SpoolFileError::Damaged {
                     path: path.clone(),
                     line,
                     problem,
                 })?;
                 if read.good < bytes.len() {
-                    telemetry::tail_cut(bytes.len() - read.good);
+                    telemetry::spool_truncated(bytes.len() - read.good);
                     file.set_len(read.good as u64).map_err(io)?;
                     file.sync_all().map_err(io)?;
                 }
@@ -122,55 +117,57 @@ impl UnsentFile {
                 Reading::default(),
             ),
         };
-        let Reading { records, dead, .. } = read;
+        let Reading {
+            records, removed, ..
+        } = read;
         let journal = Journal {
             path,
             file,
             _lock: lock,
-            dead,
+            removed,
             is_broken: false,
         };
         Ok(Self { journal, records })
     }
 
-    /// How many records an earlier run left behind.
+    /// Returns how many records an earlier run left in the file.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether nothing was left behind.
+    /// Returns whether an earlier run left no records.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 }
 
-/// The file, to be written to.
-pub(super) struct Journal {
+/// The open file.
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
-    /// Held for as long as the file is ours.
+    /// The lock.
     _lock: File,
-    /// Records in the file that are done with.
-    dead: usize,
-    /// A write has failed half-way, so what stands at the end of the file is not known.
+    /// Removed records that are still in the file.
+    removed: usize,
+    /// A write failed, so the end of the file is unknown and the file is rewritten.
     is_broken: bool,
 }
 
 impl Journal {
-    /// Writes what is new: that so many of the oldest records are done with, and these beyond `known`. `queue` is all that
-    /// is not done with.
-    pub(super) fn write(
+    /// Writes that the `done` oldest records were removed, and the records of `queue` beyond the `known` first ones.
+    pub(crate) fn write(
         &mut self,
         done: usize,
         queue: &VecDeque<UsageRecord>,
         known: usize,
     ) -> io::Result<()> {
-        let dead = self.dead + done;
-        let written = if self.is_broken || (queue.is_empty() && dead > 0) || is_heavy(dead, queue) {
-            self.write_anew(queue)
-        } else {
-            self.append(done, queue, known)
-        };
+        let removed = self.removed + done;
+        let written =
+            if self.is_broken || (queue.is_empty() && removed > 0) || is_heavy(removed, queue) {
+                self.rewrite(queue)
+            } else {
+                self.append(done, queue, known)
+            };
         self.is_broken = written.is_err();
         written
     }
@@ -192,19 +189,19 @@ impl Journal {
         self.file.seek(SeekFrom::End(0))?;
         self.file.write_all(&lines)?;
         self.file.sync_data()?;
-        self.dead += done;
+        self.removed += done;
         Ok(())
     }
 
-    fn write_anew(&mut self, queue: &VecDeque<UsageRecord>) -> io::Result<()> {
+    fn rewrite(&mut self, queue: &VecDeque<UsageRecord>) -> io::Result<()> {
         self.file = write_new(&self.path, queue)?;
-        self.dead = 0;
+        self.removed = 0;
         Ok(())
     }
 }
 
-fn is_heavy(dead: usize, queue: &VecDeque<UsageRecord>) -> bool {
-    dead > DEAD_WEIGHT && dead > queue.len()
+fn is_heavy(removed: usize, queue: &VecDeque<UsageRecord>) -> bool {
+    removed > MAX_REMOVED && removed > queue.len()
 }
 
 impl fmt::Debug for Journal {
@@ -219,18 +216,18 @@ impl fmt::Debug for Journal {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Line<R> {
-    /// The first line, and only that: the version of the layout.
+    /// The header: the version of the format.
     TowerOrgkeyUsage(u32),
     Records(R),
     Done(usize),
 }
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Default)]
 struct Reading {
     records: VecDeque<UsageRecord>,
-    dead: usize,
-    /// The length of all whole lines.
+    removed: usize,
+    /// The length of all complete lines.
     good: usize,
 }
 
@@ -240,27 +237,27 @@ fn read(bytes: &[u8]) -> Result<Reading, (usize, &'static str)> {
     while let Some(end) = bytes[reading.good..].iter().position(|byte| *byte == b'\n') {
         number += 1;
         let line = get(&bytes[reading.good..reading.good + end]);
-        match (line.ok_or((number, "does not read"))?, number) {
+        match (line.ok_or((number, "is not valid"))?, number) {
             (Line::TowerOrgkeyUsage(VERSION), 1) => {}
             (Line::TowerOrgkeyUsage(_), 1) => {
-                return Err((number, "names a layout that this version does not know"));
+                return Err((number, "names an unknown format"));
             }
-            (Line::TowerOrgkeyUsage(_), _) => return Err((number, "does not belong there")),
-            (_, 1) => return Err((number, "does not say what the file is")),
+            (Line::TowerOrgkeyUsage(_), _) => return Err((number, "is a second header")),
+            (_, 1) => return Err((number, "is not the header")),
             (Line::Records(records), _) => reading.records.extend(records),
             (Line::Done(done), _) => {
                 if done > reading.records.len() {
-                    return Err((number, "is done with more than there was"));
+                    return Err((number, "removes more records than there are"));
                 }
                 reading.records.drain(..done);
-                reading.dead += done;
+                reading.removed += done;
             }
         }
         reading.good += end + 1;
     }
     if number == 0 {
-        // The first line is never written alone: the file comes into being with it.
-        return Err((1, "does not say what the file is"));
+        // The header is written together with the file, so it is never incomplete.
+        return Err((1, "is not the header"));
     }
     Ok(reading)
 }
@@ -295,14 +292,14 @@ fn put_records<'a>(
     }
 }
 
-/// Against accidents, not against anybody.
+/// Detects accidental damage only.
 fn checksum(bytes: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(0, 0);
     hasher.write(bytes);
     hasher.finish()
 }
 
-/// Writes a file and puts it in the place of the other, so that at any moment one of the two is there, whole.
+/// Writes a new file and renames it over the old one, so that one complete file exists at any moment.
 fn write_new(path: &Path, queue: &VecDeque<UsageRecord>) -> io::Result<File> {
     let mut lines = Vec::new();
     put(&mut lines, &Line::<()>::TowerOrgkeyUsage(VERSION))?;

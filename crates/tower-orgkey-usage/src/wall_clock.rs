@@ -1,16 +1,16 @@
-//! The wall clock, which names the minutes and nothing else.
+//! The wall clock. It only names minutes.
 
 use std::time::{Duration, SystemTime};
 
 #[derive(Clone, Debug, Default)]
-pub(super) enum Wall {
+pub(crate) enum WallClock {
     #[default]
     System,
     #[cfg(feature = "test-util")]
     Test(crate::test_util::TestWallClock),
 }
 
-impl Wall {
+impl WallClock {
     fn now(&self) -> SystemTime {
         match self {
             Self::System => SystemTime::now(),
@@ -20,18 +20,18 @@ impl Wall {
     }
 
     fn since_epoch(&self) -> Duration {
-        // A clock before 1970 is not set; its minute is the first there is.
+        // A clock before 1970 is not set.
         let now = self.now().duration_since(SystemTime::UNIX_EPOCH);
         now.unwrap_or_default()
     }
 
-    /// The minute that it is, counted from the Unix epoch.
-    pub(super) fn minute(&self) -> u64 {
+    /// The current minute since the Unix epoch.
+    pub(crate) fn minute(&self) -> u64 {
         self.since_epoch().as_secs() / 60
     }
 
     /// The time to the next minute.
-    pub(super) fn to_next_minute(&self) -> Duration {
+    pub(crate) fn to_next_minute(&self) -> Duration {
         let into = self.since_epoch().as_nanos() % 60_000_000_000;
         let into = Duration::from_nanos(u64::try_from(into).unwrap_or_default());
         Duration::from_secs(60).saturating_sub(into)

@@ -1,13 +1,13 @@
-//! A table of so many rows and no more, that tells which of them to do without.
+//! A bounded table with clock eviction.
 
 use hashbrown::HashTable;
 
-use super::counts::Counts;
+use crate::counts::Counts;
 
-/// Rows under the hashes of their keys, and a hand that goes round and looks for one that was not used since it last came by
-/// (the second-chance rule): a row that is seen once leaves before one that is seen again.
+/// Rows under the hashes of their keys. When the table is full, the clock hand evicts the next row that was not used since
+/// the hand last passed it, so a row that is seen once is evicted before one that is seen again.
 #[derive(Debug)]
-pub(super) struct Ring<K> {
+pub(crate) struct ClockTable<K> {
     /// Places in `rows`.
     index: HashTable<usize>,
     rows: Vec<Row<K>>,
@@ -16,16 +16,16 @@ pub(super) struct Ring<K> {
 }
 
 #[derive(Debug)]
-pub(super) struct Row<K> {
-    pub(super) key: K,
+pub(crate) struct Row<K> {
+    pub(crate) key: K,
     hash: u64,
     is_used: bool,
-    pub(super) counts: Counts,
+    pub(crate) counts: Counts,
 }
 
-impl<K> Ring<K> {
-    /// Room for at least one row.
-    pub(super) fn new(capacity: usize) -> Self {
+impl<K> ClockTable<K> {
+    /// Holds at least one row.
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
             index: HashTable::new(),
             rows: Vec::new(),
@@ -34,38 +34,38 @@ impl<K> Ring<K> {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.rows.len() >= self.capacity
     }
 
-    /// The place of the row that is this one, which is thereby used.
+    /// Returns the place of a row, and marks the row as used.
     #[inline]
-    pub(super) fn find(&mut self, hash: u64, is_this: impl Fn(&K) -> bool) -> Option<usize> {
+    pub(crate) fn find(&mut self, hash: u64, is_wanted: impl Fn(&K) -> bool) -> Option<usize> {
         let rows = &self.rows;
-        let is_at = |place: &usize| rows[*place].hash == hash && is_this(&rows[*place].key);
+        let is_at = |place: &usize| rows[*place].hash == hash && is_wanted(&rows[*place].key);
         let place = *self.index.find(hash, is_at)?;
         self.rows[place].is_used = true;
         Some(place)
     }
 
-    /// The counts at a place that was told since the last change of the table.
+    /// Returns the counts at a place. Places are valid until the next change of the table.
     #[inline]
-    pub(super) fn at(&mut self, place: usize) -> &mut Counts {
+    pub(crate) fn at(&mut self, place: usize) -> &mut Counts {
         &mut self.rows[place].counts
     }
 
-    /// Adds a row, and tells its place. The caller has made room, and knows that there is no such row.
-    pub(super) fn insert(&mut self, hash: u64, key: K, counts: Counts) -> usize {
+    /// Inserts a row that is not in the table, and returns its place. The caller has made room.
+    pub(crate) fn insert(&mut self, hash: u64, key: K) -> usize {
         let place = self.rows.len();
         self.rows.push(Row {
             key,
             hash,
             is_used: false,
-            counts,
+            counts: Counts::default(),
         });
         let rows = &self.rows;
         self.index
@@ -73,8 +73,8 @@ impl<K> Ring<K> {
         place
     }
 
-    /// Takes out a row that others may have the place of. `None` only of an empty table.
-    pub(super) fn evict(&mut self) -> Option<Row<K>> {
+    /// Removes a row. `None` if the table is empty.
+    pub(crate) fn evict(&mut self) -> Option<Row<K>> {
         if self.rows.is_empty() {
             return None;
         }
@@ -87,7 +87,7 @@ impl<K> Ring<K> {
             self.hand += 1;
         }
         let place = self.hand;
-        // The row that takes this place is the youngest; the hand leaves it alone for this round.
+        // The youngest row moves to this place. The hand skips it in this round.
         self.hand += 1;
         Some(self.remove(place))
     }
@@ -107,7 +107,7 @@ impl<K> Ring<K> {
         row
     }
 
-    pub(super) fn rows(&self) -> impl Iterator<Item = (&K, &Counts)> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&K, &Counts)> {
         self.rows.iter().map(|row| (&row.key, &row.counts))
     }
 }

@@ -1,7 +1,7 @@
-//! What all services of a layer count into.
+//! Aggregates the counts of all services of a layer.
 //!
-//! Rows are spread over shards by the hash of account, key and route, each behind a lock that is held for one look-up and a
-//! few additions; making room and closing a minute happen under the same lock, so no count can fall between them.
+//! Rows are spread over shards by the hash of account, key and route. Each shard has a lock that is held for one lookup and
+//! a few additions. Merging rows and closing a minute happen under the same lock, so no count is lost between them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,78 +13,77 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crossbeam_utils::CachePadded;
 use http::Extensions;
 
-use super::counts::{Counts, Ended};
-use super::ledger::{AccountRef, Bounds, KeyRef, Ledger, RowKey, RowRef};
-use super::record::{Period, UsageRecord};
-use super::routes::{RouteId, Routes};
-use super::snapshot::{LineKey, UsageSnapshot};
-use super::wall::Wall;
+use crate::counts::{Counts, Ended};
+use crate::record::{Period, UsageRecord};
+use crate::routes::{RouteId, Routes};
+use crate::snapshot::{LineKey, UsageSnapshot};
+use crate::table::{AccountRef, Bounds, KeyRef, RowKey, RowRef, Table};
 use crate::telemetry;
+use crate::wall_clock::WallClock;
 use tower_orgkey::RequestHead;
 use tower_orgkey::observer::{Caller, RequestObservation};
 
 /// Names the route of a request.
-pub(super) type RouteFn =
+pub(crate) type RouteFn =
     Box<dyn for<'a> Fn(RequestHead<'a>) -> Option<Cow<'a, str>> + Send + Sync>;
 
-/// What books are made with.
-pub(super) struct Settings {
-    pub(super) bounds: Bounds,
-    pub(super) routes: usize,
-    pub(super) route: Option<RouteFn>,
-    pub(super) wall: Wall,
+pub(crate) struct Settings {
+    pub(crate) bounds: Bounds,
+    pub(crate) routes: usize,
+    pub(crate) route: Option<RouteFn>,
+    pub(crate) wall: WallClock,
 }
 
-pub(super) struct Books {
-    pub(super) wall: Wall,
+pub(crate) struct Aggregator {
+    pub(crate) wall: WallClock,
     route: Option<RouteFn>,
     routes: Routes,
     hasher: RandomState,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
-    /// Tells these books from all others. Part of every record's id.
+    /// Unique per aggregator. A part of the id of every record.
     run: String,
-    /// What is below it is closed.
+    /// All earlier periods are closed.
     floor: Mutex<Period>,
-    /// How many rows of minutes that are over a shard keeps until they are closed. 0 while nobody pushes them.
+    /// How many rows of past minutes a shard keeps for the pusher. 0 without a pusher.
     kept: AtomicUsize,
-    pub(super) tally: Tally,
+    pub(crate) records: RecordCounts,
 }
 
-/// What became of records.
+/// What happened to records.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) waiting: AtomicUsize,
-    pub(super) pushed: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) dropped: AtomicU64,
+pub(crate) struct RecordCounts {
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) pushed: AtomicU64,
+    pub(crate) undeliverable: AtomicU64,
+    pub(crate) dropped: AtomicU64,
 }
 
 struct Shard {
     period: Period,
-    /// What is counted in that period.
-    open: Ledger,
-    /// What was counted in all periods before it.
-    totals: Ledger,
-    /// Periods that are over and wait to be closed, in order.
-    over: Vec<(Period, Ledger)>,
+    /// The counts of that period.
+    open: Table,
+    /// The counts of all earlier periods.
+    totals: Table,
+    /// Past periods that wait to be closed, in order.
+    past: Vec<(Period, Table)>,
 }
 
-/// What a step had to give up.
+/// What a step merged and dropped.
 #[derive(Clone, Copy, Debug, Default)]
-struct GivenUp {
-    /// Rows that are now a part of coarser ones.
-    folded: u64,
-    /// Records of minutes that nobody took in time.
+struct Loss {
+    /// Rows that were merged.
+    merged: u64,
+    /// Records of past minutes that were not closed in time.
     records: u64,
 }
 
-/// The most shards. A row has one.
+/// The most shards.
 const SHARDS: usize = 64;
-/// The least rows that a shard is worth having for.
+/// The fewest rows per shard.
 const ROWS_A_SHARD: usize = 64;
 
-impl Books {
-    pub(super) fn new(settings: Settings, run: String) -> Self {
+impl Aggregator {
+    pub(crate) fn new(settings: Settings, run: String) -> Self {
         let Bounds {
             rows,
             organizations,
@@ -96,9 +95,9 @@ impl Books {
         };
         let shard = || Shard {
             period: Period::default(),
-            open: Ledger::new(bounds),
-            totals: Ledger::new(bounds),
-            over: Vec::new(),
+            open: Table::new(bounds),
+            totals: Table::new(bounds),
+            past: Vec::new(),
         };
         Self {
             wall: settings.wall,
@@ -111,13 +110,13 @@ impl Books {
             run,
             floor: Mutex::default(),
             kept: AtomicUsize::new(0),
-            tally: Tally::default(),
+            records: RecordCounts::default(),
         }
     }
 
-    /// The route of a request, if one is known where the layer stands.
+    /// Returns the route of a request.
     #[inline]
-    pub(super) fn route(&self, head: RequestHead<'_>) -> RouteId {
+    pub(crate) fn route(&self, head: RequestHead<'_>) -> RouteId {
         if let Some(route) = &self.route {
             return match route(head) {
                 Some(template) => self.routes.id(&template),
@@ -130,9 +129,9 @@ impl Books {
         }
     }
 
-    /// Counts a request that has ended, in the minute that it is.
+    /// Counts a request that has ended, in the current minute.
     #[inline]
-    pub(super) fn count(&self, observation: &RequestObservation, route: RouteId, ended: Ended) {
+    pub(crate) fn count(&self, observation: &RequestObservation, route: RouteId, ended: Ended) {
         let caller = observation.caller();
         let (account, key) = match &caller {
             Some(Caller::Organization { context, .. }) => (
@@ -140,7 +139,7 @@ impl Books {
                 context.key_id().map_or(KeyRef::Unnamed, KeyRef::Id),
             ),
             Some(Caller::Anonymous) => (AccountRef::Anonymous, KeyRef::Unnamed),
-            Some(_) | None => (AccountRef::Nobody, KeyRef::Unnamed),
+            Some(_) | None => (AccountRef::Unauthenticated, KeyRef::Unnamed),
         };
         let row = RowRef {
             account,
@@ -149,66 +148,65 @@ impl Books {
         };
         let hash = self.hasher.hash_one(row);
         let now = Period::of(self.wall.minute());
-        let given_up = {
+        let loss = {
             let mut shard = self.shard(hash);
-            let given_up = shard.roll(now, self);
-            let before = shard.open.folds();
+            let loss = shard.roll(now, self);
+            let before = shard.open.merged();
             shard.open.row(&self.hasher, hash, row).count(ended);
-            GivenUp {
-                folded: given_up.folded + shard.open.folds() - before,
-                ..given_up
+            Loss {
+                merged: loss.merged + shard.open.merged() - before,
+                ..loss
             }
         };
-        self.tell(given_up);
+        self.report(loss);
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        // By the high half: tables of a shard use the low bits and the topmost seven.
+        // By middle bits: the tables of a shard use the low bits and the highest seven.
         let place = (hash >> 24) as usize % self.shards.len();
         lock(&self.shards[place])
     }
 
     #[inline]
-    fn tell(&self, given_up: GivenUp) {
-        if given_up.folded > 0 {
-            telemetry::folded(given_up.folded);
+    fn report(&self, loss: Loss) {
+        if loss.merged > 0 {
+            telemetry::rows_merged(loss.merged);
         }
-        if given_up.records > 0 {
-            let records = given_up.records;
-            self.tally.dropped.fetch_add(records, Ordering::Relaxed);
-            telemetry::dropped(records, "the pusher does not run");
+        if loss.records > 0 {
+            let records = loss.records;
+            self.records.dropped.fetch_add(records, Ordering::Relaxed);
+            telemetry::dropped(records, "the pusher did not run");
         }
     }
 
-    /// From now on minutes that are over are kept until [`close`](Self::close) takes them, about so many records of
-    /// them. `false` if that is so already.
-    pub(super) fn keep(&self, records: usize) -> bool {
+    /// Keeps about so many records of past minutes until [`close`](Self::close) takes them. `false` if they are kept already.
+    pub(crate) fn keep(&self, records: usize) -> bool {
         let kept = (records / self.shards.len()).max(1);
         self.kept
             .compare_exchange(0, kept, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     }
 
-    /// Nobody will take minutes any more. Tells how many records of them nobody has taken.
-    pub(super) fn keep_no_more(&self) -> usize {
+    /// Stops keeping past minutes, and returns how many records of them were not taken.
+    pub(crate) fn keep_no_more(&self) -> usize {
         self.kept.store(0, Ordering::Relaxed);
         let taken = self.shards.iter().map(|shard| {
-            let over = std::mem::take(&mut lock(shard).over);
-            over.iter()
-                .map(|(_, ledger)| ledger.lines().count())
+            let past = std::mem::take(&mut lock(shard).past);
+            past.iter()
+                .map(|(_, table)| table.lines().count())
                 .sum::<usize>()
         });
         taken.sum()
     }
 
-    /// Closes every minute that is over, and with `early` also what there is of the one under way. Nothing is counted into
-    /// them any more; each is told here, and only here.
-    pub(super) fn close(&self, early: bool) -> Vec<UsageRecord> {
+    /// Closes every past minute and, with `early`, the current one so far, and returns their records. Later requests are
+    /// counted in later periods.
+    pub(crate) fn close(&self, early: bool) -> Vec<UsageRecord> {
         let target = {
             let mut floor = lock(&self.floor);
             let mut target = Period::of(self.wall.minute()).max(*floor);
             if early {
-                // A request may have come by another reading of the clock.
+                // A request may have read the clock later.
                 for shard in &self.shards {
                     target = target.max(lock(shard).period);
                 }
@@ -219,17 +217,17 @@ impl Books {
         };
         let mut periods: BTreeMap<Period, BTreeMap<LineKey, Counts>> = BTreeMap::new();
         for shard in &self.shards {
-            let (over, given_up) = {
+            let (past, loss) = {
                 let mut shard = lock(shard);
-                let given_up = shard.roll(target, self);
-                let number = shard.over.partition_point(|(period, _)| *period < target);
-                let later = shard.over.split_off(number);
-                (std::mem::replace(&mut shard.over, later), given_up)
+                let loss = shard.roll(target, self);
+                let number = shard.past.partition_point(|(period, _)| *period < target);
+                let later = shard.past.split_off(number);
+                (std::mem::replace(&mut shard.past, later), loss)
             };
-            self.tell(given_up);
-            for (period, ledger) in over {
+            self.report(loss);
+            for (period, table) in past {
                 let lines = periods.entry(period).or_default();
-                for (key, counts) in ledger.lines() {
+                for (key, counts) in table.lines() {
                     lines.entry(self.named(key)).or_default().add(counts);
                 }
             }
@@ -256,12 +254,12 @@ impl Books {
         })
     }
 
-    /// The same with the route's name for its number, which depends on who came first.
+    /// Replaces the number of the route by its name.
     fn named(&self, row: RowKey) -> LineKey {
         (row.account, row.key, self.routes.route(row.route))
     }
 
-    pub(super) fn snapshot(&self) -> UsageSnapshot {
+    pub(crate) fn snapshot(&self) -> UsageSnapshot {
         let mut lines: BTreeMap<LineKey, Counts> = BTreeMap::new();
         for shard in &self.shards {
             let of_shard: Vec<(RowKey, Counts)> = {
@@ -276,14 +274,14 @@ impl Books {
         UsageSnapshot::new(self.run.clone(), lines)
     }
 
-    /// How many rows there are, and how many have had to make room.
-    pub(super) fn size(&self) -> (usize, u64) {
+    /// Returns how many rows are held, and how many were merged.
+    pub(crate) fn size(&self) -> (usize, u64) {
         let mut size = (0, 0);
         for shard in &self.shards {
             let shard = lock(shard);
-            for ledger in [&shard.open, &shard.totals] {
-                size.0 += ledger.lines().count();
-                size.1 += ledger.folds();
+            for table in [&shard.open, &shard.totals] {
+                size.0 += table.lines().count();
+                size.1 += table.merged();
             }
         }
         size
@@ -291,40 +289,39 @@ impl Books {
 }
 
 impl Shard {
-    /// Goes on to this period, unless a later one has begun. What cannot be kept until it is closed is given up, the oldest
-    /// first.
+    /// Advances to a period, unless a later one has begun. Drops the oldest past minutes beyond the bound.
     #[inline]
-    fn roll(&mut self, to: Period, books: &Books) -> GivenUp {
+    fn roll(&mut self, to: Period, aggregator: &Aggregator) -> Loss {
         if to <= self.period {
-            return GivenUp::default();
+            return Loss::default();
         }
-        self.begin(to, books)
+        self.begin(to, aggregator)
     }
 
     #[cold]
-    fn begin(&mut self, period: Period, books: &Books) -> GivenUp {
-        let mut given_up = GivenUp::default();
+    fn begin(&mut self, period: Period, aggregator: &Aggregator) -> Loss {
+        let mut loss = Loss::default();
         let closes = std::mem::replace(&mut self.period, period);
         if self.open.is_empty() {
-            return given_up;
+            return loss;
         }
-        let over = self.open.take();
-        let before = self.totals.folds();
-        self.totals.absorb(&books.hasher, &over);
-        given_up.folded = self.totals.folds() - before;
-        let kept = books.kept.load(Ordering::Relaxed);
+        let past = self.open.take();
+        let before = self.totals.merged();
+        self.totals.add(&aggregator.hasher, &past);
+        loss.merged = self.totals.merged() - before;
+        let kept = aggregator.kept.load(Ordering::Relaxed);
         if kept == 0 {
-            return given_up;
+            return loss;
         }
-        self.over.push((closes, over));
-        let mut held: usize = self.over.iter().map(|(_, ledger)| ledger.len()).sum();
-        // The youngest stays, however many records it has: the ledger has bounds of its own.
-        while held > kept && self.over.len() > 1 {
-            let (_, oldest) = self.over.remove(0);
+        self.past.push((closes, past));
+        let mut held: usize = self.past.iter().map(|(_, table)| table.len()).sum();
+        // The latest stays, however many records it has: a table is bounded.
+        while held > kept && self.past.len() > 1 {
+            let (_, oldest) = self.past.remove(0);
             held -= oldest.len();
-            given_up.records += oldest.lines().count() as u64;
+            loss.records += oldest.lines().count() as u64;
         }
-        given_up
+        loss
     }
 }
 
@@ -339,22 +336,22 @@ fn matched_path(_: &Extensions) -> Option<&str> {
     None
 }
 
-/// No lock here is held while something that could panic is called; if it were so all the same, counts are still counts.
+/// Nothing that can panic is called while a lock is held.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl fmt::Debug for Books {
+impl fmt::Debug for Aggregator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Books")
+        f.debug_struct("Aggregator")
             .field("run", &self.run)
-            .field("tally", &self.tally)
+            .field("records", &self.records)
             .finish_non_exhaustive()
     }
 }
 
-/// A number that no other process has drawn.
-pub(super) fn draw_run() -> Result<String, getrandom::Error> {
+/// Draws a random identifier.
+pub(crate) fn draw_run() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
