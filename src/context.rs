@@ -268,9 +268,11 @@ impl OrgContext {
         self.observation.as_ref()
     }
 
-    #[inline]
-    pub(crate) fn set_observation(&mut self, observation: Option<RequestObservation>) {
-        self.observation = observation;
+    pub(crate) fn with_observation(self, observation: RequestObservation) -> Self {
+        Self {
+            observation: Some(observation),
+            ..self
+        }
     }
 
     /// [`of`](Self::of), naming in the log who asks for the context.

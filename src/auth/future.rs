@@ -26,7 +26,6 @@ pin_project! {
         pub(super) state: State<S, ReqBody>,
         pub(super) face: Face<F>,
         pub(super) is_anonymous: bool,
-        pub(super) observation: Option<RequestObservation>,
     }
 }
 
@@ -45,18 +44,16 @@ pin_project! {
 
 impl<B> Judge<B> for Arc<Core> {
     fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection> {
-        match settled {
-            Settled::Serve(entry, now) => {
-                let observation = RequestObservation::of(request.extensions()).cloned();
-                self.admit(request, entry, now, false, observation.as_ref())
-            }
+        let decision = match settled {
+            Settled::Serve(entry, now) => self.admit(request, entry, now, false),
             Settled::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
                 Rejection::verifier_misconfigured(cannot_tell.retry_after)
             } else {
                 Rejection::verifier_unavailable(cannot_tell.retry_after)
             }),
             Settled::Refused => Err(Rejection::invalid_token()),
-        }
+        };
+        decision.map_err(|rejection| RequestObservation::rejected(request.extensions(), rejection))
     }
 }
 
@@ -76,10 +73,6 @@ where
                     if let Poll::Ready(Ok(response)) = &polled {
                         let rejection = response.extensions().get::<Rejection>();
                         tell(rejection, *this.is_anonymous);
-                        if let (Some(rejection), Some(observation)) = (rejection, this.observation)
-                        {
-                            observation.record_rejection(rejection);
-                        }
                         if rejection.is_some() || this.face.vary().is_some() {
                             return polled.map_ok(|response| dress(this.face, response));
                         }
@@ -91,9 +84,6 @@ where
                     let rejection = mem::take(rejection)
                         .unwrap_or_else(|| unreachable!("polled after completion"));
                     telemetry::answered(Outcome::Refused(&rejection));
-                    if let Some(observation) = this.observation {
-                        observation.record_rejection(&rejection);
-                    }
                     return Poll::Ready(Ok(render(this.face, rejection)));
                 }
                 StateProj::Waiting { pending } => {

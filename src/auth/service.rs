@@ -36,9 +36,12 @@ impl<S, F> ApiKeyService<S, F> {
 
 /// Which way a request goes.
 enum Way {
-    Pass { is_anonymous: bool },
+    Pass {
+        is_anonymous: bool,
+    },
     Refuse(Rejection),
-    Wait(Question),
+    /// Boxed, so that the way of a hit is small: it is copied.
+    Wait(Box<Question>),
 }
 
 impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S, F>
@@ -58,14 +61,10 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         // Nothing but this function writes the future, so that it is built where it stays: it is some hundred bytes.
         let face = self.layer.face.clone();
-        // The one look-up of the request's observation: guards find it in the context.
-        let observation = RequestObservation::of(request.extensions()).cloned();
-        let max_age = self.layer.max_age;
-        match (self.layer.core).way(&mut request, max_age, observation.as_ref()) {
+        match self.layer.core.way(&mut request, self.layer.max_age) {
             Way::Pass { is_anonymous } => ResponseFuture {
                 face,
                 is_anonymous,
-                observation,
                 state: State::Called {
                     future: self.inner.call(request),
                 },
@@ -73,7 +72,6 @@ where
             Way::Refuse(rejection) => ResponseFuture {
                 face,
                 is_anonymous: false,
-                observation,
                 state: State::Refused {
                     rejection: Some(rejection),
                 },
@@ -81,9 +79,8 @@ where
             Way::Wait(question) => ResponseFuture {
                 face,
                 is_anonymous: false,
-                observation,
                 state: State::Waiting {
-                    pending: self.wait(request, question),
+                    pending: self.wait(request, *question),
                 },
             },
         }
@@ -116,13 +113,12 @@ impl Core {
         self: &Arc<Self>,
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
-        observation: Option<&RequestObservation>,
     ) -> Way {
         let (key, digest) = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => (key, self.cache.digest(key)),
-            Credential::Absent if self.allow_anonymous => return anonymous(request, observation),
-            Credential::Absent => return Way::Refuse(Rejection::missing_credential()),
-            Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
+            Credential::Absent if self.allow_anonymous => return anonymous(request),
+            Credential::Absent => return refuse(request, Rejection::missing_credential()),
+            Credential::Malformed => return refuse(request, Rejection::malformed_credential()),
         };
         let now = self.cache.clock.now();
         // An age that reaches back to before the clock's origin excludes nothing.
@@ -140,26 +136,26 @@ impl Core {
                     }
                     entry
                 }
-                Look::Refused => return Way::Refuse(Rejection::invalid_token()),
-                Look::Malformed => return Way::Refuse(Rejection::malformed_credential()),
+                Look::Refused => return refuse(request, Rejection::invalid_token()),
+                Look::Malformed => return refuse(request, Rejection::malformed_credential()),
                 Look::Ask => {
                     return match ApiKey::from_bytes(key) {
-                        Ok(key) => Way::Wait(Question {
+                        Ok(key) => Way::Wait(Box::new(Question {
                             key,
                             digest,
                             oldest,
                             peer: None,
-                        }),
-                        Err(_) => Way::Refuse(Rejection::malformed_credential()),
+                        })),
+                        Err(_) => refuse(request, Rejection::malformed_credential()),
                     };
                 }
             },
         };
-        match self.admit(request, entry, now, true, observation) {
+        match self.admit(request, entry, now, true) {
             Ok(()) => Way::Pass {
                 is_anonymous: false,
             },
-            Err(rejection) => Way::Refuse(rejection),
+            Err(rejection) => refuse(request, rejection),
         }
     }
 
@@ -175,18 +171,17 @@ impl Core {
         entry: Arc<Entry>,
         now: Tick,
         cached: bool,
-        observation: Option<&RequestObservation>,
     ) -> Result<(), Rejection> {
         if entry.facts.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
-        let mut context =
-            OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
+        let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
         telemetry::allowed(&context);
-        if let Some(observation) = observation {
-            observation.record_organization(&context, cached);
-            context.set_observation(Some(observation.clone()));
-        }
+        // The one lookup of the request's observation: guards find it in the context.
+        let context = match RequestObservation::of(request.extensions()) {
+            None => context,
+            Some(observation) => observation.observe(context, cached),
+        };
         if self.strip_credential {
             request.headers_mut().remove(self.credential.header());
         }
@@ -203,11 +198,19 @@ fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
 }
 
 #[cold]
-fn anonymous<B>(request: &mut Request<B>, observation: Option<&RequestObservation>) -> Way {
-    if let Some(observation) = observation {
+fn refuse<B>(request: &Request<B>, rejection: Rejection) -> Way {
+    Way::Refuse(RequestObservation::rejected(
+        request.extensions(),
+        rejection,
+    ))
+}
+
+#[cold]
+fn anonymous<B>(request: &mut Request<B>) -> Way {
+    let extensions = request.extensions_mut();
+    if let Some(observation) = RequestObservation::of(extensions) {
         observation.record_anonymous();
     }
-    let extensions = request.extensions_mut();
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
     Way::Pass { is_anonymous: true }

@@ -9,7 +9,7 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::{OrgCode, OrgContext};
-use crate::observer::Requirement;
+use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
 
@@ -228,14 +228,15 @@ where
             let parameter = self.guard.claim.parameter();
             observation.record_requirement(Requirement::organization(parameter, is_met));
         }
-        match agreement {
-            Agreement::Same => GuardFuture::pass(self.inner.call(request)),
-            Agreement::Other => GuardFuture::refuse(if self.guard.hide {
-                Rejection::not_found()
-            } else {
-                Rejection::organization_mismatch()
-            }),
-            Agreement::Missing => GuardFuture::refuse(Rejection::internal()),
-        }
+        let rejection = match agreement {
+            Agreement::Same => return GuardFuture::pass(self.inner.call(request)),
+            Agreement::Other if self.guard.hide => Rejection::not_found(),
+            Agreement::Other => Rejection::organization_mismatch(),
+            Agreement::Missing => Rejection::internal(),
+        };
+        GuardFuture::refuse(RequestObservation::rejected(
+            request.extensions(),
+            rejection,
+        ))
     }
 }

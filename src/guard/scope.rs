@@ -9,48 +9,56 @@ use super::future::GuardFuture;
 use crate::context::OrgContext;
 use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::Rejection;
-use crate::scope::{ScopePolicy, permits, wanted};
+use crate::scope::{ScopePolicy, Scopes, permits, wanted};
+
+/// A scope policy of a guard or of a type.
+pub(super) trait Policy: Copy {
+    fn permits(self, held: &Scopes) -> bool;
+
+    /// The scopes that a rejection names.
+    fn wanted(self, held: &Scopes) -> String;
+
+    fn requirement(self, is_met: bool) -> Requirement;
+}
+
+impl Policy for &ScopePolicy {
+    #[inline]
+    fn permits(self, held: &Scopes) -> bool {
+        permits(self.alternatives(), held)
+    }
+
+    fn wanted(self, held: &Scopes) -> String {
+        wanted(self.alternatives(), held)
+    }
+
+    fn requirement(self, is_met: bool) -> Requirement {
+        Requirement::scopes(self.clone(), is_met)
+    }
+}
 
 /// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
-#[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "a call is a third of the price of the guard"
-)]
-pub(super) fn permitted<'a, 'p, N: AsRef<str> + 'p>(
-    extensions: &'a Extensions,
-    alternatives: impl Iterator<Item = &'p [N]>,
-) -> Option<&'a OrgContext> {
+#[inline]
+pub(super) fn permitted(extensions: &Extensions, policy: impl Policy) -> Option<&OrgContext> {
     match extensions.get::<OrgContext>() {
-        Some(context) if permits(alternatives, context.scopes()) => Some(context),
+        Some(context) if policy.permits(context.scopes()) => {
+            if let Some(observation) = context.observation() {
+                observation.record_requirement(policy.requirement(true));
+            }
+            Some(context)
+        }
         _ => None,
     }
 }
 
-/// Decides again for a request that is observed or not permitted, records the requirement, and makes the rejection. Kept
-/// out of line, so that other requests do not pay for it.
+/// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
 #[cold]
-#[inline(never)]
-pub(super) fn decide<'a, 'p, N: AsRef<str> + 'p>(
-    extensions: &'a Extensions,
-    alternatives: impl Iterator<Item = &'p [N]> + Clone,
-    who_asks: &str,
-    requirement: impl FnOnce(bool) -> Requirement,
-) -> Result<&'a OrgContext, Rejection> {
-    let context = OrgContext::required_by(extensions, who_asks);
-    let is_met = match &context {
-        Ok(context) => permits(alternatives.clone(), context.scopes()),
-        Err(_) => false,
-    };
+pub(super) fn refusal(extensions: &Extensions, policy: impl Policy, who_asks: &str) -> Rejection {
     if let Some(observation) = RequestObservation::of(extensions) {
-        observation.record_requirement(requirement(is_met));
+        observation.record_requirement(policy.requirement(false));
     }
-    let context = context?;
-    if is_met {
-        Ok(context)
-    } else {
-        let wanted = wanted(alternatives, context.scopes());
-        Err(Rejection::scopes_missing(wanted))
+    match OrgContext::required_by(extensions, who_asks) {
+        Ok(context) => Rejection::scopes_missing(policy.wanted(context.scopes())),
+        Err(rejection) => rejection,
     }
 }
 
@@ -119,14 +127,10 @@ pub struct RequireScope<S> {
     policy: ScopePolicy,
 }
 
-impl<S> RequireScope<S> {
-    #[cold]
-    #[inline(never)]
-    fn decide(&self, extensions: &Extensions) -> Result<(), Rejection> {
-        let alternatives = self.policy.alternatives();
-        let requirement = |is_met| Requirement::scopes(self.policy.clone(), is_met);
-        decide(extensions, alternatives, "a scope guard", requirement).map(|_| ())
-    }
+#[cold]
+fn guard_refusal(extensions: &Extensions, policy: &ScopePolicy) -> Rejection {
+    let rejection = refusal(extensions, policy, "a scope guard");
+    RequestObservation::rejected(extensions, rejection)
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScope<S>
@@ -144,11 +148,11 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let alternatives = self.policy.alternatives();
+        let policy = &self.policy;
         // Decided before the call, and not in the arms of one `if`: the compiler then copies the inner future once less.
-        let decision = match permitted(request.extensions(), alternatives.clone()) {
-            Some(context) if context.observation().is_none() => Ok(()),
-            _ => self.decide(request.extensions()),
+        let decision = match permitted(request.extensions(), policy) {
+            Some(_) => Ok(()),
+            None => Err(guard_refusal(request.extensions(), policy)),
         };
         match decision {
             Ok(()) => GuardFuture::pass(self.inner.call(request)),

@@ -157,19 +157,24 @@ impl RequestObservation {
         self.record().requirements.clone()
     }
 
-    /// Returns the rejection that `ApiKeyLayer` answered with, its own or that of a guard, extractor or handler beneath.
+    /// Returns the last rejection that `ApiKeyLayer` or a guard responded with.
+    ///
+    /// [`rejection_of`](Self::rejection_of) also finds those of extractors, limits and handlers.
     pub fn rejection(&self) -> Option<Rejection> {
         self.record().rejection.clone()
     }
 
     /// Returns the rejection that a response stands for.
     ///
-    /// That is the [`Rejection`] in the response's extensions or, if a layer in between replaced the response, the one
-    /// that was [recorded](Self::rejection).
+    /// That is the [`Rejection`] in the response's extensions. If a layer in between replaced the response by another one
+    /// with the status of an error, it is the one that was [recorded](Self::rejection).
     pub fn rejection_of<B>(&self, response: &Response<B>) -> Option<Rejection> {
         match response.extensions().get::<Rejection>() {
             Some(rejection) => Some(rejection.clone()),
-            None => self.rejection(),
+            None if response.status().is_client_error() || response.status().is_server_error() => {
+                self.rejection()
+            }
+            None => None,
         }
     }
 
@@ -183,8 +188,23 @@ impl RequestObservation {
         }
     }
 
-    pub(crate) fn record_rejection(&self, rejection: &Rejection) {
-        self.record().rejection = Some(rejection.clone());
+    /// Records a rejection that a layer responds with, and returns it.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Rejection {
+        if let Some(observation) = Self::of(extensions) {
+            observation.record().rejection = Some(rejection.clone());
+        }
+        rejection
+    }
+
+    /// Records an organization, and lets its context carry the observation. Kept out of line, so that the path of a request
+    /// without an observer stays small.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn observe(&self, context: OrgContext, is_cached: bool) -> OrgContext {
+        self.record_organization(&context, is_cached);
+        context.with_observation(self.clone())
     }
 
     pub(crate) fn record_anonymous(&self) {
@@ -192,7 +212,7 @@ impl RequestObservation {
     }
 
     /// The context must not carry an observation itself: the two would keep each other alive.
-    pub(crate) fn record_organization(&self, context: &OrgContext, is_cached: bool) {
+    fn record_organization(&self, context: &OrgContext, is_cached: bool) {
         let context = context.clone();
         let callbacks = {
             let mut record = self.record();
@@ -238,9 +258,8 @@ mod tests {
     fn a_context_and_its_observation_are_freed() {
         let mut extensions = Extensions::new();
         let observation = RequestObservation::attach(&mut extensions);
-        let mut context = OrgContextBuilder::new("org_1").build();
-        observation.record_organization(&context, true);
-        context.set_observation(Some(observation.clone()));
+        let context = OrgContextBuilder::new("org_1").build();
+        let context = observation.observe(context, true);
         extensions.insert(context);
         let shared = Arc::downgrade(&observation.0);
         drop((extensions, observation));
