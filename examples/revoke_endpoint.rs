@@ -14,9 +14,9 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::{delete, get};
 use http::{Method, StatusCode};
+use kinde_emulator::{KeySpec, KindeEmulator};
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tower_orgkey::emulator::{KeySpec, KindeEmulator};
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode, OrgContext, require_scope};
 

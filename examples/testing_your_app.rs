@@ -10,8 +10,8 @@ use std::error::Error;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use axum::{Router, routing::get};
+use kinde_emulator::{KeySpec, KindeEmulator};
 use tower::ServiceExt;
-use tower_orgkey::emulator::{KeySpec, KindeEmulator};
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyLayer, ConfigError, OrgContext, require_scope};
 
@@ -79,7 +79,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 mod tests {
     use std::time::Duration;
 
-    use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey};
+    use kinde_emulator::{Endpoint, Fault, IssuedKey};
     use tower_orgkey::test_util::TestClock;
 
     use super::*;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use http::Extensions;
 
-use crate::cache::Entry;
+use crate::cache::{Entry, Standing};
 use crate::clock::Tick;
 use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
@@ -204,14 +204,15 @@ impl OrgContext {
 }
 
 impl OrgContext {
-    /// Waits until this caller's facts may not be served any more: for responses that go on for long.
+    /// Waits until the key of this request may no longer be used. For responses that stay open for long.
     ///
-    /// Ends when the key is blocked or invalidated through the [`ApiKeyHandle`](crate::ApiKeyHandle), when the issuer refuses
-    /// it anew, when the key expires, and when its facts pass the hard TTL without a younger yes. Nothing is asked on behalf
-    /// of a stream: it lives on what other requests of the key learn. So a stream whose key is not used otherwise ends with
-    /// the hard TTL, 15 min unless set; its client connects again and is verified anew.
+    /// Completes when the key is blocked or invalidated through the [`ApiKeyHandle`](crate::ApiKeyHandle), when the issuer says
+    /// that it is invalid, when it expires, and when its result passes the hard TTL without a newer successful verification.
+    /// A stream never re-verifies its key; only other requests with the same key refresh it. So a stream whose key is not used
+    /// otherwise ends at the hard TTL, 15 min unless set; its client then connects again and is verified.
     ///
-    /// Independent of the request's lifetime and of this context. Never ends for a context of the test kit.
+    /// Independent of the lifetime of the request, of this context and of the layer: after the layer was dropped, it completes at
+    /// the hard TTL or the expiry of the key. Never completes for a context of the test kit.
     ///
     /// ```
     /// use tower_orgkey::OrgContext;
@@ -229,11 +230,22 @@ impl OrgContext {
     /// ```
     pub fn until_invalid(&self) -> impl Future<Output = ()> + Send + use<> {
         let entry = Arc::clone(&self.entry);
-        async move {
-            match entry.home.upgrade() {
-                Some(cache) => cache.ended(entry).await,
-                None => std::future::pending().await,
-            }
+        entry.ended()
+    }
+
+    /// Checks again that the key may be used: to be called after a request has waited, right before it goes on.
+    ///
+    /// Rejects with 401 if the key was blocked, has expired, or was invalid by a later answer of the issuer, and with 503 if the
+    /// result is past its hard TTL, or a newer one differs. An invalidation alone applies to later requests.
+    #[cold]
+    pub(crate) fn recheck(&self) -> Result<(), Rejection> {
+        // The next request is verified if it has to be, so there is nothing to wait for.
+        const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+        match self.entry.recheck() {
+            Standing::Valid => Ok(()),
+            Standing::Invalid => Err(Rejection::invalid_token()),
+            Standing::Unknown => Err(Rejection::verifier_unavailable(RETRY_AFTER)),
         }
     }
 

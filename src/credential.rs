@@ -6,7 +6,7 @@
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
-use crate::key::{MAX_KEY_LEN, MIN_KEY_LEN};
+use crate::key::{ApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 
 /// Which header carries the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,23 @@ impl CredentialSource {
                 None => Credential::Absent,
             },
         }
+    }
+}
+
+impl CredentialSource {
+    /// Removes the credential that [`read`](Self::read) has found, and returns its key. A credential of another scheme stays.
+    pub(crate) fn remove(&self, headers: &mut HeaderMap) -> Option<ApiKey> {
+        let value = headers.get(self.header())?.as_bytes();
+        let found = match self {
+            Self::AuthorizationBearer => bearer(value),
+            Self::Header(_) => presented(value),
+        };
+        let Credential::Presented(key) = found else {
+            return None;
+        };
+        let key = ApiKey::from_bytes(key);
+        headers.remove(self.header());
+        key.ok()
     }
 }
 

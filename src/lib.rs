@@ -4,7 +4,6 @@
 #![cfg_attr(
     not(all(
         feature = "axum",
-        feature = "emulator",
         feature = "kinde",
         feature = "limit",
         feature = "settings",
@@ -19,9 +18,6 @@ mod clock;
 mod config;
 pub mod context;
 mod credential;
-#[cfg(feature = "emulator")]
-#[cfg_attr(docsrs, doc(cfg(feature = "emulator")))]
-pub mod emulator;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -1,4 +1,9 @@
-//! A request that has to wait for an answer before it may go on: the one way that every layer takes that asks somebody.
+//! A request that waits for an answer before it may go on. Every layer that waits does so here.
+//!
+//! A request waits twice: for its answer, and then for the inner service to become ready. Meanwhile its key may be blocked or
+//! its verification result may run out, so the key is checked again right before the inner service is called. Nothing else in
+//! this crate waits between the authentication of a request and the call of an inner service: a hit calls the instance that
+//! is ready already, and limits reject instead of waiting.
 
 use std::future::Future;
 use std::mem;
@@ -9,13 +14,14 @@ use std::task::{Context, Poll, ready};
 use http::Request;
 use tower_service::Service;
 
-use crate::cache::{Cache, Question, Settled};
+use crate::cache::{Cache, LookupRequest, LookupResult};
+use crate::context::OrgContext;
 use crate::rejection::Rejection;
 
 /// Decides on a request once its question is settled.
 pub(crate) trait Judge<B> {
     /// The decision. To let the request pass puts into it what that entails.
-    fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection>;
+    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection>;
 }
 
 /// A request that waits, and a clone of the inner service for afterwards.
@@ -27,7 +33,7 @@ pub(crate) struct Pending<S, B, J> {
 }
 
 enum Step {
-    Settle(Pin<Box<dyn Future<Output = Settled> + Send>>),
+    LookUp(Pin<Box<dyn Future<Output = LookupResult> + Send>>),
     MakeReady,
 }
 
@@ -43,7 +49,7 @@ impl<S: Clone, B, J> Pending<S, B, J> {
         made_ready: &mut S,
         request: Request<B>,
         cache: &Arc<Cache>,
-        question: Question,
+        lookup: LookupRequest,
         judge: J,
     ) -> Self {
         let inner = made_ready.clone();
@@ -52,7 +58,7 @@ impl<S: Clone, B, J> Pending<S, B, J> {
             inner,
             request: Some(request),
             judge,
-            step: Step::Settle(Box::pin(Arc::clone(cache).settle(question))),
+            step: Step::LookUp(Box::pin(Arc::clone(cache).look_up(lookup))),
         }
     }
 }
@@ -62,17 +68,20 @@ where
     S: Service<Request<B>>,
     J: Judge<B>,
 {
-    /// Waits for the answer, then makes the inner service ready and calls it.
+    /// Waits for the answer, then makes the inner service ready, checks the key again and calls the service.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, Stop<S::Error>>> {
-        if let (Step::Settle(settle), Some(request)) = (&mut self.step, &mut self.request) {
-            let settled = ready!(settle.as_mut().poll(cx));
+        if let (Step::LookUp(look_up), Some(request)) = (&mut self.step, &mut self.request) {
+            let result = ready!(look_up.as_mut().poll(cx));
             self.step = Step::MakeReady;
-            self.judge.judge(request, settled).map_err(Stop::Refused)?;
+            self.judge.judge(request, result).map_err(Stop::Refused)?;
         }
         ready!(self.inner.poll_ready(cx)).map_err(Stop::Failed)?;
-        match self.request.take() {
-            Some(request) => Poll::Ready(Ok(self.inner.call(request))),
-            None => unreachable!("a pending request is called once"),
+        let Some(request) = self.request.take() else {
+            unreachable!("a pending request is called once")
+        };
+        if let Some(context) = request.extensions().get::<OrgContext>() {
+            context.recheck().map_err(Stop::Refused)?;
         }
+        Poll::Ready(Ok(self.inner.call(request)))
     }
 }

@@ -16,10 +16,10 @@
 //! request.extensions_mut().insert(context);
 //! ```
 //!
-//! For tests of a whole application see [`emulator`](crate::emulator).
+//! For tests of a whole application see [`kinde-emulator`](https://docs.rs/kinde-emulator).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -176,7 +176,7 @@ impl OrgContextBuilder {
             0,
             lifetimes,
             Tick::ZERO,
-            Weak::new(),
+            None,
         );
         // An entry draws a soft TTL of up to 60 s; one of 51 s is stale at 60 s as well.
         match OrgContext::new(Arc::new(entry), Tick::ZERO.after(self.age)) {

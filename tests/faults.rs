@@ -150,9 +150,9 @@ fn row_of(test: &str) -> &str {
     row.trim_start_matches('0')
 }
 
-/// All Rust files under `tests/`, `src/` and `crates/`.
+/// All Rust files of the workspace's packages and their tests.
 fn sources() -> Vec<PathBuf> {
-    let mut folders = ["tests", "src", "crates"]
+    let mut folders = ["tests", "src", "crates", "examples"]
         .map(|folder| root().join(folder))
         .to_vec();
     let mut files = Vec::new();

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use http::{Request, StatusCode};
+use kinde_emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use metrics::{
     Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
@@ -22,7 +23,6 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, advance};
 use tower::ServiceExt;
-use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use tower_orgkey::kinde::{KeyPoller, KeyPollerBuilder, KindeVerifier};
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind, telemetry};
@@ -300,7 +300,9 @@ async fn a_page_that_never_comes_ends_the_walk() {
     let stage = Stage::set().await;
     let mut poller = stage.poller().build().unwrap();
     let key = stage.known("org_a").await;
-    stage.emulator.inject(Endpoint::ListKeys, Fault::silence());
+    stage
+        .emulator
+        .inject(Endpoint::ListKeys, Fault::no_response());
     let walked = tokio::time::timeout(HANG, poller.walk_once()).await;
     assert_eq!(
         walked.unwrap().unwrap_err().kind(),
@@ -318,7 +320,7 @@ async fn keys_verified_after_the_walk_began_are_left_alone() {
     let control = stage.known("org_a").await;
     stage.emulator.inject(Endpoint::ListKeys, Fault::hold());
     let walking = tokio::spawn(async move { (poller.walk_once().await, poller) });
-    let arrived = stage.emulator.reached(Endpoint::ListKeys, 1);
+    let arrived = stage.emulator.wait_for_calls(Endpoint::ListKeys, 1);
     tokio::time::timeout(HANG, arrived).await.unwrap();
     // One is new, the other was held and is verified once more, both while the walk is under way.
     let new = stage.known("org_a").await;
@@ -353,7 +355,7 @@ async fn a_walk_that_is_dropped_has_changed_nothing() {
     stage.emulator.inject(Endpoint::ListKeys, Fault::hold());
     tokio::select! {
         _ = poller.walk_once() => panic!("the page is held back"),
-        () = stage.emulator.reached(Endpoint::ListKeys, 1) => {}
+        () = stage.emulator.wait_for_calls(Endpoint::ListKeys, 1) => {}
     }
     stage.emulator.clear_faults();
     stage.is_held(&key).await;
@@ -663,7 +665,7 @@ async fn a_token_that_was_revoked_early_is_replaced_once() {
     let report = poller.walk_once().await.unwrap();
     assert_eq!((report.calls, report.listed, report.invalidated), (2, 1, 0));
     let calls = stage.emulator.calls();
-    assert_eq!((calls.token.total, calls.list_keys.token_refused), (1, 1));
+    assert_eq!((calls.token.total, calls.list_keys.token_rejected), (1, 1));
     stage.is_held(&key).await;
 }
 
@@ -674,7 +676,7 @@ async fn a_token_that_may_not_list_costs_no_token_a_walk() {
     let key = stage.known("org_a").await;
     stage
         .emulator
-        .inject(Endpoint::ListKeys, Fault::refuse_token());
+        .inject(Endpoint::ListKeys, Fault::reject_token());
     stage.emulator.reset_calls();
     for _ in 0..10 {
         let error = poller.walk_once().await.unwrap_err();
@@ -712,7 +714,7 @@ async fn a_poller_walks_in_every_period_until_it_is_dropped() {
         .emulator
         .inject(Endpoint::ListKeys, Fault::status(500).times(1));
     let polling = tokio::spawn(poller.run());
-    let walked = stage.emulator.reached(Endpoint::ListKeys, 2);
+    let walked = stage.emulator.wait_for_calls(Endpoint::ListKeys, 2);
     tokio::time::timeout(HANG, walked).await.unwrap();
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
     stage.emulator.delete(key.id());

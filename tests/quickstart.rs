@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 
+use kinde_emulator::{KeySpec, KindeEmulator};
 use serde_json::{Value, json};
-use tower_orgkey::emulator::{KeySpec, KindeEmulator};
 
 /// Cargo builds the examples along with the tests, unless it was told to build this one test alone.
 fn binary() -> PathBuf {

@@ -5,9 +5,9 @@
 use axum::Router;
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
+use kinde_emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use tower::ServiceExt;
 use tower_orgkey::ApiKeyLayer;
-use tower_orgkey::emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use tower_orgkey::kinde::KindeVerifier;
 
 #[allow(dead_code)] // Its `main`.
@@ -143,10 +143,12 @@ async fn a_deletion_that_failed_is_said_to_have_failed_and_the_key_is_asked_abou
     // The answer was lost on the way, and the call had done its work: that takes effect although the caller is told to
     // try again.
     stage.emulator.clear_faults();
-    stage.emulator.inject(Endpoint::DeleteKey, Fault::silence());
+    stage
+        .emulator
+        .inject(Endpoint::DeleteKey, Fault::no_response());
     let revoking = stage.revoke(key.id(), &stage.admin);
     let issuer = async {
-        stage.emulator.reached(Endpoint::DeleteKey, 2).await;
+        stage.emulator.wait_for_calls(Endpoint::DeleteKey, 2).await;
         stage.emulator.delete(key.id());
     };
     let (status, ()) = tokio::join!(revoking, issuer);

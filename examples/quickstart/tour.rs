@@ -1,7 +1,7 @@
 //! What there is to try: `curl` lines, each beneath what it will answer. That is the status and the body, or the `code` in
 //! the body of a refusal.
 
-use tower_orgkey::emulator::{IssuedKey, KeySpec, KindeEmulator};
+use kinde_emulator::{IssuedKey, KeySpec, KindeEmulator};
 
 use crate::Issuer;
 

@@ -13,7 +13,7 @@ use crate::credential::CredentialSource;
 use crate::key::DigestSecret;
 use crate::rejection::{DefaultRejectionResponse, Face, Style};
 use crate::request_head::RequestHead;
-use crate::telemetry::Voice;
+use crate::telemetry::Component;
 use crate::upstream::Upstream;
 use crate::verify::DynVerifier;
 
@@ -95,13 +95,19 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// How long one call to the verifier may take. Not zero; 1 s unless set.
+    /// Sets how long one call to the issuer may take. Not zero; 1 s unless set.
+    ///
+    /// A verifier that makes several calls applies it to each of them; see
+    /// [`Verifier::verify_attempt`](crate::Verifier::verify_attempt).
     pub fn attempt_deadline(mut self, deadline: Duration) -> Self {
         self.settings.attempt_deadline = deadline;
         self
     }
 
-    /// How long a request waits for an answer altogether. At least the deadline of an attempt; 2.5 s unless set.
+    /// Sets how long a request waits for a verification. At least the attempt deadline; 2.5 s unless set.
+    ///
+    /// A verification that would have to wait for its turn for longer than this is not queued: the request is served from
+    /// the cache, or rejected with 503 at once.
     pub fn caller_deadline(mut self, deadline: Duration) -> Self {
         self.settings.caller_deadline = deadline;
         self
@@ -168,6 +174,9 @@ impl ApiKeyLayerBuilder {
 
     /// Whether the credential is removed from a request before the inner service sees it. Off unless set; it is marked
     /// sensitive in any case.
+    ///
+    /// A clone of this layer further in (on a route with [`max_age`](ApiKeyLayer::max_age), say) still finds the key: it is kept
+    /// in the request's extensions, as a type that only this crate can name. Other layers, and handlers, do not find it.
     pub fn strip_credential(mut self, strip: bool) -> Self {
         self.strip_credential = strip;
         self
@@ -245,7 +254,7 @@ impl ApiKeyLayerBuilder {
             self.verifier,
             self.clock.clone(),
             &self.settings,
-            Voice::Issuer,
+            Component::Issuer,
         );
         Ok(ApiKeyLayer {
             core: Arc::new(Core {

@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
-use crate::cache::Settled;
+use crate::cache::LookupResult;
 use crate::observer::RequestObservation;
 use crate::pending::{Judge, Pending, Stop};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
@@ -43,15 +43,15 @@ pin_project! {
 }
 
 impl<B> Judge<B> for Arc<Core> {
-    fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection> {
-        let decision = match settled {
-            Settled::Serve(entry, now) => self.admit(request, entry, now, false),
-            Settled::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
+    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
+        let decision = match result {
+            LookupResult::Serve(entry, now) => self.admit(request, entry, now, false),
+            LookupResult::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
                 Rejection::verifier_misconfigured(cannot_tell.retry_after)
             } else {
                 Rejection::verifier_unavailable(cannot_tell.retry_after)
             }),
-            Settled::Refused => Err(Rejection::invalid_token()),
+            LookupResult::Invalid => Err(Rejection::invalid_token()),
         };
         decision.map_err(|rejection| RequestObservation::rejected(request.extensions(), rejection))
     }

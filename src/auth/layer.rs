@@ -92,11 +92,16 @@ impl<F> ApiKeyLayer<F> {
         ApiKeyHandle::new(Arc::clone(&self.core.cache))
     }
 
-    /// The same layer over the same cache, for routes that may not live on remembered facts.
+    /// Returns a layer over the same cache, for routes that need a recent result.
     ///
-    /// A request passes on facts from a verification that was begun less than `max_age` before the request arrived, or
-    /// after it did. With [`Duration::ZERO`] every request is verified anew. If the issuer does not answer, it is 503;
-    /// nothing older is served.
+    /// A request is accepted on a verification that began less than `max_age` before the request arrived, or after it did.
+    /// With [`Duration::ZERO`] every request waits for a verification. If the issuer does not answer, the layer responds
+    /// with 503.
+    ///
+    /// Verifications that only such a route asks for are limited to 25 per second for each organization, after 25 at once,
+    /// so that one organization does not use up what the issuer grants to all. Requests with the same key share a
+    /// verification that has not been sent yet. A request whose turn is further away than the
+    /// [caller deadline](ApiKeyLayerBuilder::caller_deadline) gets 503 with `Retry-After`.
     ///
     /// ```
     /// # use std::time::Duration;

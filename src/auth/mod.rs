@@ -48,11 +48,24 @@
 //!   Put the guard last, or ask in the handler with [`Scoped`](crate::Scoped), which cannot be forgotten.
 //!
 //! Of two layers in a row the inner decides, and removes what the outer put into the request.
+//!
+//! # Requests that wait
+//!
+//! A key is checked again right before the inner service is called if its request has waited: for its verification, for
+//! [settings](crate::settings), or for the inner service to become ready. A key that was blocked meanwhile, has expired, or
+//! was invalid by a later answer of the issuer gets 401; a result that is past its hard TTL, or that a newer one contradicts, gets
+//! 503 with `Retry-After: 1`. An invalidation applies to later requests.
+//!
+//! This needs the readiness of the inner service to be visible to the layer. axum hides it: what is added by a separate
+//! `.layer` or `.route_layer` further in becomes ready only after the call, so a request that waits there, for a permit of
+//! `tower::limit::ConcurrencyLimitLayer` say, is not checked again. Put what waits outside of the layer, or add it together
+//! with the layer, in one `ServiceBuilder`.
 
 mod builder;
 mod future;
 mod layer;
 mod service;
+mod stripped;
 
 pub use self::builder::ApiKeyLayerBuilder;
 pub use self::future::ResponseFuture;

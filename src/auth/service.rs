@@ -2,12 +2,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
-use crate::cache::{Entry, Look, Question};
+use super::stripped::Stripped;
+use crate::cache::{CacheResult, Entry, LookupRequest};
 use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
@@ -40,8 +41,8 @@ enum Way {
         is_anonymous: bool,
     },
     Refuse(Rejection),
-    /// Boxed, so that the way of a hit is small: it is copied.
-    Wait(Box<Question>),
+    /// Boxed, so that the decision of a hit is small: it is copied.
+    Wait(Box<LookupRequest>),
 }
 
 impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S, F>
@@ -76,11 +77,11 @@ where
                     rejection: Some(rejection),
                 },
             },
-            Way::Wait(question) => ResponseFuture {
+            Way::Wait(lookup) => ResponseFuture {
                 face,
                 is_anonymous: false,
                 state: State::Waiting {
-                    pending: self.wait(request, *question),
+                    pending: self.wait(request, *lookup),
                 },
             },
         }
@@ -94,15 +95,15 @@ impl<S: Clone, F> ApiKeyService<S, F> {
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
-        mut question: Question,
+        mut lookup: LookupRequest,
     ) -> Box<Pending<S, ReqBody, Arc<Core>>> {
         let core = Arc::clone(&self.layer.core);
         if let Some(peer) = &core.peer {
-            question.peer = peer(RequestHead::of(&request));
+            lookup.peer = peer(RequestHead::of(&request));
         }
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
-        Box::new(Pending::new(inner, request, &cache, question, core))
+        Box::new(Pending::new(inner, request, &cache, lookup, core))
     }
 }
 
@@ -114,33 +115,39 @@ impl Core {
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
     ) -> Way {
-        let (key, digest) = match self.credential.read(request.headers_mut()) {
-            Credential::Presented(key) => (key, self.cache.digest(key)),
-            Credential::Absent if self.allow_anonymous => return anonymous(request),
-            Credential::Absent => return refuse(request, Rejection::missing_credential()),
+        let key = match self.credential.read(request.headers_mut()) {
+            Credential::Presented(key) => key,
+            Credential::Absent => match self.stripped(request.extensions()) {
+                Some(key) => key,
+                None if self.allow_anonymous => return anonymous(request),
+                None => return refuse(request, Rejection::missing_credential()),
+            },
             Credential::Malformed => return refuse(request, Rejection::malformed_credential()),
         };
+        let digest = self.cache.digest(key);
         let now = self.cache.clock.now();
         // An age that reaches back to before the clock's origin excludes nothing.
         let oldest = match max_age {
             Some(max_age) => before(now, max_age),
             None => None,
         };
-        let entry = match self.cache.look(digest, oldest, now) {
+        let entry = match self.cache.get_fresh(digest, oldest, now) {
             Ok(entry) => entry,
-            Err(held) => match self.cache.look_closer(held, key, digest, oldest, now) {
-                Look::Serve(entry) => entry,
-                Look::ServeAndRefresh(entry) => {
+            Err(held) => match self.cache.classify(held, key, digest, oldest, now) {
+                CacheResult::Serve(entry) => entry,
+                CacheResult::ServeAndRefresh(entry) => {
                     if let Ok(key) = ApiKey::from_bytes(key) {
                         self.cache.refresh(key, &entry);
                     }
                     entry
                 }
-                Look::Refused => return refuse(request, Rejection::invalid_token()),
-                Look::Malformed => return refuse(request, Rejection::malformed_credential()),
-                Look::Ask => {
+                CacheResult::Invalid => return refuse(request, Rejection::invalid_token()),
+                CacheResult::Malformed => {
+                    return refuse(request, Rejection::malformed_credential());
+                }
+                CacheResult::LookUp => {
                     return match ApiKey::from_bytes(key) {
-                        Ok(key) => Way::Wait(Box::new(Question {
+                        Ok(key) => Way::Wait(Box::new(LookupRequest {
                             key,
                             digest,
                             oldest,
@@ -166,7 +173,7 @@ impl Core {
         reason = "the compiler would not, since the seldom way judges too, and a call is a sixth of its price"
     )]
     pub(super) fn admit<B>(
-        &self,
+        self: &Arc<Self>,
         request: &mut Request<B>,
         entry: Arc<Entry>,
         now: Tick,
@@ -183,11 +190,31 @@ impl Core {
             Some(observation) => observation.observe(context, cached),
         };
         if self.strip_credential {
-            request.headers_mut().remove(self.credential.header());
+            self.strip(request);
         }
         // Goes before what a layer further out may have put there for a request without a key.
         request.extensions_mut().insert(context);
         Ok(())
+    }
+
+    /// Removes the credential from the headers, and keeps its key for a clone of this layer further in.
+    #[cold]
+    fn strip<B>(self: &Arc<Self>, request: &mut Request<B>) {
+        let Some(key) = self.credential.remove(request.headers_mut()) else {
+            // A clone further out has removed it.
+            return;
+        };
+        Stripped::put(request.extensions_mut(), self, key);
+    }
+
+    /// The key of a request whose credential a clone of this layer has removed.
+    #[cold]
+    fn stripped<'a>(self: &Arc<Self>, extensions: &'a Extensions) -> Option<&'a [u8]> {
+        if self.strip_credential {
+            Stripped::by(extensions, self)
+        } else {
+            None
+        }
     }
 }
 

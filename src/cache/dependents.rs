@@ -1,4 +1,4 @@
-//! Caches of what belongs to an organization besides its keys: they hear of what is invalidated in the cache of the keys.
+//! Dependent caches: caches of organizations' settings, which are invalidated together with the cache of keys.
 
 use std::sync::{Arc, PoisonError, Weak};
 
@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::context::OrgCode;
 use crate::key::ApiKey;
 
-/// The caches to tell, for as long as somebody else holds them.
+/// Weak references to the dependent caches.
 #[derive(Debug, Default)]
 pub(super) struct Dependents(Mutex<Vec<Weak<Cache>>>);
 
@@ -19,16 +19,14 @@ impl Dependents {
         caches.push(Arc::downgrade(cache));
     }
 
-    /// Handles to all of them. One that is added while this is read was empty when it was, and whatever it loads is asked for
-    /// after what the caller tells of: it misses nothing.
+    /// Returns their handles. A cache that is added meanwhile was empty, and its loads begin after the invalidation.
     fn handles(&self) -> Vec<ApiKeyHandle> {
         let caches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let living = caches.iter().filter_map(Weak::upgrade);
-        living.map(ApiKeyHandle::new).collect()
+        let alive = caches.iter().filter_map(Weak::upgrade);
+        alive.map(ApiKeyHandle::new).collect()
     }
 
-    /// What stands for a key in such a cache is the organization, so this is the invalidation of a key: it fences, ends the
-    /// loads under way, and forgets.
+    /// Invalidates an organization's settings. In such a cache, the organization's code is the key.
     pub(super) fn invalidate_org(&self, org: &OrgCode) {
         for handle in self.handles() {
             handle.invalidate_key(&ApiKey::standing_for(org));
@@ -43,12 +41,12 @@ impl Dependents {
 }
 
 impl ApiKeyHandle {
-    /// From now on this cache hears of the organizations that are invalidated. To be told before anything is loaded.
-    pub(crate) fn tell(&self, dependent: &Arc<Cache>) {
+    /// Adds a dependent cache. Must be called before it loads anything.
+    pub(crate) fn add_dependent(&self, dependent: &Arc<Cache>) {
         self.0.dependents.add(dependent);
     }
 
-    /// The clock of the layer.
+    /// Returns the clock of the layer.
     pub(crate) fn clock(&self) -> Clock {
         self.0.clock.clone()
     }
@@ -64,15 +62,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_nobody_holds_any_more_is_let_go() {
+    fn dropped_caches_are_removed() {
         let keys = layer().handle();
         let dependents = &keys.0.dependents;
         let kept = layer().handle();
-        keys.tell(&kept.0);
+        keys.add_dependent(&kept.0);
         for _ in 0..100 {
-            keys.tell(&layer().handle().0);
+            keys.add_dependent(&layer().handle().0);
             assert_eq!(dependents.handles().len(), 1);
-            // The one that is kept, and the last one, whose death nobody has noticed yet.
+            // The one that is kept, and the last one, which is removed when the next one is added.
             assert!(dependents.0.lock().unwrap().len() <= 2);
         }
     }

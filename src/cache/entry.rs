@@ -1,57 +1,66 @@
-//! One good key: the facts, when they were asked for, and until when they may be served.
+//! The cached result of one valid key, and until when it may be served.
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::{Cache, sync};
+use super::recheck::CacheRef;
+use super::sync;
 use crate::clock::{Tick, nanos};
 use crate::key::{KeyDigest, KeyTail};
 use crate::verify::Facts;
 
-/// How long facts may be served.
+/// How long a result may be served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lifetimes {
-    /// The longest that facts are fresh; each entry draws its own from the last 15 % of it.
+    /// The longest time that a result is fresh. Each entry's is shortened at random by up to 15 %.
     pub(crate) soft: Duration,
-    /// The longest that facts are served at all.
+    /// The longest time that a result is served at all.
     pub(crate) hard: Duration,
 }
 
-/// What is held of a good key. Facts only: whether they suffice is judged again on every request.
+/// The cached result of a valid key. Whether it permits a request is decided on every request.
 pub(crate) struct Entry {
     pub(crate) facts: Facts,
     pub(crate) digest: KeyDigest,
-    /// When the call that brought the facts was sent. Every age counts from here.
+    /// When the call that returned the result was sent. Ages count from here.
     pub(crate) sent_at: Tick,
-    /// The version of the rules when that call's flight began: an invalidation that is younger condemns the entry.
+    /// The version of the blocks and invalidations when the lookup began. Invalidations with a higher version apply.
     pub(crate) began: u64,
-    /// The end of the soft TTL that this entry drew, or of everything if that is earlier.
+    /// The end of this entry's soft TTL, or `hard_until` if that is earlier.
     fresh_until: Tick,
-    /// The end of everything: the hard TTL, or the key's own expiry.
+    /// The end of the hard TTL, or the key's expiry if that is earlier.
     hard_until: Tick,
-    /// The version of the rules that last found nothing against the entry.
+    /// The version of the blocks and invalidations at which the entry was last found clear.
     pub(super) cleared: sync::AtomicU64,
-    /// Whose entry it is, for those who wait for its end.
-    pub(crate) home: Weak<Cache>,
-    /// Tells a rotated secret from its successor. Only kept where somebody compares it with the issuer's list.
+    /// The cache that it belongs to. An entry of the test kit has none.
+    pub(super) cache: Option<Arc<CacheRef>>,
+    /// Distinguishes a rotated secret from its successor. Kept only for reconciliation.
     #[cfg_attr(not(feature = "kinde"), allow(dead_code))]
     pub(super) tail: Option<KeyTail>,
-    /// No background refresh begins before this, in milliseconds after `sent_at`: 49 days of them, and facts live for hours.
+    /// No background refresh begins before this time, in milliseconds after `sent_at`. The maximum is 12 days, and results
+    /// live for hours. Combined with [`FAILED`] or [`DOUBTED`].
     ask_after: AtomicU32,
 }
 
-/// How good facts are at a moment.
+/// Marks that a lookup failed.
+const FAILED: u32 = 1 << 31;
+/// Marks that the next request should wait for a lookup.
+const DOUBTED: u32 = 1 << 30;
+/// The bits of the milliseconds.
+const AGE: u32 = DOUBTED - 1;
+
+/// How old a result is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// Inside the soft TTL.
+    /// Within the soft TTL.
     Fresh,
-    /// For as long again: served while one refresh is under way.
+    /// Up to twice the soft TTL: served while one refresh is in flight.
     Stale,
-    /// Served only if the issuer does not answer.
+    /// Served only if the verification fails.
     Overdue,
-    /// The key itself has expired by the issuer's word.
+    /// The key has expired, by the issuer's `expires_at`.
     Expired,
     /// Past the hard TTL.
     Gone,
@@ -65,16 +74,16 @@ impl Entry {
         began: u64,
         lifetimes: Lifetimes,
         now: Tick,
-        home: Weak<Cache>,
+        cache: Option<Arc<CacheRef>>,
     ) -> Self {
         let expires = facts.expires_at.as_deref().map(|at| {
-            // The one look at the wall clock: what is left now. Steps of that clock move nothing afterwards.
+            // The wall clock is read once, so its later adjustments have no effect.
             now.after(at.duration_since(SystemTime::now()).unwrap_or_default())
         });
         let hard_until = sent_at.after(lifetimes.hard);
         let end = expires.map_or(hard_until, |at| at.min(hard_until));
         if expires.is_some_and(|at| at > hard_until) {
-            // Not the end that counts; see `freshness`.
+            // `freshness` takes an expiry for `hard_until`.
             facts.expires_at = None;
         }
         let soft_until = Tick(sent_at.0.saturating_add(draw_soft(lifetimes.soft)));
@@ -86,15 +95,20 @@ impl Entry {
             fresh_until: soft_until.min(end),
             hard_until: end,
             cleared: sync::AtomicU64::new(0),
-            home,
+            cache,
             tail: None,
             ask_after: AtomicU32::new(0),
         }
     }
 
-    /// Whether both speak of the same caller.
+    /// Returns whether both are about the same organization and user.
     pub(super) fn has_owner_of(&self, other: &Self) -> bool {
         self.facts.org == other.facts.org && self.facts.user() == other.facts.user()
+    }
+
+    /// Returns whether both are about the same organization and user, with the same scopes.
+    pub(super) fn is_equivalent_to(&self, other: &Self) -> bool {
+        self.has_owner_of(other) && self.facts.scopes == other.facts.scopes
     }
 
     pub(super) fn with_tail(mut self, tail: Option<KeyTail>) -> Self {
@@ -115,14 +129,14 @@ impl Entry {
             return Freshness::Fresh;
         }
         if now >= self.hard_until {
-            // An expiry that stands here is the end itself.
+            // An expiry that is kept is `hard_until`.
             return if self.facts.expires_at.is_some() {
                 Freshness::Expired
             } else {
                 Freshness::Gone
             };
         }
-        // The end is still ahead, so it was the soft TTL that ended.
+        // Before `hard_until`, so `fresh_until` is the end of the soft TTL.
         if now.since(self.fresh_until) < self.fresh_until.since(self.sent_at) {
             Freshness::Stale
         } else {
@@ -130,10 +144,10 @@ impl Entry {
         }
     }
 
-    /// Whether this caller is the one to begin a background refresh. It then has until `until` for itself.
+    /// Returns whether this caller should begin a background refresh. No other caller should before `until`.
     pub(super) fn claim_refresh(&self, now: Tick, until: Tick) -> bool {
         let ask_after = self.ask_after.load(Ordering::Relaxed);
-        self.age_at(now) >= ask_after
+        self.age_at(now) >= ask_after & AGE
             && self
                 .ask_after
                 .compare_exchange(
@@ -145,17 +159,35 @@ impl Entry {
                 .is_ok()
     }
 
-    pub(super) fn refresh_after(&self, at: Tick) {
-        self.ask_after.store(self.age_at(at), Ordering::Relaxed);
+    /// Notes that a lookup failed, and when the next one may begin.
+    pub(super) fn retry_after_failure(&self, at: Tick) {
+        let ask_after = self.age_at(at) | FAILED;
+        self.ask_after.store(ask_after, Ordering::Relaxed);
     }
 
-    /// In whole milliseconds.
+    /// Returns whether a lookup failed so lately that no other one begins.
+    pub(super) fn has_failed_lately(&self, now: Tick) -> bool {
+        let ask_after = self.ask_after.load(Ordering::Relaxed);
+        ask_after & FAILED != 0 && self.age_at(now) < ask_after & AGE
+    }
+
+    /// Notes that the key may be invalid, until a lookup ends.
+    pub(super) fn doubt(&self) {
+        self.ask_after.store(DOUBTED, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.ask_after.load(Ordering::Relaxed) & DOUBTED != 0
+    }
+
+    /// Returns the age at this time, in milliseconds.
     fn age_at(&self, at: Tick) -> u32 {
-        u32::try_from(at.since(self.sent_at).as_millis()).unwrap_or(u32::MAX)
+        let age = u32::try_from(at.since(self.sent_at).as_millis());
+        age.map_or(AGE, |age| age.min(AGE))
     }
 }
 
-/// Jitter only shortens: 85 to 100 % of the soft TTL, so that entries of one second do not refresh in one second.
+/// Returns 85 to 100 % of the soft TTL, so that entries of the same second are refreshed at different times.
 fn draw_soft(soft: Duration) -> u64 {
     let soft = nanos(soft);
     soft - fastrand::u64(0..=soft / 100 * 15)
@@ -182,11 +214,11 @@ mod tests {
     fn entry(facts: Facts) -> Entry {
         let digest = crate::key::DigestSecret::draw().unwrap().digest("12345678");
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
-        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, Weak::new())
+        Entry::new(facts, digest, sent, 1, LIFETIMES, sent, None)
     }
 
     #[test]
-    fn both_bounds_hold_to_the_nanosecond_and_jitter_only_shortens() {
+    fn bounds_hold_to_the_nanosecond() {
         for _ in 0..1_000 {
             let entry = entry(Facts::default());
             let at = |nanos: u64| entry.freshness(Tick(entry.sent_at.0 + nanos));
@@ -201,9 +233,8 @@ mod tests {
         }
     }
 
-    /// Entries that were verified within one second must not all fall due within one.
     #[test]
-    fn the_ends_of_freshness_are_spread_over_the_last_15_percent() {
+    fn soft_ttls_are_spread_over_15_percent() {
         let draws: Vec<u64> = (0..1_000).map(|_| draw_soft(LIFETIMES.soft)).collect();
         for second in 51..60 {
             let within = second * 1_000_000_000..(second + 1) * 1_000_000_000;
@@ -215,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_reads_earlier_than_the_call_is_fresh_and_does_not_panic() {
+    fn an_earlier_clock_reading_is_fresh() {
         assert_eq!(
             entry(Facts::default()).freshness(Tick::ZERO),
             Freshness::Fresh
@@ -223,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_ends_freshness_and_one_in_the_past_is_over_at_once() {
+    fn an_expiry_ends_an_entry() {
         let soon = entry(Facts {
             expires_at: Some(Box::new(SystemTime::now() + Duration::from_secs(10))),
             ..Facts::default()
@@ -243,10 +274,10 @@ mod tests {
         assert_eq!(past.freshness(past.sent_at), Freshness::Expired);
     }
 
-    /// Memory per key is a promise, and allocators round up: one word more may cost a key some hundred bytes.
+    /// The documentation states the memory per key. Allocators round up, so one more word may cost a hundred bytes.
     #[cfg(target_pointer_width = "64")]
     #[test]
-    fn an_entry_is_no_larger_than_it_was() {
+    fn the_size_of_an_entry_is_unchanged() {
         assert_eq!((size_of::<Facts>(), size_of::<Entry>()), (64, 136));
     }
 

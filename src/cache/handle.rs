@@ -1,54 +1,55 @@
-//! What an operator does to a layer while it runs.
+//! Control of a running layer: blocks, invalidations, and statistics.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::rules::{BlockListFull, FenceAt};
+use super::blocks::{BlockListFull, InvalidatedAt};
 use super::{Cache, Found};
 use crate::context::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::upstream::UpstreamState;
 
-/// Blocks and invalidates keys, and tells how things stand. Cheap to clone; every clone acts on the same layer.
+/// A handle that blocks and invalidates keys and returns statistics. Cheap to clone. All clones control the same layer.
 ///
-/// *Blocking* refuses with 401 until it is lifted or the process ends. *Invalidating* makes the layer ask the issuer again.
-/// Both are in force for the first request that begins after the call has returned, on every thread, whether or not the key
-/// is in the cache; a verification that was under way can bring nothing back, neither to the cache nor to those who wait for
-/// it. They reach this process alone: tell each of several nodes.
+/// A *blocked* key is rejected with 401 until it is unblocked or the process ends. An *invalidated* key is verified again.
+/// Both apply to the first request that begins after the method has returned, on every thread, whether or not the key is
+/// cached. The result of a verification in flight is discarded: it is neither cached nor returned to the requests that wait
+/// for it. Both affect this process only. Call the method on each node.
 ///
-/// To take a key away, delete it at the issuer *first*, then invalidate it here; invalidated the other way round, the issuer
-/// may say yes once more.
+/// To revoke a key, delete it at the issuer *first*, then invalidate it here. In the other order, the issuer may accept it
+/// once more.
 ///
-/// | method | of | cost |
+/// | method | applies to | cost |
 /// |---|---|---|
 /// | [`block_key`](Self::block_key), [`invalidate_key`](Self::invalidate_key) | one secret | constant |
-/// | [`block_key_id`](Self::block_key_id), [`invalidate_key_id`](Self::invalidate_key_id) | a key, whatever its present secret: the one for rotation | constant |
+/// | [`block_key_id`](Self::block_key_id), [`invalidate_key_id`](Self::invalidate_key_id) | every secret of a key; use it after a rotation | constant |
 /// | [`block_org`](Self::block_org), [`invalidate_org`](Self::invalidate_org) | all keys of an organization; invalidated, also its [settings](crate::settings) | constant |
 /// | [`invalidate_all`](Self::invalidate_all) | everything | constant |
 ///
-/// # Feeding it
+/// # Revocation
 ///
-/// An issuer that takes a key away tells nobody, so how soon it takes effect here depends on who tells the handle. Each way,
-/// with its bound on one node; "a verification" is one call to the issuer, at most the
-/// [deadline of a flight](crate::ApiKeyLayerBuilder::flight_deadline).
+/// The issuer does not announce that it revoked a key, so the time until the layer rejects the key depends on what calls the
+/// handle. The bounds are for one node. "A verification" is one call to the issuer, at most
+/// [`flight_deadline`](crate::ApiKeyLayerBuilder::flight_deadline).
 ///
-/// | told by | a key that was taken away is last accepted |
+/// | source | a revoked key is accepted until |
 /// |---|---|
-/// | nobody, and the issuer answers | twice the soft TTL and a verification after that: 2 min by default |
-/// | nobody, and the issuer does not answer | at the hard TTL, counted from the call that last said yes: 15 min by default |
-/// | a route with [`max_age(d)`](crate::ApiKeyLayer::max_age) | `d` and a verification after that; 503 where the issuer does not answer |
-/// | a method of this handle | before it returns |
-/// | your own endpoint for revocation, as in `examples/revoke_endpoint.rs` | before that endpoint answers |
-/// | the issuer's webhook, as in `examples/webhook.rs` | when it is delivered; Kinde has one for a deleted organization, and none for a key |
-/// | a poller, as `kinde::KeyPoller` | a period, the time of a walk and a verification after that: some 60 s by default, whatever the soft TTL |
+/// | none, while verifications succeed | twice the soft TTL and one verification later: 2 min by default |
+/// | none, while verifications fail | the hard TTL, from the last call that found it valid: 15 min by default |
+/// | a route with [`max_age(d)`](crate::ApiKeyLayer::max_age) | `d` and one verification later; 503 while verifications fail |
+/// | a method of this handle | the method returns |
+/// | your revocation endpoint, as in `examples/revoke_endpoint.rs` | the endpoint responds |
+/// | the issuer's webhook, as in `examples/webhook` | it is delivered; Kinde has one for a deleted organization, and none for a key |
+/// | a poller, such as `kinde::KeyPoller` | a period, the time to read the list and one verification later: about 60 s by default, whatever the soft TTL |
 ///
-/// A key that was invalidated is not served from memory: while the issuer does not answer it gets 503. So whatever speaks from
-/// outside, a webhook or a list of keys, should only ever invalidate. Then the worst of a forged, repeated or mistaken word is
-/// one more verification, and a customer is refused on the issuer's own answer alone. Block where the word is your own.
+/// An invalidated key is not served from the cache: it gets 503 while verifications fail. External sources, such as a webhook
+/// or a list of keys, should only invalidate. Then a forged, repeated or mistaken event causes one more verification at most,
+/// and a key is rejected only on the issuer's answer. Block only on your own decisions.
 ///
-/// Streams that were opened with a key end as soon as its next request would be refused or asked about, if they wait for
-/// [`OrgContext::until_invalid`](crate::OrgContext::until_invalid), as in `examples/streams.rs`.
+/// A stream that waits for [`OrgContext::until_invalid`](crate::OrgContext::until_invalid), as in `examples/streams.rs`, ends as
+/// soon as the next request with its key would be rejected or verified. Each call of a method that blocks, unblocks or
+/// invalidates wakes all waiting streams once. An answer of the issuer wakes the streams of its key only.
 ///
 /// # Example
 ///
@@ -62,7 +63,7 @@ use crate::upstream::UpstreamState;
 ///
 /// // After the key was rotated or deleted at the issuer:
 /// keys.invalidate_key_id(&KeyId::new("api_key_0001")?);
-/// // A customer who must be kept out now, whatever the issuer says:
+/// // To reject an organization now, whatever the issuer says:
 /// keys.block_org(&OrgCode::new("org_123")?)?;
 /// assert!(keys.unblock_org(&OrgCode::new("org_123")?));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -70,27 +71,27 @@ use crate::upstream::UpstreamState;
 #[derive(Clone)]
 pub struct ApiKeyHandle(pub(super) Arc<Cache>);
 
-/// Counts since the layer was built, and how full it is.
+/// Counters since the layer was built, and the sizes of its caches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Good keys held.
+    /// Cached valid keys.
     pub entries: usize,
-    /// Refused keys held; an estimate, that follows by some moments.
+    /// Cached invalid keys. An estimate that lags behind by moments.
     pub refused_entries: u64,
-    /// Requests served from fresh facts.
+    /// Requests served from a fresh result.
     pub hits: u64,
-    /// Requests served from stale facts, at once.
+    /// Requests served from a stale result without waiting.
     pub stale_hits: u64,
-    /// Requests that had to ask.
+    /// Requests that required a lookup.
     pub misses: u64,
-    /// Requests refused from memory: refused before, blocked or expired.
+    /// Requests rejected from the cache: invalid, blocked or expired keys.
     pub refusals: u64,
-    /// Requests that asked, and found their question already on its way.
+    /// Requests that joined a lookup in flight.
     pub coalesced: u64,
-    /// Good keys that made room for others.
+    /// Valid keys that were evicted for want of room.
     pub evictions: u64,
-    /// How things stand with the issuer.
+    /// The state of the calls to the issuer.
     pub upstream: UpstreamState,
 }
 
@@ -99,91 +100,93 @@ impl ApiKeyHandle {
         Self(cache)
     }
 
-    /// Refuses this secret from now on.
+    /// Blocks this secret.
     pub fn block_key(&self, key: &ApiKey) -> Result<(), BlockListFull> {
         let digest = self.0.digest(key.expose_secret());
-        self.0.rules.block_key(digest, self.fence())?;
+        self.0.blocks.block_key(digest, self.invalidated_now())?;
         self.0.forget(digest);
         Ok(())
     }
 
-    /// Refuses every secret of this key from now on.
+    /// Blocks every secret of this key.
     pub fn block_key_id(&self, key_id: &KeyId) -> Result<(), BlockListFull> {
-        self.0.rules.block_id(key_id, self.fence())
+        self.0.blocks.block_id(key_id, self.invalidated_now())
     }
 
-    /// Refuses every key of this organization from now on.
+    /// Blocks every key of this organization.
     pub fn block_org(&self, org: &OrgCode) -> Result<(), BlockListFull> {
-        self.0.rules.block_org(org, self.fence())
+        self.0.blocks.block_org(org, self.invalidated_now())
     }
 
-    /// Lifts a block. `false` when there was none. The key is verified anew.
+    /// Unblocks a secret. Returns `false` if it was not blocked. The key is verified again.
     pub fn unblock_key(&self, key: &ApiKey) -> bool {
-        self.0.rules.unblock_key(self.0.digest(key.expose_secret()))
+        self.0
+            .blocks
+            .unblock_key(self.0.digest(key.expose_secret()))
     }
 
-    /// Lifts a block. `false` when there was none. Nothing that was verified before the block comes back.
+    /// Unblocks a key. Returns `false` if it was not blocked. Its secrets are verified again.
     pub fn unblock_key_id(&self, key_id: &KeyId) -> bool {
-        self.0.rules.unblock_id(key_id)
+        self.0.blocks.unblock_id(key_id)
     }
 
-    /// Lifts a block. `false` when there was none. Nothing that was verified before the block comes back.
+    /// Unblocks an organization. Returns `false` if it was not blocked. Its keys are verified again.
     pub fn unblock_org(&self, org: &OrgCode) -> bool {
-        self.0.rules.unblock_org(org)
+        self.0.blocks.unblock_org(org)
     }
 
-    /// Asks the issuer again about this secret, be it held as good or as refused.
+    /// Invalidates this secret, whether it is cached as valid or as invalid.
     pub fn invalidate_key(&self, key: &ApiKey) {
         let digest = self.0.digest(key.expose_secret());
-        self.0.rules.fence_key(digest, self.fence());
+        self.0.blocks.invalidate_key(digest, self.invalidated_now());
         self.0.forget(digest);
     }
 
-    /// Asks the issuer again about every secret of this key: the one for rotation, since a key's id stays.
+    /// Invalidates every secret of this key. Use it after a rotation, which does not change the identifier.
     pub fn invalidate_key_id(&self, key_id: &KeyId) {
-        self.0.rules.fence_id(key_id, self.fence());
+        self.0.blocks.invalidate_id(key_id, self.invalidated_now());
     }
 
-    /// Asks the issuer again about every key of this organization, and the loaders about its settings.
+    /// Invalidates every key of this organization, and its settings.
     pub fn invalidate_org(&self, org: &OrgCode) {
-        self.0.rules.fence_org(org, self.fence());
+        self.0.blocks.invalidate_org(org, self.invalidated_now());
         #[cfg(feature = "settings")]
         self.0.dependents.invalidate_org(org);
     }
 
-    /// Asks the issuer again about every key, refused ones included, and the loaders about all settings.
+    /// Invalidates every key, invalid ones included, and all settings.
     pub fn invalidate_all(&self) {
-        self.0.rules.fence_all();
+        self.0.blocks.invalidate_all();
         #[cfg(feature = "settings")]
         self.0.dependents.invalidate_all();
-        for mut shard in self.0.flights.shards() {
-            shard.ground_all();
+        for mut shard in self.0.in_flight.shards() {
+            shard.cancel_all();
         }
     }
 
-    /// Counts, and how full the layer is.
+    /// Returns the counters of the layer and the sizes of its caches.
     pub fn stats(&self) -> Stats {
         let cache = &self.0;
         Stats {
             entries: cache.store.len(),
-            refused_entries: cache.refusals.len(),
+            refused_entries: cache.invalid_keys.len(),
             hits: cache.counters.of(Found::Fresh),
             stale_hits: cache.counters.of(Found::Stale),
-            misses: cache.counters.of(Found::Nothing),
-            refusals: cache.counters.of(Found::Refusal),
+            misses: cache.counters.of(Found::Miss),
+            refusals: cache.counters.of(Found::Invalid),
             coalesced: cache.coalesced.load(Ordering::Relaxed),
             evictions: cache.store.evictions(),
             upstream: cache.upstream.state(),
         }
     }
 
-    /// How things stand with the issuer: for a readiness probe.
+    /// Returns the state of the calls to the issuer, for a readiness probe.
     pub fn upstream(&self) -> UpstreamState {
         self.0.upstream.state()
     }
 
-    pub(super) fn fence(&self) -> FenceAt {
-        FenceAt {
+    pub(super) fn invalidated_now(&self) -> InvalidatedAt {
+        InvalidatedAt {
             now: self.0.clock.now(),
             holds: self.0.settings.lifetimes.hard + self.0.settings.flight_deadline,
         }
@@ -206,13 +209,13 @@ mod tests {
     use crate::verify::{Verification, verifier_fn};
 
     #[test]
-    fn a_fence_holds_for_as_long_as_facts_may_live_that_were_on_their_way_when_it_was_put_up() {
+    fn invalidations_outlive_results_in_flight() {
         let layer = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
             .hard_ttl(Duration::from_secs(600))
             .flight_deadline(Duration::from_secs(20))
             .build()
             .unwrap();
-        let holds = layer.handle().fence().holds;
+        let holds = layer.handle().invalidated_now().holds;
         assert_eq!(holds, Duration::from_secs(620));
     }
 }

@@ -1,36 +1,39 @@
-//! Orders in which threads may come to the locks and atomics of this room, chosen by a model checker.
+//! Tests of the cache under a model checker, which chooses the order in which threads use its locks and atomics.
 //!
 //! ```sh
 //! RUSTC_WORKSPACE_WRAPPER="$PWD/.ci/shuttle-rustc" cargo test --lib interleavings
 //! ```
 //!
-//! The stores are the real ones; each of their operations is one step, since the checker does not see their own locks.
+//! The stores are the real ones. Each of their operations is one step, because the checker does not see their own locks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
 
-use super::flight::{Flight, Landing};
-use super::landing::{Airborne, Outcome};
-use super::rules::Ruling;
-use super::settle::{Enrolled, Question, Settled};
-use super::{ApiKeyHandle, Cache, Look};
+use super::blocks::BlockStatus;
+use super::complete::{LookupTask, Outcome};
+use super::in_flight::{Completion, Lookup};
+use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
+use super::recently_valid::RecentlyValid;
+use super::store::Store;
+use super::{ApiKeyHandle, Cache, CacheResult, Entry};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, DigestSecret};
-use crate::telemetry::Voice;
+use crate::telemetry::Component;
 use crate::upstream::Upstream;
-use crate::verify::{Facts, Invalid, Verification, verifier_fn};
+use crate::verify::{Facts, Verification, verifier_fn};
 
 const SECRET: &str = "k_live_0123456789";
 
-/// Each of the faults that these tests are for shows within the first hundredth of them.
+/// Each fault that these tests look for is found within the first hundredth of them.
 const SCHEDULES: usize = 10_000;
 
-/// Runs the model under schedules drawn at random, and under some with few interruptions at places drawn at random.
+/// Runs the model under random schedules, and under schedules with few preemptions at random places.
 fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_random(model.clone(), SCHEDULES);
     shuttle::check_pct(model, SCHEDULES, 3);
@@ -39,7 +42,12 @@ fn check(model: impl Fn() + Clone + Send + Sync + 'static) {
 fn cache() -> Arc<Cache> {
     let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     let settings = Settings::default();
-    let upstream = Upstream::new(Arc::new(verifier), Clock::System, &settings, Voice::Issuer);
+    let upstream = Upstream::new(
+        Arc::new(verifier),
+        Clock::System,
+        &settings,
+        Component::Issuer,
+    );
     Cache::new(
         settings,
         Clock::System,
@@ -60,8 +68,8 @@ fn org() -> OrgCode {
     OrgCode::from_static("org_1")
 }
 
-fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
-    Question {
+fn request(cache: &Cache, oldest: Option<Tick>) -> LookupRequest {
+    LookupRequest {
         digest: cache.digest(SECRET),
         key: key(),
         oldest,
@@ -69,64 +77,64 @@ fn question(cache: &Cache, oldest: Option<Tick>) -> Question {
     }
 }
 
-fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<Airborne> {
-    match cache.enroll(&question(cache, oldest)).unwrap() {
-        Enrolled::Aboard(_) | Enrolled::AtHand(_) => None,
-        Enrolled::Began(airborne, _) => Some(airborne),
+fn begin(cache: &Arc<Cache>, oldest: Option<Tick>) -> Option<LookupTask> {
+    match cache.join_or_start(&request(cache, oldest)).unwrap() {
+        JoinedOrStarted::Joined(_) | JoinedOrStarted::Cached(_) => None,
+        JoinedOrStarted::Started(task, _) => Some(task),
     }
 }
 
-fn yes(sent_at: Tick) -> Outcome {
+fn valid(sent_at: Tick) -> Outcome {
     let facts = Facts {
         org: Some(org()),
         key_id: Some(key_id()),
         ..Facts::default()
     };
-    Outcome::Yes(facts, sent_at)
+    Outcome::Answered(Verification::valid(facts), sent_at)
 }
 
-fn no(sent_at: Tick) -> Outcome {
-    Outcome::No(Invalid::Definitive, sent_at)
+fn invalid(sent_at: Tick) -> Outcome {
+    Outcome::Answered(Verification::invalid(), sent_at)
 }
 
 fn is_served(cache: &Cache) -> bool {
     let (digest, now) = (cache.digest(SECRET), cache.clock.now());
-    match cache.look(digest, None, now) {
+    match cache.get_fresh(digest, None, now) {
         Ok(_) => true,
-        Err(held) => matches!(
-            cache.look_closer(held, SECRET.as_bytes(), digest, None, now),
-            Look::Serve(_) | Look::ServeAndRefresh(_)
+        Err(cached) => matches!(
+            cache.classify(cached, SECRET.as_bytes(), digest, None, now),
+            CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
         ),
     }
 }
 
-/// Whether one who waited for the flight would be served what it brought.
-fn serves(cache: &Cache, flight: &Flight) -> bool {
-    match flight.landing() {
-        Some(Landing::Yes(entry)) => cache.rules.on(&entry) == Ruling::Clear,
+/// Returns whether a waiter of the lookup would be served its result.
+fn serves(cache: &Cache, lookup: &Lookup) -> bool {
+    match lookup.completion() {
+        Some(Completion::Valid(entry)) => cache.blocks.status(&entry) == BlockStatus::Clear,
         _ => false,
     }
 }
 
-/// The issuer says yes until the key is revoked there. Who asks after the revocation and the decree may be served neither
-/// from the cache nor from the flight it boards.
-fn revoked_while_loading(decree: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
+/// The issuer accepts the key until it is revoked there. A request after the revocation and the update must be served neither
+/// from the cache nor from the lookup that it joins.
+fn revoked_while_loading(update: fn(&ApiKeyHandle), lift: Option<fn(&ApiKeyHandle)>) {
     revoked_in(
         || {
             let cache = cache();
             (ApiKeyHandle::new(Arc::clone(&cache)), cache)
         },
         |_, _| (),
-        decree,
+        update,
         lift,
     );
 }
 
-/// The same for a cache that hears of decrees by this handle, once `hears` was called before the load.
+/// The same for a cache that is updated through this handle, once `connect` was called before the load.
 fn revoked_in(
     world: fn() -> (ApiKeyHandle, Arc<Cache>),
-    hears: fn(&ApiKeyHandle, &Arc<Cache>),
-    decree: fn(&ApiKeyHandle),
+    connect: fn(&ApiKeyHandle, &Arc<Cache>),
+    update: fn(&ApiKeyHandle),
     lift: Option<fn(&ApiKeyHandle)>,
 ) {
     check(move || {
@@ -137,38 +145,38 @@ fn revoked_in(
             let handle = handle.clone();
             let is_revoked = Arc::clone(&is_revoked);
             thread::spawn(move || {
-                hears(&handle, &cache);
-                let Some(airborne) = begin(&cache, None) else {
+                connect(&handle, &cache);
+                let Some(task) = begin(&cache, None) else {
                     return;
                 };
                 let sent_at = cache.clock.now();
-                airborne.flight.sent(sent_at);
+                task.lookup.sent(sent_at);
                 let outcome = if is_revoked.load(Ordering::Acquire) {
-                    no(sent_at)
+                    invalid(sent_at)
                 } else {
-                    yes(sent_at)
+                    valid(sent_at)
                 };
-                cache.land(&airborne.flight, airborne.digest, outcome);
+                cache.complete(&task.lookup, task.digest, outcome);
             })
         };
         is_revoked.store(true, Ordering::Release);
-        decree(&handle);
+        update(&handle);
         assert!(!is_served(&cache), "served from the cache");
-        let boarded = match cache.enroll(&question(&cache, None)).unwrap() {
-            Enrolled::Aboard(flight) => Some(flight),
-            Enrolled::Began(airborne, _) => {
-                let flight = Arc::clone(&airborne.flight);
-                cache.land(&flight, airborne.digest, no(cache.clock.now()));
-                Some(flight)
+        let joined = match cache.join_or_start(&request(&cache, None)).unwrap() {
+            JoinedOrStarted::Joined(lookup) => Some(lookup),
+            JoinedOrStarted::Started(task, _) => {
+                let lookup = Arc::clone(&task.lookup);
+                cache.complete(&lookup, task.digest, invalid(cache.clock.now()));
+                Some(lookup)
             }
-            Enrolled::AtHand(settled) => {
-                assert!(matches!(settled, Settled::Refused), "served at hand");
+            JoinedOrStarted::Cached(result) => {
+                assert!(matches!(result, LookupResult::Invalid), "served meanwhile");
                 None
             }
         };
         load.join().unwrap();
-        let is_served_aboard = boarded.is_some_and(|flight| serves(&cache, &flight));
-        assert!(!is_served_aboard, "served from a flight");
+        let is_served_by_lookup = joined.is_some_and(|lookup| serves(&cache, &lookup));
+        assert!(!is_served_by_lookup, "served from a lookup");
         assert!(!is_served(&cache), "served from the cache, later");
         if let Some(lift) = lift {
             lift(&handle);
@@ -178,27 +186,27 @@ fn revoked_in(
 }
 
 #[test]
-fn a_key_invalidated_while_it_is_loaded_does_not_come_back() {
+fn a_key_invalidated_in_flight_is_not_served() {
     revoked_while_loading(|handle| handle.invalidate_key(&key()), None);
 }
 
 #[test]
-fn a_key_id_invalidated_while_it_is_loaded_does_not_come_back() {
+fn a_key_id_invalidated_in_flight_is_not_served() {
     revoked_while_loading(|handle| handle.invalidate_key_id(&key_id()), None);
 }
 
 #[test]
-fn an_organization_invalidated_while_it_is_loaded_does_not_come_back() {
+fn an_org_invalidated_in_flight_is_not_served() {
     revoked_while_loading(|handle| handle.invalidate_org(&org()), None);
 }
 
 #[test]
-fn everything_invalidated_while_it_is_loaded_does_not_come_back() {
+fn all_invalidated_in_flight_is_not_served() {
     revoked_while_loading(ApiKeyHandle::invalidate_all, None);
 }
 
 #[test]
-fn a_key_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
+fn a_key_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
         |handle| handle.block_key(&key()).unwrap(),
         Some(|handle| assert!(handle.unblock_key(&key()))),
@@ -206,20 +214,20 @@ fn a_key_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
 }
 
 #[test]
-fn an_organization_blocked_while_it_is_loaded_does_not_come_back_after_the_block() {
+fn an_org_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
         |handle| handle.block_org(&org()).unwrap(),
         Some(|handle| assert!(handle.unblock_org(&org()))),
     );
 }
 
-/// A cache of settings, behind one of keys. To it the organization is what a key is elsewhere.
+/// A cache of settings and the handle of a cache of keys. In the former, the organization's code is the key.
 #[cfg(feature = "settings")]
 fn settings_behind_keys() -> (ApiKeyHandle, Arc<Cache>) {
     (ApiKeyHandle::new(cache()), cache())
 }
 
-/// The organization whose code is what these tests load.
+/// The organization of the settings that these tests load.
 #[cfg(feature = "settings")]
 fn org_of_the_settings() -> OrgCode {
     OrgCode::from_static(SECRET)
@@ -227,11 +235,11 @@ fn org_of_the_settings() -> OrgCode {
 
 #[cfg(feature = "settings")]
 #[test]
-fn settings_invalidated_with_their_organization_while_they_are_loaded_do_not_come_back() {
+fn settings_invalidated_in_flight_are_not_served() {
     revoked_in(
         || {
             let (keys, settings) = settings_behind_keys();
-            keys.tell(&settings);
+            keys.add_dependent(&settings);
             (keys, settings)
         },
         |_, _| (),
@@ -242,11 +250,10 @@ fn settings_invalidated_with_their_organization_while_they_are_loaded_do_not_com
 
 #[cfg(feature = "settings")]
 #[test]
-fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_nothing_from_before()
- {
+fn a_new_dependent_misses_no_org_invalidation() {
     revoked_in(
         settings_behind_keys,
-        |keys, settings| keys.tell(settings),
+        |keys, settings| keys.add_dependent(settings),
         |keys| keys.invalidate_org(&org_of_the_settings()),
         None,
     );
@@ -254,23 +261,23 @@ fn a_cache_of_settings_that_is_made_while_its_organization_is_invalidated_keeps_
 
 #[cfg(feature = "settings")]
 #[test]
-fn a_cache_of_settings_that_is_made_while_everything_is_invalidated_keeps_nothing_from_before() {
+fn a_new_dependent_misses_no_invalidate_all() {
     revoked_in(
         settings_behind_keys,
-        |keys, settings| keys.tell(settings),
+        |keys, settings| keys.add_dependent(settings),
         ApiKeyHandle::invalidate_all,
         None,
     );
 }
 
-/// A decree against an entry that other threads look at: none of them may clear it by what it read before.
+/// An update of an entry that other threads read: none of them may mark it clear by what it read before.
 #[test]
-fn a_look_during_a_decree_clears_nothing_that_the_decree_condemns() {
+fn a_read_during_an_update_marks_nothing_clear() {
     check(|| {
         let cache = cache();
-        let airborne = begin(&cache, None).unwrap();
-        cache.land(&airborne.flight, airborne.digest, yes(cache.clock.now()));
-        let look = {
+        let task = begin(&cache, None).unwrap();
+        cache.complete(&task.lookup, task.digest, valid(cache.clock.now()));
+        let reader = {
             let cache = Arc::clone(&cache);
             thread::spawn(move || {
                 is_served(&cache);
@@ -278,32 +285,32 @@ fn a_look_during_a_decree_clears_nothing_that_the_decree_condemns() {
             })
         };
         let handle = ApiKeyHandle::new(Arc::clone(&cache));
-        // Another version, so that the look has to consult the tables.
+        // Another version, so that the read has to compare with the tables.
         handle.invalidate_key_id(&KeyId::from_static("id_2"));
         handle.invalidate_key_id(&key_id());
         assert!(!is_served(&cache));
-        look.join().unwrap();
+        reader.join().unwrap();
         assert!(!is_served(&cache));
     });
 }
 
 #[test]
-fn one_key_has_one_flight() {
+fn one_key_has_one_lookup() {
     check(|| {
         let cache = cache();
         let begun = Arc::new(AtomicUsize::new(0));
-        let ask = {
+        let start = {
             let cache = Arc::clone(&cache);
             let begun = Arc::clone(&begun);
             move || {
-                // Held to the end, since a flight that is dropped lands.
-                let airborne = begin(&cache, None);
-                begun.fetch_add(usize::from(airborne.is_some()), Ordering::Relaxed);
-                airborne
+                // Kept to the end, because a task that is dropped completes its lookup.
+                let task = begin(&cache, None);
+                begun.fetch_add(usize::from(task.is_some()), Ordering::Relaxed);
+                task
             }
         };
-        let others: Vec<_> = (0..2).map(|_| thread::spawn(ask.clone())).collect();
-        let mine = ask();
+        let others: Vec<_> = (0..2).map(|_| thread::spawn(start.clone())).collect();
+        let mine = start();
         let theirs: Vec<_> = others
             .into_iter()
             .map(|other| other.join().unwrap())
@@ -313,23 +320,125 @@ fn one_key_has_one_flight() {
     });
 }
 
-/// Two questions about one key are under way, because the second asker would not take what the first began. The issuer
-/// says yes to the elder and no to the younger.
+/// Two lookups of one key are in flight, because the second request requires a later call. The first call finds the key
+/// valid, and the second one invalid.
 #[test]
-fn an_older_yes_does_not_overtake_a_younger_no() {
+fn older_valid_answer_does_not_replace_invalid() {
     check(|| {
         let cache = cache();
         let sent_at = cache.clock.now();
         let elder = begin(&cache, None).unwrap();
-        elder.flight.sent(sent_at);
+        elder.lookup.sent(sent_at);
         let later = Tick(sent_at.0 + 1);
         let younger = begin(&cache, Some(later)).unwrap();
-        let landing = {
+        let completion = {
             let cache = Arc::clone(&cache);
-            thread::spawn(move || cache.land(&younger.flight, younger.digest, no(later)))
+            thread::spawn(move || cache.complete(&younger.lookup, younger.digest, invalid(later)))
         };
-        cache.land(&elder.flight, elder.digest, yes(sent_at));
-        landing.join().unwrap();
+        cache.complete(&elder.lookup, elder.digest, valid(sent_at));
+        completion.join().unwrap();
         assert!(!is_served(&cache));
+    });
+}
+
+fn entry(cache: &Cache, secret: &str, facts: Facts) -> Arc<Entry> {
+    let now = cache.clock.now();
+    Arc::new(Entry::new(
+        facts,
+        cache.digest(secret),
+        Tick(now.0 - 1),
+        cache.blocks.version(),
+        cache.settings.lifetimes,
+        now,
+        None,
+    ))
+}
+
+/// Two threads remove what they read, a third one inserts a later entry, and a fourth one makes the store evict.
+#[test]
+fn fault_84_no_later_entry_is_stranded() {
+    check(|| {
+        let cache = cache();
+        let recently_valid = Arc::new(RecentlyValid::new(10));
+        let store = Arc::new(Store::new(1, Duration::from_secs(900), recently_valid));
+        let [old, new] = [(); 2].map(|()| entry(&cache, SECRET, Facts::default()));
+        let other = entry(&cache, "k_live_other_6789", Facts::default());
+        let digest = old.digest;
+        store.insert(old);
+        let remove = || {
+            let store = Arc::clone(&store);
+            thread::spawn(move || {
+                store
+                    .get(digest)
+                    .is_some_and(|cached| store.remove(&cached))
+            })
+        };
+        let evict = {
+            let store = Arc::clone(&store);
+            thread::spawn(move || {
+                store.insert(other);
+                store.stranded();
+            })
+        };
+        let removals = [remove(), remove()];
+        store.insert(new);
+        for removal in removals {
+            removal.join().unwrap();
+        }
+        evict.join().unwrap();
+        assert_eq!(store.stranded(), 0);
+        assert!(store.len() <= 1);
+    });
+}
+
+/// Inserts an entry that has expired.
+fn insert_expired(cache: &Cache) {
+    let facts = Facts {
+        expires_at: Some(Box::new(SystemTime::UNIX_EPOCH)),
+        ..Facts::default()
+    };
+    cache.store.insert(entry(cache, SECRET, facts));
+}
+
+/// Readers find that an entry has expired, while a lookup replaces it.
+#[test]
+fn fault_84_expiry_during_reads_strands_nothing() {
+    check(|| {
+        let cache = cache();
+        let task = begin(&cache, None).unwrap();
+        insert_expired(&cache);
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || is_served(&cache))
+            })
+            .collect();
+        cache.complete(&task.lookup, task.digest, valid(cache.clock.now()));
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(cache.store.stranded(), 0);
+        // The later entry is served, although readers found the old one expired.
+        assert!(is_served(&cache));
+        assert!(!cache.is_invalid(cache.digest(SECRET), cache.clock.now()));
+    });
+}
+
+/// Two readers find that an entry has expired. The key is cached as invalid for as long as after one.
+#[test]
+fn fault_84_an_expired_key_is_inserted_once() {
+    check(|| {
+        let cache = cache();
+        insert_expired(&cache);
+        let reader = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || is_served(&cache))
+        };
+        assert!(!is_served(&cache));
+        assert!(!reader.join().unwrap());
+        let (digest, now) = (cache.digest(SECRET), cache.clock.now());
+        assert!(cache.is_invalid(digest, now));
+        let later = now.after(Duration::from_secs(6));
+        assert!(!cache.is_invalid(digest, later), "inserted twice");
     });
 }

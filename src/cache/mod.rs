@@ -1,88 +1,94 @@
-//! What is remembered of keys, and how an answer is had for one that is not.
+//! The lookup cache: verification results, in-flight lookups, blocks and invalidations.
 //!
 //! ```text
-//! look ─┬ fresh ──────────────────────────────▶ served
-//!       ├ stale ─ (one refresh behind it) ────▶ served
-//!       ├ refused, blocked, expired ──────────▶ refused
-//!       ├ no key by its grammar ──────────────▶ malformed
-//!       └ overdue, unknown ─ settle ─ flight ─┬─ yes ─▶ served
-//!                                             ├─ no ──▶ refused
-//!                                             └─ cannot tell ─▶ served if still held, else 503
+//! get ─┬ fresh ────────────────────────────────▶ served
+//!      ├ stale ─ (one background refresh) ─────▶ served
+//!      ├ invalid, blocked, expired ────────────▶ rejected
+//!      ├ not in the grammar of keys ───────────▶ malformed
+//!      └ overdue, unknown ─ look up ─┬ valid ──▶ served
+//!                                    ├ invalid ─▶ rejected
+//!                                    └ cannot tell ─▶ served if still cached, else 503
 //! ```
 //!
-//! * [`store`] holds the good keys, [`refusals`] the refused ones: two caches, so that junk cannot push out the good.
-//!   [`former`] remembers which keys were good, without their facts.
-//! * [`rules`] are blocks and fences. Every way that facts can take passes them: at the look-up, at the landing of a
-//!   flight, and once more when a waiter takes what landed.
-//! * [`flight`] is the single flight, [`settle`] how a request waits for one, [`landing`] what its end writes down.
-//!   [`suspects`] weighs refusals that may have meant something else.
-//! * `dependents` are other caches that hear of what is invalidated here.
-//! * `census` compares what is held with a list of the issuer's own.
+//! * [`store`] contains the valid keys, [`invalid_keys`] the invalid ones: two caches, so that invalid keys evict no valid one.
+//!   [`recently_valid`] contains the digests of keys that were valid in the last day.
+//! * [`blocks`] contains blocks and invalidations. They are checked when the cache is read, when a lookup completes, and when
+//!   a waiter takes its result.
+//! * [`in_flight`] coalesces lookups, [`look_up`] waits for them, and [`complete`] applies their results. [`unconfirmed`] notes
+//!   invalid answers that may have been about something else than the key.
+//! * [`recheck`] checks a result again after its request has waited, and while its stream is open. [`watchers`] wakes the
+//!   streams.
+//! * `dependents` are caches that are invalidated together with this one.
+//! * `reconcile` compares the cached keys with the issuer's list.
 //!
-//! Nothing here judges: organization and scopes are the guards' business, on every request anew.
+//! Only verification results are cached. Organization and scopes are checked on every request, by the layer and the guards.
 
-#[cfg(feature = "kinde")]
-mod census;
+mod blocks;
+mod complete;
 #[cfg(feature = "settings")]
 mod dependents;
 mod entry;
-mod flight;
-mod former;
 mod handle;
+mod in_flight;
 #[cfg(all(test, orgkey_shuttle))]
 mod interleavings;
-mod landing;
-mod refusals;
-mod rules;
-mod settle;
-mod shared;
+mod interner;
+mod invalid_keys;
+mod look_up;
+mod recently_valid;
+mod recheck;
+#[cfg(feature = "kinde")]
+mod reconcile;
 mod stats;
 mod store;
-mod suspects;
 mod sync;
+mod unconfirmed;
+mod watchers;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-#[cfg(feature = "kinde")]
-pub(crate) use self::census::Held;
+pub use self::blocks::BlockListFull;
+use self::blocks::{BlockStatus, Blocks};
 #[cfg(feature = "settings")]
 use self::dependents::Dependents;
 use self::entry::Freshness;
 pub(crate) use self::entry::{Entry, Lifetimes};
-use self::flight::Flights;
-use self::former::Former;
 pub use self::handle::{ApiKeyHandle, Stats};
-use self::refusals::Refusals;
-pub use self::rules::BlockListFull;
-use self::rules::{Rules, Ruling};
-pub(crate) use self::settle::{Question, Settled};
-use self::shared::Shared;
+use self::in_flight::InFlight;
+use self::interner::Interner;
+use self::invalid_keys::InvalidKeys;
+pub(crate) use self::look_up::{LookupRequest, LookupResult};
+use self::recently_valid::RecentlyValid;
+use self::recheck::CacheRef;
+pub(crate) use self::recheck::Standing;
+#[cfg(feature = "kinde")]
+pub(crate) use self::reconcile::CachedKey;
 use self::stats::Counters;
 pub(crate) use self::stats::Found;
 use self::store::Store;
-use self::suspects::Suspects;
+use self::unconfirmed::UnconfirmedAnswers;
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail, is_key};
 use crate::telemetry;
 use crate::upstream::Upstream;
 
-/// What a layer and its clones remember.
+/// The cache of a layer and its clones.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    me: Weak<Self>,
+    /// For the entries.
+    me: Arc<CacheRef>,
     pub(crate) clock: Clock,
     secret: DigestSecret,
     settings: Settings,
     store: Store,
-    refusals: Refusals,
-    former: Arc<Former>,
-    shared: Shared,
-    rules: Rules,
-    flights: Flights,
-    suspects: Suspects,
+    invalid_keys: InvalidKeys,
+    recently_valid: Arc<RecentlyValid>,
+    interner: Interner,
+    blocks: Blocks,
+    in_flight: InFlight,
+    unconfirmed: UnconfirmedAnswers,
     upstream: Upstream,
     counters: Counters,
     coalesced: AtomicU64,
@@ -91,18 +97,18 @@ pub(crate) struct Cache {
     dependents: Dependents,
 }
 
-/// What a look-up finds.
+/// What the cache contains for a key.
 #[derive(Debug)]
-pub(crate) enum Look {
-    /// Facts to serve now.
+pub(crate) enum CacheResult {
+    /// A result to serve.
     Serve(Arc<Entry>),
-    /// Facts to serve now, while this caller begins a refresh.
+    /// A result to serve. The caller begins a refresh.
     ServeAndRefresh(Arc<Entry>),
-    /// A no.
-    Refused,
-    /// Nothing that may be served without asking first.
-    Ask,
-    /// Nothing is held, and what was presented is no key.
+    /// The key is invalid, expired or blocked.
+    Invalid,
+    /// A lookup is required.
+    LookUp,
+    /// Nothing is cached, and the credential is not in the grammar of keys.
     Malformed,
 }
 
@@ -113,22 +119,23 @@ impl Cache {
         secret: DigestSecret,
         upstream: Upstream,
     ) -> Arc<Self> {
-        let former = Arc::new(Former::new(settings.capacity));
+        let recently_valid = Arc::new(RecentlyValid::new(settings.capacity));
+        let blocks = Blocks::default();
         Arc::new_cyclic(|me| Self {
-            me: me.clone(),
+            me: Arc::new(CacheRef::new(me.clone(), clock.clone(), blocks.watchers())),
             clock,
             secret,
             store: Store::new(
                 settings.capacity,
                 settings.lifetimes.hard,
-                Arc::clone(&former),
+                Arc::clone(&recently_valid),
             ),
-            refusals: Refusals::new((settings.capacity / 10).max(1)),
-            former,
-            shared: Shared::default(),
-            rules: Rules::default(),
-            flights: Flights::default(),
-            suspects: Suspects::default(),
+            invalid_keys: InvalidKeys::new((settings.capacity / 10).max(1)),
+            recently_valid,
+            interner: Interner::default(),
+            blocks,
+            in_flight: InFlight::default(),
+            unconfirmed: UnconfirmedAnswers::default(),
             upstream,
             counters: Counters::default(),
             coalesced: AtomicU64::new(0),
@@ -139,7 +146,7 @@ impl Cache {
         })
     }
 
-    /// What the entry of this key is to keep of the secret's end: nothing, unless somebody compares it with a list.
+    /// Returns the end of the secret, if entries keep it for reconciliation.
     fn tail_to_keep(&self, key: &ApiKey) -> Option<KeyTail> {
         if self.keeps_tails.load(Ordering::Relaxed) {
             self.secret.tail(key.expose_secret())
@@ -152,12 +159,12 @@ impl Cache {
         self.secret.digest(key)
     }
 
-    /// What is held of a key, by an answer younger than `oldest`.
+    /// Returns the cached entry of a key, if it is fresh and of a call sent after `oldest`.
     ///
-    /// `Ok` are fresh facts. Anything else is [looked at more closely](Self::look_closer), by the caller, so that nothing
-    /// comes between him and what nearly every request finds.
+    /// `Err` is whatever else is cached. The caller passes it to [`classify`](Self::classify), which is kept out of line so
+    /// that the hit path stays small.
     #[inline]
-    pub(crate) fn look(
+    pub(crate) fn get_fresh(
         &self,
         digest: KeyDigest,
         oldest: Option<Tick>,
@@ -166,164 +173,162 @@ impl Cache {
         match self.store.get(digest) {
             Some(entry) if self.is_fresh(&entry, oldest, now) => {
                 let nth = self.counters.count(Found::Fresh);
-                self.store.told_of_read(digest, nth);
+                self.store.record_read(digest, nth);
                 telemetry::looked_up(Found::Fresh);
                 Ok(entry)
             }
-            held => Err(held),
+            cached => Err(cached),
         }
     }
 
-    /// Whether these are the facts that nearly every request finds: three comparisons.
+    /// Returns whether this is a hit. Three comparisons.
     #[inline]
     fn is_fresh(&self, entry: &Entry, oldest: Option<Tick>, now: Tick) -> bool {
-        self.rules.has_cleared(entry)
+        self.blocks.has_cleared(entry)
             && now < entry.fresh_until()
             && oldest.is_none_or(|oldest| entry.sent_at > oldest)
     }
 
-    /// Everything but a fresh hit, kept apart from it so that a hit needs neither its code nor its registers.
+    /// Returns what the cache contains for a key that is not a fresh hit.
     ///
-    /// What is held has kept the grammar of keys, or the issuer would not have been asked about it. Anything else is held to the
-    /// grammar here, before all else, and what does not keep it counts as no look-up.
+    /// A key without an entry is checked against the grammar of keys first. A malformed one is not counted.
     #[inline(never)]
-    pub(crate) fn look_closer(
+    pub(crate) fn classify(
         &self,
-        held: Option<Arc<Entry>>,
+        cached: Option<Arc<Entry>>,
         key: &[u8],
         digest: KeyDigest,
         oldest: Option<Tick>,
         now: Tick,
-    ) -> Look {
-        let (look, found) = match held {
-            Some(entry) => self.look_at(entry, oldest, now),
-            None if !is_key(key) => return Look::Malformed,
-            None if self.stands_refused(digest, now) => (Look::Refused, Found::Refusal),
-            None => (Look::Ask, Found::Nothing),
+    ) -> CacheResult {
+        let (result, found) = match cached {
+            Some(entry) => self.classify_entry(entry, oldest, now),
+            None if !is_key(key) => return CacheResult::Malformed,
+            None if self.is_invalid(digest, now) => (CacheResult::Invalid, Found::Invalid),
+            None => (CacheResult::LookUp, Found::Miss),
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
-            self.store.told_of_read(digest, nth);
+            self.store.record_read(digest, nth);
         }
         telemetry::looked_up(found);
-        look
+        result
     }
 
-    fn look_at(&self, entry: Arc<Entry>, oldest: Option<Tick>, now: Tick) -> (Look, Found) {
-        match self.rules.on(&entry) {
-            Ruling::Clear => {}
-            Ruling::Blocked => return (Look::Refused, Found::Refusal),
-            Ruling::Fenced => {
+    fn classify_entry(
+        &self,
+        entry: Arc<Entry>,
+        oldest: Option<Tick>,
+        now: Tick,
+    ) -> (CacheResult, Found) {
+        match self.blocks.status(&entry) {
+            BlockStatus::Clear => {}
+            BlockStatus::Blocked => return (CacheResult::Invalid, Found::Invalid),
+            BlockStatus::Invalidated => {
                 self.retire(&entry);
-                return (Look::Ask, Found::Nothing);
+                return (CacheResult::LookUp, Found::Miss);
             }
         }
         match entry.freshness(now) {
             Freshness::Expired => {
-                self.store.remove(&entry);
-                self.refusals.note(entry.digest, entry.began, now);
-                (Look::Refused, Found::Refusal)
+                // Under the lock under which lookups complete, so that a new entry and the invalid key do not coexist. Only one
+                // reader inserts the key, because a repeated answer lasts longer.
+                let _shard = self.in_flight.shard(entry.digest);
+                if self.store.remove(&entry) {
+                    self.invalid_keys.insert(entry.digest, entry.began, now);
+                }
+                (CacheResult::Invalid, Found::Invalid)
             }
             Freshness::Gone => {
                 self.retire(&entry);
-                (Look::Ask, Found::Nothing)
+                (CacheResult::LookUp, Found::Miss)
             }
             _ if oldest.is_some_and(|oldest| entry.sent_at <= oldest) => {
-                (Look::Ask, Found::Nothing)
+                (CacheResult::LookUp, Found::Miss)
             }
-            Freshness::Fresh => (Look::Serve(entry), Found::Fresh),
+            Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
+            Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
                 if entry.claim_refresh(now, now.after(self.settings.flight_deadline)) =>
             {
-                (Look::ServeAndRefresh(entry), Found::Stale)
+                (CacheResult::ServeAndRefresh(entry), Found::Stale)
             }
-            Freshness::Stale => (Look::Serve(entry), Found::Stale),
-            Freshness::Overdue => (Look::Ask, Found::Nothing),
+            Freshness::Stale => (CacheResult::Serve(entry), Found::Stale),
+            // A lookup failed a moment ago. Another one would make this request wait, and probably fail.
+            Freshness::Overdue if entry.has_failed_lately(now) => {
+                (CacheResult::Serve(entry), Found::Stale)
+            }
+            Freshness::Overdue => (CacheResult::LookUp, Found::Miss),
         }
     }
 
-    /// [`look`](Self::look) in a cache of settings, where nothing is refused and whose telemetry is its own.
+    /// Returns what a cache of settings contains for an organization.
     #[cfg(feature = "settings")]
     #[inline]
-    pub(crate) fn look_for_settings(&self, digest: KeyDigest, now: Tick) -> Look {
-        let (look, found) = match self.store.get(digest) {
-            Some(entry) => self.look_at(entry, None, now),
-            None => (Look::Ask, Found::Nothing),
+    pub(crate) fn get_settings(&self, digest: KeyDigest, now: Tick) -> CacheResult {
+        let (result, found) = match self.store.get(digest) {
+            Some(entry) => self.classify_entry(entry, None, now),
+            None => (CacheResult::LookUp, Found::Miss),
         };
         let nth = self.counters.count(found);
         if matches!(found, Found::Fresh | Found::Stale) {
-            self.store.told_of_read(digest, nth);
+            self.store.record_read(digest, nth);
         }
         telemetry::settings::looked_up(found);
-        look
+        result
     }
 
-    /// Whether the key is refused from memory, or blocked without being known.
-    fn stands_refused(&self, digest: KeyDigest, now: Tick) -> bool {
-        self.refusals
-            .standing(digest, now)
-            .is_some_and(|refused| !self.rules.is_all_fenced_since(refused.began))
-            || self.rules.is_key_blocked(digest)
+    /// Returns whether the key is cached as invalid, or blocked.
+    fn is_invalid(&self, digest: KeyDigest, now: Tick) -> bool {
+        self.invalid_keys
+            .get(digest, now)
+            .is_some_and(|key| !self.blocks.is_all_invalidated_since(key.began))
+            || self.blocks.is_key_blocked(digest)
     }
 
-    /// Lets facts go that may not be served any more, and remembers that their key was good.
+    /// Removes an entry that may not be served any more, and notes its key as recently valid.
     fn retire(&self, entry: &Arc<Entry>) {
+        // In this order, so that the key is known or recently valid at any time.
+        self.recently_valid.note(entry.digest, entry.sent_at);
         self.store.remove(entry);
-        self.former.note(entry.digest, entry.sent_at);
     }
 
-    /// Facts about the key that may still be served if the issuer does not answer.
-    fn held(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
+    /// Returns whether the key was valid in the last day, and nothing of it may be served.
+    fn is_recently_valid(&self, digest: KeyDigest, now: Tick) -> bool {
+        // The entry may have been invalidated, or have reached the hard TTL, since it was read.
+        if let Some(entry) = self.store.get(digest)
+            && (self.blocks.status(&entry) == BlockStatus::Invalidated
+                || entry.freshness(now) == Freshness::Gone)
+        {
+            self.retire(&entry);
+        }
+        self.recently_valid.contains(digest, now)
+    }
+
+    /// Returns the entry of the key, if it may be served when the verification fails.
+    fn servable(&self, digest: KeyDigest, oldest: Option<Tick>, now: Tick) -> Option<Arc<Entry>> {
         let entry = self.store.get(digest)?;
-        let may_serve = self.rules.on(&entry) == Ruling::Clear
+        let may_serve = self.blocks.status(&entry) == BlockStatus::Clear
             && !matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
             && oldest.is_none_or(|oldest| entry.sent_at > oldest);
         may_serve.then_some(entry)
     }
 
-    /// Forgets whatever is held of a key or on its way, all at once.
+    /// Removes the key from the caches and cancels its lookups.
     fn forget(&self, digest: KeyDigest) {
-        let mut shard = self.flights.shard(digest);
-        shard.ground(digest);
+        let mut shard = self.in_flight.shard(digest);
+        shard.cancel(digest);
         if let Some(entry) = self.store.get(digest) {
             self.retire(&entry);
         }
-        self.refusals.forget(digest);
-    }
-
-    /// Waits until the entry's key may not be served any more.
-    pub(crate) async fn ended(self: Arc<Self>, mut entry: Arc<Entry>) {
-        /// Timers stop while the machine sleeps and our clock does not, so the clock is read every so often.
-        const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
-
-        loop {
-            // Made before the look: it hears of every change from here on, polled or not.
-            let changed = self.rules.changed();
-            let now = self.clock.now();
-            if let Some(held) = self.held(entry.digest, None, now) {
-                if held.has_owner_of(&entry) {
-                    // A refresh has brought younger facts: it is their end that counts.
-                    entry = held;
-                } else if held.sent_at >= entry.sent_at {
-                    // The key is another's by now.
-                    return;
-                }
-            }
-            let is_over = self.rules.on(&entry) != Ruling::Clear
-                || matches!(entry.freshness(now), Freshness::Expired | Freshness::Gone)
-                || self.stands_refused(entry.digest, now);
-            if is_over {
-                return;
-            }
-            let wait = entry.hard_until().since(now).min(AT_LEAST_EVERY);
-            // Woken or not, the loop looks again.
-            drop(tokio::time::timeout(wait, changed).await);
-        }
+        self.invalid_keys.remove(digest);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt;
 
     use super::*;
@@ -334,7 +339,7 @@ mod tests {
 
     const KEY: &[u8] = b"12345678";
 
-    /// An empty cache, on a clock that shows some hours.
+    /// An empty cache, on a clock that is some hours from its origin.
     pub(super) fn cache() -> (Arc<Cache>, TestClock) {
         let clock = TestClock::new();
         clock.jump(Duration::from_secs(10_000));
@@ -345,69 +350,68 @@ mod tests {
         (layer.handle().0, clock)
     }
 
-    /// A cache, and an entry of it that the rules have cleared.
-    fn holding_one() -> (Arc<Cache>, Arc<Entry>) {
+    /// A cache, and an entry of it that was found clear.
+    fn with_one_entry() -> (Arc<Cache>, Arc<Entry>) {
         let (cache, _) = cache();
         let sent = Tick::ZERO.after(Duration::from_secs(1_000));
-        let entry = hold(&cache, Facts::default(), sent);
-        assert_eq!(cache.rules.on(&entry), Ruling::Clear);
+        let entry = insert(&cache, Facts::default(), sent);
+        assert_eq!(cache.blocks.status(&entry), BlockStatus::Clear);
         (cache, entry)
     }
 
-    fn hold(cache: &Cache, facts: Facts, sent: Tick) -> Arc<Entry> {
+    fn insert(cache: &Cache, facts: Facts, sent: Tick) -> Arc<Entry> {
         let entry = Arc::new(Entry::new(
             facts,
             cache.digest(KEY),
             sent,
-            cache.rules.version(),
+            cache.blocks.version(),
             cache.settings.lifetimes,
             sent,
-            Weak::new(),
+            Some(Arc::clone(&cache.me)),
         ));
         cache.store.insert(Arc::clone(&entry));
         entry
     }
 
     #[test]
-    fn what_is_no_key_by_its_grammar_is_malformed_and_leaves_nothing_behind() {
-        let (cache, _) = holding_one();
+    fn malformed_credentials_are_not_counted() {
+        let (cache, _) = with_one_entry();
         let now = cache.clock.now();
-        for junk in [
+        for malformed in [
             &b"12345678,"[..],
             b"1234 5678",
             b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8",
             b"========",
         ] {
-            let digest = cache.digest(junk);
-            let held = cache.look(digest, None, now).expect_err("nothing is held");
-            let look = cache.look_closer(held, junk, digest, None, now);
-            assert!(matches!(look, Look::Malformed), "{look:?}");
+            let digest = cache.digest(malformed);
+            let cached = cache
+                .get_fresh(digest, None, now)
+                .expect_err("nothing is cached");
+            let result = cache.classify(cached, malformed, digest, None, now);
+            assert!(matches!(result, CacheResult::Malformed), "{result:?}");
         }
-        assert_eq!((cache.store.len(), cache.refusals.len()), (1, 0));
-        let counted = [Found::Fresh, Found::Stale, Found::Refusal, Found::Nothing];
+        assert_eq!((cache.store.len(), cache.invalid_keys.len()), (1, 0));
+        let counted = [Found::Fresh, Found::Stale, Found::Invalid, Found::Miss];
         assert_eq!(counted.map(|found| cache.counters.of(found)), [0; 4]);
     }
 
     #[tokio::test]
-    async fn a_stream_ends_when_its_key_is_anothers_by_an_answer_of_the_same_moment() {
+    async fn a_stream_ends_when_its_key_changes_hands() {
         let of = |org| Facts {
             org: Some(OrgCode::from_static(org)),
             ..Facts::default()
         };
-        let (cache, _) = holding_one();
+        let (cache, _) = with_one_entry();
         let now = cache.clock.now();
-        let mine = hold(&cache, of("org_1"), now);
-        hold(&cache, of("org_2"), now);
-        Arc::clone(&cache)
-            .ended(mine)
-            .now_or_never()
-            .expect("it has ended");
+        let mine = insert(&cache, of("org_1"), now);
+        insert(&cache, of("org_2"), now);
+        mine.ended().now_or_never().expect("the stream ended");
     }
 
     #[test]
-    fn the_shortest_way_ends_with_freshness_to_the_nanosecond() {
-        let (cache, entry) = holding_one();
-        let is_hit = |now| cache.look(entry.digest, None, now).is_ok();
+    fn hits_end_with_freshness_to_the_nanosecond() {
+        let (cache, entry) = with_one_entry();
+        let is_hit = |now| cache.get_fresh(entry.digest, None, now).is_ok();
         assert!(is_hit(entry.sent_at));
         assert!(is_hit(Tick(entry.fresh_until().0 - 1)));
         assert!(!is_hit(entry.fresh_until()));
@@ -415,8 +419,8 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_young_enough_only_if_its_call_was_sent_after_the_oldest_time() {
-        let (cache, entry) = holding_one();
+    fn a_result_must_be_of_a_call_after_oldest() {
+        let (cache, entry) = with_one_entry();
         let sent = entry.sent_at;
         let stale = entry.fresh_until();
         for (oldest, is_enough) in [
@@ -425,21 +429,24 @@ mod tests {
             (Tick(sent.0 + 1), false),
         ] {
             let oldest = Some(oldest);
-            let look = cache.look(entry.digest, oldest, sent);
-            assert_eq!(look.is_ok(), is_enough, "{oldest:?}");
-            let held = cache.held(entry.digest, oldest, sent);
-            assert_eq!(held.is_some(), is_enough, "{oldest:?}");
+            let result = cache.get_fresh(entry.digest, oldest, sent);
+            assert_eq!(result.is_ok(), is_enough, "{oldest:?}");
+            let cached = cache.servable(entry.digest, oldest, sent);
+            assert_eq!(cached.is_some(), is_enough, "{oldest:?}");
             for now in [sent, stale] {
-                let look =
-                    cache.look_closer(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
-                let is_served = matches!(look, Look::Serve(_) | Look::ServeAndRefresh(_));
+                let result =
+                    cache.classify(Some(Arc::clone(&entry)), KEY, entry.digest, oldest, now);
+                let is_served = matches!(
+                    result,
+                    CacheResult::Serve(_) | CacheResult::ServeAndRefresh(_)
+                );
                 assert_eq!(is_served, is_enough, "{oldest:?} at {now:?}");
             }
         }
     }
 
     #[test]
-    fn facts_that_may_not_be_served_any_more_go_and_their_key_is_remembered_as_good() {
+    fn keys_of_removed_entries_are_recently_valid() {
         type Age = fn(&Arc<Cache>, &Entry) -> Tick;
         let ends: [Age; 2] = [
             |_, entry| entry.hard_until(),
@@ -449,25 +456,27 @@ mod tests {
             },
         ];
         for end in ends {
-            let (cache, entry) = holding_one();
+            let (cache, entry) = with_one_entry();
             let (digest, now) = (entry.digest, end(&cache, &entry));
             assert_eq!(cache.store.len(), 1);
-            let held = cache.look(digest, None, now).expect_err("not to be served");
-            let look = cache.look_closer(held, KEY, digest, None, now);
-            assert!(matches!(look, Look::Ask), "{look:?}");
+            let cached = cache
+                .get_fresh(digest, None, now)
+                .expect_err("must not be served");
+            let result = cache.classify(cached, KEY, digest, None, now);
+            assert!(matches!(result, CacheResult::LookUp), "{result:?}");
             assert_eq!(cache.store.len(), 0);
-            assert!(cache.former.knows(digest, now));
+            assert!(cache.recently_valid.contains(digest, now));
         }
     }
 
     #[test]
-    fn a_decree_about_others_bars_the_shortest_way_until_the_rules_were_asked() {
-        let (cache, entry) = holding_one();
-        let look = || cache.look(entry.digest, None, entry.sent_at);
+    fn an_update_of_others_costs_one_slow_hit() {
+        let (cache, entry) = with_one_entry();
+        let get = || cache.get_fresh(entry.digest, None, entry.sent_at);
         ApiKeyHandle::new(Arc::clone(&cache)).invalidate_org(&OrgCode::from_static("org_2"));
-        let held = look().expect_err("nobody has asked the rules yet");
-        let closer = cache.look_closer(held, KEY, entry.digest, None, entry.sent_at);
-        assert!(matches!(closer, Look::Serve(_)), "{closer:?}");
-        assert!(look().is_ok());
+        let cached = get().expect_err("the tables were not read yet");
+        let closer = cache.classify(cached, KEY, entry.digest, None, entry.sent_at);
+        assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
+        assert!(get().is_ok());
     }
 }

@@ -1,11 +1,11 @@
-//! Counters that every request writes, without a line of memory that all cores write.
+//! Counters that every request increments, in stripes, so that cores do not contend for one cache line.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-/// Threads share a stripe only when there are more of them.
+/// The number of stripes. More threads than this share stripes.
 const STRIPES: usize = 16;
 
 #[derive(Debug, Default)]
@@ -16,28 +16,28 @@ struct Stripe {
     hits: AtomicU64,
     stale_hits: AtomicU64,
     misses: AtomicU64,
-    refusals: AtomicU64,
+    invalid: AtomicU64,
 }
 
-/// What a request found.
+/// What a request found in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Fresh,
     Stale,
-    Refusal,
-    Nothing,
+    Invalid,
+    Miss,
 }
 
 impl Counters {
-    /// Counts, and tells how many this thread had found so before.
+    /// Counts a request. Returns how many such requests this stripe had counted before.
     #[inline]
     pub(crate) fn count(&self, found: Found) -> u64 {
         let stripe = &self.0[stripe()];
         let counter = match found {
             Found::Fresh => &stripe.hits,
             Found::Stale => &stripe.stale_hits,
-            Found::Refusal => &stripe.refusals,
-            Found::Nothing => &stripe.misses,
+            Found::Invalid => &stripe.invalid,
+            Found::Miss => &stripe.misses,
         };
         counter.fetch_add(1, Ordering::Relaxed)
     }
@@ -47,8 +47,8 @@ impl Counters {
             let counter = match found {
                 Found::Fresh => &stripe.hits,
                 Found::Stale => &stripe.stale_hits,
-                Found::Refusal => &stripe.refusals,
-                Found::Nothing => &stripe.misses,
+                Found::Invalid => &stripe.invalid,
+                Found::Miss => &stripe.misses,
             };
             counter.load(Ordering::Relaxed)
         };
@@ -56,7 +56,7 @@ impl Counters {
     }
 }
 
-/// The stripe of this thread.
+/// Returns the stripe of this thread.
 fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -1,11 +1,27 @@
-//! Where the good keys are: moka bounds, ages and evicts; a lock-free index before it answers the reads.
+//! The store of valid keys: moka bounds, expires and evicts entries, and a lock-free index in front of it is read.
 //!
-//! moka's own reads all write to one log, which is a line of memory that every core then fights for. So reads go to a
-//! papaya map, and one read in [`SAMPLE`] is reported to moka, whose policy needs to know what is hot. Entries go into
-//! the index first and then into moka; what moka lets go leaves the index by its eviction listener.
+//! Each read of a moka cache writes to one log, and cores contend for it. So reads go to a papaya map, and one read in
+//! [`SAMPLE`] is reported to moka, because its policy needs to know which keys are used often. Entries are inserted into the
+//! index first and then into moka. The eviction listener removes what moka evicts from the index.
 //!
-//! Only an issuer's yes is ever written here, and a miss is never reported to the policy: a flood of junk neither takes
-//! room nor makes what is hot look cold.
+//! # moka knows every entry of the index
+//!
+//! An entry that moka does not know is never evicted. Two operations remove a key from moka, and each of them reads the index
+//! *afterwards*:
+//!
+//! * An eviction removes what the index contains for the key, in the listener.
+//! * [`Store::remove`] removes the key from the index and then from moka, and inserts it into moka again if the index contains
+//!   a later entry by then.
+//!
+//! [`Store::insert`] writes to the index before it writes to moka. So if a key is removed from moka after an insertion, whoever
+//! removed it finds the entry in the index. To read the index first and then remove the key from moka is not enough: a later
+//! entry that is inserted in between is removed from moka and stays in the index.
+//!
+//! The reverse can happen: an eviction that removes a later entry from the index before moka knows the entry leaves a key in
+//! moka that the index does not contain. The key takes one place until it is evicted or inserted again.
+//!
+//! Only valid results are stored, and misses are not reported to the policy, so invalid keys neither take room nor affect
+//! which entries are evicted.
 
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -14,19 +30,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
-use moka::ops::compute::Op;
 use moka::sync::Cache as Moka;
 use papaya::HashMap as Index;
 
 use super::entry::Entry;
-use super::former::Former;
+use super::recently_valid::RecentlyValid;
 use super::sync::Step;
 use crate::key::KeyDigest;
 
-/// One read in so many is reported to the eviction policy.
+/// One read in this many is reported to the eviction policy.
 const SAMPLE: u64 = 64;
 
-/// A digest is uniform already: its low half is its hash.
+/// The hash of a digest is its low half: digests are uniformly distributed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct DigestHasher(u64);
 
@@ -48,38 +63,39 @@ impl Hasher for DigestHasher {
 
 pub(crate) type DigestBuildHasher = BuildHasherDefault<DigestHasher>;
 
-/// Entries under the low halves of their digests: a half finds, and the whole decides. Two keys that share a half push each
-/// other out, which costs a verification.
+/// Entries by the low halves of their digests. The whole digest is compared after a look-up. Two keys with the same low half
+/// replace each other, which costs a verification.
 type Entries = Index<u64, Arc<Entry>, DigestBuildHasher>;
 
 pub(crate) struct Store {
     index: Arc<Entries>,
-    /// What is in the index, without a second hold on it.
+    /// The keys of the index.
     policy: Moka<u64, (), DigestBuildHasher>,
     evictions: Arc<AtomicU64>,
     step: Step,
 }
 
 impl Store {
-    /// Holds up to `capacity` entries, none for longer than `keep`. What leaves by age or for want of room is noted
-    /// among the former keys.
-    pub(crate) fn new(capacity: u64, keep: Duration, former: Arc<Former>) -> Self {
+    /// Creates a store of up to `capacity` entries, which are removed when they are idle for `keep`. Keys that are expired or
+    /// evicted are noted as recently valid.
+    pub(crate) fn new(capacity: u64, keep: Duration, recently_valid: Arc<RecentlyValid>) -> Self {
         let index = Arc::new(Entries::with_hasher(DigestBuildHasher::default()));
         let evictions = Arc::new(AtomicU64::new(0));
         let listener = {
             let index = Arc::clone(&index);
             let evictions = Arc::clone(&evictions);
             move |low: Arc<u64>, (), cause: RemovalCause| {
-                // What is replaced or removed by us is dealt with where we do it.
+                // Entries that the store replaces or removes leave the index there. (moka also counts a key as evicted if it was
+                // idle for too long when it is replaced: its entry is removed, which costs a verification.)
                 if !cause.was_evicted() {
                     return;
                 }
                 if cause == RemovalCause::Size {
                     evictions.fetch_add(1, Ordering::Relaxed);
                 }
-                // A successor that came this very moment goes too, and is verified once more.
+                // An entry that was inserted meanwhile is removed as well, and its key verified again.
                 if let Some(entry) = index.pin().remove(&*low) {
-                    former.note(entry.digest, entry.sent_at);
+                    recently_valid.note(entry.digest, entry.sent_at);
                 }
             }
         };
@@ -89,9 +105,9 @@ impl Store {
             step: Step::new(),
             policy: Moka::builder()
                 .max_capacity(capacity)
-                // moka's clock is not ours, so this is housekeeping: the deadlines that count stand in the entries. Of idle
-                // time rather than of lifetime, since that needs one list less. Every yes is a new insert, so what is past
-                // its deadline is idle as well, or is let go by the next who asks for it.
+                // Only frees memory: the deadlines are in the entries, because moka's clock does not count suspended time.
+                // An idle time needs one list less than a lifetime. Each valid result is a new insertion, so an entry past
+                // its deadline is idle as well, or removed by the next request.
                 .time_to_idle(keep)
                 .eviction_listener(listener)
                 .build_with_hasher(DigestBuildHasher::default()),
@@ -106,46 +122,49 @@ impl Store {
         (entry.digest == digest).then(|| Arc::clone(entry))
     }
 
-    /// Tells the policy of the nth read of this thread, if it is one of those that are told.
+    /// Reports the nth read of this thread to the policy, if it is in the sample.
     #[inline]
-    pub(crate) fn told_of_read(&self, digest: KeyDigest, nth: u64) {
-        // Spread by the golden ratio: keys that come in turn shall not meet the same turn each time.
+    pub(crate) fn record_read(&self, digest: KeyDigest, nth: u64) {
+        // Multiplied by the golden ratio, so that keys read in turn are all sampled.
         if nth.wrapping_mul(0x9E37_79B9_7F4A_7C15) < u64::MAX / SAMPLE {
-            self.tell_of_read(digest);
+            self.record_sampled_read(digest);
         }
     }
 
     #[cold]
-    fn tell_of_read(&self, digest: KeyDigest) {
+    fn record_sampled_read(&self, digest: KeyDigest) {
         self.policy.get(&digest.low());
     }
 
-    /// Into the index first: whatever the policy lets go from then on leaves the index as well.
+    /// Inserts an entry, into the index first, so that an eviction finds it there.
     pub(crate) fn insert(&self, entry: Arc<Entry>) {
         self.step.take();
         let low = entry.digest.low();
         self.index.pin().insert(low, entry);
+        self.step.take();
         self.policy.insert(low, ());
     }
 
-    /// Removes this very entry; a successor under the same digest stays.
-    pub(crate) fn remove(&self, entry: &Arc<Entry>) {
+    /// Removes this entry. A later entry of the same key stays. Returns whether the entry was in the store.
+    pub(crate) fn remove(&self, entry: &Arc<Entry>) -> bool {
         self.step.take();
         let low = entry.digest.low();
-        let is_this = |_: &u64, held: &Arc<Entry>| Arc::ptr_eq(held, entry);
-        if matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_))) {
-            // An insert of the same key waits meanwhile, or shows in the index.
-            self.policy.entry(low).and_compute_with(|_| {
-                if self.index.pin().contains_key(&low) {
-                    Op::Nop
-                } else {
-                    Op::Remove
-                }
-            });
+        let is_this = |_: &u64, cached: &Arc<Entry>| Arc::ptr_eq(cached, entry);
+        let was_cached = matches!(self.index.pin().remove_if(&low, is_this), Ok(Some(_)));
+        if was_cached {
+            self.step.take();
+            self.policy.invalidate(&low);
+            self.step.take();
+            // A later entry was inserted in between.
+            if self.index.pin().contains_key(&low) {
+                self.step.take();
+                self.policy.insert(low, ());
+            }
         }
+        was_cached
     }
 
-    /// What is held at this moment.
+    /// Returns all entries.
     #[cfg(feature = "kinde")]
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
         self.index.pin().values().cloned().collect()
@@ -155,7 +174,16 @@ impl Store {
         self.index.len()
     }
 
-    /// How many entries made room for others.
+    /// Returns how many entries of the index are unknown to the policy.
+    #[cfg(test)]
+    pub(crate) fn stranded(&self) -> usize {
+        self.policy.run_pending_tasks();
+        let index = self.index.pin();
+        let unknown = index.keys().filter(|&low| !self.policy.contains_key(low));
+        unknown.count()
+    }
+
+    /// Returns how many entries were evicted for want of room.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
@@ -171,7 +199,7 @@ impl fmt::Debug for Store {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::cache::Lifetimes;
@@ -181,9 +209,12 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn store(capacity: u64) -> (Store, Arc<Former>) {
-        let former = Arc::new(Former::new(10_000));
-        (Store::new(capacity, HOUR, Arc::clone(&former)), former)
+    fn store(capacity: u64) -> (Store, Arc<RecentlyValid>) {
+        let recently_valid = Arc::new(RecentlyValid::new(10_000));
+        (
+            Store::new(capacity, HOUR, Arc::clone(&recently_valid)),
+            recently_valid,
+        )
     }
 
     fn entries(n: usize) -> Vec<Arc<Entry>> {
@@ -198,20 +229,12 @@ mod tests {
             hard: 2 * HOUR,
         };
         let (facts, now) = (Facts::default(), Tick(1));
-        Arc::new(Entry::new(
-            facts,
-            digest,
-            now,
-            1,
-            lifetimes,
-            now,
-            Weak::new(),
-        ))
+        Arc::new(Entry::new(facts, digest, now, 1, lifetimes, now, None))
     }
 
     #[test]
-    fn what_is_removed_takes_no_room_and_was_not_evicted() {
-        let (store, former) = store(100);
+    fn removed_entries_take_no_room() {
+        let (store, recently_valid) = store(100);
         let entries = entries(100);
         for entry in &entries {
             store.insert(Arc::clone(entry));
@@ -224,31 +247,31 @@ mod tests {
         store.policy.run_pending_tasks();
         assert_eq!((store.len(), store.policy.entry_count()), (0, 0));
         assert_eq!(store.evictions(), 0);
-        // Whether its key was good is for those to say who remove it.
+        // Callers that remove an entry note its key themselves.
         assert!(
             !entries
                 .iter()
-                .any(|entry| former.knows(entry.digest, Tick(1)))
+                .any(|entry| recently_valid.contains(entry.digest, Tick(1)))
         );
     }
 
     #[test]
-    fn a_successor_stays_when_its_predecessor_is_removed() {
+    fn removing_an_entry_keeps_a_later_one() {
         let (store, _) = store(100);
         let old = entries(1).remove(0);
         let new = entry(old.digest);
         store.insert(Arc::clone(&old));
         store.insert(Arc::clone(&new));
         store.remove(&old);
-        let held = store.get(old.digest).unwrap();
-        assert!(Arc::ptr_eq(&held, &new));
+        let cached = store.get(old.digest).unwrap();
+        assert!(Arc::ptr_eq(&cached, &new));
         store.policy.run_pending_tasks();
         assert_eq!((store.len(), store.policy.entry_count()), (1, 1));
     }
 
     #[test]
-    fn what_makes_room_is_counted_and_its_key_remembered_as_good() {
-        let (store, former) = store(100);
+    fn evicted_keys_are_counted_and_recently_valid() {
+        let (store, recently_valid) = store(100);
         let entries = entries(1_000);
         for entry in &entries {
             store.insert(Arc::clone(entry));
@@ -257,7 +280,68 @@ mod tests {
         assert_eq!((store.len(), store.evictions()), (100, 900));
         for entry in &entries {
             let is_held = store.get(entry.digest).is_some();
-            assert_eq!(former.knows(entry.digest, Tick(1)), !is_held);
+            assert_eq!(recently_valid.contains(entry.digest, Tick(1)), !is_held);
         }
+    }
+
+    /// One thread removes what it reads, as readers of an expired entry do, while another one inserts later entries.
+    #[test]
+    fn fault_84_removal_strands_no_later_entry() {
+        const KEYS: usize = 300;
+
+        let (store, _) = store(2 * KEYS as u64);
+        let keys: Vec<_> = entries(KEYS).iter().map(|entry| entry.digest).collect();
+        let (at, removed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while let Some(&key) = keys.get(at.load(Ordering::Acquire)) {
+                    match store.get(key) {
+                        Some(entry) if store.remove(&entry) => {
+                            removed.fetch_add(1, Ordering::Release);
+                        }
+                        _ => std::thread::yield_now(),
+                    }
+                }
+            });
+            for (n, &key) in keys.iter().enumerate() {
+                // Both threads are at this key when the inserts end.
+                while removed.load(Ordering::Acquire) < 3 * (n + 1) {
+                    store.insert(entry(key));
+                }
+                store.insert(entry(key));
+                at.store(n + 1, Ordering::Release);
+            }
+        });
+        assert!(removed.into_inner() >= 3 * KEYS);
+        assert!(store.len() > 0, "no entry was left");
+        assert_eq!(store.stranded(), 0);
+    }
+
+    /// The same while the policy evicts, and reads are reported to it.
+    #[test]
+    fn fault_84_eviction_strands_no_entry() {
+        const CAPACITY: u64 = 20;
+
+        let (store, _) = store(CAPACITY);
+        let keys: Vec<_> = entries(40).iter().map(|entry| entry.digest).collect();
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| {
+                    for n in 0..50_000 {
+                        let key = keys[fastrand::usize(..keys.len())];
+                        match (store.get(key), fastrand::u8(..4)) {
+                            (Some(cached), 0) => {
+                                store.remove(&cached);
+                            }
+                            (Some(_), 1 | 2) => store.record_read(key, n),
+                            _ => store.insert(entry(key)),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(store.evictions() > 1_000, "{}", store.evictions());
+        assert_eq!(store.stranded(), 0);
+        assert!((1..=20).contains(&store.len()), "{}", store.len());
     }
 }

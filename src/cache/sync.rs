@@ -1,5 +1,5 @@
-//! The locks and atomics that the protocol between landings and decrees rests on, in one place, so that a model checker can
-//! put its own in theirs and choose the order in which threads come to them.
+//! The locks and atomics that order completions, blocks and invalidations. A model checker replaces them and chooses the order
+//! in which threads use them.
 
 #[cfg(not(all(test, orgkey_shuttle)))]
 pub(super) use std::sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard, atomic::AtomicU64};
@@ -7,8 +7,7 @@ pub(super) use std::sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard, atomic::
 #[cfg(all(test, orgkey_shuttle))]
 pub(super) use shuttle::sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard, atomic::AtomicU64};
 
-/// Stands in a store whose own locks the model checker cannot see: each operation is one step for it, that others may come
-/// before or after.
+/// Marks an operation of a store as one step for the model checker, which does not see the store's own locks.
 #[cfg(all(test, orgkey_shuttle))]
 pub(super) struct Step(AtomicU64);
 
@@ -23,7 +22,7 @@ impl Step {
     }
 }
 
-/// Nothing, outside of the model checker.
+/// Does nothing outside of the model checker.
 #[cfg(not(all(test, orgkey_shuttle)))]
 pub(super) struct Step;
 
@@ -33,6 +32,6 @@ impl Step {
         Self
     }
 
-    #[allow(clippy::unused_self)] // The other one needs it.
+    #[allow(clippy::unused_self)] // The model checker's version uses it.
     pub(super) fn take(&self) {}
 }

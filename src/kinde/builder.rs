@@ -17,6 +17,8 @@ use crate::clock::Clock;
 use crate::config::ConfigError;
 
 /// Builds a [`KindeVerifier`]. See the [module's guide](crate::kinde).
+///
+/// Unless [`api_id`](Self::api_id) is set, the verifier accepts keys of every API of the Kinde environment.
 #[must_use]
 pub struct KindeVerifierBuilder {
     issuer: String,
@@ -102,11 +104,13 @@ impl KindeVerifierBuilder {
         self
     }
 
-    /// Admits only keys that were issued for the API of this id. Without it, a key of any API of the same Kinde
-    /// environment is good here, with whatever scopes of the same name it holds there.
+    /// Admits only keys that were issued for the API with this id.
     ///
-    /// Costs one look-up per key id and hour, for which our token needs the scope `read:api_keys`. A key without an id cannot
-    /// be looked up, and is "cannot tell".
+    /// Unless set, a key of any API of the same Kinde environment is valid, with any scope of the same name: the verification
+    /// response does not name the API.
+    ///
+    /// Costs one call per key id and hour, for which the application needs the scope `read:api_keys`. A verification response
+    /// without `key_id` cannot be checked: the layer returns 503 to unknown keys, and the log names the cause.
     pub fn api_id(mut self, api_id: impl Into<String>) -> Self {
         self.api_id = Some(api_id.into());
         self
@@ -208,9 +212,8 @@ impl KindeVerifierBuilder {
         };
         Ok(KindeVerifier(Arc::new(Kinde {
             issuer: origin,
-            evidence: Arc::new(Evidence::new(Arc::clone(&http), self.clock.clone())),
+            evidence: Arc::new(Evidence::new(Arc::clone(&http), self.clock)),
             http,
-            clock: self.clock,
             credentials,
             unauthorized: self.unauthorized,
             own_api,

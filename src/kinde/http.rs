@@ -99,7 +99,13 @@ impl Http {
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, token);
         }
-        self.read(request).await
+        let response = self.send(request).await?;
+        // Only this reply is about one key.
+        let too_long: TooLong = match response.status() {
+            StatusCode::OK => VerifyError::invalid_response,
+            _ => VerifyError::unavailable,
+        };
+        read_body(response, MAX_BODY, too_long).await
     }
 
     /// Asks for what only our own token is needed for. The status alone is read.
@@ -144,14 +150,15 @@ impl Http {
             .get(url)
             .header(AUTHORIZATION, token)
             .timeout(LIST_TIMEOUT);
-        self.read_up_to(MAX_PAGE, request).await
+        let response = self.send(request).await?;
+        read_body(response, MAX_PAGE, VerifyError::unavailable).await
     }
 
     fn key_url(&self, key_id: &KeyId) -> Result<Url, VerifyError> {
         // In any spelling, these two are steps in a path and not names (WHATWG URL, "double-dot path segment").
         if matches!(key_id.as_str(), "." | "..") {
-            return Err(VerifyError::unavailable(
-                "the key's id cannot stand in a path",
+            return Err(VerifyError::invalid_response(
+                "the key's id cannot be used in a path",
             ));
         }
         let mut path = format!("{}/", self.keys.path());
@@ -190,30 +197,32 @@ impl Http {
 
     /// Sends, and reads the body of a reply whose body counts.
     async fn read(&self, request: RequestBuilder) -> Result<Reply, VerifyError> {
-        self.read_up_to(MAX_BODY, request).await
+        let response = self.send(request).await?;
+        read_body(response, MAX_BODY, VerifyError::unavailable).await
     }
+}
 
-    async fn read_up_to(
-        &self,
-        longest: usize,
-        request: RequestBuilder,
-    ) -> Result<Reply, VerifyError> {
-        let mut response = self.send(request).await?;
-        let mut reply = head(&response);
-        if !has_body_to_read(reply.status) {
-            return Ok(reply);
-        }
-        while let Some(chunk) = response.chunk().await.map_err(transport)? {
-            if reply.body.len() + chunk.len() > longest {
-                return Err(VerifyError::unavailable(format!(
-                    "the reply is longer than {} KiB",
-                    longest / 1024
-                )));
-            }
-            reply.body.extend_from_slice(&chunk);
-        }
-        Ok(reply)
+/// Makes the error for a body that is too long.
+type TooLong = fn(String) -> VerifyError;
+
+/// Reads the body, where it counts, up to `limit` bytes.
+async fn read_body(
+    mut response: Response,
+    limit: usize,
+    too_long: TooLong,
+) -> Result<Reply, VerifyError> {
+    let mut reply = head(&response);
+    if !has_body_to_read(reply.status) {
+        return Ok(reply);
     }
+    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        if reply.body.len() + chunk.len() > limit {
+            let limit = limit / 1024;
+            return Err(too_long(format!("the reply is longer than {limit} KiB")));
+        }
+        reply.body.extend_from_slice(&chunk);
+    }
+    Ok(reply)
 }
 
 /// A body is read where it decides, and where leaving it would cost the connection on a reply that junk can ask for.

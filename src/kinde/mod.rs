@@ -18,47 +18,92 @@
 //!
 //! # What a reply means
 //!
+//! The first row that applies decides:
+//!
 //! | verify answers | means |
 //! |---|---|
-//! | 200, `is_valid` is `false`, or `status` any text but `active` | refused |
-//! | 200, `is_valid` is `true` and `status` is `active` | good; no `org_code`, or a `user_id`, makes it no organization's key |
-//! | 200, and anything else: a field missing or mistyped, not JSON, longer than 64 KiB | cannot tell |
-//! | 400; 404 with a code other than `ROUTE_NOT_FOUND` | an unknown key is refused; a known one once verify answers a later call |
+//! | 200, `is_valid` is `false`, or `status` is a string other than `active` | invalid, whatever else is in the reply |
+//! | 200, `is_valid` is `true`; `status` is absent, null or `active` | valid |
+//! | 200, `is_valid` is absent or null, and `code` is exactly `API_KEY_VERIFIED`; `status` is absent, null or `active` | valid |
+//! | 200, anything else: neither `is_valid` nor that code, a field of another type, not JSON, longer than 64 KiB | cannot tell; concerns this key alone |
+//! | 400; 404 with a code other than `ROUTE_NOT_FOUND` | an unknown key is invalid; a known one once verify answers a later call |
 //! | 401, 403 | see below |
-//! | 429, 5xx, 3xx, any other status, no reply | cannot tell |
+//! | 429, 5xx, 3xx, any other status, no reply | cannot tell; concerns the issuer |
+//!
+//! Of a valid reply, `scopes` is an array of strings, null or absent (no scopes), and `org_code`, `key_id` and `user_id` are
+//! within their grammars, blank, null or absent; otherwise the layer cannot tell. No `org_code`, or a `user_id`, makes the
+//! key no organization's. All other fields are skipped.
+//!
+//! # Keys of other APIs
+//!
+//! Verify names no API: without [`api_id`](KindeVerifierBuilder::api_id), keys of every API of the Kinde environment are valid.
+//! With it, each key's record is looked up by the reply's `key_id`. A reply without `key_id`, such as the example in Kinde's
+//! own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends none, leave `api_id`
+//! unset and give scopes names that only one API uses.
 //!
 //! # 401 and 403 are ambiguous
 //!
-//! Verify is the one endpoint of Kinde's that takes two credentials, the key and our token, and its contract does not say
-//! which of them a 401 or 403 is about. So evidence decides: a probe with the same token (`GET
-//! /api/v1/api_keys?page_size=1`). If the probe is accepted, the key is bad. If it is refused, our token is: then a new one
-//! is fetched, as rarely as can be, and verify is asked once more. With nothing proven, callers with unknown keys get 503
-//! (`verifier-misconfigured`), and known keys go on being served.
+//! Verify takes two credentials, the caller's key and the access token of this service, and its contract does not say
+//! which one a 401 or 403 is about. Evidence decides. One source of evidence is a *probe*, a call with the same token and
+//! no key: `GET /api/v1/api_keys?page_size=1`. *Known* keys are those with a cached result. If verify answers 401 or 403
+//! under the token *t*, the first row that applies decides:
 //!
-//! * A flood of bad keys costs one probe in 5 s, and no token. A known key is given up only on a probe that was sent after
-//!   its refusal.
-//! * If the probe is refused with 403 and verify goes on accepting the same token, it is the probe that lacks the scope: it
-//!   is logged once, there is no probe for 15 minutes, and a refusal is read as the key's. A known key is then given up when
-//!   verify has accepted another key after its refusal. Until verify has accepted the token once more, a bad key gets 503:
-//!   a revoked token looks just the same. For the same reason another token is tried, at most once in that time for junk,
-//!   where verify has accepted none for a minute.
-//! * Without credentials there is nothing to probe with: once verify has answered 200, a refusal is read as the key's in the
-//!   same manner.
-//! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) pins either reading.
+//! | evidence | unknown key | known key |
+//! |---|---|---|
+//! | there is a newer token than *t* | one retry with it | one retry with it |
+//! | verify answered 200 under *t* to a later call | invalid | invalid |
+//! | the probe is unusable, see below | undecided | undecided |
+//! | a later probe fails | undecided | undecided |
+//! | a later probe rejects *t* with 401 or 403 | one retry with a renewed token, then undecided | the same |
+//! | a later probe accepts *t* | invalid, or undecided while a known key's answer is | undecided |
 //!
-//! # Our token
+//! * A *later* call or probe is one that was sent after the 401 or 403 had been read. Anything earlier proves nothing,
+//!   because the token may have been revoked in between.
+//! * *Undecided* is neither "valid" nor "invalid": an unknown key gets 503 (`verifier-misconfigured` if the probe rejects
+//!   *t*, else `verifier-unavailable`), and a known key is served from the cache. The next 200 under *t*, about any key,
+//!   confirms the answer: from then on the key is invalid. A 200 under another token confirms nothing. So a revoked key
+//!   is rejected within two soft TTLs and one verification if verify keeps answering 200 under the same token, and at the
+//!   hard TTL otherwise.
+//! * In the last row, "while a known key's answer is" means: verify answered 401 or 403 about a known key under *t*, and
+//!   has not answered 200 under *t* to a later call. Otherwise a verify endpoint that answers 401 to everything would
+//!   turn valid new keys away with 401.
+//! * The probe is *unusable* once verify has answered 200 under a token that the probe had rejected before: the
+//!   application lacks the scope `read:api_keys`, or verify ignores tokens. One more probe is sent at once, and then one
+//!   every 15 minutes, until one is accepted. Meanwhile, if verify has not answered 200 under *t* for 60 s, the token is
+//!   renewed and verify called once more. The log names the missing scope once.
+//! * Probes are shared and sent at most five times per second. A probe that fails, times out or is answered 429 affects
+//!   nothing but the answer that it was sent for.
+//! * A known key may be the only one in use, so that no other key's 200 confirms an invalid answer about it (400, 401,
+//!   403 or 404). If verify has not answered 200 under *t* for 60 s, the record of the key is looked up, `GET
+//!   /api/v1/api_keys/{key_id}`. A 404 with a code other than `ROUTE_NOT_FOUND`, or a status other than `active`,
+//!   confirms the answer.
+//! * Without credentials there is no token to probe with. Once verify has answered 200, a 401 or 403 is read as a 400: an
+//!   unknown key is invalid, and a known one after a later 200. Before that, both are undecided.
+//! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) replaces the table by a fixed reading.
 //!
-//! It is fetched when it is first needed, and renewed at 75 to 85 % of its life while the old one is still in use. A reply
-//! without `expires_in` gives it 5 minutes; none is used for longer than a day. A fetch that fails is tried again after
-//! 1 s, doubling to 60 s; where Kinde refuses the credentials (`invalid_client` and its kin), after 5 s, doubling to 15
-//! minutes. A token that is refused before its time is replaced at once, then not for 5 s, doubling to 15 minutes while that
-//! changes nothing, and never while verify accepted it in the last minute.
+//! # The access token
+//!
+//! The token is fetched when it is first needed, and renewed after 75 to 85 % of its lifetime, chosen at random, while
+//! the old one is still in use. A reply without `expires_in` gives it 5 minutes; no token is used for more than a day. A
+//! fetch that fails is retried after 1 s, doubling to 60 s; one that Kinde rejects (`invalid_client` and similar codes),
+//! after 5 s, doubling to 15 minutes. A 429 from the token endpoint delays the next fetch, and no verification under a
+//! token that is still valid.
+//!
+//! A token that verify and a usable probe reject is renewed early: the first time at once, then at most once in 5 s,
+//! doubling to 15 minutes. The waits start over when verify answers 200 to a retry, which shows that the renewed token
+//! helped.
+//!
+//! # Deadlines
+//!
+//! The layer's [`attempt_deadline`](crate::ApiKeyLayerBuilder::attempt_deadline) applies to each call: the wait for a
+//! token, verify, the probe, and the record of a key. Only verify's own failures, and those of the token request without
+//! which verify cannot be called, count towards the circuit breaker.
 //!
 //! # The HTTP client
 //!
 //! It reads no proxy from the environment, follows no redirect, retries nothing, decodes no encoding, keeps no cookie, and
 //! speaks TLS 1.2 or later by the library that the features name (`rustls` before `native-tls`). [`http` is for loopback
-//! alone](KindeVerifierBuilder::dangerously_allow_http). The deadline of a verification is the layer's.
+//! alone](KindeVerifierBuilder::dangerously_allow_http).
 
 mod builder;
 mod evidence;

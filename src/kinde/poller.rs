@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 pub use self::builder::KeyPollerBuilder;
 use self::walk::Comparison;
-use super::evidence::Gate;
+use super::token::RenewalGate;
 use super::verifier::{Kinde, KindeVerifier};
-use crate::cache::{ApiKeyHandle, Held};
+use crate::cache::{ApiKeyHandle, CachedKey};
 use crate::context::KeyId;
 use crate::telemetry::poller as telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
@@ -74,7 +74,7 @@ pub struct KeyPoller {
     next_call: Instant,
     /// Calls that the walk under way has sent.
     calls: u32,
-    renewals: Gate,
+    renewals: RenewalGate,
     /// The last complete walk was not believed.
     is_doubtful: bool,
     is_failing: bool,
@@ -184,7 +184,7 @@ impl KeyPoller {
     }
 
     async fn walk(&mut self) -> Result<WalkReport, VerifyError> {
-        let (mut held, began) = self.keys.held();
+        let (mut held, began) = self.keys.cached_keys();
         if let Some(only) = &self.settings.only {
             held.retain(|held| held.key_id().is_some_and(only));
         }
@@ -200,7 +200,7 @@ impl KeyPoller {
             return Ok(report);
         }
         self.calls = 0;
-        let mut by_id: HashMap<KeyId, Vec<Held>> = HashMap::new();
+        let mut by_id: HashMap<KeyId, Vec<CachedKey>> = HashMap::new();
         for held in held {
             if let Some(key_id) = held.key_id() {
                 by_id.entry(key_id.clone()).or_default().push(held);
@@ -228,7 +228,7 @@ impl KeyPoller {
         report.is_believed = !is_too_much || self.is_doubtful;
         self.is_doubtful = !report.is_believed;
         if report.is_believed {
-            report.invalidated = self.keys.invalidate_held(&condemned, began).await;
+            report.invalidated = self.keys.invalidate_cached(&condemned, began).await;
         } else {
             telemetry::not_believed(condemned.len(), compared);
         }

@@ -1,7 +1,7 @@
-//! Our own token: fetched once at a time, renewed ahead, and renewed by force as rarely as possible.
+//! The access token of this service: one fetch at a time, renewed before it expires, and renewed early only when needed.
 //!
-//! Kinde bills every token, so nothing here is fetched twice, and nothing without need. A fetch runs on a task of its own:
-//! the verification that began it may be dropped at its deadline, and the next one finds the token there.
+//! Kinde bills every token, so concurrent verifications share one fetch. A fetch runs on its own task: the verification that
+//! started it may be dropped at its deadline, and the next one finds the token.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,9 +19,21 @@ use crate::clock::{Clock, Tick};
 use crate::telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 
-/// Which token it is. Later tokens have greater numbers.
+/// The number of a token. Later tokens have greater numbers. 0 for a static token and for no token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TokenId(u64);
+
+impl TokenId {
+    /// Returns the number for [`Verification::with_credential`](crate::Verification::with_credential).
+    pub(super) fn generation(self) -> u64 {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(super) fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+}
 
 #[derive(Clone)]
 pub(super) struct Token {
@@ -29,7 +41,7 @@ pub(super) struct Token {
     pub(super) header: HeaderValue,
 }
 
-/// What we present ourselves with.
+/// The credentials of this service.
 pub(super) enum Credentials {
     Client(Arc<TokenSource>),
     Static(Token),
@@ -44,6 +56,26 @@ impl Credentials {
             Self::None => Ok(None),
         }
     }
+
+    /// Returns the current token if it is newer than this one. Never waits.
+    pub(super) fn newer_than(&self, token: TokenId) -> Option<Token> {
+        match self {
+            Self::Client(source) => source.newer_than(token),
+            Self::Static(_) | Self::None => None,
+        }
+    }
+
+    /// Returns a newer token than this one, which the issuer rejected: see [`TokenSource::renew`].
+    pub(super) async fn renew(
+        &self,
+        rejected: TokenId,
+        gate: impl FnOnce(Tick) -> bool,
+    ) -> Result<Option<Token>, VerifyError> {
+        match self {
+            Self::Client(source) => source.renew(rejected, gate).await,
+            Self::Static(_) | Self::None => Ok(None),
+        }
+    }
 }
 
 pub(super) fn static_token(header: HeaderValue) -> Token {
@@ -53,7 +85,7 @@ pub(super) fn static_token(header: HeaderValue) -> Token {
     }
 }
 
-/// Tokens by client credentials (RFC 6749 §4.4).
+/// Fetches tokens with client credentials (RFC 6749 §4.4).
 pub(super) struct TokenSource {
     http: Arc<Http>,
     clock: Clock,
@@ -61,7 +93,7 @@ pub(super) struct TokenSource {
     state: Mutex<State>,
 }
 
-/// What stands in the form.
+/// The fields of the form.
 pub(super) struct TokenRequest {
     pub(super) client_id: Zeroizing<String>,
     pub(super) client_secret: Zeroizing<String>,
@@ -73,7 +105,7 @@ pub(super) struct TokenRequest {
 struct State {
     held: Option<Held>,
     last_id: TokenId,
-    /// Closed when the fetch under way has ended.
+    /// Closed when the fetch in flight has ended.
     fetch: Option<watch::Receiver<()>>,
     failures: Option<Failures>,
 }
@@ -84,11 +116,17 @@ struct Held {
     expires_at: Tick,
 }
 
-/// Fetches that failed, one after another.
+/// The last fetches failed.
 struct Failures {
     last: VerifyError,
     waits: Waits,
     not_before: Tick,
+}
+
+/// What to log of a fetch.
+enum FetchEvent {
+    Recovered,
+    Failed(VerifyError, Option<&'static str>),
 }
 
 impl TokenSource {
@@ -101,7 +139,7 @@ impl TokenSource {
         }
     }
 
-    /// The token to use now. Waits for one only when there is none.
+    /// Returns the current token. Waits for a fetch only when there is none.
     pub(super) async fn token(self: &Arc<Self>) -> Result<Token, VerifyError> {
         let mut has_waited = false;
         loop {
@@ -121,29 +159,36 @@ impl TokenSource {
                         return Err(failures.last.clone());
                     }
                     None if has_waited => {
-                        return Err(VerifyError::unavailable("the token's fetch was dropped"));
+                        return Err(VerifyError::unavailable("the token request was dropped"));
                     }
                     _ => self.fetch(&mut state),
                 }
             };
-            // Ends by its sender's drop; nothing is ever sent.
+            // Resolves when the sender is dropped; nothing is ever sent.
             let _ = fetch.changed().await;
             has_waited = true;
         }
     }
 
-    /// Another token than this one, because it was refused: the one that has taken its place, or one fetched now if the
-    /// gate lets it. `None` when there is to be none now.
+    fn newer_than(&self, token: TokenId) -> Option<Token> {
+        let state = self.state();
+        let now = self.clock.now();
+        let held = state.held.as_ref().filter(|held| now < held.expires_at)?;
+        (held.token.id > token).then(|| held.token.clone())
+    }
+
+    /// Returns a newer token than this one, which the issuer rejected. Waits for a fetch that is in flight, and starts one if
+    /// there is none and the gate allows it. `None` when there is no newer token and the gate allows none.
     pub(super) async fn renew(
         self: &Arc<Self>,
-        refused: TokenId,
+        rejected: TokenId,
         gate: impl FnOnce(Tick) -> bool,
     ) -> Result<Option<Token>, VerifyError> {
         if let Some(mut fetch) = {
             let mut state = self.state();
             let now = self.clock.now();
             match &state.fetch {
-                _ if state.last_id != refused => None,
+                _ if state.last_id != rejected => None,
                 Some(fetch) => Some(fetch.clone()),
                 None if state.may_fetch(now) && gate(now) => Some(self.fetch(&mut state)),
                 None => return Ok(None),
@@ -151,16 +196,17 @@ impl TokenSource {
         } {
             let _ = fetch.changed().await;
             let state = self.state();
-            if let Some(failures) = &state.failures
-                && state.last_id == refused
-            {
-                return Err(failures.last.clone());
+            if state.last_id == rejected {
+                return match &state.failures {
+                    Some(failures) => Err(failures.last.clone()),
+                    None => Ok(None),
+                };
             }
         }
         self.token().await.map(Some)
     }
 
-    /// The fetch under way, or one that begins now.
+    /// Returns the fetch in flight, or starts one.
     fn fetch(self: &Arc<Self>, state: &mut State) -> watch::Receiver<()> {
         if let Some(fetch) = &state.fetch {
             return fetch.clone();
@@ -169,67 +215,27 @@ impl TokenSource {
         state.fetch = Some(fetch.clone());
         let source = Arc::clone(self);
         tokio::spawn(async move {
-            // Dropped last, also when the runtime shuts down: by then the state says how it went.
+            // Dropped last, also when the runtime shuts down, so that those who wait find the state updated.
             let _ended = ended;
-            let landing = Landing(&source);
+            let in_flight = InFlight(&source);
             let sent_at = source.clock.now();
             let reading = match source.http.token(source.request.form()).await {
                 Ok(reply) => read_token(&reply),
                 Err(error) => TokenReading::CannotTell(error),
             };
-            source.land(reading, sent_at);
-            drop(landing);
+            source.complete(reading, sent_at);
+            drop(in_flight);
         });
         fetch
     }
 
-    fn land(&self, reading: TokenReading, sent_at: Tick) {
-        let mut state = self.state();
-        let now = self.clock.now();
-        let (error, code) = match reading {
-            TokenReading::Token { header, lifetime } => {
-                if state.failures.take().is_some() {
-                    telemetry::kinde::token_back();
-                }
-                state.last_id.0 += 1;
-                // Drawn, so that many nodes that started together do not renew together.
-                let share = 0.75 + 0.1 * fastrand::f64();
-                state.held = Some(Held {
-                    token: Token {
-                        id: state.last_id,
-                        header,
-                    },
-                    refresh_at: sent_at.after(lifetime.mul_f64(share)),
-                    expires_at: sent_at.after(lifetime),
-                });
-                return;
-            }
-            TokenReading::Refused(code) => {
-                let error = VerifyError::misconfigured(format!(
-                    "the token endpoint refuses our credentials: {code}"
-                ));
-                (error, Some(code))
-            }
-            TokenReading::CannotTell(error) => (error, None),
-        };
-        let kind = |error: &VerifyError| error.kind() == VerifyErrorKind::Misconfigured;
-        let mut waits = match state.failures.take() {
-            Some(failures) if kind(&failures.last) == kind(&error) => failures.waits,
-            _ => {
-                telemetry::kinde::token_fails(&error, code);
-                if kind(&error) {
-                    Waits::of_the_forbidden()
-                } else {
-                    Waits::of_the_unreachable()
-                }
-            }
-        };
-        let asked = error.retry_after().unwrap_or_default().min(LONGEST_PAUSE);
-        state.failures = Some(Failures {
-            not_before: now.after(waits.next().max(asked)),
-            last: error,
-            waits,
-        });
+    fn complete(&self, reading: TokenReading, sent_at: Tick) {
+        let event = self.state().complete(reading, sent_at, self.clock.now());
+        match event {
+            Some(FetchEvent::Recovered) => telemetry::kinde::token_back(),
+            Some(FetchEvent::Failed(error, code)) => telemetry::kinde::token_fails(&error, code),
+            None => {}
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -237,10 +243,10 @@ impl TokenSource {
     }
 }
 
-/// Marks the fetch as ended, however it ended.
-struct Landing<'a>(&'a TokenSource);
+/// Marks the fetch as ended when dropped, also when its task is dropped.
+struct InFlight<'a>(&'a TokenSource);
 
-impl Drop for Landing<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.state().fetch = None;
     }
@@ -252,11 +258,76 @@ impl State {
             .as_ref()
             .is_none_or(|failures| now >= failures.not_before)
     }
+
+    fn complete(&mut self, reading: TokenReading, sent_at: Tick, now: Tick) -> Option<FetchEvent> {
+        let (error, code) = match reading {
+            TokenReading::Token { header, lifetime } => {
+                self.last_id.0 += 1;
+                // Drawn at random, so that nodes that started together do not renew together.
+                let share = 0.75 + 0.1 * fastrand::f64();
+                self.held = Some(Held {
+                    token: Token {
+                        id: self.last_id,
+                        header,
+                    },
+                    refresh_at: sent_at.after(lifetime.mul_f64(share)),
+                    expires_at: sent_at.after(lifetime),
+                });
+                return self.failures.take().map(|_| FetchEvent::Recovered);
+            }
+            TokenReading::Refused(code) => {
+                let error = VerifyError::misconfigured(format!(
+                    "the token endpoint rejects the client credentials: {code}"
+                ));
+                (error, Some(code))
+            }
+            TokenReading::CannotTell(error) => (error, None),
+        };
+        let last = about_the_token(&error);
+        let mut event = None;
+        let mut waits = match self.failures.take() {
+            Some(failures) if is_misconfigured(&failures.last) == is_misconfigured(&last) => {
+                failures.waits
+            }
+            _ if is_misconfigured(&last) => {
+                event = Some(FetchEvent::Failed(error.clone(), code));
+                Waits::of_the_forbidden()
+            }
+            _ => {
+                event = Some(FetchEvent::Failed(error.clone(), code));
+                Waits::of_the_unreachable()
+            }
+        };
+        let asked = error.retry_after().unwrap_or_default().min(LONGEST_PAUSE);
+        self.failures = Some(Failures {
+            not_before: now.after(waits.next().max(asked)),
+            last,
+            waits,
+        });
+        event
+    }
+}
+
+fn is_misconfigured(error: &VerifyError) -> bool {
+    error.kind() == VerifyErrorKind::Misconfigured
+}
+
+/// Turns an error of the token request into one for the verification that needs the token.
+///
+/// Only verify's own 429 may pause verifications, and only verify's own reply may make no sense about a key.
+fn about_the_token(error: &VerifyError) -> VerifyError {
+    match error.kind() {
+        VerifyErrorKind::Throttled { .. } => {
+            VerifyError::inconclusive("the token endpoint asks for fewer calls")
+        }
+        VerifyErrorKind::InvalidResponse => VerifyError::unavailable(error.clone()),
+        _ => error.clone(),
+    }
 }
 
 impl TokenRequest {
     fn form(&self) -> Bytes {
-        // Three bytes for each at worst, so that the buffer never grows and leaves no copy of the secret behind.
+        // Encoding takes at most three bytes per byte, so the buffer never grows, which would leave a copy of the secret.
         let values = [&*self.client_id, &*self.client_secret, &self.audience];
         let scope = self.scope.as_deref().unwrap_or_default();
         let len = values.iter().map(|value| value.len()).sum::<usize>() + scope.len();
@@ -273,22 +344,23 @@ impl TokenRequest {
     }
 }
 
-/// The longest pause that an issuer's 429 can order.
+/// The longest pause that a 429 of the token endpoint is followed for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Ever longer waits.
+/// Waits that double.
+#[derive(Debug)]
 pub(super) struct Waits {
     waits: ExponentialBackoff,
     longest: Duration,
 }
 
 impl Waits {
-    /// 1 s, doubling to 60 s: for an endpoint that does not answer.
+    /// 1 s, doubling to 60 s: for an endpoint that fails.
     fn of_the_unreachable() -> Self {
         Self::new(Duration::from_secs(1), Duration::from_secs(60))
     }
 
-    /// 5 s, doubling to 15 min: for an endpoint that answers, and says no. Each try may be billed.
+    /// 5 s, doubling to 15 min: for an endpoint that rejects the request. Each attempt may be billed.
     pub(super) fn of_the_forbidden() -> Self {
         Self::new(Duration::from_secs(5), Duration::from_secs(15 * 60))
     }
@@ -306,5 +378,57 @@ impl Waits {
 
     pub(super) fn next(&mut self) -> Duration {
         self.waits.next().unwrap_or(self.longest)
+    }
+}
+
+/// Limits how often a token is renewed early: once at any time, then after 5 s, doubling to 15 min until [reset](Self::reset).
+#[derive(Debug, Default)]
+pub(super) struct RenewalGate(Option<(Waits, Tick)>);
+
+impl RenewalGate {
+    /// Returns whether a token may be renewed now. If so, the renewal is counted.
+    pub(super) fn pass(&mut self, now: Tick) -> bool {
+        let (waits, not_before) = self
+            .0
+            .get_or_insert_with(|| (Waits::of_the_forbidden(), Tick::ZERO));
+        let may = now >= *not_before;
+        if may {
+            *not_before = now.after(waits.next());
+        }
+        may
+    }
+
+    /// A renewed token helped.
+    pub(super) fn reset(&mut self) {
+        self.0 = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_error_is_about_no_key_and_pauses_nothing() {
+        for (error, kind) in [
+            (
+                VerifyError::throttled(Some(Duration::from_secs(30))),
+                VerifyErrorKind::Inconclusive,
+            ),
+            (
+                VerifyError::invalid_response("no token"),
+                VerifyErrorKind::Unavailable,
+            ),
+            (
+                VerifyError::unavailable("status 500"),
+                VerifyErrorKind::Unavailable,
+            ),
+            (
+                VerifyError::misconfigured("invalid_client"),
+                VerifyErrorKind::Misconfigured,
+            ),
+        ] {
+            assert_eq!(about_the_token(&error).kind(), kind, "{error:?}");
+        }
     }
 }

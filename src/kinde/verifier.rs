@@ -1,35 +1,40 @@
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::builder::KindeVerifierBuilder;
-use super::evidence::{Evidence, Refused, Verdict};
+use super::evidence::{Decision, Evidence, Unauthorized};
 use super::http::Http;
 use super::own_api::{OwnApi, Ownership};
 use super::token::{Credentials, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
-use crate::clock::Clock;
 use crate::key::ApiKey;
-use crate::verify::{Facts, Invalid, Verification, Verifier, VerifyError};
+use crate::verify::{Attempt, Facts, Invalid, Verification, Verifier, VerifyError};
 
-/// Asks Kinde whether a key is good.
+/// The deadline of each call when [`Verifier::verify`] or [`Verifier::reverify`] is called directly. The layer sets its own.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Verifies keys with Kinde.
 ///
-/// Cheap to clone; clones share the token, the connections and the evidence. See the [module's guide](crate::kinde).
+/// Cheap to clone; clones share the token, the connections and the evidence. See the [module documentation](crate::kinde).
 #[derive(Clone)]
 pub struct KindeVerifier(pub(super) Arc<Kinde>);
 
 pub(super) struct Kinde {
     pub(super) issuer: String,
     pub(super) http: Arc<Http>,
-    pub(super) clock: Clock,
     pub(super) credentials: Credentials,
     pub(super) evidence: Arc<Evidence>,
     pub(super) unauthorized: UnauthorizedMeans,
     pub(super) own_api: Option<OwnApi>,
 }
 
-/// Whose credential a 401 or 403 of the verify endpoint refuses.
+/// Which credential a 401 or 403 from the verify endpoint is about.
 ///
-/// Kinde's contract leaves it open; see the [module's guide](crate::kinde#401-and-403-are-ambiguous).
+/// Kinde's contract does not say; see the [module documentation](crate::kinde#401-and-403-are-ambiguous).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnauthorizedMeans {
@@ -40,17 +45,18 @@ pub enum UnauthorizedMeans {
     ///
     /// # Warning
     ///
-    /// When our own token is refused, every key is taken for a bad one: customers get 401 and known keys are given up.
+    /// When Kinde rejects the access token of this service, every key is invalid: callers get 401, also with known keys.
     TheKey,
-    /// Always our own token: the caller gets 503, never 401. For an issuer that answers 200 or 400 for bad keys.
+    /// Always the access token of this service: the caller gets 503, never 401. For an issuer that answers 200 or 400 for
+    /// invalid keys.
     OurToken,
 }
 
 impl KindeVerifier {
-    /// A verifier for the Kinde business at this URL: `https://<subdomain>.kinde.com`, without a path.
+    /// Returns a builder for the Kinde business at this URL: `https://<subdomain>.kinde.com`, without a path.
     ///
-    /// Take the `kinde.com` host even where you have a domain of your own: Kinde's management API takes no token of the
-    /// other.
+    /// Use the `kinde.com` host even if you have a custom domain: Kinde's management API accepts no token of the custom
+    /// domain.
     ///
     /// ```
     /// use tower_orgkey::kinde::KindeVerifier;
@@ -68,117 +74,174 @@ impl KindeVerifier {
 
 impl Verifier for KindeVerifier {
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        self.0.verify(key, false).await
+        self.0.verify(key, &Attempt::new(DEADLINE)).await
     }
 
-    /// As [`verify`](Verifier::verify), but a 401 or 403 ends a known key only on a proof that came after it.
+    /// As [`verify`](Verifier::verify), but a 401 or 403 is confirmed only by a later 200 under the same token.
     async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        self.0.verify(key, true).await
+        let attempt = Attempt::new(DEADLINE).known(None);
+        self.0.verify(key, &attempt).await
+    }
+
+    async fn verify_attempt(
+        &self,
+        key: &ApiKey,
+        attempt: Attempt,
+    ) -> Result<Verification, VerifyError> {
+        self.0.verify(key, &attempt).await
     }
 }
 
-/// What an ambiguous refusal comes to.
+/// What follows from a 401 or 403.
 enum Next {
-    Answer(Verification),
-    /// Once more, with this token.
+    Answer(Invalid),
+    /// Call verify again, with this token.
     Retry(Token),
 }
 
 impl Kinde {
-    async fn verify(&self, key: &ApiKey, is_known: bool) -> Result<Verification, VerifyError> {
-        let mut token = self.credentials.token().await?;
-        let mut is_second = false;
+    async fn verify(&self, key: &ApiKey, attempt: &Attempt) -> Result<Verification, VerifyError> {
+        let deadline = attempt.deadline();
+        let mut token = within(deadline, self.credentials.token()).await?;
+        let mut is_retry = false;
         loop {
-            let sent_at = self.clock.now();
+            let id = token.as_ref().map_or_else(TokenId::default, |held| held.id);
+            let sent = self.evidence.draw();
             let header = token.as_ref().map(|token| &token.header);
-            let reply = self.http.verify(key, header).await?;
-            let status = match read_verify(&reply) {
+            let reply = within(deadline, self.http.verify(key, header)).await?;
+            let verification = match read_verify(&reply) {
                 VerifyReading::Yes(facts) => {
-                    self.accepted(token.as_ref(), sent_at);
-                    return self.admit(facts, token.as_ref()).await;
+                    self.evidence.verify_answered(id, sent, is_retry);
+                    self.check_api(facts, token.as_ref(), deadline).await?
                 }
                 VerifyReading::No => {
-                    self.accepted(token.as_ref(), sent_at);
-                    return Ok(Verification::invalid());
+                    self.evidence.verify_answered(id, sent, is_retry);
+                    Verification::invalid()
                 }
-                VerifyReading::Unconfirmed => return Ok(Verification::invalid_unconfirmed()),
+                VerifyReading::Unconfirmed
+                    if self.record_confirms(token.as_ref(), attempt).await =>
+                {
+                    Verification::invalid_as(Invalid::Concluded)
+                }
+                VerifyReading::Unconfirmed => Verification::invalid_unconfirmed(),
                 VerifyReading::CannotTell(error) => return Err(error),
-                VerifyReading::KeyOrToken(status) => status,
+                VerifyReading::KeyOrToken(status) => {
+                    let answer = Unauthorized {
+                        status,
+                        token: id,
+                        read: self.evidence.draw(),
+                        is_known: attempt.is_known(),
+                        is_retry,
+                    };
+                    match self.settle(token.as_ref(), &answer, attempt).await? {
+                        Next::Answer(invalid) => Verification::invalid_as(invalid),
+                        Next::Retry(newer) => {
+                            token = Some(newer);
+                            is_retry = true;
+                            continue;
+                        }
+                    }
+                }
             };
-            let refused = Refused {
-                status,
-                at: self.clock.now(),
-                is_known,
-                is_second,
-            };
-            match self.settle(token.as_ref(), refused).await? {
-                Next::Answer(verification) => return Ok(verification),
-                Next::Retry(renewed) => token = Some(renewed),
-            }
-            is_second = true;
+            return Ok(verification.with_credential(id.generation()));
         }
     }
 
-    fn accepted(&self, token: Option<&Token>, sent_at: crate::clock::Tick) {
-        let id = token.map_or_else(TokenId::default, |token| token.id);
-        self.evidence.verify_accepted(id, sent_at);
-    }
-
-    async fn settle(&self, token: Option<&Token>, refused: Refused) -> Result<Next, VerifyError> {
-        let verdict = match (self.unauthorized, token) {
-            (UnauthorizedMeans::TheKey, _) => Verdict::Key,
-            (UnauthorizedMeans::Evidence, Some(token)) => {
-                if !refused.is_second
-                    && let Some(newer) = self.newer_than(token).await?
-                {
+    /// Decides what a 401 or 403 means.
+    async fn settle(
+        &self,
+        token: Option<&Token>,
+        answer: &Unauthorized,
+        attempt: &Attempt,
+    ) -> Result<Next, VerifyError> {
+        let deadline = attempt.deadline();
+        let token = match (self.unauthorized, token) {
+            (UnauthorizedMeans::TheKey, _) => return Ok(Next::Answer(Invalid::Concluded)),
+            (UnauthorizedMeans::OurToken, _) => {
+                let newer = self.renewed(token, answer, deadline).await;
+                return newer.map(Next::Retry).ok_or_else(token_rejected);
+            }
+            (UnauthorizedMeans::Evidence, Some(token)) => token,
+            // There is no token to probe with. Once verify has answered without one, it asks for none.
+            (UnauthorizedMeans::Evidence, None) if self.evidence.has_verify_answered() => {
+                return Ok(Next::Answer(Invalid::Unconfirmed));
+            }
+            (UnauthorizedMeans::Evidence, None) => {
+                return Ok(Next::Answer(Invalid::Undecided {
+                    is_misconfigured: true,
+                }));
+            }
+        };
+        if let Some(newer) = self.newer_than(token, answer) {
+            return Ok(Next::Retry(newer));
+        }
+        let is_misconfigured = match self.evidence.decide(token, answer, deadline).await {
+            Decision::Invalid => return Ok(Next::Answer(Invalid::Concluded)),
+            Decision::Renew { is_misconfigured } => {
+                if let Some(newer) = self.renewed(Some(token), answer, deadline).await {
                     return Ok(Next::Retry(newer));
                 }
-                self.evidence.settle(token, refused).await
+                is_misconfigured
             }
-            // Nothing to probe with. Once verify has answered us without credentials, it wants none of us.
-            (UnauthorizedMeans::Evidence, None) if self.evidence.has_verify_accepted() => {
-                Verdict::KeyLikely
-            }
-            (UnauthorizedMeans::Evidence, None) | (UnauthorizedMeans::OurToken, _) => {
-                Verdict::Token
+            Decision::Undecided { is_misconfigured } => {
+                // Another verification may have renewed the token meanwhile.
+                if let Some(newer) = self.newer_than(token, answer) {
+                    return Ok(Next::Retry(newer));
+                }
+                is_misconfigured
             }
         };
-        let key_likely = || Ok(Next::Answer(Verification::invalid_unconfirmed()));
-        match verdict {
-            Verdict::Key => Ok(Next::Answer(Verification::invalid_as(Invalid::Concluded))),
-            // Enough for a stranger. A known key is given up when verify answers a later call, which shows that it was
-            // not about us.
-            Verdict::KeyLikely => key_likely(),
-            Verdict::CannotTell(error) => Err(error),
-            Verdict::Token | Verdict::TokenOrKey if refused.is_second => Err(token_refused()),
-            Verdict::Token => self.renewed(token).await?.ok_or_else(token_refused),
-            Verdict::TokenOrKey => self.renewed(token).await?.map_or_else(key_likely, Ok),
+        // A token that the probe rejects is rejected at the record too.
+        if !is_misconfigured && self.record_confirms(Some(token), attempt).await {
+            return Ok(Next::Answer(Invalid::Concluded));
         }
+        if answer.is_known {
+            self.evidence.leave_unconfirmed(answer, attempt.key_id());
+        }
+        Ok(Next::Answer(Invalid::Undecided { is_misconfigured }))
     }
 
-    /// The token that has taken this one's place while the call was under way.
-    async fn newer_than(&self, token: &Token) -> Result<Option<Token>, VerifyError> {
-        let current = self.credentials.token().await?;
-        Ok(current.filter(|current| current.id != token.id))
+    /// Returns the token that has replaced this one since the call was sent. There is one retry.
+    fn newer_than(&self, token: &Token, answer: &Unauthorized) -> Option<Token> {
+        (!answer.is_retry)
+            .then(|| self.credentials.newer_than(token.id))
+            .flatten()
     }
 
-    /// Another token in place of this one, if there may be one now.
-    async fn renewed(&self, token: Option<&Token>) -> Result<Option<Next>, VerifyError> {
-        let (Credentials::Client(source), Some(token)) = (&self.credentials, token) else {
-            return Ok(None);
+    /// Renews the token early, if the gate allows it. There is one retry.
+    async fn renewed(
+        &self,
+        token: Option<&Token>,
+        answer: &Unauthorized,
+        deadline: Duration,
+    ) -> Option<Token> {
+        let token = token.filter(|_| !answer.is_retry)?;
+        let gate = |now| self.evidence.may_renew(now);
+        // A failure is logged by the token source, and leaves the answer undecided.
+        let renewed = within(deadline, self.credentials.renew(token.id, gate)).await;
+        renewed.ok().flatten()
+    }
+
+    /// Returns whether the record of a known key shows that its unconfirmed answer is right.
+    async fn record_confirms(&self, token: Option<&Token>, attempt: &Attempt) -> bool {
+        // Only a known key has an identifier.
+        let (Some(token), Some(key_id)) = (token, attempt.key_id()) else {
+            return false;
         };
-        let gate = |now| self.evidence.may_renew(token.id, now);
-        Ok(source.renew(token.id, gate).await?.map(Next::Retry))
+        let deadline = attempt.deadline();
+        self.evidence.record_confirms(key_id, token, deadline).await
     }
 
-    /// Verify said yes; whether the key is for this API is another question.
-    async fn admit(
+    /// Verify answered that the key is valid. Checks that it was issued for this API.
+    async fn check_api(
         &self,
         facts: Facts,
         token: Option<&Token>,
+        deadline: Duration,
     ) -> Result<Verification, VerifyError> {
         if let Some(own_api) = &self.own_api {
-            match own_api.check(&facts, &self.credentials, token).await? {
+            let check = own_api.check(&facts, &self.credentials, token, deadline);
+            match check.await? {
                 Ownership::Ours => {}
                 Ownership::NotOurs => return Ok(Verification::invalid()),
                 Ownership::NoRecord => return Ok(Verification::invalid_unconfirmed()),
@@ -188,8 +251,19 @@ impl Kinde {
     }
 }
 
-fn token_refused() -> VerifyError {
-    VerifyError::misconfigured("the issuer refuses our own token")
+/// Makes one call within its deadline.
+async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, VerifyError>>,
+) -> Result<T, VerifyError> {
+    match timeout(deadline, call).await {
+        Ok(result) => result,
+        Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
+    }
+}
+
+fn token_rejected() -> VerifyError {
+    VerifyError::misconfigured("the issuer rejects the access token of this service")
 }
 
 impl fmt::Debug for KindeVerifier {

@@ -7,7 +7,7 @@ use super::loader::{Loads, SettingsLoader};
 use crate::cache::{ApiKeyHandle, Cache};
 use crate::config::{ConfigError, Settings};
 use crate::key::DigestSecret;
-use crate::telemetry::Voice;
+use crate::telemetry::Component;
 use crate::upstream::Upstream;
 use crate::verify::DynVerifier;
 
@@ -110,10 +110,10 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
             .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
         // One clock with the keys, which a test may have set.
         let clock = self.keys.clock();
-        let voice = Voice::Settings(std::any::type_name::<T>());
-        let upstream = Upstream::new(self.loads, clock.clone(), &self.settings, voice);
+        let component = Component::Settings(std::any::type_name::<T>());
+        let upstream = Upstream::new(self.loads, clock.clone(), &self.settings, component);
         let cache = Cache::new(self.settings, clock, secret, upstream);
-        self.keys.tell(&cache);
+        self.keys.add_dependent(&cache);
         Ok(OrgSettingsLayer {
             core: Arc::new(Core {
                 cache,

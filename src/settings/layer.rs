@@ -10,7 +10,7 @@ use super::given::OrgSettings;
 use super::handle::OrgSettingsHandle;
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
-use crate::cache::{ApiKeyHandle, Cache, Entry, Look, Question, Settled};
+use crate::cache::{ApiKeyHandle, Cache, CacheResult, Entry, LookupRequest, LookupResult};
 use crate::context::{Anonymous, OrgCode, OrgContext};
 use crate::key::ApiKey;
 use crate::pending::Judge;
@@ -36,7 +36,7 @@ pub(super) struct Core<T> {
 pub(super) enum Way {
     Pass,
     Refuse(Rejection),
-    Wait(Question),
+    Wait(LookupRequest),
 }
 
 impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
@@ -86,16 +86,16 @@ impl<T: Send + Sync + 'static> Core<T> {
         let cache = &self.cache;
         let digest = cache.digest(org.as_str());
         let now = cache.clock.now();
-        let entry = match cache.look_for_settings(digest, now) {
-            Look::Serve(entry) => entry,
-            Look::ServeAndRefresh(entry) => {
+        let entry = match cache.get_settings(digest, now) {
+            CacheResult::Serve(entry) => entry,
+            CacheResult::ServeAndRefresh(entry) => {
                 cache.refresh(ApiKey::standing_for(&org), &entry);
                 entry
             }
             // A loader refuses nobody, and a code is held to no grammar of keys; if it were not so, to ask again would be the way
             // out.
-            Look::Ask | Look::Refused | Look::Malformed => {
-                return Way::Wait(Question {
+            CacheResult::LookUp | CacheResult::Invalid | CacheResult::Malformed => {
+                return Way::Wait(LookupRequest {
                     key: ApiKey::standing_for(&org),
                     digest,
                     oldest: None,
@@ -157,17 +157,19 @@ fn without_organization(extensions: &Extensions) -> Way {
 }
 
 impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
-    fn judge(&self, request: &mut Request<B>, settled: Settled) -> Result<(), Rejection> {
+    fn judge(&self, request: &mut Request<B>, result: LookupResult) -> Result<(), Rejection> {
         let extensions = request.extensions_mut();
         let org = OrgContext::required_by(extensions, "an `OrgSettingsLayer`")?
             .org_code()
             .clone();
-        match settled {
-            Settled::Serve(entry, _) => self.give(extensions, org, Some(&entry), Duration::ZERO),
-            Settled::CannotTell(cannot_tell) => {
+        match result {
+            LookupResult::Serve(entry, _) => {
+                self.give(extensions, org, Some(&entry), Duration::ZERO)
+            }
+            LookupResult::CannotTell(cannot_tell) => {
                 self.give(extensions, org, None, cannot_tell.retry_after)
             }
-            Settled::Refused => self.give(extensions, org, None, Duration::ZERO),
+            LookupResult::Invalid => self.give(extensions, org, None, Duration::ZERO),
         }
     }
 }
@@ -199,8 +201,6 @@ impl<T> fmt::Debug for OrgSettingsLayer<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
-
     use super::*;
     use crate::cache::Lifetimes;
     use crate::clock::Tick;
@@ -220,7 +220,7 @@ mod tests {
                 hard: Duration::from_secs(900),
             };
             let digest = DigestSecret::draw().unwrap().digest("org_1");
-            Entry::new(facts, digest, Tick(1), 1, lifetimes, Tick(1), Weak::new())
+            Entry::new(facts, digest, Tick(1), 1, lifetimes, Tick(1), None)
         };
         let entry = of(Extra::Settings(Arc::new(7_u32)));
         let org = OrgCode::from_static("org_1");

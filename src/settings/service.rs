@@ -8,7 +8,7 @@ use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, OrgSettingsLayer, Way};
-use crate::cache::Question;
+use crate::cache::LookupRequest;
 use crate::pending::Pending;
 
 /// The service that [`OrgSettingsLayer`] makes.
@@ -53,9 +53,9 @@ where
                     rejection: Some(rejection),
                 },
             },
-            Way::Wait(question) => ResponseFuture {
+            Way::Wait(lookup) => ResponseFuture {
                 state: State::Waiting {
-                    pending: self.wait(request, question),
+                    pending: self.wait(request, lookup),
                 },
             },
         }
@@ -67,12 +67,12 @@ impl<S: Clone, T> OrgSettingsService<S, T> {
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
-        question: Question,
+        lookup: LookupRequest,
     ) -> Box<Pending<S, ReqBody, Arc<Core<T>>>> {
         let core = Arc::clone(&self.layer.core);
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
-        Box::new(Pending::new(inner, request, &cache, question, core))
+        Box::new(Pending::new(inner, request, &cache, lookup, core))
     }
 }
 

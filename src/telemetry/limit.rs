@@ -1,11 +1,11 @@
 //! What the limits tell.
 
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
 
 /// A limit gave up the accounts of an organization or a key that was not idle.
 pub(crate) fn forgotten() {
-    static FLOOD: Flood = Flood::new();
-    if let Some(left_out) = FLOOD.admit() {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(left_out) = LOG.admit() {
         tracing::warn!(
             target: TARGET,
             left_out,

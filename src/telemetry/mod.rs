@@ -9,12 +9,12 @@
 //! |---|---|---|
 //! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
 //! | error | `refused with 500: require_org` | the route has no path parameter of that name |
-//! | error | `the issuer refuses known keys` | twenty known keys refused in 10 s, none confirmed: not believed |
-//! | warn | `the issuer gave no answer` | a verification failed; `error` says how |
-//! | warn | `the issuer fails` | the breaker opened |
-//! | info | `trying the issuer again` | the breaker lets one call through |
-//! | info | `the issuer answers again` | the breaker closed |
-//! | warn | `the issuer asks for fewer calls` | a 429: calls pause for `pause` |
+//! | error | `issuer rejects known keys` | so many `keys` were rejected, and no answer about another key confirms it: they are kept |
+//! | warn | `verification failed` | `error` says how, `cause` why; at most once per second |
+//! | warn | `circuit breaker opened` | no keys (`circuit` is `known`), or no unknown keys (`unknown`), are verified for `open_for` |
+//! | info | `circuit breaker half open` | one call tries the issuer |
+//! | info | `circuit breaker closed` | keys are verified again |
+//! | warn | `issuer asks for fewer calls` | a 429: calls pause for `pause` |
 //! | error | `the issuer's TLS certificate is refused` | a security event: nothing was sent; once until a connection stands |
 //! | error | `cannot fetch our own token` | `code` is one of RFC 6749's, or `other`; once until it works again |
 //! | info | `our own token can be fetched again` | the end of that |
@@ -28,13 +28,13 @@
 //! | info | `the poller walks the issuer's keys again` | the end of that |
 //! | error | `refused with 500: no OrgSettingsLayer` | `OrgSettings<T>` without the layer of its type beneath the `ApiKeyLayer` |
 //! | warn | `an organization's settings could not be loaded` | a load failed: `org_code` says whose, `error` says how |
-//! | warn | `the settings loader fails` | its breaker opened |
-//! | info | `trying the settings loader again` | the breaker lets one load through |
-//! | info | `the settings loader answers again` | the breaker closed |
-//! | warn | `the settings loader asks for fewer calls` | loads pause for `pause` |
+//! | warn | `settings circuit breaker opened` | no settings, or none of organizations that have none cached, are loaded for `open_for` |
+//! | info | `settings circuit breaker half open` | one load tries the loader |
+//! | info | `settings circuit breaker closed` | settings are loaded again |
+//! | warn | `settings loader asks for fewer calls` | loads pause for `pause` |
 //! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
 //! | warn | `a limit holds fewer accounts` | more are active than its `capacity`: some begin anew (feature `limit`) |
-//! | debug | `asked the issuer` | one call, with its `result` and how long it `took` |
+//! | debug | `verification finished` | one verification, with its `result`, how long it `took` and, if it failed, the `cause` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
 //! # Metrics
@@ -48,7 +48,7 @@
 //! | [`SERVED_AGE`] | histogram, seconds | |
 //! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `invalid`, `undecided`, `unavailable`, `throttled`, `invalid_response`, `inconclusive`, `misconfigured` |
 //! | [`ISSUER_LATENCY`] | histogram, seconds | |
-//! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | |
+//! | [`BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `circuit`: `known`, `unknown` |
 //! | [`THROTTLED`] | counter | |
 //! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
 //! | [`ENTRIES`] | gauge | |
@@ -59,7 +59,7 @@
 //! | [`SETTINGS_DEFAULTS`] | counter | |
 //! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
 //! | [`SETTINGS_LATENCY`] | histogram, seconds | `settings` |
-//! | [`SETTINGS_BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `settings` |
+//! | [`SETTINGS_BREAKER`] | gauge: 0 closed, 1 half open, 2 open | `settings`; `circuit`: `known`, `unknown` |
 //! | [`SETTINGS_THROTTLED`] | counter | `settings` |
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
@@ -69,19 +69,19 @@
 #[macro_use]
 mod macros;
 
-mod flood;
 #[cfg(feature = "kinde")]
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
 pub(crate) mod limit;
 #[cfg(feature = "kinde")]
 pub(crate) mod poller;
+mod rate_limited_log;
 mod requests;
 #[cfg(feature = "settings")]
 pub(crate) mod settings;
 mod upstream;
 
-use self::flood::Flood;
+use self::rate_limited_log::RateLimitedLog;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
@@ -92,8 +92,8 @@ pub use self::settings::{
     SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
 };
 pub(crate) use self::upstream::{
-    Voice, breaker_closed, breaker_opened, breaker_probes, entries, issuer_called, occupied,
-    refusals_not_believed, throttled,
+    Component, breaker_closed, breaker_opened, breaker_state, breaker_tries, entries,
+    issuer_called, occupied, throttled, unconfirmed_invalid_answers,
 };
 
 /// The target of every event of this crate.
@@ -109,7 +109,7 @@ pub const SERVED_AGE: &str = "orgkey_served_age_seconds";
 pub const ISSUER_CALLS: &str = "orgkey_issuer_calls_total";
 /// How long calls to the verifier took, in seconds.
 pub const ISSUER_LATENCY: &str = "orgkey_issuer_call_seconds";
-/// The state of the breaker: 0 closed, 1 half open, 2 open.
+/// The state of the circuit breaker: 0 closed, 1 half open, 2 open.
 pub const BREAKER: &str = "orgkey_breaker_state";
 /// Counts the pauses that a 429 brought about.
 pub const THROTTLED: &str = "orgkey_throttled_total";

@@ -2,9 +2,9 @@
 
 use tracing::level_filters::LevelFilter;
 
-use super::{Flood, TARGET};
 #[cfg(feature = "metrics")]
 use super::{LOOKUPS, REQUESTS, SERVED_AGE};
+use super::{RateLimitedLog, TARGET};
 use crate::cache::Found;
 use crate::context::OrgContext;
 use crate::rejection::Rejection;
@@ -63,16 +63,16 @@ pub(crate) fn looked_up(found: Found) {
     let result = match found {
         Found::Fresh => "fresh",
         Found::Stale => "stale",
-        Found::Refusal => "refused",
-        Found::Nothing => "asked",
+        Found::Invalid => "refused",
+        Found::Miss => "asked",
     };
     count!(LOOKUPS, "result" = result; "fresh" "stale" "refused" "asked");
 }
 
 /// A guard or extractor was reached without the layer: 500 to the caller, and the fix to the operator.
 pub(crate) fn layer_missing(who_asks: &str) {
-    static FLOOD: Flood = Flood::new();
-    if let Some(left_out) = FLOOD.admit() {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             who_asks,
@@ -86,8 +86,8 @@ pub(crate) fn layer_missing(who_asks: &str) {
 /// `require_org` names a parameter that the route does not have.
 #[cfg(feature = "axum")]
 pub(crate) fn parameter_missing(parameter: &str) {
-    static FLOOD: Flood = Flood::new();
-    if let Some(left_out) = FLOOD.admit() {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             parameter,

@@ -4,8 +4,9 @@
 use std::error::Error;
 use std::time::Duration;
 
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
 use crate::cache::Found;
+use crate::upstream::Circuit;
 use crate::verify::{Verification, VerifyError, VerifyErrorKind};
 
 /// Counts what requests found of their organization's settings.
@@ -16,7 +17,7 @@ pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
 pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
 /// How long calls to the settings loader took, in seconds.
 pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
-/// The state of the breaker before the settings loader: 0 closed, 1 half open, 2 open.
+/// The state of the circuit breaker before the settings loader: 0 closed, 1 half open, 2 open.
 pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
 /// Counts the pauses that the settings loader asked for.
 pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
@@ -46,8 +47,8 @@ macro_rules! set_of {
 
 /// A handler asks for settings of a type that no layer has given this request.
 pub(crate) fn layer_missing(who_asks: &str, of: &str) {
-    static FLOOD: Flood = Flood::new();
-    if let Some(left_out) = FLOOD.admit() {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(left_out) = LOG.admit() {
         tracing::error!(
             target: TARGET,
             who_asks,
@@ -66,7 +67,7 @@ pub(crate) fn looked_up(found: Found) {
         Found::Fresh => "fresh",
         Found::Stale => "stale",
         // A loader refuses nobody.
-        Found::Refusal | Found::Nothing => "asked",
+        Found::Invalid | Found::Miss => "asked",
     };
     count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
 }
@@ -93,7 +94,7 @@ pub(crate) fn called(
     outcome: &Result<Verification, VerifyError>,
     took: Duration,
 ) {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     let result = match outcome.as_ref().map_err(VerifyError::kind) {
         Ok(_) => "loaded",
         Err(VerifyErrorKind::Unavailable) => "unavailable",
@@ -113,7 +114,7 @@ pub(crate) fn called(
     // What stands around the loader's own error speaks of keys. A loader that asks for fewer calls has none; see `throttled`.
     if let Err(error) = outcome
         && let Some(error) = error.source()
-        && let Some(left_out) = FLOOD.admit()
+        && let Some(left_out) = LOG.admit()
     {
         tracing::warn!(
             target: TARGET,
@@ -126,28 +127,32 @@ pub(crate) fn called(
     }
 }
 
-pub(super) fn breaker_opened(of: &'static str, open_for: Duration) {
-    set_of!(SETTINGS_BREAKER, of, 2_usize);
-    tracing::warn!(
-        target: TARGET,
-        settings = of,
-        ?open_for,
-        "the settings loader fails: organizations are served from what is held, others get the default or 503"
-    );
+/// Sets the state of a circuit: 0 closed, 1 half open, 2 open.
+pub(super) fn breaker_state(of: &'static str, circuit: Circuit, state: u8) {
+    #[cfg(feature = "metrics")]
+    metrics::gauge!(SETTINGS_BREAKER, "settings" => of, "circuit" => circuit.name())
+        .set(f64::from(state));
+    #[cfg(not(feature = "metrics"))]
+    let _ = (of, circuit, state);
 }
 
-pub(super) fn breaker_probes(of: &'static str) {
-    set_of!(SETTINGS_BREAKER, of, 1_usize);
-    tracing::info!(target: TARGET, settings = of, "trying the settings loader again");
+pub(super) fn breaker_opened(of: &'static str, circuit: Circuit, open_for: Duration) {
+    let circuit = circuit.name();
+    tracing::warn!(target: TARGET, settings = of, circuit, ?open_for, "settings circuit breaker opened");
 }
 
-pub(super) fn breaker_closed(of: &'static str) {
-    set_of!(SETTINGS_BREAKER, of, 0_usize);
-    tracing::info!(target: TARGET, settings = of, "the settings loader answers again");
+pub(super) fn breaker_tries(of: &'static str, circuit: Circuit) {
+    let circuit = circuit.name();
+    tracing::info!(target: TARGET, settings = of, circuit, "settings circuit breaker half open");
+}
+
+pub(super) fn breaker_closed(of: &'static str, circuit: Circuit) {
+    let circuit = circuit.name();
+    tracing::info!(target: TARGET, settings = of, circuit, "settings circuit breaker closed");
 }
 
 pub(super) fn throttled(of: &'static str, pause: Duration) {
     #[cfg(feature = "metrics")]
     metrics::counter!(SETTINGS_THROTTLED, "settings" => of).increment(1);
-    tracing::warn!(target: TARGET, settings = of, ?pause, "the settings loader asks for fewer calls");
+    tracing::warn!(target: TARGET, settings = of, ?pause, "settings loader asks for fewer calls");
 }

@@ -1,28 +1,30 @@
-//! What a cache and what stands before its verifier tell, and whom they speak of.
+//! Events and metrics of a cache and of the calls behind it.
 
+use std::error::Error;
 use std::time::Duration;
 
 #[cfg(feature = "settings")]
 use super::settings;
 #[cfg(feature = "metrics")]
 use super::{BREAKER, ENTRIES, IN_FLIGHT, ISSUER_CALLS, ISSUER_LATENCY, THROTTLED, WAITING};
-use super::{Flood, TARGET};
+use super::{RateLimitedLog, TARGET};
+use crate::upstream::{BreakerState, Circuit};
 use crate::verify::{Answer, Invalid, Verification, VerifyError, VerifyErrorKind};
 
-/// Whom a cache and what stands before its verifier speak of.
+/// The component that an event is about.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) enum Voice {
-    /// The issuer, and its keys.
+pub(crate) enum Component {
+    /// The verifier of keys.
     #[default]
     Issuer,
-    /// The loader of settings of this type, and the organizations they are of.
+    /// The loader of settings of this type.
     #[cfg(feature = "settings")]
     Settings(&'static str),
 }
 
-/// A call to the verifier has ended.
+/// Emits one verification.
 pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: Duration) {
-    static FLOOD: Flood = Flood::new();
+    static LOG: RateLimitedLog = RateLimitedLog::new();
     let result = match outcome {
         Ok(verification) => match verification.answer {
             Answer::Valid(_) => "valid",
@@ -37,102 +39,123 @@ pub(crate) fn issuer_called(outcome: &Result<Verification, VerifyError>, took: D
             VerifyErrorKind::Misconfigured => "misconfigured",
         },
     };
-    tracing::debug!(target: TARGET, result, ?took, "asked the issuer");
-    count!(ISSUER_CALLS, "result" = result; "valid" "invalid" "undecided" "unavailable" "throttled" "invalid_response" "inconclusive" "misconfigured");
+    let cause = outcome.as_ref().err().and_then(causes);
+    tracing::debug!(target: TARGET, result, cause, ?took, "verification finished");
+    count!(ISSUER_CALLS, "result" = result;
+        "valid" "invalid" "undecided" "unavailable" "throttled" "invalid_response" "inconclusive" "misconfigured");
     observe!(ISSUER_LATENCY, took);
     if let Err(error) = outcome
-        && let Some(left_out) = FLOOD.admit()
+        && let Some(suppressed) = LOG.admit()
     {
-        let error: &dyn std::error::Error = error;
-        tracing::warn!(target: TARGET, error, left_out, "the issuer gave no answer");
+        tracing::warn!(target: TARGET, %error, cause, result, suppressed, "verification failed");
     }
 }
 
-/// Too many known keys were refused, and nothing shows that the issuer works.
-pub(crate) fn refusals_not_believed() {
-    static FLOOD: Flood = Flood::new();
-    if let Some(left_out) = FLOOD.admit() {
-        tracing::error!(
-            target: TARGET,
-            left_out,
-            "the issuer refuses known keys one after another and confirms none: its refusals are taken for a fault of its \
-             own, and the keys are kept"
-        );
+/// Returns the sources of an error, joined by colons. Many subscribers show an error without its sources.
+fn causes(error: &VerifyError) -> Option<String> {
+    let mut causes = error.source()?.to_string();
+    let mut source = error.source()?.source();
+    while let Some(error) = source {
+        causes = format!("{causes}: {error}");
+        source = error.source();
     }
+    Some(causes)
 }
 
-/// The number of good keys held has changed.
-pub(crate) fn entries(voice: Voice, number: usize) {
-    match voice {
-        Voice::Issuer => {
+/// Emits that many known keys were rejected and no answer shows that the issuer is right.
+pub(crate) fn unconfirmed_invalid_answers(keys: usize) {
+    tracing::error!(
+        target: TARGET,
+        keys,
+        "issuer rejects known keys and answers no other key: known keys are kept up to the hard TTL"
+    );
+}
+
+/// Sets the number of cached results.
+pub(crate) fn entries(component: Component, number: usize) {
+    match component {
+        Component::Issuer => {
             set!(ENTRIES, number);
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::entries(of, number),
+        Component::Settings(of) => settings::entries(of, number),
     }
 }
 
-/// The number of calls under way, or of those that wait, has changed.
-pub(crate) fn occupied(voice: Voice, calls: usize, waiting: usize) {
-    match voice {
-        Voice::Issuer => {
+/// Sets the numbers of calls in flight and of lookups that wait.
+pub(crate) fn occupied(component: Component, calls: usize, waiting: usize) {
+    match component {
+        Component::Issuer => {
             set!(IN_FLIGHT, calls);
             set!(WAITING, waiting);
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::occupied(of, calls, waiting),
+        Component::Settings(of) => settings::occupied(of, calls, waiting),
     }
 }
 
-/// The breaker opened.
-pub(crate) fn breaker_opened(voice: Voice, open_for: Duration) {
-    match voice {
-        Voice::Issuer => {
-            set!(BREAKER, 2_usize);
-            tracing::warn!(
-                target: TARGET,
-                ?open_for,
-                "the issuer fails: known keys are served from what is held, unknown ones get 503"
-            );
+/// Sets the state of a circuit: 0 closed, 1 half open, 2 open.
+pub(crate) fn breaker_state(component: Component, circuit: Circuit, state: BreakerState) {
+    let state = match state {
+        BreakerState::Closed => 0_u8,
+        BreakerState::HalfOpen => 1,
+        BreakerState::Open { .. } => 2,
+    };
+    match component {
+        Component::Issuer => {
+            #[cfg(feature = "metrics")]
+            metrics::gauge!(BREAKER, "circuit" => circuit.name()).set(f64::from(state));
+            #[cfg(not(feature = "metrics"))]
+            let _ = (circuit, state);
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_opened(of, open_for),
+        Component::Settings(of) => settings::breaker_state(of, circuit, state),
     }
 }
 
-/// The breaker lets one call through.
-pub(crate) fn breaker_probes(voice: Voice) {
-    match voice {
-        Voice::Issuer => {
-            set!(BREAKER, 1_usize);
-            tracing::info!(target: TARGET, "trying the issuer again");
+pub(crate) fn breaker_opened(component: Component, circuit: Circuit, open_for: Duration) {
+    match component {
+        Component::Issuer => {
+            let circuit = circuit.name();
+            tracing::warn!(target: TARGET, circuit, ?open_for, "circuit breaker opened");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_probes(of),
+        Component::Settings(of) => settings::breaker_opened(of, circuit, open_for),
     }
 }
 
-/// The breaker closed.
-pub(crate) fn breaker_closed(voice: Voice) {
-    match voice {
-        Voice::Issuer => {
-            set!(BREAKER, 0_usize);
-            tracing::info!(target: TARGET, "the issuer answers again");
+/// Emits that the half-open circuit lets one call through.
+pub(crate) fn breaker_tries(component: Component, circuit: Circuit) {
+    match component {
+        Component::Issuer => {
+            let circuit = circuit.name();
+            tracing::info!(target: TARGET, circuit, "circuit breaker half open");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::breaker_closed(of),
+        Component::Settings(of) => settings::breaker_tries(of, circuit),
     }
 }
 
-/// The issuer answered 429, and is left alone.
-pub(crate) fn throttled(voice: Voice, pause: Duration) {
-    match voice {
-        Voice::Issuer => {
+pub(crate) fn breaker_closed(component: Component, circuit: Circuit) {
+    match component {
+        Component::Issuer => {
+            let circuit = circuit.name();
+            tracing::info!(target: TARGET, circuit, "circuit breaker closed");
+        }
+        #[cfg(feature = "settings")]
+        Component::Settings(of) => settings::breaker_closed(of, circuit),
+    }
+}
+
+/// Emits that the issuer answered 429.
+pub(crate) fn throttled(component: Component, pause: Duration) {
+    match component {
+        Component::Issuer => {
             #[cfg(feature = "metrics")]
             metrics::counter!(THROTTLED).increment(1);
-            tracing::warn!(target: TARGET, ?pause, "the issuer asks for fewer calls");
+            tracing::warn!(target: TARGET, ?pause, "issuer asks for fewer calls");
         }
         #[cfg(feature = "settings")]
-        Voice::Settings(of) => settings::throttled(of, pause),
+        Component::Settings(of) => settings::throttled(of, pause),
     }
 }

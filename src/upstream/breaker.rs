@@ -1,13 +1,18 @@
-//! The circuit breaker: an issuer that fails is left alone, and asked now and then whether it is back.
+//! The circuit breaker: stops calling an issuer that fails, and tries it again now and then.
 //!
-//! It opens on at least 20 calls in 10 s of which half failed, or on 5 failures in a row. It stays open for 5 s, then twice
-//! as long each time up to 60 s, shortened by up to a fifth so that a fleet does not come back in step. Then one call goes
-//! through; its outcome closes the breaker or opens it again. What counts as a failure is "no usable answer": a refusal is
-//! an answer, a 429 is the throttle's business, and our own credentials being refused says that the issuer is alive.
+//! There are two circuits, because anybody can present an unknown key, and nobody else may pay for what happens to it:
 //!
-//! Where a failure may be one *subject's* own fault (an organization whose settings no loader can make sense of), calls say
-//! whom they are about. Then the 5 in a row have to be failures of 5 subjects, a subject's failures count once in 10 s among
-//! the calls, and one whose probe failed lets others go first for 5 s: whatever is wrong with one costs the others nothing.
+//! * The *known* circuit counts calls for known and recently valid keys. While it is open, no key is verified.
+//! * The *unknown* circuit counts calls for unknown keys. While it is open, no unknown key is verified.
+//!
+//! A circuit opens on at least 20 calls in 10 s of which half failed, or on failures of 5 distinct keys in a row. A key's
+//! failures count once in 10 s. It stays open for 5 s, doubling to 60 s and shortened at random by up to a fifth. Then it is
+//! half open: one call is let through, and its outcome closes the circuit or opens it again. The call of a known key closes
+//! both. A known key that asked while its circuit was open goes first: unknown keys wait up to 5 s longer for it. A key whose
+//! half-open call failed lets others go first for as long.
+//!
+//! A failure is "the issuer is unavailable". Answers that reject the key, a 429 and rejected credentials of our own show that
+//! the issuer is alive. A response that makes no sense is about its key, until those of 10 distinct keys in a row make none.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,31 +20,60 @@ use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::key::KeyDigest;
-use crate::telemetry::{self, Voice};
+use crate::telemetry::{self, Component};
 
 const WINDOW: Duration = Duration::from_secs(10);
 const BUCKETS: usize = 10;
 const MIN_CALLS: u32 = 20;
-const MAX_IN_A_ROW: u32 = 5;
+/// Distinct keys that fail in a row.
+const MAX_FAILING: usize = 5;
+/// Distinct keys whose responses make no sense, in a row. Several organizations may have a key that the issuer describes
+/// in a way we do not understand.
+const MAX_SENSELESS: usize = 10;
 const FIRST_OPEN: Duration = Duration::from_secs(5);
 const LONGEST_OPEN: Duration = Duration::from_secs(60);
+/// How long a half-open circuit waits for those who go first.
+const PRECEDENCE: Duration = Duration::from_secs(5);
+/// What a caller is told while the half-open call is in flight.
+const RETRY_AFTER_TRIAL: Duration = Duration::from_secs(1);
 
-/// What the breaker learns from a call.
+/// Which circuit a call belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Circuit {
+    Known,
+    Unknown,
+}
+
+impl Circuit {
+    /// Returns the name of the circuit in telemetry.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a call shows about the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Health {
+    /// The issuer answered the question.
     Answered,
+    /// The issuer is unavailable.
     Failed,
-    /// Alive, and no more can be said: 429, or our own credentials refused.
+    /// The response about this key makes no sense.
+    Senseless,
+    /// The issuer is alive, and no more is known: 429, rejected credentials of our own, missing evidence.
     Alive,
 }
 
-/// The breaker's state, for readiness probes.
+/// The state of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BreakerState {
     /// Calls go through.
     Closed,
-    /// No calls go through for this long.
+    /// No calls go through.
     Open {
         /// Until one call may try again.
         remaining: Duration,
@@ -48,126 +82,143 @@ pub enum BreakerState {
     HalfOpen,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Breaker {
-    voice: Voice,
+    component: Component,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
+    known: CircuitState,
+    unknown: CircuitState,
+    /// Whether a known key was turned away since the known circuit opened.
+    has_known_asked: bool,
+    /// Distinct keys whose responses made no sense since the last one that did, of either circuit.
+    senseless: HashSet<KeyDigest>,
+}
+
+#[derive(Debug, Default)]
+struct CircuitState {
     phase: Phase,
     /// Openings without a success between them.
     openings: u32,
-    /// Counts changes of phase: an outcome of a call from an earlier phase says nothing about this one.
+    /// Counts changes of phase, so that the outcome of a call from an earlier phase is ignored.
     generation: u64,
     slots: [Slot; BUCKETS],
-    failed_in_a_row: u32,
-    /// The subjects among those.
-    subjects_in_a_row: HashSet<KeyDigest>,
-    /// Whose probe failed last.
-    last_probe: Option<KeyDigest>,
+    /// Distinct keys that failed since the last success.
+    failing: HashSet<KeyDigest>,
+    /// The key whose half-open call failed last.
+    last_trial: Option<KeyDigest>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
+    #[default]
     Closed,
-    Open { until: Tick },
-    Probing,
+    Open {
+        until: Tick,
+    },
+    /// The half-open call is in flight.
+    Trial,
 }
 
+/// The calls of one second.
 #[derive(Debug, Default)]
 struct Slot {
     second: u64,
     calls: u32,
     failures: u32,
-    /// The subjects among those.
-    subjects: HashSet<KeyDigest>,
+    failed_keys: HashSet<KeyDigest>,
 }
 
-/// A call that the breaker let through. Dropped without an outcome, it gives its turn back.
+/// A change of a circuit, to be reported once the lock is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Opened(Duration),
+    Tries,
+    Closed,
+}
+
+/// A call that the breaker let through. Dropped without an outcome, it lets another call try.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     breaker: &'a Breaker,
+    circuit: Circuit,
+    key: KeyDigest,
     generation: u64,
     is_done: bool,
-    subject: Option<KeyDigest>,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            phase: Phase::Closed,
-            openings: 0,
-            generation: 0,
-            slots: Default::default(),
-            failed_in_a_row: 0,
-            subjects_in_a_row: HashSet::new(),
-            last_probe: None,
-        }
-    }
 }
 
 impl Breaker {
-    pub(super) fn new(voice: Voice) -> Self {
+    pub(super) fn new(component: Component) -> Self {
         Self {
-            voice,
-            ..Self::default()
+            component,
+            state: Mutex::default(),
         }
     }
 
-    /// Whether a call would go through, or how long it has to wait.
-    pub(super) fn check(&self, now: Tick) -> Result<(), Duration> {
-        match self.lock().phase {
-            Phase::Closed => Ok(()),
-            Phase::Open { until } if now >= until => Ok(()),
-            Phase::Open { until } => Err(until.since(now)),
-            Phase::Probing => Err(Duration::from_secs(1)),
-        }
+    /// Returns whether a call would go through, or how long it has to wait.
+    pub(super) fn check(
+        &self,
+        circuit: Circuit,
+        key: KeyDigest,
+        now: Tick,
+    ) -> Result<(), Duration> {
+        self.lock().check(circuit, key, now)
     }
 
-    /// How long a subject lets others go first, since its own probe was the last to fail.
-    pub(super) fn give_way(&self, subject: Option<KeyDigest>, now: Tick) -> Result<(), Duration> {
-        let Some(subject) = subject else {
-            return Ok(());
-        };
-        let state = self.lock();
-        match state.phase {
-            Phase::Open { until } if state.last_probe == Some(subject) => {
-                let until = until.after(FIRST_OPEN);
-                (now >= until).then_some(()).ok_or(until.since(now))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn begin(&self, now: Tick) -> Result<Call<'_>, Duration> {
+    pub(super) fn begin(
+        &self,
+        circuit: Circuit,
+        key: KeyDigest,
+        now: Tick,
+    ) -> Result<Call<'_>, Duration> {
         let mut state = self.lock();
-        match state.phase {
-            Phase::Closed => {}
-            Phase::Open { until } if now >= until => {
-                state.turn(Phase::Probing);
-                telemetry::breaker_probes(self.voice);
-            }
-            Phase::Open { until } => return Err(until.since(now)),
-            Phase::Probing => return Err(Duration::from_secs(1)),
+        state.check(circuit, key, now)?;
+        let of = state.of(circuit);
+        let is_trial = of.phase != Phase::Closed;
+        if is_trial {
+            of.turn(Phase::Trial);
         }
-        Ok(Call {
+        let call = Call {
             breaker: self,
-            generation: state.generation,
+            circuit,
+            key,
+            generation: of.generation,
             is_done: false,
-            subject: None,
-        })
+        };
+        drop(state);
+        if is_trial {
+            self.report(circuit, Change::Tries, now);
+        }
+        Ok(call)
     }
 
-    pub(super) fn state(&self, now: Tick) -> BreakerState {
-        match self.lock().phase {
+    pub(super) fn state(&self, circuit: Circuit, now: Tick) -> BreakerState {
+        match self.lock().of(circuit).phase {
             Phase::Closed => BreakerState::Closed,
             Phase::Open { until } if now < until => BreakerState::Open {
                 remaining: until.since(now),
             },
-            Phase::Open { .. } | Phase::Probing => BreakerState::HalfOpen,
+            Phase::Open { .. } | Phase::Trial => BreakerState::HalfOpen,
         }
+    }
+
+    /// Emits an event, and the state of the circuit. Called without the lock, so changes may be reported late: the gauge is
+    /// set again until it shows the present state.
+    fn report(&self, circuit: Circuit, change: Change, now: Tick) {
+        match change {
+            Change::Opened(open_for) => {
+                telemetry::breaker_opened(self.component, circuit, open_for);
+            }
+            Change::Tries => telemetry::breaker_tries(self.component, circuit),
+            Change::Closed => telemetry::breaker_closed(self.component, circuit),
+        }
+        super::report_until_current(
+            || self.state(circuit, now),
+            |state| telemetry::breaker_state(self.component, circuit, state),
+        );
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -176,84 +227,189 @@ impl Breaker {
 }
 
 impl Call<'_> {
-    /// Says whom it is about, where a failure may be its subject's own fault.
-    pub(super) fn about(mut self, subject: Option<KeyDigest>) -> Self {
-        self.subject = subject;
-        self
-    }
-
-    /// Tells what became of the call. `true` when the breaker opened on it.
+    /// Counts the outcome of the call. Returns whether a circuit opened on it.
     pub(super) fn end(mut self, health: Health, now: Tick) -> bool {
         self.is_done = true;
-        let voice = self.breaker.voice;
+        let (circuit, key) = (self.circuit, self.key);
         let mut state = self.breaker.lock();
-        if state.generation != self.generation {
+        let is_senseless = state.note_sense(health, key);
+        if state.of(circuit).generation != self.generation {
             return false;
         }
-        match (state.phase, health) {
-            (Phase::Probing, Health::Failed) => {
-                state.last_probe = self.subject;
-                state.open(voice, now);
+        let changes = match (state.of(circuit).phase, health) {
+            (Phase::Trial, Health::Failed) => {
+                state.of(circuit).last_trial = Some(key);
+                state.open(circuit, now)
             }
-            (Phase::Probing, Health::Answered | Health::Alive) => {
-                *state = State {
-                    generation: state.generation + 1,
-                    ..State::default()
-                };
-                telemetry::breaker_closed(voice);
+            (Phase::Trial, Health::Senseless) => {
+                let of = state.of(circuit);
+                of.last_trial = Some(key);
+                of.turn(Phase::Open { until: now });
+                Vec::new()
             }
-            (_, Health::Alive) => return false,
-            (_, health) => {
-                if !state.count(health, self.subject, now) {
-                    return false;
-                }
-                state.open(voice, now);
+            (Phase::Trial, Health::Answered | Health::Alive) => state.close(circuit),
+            (_, Health::Answered) => {
+                state.of(circuit).count_answer(now);
+                Vec::new()
             }
+            (_, Health::Senseless) if is_senseless => state.open(circuit, now),
+            (_, Health::Failed) if state.of(circuit).count_failure(key, now) => {
+                state.open(circuit, now)
+            }
+            (_, Health::Senseless | Health::Failed | Health::Alive) => Vec::new(),
+        };
+        drop(state);
+        let is_open = |&(_, change): &(Circuit, Change)| matches!(change, Change::Opened(_));
+        let has_opened = changes.iter().any(is_open);
+        for (circuit, change) in changes {
+            self.breaker.report(circuit, change, now);
         }
-        health == Health::Failed
+        has_opened
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
         let mut state = self.breaker.lock();
-        if !self.is_done && state.generation == self.generation && state.phase == Phase::Probing {
-            // The next one may try at once.
-            state.turn(Phase::Open { until: Tick::ZERO });
+        let of = state.of(self.circuit);
+        if of.generation == self.generation && of.phase == Phase::Trial {
+            of.turn(Phase::Open { until: Tick::ZERO });
         }
     }
 }
 
 impl State {
+    fn of(&mut self, circuit: Circuit) -> &mut CircuitState {
+        match circuit {
+            Circuit::Known => &mut self.known,
+            Circuit::Unknown => &mut self.unknown,
+        }
+    }
+
+    fn check(&mut self, circuit: Circuit, key: KeyDigest, now: Tick) -> Result<(), Duration> {
+        let known_first_until = self.known_first_until(now);
+        let of = self.of(circuit);
+        let gives_way = of.last_trial == Some(key);
+        let wait = match (of.phase, circuit) {
+            (Phase::Closed, _) => return Ok(()),
+            (Phase::Trial, _) => RETRY_AFTER_TRIAL,
+            (Phase::Open { until }, circuit) => {
+                let until = match circuit {
+                    _ if gives_way => until.after(PRECEDENCE),
+                    Circuit::Unknown => until.max(known_first_until),
+                    Circuit::Known => until,
+                };
+                if now >= until {
+                    return Ok(());
+                }
+                until.since(now)
+            }
+        };
+        self.has_known_asked |= circuit == Circuit::Known;
+        Err(wait)
+    }
+
+    /// Until when unknown keys leave the half-open call to a known key.
+    fn known_first_until(&self, now: Tick) -> Tick {
+        match self.known.phase {
+            Phase::Open { until } if self.has_known_asked => until.after(PRECEDENCE),
+            // Its outcome is theirs, too.
+            Phase::Trial => now.after(RETRY_AFTER_TRIAL),
+            Phase::Open { .. } | Phase::Closed => Tick::ZERO,
+        }
+    }
+
+    /// Counts keys whose responses make no sense. Returns whether they are too many.
+    fn note_sense(&mut self, health: Health, key: KeyDigest) -> bool {
+        match health {
+            Health::Answered => self.senseless.clear(),
+            Health::Senseless if self.senseless.len() < MAX_SENSELESS => {
+                self.senseless.insert(key);
+            }
+            Health::Senseless | Health::Failed | Health::Alive => {}
+        }
+        self.senseless.len() >= MAX_SENSELESS
+    }
+
+    /// Opens a circuit. The known circuit opens for unknown keys too.
+    fn open(&mut self, circuit: Circuit, now: Tick) -> Vec<(Circuit, Change)> {
+        let of = self.of(circuit);
+        let open_for = FIRST_OPEN
+            .saturating_mul(1 << of.openings.min(10))
+            .min(LONGEST_OPEN)
+            .mul_f64(1.0 - 0.2 * fastrand::f64());
+        of.openings += 1;
+        let until = now.after(open_for);
+        of.turn(Phase::Open { until });
+        let mut changes = vec![(circuit, Change::Opened(open_for))];
+        if circuit == Circuit::Known {
+            self.has_known_asked = false;
+            let later = match self.unknown.phase {
+                Phase::Open { until: later } => until.max(later),
+                Phase::Closed | Phase::Trial => until,
+            };
+            self.unknown.turn(Phase::Open { until: later });
+            changes.push((Circuit::Unknown, Change::Opened(later.since(now))));
+        }
+        changes
+    }
+
+    /// Closes a circuit. A known key's call closes both.
+    fn close(&mut self, circuit: Circuit) -> Vec<(Circuit, Change)> {
+        let mut closed = vec![circuit];
+        if circuit == Circuit::Known && self.unknown.phase != Phase::Closed {
+            closed.push(Circuit::Unknown);
+        }
+        for &circuit in &closed {
+            let of = self.of(circuit);
+            *of = CircuitState {
+                generation: of.generation + 1,
+                ..CircuitState::default()
+            };
+        }
+        closed
+            .into_iter()
+            .map(|circuit| (circuit, Change::Closed))
+            .collect()
+    }
+}
+
+impl CircuitState {
     fn turn(&mut self, phase: Phase) {
         self.phase = phase;
         self.generation += 1;
     }
 
-    fn open(&mut self, voice: Voice, now: Tick) {
-        let open = FIRST_OPEN
-            .saturating_mul(1 << self.openings.min(10))
-            .min(LONGEST_OPEN);
-        let open = open.mul_f64(1.0 - 0.2 * fastrand::f64());
-        self.openings += 1;
-        self.turn(Phase::Open {
-            until: now.after(open),
-        });
-        telemetry::breaker_opened(voice, open);
+    fn count_answer(&mut self, now: Tick) {
+        self.failing.clear();
+        self.slot(now).calls += 1;
     }
 
-    /// Counts an outcome. `true` when it is one failure too many.
-    fn count(&mut self, health: Health, subject: Option<KeyDigest>, now: Tick) -> bool {
-        let second = now.0 / 1_000_000_000;
-        let oldest = (second + 1).saturating_sub(WINDOW.as_secs());
-        let is_repeated = health == Health::Failed
-            && subject.is_some_and(|subject| {
-                let mut recent = self.slots.iter().filter(|slot| slot.second >= oldest);
-                recent.any(|slot| slot.subjects.contains(&subject))
-            });
-        if is_repeated {
+    /// Counts a failure. Returns whether it is one too many.
+    fn count_failure(&mut self, key: KeyDigest, now: Tick) -> bool {
+        let oldest = (second(now) + 1).saturating_sub(WINDOW.as_secs());
+        let is_recent = |slot: &&Slot| slot.second >= oldest;
+        let mut recent = self.slots.iter().filter(is_recent);
+        if recent.any(|slot| slot.failed_keys.contains(&key)) {
             return false;
         }
+        let slot = self.slot(now);
+        slot.calls += 1;
+        slot.failures += 1;
+        slot.failed_keys.insert(key);
+        self.failing.insert(key);
+        let recent = self.slots.iter().filter(is_recent);
+        let (calls, failures) = recent.fold((0, 0), |(calls, failures), slot| {
+            (calls + slot.calls, failures + slot.failures)
+        });
+        self.failing.len() >= MAX_FAILING || (calls >= MIN_CALLS && failures * 2 >= calls)
+    }
+
+    fn slot(&mut self, now: Tick) -> &mut Slot {
+        let second = second(now);
         #[allow(clippy::cast_possible_truncation)] // Reduced to the number of slots first.
         let slot = &mut self.slots[(second % BUCKETS as u64) as usize];
         if slot.second != second {
@@ -262,23 +418,12 @@ impl State {
                 ..Slot::default()
             };
         }
-        slot.calls += 1;
-        if health == Health::Answered {
-            self.failed_in_a_row = 0;
-            self.subjects_in_a_row.clear();
-            return false;
-        }
-        slot.failures += 1;
-        slot.subjects.extend(subject);
-        if subject.is_none_or(|subject| self.subjects_in_a_row.insert(subject)) {
-            self.failed_in_a_row += 1;
-        }
-        let recent = self.slots.iter().filter(|slot| slot.second >= oldest);
-        let (calls, failures) = recent.fold((0, 0), |(calls, failures), slot| {
-            (calls + slot.calls, failures + slot.failures)
-        });
-        self.failed_in_a_row >= MAX_IN_A_ROW || (calls >= MIN_CALLS && failures * 2 >= calls)
+        slot
     }
+}
+
+fn second(now: Tick) -> u64 {
+    now.0 / 1_000_000_000
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A token bucket on our clock, from which tokens may be borrowed and given back, and whose rate may change.
+//! A token bucket on the crate's clock. Tokens may be borrowed and returned, and its rate may change.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket.
+    /// Returns a full bucket.
     pub(super) fn new(burst: f64, per_second: f64, now: Tick) -> Self {
         Self {
             tokens: burst,
@@ -23,7 +23,7 @@ impl Bucket {
         }
     }
 
-    /// The same without its tokens.
+    /// Returns the bucket without its tokens.
     pub(super) fn emptied(mut self) -> Self {
         self.tokens = 0.0;
         self
@@ -48,7 +48,7 @@ impl Bucket {
         has
     }
 
-    /// Takes a token whether there is one or not, and lets the bucket make up for it.
+    /// Takes a token, on credit if there is none.
     pub(super) fn spend(&mut self, now: Tick) {
         self.fill(now);
         self.tokens -= 1.0;
@@ -60,15 +60,26 @@ impl Bucket {
         self.tokens >= 1.0 - 1e-9
     }
 
-    /// Gives a token back.
+    /// Returns a token.
     pub(super) fn refund(&mut self) {
         self.tokens = (self.tokens + 1.0).min(self.burst);
     }
 
-    /// How long until there is a token.
-    pub(super) fn wait(&mut self, now: Tick) -> Duration {
+    /// Returns whether no token is missing.
+    pub(super) fn is_full(&mut self, now: Tick) -> bool {
         self.fill(now);
-        let missing = (1.0 - self.tokens).max(0.0);
+        self.tokens >= self.burst
+    }
+
+    /// Returns how long it takes until there is a token.
+    pub(super) fn wait(&mut self, now: Tick) -> Duration {
+        self.wait_for(1.0, now)
+    }
+
+    /// Returns how long it takes until there are so many tokens.
+    pub(super) fn wait_for(&mut self, tokens: f64, now: Tick) -> Duration {
+        self.fill(now);
+        let missing = (tokens - self.tokens).max(0.0);
         Duration::try_from_secs_f64(missing / self.per_second).unwrap_or(Duration::MAX)
     }
 
@@ -88,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_gives_its_burst_then_its_rate_and_takes_tokens_back() {
+    fn burst_then_rate_and_returned_tokens() {
         let mut bucket = Bucket::new(3.0, 10.0, at(0));
         assert_eq!((0..10).filter(|_| bucket.take(at(0))).count(), 3);
         assert_eq!(bucket.wait(at(0)), Duration::from_millis(100));
@@ -104,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_as_long_as_what_is_missing_of_a_token_takes() {
+    fn wait_is_the_time_to_refill_what_is_missing() {
         let mut bucket = Bucket::new(1.0, 10.0, at(0));
         assert_eq!(bucket.wait(at(0)), Duration::ZERO);
         bucket.spend(at(0));
@@ -116,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_reads_earlier_gives_nothing() {
+    fn earlier_clock_readings_refill_nothing() {
         let mut bucket = Bucket::new(1.0, 1.0, at(5_000)).emptied();
         assert!(!bucket.take(at(0)));
         assert!(!bucket.take(at(5_999)));

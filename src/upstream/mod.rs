@@ -1,25 +1,30 @@
-//! What stands before any verifier, so that the issuer's trouble does not become ours, nor ours the issuer's.
+//! Limits, retries and isolates calls to the issuer.
 //!
-//! A flight first takes a [`Ticket`]: at once, without a task, it learns whether it may call, may wait, or is told to come
-//! back later. A known key that is told so is served from what is held; an unknown one gets 503 with an honest
-//! `Retry-After`. Then it asks:
+//! A lookup is first admitted: it learns at once whether it may call, has to wait, or is rejected. A rejected lookup of a
+//! known key is served from the cache; an unknown key gets 503 with a `Retry-After` that says how long it would have waited.
+//! Then it calls:
 //!
 //! ```text
-//! breaker ─▶ waiting room ─▶ attempt, with its deadline ─▶ (one retry, if the budget of retries allows) ─▶ answer
+//! backoff of the key ─▶ breaker ─▶ admission queue ─▶ call ─▶ (one retry, within the retry budget) ─▶ answer
 //! ```
 //!
-//! * [`breaker`]: an issuer that fails is left alone.
-//! * [`room`]: calls at once, the reserve for known keys, the order of those who wait, the budget of refusals. [`gate`] is its
-//!   door, with a lock and a watch over the clock.
-//! * [`throttle`]: calls a second, and what a 429 does to them.
+//! Who pays for a failure:
 //!
-//! Nothing here knows what a key's facts are, or caches anything.
+//! * An error about one key delays that key alone ([`backoff`]).
+//! * Failures of unknown keys stop the calls of unknown keys only; those of known keys stop all calls ([`breaker`]).
+//! * A 429 of the issuer stops and then slows all calls ([`throttle`]).
+//! * A lookup is rejected when it would wait for longer than a caller waits ([`queue`], behind the lock of [`dispatcher`]).
+//! * An organization that forces verifications waits for its own turn ([`pacing`]).
+//!
+//! Nothing here caches a result, and nothing is logged or measured while a lock is held.
 
+mod backoff;
 mod breaker;
 mod bucket;
-mod gate;
-mod room;
-mod strangers;
+mod dispatcher;
+mod fair_queue;
+mod pacing;
+mod queue;
 mod throttle;
 
 use std::fmt;
@@ -29,36 +34,56 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tower::retry::budget::{Budget, TpsBudget};
 
+use self::backoff::KeyBackoff;
 pub use self::breaker::BreakerState;
+pub(crate) use self::breaker::Circuit;
 use self::breaker::{Breaker, Health};
-use self::gate::{Gate, Permit, Queued};
-use self::room::{Place, Room};
+use self::dispatcher::{Dispatcher, Permit, Queued};
+use self::pacing::ForcedPace;
+use self::queue::{AdmissionQueue, Place, WaitLimits};
 use crate::clock::{Clock, Tick};
 use crate::config::Settings;
+use crate::context::{KeyId, OrgCode};
 use crate::key::{ApiKey, KeyDigest};
-use crate::telemetry::{self, Voice};
+use crate::telemetry::{self, Component};
 use crate::verify::{
     Answer, Attempt, DynVerifier, Invalid, Verification, VerifyError, VerifyErrorKind,
 };
 
-/// On whose behalf the issuer is asked.
+/// How much a key's lookup matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asker {
-    /// A key whose facts are held.
+pub(crate) enum Priority {
+    /// A result of the key is cached.
     Known,
-    /// A key that was good in the last day.
-    Former,
+    /// The key was valid in the last day.
+    RecentlyValid,
     /// Any other key, and who presents it.
-    Stranger { peer: Option<u64> },
+    Unknown { peer: Option<u64> },
 }
 
-impl Asker {
+impl Priority {
     fn is_known(self) -> bool {
         matches!(self, Self::Known)
     }
+
+    fn circuit(self) -> Circuit {
+        match self {
+            Self::Known | Self::RecentlyValid => Circuit::Known,
+            Self::Unknown { .. } => Circuit::Unknown,
+        }
+    }
 }
 
-/// The issuer did not tell, or was not asked.
+/// The key of a lookup.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) digest: KeyDigest,
+    pub(crate) priority: Priority,
+    /// The identifier of a known key at the issuer.
+    pub(crate) key_id: Option<KeyId>,
+}
+
+/// The verification failed, or was not attempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CannotTell {
     pub(crate) is_misconfigured: bool,
@@ -72,45 +97,53 @@ impl CannotTell {
             retry_after,
         }
     }
+
+    /// An operator has to act, so callers need not retry every second.
+    pub(crate) fn misconfigured() -> Self {
+        Self {
+            is_misconfigured: true,
+            retry_after: Duration::from_secs(10),
+        }
+    }
 }
 
-/// When the operator has to act, a caller need not knock every second.
-const MISCONFIGURED_RETRY_AFTER: Duration = Duration::from_secs(10);
-
-/// How things stand between us and the issuer, for readiness probes and dashboards.
+/// The state of the calls to the issuer, for readiness probes and dashboards.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct UpstreamState {
-    /// Whether calls go through.
+    /// The circuit of known keys. While it is open, no key is verified.
     pub breaker: BreakerState,
-    /// How much longer the issuer wants to be left alone, after a 429.
+    /// The circuit of unknown keys. While it is open, no unknown key is verified.
+    pub unknown_breaker: BreakerState,
+    /// The rest of the pause after a 429.
     pub paused_for: Option<Duration>,
-    /// The limit in force, in calls per second.
+    /// The rate limit in force, in calls per second.
     pub calls_per_second: Option<f64>,
-    /// Calls under way; at most 64.
+    /// Calls in flight; at most 64.
     pub in_flight: usize,
-    /// Flights that wait for their turn; at most 256.
+    /// Lookups that wait for their turn; at most 8,192.
     pub waiting: usize,
 }
 
 pub(crate) struct Upstream {
-    voice: Voice,
+    component: Component,
     verifier: Arc<dyn DynVerifier>,
     clock: Clock,
     attempt_deadline: Duration,
+    caller_deadline: Duration,
     retry_after: Duration,
     breaker: Breaker,
+    key_backoff: KeyBackoff,
+    forced_pace: ForcedPace,
     retries: TpsBudget,
-    backoff: ExponentialBuilder,
-    gate: Arc<Gate>,
+    retry_backoff: ExponentialBuilder,
+    dispatcher: Arc<Dispatcher>,
 }
 
-/// The leave to ask: at once, or when one's turn has come.
+/// An admitted lookup, which may call at once or when its turn comes.
 #[derive(Debug)]
-pub(crate) struct Ticket {
-    asker: Asker,
-    /// Whom the call is about, where a failure may be its subject's own fault.
-    subject: Option<KeyDigest>,
+pub(crate) struct Admission {
+    subject: Subject,
     turn: Turn,
 }
 
@@ -125,109 +158,100 @@ impl Upstream {
         verifier: Arc<dyn DynVerifier>,
         clock: Clock,
         settings: &Settings,
-        voice: Voice,
+        component: Component,
     ) -> Self {
-        let room = Room::new(settings.max_calls_per_second, clock.now());
+        let limits = WaitLimits {
+            caller_deadline: settings.caller_deadline,
+            retry_after: settings.retry_after,
+        };
+        let queue = AdmissionQueue::new(settings.max_calls_per_second, limits, clock.now());
         Self {
-            voice,
+            component,
             verifier,
             attempt_deadline: settings.attempt_deadline,
+            caller_deadline: settings.caller_deadline,
             retry_after: settings.retry_after,
-            breaker: Breaker::new(voice),
-            // A tenth of the calls, and one a second: SRE book, Finagle.
+            breaker: Breaker::new(component),
+            key_backoff: KeyBackoff::default(),
+            forced_pace: ForcedPace::default(),
+            // A tenth of the calls, and one per second: SRE book, Finagle.
             retries: TpsBudget::new(Duration::from_secs(10), 1, 0.1),
-            backoff: ExponentialBuilder::default()
+            retry_backoff: ExponentialBuilder::default()
                 .with_min_delay(Duration::from_millis(50))
                 .with_max_times(1)
                 .with_jitter(),
-            gate: Arc::new(Gate::new(room, clock.clone(), voice)),
+            dispatcher: Arc::new(Dispatcher::new(queue, clock.clone(), component)),
             clock,
         }
     }
 
-    /// Whom this speaks of.
-    pub(crate) fn voice(&self) -> Voice {
-        self.voice
+    /// Returns which component the telemetry is about.
+    pub(crate) fn component(&self) -> Component {
+        self.component
     }
 
-    /// The subject of a call about this key, where a failure may be the subject's own fault.
-    fn subject(&self, digest: KeyDigest) -> Option<KeyDigest> {
-        match self.voice {
-            // An issuer that gives no usable answer gives it to none.
-            Voice::Issuer => {
-                let _ = digest;
-                None
-            }
-            #[cfg(feature = "settings")]
-            Voice::Settings(_) => Some(digest),
-        }
-    }
-
-    /// Whether the issuer may be asked about this key now, or soon. Decides at once.
-    pub(crate) fn ticket(
+    /// Takes an organization's turn for a forced verification. Returns how long it is away, or how long it would be.
+    pub(crate) fn take_forced_turn(
         &self,
-        asker: Asker,
-        digest: KeyDigest,
+        org: Option<&OrgCode>,
         now: Tick,
-    ) -> Result<Ticket, CannotTell> {
-        let subject = self.subject(digest);
-        self.breaker
-            .check(now)
-            .and_then(|()| self.breaker.give_way(subject, now))
+    ) -> Result<Duration, CannotTell> {
+        self.forced_pace
+            .take(org, self.caller_deadline, now)
+            .map_err(CannotTell::unavailable)
+    }
+
+    /// Admits a lookup, or rejects it. Decides at once.
+    pub(crate) fn admit(&self, subject: Subject, now: Tick) -> Result<Admission, CannotTell> {
+        let priority = subject.priority;
+        self.key_backoff
+            .check(subject.digest, now)
+            .and_then(|()| self.breaker.check(priority.circuit(), subject.digest, now))
             .map_err(CannotTell::unavailable)?;
-        let place = self.gate.enter(asker, now, self.retry_after)?;
-        let turn = match place {
-            Place::Called => Turn::Now(Permit::new(&self.gate, asker)),
-            Place::Waiting(word) => Turn::Later(Queued {
-                word,
-                gate: Arc::clone(&self.gate),
-                asker,
+        let turn = match self.dispatcher.enter(priority, now)? {
+            Place::Called => Turn::Now(Permit::new(&self.dispatcher, priority)),
+            Place::Waiting(turn) => Turn::Later(Queued {
+                turn,
+                dispatcher: Arc::clone(&self.dispatcher),
+                priority,
             }),
         };
-        Ok(Ticket {
-            asker,
-            subject,
-            turn,
-        })
+        Ok(Admission { subject, turn })
     }
 
-    /// Asks the issuer. `sent` hears when each call is sent. Returns the answer and when its call was sent.
-    pub(crate) async fn ask(
+    /// Verifies the key. `sent` is called when each call is sent. Returns the answer and when its call was sent.
+    pub(crate) async fn verify(
         &self,
-        ticket: Ticket,
+        admission: Admission,
         key: &ApiKey,
         sent: impl Fn(Tick),
     ) -> Result<(Verification, Tick), CannotTell> {
-        let Ticket {
-            asker,
-            subject,
-            turn,
-        } = ticket;
+        let Admission { subject, turn } = admission;
         let mut permit = match turn {
             Turn::Now(permit) => permit,
-            Turn::Later(mut queued) => match (&mut queued.word).await {
-                Ok(Ok(())) => Permit::new(&self.gate, asker),
+            Turn::Later(mut queued) => match (&mut queued.turn).await {
+                Ok(Ok(())) => Permit::new(&self.dispatcher, subject.priority),
                 Ok(Err(cannot_tell)) => return Err(cannot_tell),
                 Err(_) => return Err(CannotTell::unavailable(self.retry_after)),
             },
         };
-        // Known keys have something to fall back on, so only unknown ones are worth a second call.
-        let mut retries = (!asker.is_known())
-            .then(|| self.backoff.build())
+        // A known key is served from the cache, so only unknown ones are worth a second call.
+        let mut retries = (!subject.priority.is_known())
+            .then(|| self.retry_backoff.build())
             .into_iter()
             .flatten();
         self.retries.deposit();
         loop {
             let now = self.clock.now();
             sent(now);
-            let error = match self.attempt(key, asker, subject, now).await? {
+            let error = match self.attempt(key, &subject, now).await? {
                 Ok(verified) => {
-                    permit.is_refusal = matches!(verified.answer, Answer::Invalid(invalid) if !matches!(invalid, Invalid::Undecided { .. }));
+                    permit.is_invalid = !verified.is_valid();
                     return Ok((verified, now));
                 }
                 Err(error) => error,
             };
-            let cannot_tell = self.read(&error);
+            let cannot_tell = self.cannot_tell(&error, &subject);
             let is_worth_a_retry = error.kind() == VerifyErrorKind::Unavailable;
             let Some(wait) = retries
                 .next()
@@ -236,7 +260,7 @@ impl Upstream {
                 return Err(cannot_tell);
             };
             tokio::time::sleep(wait).await;
-            if let Err(paused_for) = self.gate.may_repeat(self.clock.now()) {
+            if let Err(paused_for) = self.dispatcher.may_repeat(self.clock.now()) {
                 // The breaker may be open for longer than the pause lasts.
                 let retry_after = cannot_tell.retry_after.max(paused_for.unwrap_or_default());
                 return Err(CannotTell::unavailable(retry_after));
@@ -244,94 +268,125 @@ impl Upstream {
         }
     }
 
-    /// One call under its deadline. The outer `Err` says that the breaker has opened meanwhile.
+    /// Makes one attempt. The outer `Err` means that the breaker opened meanwhile.
     async fn attempt(
         &self,
         key: &ApiKey,
-        asker: Asker,
-        subject: Option<KeyDigest>,
+        subject: &Subject,
         now: Tick,
     ) -> Result<Result<Verification, VerifyError>, CannotTell> {
+        let circuit = subject.priority.circuit();
         let call = self
             .breaker
-            .give_way(subject, now)
-            .and_then(|()| self.breaker.begin(now))
-            .map_err(CannotTell::unavailable)?
-            .about(subject);
-        let attempt = Attempt::new(self.attempt_deadline);
-        let attempt = if asker.is_known() {
-            attempt.known(None)
-        } else {
-            attempt
-        };
+            .begin(circuit, subject.digest, now)
+            .map_err(CannotTell::unavailable)?;
+        let mut attempt = Attempt::new(self.attempt_deadline);
+        if subject.priority.is_known() {
+            attempt = attempt.known(subject.key_id.clone());
+        }
         let verified = self.verifier.call(key, attempt).await;
         let end = self.clock.now();
-        let health = match &verified {
-            Ok(_) => {
-                self.gate.lock().room.throttle.answered();
-                Health::Answered
-            }
-            Err(error) => match error.kind() {
-                VerifyErrorKind::Unavailable => Health::Failed,
-                VerifyErrorKind::Throttled { retry_after } => {
-                    self.gate.pause(retry_after, end);
-                    Health::Alive
-                }
-                VerifyErrorKind::InvalidResponse
-                | VerifyErrorKind::Inconclusive
-                | VerifyErrorKind::Misconfigured => Health::Alive,
-            },
-        };
+        let health = self.note(&verified, subject, end);
         let took = end.since(now);
-        match self.voice {
-            Voice::Issuer => telemetry::issuer_called(&verified, took),
+        match self.component {
+            Component::Issuer => telemetry::issuer_called(&verified, took),
             // What stands in a key's place is an organization's code, and no secret.
             #[cfg(feature = "settings")]
-            Voice::Settings(of) => {
+            Component::Settings(of) => {
                 telemetry::settings::called(of, key.expose_secret(), &verified, took);
             }
         }
         if call.end(health, end)
-            && let Err(remaining) = self.breaker.check(end)
+            && let Err(remaining) = self.breaker.check(circuit, subject.digest, end)
         {
-            self.gate
-                .lock()
-                .room
-                .dismiss(CannotTell::unavailable(remaining));
+            let queue = &mut self.dispatcher.lock().queue;
+            match circuit {
+                Circuit::Known => queue.reject_all(CannotTell::unavailable(remaining)),
+                Circuit::Unknown => queue.reject_unknown(CannotTell::unavailable(remaining)),
+            }
         }
         Ok(verified)
     }
 
-    /// What a caller is told about an error.
-    fn read(&self, error: &VerifyError) -> CannotTell {
-        let now = self.clock.now();
-        let remaining = match error.kind() {
-            VerifyErrorKind::Unavailable
-            | VerifyErrorKind::InvalidResponse
-            | VerifyErrorKind::Inconclusive => self.breaker.check(now).err(),
-            VerifyErrorKind::Throttled { .. } => self.gate.lock().room.throttle.pause(now),
-            VerifyErrorKind::Misconfigured => {
-                return CannotTell {
-                    is_misconfigured: true,
-                    retry_after: MISCONFIGURED_RETRY_AFTER,
-                };
+    /// Applies what an outcome means for the key and for the rate of calls. Returns what it shows about the issuer.
+    fn note(
+        &self,
+        verified: &Result<Verification, VerifyError>,
+        subject: &Subject,
+        now: Tick,
+    ) -> Health {
+        match verified.as_ref().map_err(VerifyError::kind) {
+            Ok(verified) => {
+                self.key_backoff.forget(subject.digest);
+                self.dispatcher.lock().queue.throttle.answered();
+                match verified.answer {
+                    Answer::Invalid(Invalid::Undecided { .. }) => Health::Alive,
+                    Answer::Valid(_) | Answer::Invalid(_) => Health::Answered,
+                }
             }
+            Err(VerifyErrorKind::Unavailable) => Health::Failed,
+            Err(VerifyErrorKind::Throttled { retry_after }) => {
+                self.dispatcher.pause(retry_after, now);
+                Health::Alive
+            }
+            Err(VerifyErrorKind::InvalidResponse) => {
+                self.key_backoff.delay(subject.digest, now);
+                Health::Senseless
+            }
+            Err(VerifyErrorKind::Inconclusive | VerifyErrorKind::Misconfigured) => Health::Alive,
+        }
+    }
+
+    /// Returns what a caller is told about an error.
+    fn cannot_tell(&self, error: &VerifyError, subject: &Subject) -> CannotTell {
+        let now = self.clock.now();
+        let wait = match error.kind() {
+            VerifyErrorKind::Unavailable => {
+                let circuit = subject.priority.circuit();
+                self.breaker.check(circuit, subject.digest, now).err()
+            }
+            VerifyErrorKind::Throttled { .. } => self.dispatcher.lock().queue.throttle.pause(now),
+            VerifyErrorKind::InvalidResponse => self.key_backoff.check(subject.digest, now).err(),
+            VerifyErrorKind::Inconclusive => None,
+            VerifyErrorKind::Misconfigured => return CannotTell::misconfigured(),
         };
-        CannotTell::unavailable(remaining.unwrap_or(self.retry_after))
+        CannotTell::unavailable(wait.unwrap_or(self.retry_after))
     }
 
     pub(crate) fn state(&self) -> UpstreamState {
         let now = self.clock.now();
-        let breaker = self.breaker.state(now);
-        let mut inside = self.gate.lock();
-        inside.room.forget_the_gone();
+        let breaker = self.breaker.state(Circuit::Known, now);
+        let unknown_breaker = self.breaker.state(Circuit::Unknown, now);
+        let queue = &mut self.dispatcher.lock().queue;
+        queue.remove_closed();
         UpstreamState {
             breaker,
-            paused_for: inside.room.throttle.pause(now),
-            calls_per_second: inside.room.throttle.rate(now),
-            in_flight: inside.room.calls(),
-            waiting: inside.room.waiting(),
+            unknown_breaker,
+            paused_for: queue.throttle.pause(now),
+            calls_per_second: queue.throttle.rate(now),
+            in_flight: queue.calls(),
+            waiting: queue.waiting(),
         }
+    }
+}
+
+/// Emits a value until it is the present one. Emitting takes time and no lock, so another thread may have changed the value
+/// and emitted that earlier.
+fn report_until_current<T: PartialEq + Copy>(read: impl Fn() -> T, emit: impl Fn(T)) {
+    /// More changes than this while one value is emitted leave the rest to those who make them.
+    const ROUNDS: usize = 4;
+
+    if !cfg!(feature = "metrics") {
+        return;
+    }
+    let mut value = read();
+    for _ in 0..ROUNDS {
+        emit(value);
+        let present = read();
+        if present == value {
+            return;
+        }
+        value = present;
     }
 }
 

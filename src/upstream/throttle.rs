@@ -1,31 +1,33 @@
-//! How fast the issuer is asked: as fast as its operator says, slower after it answered 429.
+//! The rate limit of calls to the issuer: the configured one, and a lower one after a 429.
 //!
-//! A 429 does two things. It pauses all calls for as long as the issuer said, at most 60 s, or for a backoff of our own when
-//! it said nothing sensible; during a pause only a trickle of unknown keys goes through, one call in 10 s. And it halves the
-//! rate, which then rises step by step, a tenth a second, until it is where it was.
+//! A 429 has two effects:
+//!
+//! * All calls pause for as long as the issuer asks, at most 60 s. If it does not say, the pause is 1 s, doubling with each 429
+//!   in a row. During a pause one call for an unknown key is let through every 10 s.
+//! * The rate is halved. It then rises by a tenth per second to its former value.
 
 use std::time::Duration;
 
 use super::bucket::Bucket;
 use crate::clock::Tick;
 
-/// No pause is longer, whatever the issuer says.
+/// The longest pause, whatever the issuer asks for.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// During a pause one unknown key in so many seconds is verified all the same.
+/// The time between calls for unknown keys during a pause.
 const TRICKLE: Duration = Duration::from_secs(10);
-/// A step of the recovery.
+/// The time between two increases of a lowered rate.
 const STEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Throttle {
-    /// What the user said the issuer can bear.
+    /// The configured rate, in calls per second.
     configured: Option<f64>,
     limit: Option<Limit>,
     pause: Option<Pause>,
-    /// 429s without an answer between them.
+    /// 429s since the last answer.
     in_a_row: u32,
-    /// Calls of this second and of the one before, to know what rate was too much.
+    /// The calls of this second and of the one before: the rate that a 429 halves if none is configured.
     this_second: (u64, u32),
     last_second: u32,
 }
@@ -33,7 +35,7 @@ pub(super) struct Throttle {
 #[derive(Debug)]
 struct Limit {
     bucket: Bucket,
-    /// The rate at which the limit is where it was, or is lifted.
+    /// The rate at which the limit is restored, or removed if none is configured.
     full: f64,
     raised_at: Tick,
 }
@@ -57,7 +59,7 @@ impl Throttle {
         }
     }
 
-    /// How much longer the issuer wants to be left alone.
+    /// Returns the rest of the pause.
     pub(super) fn pause(&mut self, now: Tick) -> Option<Duration> {
         if self.pause.as_ref().is_some_and(|pause| now >= pause.until) {
             self.pause = None;
@@ -65,14 +67,14 @@ impl Throttle {
         self.pause.as_ref().map(|pause| pause.until.since(now))
     }
 
-    /// Takes the trickle's turn, if it is due.
+    /// Takes the turn of an unknown key during a pause. Returns whether it was due.
     pub(super) fn take_trickle(&mut self, now: Tick) -> bool {
         self.pause
             .as_mut()
             .is_some_and(|pause| pause.trickle.take(now))
     }
 
-    /// Whether the rate allows a call now, or how long it has to wait.
+    /// Returns whether the rate allows a call now. `Err` is how long it has to wait.
     pub(super) fn check(&mut self, now: Tick) -> Result<(), Duration> {
         self.raise(now);
         match &mut self.limit {
@@ -86,7 +88,7 @@ impl Throttle {
         }
     }
 
-    /// Counts a call that is made.
+    /// Counts a call that starts now.
     pub(super) fn count(&mut self, now: Tick) {
         let second = now.0 / 1_000_000_000;
         if self.this_second.0 != second {
@@ -103,15 +105,15 @@ impl Throttle {
         }
     }
 
-    /// The issuer answered.
+    /// Notes that the issuer answered.
     pub(super) fn answered(&mut self) {
         self.in_a_row = 0;
     }
 
-    /// The issuer answered 429.
+    /// Notes a 429 and the `Retry-After` it came with. Returns how long calls pause.
     pub(super) fn too_many(&mut self, retry_after: Option<Duration>, now: Tick) -> Duration {
-        let asked = retry_after.filter(|wait| !wait.is_zero());
-        let wait = asked
+        let requested = retry_after.filter(|wait| !wait.is_zero());
+        let wait = requested
             .unwrap_or_else(|| FIRST_PAUSE.saturating_mul(1 << self.in_a_row.min(10)))
             .min(LONGEST_PAUSE);
         self.in_a_row = self.in_a_row.saturating_add(1);
@@ -119,8 +121,8 @@ impl Throttle {
         match &mut self.pause {
             Some(pause) if now < pause.until => pause.until = pause.until.max(until),
             _ => {
-                // One cut a pause: the calls that were under way when it began are answered 429 too.
-                self.cut(now);
+                // Once per pause: calls that were in flight when it began are answered 429, too.
+                self.halve(now);
                 self.pause = Some(Pause {
                     until,
                     trickle: Bucket::new(1.0, 1.0 / TRICKLE.as_secs_f64(), now).emptied(),
@@ -128,32 +130,33 @@ impl Throttle {
             }
         }
         if let (Some(limit), Some(pause)) = (&mut self.limit, &self.pause) {
-            // A pause is no time to gather calls for afterwards.
+            // The rate does not rise during a pause.
             limit.raised_at = pause.until;
         }
         wait
     }
 
-    /// The rate in force, in calls per second.
+    /// Returns the rate limit, in calls per second.
     pub(super) fn rate(&mut self, now: Tick) -> Option<f64> {
         self.raise(now);
         self.limit.as_ref().map(|limit| limit.bucket.per_second())
     }
 
-    fn cut(&mut self, now: Tick) {
+    /// Halves the rate.
+    fn halve(&mut self, now: Tick) {
         let observed = f64::from(self.this_second.1.max(self.last_second));
-        let (too_much, full) = match &self.limit {
+        let (rate, full) = match &self.limit {
             Some(limit) => (limit.bucket.per_second(), limit.full),
             None => (observed, observed),
         };
         self.limit = Some(Limit::new(
-            (too_much / 2.0).max(1.0),
+            (rate / 2.0).max(1.0),
             self.configured.unwrap_or(full).max(1.0),
             now,
         ));
     }
 
-    /// Raises a lowered rate by the steps that have passed since the pause.
+    /// Raises a lowered rate by the steps since the pause.
     fn raise(&mut self, now: Tick) {
         let Some(limit) = &mut self.limit else { return };
         let mut rate = limit.bucket.per_second();
@@ -178,7 +181,7 @@ impl Limit {
     }
 }
 
-/// The calls of a hundredth of a second may go at once, which is as fine as timers are.
+/// The calls of 10 ms may start at once, because timers are not much finer.
 fn burst(rate: f64) -> f64 {
     (rate / 100.0).max(1.0)
 }
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_lasts_as_long_as_the_issuer_says_and_at_most_a_minute() {
+    fn a_pause_lasts_as_asked_and_at_most_a_minute() {
         for (said, lasts) in [(1, 1), (30, 30), (60, 60), (61, 60), (u64::MAX, 60)] {
             let mut throttle = Throttle::new(None, at(0));
             throttle.too_many(Some(seconds(said)), at(0));
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_sensible_word_the_pause_doubles_from_one_second() {
+    fn a_pause_of_unknown_length_doubles_from_1_s() {
         let mut throttle = Throttle::new(None, at(0));
         let mut now = at(0);
         for lasts in [1, 2, 4, 8, 16, 32, 60, 60] {
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_word_does_not_shorten_a_pause() {
+    fn a_shorter_retry_after_shortens_no_pause() {
         let mut throttle = Throttle::new(None, at(0));
         throttle.too_many(Some(seconds(30)), at(0));
         throttle.too_many(Some(seconds(5)), at(10));
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_trickle_is_one_call_in_ten_seconds_and_only_in_a_pause() {
+    fn a_pause_lets_one_call_through_every_10_s() {
         let mut throttle = Throttle::new(None, at(0));
         assert!(!throttle.take_trickle(at(0)));
         throttle.too_many(Some(seconds(60)), at(0));
@@ -236,19 +239,19 @@ mod tests {
     }
 
     #[test]
-    fn a_429_halves_the_configured_rate_which_rises_again_to_where_it_was() {
+    fn a_429_halves_the_configured_rate_for_a_while() {
         let mut throttle = Throttle::new(Some(100), at(0));
         assert_eq!(throttle.rate(at(0)), Some(100.0));
         throttle.too_many(Some(seconds(1)), at(0));
         throttle.too_many(Some(seconds(1)), at(0));
-        assert_eq!(throttle.rate(at(0)), Some(50.0), "one cut a pause");
+        assert_eq!(throttle.rate(at(0)), Some(50.0), "once per pause");
         assert_eq!(throttle.rate(at(1)), Some(50.0));
         assert_eq!(throttle.rate(at(2)), Some(55.0));
         assert_eq!(throttle.rate(at(100)), Some(100.0));
     }
 
     #[test]
-    fn without_a_configured_rate_the_observed_one_is_halved_and_the_limit_lifted_in_the_end() {
+    fn a_429_halves_the_observed_rate_for_a_while() {
         let mut throttle = Throttle::new(None, at(0));
         for _ in 0..40 {
             throttle.count(at(0));
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_that_was_too_much_is_that_of_this_second_or_of_the_one_before() {
+    fn the_observed_rate_is_of_the_last_two_seconds() {
         for (calls, lowered) in [
             (&[(0, 40)][..], 20.0),
             (&[(0, 40), (1, 2)], 20.0),
@@ -282,17 +285,17 @@ mod tests {
     }
 
     #[test]
-    fn a_429_at_the_end_of_a_pause_begins_another_and_halves_the_rate_once_more() {
+    fn a_429_after_a_pause_halves_the_rate_again() {
         let mut throttle = Throttle::new(Some(100), at(0));
         throttle.too_many(Some(seconds(10)), at(0));
         assert_eq!(throttle.rate(at(10)), Some(50.0));
         throttle.too_many(Some(seconds(10)), at(10));
         assert_eq!(throttle.rate(at(10)), Some(25.0));
-        assert!(!throttle.take_trickle(at(10)), "the trickle begins anew");
+        assert!(!throttle.take_trickle(at(10)), "a new pause");
     }
 
     #[test]
-    fn the_calls_of_a_hundredth_of_a_second_go_at_once_and_at_least_one() {
+    fn the_burst_is_10_ms_and_at_least_one_call() {
         for (rate, at_once) in [(1, 1), (100, 1), (1_000, 10)] {
             let mut throttle = Throttle::new(Some(rate), at(0));
             for _ in 0..at_once {
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn no_second_has_more_calls_than_the_rate_allows() {
+    fn no_second_has_more_calls_than_the_rate() {
         let mut throttle = Throttle::new(Some(50), at(0));
         let start = at(0);
         let mut calls = Vec::new();

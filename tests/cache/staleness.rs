@@ -424,7 +424,7 @@ async fn fault_33b_an_issuer_that_refuses_everything_unconfirmed_costs_no_good_k
         );
     }
     assert!(issuer.calls() > 200, "nothing was injected");
-    assert!(!log.lines("ERROR", "refuses known keys").is_empty());
+    assert!(!log.lines("ERROR", "issuer rejects known keys").is_empty());
     issuer.recover();
     tokio::time::sleep(30 * SECOND).await;
     for key in &keys {

@@ -1,20 +1,24 @@
 //! Readiness belongs to an instance.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use tower::{Layer, Service, ServiceExt};
+use tokio::sync::Semaphore;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{
-    ApiKeyLayer, ApiKeyService, OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer, Quota,
-    RequestHead, require_org_with, require_scope,
+    ApiKey, ApiKeyHandle, ApiKeyLayer, ApiKeyService, KeyId, OrgCode, OrgConcurrencyLimitLayer,
+    OrgContext, OrgRateLimitLayer, Quota, Rejection, RejectionKind, RequestHead, require_org_with,
+    require_scope,
 };
 
 use crate::probe::{Probe, Seen};
-use crate::support::service::request;
+use crate::support::issuer::expiring;
+use crate::support::service::{Handler, Outcome, answer, outcome, passed, request};
 use crate::support::{Issuer, Say, org};
-use crate::{BAD, ONE};
+use crate::{BAD, ONE, TWO};
 
 type Service_ = ApiKeyService<Probe>;
 
@@ -202,6 +206,251 @@ async fn limits_forward_readiness_and_call_the_instance_they_made_ready() {
         assert_eq!(seen.called(), vec![0; n]);
     }
     assert_eq!((seen.clones(), seen.violations()), (0, 0));
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What changes a key while a request of it waits.
+struct Meanwhile {
+    issuer: Issuer,
+    clock: TestClock,
+    layer: ApiKeyLayer,
+    keys: ApiKeyHandle,
+}
+
+impl Meanwhile {
+    /// The status of another request with the key, which has it verified.
+    async fn verified_again(&self) -> u16 {
+        let service = self.layer.clone().max_age(Duration::ZERO);
+        let response = answer(&service.layer(Handler::default()), ONE).await;
+        response.status().as_u16()
+    }
+}
+
+/// The status, code and `Retry-After` of a request that was authenticated, waited for its inner service for a minute, and
+/// went on when that was ready.
+async fn waited(meanwhile: impl AsyncFnOnce(&Meanwhile)) -> (u16, Option<&'static str>, String) {
+    let issuer = issuer();
+    let clock = TestClock::new();
+    let layer = ApiKeyLayer::builder(issuer.clone())
+        .test_clock(clock.clone())
+        .build()
+        .unwrap();
+    let probe = Probe::new();
+    let seen = probe.seen();
+    let mut service = layer.clone().layer(probe);
+    ready(&mut service).await;
+    seen.hold();
+    let mut response = Box::pin(service.call(request(ONE)));
+    while seen.polls() < 2 {
+        assert!(response.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(issuer.finished(), 1, "authenticated");
+    tokio::time::advance(MINUTE).await;
+    assert!(response.as_mut().now_or_never().is_none());
+    let changed = Meanwhile {
+        keys: layer.handle(),
+        issuer,
+        clock,
+        layer,
+    };
+    meanwhile(&changed).await;
+    assert!(seen.called().is_empty(), "it did not wait");
+    seen.release();
+    let response = response.await.unwrap();
+    let status = response.status().as_u16();
+    let is_called = !seen.called().is_empty();
+    assert_eq!(is_called, status == 200, "{status}");
+    assert_eq!(seen.ready(), 0, "an instance is still held ready");
+    let retry_after = response.headers().get("retry-after");
+    (
+        status,
+        response.extensions().get().map(Rejection::code),
+        retry_after.map_or_else(String::new, |after| after.to_str().unwrap().to_owned()),
+    )
+}
+
+fn goes_on() -> (u16, Option<&'static str>, String) {
+    (200, None, String::new())
+}
+
+fn invalid() -> (u16, Option<&'static str>, String) {
+    (401, Some("invalid-token"), String::new())
+}
+
+fn cannot_tell() -> (u16, Option<&'static str>, String) {
+    (503, Some("verifier-unavailable"), "1".to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_79_a_key_blocked_while_its_request_waits_is_401() {
+    type Block = fn(&ApiKeyHandle);
+    let blocks: [Block; 3] = [
+        |keys| keys.block_key(&ApiKey::parse(ONE).unwrap()).unwrap(),
+        |keys| {
+            let id = KeyId::from_static("id_of_org_one");
+            keys.block_key_id(&id).unwrap();
+        },
+        |keys| keys.block_org(&OrgCode::from_static("org_one")).unwrap(),
+    ];
+    for block in blocks {
+        assert_eq!(waited(async |now| block(&now.keys)).await, invalid());
+    }
+    let others = |now: &Meanwhile| {
+        now.keys
+            .block_org(&OrgCode::from_static("org_two"))
+            .unwrap();
+    };
+    assert_eq!(waited(async |now| others(now)).await, goes_on());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_79_an_invalidation_is_for_later_requests() {
+    type Invalidate = fn(&ApiKeyHandle);
+    let invalidations: [Invalidate; 4] = [
+        |keys| keys.invalidate_key(&ApiKey::parse(ONE).unwrap()),
+        |keys| keys.invalidate_key_id(&KeyId::from_static("id_of_org_one")),
+        |keys| keys.invalidate_org(&OrgCode::from_static("org_one")),
+        ApiKeyHandle::invalidate_all,
+    ];
+    for invalidate in invalidations {
+        assert_eq!(waited(async |now| invalidate(&now.keys)).await, goes_on());
+        // What the issuer says after it counts.
+        for (says, status, expected) in [
+            (org("org_one", &["a"]), 200, goes_on()),
+            (Say::No, 401, invalid()),
+        ] {
+            let verified = waited(async |now| {
+                now.issuer.set(ONE, says);
+                invalidate(&now.keys);
+                assert_eq!(now.verified_again().await, status);
+            });
+            assert_eq!(verified.await, expected);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_79_a_result_that_runs_out_while_its_request_waits_is_503() {
+    let hard = 15 * MINUTE;
+    for (past, expected) in [(false, goes_on()), (true, cannot_tell())] {
+        let outcome = waited(async |now| {
+            let left = hard.checked_sub(now.clock.elapsed()).unwrap();
+            let nanosecond = Duration::from_nanos(u64::from(!past));
+            now.clock.jump(left.checked_sub(nanosecond).unwrap());
+        });
+        assert_eq!(outcome.await, expected, "{past}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_79_a_key_that_expires_while_its_request_waits_is_401() {
+    let issuer = issuer();
+    // The wall clock is not paused, so this is a minute less the moment until the answer is read.
+    issuer.set(ONE, expiring("org_one", SystemTime::now() + MINUTE));
+    let (mut service, seen, clock) = service(&issuer);
+    ready(&mut service).await;
+    seen.hold();
+    let mut response = Box::pin(service.call(request(ONE)));
+    while seen.polls() < 2 {
+        assert!(response.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    clock.jump(MINUTE);
+    seen.release();
+    let response = response.await.unwrap();
+    assert_eq!((response.status().as_u16(), seen.called().len()), (401, 0));
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_79_what_the_issuer_says_meanwhile_counts() {
+    let refused = async |now: &Meanwhile| {
+        now.issuer.set(ONE, Say::No);
+        assert_eq!(now.verified_again().await, 401);
+    };
+    assert_eq!(waited(refused).await, invalid());
+    // That answer is no longer cached.
+    let refused_long_ago = async |now: &Meanwhile| {
+        refused(now).await;
+        now.clock.jump(MINUTE);
+    };
+    assert_eq!(waited(refused_long_ago).await, cannot_tell());
+    for (says, expected) in [
+        (org("org_one", &["a"]), goes_on()),
+        (org("org_one", &[]), cannot_tell()),
+        (org("org_two", &["a"]), cannot_tell()),
+    ] {
+        let outcome = waited(async |now| {
+            now.issuer.set(ONE, says);
+            assert_eq!(now.verified_again().await, 200);
+        });
+        assert_eq!(outcome.await, expected);
+    }
+    // No answer, no news.
+    let outage = async |now: &Meanwhile| {
+        now.issuer.set(ONE, Say::Unavailable);
+        assert_eq!(now.verified_again().await, 503);
+    };
+    assert_eq!(waited(outage).await, goes_on());
+}
+
+/// Tower's limit makes a request that was authenticated wait for a permit.
+#[tokio::test(start_paused = true)]
+async fn fault_79_a_key_blocked_while_its_request_waits_for_a_permit_is_401() {
+    let issuer = issuer();
+    issuer.set(TWO, org("org_two", &[]));
+    let answers = issuer.hold();
+    let layer = ApiKeyLayer::new(issuer.clone());
+    let (handler, entered) = (Handler::default(), Arc::new(AtomicUsize::new(0)));
+    let gate = Arc::new(Semaphore::new(0));
+    let slow = {
+        let (handler, entered, gate) = (handler.clone(), Arc::clone(&entered), Arc::clone(&gate));
+        tower::service_fn(move |request: http::Request<()>| {
+            let (handler, gate) = (handler.clone(), Arc::clone(&gate));
+            entered.fetch_add(1, Ordering::SeqCst);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                handler.oneshot(request).await
+            }
+        })
+    };
+    let service = ServiceBuilder::new()
+        .layer(layer.clone())
+        .concurrency_limit(1)
+        .service(slow);
+    let begin = |key| {
+        let service = service.clone();
+        tokio::spawn(async move { outcome(&service, key).await })
+    };
+    let first = begin(TWO);
+    until(|| issuer.in_flight() == 1).await;
+    let second = begin(ONE);
+    until(|| issuer.in_flight() == 2).await;
+    answers.add_permits(1);
+    until(|| entered.load(Ordering::SeqCst) == 1).await;
+    answers.add_permits(1);
+    until(|| issuer.finished() == 2).await;
+    tokio::time::advance(MINUTE).await;
+    assert!(!second.is_finished(), "it did not wait");
+    let keys = layer.handle();
+    keys.block_org(&OrgCode::from_static("org_one")).unwrap();
+    gate.add_permits(2);
+    assert_eq!(first.await.unwrap(), passed("org_two"));
+    let rejected = Outcome::Refused(RejectionKind::InvalidToken);
+    assert_eq!(second.await.unwrap(), rejected);
+    assert_eq!((handler.reached(), entered.load(Ordering::SeqCst)), (1, 1));
+    // The permit is free.
+    assert_eq!(outcome(&service, TWO).await, passed("org_two"));
+}
+
+/// Lets everything run that needs no time to pass, until this is so.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
 }
 
 #[test]

@@ -1,11 +1,19 @@
 //! Where the layer and its guards may stand in an axum application, and what that covers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use axum::routing::get as route;
-use http::Method;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, Method};
 use tower::ServiceBuilder;
 use tower_http::cors::{Any, CorsLayer};
-use tower_orgkey::{ApiKeyLayer, require_any_scope, require_scope};
+use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, require_any_scope, require_scope};
 
 use crate::support::wire::{ask, get, serve};
 use crate::*;
@@ -314,4 +322,165 @@ async fn layers_over_one_verifier_share_nothing_and_clones_share_all() {
         assert_eq!(status(address, "/2", Some(ONE)).await, 200);
         assert_eq!(issuer.calls(), 2);
     }
+}
+
+/// What stands in the headers on the way, and the caller.
+async fn shown(headers: HeaderMap, org: Option<OrgContext>) -> String {
+    let org = org.map(|org| org.org_code().to_string());
+    format!("{} {headers:?}", org.as_deref().unwrap_or("anonymous"))
+}
+
+/// Counts the requests that come by without a credential.
+async fn count_stripped(
+    State(stripped): State<Arc<AtomicUsize>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let names = ["authorization", "x-api-key"];
+    let is_stripped = !names
+        .iter()
+        .any(|name| request.headers().contains_key(*name));
+    stripped.fetch_add(usize::from(is_stripped), Ordering::SeqCst);
+    let shown = format!("{:?}", request.extensions());
+    assert!(!shown.contains(&ONE[..8]), "{shown}");
+    next.run(request).await
+}
+
+fn strips(issuer: &Issuer) -> ApiKeyLayerBuilder {
+    ApiKeyLayer::builder(issuer.clone()).strip_credential(true)
+}
+
+fn own_header(builder: ApiKeyLayerBuilder) -> ApiKeyLayerBuilder {
+    builder.credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+}
+
+#[tokio::test]
+async fn fault_83_a_clone_further_in_uses_the_key_that_was_stripped() {
+    type Of = fn(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder;
+    let kinds: [(&str, &str, Of); 3] = [
+        ("authorization", "Bearer ", |builder| builder),
+        (
+            "authorization",
+            "bearer  ",
+            ApiKeyLayerBuilder::allow_anonymous,
+        ),
+        ("x-api-key", "", own_header),
+    ];
+    for (header, scheme, of) in kinds {
+        let issuer = issuer();
+        let auth = of(strips(&issuer)).build().unwrap();
+        let stripped = Arc::<AtomicUsize>::default();
+        let inner = auth.clone().max_age(Duration::ZERO);
+        let app = Router::new()
+            .route(
+                "/",
+                route(shown).route_layer(inner.clone()).route_layer(inner),
+            )
+            .route_layer(from_fn_with_state(Arc::clone(&stripped), count_stripped))
+            .route_layer(auth);
+        let address = serve(app).await;
+        for n in 1..4 {
+            let ask = get(address, "/").header(header, format!("{scheme}{ONE}"));
+            let answer = ask.send().await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert!(answer.body.starts_with("org_one "), "{}", answer.body);
+            assert!(!answer.body.contains(header), "{}", answer.body);
+            assert_eq!(stripped.load(Ordering::SeqCst), n, "nothing was stripped");
+            // A hit or a miss outside, and always a verification by each clone inside.
+            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n as u64);
+        }
+        issuer.set(ONE, Say::No);
+        let ask = get(address, "/").header(header, format!("{scheme}{ONE}"));
+        let answer = ask.send().await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (401, "invalid-token")
+        );
+    }
+}
+
+#[tokio::test]
+async fn fault_83_another_layer_does_not_use_the_key_that_was_stripped() {
+    let issuer = issuer();
+    let auth = strips(&issuer).build().unwrap();
+    let other = strips(&issuer).build().unwrap();
+    let lax = strips(&issuer).allow_anonymous().build().unwrap();
+    let stripped = Arc::<AtomicUsize>::default();
+    let app = Router::new()
+        .route("/other", route(shown).route_layer(other))
+        .route("/lax", route(shown).route_layer(lax))
+        .route_layer(from_fn_with_state(Arc::clone(&stripped), count_stripped))
+        .route_layer(auth);
+    let address = serve(app).await;
+    for n in 1..3 {
+        let answer = get(address, "/other").key(ONE).send().await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (401, "credential-missing")
+        );
+        let answer = get(address, "/lax").key(ONE).send().await;
+        assert!(answer.body.starts_with("anonymous "), "{answer:?}");
+        assert_eq!(stripped.load(Ordering::SeqCst), 2 * n);
+    }
+    assert_eq!(issuer.calls(), 1);
+}
+
+#[tokio::test]
+async fn fault_83_a_layer_in_between_takes_nothing_from_a_clone_further_in() {
+    let (issuer, others) = (crate::issuer(), crate::issuer());
+    let auth = strips(&issuer).build().unwrap();
+    let between = own_header(strips(&others)).build().unwrap();
+    let app = Router::new()
+        .route("/", route(shown))
+        .route_layer(auth.clone().max_age(Duration::ZERO))
+        .route_layer(between.clone().max_age(Duration::ZERO))
+        .route_layer(auth)
+        .route_layer(between);
+    let address = serve(app).await;
+    let answer = get(address, "/")
+        .key(TWO)
+        .header("x-api-key", ONE)
+        .send()
+        .await;
+    assert!(answer.body.starts_with("org_two "), "{answer:?}");
+    assert_eq!((issuer.calls_for(TWO), others.calls_for(ONE)), (2, 2));
+    assert_eq!((issuer.calls(), others.calls()), (2, 2));
+}
+
+#[tokio::test]
+async fn fault_83_what_is_put_in_between_is_the_credential_or_stays() {
+    let issuer = issuer();
+    let auth = strips(&issuer).build().unwrap();
+    let put = |value: &'static str| {
+        tower::util::MapRequestLayer::new(move |mut request: Request| {
+            let value = http::HeaderValue::from_static(value);
+            request.headers_mut().insert(AUTHORIZATION, value);
+            request
+        })
+    };
+    let inner = || auth.clone().max_age(Duration::ZERO);
+    let app = Router::new()
+        .route(
+            "/basic",
+            route(shown)
+                .route_layer(inner())
+                .route_layer(put("Basic abc")),
+        )
+        .route(
+            "/key",
+            route(shown)
+                .route_layer(inner())
+                .route_layer(inner())
+                .route_layer(put("Bearer k_test_two_0123456789")),
+        )
+        .route_layer(auth);
+    let address = serve(app).await;
+    let answer = get(address, "/basic").key(ONE).send().await;
+    assert!(answer.body.starts_with("org_one "), "{answer:?}");
+    let stays = answer.body.contains(r#""authorization": Sensitive"#);
+    assert!(stays, "{}", answer.body);
+    let answer = get(address, "/key").key(ONE).send().await;
+    assert!(answer.body.starts_with("org_two "), "{answer:?}");
+    assert!(!answer.body.contains("authorization"), "{}", answer.body);
+    assert_eq!((issuer.calls_for(ONE), issuer.calls_for(TWO)), (2, 2));
 }

@@ -83,7 +83,7 @@ async fn no_key_reaches_a_log_at_trace_with_every_target_on() {
     assert!(text.contains("Sensitive"));
     assert!(text.contains("tower_http::trace"));
     assert!(text.contains("tower_orgkey: "), "{text}");
-    for result in ["valid", "refused", "unavailable"] {
+    for result in ["valid", "invalid", "unavailable"] {
         assert!(text.contains(&format!("result=\"{result}\"")), "{text}");
     }
 }

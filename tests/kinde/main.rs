@@ -5,14 +5,17 @@
 
 mod config;
 mod evidence;
+mod isolation;
+mod layered;
 #[path = "../support/log.rs"]
 mod log;
 mod own_api;
+mod record;
+mod renewal;
 mod replies;
 mod stage;
 mod stub;
-#[cfg(any(feature = "rustls", feature = "native-tls"))]
-mod tls;
 mod token;
 mod told;
 mod transport;
+mod unusable;

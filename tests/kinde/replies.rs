@@ -1,5 +1,12 @@
 //! What each reply of verify's comes to, for an unknown key and for a known one.
 
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_orgkey::{OrgContext, Scope, VerifyErrorKind};
+
 use super::stage::{GOOD, Stage, YES, yes};
 use super::stub::{Answer, Endpoint};
 
@@ -16,9 +23,15 @@ enum Seen {
     NoOrganization,
     /// The stranger is refused, the known key goes on.
     Doubted,
-    /// The stranger gets 503, the known key goes on.
+    /// The unknown key gets 503, the known key is served. The error is about this key.
+    InvalidResponse,
+    /// The same, but the error is about the issuer.
     CannotTell,
 }
+
+/// The only verification reply that Kinde's guide prints, byte for byte.
+const GUIDE: &str = r#"{ "code": "API_KEY_VERIFIED", "message": "API key verified", "scopes": ["read:users", "write:users"],
+  "org_code": "org_abc123", "last_verified_on": "2024-11-18T13:32:03+11" }"#;
 
 /// The good reply with its fields replaced by others. A field without a value is left out.
 fn yes_with(changes: &[(&str, &str)]) -> String {
@@ -77,15 +90,57 @@ async fn check(what: &str, answer: Answer, seen: Seen) {
             (403, "organization-required"),
         ),
         Seen::Doubted => (refused, served),
-        Seen::CannotTell => ((503, "verifier-unavailable"), served),
+        Seen::InvalidResponse | Seen::CannotTell => ((503, "verifier-unavailable"), served),
     };
     let got = ((stranger.0, &*stranger.1), (known.0, &*known.1));
     assert_eq!(got, expected, "{what}");
+    let error = stage.verify(STRANGER).await.err();
+    let is_about_key = error.is_some_and(|error| error.kind() == VerifyErrorKind::InvalidResponse);
+    let should_be = matches!(seen, Seen::InvalidResponse);
+    assert_eq!(is_about_key, should_be, "{what}");
 }
 
 async fn check_200(what: &str, body: &str, seen: Seen) {
     let name = format!("{what}: {body:.200}");
     check(&name, Answer::json(200, body), seen).await;
+}
+
+/// Returns the organization and the scopes that the handler sees.
+async fn context(stage: &Stage, key: &str) -> String {
+    let handler = service_fn(|request: Request<()>| async move {
+        let org = request.extensions().get::<OrgContext>().unwrap();
+        let scopes: Vec<_> = org.scopes().iter().map(Scope::as_str).collect();
+        let body = format!("{} {}", org.org_code(), scopes.join(" "));
+        Ok::<_, Infallible>(Response::new(Bytes::from(body)))
+    });
+    let request = Request::get("/").header("authorization", format!("Bearer {key}"));
+    let response = stage.layer.layer(handler);
+    let response = response.oneshot(request.body(()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    String::from_utf8(response.into_body().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn fault_23_the_reply_of_kindes_guide_is_valid() {
+    let with_is_valid = GUIDE.replacen('{', r#"{ "is_valid": true,"#, 1);
+    for body in [GUIDE, &with_is_valid] {
+        let stage = Stage::new().await;
+        stage.stub.always(Endpoint::Verify, Answer::json(200, body));
+        let expected = "org_abc123 read:users write:users";
+        assert_eq!(context(&stage, STRANGER).await, expected, "{body}");
+        // Past twice the soft TTL, the request waits for a second verification.
+        stage.jump(130);
+        assert_eq!(context(&stage, STRANGER).await, expected, "{body}");
+        assert_eq!(stage.count(Endpoint::Verify), 2, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn fault_22_the_guides_reply_with_a_no_is_a_no() {
+    for no in [r#""is_valid": false"#, r#""status": "revoked""#] {
+        let body = GUIDE.replacen('{', &format!("{{ {no},"), 1);
+        check_200("no", &body, Seen::No).await;
+    }
 }
 
 #[tokio::test]
@@ -106,6 +161,13 @@ async fn a_yes_is_read_with_whatever_else_stands_in_it() {
         &[("code", "5"), ("message", "null")],
         &[("code", ""), ("message", "[]")],
         &[("code", r#""API_KEY_SOMETHING_ELSE""#)],
+        &[("status", "")],
+        &[("status", "null")],
+        &[("is_valid", "")],
+        &[("is_valid", "null")],
+        &[("is_valid", ""), ("status", "")],
+        &[("is_valid", "null"), ("status", "null"), ("key_id", "null")],
+        &[("code", ""), ("status", "")],
         &[("scopes", "")],
         &[("scopes", "null")],
         &[("scopes", "[]")],
@@ -162,14 +224,22 @@ async fn fault_24_no_organization_is_no_organization_and_a_users_key_is_none() {
 async fn fault_23_fields_that_make_no_sense_prove_nothing() {
     let long = format!("{:?}", "o".repeat(256));
     for changes in [
-        &[("is_valid", "")][..],
-        &[("is_valid", "null")],
+        &[("is_valid", ""), ("code", "")][..],
+        &[("is_valid", ""), ("code", "null")],
+        &[("is_valid", ""), ("code", "1")],
+        &[("is_valid", ""), ("code", r#"["API_KEY_VERIFIED"]"#)],
+        &[("is_valid", ""), ("code", r#""api_key_verified""#)],
+        &[("is_valid", "null"), ("code", r#""API_KEY_VERIFIED ""#)],
+        &[("is_valid", "null"), ("code", r#""API_KEY_CREATED""#)],
+        &[("is_valid", ""), ("status", "1")],
+        &[("is_valid", ""), ("org_code", "1")],
         &[("is_valid", r#""true""#)],
+        &[("is_valid", r#""true""#), ("status", "")],
+        &[("is_valid", r#""false""#)],
         &[("is_valid", "1")],
+        &[("is_valid", "0")],
         &[("is_valid", "[true]")],
         &[("is_valid", "[]")],
-        &[("status", "")],
-        &[("status", "null")],
         &[("status", "1")],
         &[("status", r#"["active"]"#)],
         &[("status", "[]")],
@@ -188,7 +258,7 @@ async fn fault_23_fields_that_make_no_sense_prove_nothing() {
         &[("key_id", r#""api key""#)],
         &[("key_id", &long)],
     ] {
-        check_200("nonsense", &yes_with(changes), Seen::CannotTell).await;
+        check_200("nonsense", &yes_with(changes), Seen::InvalidResponse).await;
     }
 }
 
@@ -205,7 +275,7 @@ async fn fault_23_a_member_that_stands_twice_proves_nothing() {
         r#""key_id":"api_key_0002""#,
     ] {
         let body = yes_with(&[]).replacen('{', &format!("{{{twice},"), 1);
-        check_200("twice", &body, Seen::CannotTell).await;
+        check_200("twice", &body, Seen::InvalidResponse).await;
     }
 }
 
@@ -225,7 +295,12 @@ async fn fault_25_scopes_out_of_bounds_prove_nothing() {
         "[null]",
         r#"["read:reports",["x"]]"#,
     ] {
-        check_200("scopes", &yes_with(&[("scopes", scopes)]), Seen::CannotTell).await;
+        check_200(
+            "scopes",
+            &yes_with(&[("scopes", scopes)]),
+            Seen::InvalidResponse,
+        )
+        .await;
     }
     for scopes in [
         most.as_str(),
@@ -252,12 +327,12 @@ async fn fault_23_what_is_not_json_proves_nothing() {
         "\u{feff}{\"is_valid\":false}",
         "<html>is_valid: false</html>",
     ] {
-        check_200("not JSON", body, Seen::CannotTell).await;
+        check_200("not JSON", body, Seen::InvalidResponse).await;
     }
     let is_valid_false = || Answer::json(200, r#"{"is_valid":false}"#);
     for media_type in ["", "text/html", "text/plain", "application/problem+json"] {
         let answer = is_valid_false().with("Content-Type", media_type);
-        check(media_type, answer, Seen::CannotTell).await;
+        check(media_type, answer, Seen::InvalidResponse).await;
     }
     let answer = is_valid_false().with("Content-Type", "APPLICATION/JSON;charset=utf-8");
     check("JSON by its essence", answer, Seen::No).await;
@@ -273,11 +348,23 @@ async fn a_body_of_more_than_64_kib_proves_nothing_encoded_or_not() {
     assert_eq!(most.len(), 64 * 1024);
     check("64 KiB", Answer::json(200, &most), Seen::No).await;
     let more = padded(64 * 1024 + 1);
-    check("a byte more", Answer::json(200, &more), Seen::CannotTell).await;
+    check(
+        "a byte more",
+        Answer::json(200, &more),
+        Seen::InvalidResponse,
+    )
+    .await;
     let encoded = |body: &str| Answer::json(200, body).with("Content-Encoding", "gzip");
-    check("encoded", encoded(&more), Seen::CannotTell).await;
-    check("not asked to be encoded", encoded(&most), Seen::CannotTell).await;
-    check("an endless body", Answer::Endless, Seen::CannotTell).await;
+    check("encoded", encoded(&more), Seen::InvalidResponse).await;
+    check(
+        "not asked to be encoded",
+        encoded(&most),
+        Seen::InvalidResponse,
+    )
+    .await;
+    check("an endless body", Answer::Endless, Seen::InvalidResponse).await;
+    // A long error page says nothing about a key.
+    check("a long 400", Answer::json(400, &more), Seen::CannotTell).await;
 }
 
 #[tokio::test]
@@ -326,7 +413,7 @@ async fn fault_05_statuses_of_the_issuers_own_trouble_prove_nothing() {
 }
 
 #[tokio::test]
-async fn a_401_or_403_is_the_keys_when_the_probe_is_accepted() {
-    check("401", Answer::status(401), Seen::No).await;
-    check("403", Answer::status(403), Seen::No).await;
+async fn an_accepted_probe_rejects_unknown_keys_only() {
+    check("401", Answer::status(401), Seen::Doubted).await;
+    check("403", Answer::status(403), Seen::Doubted).await;
 }

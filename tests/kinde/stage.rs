@@ -11,7 +11,9 @@ use http_body_util::{BodyExt, Full};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder};
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKey, ApiKeyLayer, OrgContext, Verification, Verifier, VerifyError};
+use tower_orgkey::{
+    ApiKey, ApiKeyLayer, Attempt, KeyId, OrgContext, Verification, Verifier, VerifyError,
+};
 
 use super::stub::{Answer, Endpoint, Stub};
 
@@ -88,6 +90,101 @@ impl Stage {
     pub(crate) async fn verify(&self, key: &str) -> Result<Verification, VerifyError> {
         self.kinde.verify(&ApiKey::parse(key).unwrap()).await
     }
+
+    /// Makes one attempt as the layer does, with a long deadline.
+    pub(crate) async fn attempt(&self, key: &str, attempt: Attempt) -> Said {
+        let key = ApiKey::parse(key).unwrap();
+        let verified = self.kinde.verify_attempt(&key, attempt).await;
+        Said::read(&verified.unwrap()).0
+    }
+
+    /// What the verifier says of an unknown key, and under which credential.
+    pub(crate) async fn unknown(&self, key: &str) -> (Said, u64) {
+        Said::read(&self.verify(key).await.unwrap())
+    }
+
+    /// What the verifier says of a known key, and under which credential.
+    pub(crate) async fn known(&self, key: &str) -> (Said, u64) {
+        let verified = self.kinde.reverify(&ApiKey::parse(key).unwrap()).await;
+        Said::read(&verified.unwrap())
+    }
+
+    /// What the verifier says of a known key that the issuer named this identifier for.
+    pub(crate) async fn known_by_id(&self, key: &str, key_id: &str) -> Said {
+        let key_id = KeyId::new(key_id).unwrap();
+        let attempt = Attempt::new(Duration::from_secs(5)).known(Some(key_id));
+        self.attempt(key, attempt).await
+    }
+}
+
+/// What a verification says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Valid,
+    Definitive,
+    Concluded,
+    Unconfirmed,
+    Undecided,
+    /// Undecided because the issuer rejects the token.
+    TokenRejected,
+}
+
+impl Said {
+    /// Reads a verification and its credential from the `Debug` output: how certain an answer is, only the layer sees.
+    pub(crate) fn read(verification: &Verification) -> (Self, u64) {
+        let debug = format!("{verification:?}");
+        let (answer, credential) = debug.rsplit_once(", credential: ").unwrap();
+        let credential = credential.trim_end_matches([' ', '}']).parse().unwrap();
+        let answer = answer.strip_prefix("Verification { answer: ").unwrap();
+        let said = match answer {
+            _ if answer.starts_with("Valid(") => Self::Valid,
+            "Invalid(Definitive)" => Self::Definitive,
+            "Invalid(Concluded)" => Self::Concluded,
+            "Invalid(Unconfirmed)" => Self::Unconfirmed,
+            "Invalid(Undecided { is_misconfigured: false })" => Self::Undecided,
+            "Invalid(Undecided { is_misconfigured: true })" => Self::TokenRejected,
+            _ => panic!("another answer: {debug}"),
+        };
+        (said, credential)
+    }
+}
+
+/// Keys that nobody issued.
+pub(crate) fn invalid_key(n: usize) -> String {
+    format!("k_live_none_{n:06}")
+}
+
+/// Keys that the issuer knows, as [`GOOD`] is.
+pub(crate) fn valid_key(n: usize) -> String {
+    format!("k_live_good_{n:06}")
+}
+
+/// What a caller with a valid key gets.
+pub(crate) fn served() -> (u16, String) {
+    (200, "org_1".into())
+}
+
+/// What a caller with an invalid key gets.
+pub(crate) fn rejected() -> (u16, String) {
+    (401, "invalid-token".into())
+}
+
+/// What a caller gets while the issuer rejects the token.
+pub(crate) fn misconfigured() -> (u16, String) {
+    (503, "verifier-misconfigured".into())
+}
+
+/// What a caller gets while nothing is known of the key.
+pub(crate) fn unavailable() -> (u16, String) {
+    (503, "verifier-unavailable".into())
+}
+
+/// A layer with the default deadlines.
+pub(crate) fn default_layer(stage: &Stage) -> ApiKeyLayer {
+    ApiKeyLayer::builder(stage.kinde.clone())
+        .test_clock(stage.clock.clone())
+        .build()
+        .unwrap()
 }
 
 /// Deadlines so long that only faults reach them.

@@ -139,6 +139,8 @@ pub(crate) struct Stub {
 struct Shared {
     scripts: Mutex<HashMap<Endpoint, Script>>,
     requests: Mutex<Vec<(Endpoint, Request)>>,
+    /// How long every answer takes.
+    delay: Mutex<Duration>,
     /// Bytes of endless bodies that were written.
     poured: AtomicUsize,
     connections: AtomicUsize,
@@ -155,17 +157,7 @@ impl Stub {
         Self::serve(|stream| async move { Some(stream) }).await
     }
 
-    #[cfg(any(feature = "rustls", feature = "native-tls"))]
-    pub(crate) async fn start_tls(config: rustls::ServerConfig) -> Self {
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        Self::serve(move |stream| {
-            let acceptor = acceptor.clone();
-            async move { acceptor.accept(stream).await.ok() }
-        })
-        .await
-    }
-
-    async fn serve<F, Fut, S>(accept: F) -> Self
+    pub(crate) async fn serve<F, Fut, S>(accept: F) -> Self
     where
         F: Fn(TcpStream) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Option<S>> + Send,
@@ -220,6 +212,11 @@ impl Stub {
         self.on(endpoint, move |_| answer.clone())
     }
 
+    /// From now on every endpoint takes so long to answer.
+    pub(crate) fn delay(&self, wait: Duration) {
+        *self.shared.delay.lock().unwrap() = wait;
+    }
+
     pub(crate) fn requests(&self, endpoint: Endpoint) -> Vec<Request> {
         let requests = self.shared.requests.lock().unwrap();
         let to = |(to, request): &(Endpoint, Request)| (*to == endpoint).then(|| request.clone());
@@ -249,6 +246,8 @@ impl Shared {
                 None => Answer::status(418),
             };
             self.requests.lock().unwrap().push((endpoint, request));
+            let delay = *self.delay.lock().unwrap();
+            tokio::time::sleep(delay).await;
             loop {
                 answer = match answer {
                     Answer::After(wait, then) => {
@@ -381,12 +380,5 @@ pub(crate) trait Linger {
 impl Linger for TcpStream {
     fn reset_on_close(&self) {
         self.set_zero_linger().unwrap();
-    }
-}
-
-#[cfg(any(feature = "rustls", feature = "native-tls"))]
-impl Linger for tokio_rustls::server::TlsStream<TcpStream> {
-    fn reset_on_close(&self) {
-        self.get_ref().0.set_zero_linger().unwrap();
     }
 }

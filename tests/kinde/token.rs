@@ -309,21 +309,28 @@ async fn an_endpoint_that_fails_is_tried_after_a_second_doubling_to_a_minute() {
 }
 
 #[tokio::test]
-async fn a_429_of_the_token_endpoint_is_waited_for() {
+async fn a_429_of_the_token_endpoint_pauses_it_alone() {
     let stage = Stage::new().await;
     let answer = Answer::status(429).with("RateLimit-Reset", "30");
     stage.stub.always(Endpoint::Token, answer);
-    let retry_after = Some(Duration::from_secs(30));
-    assert_eq!(
-        kind(stage.verify(GOOD).await),
-        VerifyErrorKind::Throttled { retry_after }
-    );
-    stage.jump(29);
-    assert!(stage.verify(GOOD).await.is_err());
-    assert_eq!(stage.count(Endpoint::Token), 1);
-    stage.jump(1);
+    // Only verify's own 429 may pause verifications.
+    for _ in 0..2 {
+        let error = kind(stage.verify(GOOD).await);
+        assert_eq!(error, VerifyErrorKind::Inconclusive);
+        assert_eq!(stage.count(Endpoint::Token), 1);
+        stage.jump(14);
+    }
+    stage.jump(2);
     assert!(stage.verify(GOOD).await.is_err());
     assert_eq!(stage.count(Endpoint::Token), 2);
+}
+
+#[tokio::test]
+async fn nonsense_of_the_token_endpoint_is_about_no_key() {
+    let stage = Stage::new().await;
+    stage.stub.always(Endpoint::Token, Answer::json(200, "{}"));
+    let error = kind(stage.verify(GOOD).await);
+    assert_eq!(error, VerifyErrorKind::Unavailable);
 }
 
 #[tokio::test]

@@ -59,17 +59,17 @@ async fn fault_02_a_silent_issuer_delays_no_known_key_in_both_soft_ttls_nor_behi
     }
     assert!(app.issuer.faults() >= 6);
     assert!(matches!(
-        app.handle.upstream().breaker,
+        app.handle.upstream().unknown_breaker,
         BreakerState::Open { .. }
     ));
     pass(SOFT - secs(2)).await;
-    // The breaker is half open by now: the first that comes is its probe, and waits; everybody else does not.
+    // The first request past both soft TTLs waits for a lookup. Once that has failed, the next ones do not.
     let probe = app.begin(KNOWN);
     pass(millis(1)).await;
     assert_eq!(app.issuer.under_way(), 1);
     assert_eq!(probe.await.unwrap().status, 200);
     assert!(app.get_now(KNOWN).age() > 2 * SOFT);
-    app.get_now("stranger-9").is_unavailable();
+    app.get("stranger-9").await.is_unavailable();
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,8 @@ async fn fault_02_callers_of_a_silent_issuer_leave_no_tasks_behind() {
         let alive = tokio::runtime::Handle::current()
             .metrics()
             .num_alive_tasks();
-        assert!(alive - before <= 64 + 256 + 1, "{alive} tasks");
+        // Those of one second, and the timer of the queue.
+        assert!(alive - before <= 500 + 1, "{alive} tasks");
     }
     assert!(app.issuer.faults() > 48);
     assert!(app.issuer.most_under_way() <= 48);
@@ -112,8 +113,8 @@ async fn fault_05_failures_open_the_breaker_and_are_remembered_against_no_key() 
     app.open_breaker().await;
     let faults = app.issuer.faults();
     assert!(
-        (5..=6).contains(&faults),
-        "five in a row, and a retry that was under way: {faults}"
+        (5..=10).contains(&faults),
+        "five keys in a row, each with its retry if the budget allowed one: {faults}"
     );
     let retry_after = app.get_now("new-key-0").is_unavailable();
     assert!((4..=5).contains(&retry_after));
@@ -209,7 +210,7 @@ async fn fault_06_unknown_keys_are_verified_within_ten_seconds_of_the_first_prob
         pass(secs(1)).await;
         drop(app.try_now("stranger-0"));
     }
-    assert!(app.issuer.faults() >= 60);
+    assert!(app.issuer.faults() >= 50);
     app.issuer.is(Mood::Answers);
     let faults = app.issuer.faults();
     let first = loop {

@@ -53,6 +53,19 @@ pub(crate) enum Mood {
     BadRequest,
     /// Refuses our own credentials.
     Misconfigured,
+    /// Fails for keys that it did not issue, and answers for the others.
+    FailsForUnknown,
+    /// 429 to all calls in a second beyond this many.
+    Bears(usize),
+}
+
+/// What the issuer says about one key, whatever its mood is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// A reply that makes no sense.
+    Nonsense,
+    /// "Invalid", in a way that may mean something else.
+    Unconfirmed,
 }
 
 impl Mood {
@@ -97,6 +110,7 @@ struct State {
     mood: Mood,
     latency: Duration,
     keys: HashMap<String, Key>,
+    says: HashMap<String, Says>,
     calls: Vec<Call>,
     under_way: usize,
     most_under_way: usize,
@@ -115,6 +129,7 @@ impl Issuer {
             mood: Mood::Answers,
             latency: millis(20),
             keys: HashMap::new(),
+            says: HashMap::new(),
             calls: Vec::new(),
             under_way: 0,
             most_under_way: 0,
@@ -163,6 +178,11 @@ impl Issuer {
         );
     }
 
+    /// Answers so about this key from now on.
+    pub(crate) fn says(&self, secret: &str, says: Says) {
+        self.state().says.insert(secret.to_owned(), says);
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.state().calls.len()
     }
@@ -182,6 +202,11 @@ impl Issuer {
             .filter(|call| filter(call))
             .cloned()
             .collect()
+    }
+
+    /// How many hold this issuer: a layer's cache, calls in flight, and the test itself.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.state)
     }
 
     pub(crate) fn under_way(&self) -> usize {
@@ -218,9 +243,21 @@ impl Issuer {
             }
         }
 
-        let (call, mood, latency, answer) = {
+        let (call, mood, latency, answer, says) = {
             let mut state = self.state();
             let call = state.calls.len();
+            let now = self.clock.elapsed();
+            let recent = state.calls.iter().rev();
+            let in_this_second = recent
+                .take_while(|call| call.at.as_secs() == now.as_secs())
+                .count();
+            let is_issued = state.keys.contains_key(key.expose_secret());
+            let mood = match state.mood {
+                Mood::Bears(most) if in_this_second >= most => Mood::TooMany(None),
+                Mood::FailsForUnknown if !is_issued => Mood::Fails,
+                Mood::Bears(_) | Mood::FailsForUnknown => Mood::Answers,
+                mood => mood,
+            };
             state.calls.push(Call {
                 key: key.expose_secret().to_owned(),
                 at: self.clock.elapsed(),
@@ -231,7 +268,8 @@ impl Issuer {
             state.most_under_way = state.most_under_way.max(state.under_way);
             // Whether a key is good is decided when the call arrives, as at a database.
             let answer = state.keys.get(key.expose_secret()).cloned();
-            (call, state.mood, state.latency, answer)
+            let says = state.says.get(key.expose_secret()).copied();
+            (call, mood, state.latency, answer, says)
         };
         let _under_way = UnderWay(self);
         let ended = |outcome| self.state().calls[call].outcome = outcome;
@@ -244,6 +282,17 @@ impl Issuer {
             Mood::Answers | Mood::Flaps(_) => {
                 if !latency.is_zero() {
                     tokio::time::sleep(latency).await;
+                }
+                match says {
+                    Some(Says::Nonsense) => {
+                        ended(Outcome::Fault);
+                        return Err(VerifyError::invalid_response("2,000 scopes"));
+                    }
+                    Some(Says::Unconfirmed) => {
+                        ended(Outcome::No);
+                        return Ok(Verification::invalid_unconfirmed());
+                    }
+                    None => {}
                 }
                 let Some(key) = answer else {
                     ended(Outcome::No);
@@ -281,6 +330,7 @@ impl Issuer {
                 ended(Outcome::No);
                 Ok(Verification::invalid_unconfirmed())
             }
+            Mood::FailsForUnknown | Mood::Bears(_) => unreachable!("decided when the call came"),
             Mood::Misconfigured => {
                 ended(Outcome::Fault);
                 Err(VerifyError::misconfigured("our token is refused"))
@@ -392,6 +442,17 @@ impl App {
         Self::over(layer, issuer, clock)
     }
 
+    /// An application over another verifier. Its issuer is not called.
+    pub(crate) fn over_verifier(verifier: impl Verifier) -> Self {
+        let clock = TestClock::new();
+        clock.jump(secs(1_000));
+        let layer = ApiKeyLayer::builder(verifier)
+            .test_clock(clock.clone())
+            .build()
+            .unwrap();
+        Self::over(layer, Issuer::new(clock.clone()), clock)
+    }
+
     fn over(layer: ApiKeyLayer, issuer: Issuer, clock: TestClock) -> Self {
         let handler = Handler::default();
         Self {
@@ -471,7 +532,20 @@ impl App {
         self.clock.jump(time.checked_sub(self.now()).unwrap());
     }
 
-    /// Lets the issuer fail until the breaker is open.
+    /// Lets known keys fail until the breaker is open for all keys. Their results must not be fresh.
+    pub(crate) async fn open_breaker_by(&self, known: &[String]) {
+        self.issuer.is(Mood::Fails);
+        for key in known {
+            assert_eq!(self.get(key).await.status, 200);
+        }
+        let breaker = self.handle.upstream().breaker;
+        assert!(
+            matches!(breaker, tower_orgkey::BreakerState::Open { .. }),
+            "{breaker:?}"
+        );
+    }
+
+    /// Lets unknown keys fail until the breaker is open for unknown keys.
     pub(crate) async fn open_breaker(&self) {
         self.issuer.is(Mood::Fails);
         let before = self.issuer.faults();
@@ -479,7 +553,7 @@ impl App {
             self.get(&format!("stranger-{n}")).await;
         }
         assert!(self.issuer.faults() > before, "nothing failed");
-        let breaker = self.handle.upstream().breaker;
+        let breaker = self.handle.upstream().unknown_breaker;
         assert!(
             matches!(breaker, tower_orgkey::BreakerState::Open { .. }),
             "{breaker:?}"

@@ -21,3 +21,4 @@ mod revoked;
 mod shutdown;
 mod throttled;
 mod until_invalid;
+mod who_pays;

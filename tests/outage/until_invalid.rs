@@ -1,11 +1,16 @@
-//! Row 58: what goes on for long ends with its key.
+//! Rows 58, 80 and 81: what goes on for long ends with its key, and is not woken for others.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
-use tower_orgkey::{KeyId, OrgCode};
+use tower_orgkey::test_util::TestClock;
+use tower_orgkey::{KeyId, OrgCode, OrgContext};
 
-use crate::kit::{App, HARD, Mood, SOFT, key, millis, pass, secs};
+use crate::kit::{App, HARD, Issuer, Mood, Outcome, Peer, SOFT, key, millis, pass, secs};
 
 const KEY: &str = "the-key-0";
 
@@ -230,4 +235,202 @@ async fn fault_58_a_key_that_changed_hands_ends_the_streams_of_its_former_owner(
         stream.await.unwrap();
         assert!(app.now() - asked <= millis(25), "{:?}", app.now() - asked);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_58_a_no_about_an_evicted_key_ends_its_stream_at_once() {
+    let app = App::with(|builder| builder.capacity(10))
+        .knowing(&[KEY])
+        .await;
+    let stream = open(&app).await;
+    for n in 0..500 {
+        let secret = format!("other-{n:05}");
+        app.issuer.issue(&secret);
+        assert_eq!(app.get(&secret).await.status, 200);
+        for _ in 0..200 {
+            drop(app.try_now(&secret));
+            app.clock.jump(Duration::from_nanos(1));
+        }
+    }
+    app.issuer.revoke(KEY);
+    let calls = app.issuer.calls_for(KEY);
+    assert_eq!(app.get(KEY).await.status, 401);
+    assert_eq!(
+        app.issuer.calls_for(KEY),
+        calls + 1,
+        "the key is still held"
+    );
+    let asked = app.now();
+    stream.await.unwrap();
+    assert_eq!(app.now(), asked);
+}
+
+/// A context without its layer: the layer, its service and its handle are dropped.
+struct Orphan {
+    org: OrgContext,
+    clock: TestClock,
+    /// When its key was verified.
+    verified: Duration,
+}
+
+/// Opens a stream, drops the layer while it waits, and gives out what is left of both.
+async fn orphan(app: App) -> (JoinHandle<()>, Orphan) {
+    let stream = open(&app).await;
+    let orphan = Orphan {
+        org: app.get_now(KEY).org.unwrap(),
+        clock: app.clock.clone(),
+        verified: app.issuer.logged(|_| true)[0].at,
+    };
+    let issuer: Issuer = app.issuer.clone();
+    assert!(issuer.holders() > 1);
+    drop(app);
+    // The one that is left is the test's.
+    assert_eq!(issuer.holders(), 1, "the layer was not dropped");
+    (stream, orphan)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_80_a_stream_ends_at_the_hard_ttl_without_its_layer() {
+    let (waiting, orphan) = orphan(app().await).await;
+    let opened_late = tokio::spawn(orphan.org.until_invalid());
+    let end = orphan.verified + HARD;
+    pass(end - millis(5) - orphan.clock.elapsed()).await;
+    assert!(!waiting.is_finished() && !opened_late.is_finished());
+    for stream in [waiting, opened_late] {
+        stream.await.unwrap();
+        let late = orphan.clock.elapsed() - end;
+        assert!(late <= millis(2), "{late:?}");
+    }
+    // One that is opened now ends before it begins.
+    let then = orphan.clock.elapsed();
+    orphan.org.until_invalid().await;
+    assert_eq!(orphan.clock.elapsed(), then);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_80_a_stream_ends_when_its_key_expires_without_its_layer() {
+    let app = App::new();
+    app.issuer.issue(KEY);
+    // The wall clock is not paused, so this is 30 s less the moment until the answer is read.
+    app.issuer.change(KEY, |key| {
+        key.expires_at = Some(SystemTime::now() + secs(30));
+    });
+    let (waiting, orphan) = orphan(app).await;
+    let opened_late = tokio::spawn(orphan.org.until_invalid());
+    pass(secs(25)).await;
+    assert!(!waiting.is_finished() && !opened_late.is_finished());
+    for stream in [waiting, opened_late] {
+        stream.await.unwrap();
+        assert!(orphan.clock.elapsed() - orphan.verified <= secs(31));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_80_a_machine_that_slept_ends_a_stream_without_its_layer() {
+    let (waiting, orphan) = orphan(app().await).await;
+    let opened_late = tokio::spawn(orphan.org.until_invalid());
+    pass(millis(1)).await;
+    orphan.clock.jump(secs(3_600));
+    let woke = orphan.clock.elapsed();
+    for stream in [waiting, opened_late] {
+        stream.await.unwrap();
+        assert!(orphan.clock.elapsed() - woke <= secs(10) + millis(1));
+    }
+}
+
+/// A stream that counts how often it is polled.
+struct Counted<F> {
+    stream: Pin<Box<F>>,
+    polls: Arc<AtomicUsize>,
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.polls.fetch_add(1, Ordering::Relaxed);
+        self.stream.as_mut().poll(cx)
+    }
+}
+
+/// Opens so many streams of this key on tasks of their own, which count their polls here.
+async fn open_counted(
+    app: &App,
+    secret: &str,
+    n: usize,
+    polls: &Arc<AtomicUsize>,
+) -> Vec<JoinHandle<()>> {
+    let org = app.get(secret).await.org.unwrap();
+    let open = |_| {
+        tokio::spawn(Counted {
+            stream: Box::pin(org.until_invalid()),
+            polls: Arc::clone(polls),
+        })
+    };
+    (0..n).map(open).collect()
+}
+
+/// 20 s are quiet, and in the next 20 s a hundred invalid keys come each second.
+#[tokio::test(start_paused = true)]
+async fn fault_81_invalid_keys_wake_no_stream() {
+    const KEYS: usize = 100;
+    const STREAMS: usize = 10_000;
+
+    let app = App::new();
+    let polls = Arc::<AtomicUsize>::default();
+    let mut streams = Vec::new();
+    for n in 0..KEYS {
+        let secret = format!("good-{n:05}");
+        app.issuer.issue(&secret);
+        streams.extend(open_counted(&app, &secret, STREAMS / KEYS, &polls).await);
+    }
+    pass(secs(5)).await;
+    assert_eq!(polls.load(Ordering::Relaxed), STREAMS);
+    let polled_during = |before: usize| polls.load(Ordering::Relaxed) - before;
+
+    let before = polls.load(Ordering::Relaxed);
+    pass(secs(20)).await;
+    let quiet = polled_during(before);
+    // They look at the clock now and then, in case the machine slept.
+    assert!(quiet <= 2 * STREAMS, "{quiet}");
+
+    let before = polls.load(Ordering::Relaxed);
+    let mut invalid = Vec::new();
+    for n in 0..20 * 100 {
+        invalid.push(app.begin_from(&format!("junk-{n:06}"), Some(Peer(n))));
+        pass(millis(10)).await;
+    }
+    let flooded = polled_during(before);
+    let refused = app.issuer.logged(|call| call.outcome == Outcome::No).len();
+    assert!(refused >= 500, "the issuer refused {refused}");
+    assert_eq!(flooded, quiet, "woken by {refused} invalid keys");
+    assert!(streams.iter().all(|stream| !stream.is_finished()));
+    for invalid in invalid {
+        let status = invalid.await.unwrap().status;
+        assert!(matches!(status, 401 | 503), "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_81_a_revoked_key_wakes_its_own_streams_alone() {
+    const STREAMS: usize = 10_000;
+
+    let app = App::new().knowing(&[KEY, "other-key"]).await;
+    let (mine, others) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let open = open_counted(&app, KEY, 10, &mine).await;
+    let bystanders = open_counted(&app, "other-key", STREAMS, &others).await;
+    // Between two looks at the clock.
+    pass(SOFT + secs(5)).await;
+    app.issuer.revoke(KEY);
+    let (mine_before, others_before) = [&mine, &others]
+        .map(|polls| polls.load(Ordering::Relaxed))
+        .into();
+    assert_eq!(app.get_now(KEY).status, 200);
+    for stream in open {
+        stream.await.unwrap();
+    }
+    assert_eq!(app.get_now(KEY).status, 401);
+    assert_eq!(mine.load(Ordering::Relaxed), mine_before + 10);
+    assert_eq!(others.load(Ordering::Relaxed), others_before);
+    assert!(bystanders.iter().all(|stream| !stream.is_finished()));
 }

@@ -6,7 +6,7 @@ use crate::store::Mood;
 use crate::{App, MINUTE, MS, SECOND, plan, settle};
 
 fn breaker(app: &App) -> BreakerState {
-    app.layer.handle().stats().upstream.breaker
+    app.layer.handle().stats().upstream.unknown_breaker
 }
 
 #[tokio::test(start_paused = true)]

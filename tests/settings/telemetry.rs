@@ -68,13 +68,13 @@ async fn a_loaders_trouble_is_not_told_as_the_issuers() {
     let of = |name: &str, labels: &str| seen.get(&format!("{name}{{{labels}}}")).copied();
     // The keys: eight of them asked about, of one the refresh, and nothing wrong anywhere.
     assert_eq!(of(telemetry::ISSUER_CALLS, "result=valid"), Some(9));
-    for result in ["unavailable", "throttled", "misconfigured", "refused"] {
+    for result in ["unavailable", "throttled", "misconfigured", "invalid"] {
         let label = format!("result={result}");
         assert_eq!(of(telemetry::ISSUER_CALLS, &label), None, "{result}");
     }
     assert_eq!(of(telemetry::ISSUER_LATENCY, ""), Some(9));
     assert_eq!(of(telemetry::ENTRIES, ""), Some(8));
-    assert_eq!(of(telemetry::BREAKER, ""), None);
+    assert_eq!(of(telemetry::BREAKER, "circuit=unknown"), None);
     assert_eq!(of(telemetry::THROTTLED, ""), None);
     assert_eq!(of(telemetry::IN_FLIGHT, ""), Some(0));
     assert_eq!(of(telemetry::LOOKUPS, "result=asked"), Some(8));
@@ -102,7 +102,8 @@ async fn a_loaders_trouble_is_not_told_as_the_issuers() {
     );
     assert_eq!(of(telemetry::SETTINGS_ENTRIES, &settings), Some(1));
     // A store that asks for fewer calls is back.
-    assert_eq!(of(telemetry::SETTINGS_BREAKER, &settings), Some(0));
+    let circuit = format!("{settings},circuit=unknown");
+    assert_eq!(of(telemetry::SETTINGS_BREAKER, &circuit), Some(0));
     assert_eq!(of(telemetry::SETTINGS_THROTTLED, &settings), Some(1));
     assert_eq!(of(telemetry::SETTINGS_IN_FLIGHT, &settings), Some(0));
     assert_eq!(of(telemetry::SETTINGS_WAITING, &settings), Some(0));
@@ -134,15 +135,13 @@ async fn the_log_says_whose_settings_could_not_be_loaded_and_speaks_of_no_issuer
         "{failed}"
     );
     assert!(!failed.contains("issuer"), "{failed}");
-    assert_eq!(log.lines("WARN", "the settings loader fails").len(), 1);
-    assert_eq!(
-        log.lines("INFO", "trying the settings loader again").len(),
-        1
-    );
-    assert_eq!(
-        log.lines("INFO", "the settings loader answers again").len(),
-        1
-    );
+    for (level, message) in [
+        ("WARN", "settings circuit breaker opened"),
+        ("INFO", "settings circuit breaker half open"),
+        ("INFO", "settings circuit breaker closed"),
+    ] {
+        assert_eq!(log.lines(level, message).len(), 1, "{message}");
+    }
     let loads = log.lines("DEBUG", "asked the settings loader");
     assert_eq!(loads.len(), app.store.calls());
     for level in ["WARN", "ERROR", "INFO"] {

@@ -8,8 +8,7 @@ use super::{KeyPoller, Settings};
 use crate::cache::ApiKeyHandle;
 use crate::config::ConfigError;
 use crate::context::KeyId;
-use crate::kinde::evidence::Gate;
-use crate::kinde::token::Credentials;
+use crate::kinde::token::{Credentials, RenewalGate};
 use crate::kinde::verifier::{Kinde, KindeVerifier};
 
 /// Builds a [`KeyPoller`].
@@ -102,7 +101,7 @@ impl KeyPollerBuilder {
             settings: self.settings,
             next_call: Instant::now(),
             calls: 0,
-            renewals: Gate::default(),
+            renewals: RenewalGate::default(),
             is_doubtful: false,
             is_failing: false,
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::KeyPoller;
-use crate::cache::{ApiKeyHandle, Held};
+use crate::cache::{ApiKeyHandle, CachedKey};
 use crate::context::KeyId;
 use crate::kinde::token::{Credentials, Token};
 use crate::kinde::wire::{ListReading, ListedKey, Page, read_list};
@@ -18,15 +18,15 @@ use crate::verify::VerifyError;
 pub(super) struct Comparison {
     keys: ApiKeyHandle,
     /// Not seen yet.
-    unseen: HashMap<KeyId, Vec<Held>>,
-    rotated: Vec<Held>,
+    unseen: HashMap<KeyId, Vec<CachedKey>>,
+    rotated: Vec<CachedKey>,
     /// Hashes of all ids seen: a list that repeats itself is not being walked, whatever it says.
     seen: HashSet<u64>,
     hasher: RandomState,
 }
 
 impl Comparison {
-    pub(super) fn new(keys: ApiKeyHandle, held: HashMap<KeyId, Vec<Held>>) -> Self {
+    pub(super) fn new(keys: ApiKeyHandle, held: HashMap<KeyId, Vec<CachedKey>>) -> Self {
         Self {
             keys,
             unseen: held,
@@ -56,7 +56,7 @@ impl Comparison {
     }
 
     /// What a whole list speaks against: keys that it does not show, or shows with another secret.
-    pub(super) fn condemned(self) -> Vec<Held> {
+    pub(super) fn condemned(self) -> Vec<CachedKey> {
         let mut condemned = self.rotated;
         condemned.extend(self.unseen.into_values().flatten());
         condemned

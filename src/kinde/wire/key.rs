@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 
 use super::fields::{Content, Field};
 use super::verify::names_no_route;
-use super::{Reply, cannot_tell, nonsense, read_json};
+use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::context::{KeyId, OrgCode};
 use crate::verify::VerifyError;
 
@@ -54,13 +54,38 @@ pub(crate) fn read_key(
     api_id: &str,
 ) -> KeyReading {
     match reply.status {
-        StatusCode::OK => {
-            read_body(reply, key_id, org, api_id).unwrap_or_else(KeyReading::CannotTell)
-        }
+        StatusCode::OK => read_body(reply, key_id, org, api_id)
+            .unwrap_or_else(|invalid| KeyReading::CannotTell(invalid.about_issuer())),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => KeyReading::TokenRefused(reply.status),
         StatusCode::NOT_FOUND if names_no_route(reply) => KeyReading::NoRecord,
         _ => KeyReading::CannotTell(cannot_tell(reply)),
     }
+}
+
+/// Returns whether the reply shows that the key is no longer active: it has no record, or one with another status.
+pub(crate) fn shows_no_active_key(reply: &Reply, key_id: &KeyId) -> bool {
+    match reply.status {
+        StatusCode::OK => read_record(reply, key_id)
+            .is_ok_and(|record| matches!(record.status, Field::Is(status) if status != "active")),
+        StatusCode::NOT_FOUND => names_no_route(reply),
+        _ => false,
+    }
+}
+
+fn read_record(reply: &Reply, key_id: &KeyId) -> Result<Record, InvalidBody> {
+    // Kinde wraps what it returns into a member of its own on some endpoints and not on others, and has published no
+    // example of this reply.
+    let record = match read_json::<Body>(reply)?.api_key {
+        Field::Is(record) => record,
+        Field::Absent => read_json::<Record>(reply)?,
+        Field::Null | Field::Mistyped => return Err(InvalidBody("`api_key` is no object")),
+    };
+    match &record.id {
+        Field::Absent => {}
+        Field::Is(id) if *key_id == **id => {}
+        _ => return Err(InvalidBody("the key's record is of another key")),
+    }
+    Ok(record)
 }
 
 fn read_body(
@@ -68,34 +93,23 @@ fn read_body(
     key_id: &KeyId,
     org: Option<&OrgCode>,
     api_id: &str,
-) -> Result<KeyReading, VerifyError> {
-    // Kinde wraps what it returns into a member of its own on some endpoints and not on others, and has published no
-    // example of this reply.
-    let record = match read_json::<Body>(reply)?.api_key {
-        Field::Is(record) => record,
-        Field::Absent => read_json::<Record>(reply)?,
-        Field::Null | Field::Mistyped => return Err(nonsense("`api_key` is no object")),
-    };
-    match record.id {
-        Field::Absent => {}
-        Field::Is(id) if *key_id == *id => {}
-        _ => return Err(nonsense("the key's record is of another key")),
-    }
+) -> Result<KeyReading, InvalidBody> {
+    let record = read_record(reply, key_id)?;
     let Field::Is(api_ids) = record.api_ids else {
-        return Err(nonsense("`api_ids` is missing or no list of texts"));
+        return Err(InvalidBody("`api_ids` is missing or no list of texts"));
     };
     if matches!(record.status, Field::Is(status) if status != "active") {
         return Ok(KeyReading::NotOurs);
     }
     let held_by = record.organization_id.text();
     let agree = match (
-        held_by.map_err(|_| nonsense("`organization_id` is no text"))?,
+        held_by.map_err(|_| InvalidBody("`organization_id` is no text"))?,
         org,
     ) {
         (None, None) => true,
         (Some(held_by), Some(org)) => *org == *held_by,
         _ => {
-            return Err(nonsense(
+            return Err(InvalidBody(
                 "verify and the key's record do not agree on whether there is an organization",
             ));
         }

@@ -6,7 +6,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess};
 
 use super::fields::{Content, Field};
-use super::{Reply, cannot_tell, nonsense, read_json};
+use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::context::KeyId;
 use crate::verify::VerifyError;
 
@@ -77,7 +77,7 @@ pub(crate) fn read_list(reply: &Reply) -> ListReading {
     match reply.status {
         StatusCode::OK => match read_page(reply) {
             Ok(page) => ListReading::Page(page),
-            Err(error) => ListReading::CannotTell(error),
+            Err(invalid) => ListReading::CannotTell(invalid.about_issuer()),
         },
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ListReading::TokenRefused,
         _ => ListReading::CannotTell(cannot_tell(reply)),
@@ -85,13 +85,15 @@ pub(crate) fn read_list(reply: &Reply) -> ListReading {
 }
 
 /// Strict throughout: what a page lacks counts as absent, so a page that is half understood would take keys away.
-fn read_page(reply: &Reply) -> Result<Page, VerifyError> {
+fn read_page(reply: &Reply) -> Result<Page, InvalidBody> {
     let body: Body = read_json(reply)?;
     let Field::Is(Records(records)) = body.api_keys else {
-        return Err(nonsense("`api_keys` is missing or no list"));
+        return Err(InvalidBody("`api_keys` is missing or no list"));
     };
     let Field::Is(has_more) = body.has_more else {
-        return Err(nonsense("`has_more` is missing or neither true nor false"));
+        return Err(InvalidBody(
+            "`has_more` is missing or neither true nor false",
+        ));
     };
     let keys = records
         .into_iter()
@@ -100,15 +102,15 @@ fn read_page(reply: &Reply) -> Result<Page, VerifyError> {
     Ok(Page { keys, has_more })
 }
 
-fn read_record(record: Record) -> Result<ListedKey, VerifyError> {
+fn read_record(record: Record) -> Result<ListedKey, InvalidBody> {
     let Field::Is(id) = record.id else {
-        return Err(nonsense("a listed key has no id"));
+        return Err(InvalidBody("a listed key has no id"));
     };
-    let id = KeyId::new(id).map_err(|_| nonsense("a listed key's id is outside its grammar"))?;
+    let id = KeyId::new(id).map_err(|_| InvalidBody("a listed key's id is outside its grammar"))?;
     let is_inactive = match record.status {
         Field::Is(status) => status != "active",
         Field::Absent | Field::Null => false,
-        Field::Mistyped => return Err(nonsense("a listed key's status is no text")),
+        Field::Mistyped => return Err(InvalidBody("a listed key's status is no text")),
     };
     let suffix = match record.key_suffix {
         Field::Is(suffix) => Some(suffix),

@@ -1,8 +1,8 @@
 //! What Kinde's replies say: pure functions over status, headers and bytes, with no I/O and no clock.
 //!
-//! Nothing in here trusts a reply. A field that decides is read strictly, and one that stands twice makes the reply
-//! nonsense, for two readers could see two things in it. A field that does not decide (`code`, `message`,
-//! `last_verified_on`, `verification_count`, whatever comes tomorrow) is skipped unread, so it can never fail a
+//! Nothing in here trusts a reply. A field that decides is read strictly, and a reply that contains it twice is invalid,
+//! because two readers could see two values in it. A field that does not decide (`message`, `last_verified_on`,
+//! `verification_count`, `code` beside an `is_valid`, any field added later) is skipped unread, so it never fails a
 //! verification.
 
 mod fields;
@@ -18,7 +18,7 @@ use http::status::StatusCode;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-pub(crate) use self::key::{KeyReading, read_key};
+pub(crate) use self::key::{KeyReading, read_key, shows_no_active_key};
 pub(crate) use self::list::{ListReading, ListedKey, Page, read_list};
 pub(crate) use self::token::{TokenReading, bearer, read_token};
 pub(crate) use self::verify::{VerifyReading, read_verify};
@@ -63,23 +63,25 @@ fn delta_seconds(value: &[u8]) -> Option<Duration> {
         .then(|| Duration::from_secs(seconds))
 }
 
-/// The JSON in a reply, if its media type is `application/json`, whatever its parameters, and nothing encodes it.
-fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, VerifyError> {
+/// The JSON in a reply, if its media type is `application/json`, whatever its parameters, and it has no content encoding.
+fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, InvalidBody> {
     if !is_json(&reply.headers) {
-        return Err(nonsense("the reply's media type is not `application/json`"));
+        return Err(InvalidBody(
+            "the reply's media type is not `application/json`",
+        ));
     }
     if reply.headers.contains_key(CONTENT_ENCODING) {
-        return Err(nonsense(
-            "the reply is encoded, which nobody had asked it to be",
+        return Err(InvalidBody(
+            "the reply has a content encoding, although the request accepts none",
         ));
     }
     // The parser would take a list for an object, and read its items as fields in the order of their declaration.
     if !reply.body.trim_ascii_start().starts_with(b"{") {
-        return Err(nonsense("the reply is no JSON object"));
+        return Err(InvalidBody("the reply is not a JSON object"));
     }
-    // The parser's own words could quote the reply, so they are not passed on.
+    // The parser's message could quote the reply, so it is not passed on.
     serde_json::from_slice(&reply.body)
-        .map_err(|_| nonsense("the reply is not JSON of the shape expected"))
+        .map_err(|_| InvalidBody("the reply is not JSON of the expected form"))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -103,8 +105,20 @@ pub(super) fn cannot_tell(reply: &Reply) -> VerifyError {
     }
 }
 
-fn nonsense(what: &'static str) -> VerifyError {
-    VerifyError::unavailable(what)
+/// The body of a 200 reply does not have the expected form. The description quotes nothing of the reply.
+#[derive(Debug)]
+struct InvalidBody(&'static str);
+
+impl InvalidBody {
+    /// The error for a reply of verify, which is about one key.
+    fn about_key(self) -> VerifyError {
+        VerifyError::invalid_response(self.0)
+    }
+
+    /// The error for a reply of any other endpoint.
+    fn about_issuer(self) -> VerifyError {
+        VerifyError::unavailable(self.0)
+    }
 }
 
 #[cfg(test)]

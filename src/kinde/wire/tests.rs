@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::context::{KeyId, OrgCode};
+use crate::verify::VerifyErrorKind;
 
 fn value() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -12,6 +13,7 @@ fn value() -> impl Strategy<Value = String> {
         Just("false".to_owned()),
         Just("null".to_owned()),
         Just(r#""active""#.to_owned()),
+        Just(r#""API_KEY_VERIFIED""#.to_owned()),
         Just(r#""org_1""#.to_owned()),
         Just(r#"["a","b"]"#.to_owned()),
         Just(r#"{"code":"ROUTE_NOT_FOUND"}"#.to_owned()),
@@ -69,6 +71,10 @@ proptest! {
     ) {
         let (verify, token, key) = read_all(&reply(status, body));
         prop_assert!(!matches!(verify, VerifyReading::Yes(_) | VerifyReading::No));
+        if let VerifyReading::CannotTell(error) = verify {
+            let is_about_key = error.kind() == VerifyErrorKind::InvalidResponse;
+            prop_assert_eq!(is_about_key, status == 200);
+        }
         let is_token = matches!(token, TokenReading::Token { .. });
         prop_assert!(!is_token);
         prop_assert!(!matches!(key, KeyReading::Ours | KeyReading::NotOurs));
@@ -81,10 +87,13 @@ proptest! {
             named.map(|(_, value)| value.as_str()).collect()
         };
         let (verify, token, key) = read_all(&reply(200, body_of(&members)));
+        let is_missing = |name: &str| matches!(all(name)[..], [] | ["null"]);
         let is_active = all("status") == [r#""active""#];
         match verify {
             VerifyReading::Yes(facts) => {
-                prop_assert!(all("is_valid") == ["true"] && is_active);
+                let is_verified = all("code") == [r#""API_KEY_VERIFIED""#];
+                prop_assert!(all("is_valid") == ["true"] || (is_missing("is_valid") && is_verified));
+                prop_assert!(is_active || is_missing("status"));
                 prop_assert_eq!(
                     facts.org.is_some(),
                     all("org_code").iter().any(|org| org.starts_with('"') && org.trim_matches('"').trim() != "")
@@ -94,7 +103,9 @@ proptest! {
                 let is_other = matches!(all("status")[..], [status] if status.starts_with('"') && !is_active);
                 prop_assert!(all("is_valid") == ["false"] || is_other);
             }
-            VerifyReading::CannotTell(_) => {}
+            VerifyReading::CannotTell(error) => {
+                prop_assert_eq!(error.kind(), VerifyErrorKind::InvalidResponse);
+            }
             other => prop_assert!(false, "{other:?}"),
         }
         if let TokenReading::Token { header, lifetime } = token {
@@ -113,6 +124,86 @@ proptest! {
         headers.insert(RETRY_AFTER, HeaderValue::from_bytes(&value).unwrap());
         if let Some(wait) = retry_after(&headers) {
             prop_assert!(wait >= Duration::from_secs(1) && wait <= Duration::from_secs(24 * 60 * 60));
+        }
+    }
+}
+
+fn meaning(body: &str) -> &'static str {
+    match read_verify(&reply(200, body)) {
+        VerifyReading::Yes(_) => "valid",
+        VerifyReading::No => "invalid",
+        VerifyReading::CannotTell(error) if error.kind() == VerifyErrorKind::InvalidResponse => {
+            "cannot tell"
+        }
+        _ => "another reading",
+    }
+}
+
+#[test]
+fn is_valid_status_and_code_decide() {
+    let is_valids = ["", "null", "true", "false", r#""true""#, "1", "[true]"];
+    let statuses = [
+        "",
+        "null",
+        r#""active""#,
+        r#""revoked""#,
+        r#""""#,
+        "1",
+        r#"["active"]"#,
+    ];
+    let codes = [
+        "",
+        "null",
+        r#""API_KEY_VERIFIED""#,
+        r#""api_key_verified""#,
+        r#""API_KEY_VERIFIED ""#,
+        r#""OK""#,
+        "1",
+        r#""\ud800""#,
+        r#""OK","code":"OK""#,
+    ];
+    for is_valid in is_valids {
+        for status in statuses {
+            for code in codes {
+                let fields = [("is_valid", is_valid), ("status", status), ("code", code)];
+                let members: Vec<_> = fields
+                    .into_iter()
+                    .filter(|(_, value)| !value.is_empty())
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect();
+                let is_active = matches!(status, "" | "null" | r#""active""#);
+                let expected = match (is_valid, status) {
+                    ("false", _) | (_, r#""revoked""# | r#""""#) => "invalid",
+                    ("true", _) if is_active => "valid",
+                    ("" | "null", _) if is_active && code == r#""API_KEY_VERIFIED""# => "valid",
+                    _ => "cannot tell",
+                };
+                let body = body_of(&members);
+                assert_eq!(meaning(&body), expected, "{body}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_replies_of_verify_are_about_a_key() {
+    for body in ["", "[]", "<html>", "{}", r#"{"is_valid":1}"#] {
+        let reply = reply(200, body);
+        let (verify, token, key) = read_all(&reply);
+        let VerifyReading::CannotTell(verify) = verify else {
+            panic!("verify: {body}");
+        };
+        assert_eq!(verify.kind(), VerifyErrorKind::InvalidResponse, "{body}");
+        let (
+            TokenReading::CannotTell(token),
+            KeyReading::CannotTell(key),
+            ListReading::CannotTell(list),
+        ) = (token, key, read_list(&reply))
+        else {
+            panic!("another endpoint: {body}");
+        };
+        for error in [token, key, list] {
+            assert_eq!(error.kind(), VerifyErrorKind::Unavailable, "{body}");
         }
     }
 }

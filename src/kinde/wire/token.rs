@@ -8,7 +8,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::fields::{Content, Field};
-use super::{Reply, cannot_tell, nonsense, read_json};
+use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::verify::VerifyError;
 
 /// What the token endpoint says.
@@ -70,7 +70,8 @@ struct ErrorBody {
 
 pub(crate) fn read_token(reply: &Reply) -> TokenReading {
     match reply.status {
-        StatusCode::OK => read_body(reply).unwrap_or_else(TokenReading::CannotTell),
+        StatusCode::OK => read_body(reply)
+            .unwrap_or_else(|invalid| TokenReading::CannotTell(invalid.about_issuer())),
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match read_json(reply) {
             Ok(ErrorBody {
                 error: Field::Is(error),
@@ -89,25 +90,24 @@ fn known_code(error: &str) -> &'static str {
         .unwrap_or(OTHER_CODE)
 }
 
-fn read_body(reply: &Reply) -> Result<TokenReading, VerifyError> {
+fn read_body(reply: &Reply) -> Result<TokenReading, InvalidBody> {
     let body: Body = read_json(reply)?;
     let Field::Is(Secret(token)) = body.access_token else {
-        return Err(nonsense("the token's reply holds no token"));
+        return Err(InvalidBody("the token's reply holds no token"));
     };
     match body.token_type {
         Field::Absent | Field::Null => {}
         Field::Is(kind) if kind.eq_ignore_ascii_case("bearer") => {}
-        _ => return Err(nonsense("the token is not a bearer token")),
+        _ => return Err(InvalidBody("the token is not a bearer token")),
     }
     let lifetime = match body.expires_in {
         Field::Absent | Field::Null => UNSAID_LIFETIME,
         Field::Is(seconds) if seconds >= 1.0 => {
             Duration::from_secs_f64(seconds.min(LONGEST_LIFETIME.as_secs_f64()))
         }
-        _ => return Err(nonsense("the token's lifetime is not a positive number")),
+        _ => return Err(InvalidBody("the token's lifetime is not a positive number")),
     };
-    let header =
-        bearer(&token).ok_or_else(|| nonsense("the token is no value for a header field"))?;
+    let header = bearer(&token).ok_or(InvalidBody("the token is not a valid header value"))?;
     Ok(TokenReading::Token { header, lifetime })
 }
 

@@ -4,7 +4,7 @@ use http::status::StatusCode;
 use serde::Deserialize;
 
 use super::fields::{Content, Field};
-use super::{Reply, cannot_tell, nonsense, read_json};
+use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::context::{KeyId, OrgCode};
 use crate::scope::{MAX_SCOPE_LEN, MAX_SCOPES, Scopes};
 use crate::verify::{Extra, Facts, VerifyError};
@@ -40,7 +40,8 @@ struct Body {
 
 pub(crate) fn read_verify(reply: &Reply) -> VerifyReading {
     match reply.status {
-        StatusCode::OK => read_body(reply).unwrap_or_else(VerifyReading::CannotTell),
+        StatusCode::OK => read_body(reply)
+            .unwrap_or_else(|invalid| VerifyReading::CannotTell(invalid.about_key())),
         StatusCode::BAD_REQUEST => VerifyReading::Unconfirmed,
         StatusCode::NOT_FOUND if names_no_route(reply) => VerifyReading::Unconfirmed,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => VerifyReading::KeyOrToken(reply.status),
@@ -48,43 +49,59 @@ pub(crate) fn read_verify(reply: &Reply) -> VerifyReading {
     }
 }
 
-fn read_body(reply: &Reply) -> Result<VerifyReading, VerifyError> {
+/// Reads the body of a 200. Every property is optional in the published contract, and the example in Kinde's guide has
+/// neither `is_valid` nor `status`.
+fn read_body(reply: &Reply) -> Result<VerifyReading, InvalidBody> {
     let body: Body = read_json(reply)?;
-    // A no stands, whatever else is there or missing.
-    if body.is_valid == Field::Is(false) {
-        return Ok(VerifyReading::No);
+    match (&body.is_valid, &body.status) {
+        (Field::Is(false), _) => return Ok(VerifyReading::No),
+        (_, Field::Is(status)) if status != "active" => return Ok(VerifyReading::No),
+        (_, Field::Mistyped) => return Err(InvalidBody("`status` is not a string")),
+        (Field::Mistyped, _) => return Err(InvalidBody("`is_valid` is not a boolean")),
+        (Field::Is(true), _) => {}
+        (Field::Absent | Field::Null, _) => read_code(reply)?,
     }
-    match (&body.status, &body.is_valid) {
-        (Field::Is(status), _) if status != "active" => Ok(VerifyReading::No),
-        (Field::Is(_), Field::Is(true)) => read_facts(body).map(VerifyReading::Yes),
-        (_, Field::Is(true)) => Err(nonsense("`status` is missing or no text")),
-        _ => Err(nonsense("`is_valid` is missing or neither true nor false")),
+    read_facts(body).map(VerifyReading::Yes)
+}
+
+/// Checks that the code of a reply without `is_valid` says that the key was verified.
+fn read_code(reply: &Reply) -> Result<(), InvalidBody> {
+    const VERIFIED: &str = "API_KEY_VERIFIED";
+
+    match read_json::<Coded>(reply)?.code {
+        Field::Is(code) if code == VERIFIED => Ok(()),
+        _ => Err(InvalidBody(
+            "the reply has no `is_valid`, and its `code` is not `API_KEY_VERIFIED`",
+        )),
     }
 }
 
-fn read_facts(body: Body) -> Result<Facts, VerifyError> {
-    let mistyped = |_| nonsense("a field holds a value of another type");
-    let outside = |_| nonsense("an identifier is outside its grammar");
-    let org = body.org_code.text().map_err(mistyped)?;
-    let key_id = body.key_id.text().map_err(mistyped)?;
-    let user = body.user_id.text().map_err(mistyped)?;
+fn read_facts(body: Body) -> Result<Facts, InvalidBody> {
+    let text = |field: Field<String>, mistyped| field.text().map_err(|_| InvalidBody(mistyped));
+    let org = text(body.org_code, "`org_code` is not a string")?;
+    let key_id = text(body.key_id, "`key_id` is not a string")?;
+    let user = text(body.user_id, "`user_id` is not a string")?;
+    let org = org.map(OrgCode::new).transpose();
+    let key_id = key_id.map(KeyId::new).transpose();
     Ok(Facts {
-        org: org.map(OrgCode::new).transpose().map_err(outside)?,
-        key_id: key_id.map(KeyId::new).transpose().map_err(outside)?,
+        org: org.map_err(|_| InvalidBody("`org_code` is outside its grammar"))?,
+        key_id: key_id.map_err(|_| InvalidBody("`key_id` is outside its grammar"))?,
         extra: user.map(|user| Box::new(Extra::User(user.into()))),
         scopes: read_scopes(body.scopes)?,
         expires_at: None,
     })
 }
 
-fn read_scopes(scopes: Field<Vec<String>>) -> Result<Scopes, VerifyError> {
+fn read_scopes(scopes: Field<Vec<String>>) -> Result<Scopes, InvalidBody> {
     let names = match scopes {
         Field::Absent | Field::Null => return Ok(Scopes::none()),
         Field::Is(names) => names,
-        Field::Mistyped => return Err(nonsense("`scopes` is no list of texts")),
+        Field::Mistyped => return Err(InvalidBody("`scopes` is not an array of strings")),
     };
     if names.len() > MAX_SCOPES || names.iter().any(|name| name.len() > MAX_SCOPE_LEN) {
-        return Err(nonsense("`scopes` holds too many scopes, or too long ones"));
+        return Err(InvalidBody(
+            "`scopes` holds too many scopes, or too long ones",
+        ));
     }
     Ok(Scopes::from_names(names))
 }
@@ -109,8 +126,9 @@ pub(super) fn names_no_route(reply: &Reply) -> bool {
 /// The codes of `errors`, which is one object on some endpoints and a list of them on others.
 struct Codes(Vec<String>);
 
+/// An object that has a code: an error, or a reply.
 #[derive(Deserialize)]
-struct ErrorBody {
+struct Coded {
     #[serde(default)]
     code: Field<String>,
 }
@@ -118,14 +136,14 @@ struct ErrorBody {
 impl Content for Codes {
     fn list<'de, A: serde::de::SeqAccess<'de>>(mut list: A) -> Result<Field<Self>, A::Error> {
         let mut codes = Vec::new();
-        while let Some(error) = list.next_element::<ErrorBody>()? {
+        while let Some(error) = list.next_element::<Coded>()? {
             codes.extend(error.code.text().ok().flatten());
         }
         Ok(Field::Is(Self(codes)))
     }
 
     fn object<'de, A: serde::de::MapAccess<'de>>(object: A) -> Result<Field<Self>, A::Error> {
-        let error = ErrorBody::deserialize(serde::de::value::MapAccessDeserializer::new(object))?;
+        let error = Coded::deserialize(serde::de::value::MapAccessDeserializer::new(object))?;
         Ok(Field::Is(Self(
             error.code.text().ok().flatten().into_iter().collect(),
         )))

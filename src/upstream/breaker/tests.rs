@@ -1,237 +1,335 @@
+use super::Circuit::{Known, Unknown};
 use super::*;
+use crate::key::DigestSecret;
 
 fn at(millis: u64) -> Tick {
     Tick::ZERO.after(Duration::from_millis(1_000_000 + millis))
 }
 
-fn end(breaker: &Breaker, health: Health, now: Tick) -> bool {
-    breaker.begin(now).unwrap().end(health, now)
+fn breaker() -> Breaker {
+    Breaker::new(Component::Issuer)
+}
+
+fn keys(n: usize) -> Vec<KeyDigest> {
+    let secret = DigestSecret::draw().unwrap();
+    (0..n).map(|n| secret.digest(n.to_string())).collect()
+}
+
+fn end(breaker: &Breaker, circuit: Circuit, key: KeyDigest, health: Health, now: Tick) -> bool {
+    breaker.begin(circuit, key, now).unwrap().end(health, now)
+}
+
+/// Lets five keys fail.
+fn open(breaker: &Breaker, circuit: Circuit, now: Tick) {
+    for key in keys(5) {
+        end(breaker, circuit, key, Health::Failed, now);
+    }
+    remaining(breaker, circuit, now);
+}
+
+#[track_caller]
+fn remaining(breaker: &Breaker, circuit: Circuit, now: Tick) -> Duration {
+    match breaker.state(circuit, now) {
+        BreakerState::Open { remaining } => remaining,
+        other => panic!("{circuit:?} is {other:?}"),
+    }
 }
 
 #[test]
-fn five_failures_in_a_row_open_it_and_an_answer_between_them_does_not() {
-    let breaker = Breaker::default();
-    for _ in 0..4 {
-        assert!(!end(&breaker, Health::Failed, at(0)));
+fn five_failing_keys_in_a_row_open_it() {
+    for circuit in [Known, Unknown] {
+        let breaker = breaker();
+        let keys = keys(10);
+        for &key in &keys[..4] {
+            assert!(!end(&breaker, circuit, key, Health::Failed, at(0)));
+        }
+        assert!(!end(&breaker, circuit, keys[4], Health::Answered, at(0)));
+        for &key in &keys[5..9] {
+            assert!(!end(&breaker, circuit, key, Health::Failed, at(0)));
+        }
+        assert_eq!(breaker.state(circuit, at(0)), BreakerState::Closed);
+        assert!(end(&breaker, circuit, keys[9], Health::Failed, at(0)));
+        remaining(&breaker, circuit, at(0));
     }
-    assert!(!end(&breaker, Health::Answered, at(0)));
-    for _ in 0..4 {
-        assert!(!end(&breaker, Health::Failed, at(0)));
+}
+
+#[test]
+fn unknown_keys_open_it_for_unknown_keys_only() {
+    let breaker = breaker();
+    open(&breaker, Unknown, at(0));
+    assert_eq!(breaker.state(Known, at(0)), BreakerState::Closed);
+    assert_eq!(breaker.check(Known, keys(1)[0], at(0)), Ok(()));
+}
+
+#[test]
+fn known_keys_open_and_close_it_for_all() {
+    let breaker = breaker();
+    let key = keys(1)[0];
+    open(&breaker, Known, at(0));
+    assert_eq!(
+        remaining(&breaker, Known, at(0)),
+        remaining(&breaker, Unknown, at(0))
+    );
+    assert!(!end(&breaker, Known, key, Health::Answered, at(5_000)));
+    for circuit in [Known, Unknown] {
+        assert_eq!(breaker.state(circuit, at(5_000)), BreakerState::Closed);
     }
-    assert_eq!(breaker.state(at(0)), BreakerState::Closed);
-    assert!(end(&breaker, Health::Failed, at(0)));
-    assert!(matches!(breaker.state(at(0)), BreakerState::Open { .. }));
+}
+
+#[test]
+fn unknown_keys_close_the_unknown_circuit_only() {
+    let breaker = breaker();
+    open(&breaker, Known, at(0));
+    end(&breaker, Unknown, keys(1)[0], Health::Answered, at(5_000));
+    assert_eq!(breaker.state(Unknown, at(5_000)), BreakerState::Closed);
+    assert_eq!(breaker.state(Known, at(5_000)), BreakerState::HalfOpen);
+}
+
+#[test]
+fn failing_unknown_keys_delay_no_known_key() {
+    let breaker = breaker();
+    let keys = keys(100);
+    open(&breaker, Known, at(0));
+    for (n, &key) in keys.iter().enumerate() {
+        let now = at(5_000 + 1_000 * n as u64);
+        if let Ok(call) = breaker.begin(Unknown, key, now) {
+            call.end(Health::Failed, now);
+        }
+        assert_eq!(breaker.check(Known, keys[0], now), Ok(()));
+    }
+}
+
+#[test]
+fn a_known_key_that_asked_goes_first_for_5_s() {
+    for has_asked in [true, false] {
+        let breaker = breaker();
+        let keys = keys(2);
+        open(&breaker, Known, at(0));
+        let end_of_pause = at(0).after(remaining(&breaker, Known, at(0)));
+        if has_asked {
+            assert!(breaker.check(Known, keys[0], at(1)).is_err());
+        }
+        let unknown = breaker.check(Unknown, keys[1], end_of_pause);
+        if has_asked {
+            assert_eq!(unknown, Err(PRECEDENCE));
+            let later = end_of_pause.after(PRECEDENCE);
+            assert_eq!(breaker.check(Unknown, keys[1], later), Ok(()));
+        } else {
+            assert_eq!(unknown, Ok(()));
+        }
+        assert_eq!(breaker.check(Known, keys[0], end_of_pause), Ok(()));
+    }
+}
+
+#[test]
+fn unknown_keys_wait_for_a_known_keys_trial() {
+    let breaker = breaker();
+    let keys = keys(2);
+    open(&breaker, Known, at(0));
+    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
+    let waits = Err(RETRY_AFTER_TRIAL);
+    assert_eq!(breaker.check(Unknown, keys[1], at(5_000)), waits);
+    drop(trial);
+    assert_eq!(breaker.check(Unknown, keys[1], at(5_000)), Ok(()));
 }
 
 #[test]
 fn half_of_twenty_calls_in_ten_seconds_open_it() {
-    let breaker = Breaker::default();
-    for n in 0..9 {
-        assert!(!end(&breaker, Health::Answered, at(n * 100)));
-        assert!(!end(&breaker, Health::Failed, at(n * 100)));
+    let breaker = breaker();
+    let keys = keys(20);
+    for (n, pair) in keys.chunks(2).enumerate() {
+        let now = at(900 * n as u64);
+        assert!(!end(&breaker, Known, pair[0], Health::Answered, now));
+        let opened = end(&breaker, Known, pair[1], Health::Failed, now);
+        assert_eq!(opened, n == 9, "{n}");
     }
-    assert!(!end(&breaker, Health::Answered, at(9_000)));
-    assert!(
-        end(&breaker, Health::Failed, at(9_000)),
-        "the 20th call, the 10th failure"
-    );
 }
 
 #[test]
-fn failures_older_than_the_window_count_no_more() {
-    let breaker = Breaker::default();
-    for n in 0..9 {
-        end(&breaker, Health::Answered, at(n * 100));
-        end(&breaker, Health::Failed, at(n * 100));
+fn calls_older_than_the_window_do_not_count() {
+    let breaker = breaker();
+    let keys = keys(20);
+    for (n, pair) in keys.chunks(2).enumerate() {
+        let now = at(if n == 9 { 11_000 } else { 100 * n as u64 });
+        end(&breaker, Known, pair[0], Health::Answered, now);
+        assert!(!end(&breaker, Known, pair[1], Health::Failed, now));
     }
-    end(&breaker, Health::Answered, at(11_000));
-    assert!(!end(&breaker, Health::Failed, at(11_000)));
 }
 
 #[test]
-fn it_opens_for_5_s_then_twice_as_long_up_to_60_s_less_up_to_a_fifth_and_lets_one_call_try() {
-    let breaker = Breaker::default();
+fn it_opens_for_longer_each_time() {
+    let breaker = breaker();
     let mut now = at(0);
-    for _ in 0..5 {
-        end(&breaker, Health::Failed, now);
-    }
-    for longest in [5, 10, 20, 40, 60, 60] {
-        let BreakerState::Open { remaining } = breaker.state(now) else {
-            panic!("not open")
-        };
+    let keys = keys(2);
+    open(&breaker, Known, now);
+    for (n, longest) in [5, 10, 20, 40, 60, 60].into_iter().enumerate() {
+        let open_for = remaining(&breaker, Known, now);
         let longest = Duration::from_secs(longest);
-        assert!(
-            remaining <= longest && remaining >= longest.mul_f64(0.79),
-            "{remaining:?}"
-        );
-        assert_eq!(breaker.begin(now).unwrap_err(), remaining);
-        now = now.after(remaining);
-        let probe = breaker.begin(now).unwrap();
-        assert!(breaker.begin(now).is_err(), "a second call");
-        assert!(breaker.check(now).is_err());
-        assert!(probe.end(Health::Failed, now));
+        assert!(open_for <= longest && open_for >= longest.mul_f64(0.79));
+        // In turn: a key whose trial failed lets the other one go first.
+        let key = keys[n % 2];
+        assert_eq!(breaker.begin(Known, key, now).unwrap_err(), open_for);
+        now = now.after(open_for);
+        let trial = breaker.begin(Known, key, now).unwrap();
+        assert!(breaker.begin(Known, keys[(n + 1) % 2], now).is_err());
+        assert!(breaker.check(Known, key, now).is_err());
+        assert!(trial.end(Health::Failed, now));
     }
-    let BreakerState::Open { remaining } = breaker.state(now) else {
-        panic!("not open")
-    };
-    now = now.after(remaining);
-    assert!(!end(&breaker, Health::Answered, now));
-    assert_eq!(breaker.state(now), BreakerState::Closed);
+    now = now.after(remaining(&breaker, Known, now));
+    assert!(!end(&breaker, Known, keys[0], Health::Answered, now));
+    assert_eq!(breaker.state(Known, now), BreakerState::Closed);
 }
 
 #[test]
-fn a_dropped_probe_gives_its_turn_back_and_a_429_closes() {
-    let breaker = Breaker::default();
-    let mut now = at(0);
-    for _ in 0..5 {
-        end(&breaker, Health::Failed, now);
-    }
-    now = now.after(Duration::from_secs(5));
-    drop(breaker.begin(now).unwrap());
-    assert!(!end(&breaker, Health::Alive, now));
-    assert_eq!(breaker.state(now), BreakerState::Closed);
+fn dropped_trial_lets_another_try_and_429_closes() {
+    let breaker = breaker();
+    let key = keys(1)[0];
+    open(&breaker, Known, at(0));
+    let now = at(5_000);
+    drop(breaker.begin(Known, key, now).unwrap());
+    assert!(!end(&breaker, Known, key, Health::Alive, now));
+    assert_eq!(breaker.state(Known, now), BreakerState::Closed);
     for _ in 0..100 {
-        assert!(!end(&breaker, Health::Alive, now));
+        assert!(!end(&breaker, Known, key, Health::Alive, now));
     }
-    assert_eq!(breaker.state(now), BreakerState::Closed);
+    assert_eq!(breaker.state(Known, now), BreakerState::Closed);
 }
 
-/// Opens it while this many calls are under way that began before.
+/// Opens it while this many calls are in flight that began before.
 fn open_past(breaker: &Breaker, calls: usize) -> impl Iterator<Item = Call<'_>> {
-    let under_way: Vec<_> = (0..calls).map(|_| breaker.begin(at(0)).unwrap()).collect();
-    for _ in 0..5 {
-        end(breaker, Health::Failed, at(0));
-    }
-    under_way.into_iter()
+    let in_flight: Vec<_> = keys(calls)
+        .into_iter()
+        .map(|key| breaker.begin(Known, key, at(0)).unwrap())
+        .collect();
+    open(breaker, Known, at(0));
+    in_flight.into_iter()
 }
 
 #[test]
-fn an_outcome_from_before_the_opening_changes_nothing_then_or_later() {
-    const ALL: [Health; 3] = [Health::Failed, Health::Answered, Health::Alive];
+fn outcomes_from_before_opening_change_nothing() {
+    const ALL: [Health; 4] = [
+        Health::Failed,
+        Health::Answered,
+        Health::Alive,
+        Health::Senseless,
+    ];
 
-    let breaker = Breaker::default();
+    let breaker = breaker();
+    let keys = keys(2);
     let mut old = open_past(&breaker, 2 * ALL.len() + 5);
-    let open = breaker.state(at(0));
+    let open = breaker.state(Known, at(0));
     for (health, call) in ALL.into_iter().zip(&mut old) {
         assert!(!call.end(health, at(0)), "{health:?}");
-        assert_eq!(breaker.state(at(0)), open, "{health:?}");
+        assert_eq!(breaker.state(Known, at(0)), open, "{health:?}");
     }
-    let probe = breaker.begin(at(5_000)).unwrap();
+    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
     for health in ALL {
         assert!(!old.next().unwrap().end(health, at(5_000)), "{health:?}");
-        assert!(breaker.begin(at(5_000)).is_err(), "{health:?}");
+        assert!(breaker.begin(Known, keys[1], at(5_000)).is_err());
     }
-    assert!(!probe.end(Health::Answered, at(5_000)));
+    assert!(!trial.end(Health::Answered, at(5_000)));
     for call in old {
         assert!(!call.end(Health::Failed, at(5_000)));
     }
-    assert_eq!(breaker.state(at(5_000)), BreakerState::Closed);
+    assert_eq!(breaker.state(Known, at(5_000)), BreakerState::Closed);
 }
 
 #[test]
-fn a_dropped_call_gives_back_no_turn_but_its_own() {
-    let breaker = Breaker::default();
-    drop(breaker.begin(at(0)).unwrap());
-    assert_eq!(breaker.state(at(0)), BreakerState::Closed);
+fn a_dropped_call_ends_no_other_trial() {
+    let breaker = breaker();
+    let keys = keys(2);
+    drop(breaker.begin(Known, keys[0], at(0)).unwrap());
+    assert_eq!(breaker.state(Known, at(0)), BreakerState::Closed);
     let mut old = open_past(&breaker, 2);
-    let open = breaker.state(at(0));
+    let open = breaker.state(Known, at(0));
     drop(old.next());
-    assert_eq!(breaker.state(at(0)), open);
-    let probe = breaker.begin(at(5_000)).unwrap();
+    assert_eq!(breaker.state(Known, at(0)), open);
+    let trial = breaker.begin(Known, keys[0], at(5_000)).unwrap();
     drop(old.next());
-    assert!(breaker.begin(at(5_000)).is_err(), "a second probe");
-    drop(probe);
-    assert!(breaker.begin(at(5_000)).is_ok());
-}
-
-fn subjects(n: usize) -> Vec<KeyDigest> {
-    let secret = crate::key::DigestSecret::draw().unwrap();
-    (0..n).map(|n| secret.digest(n.to_string())).collect()
-}
-
-fn end_about(breaker: &Breaker, subject: KeyDigest, health: Health, now: Tick) -> bool {
-    let call = breaker.begin(now).unwrap();
-    call.about(Some(subject)).end(health, now)
+    assert!(breaker.begin(Known, keys[1], at(5_000)).is_err());
+    drop(trial);
+    assert!(breaker.begin(Known, keys[1], at(5_000)).is_ok());
 }
 
 #[test]
-fn one_subject_that_fails_for_ever_never_opens_it_and_five_do() {
-    let breaker = Breaker::default();
-    let subjects = subjects(6);
-    // An hour of its failures alone, and then among the answers of another.
+fn one_key_that_always_fails_never_opens_it() {
+    let breaker = breaker();
+    let keys = keys(6);
+    // An hour of its failures alone, and then among the answers of another key.
     for second in 0..3_600 {
-        assert!(!end_about(
-            &breaker,
-            subjects[0],
-            Health::Failed,
-            at(second * 1_000)
-        ));
+        let now = at(second * 1_000);
+        assert!(!end(&breaker, Known, keys[0], Health::Failed, now));
     }
     for n in 0..3_600 {
         let now = at(3_600_000 + n * 100);
-        assert!(!end_about(&breaker, subjects[0], Health::Failed, now));
+        assert!(!end(&breaker, Known, keys[0], Health::Failed, now));
         if n % 2 == 0 {
-            assert!(!end_about(&breaker, subjects[5], Health::Answered, now));
+            assert!(!end(&breaker, Known, keys[5], Health::Answered, now));
         }
     }
-    assert_eq!(breaker.state(at(4_000_000)), BreakerState::Closed);
-    for (n, &subject) in subjects[..5].iter().enumerate() {
-        let opens = end_about(&breaker, subject, Health::Failed, at(4_000_000));
-        assert_eq!(opens, n == 4, "{n}");
-    }
+    assert_eq!(breaker.state(Known, at(4_000_000)), BreakerState::Closed);
 }
 
 #[test]
-fn a_subjects_failures_count_once_in_ten_seconds_and_then_once_more() {
+fn a_keys_failures_count_once_in_ten_seconds() {
     for (again, opens) in [(9_999, false), (10_000, true)] {
-        let breaker = Breaker::default();
-        let subjects = subjects(5);
-        for &subject in &subjects {
-            assert!(!end_about(&breaker, subject, Health::Failed, at(0)));
-            assert!(!end(&breaker, Health::Answered, at(0)));
+        let breaker = breaker();
+        let keys = keys(6);
+        for &key in &keys[..5] {
+            assert!(!end(&breaker, Known, key, Health::Failed, at(0)));
+            assert!(!end(&breaker, Known, keys[5], Health::Answered, at(0)));
         }
-        for (n, &subject) in subjects.iter().enumerate() {
-            let opened = end_about(&breaker, subject, Health::Failed, at(again));
+        for (n, &key) in keys[..5].iter().enumerate() {
+            let opened = end(&breaker, Known, key, Health::Failed, at(again));
             assert_eq!(opened, opens && n == 4, "{n} after {again} ms");
         }
     }
 }
 
 #[test]
-fn half_of_twenty_calls_about_many_subjects_open_it() {
-    let breaker = Breaker::default();
-    let subjects = subjects(40);
-    let opened = subjects.chunks(2).position(|pair| {
-        end_about(&breaker, pair[0], Health::Answered, at(0));
-        end_about(&breaker, pair[1], Health::Failed, at(0))
-    });
-    assert_eq!(opened, Some(9));
+fn ten_senseless_keys_in_a_row_open_it() {
+    for circuit in [Known, Unknown] {
+        let breaker = breaker();
+        let keys = keys(20);
+        for _ in 0..100 {
+            for &key in &keys[..9] {
+                assert!(!end(&breaker, circuit, key, Health::Senseless, at(0)));
+            }
+        }
+        // An answer about any key shows that the issuer makes sense.
+        assert!(!end(&breaker, Known, keys[19], Health::Answered, at(0)));
+        for (n, &key) in keys[..10].iter().enumerate() {
+            let opened = end(&breaker, circuit, key, Health::Senseless, at(0));
+            assert_eq!(opened, n == 9, "{n}");
+        }
+        remaining(&breaker, circuit, at(0));
+    }
 }
 
 #[test]
-fn a_subject_whose_probe_failed_lets_others_go_first_for_five_seconds() {
-    let breaker = Breaker::default();
-    let subjects = subjects(5);
-    let mut now = at(0);
-    for &subject in &subjects {
-        end_about(&breaker, subject, Health::Failed, now);
-    }
-    now = now.after(Duration::from_secs(5));
-    assert_eq!(breaker.give_way(Some(subjects[0]), now), Ok(()));
-    assert!(end_about(&breaker, subjects[0], Health::Failed, now));
-    let BreakerState::Open { remaining } = breaker.state(now) else {
-        panic!("not open")
-    };
-    now = now.after(remaining);
-    assert_eq!(breaker.check(now), Ok(()));
-    assert_eq!(
-        breaker.give_way(Some(subjects[0]), now),
-        Err(Duration::from_secs(5))
-    );
-    assert_eq!(breaker.give_way(Some(subjects[1]), now), Ok(()));
-    assert_eq!(breaker.give_way(None, now), Ok(()));
-    let later = now.after(Duration::from_secs(5));
-    assert_eq!(breaker.give_way(Some(subjects[0]), later), Ok(()));
-    assert!(!end_about(&breaker, subjects[1], Health::Answered, now));
-    assert_eq!(breaker.give_way(Some(subjects[0]), now), Ok(()));
+fn senseless_trial_leaves_next_to_another_key() {
+    let breaker = breaker();
+    let keys = keys(2);
+    open(&breaker, Known, at(0));
+    let now = at(5_000);
+    assert!(!end(&breaker, Known, keys[0], Health::Senseless, now));
+    assert_eq!(breaker.check(Known, keys[0], now), Err(PRECEDENCE));
+    assert!(!end(&breaker, Known, keys[1], Health::Answered, now));
+    assert_eq!(breaker.state(Known, now), BreakerState::Closed);
+}
+
+#[test]
+fn a_key_whose_trial_failed_lets_others_go_first() {
+    let breaker = breaker();
+    let keys = keys(2);
+    open(&breaker, Known, at(0));
+    let now = at(5_000);
+    assert!(end(&breaker, Known, keys[0], Health::Failed, now));
+    let now = now.after(remaining(&breaker, Known, now));
+    assert_eq!(breaker.check(Known, keys[0], now), Err(PRECEDENCE));
+    assert_eq!(breaker.check(Known, keys[1], now), Ok(()));
+    let later = now.after(PRECEDENCE);
+    assert_eq!(breaker.check(Known, keys[0], later), Ok(()));
+    assert!(!end(&breaker, Known, keys[1], Health::Answered, now));
+    assert_eq!(breaker.check(Known, keys[0], now), Ok(()));
 }

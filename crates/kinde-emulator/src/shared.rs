@@ -1,0 +1,67 @@
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::calls::Calls;
+use crate::endpoint::Endpoint;
+use crate::injected::InjectedFaults;
+use crate::issuer::Issuer;
+use crate::recorded::RecordedRequest;
+
+/// The state that the handles, the server and its connections share, and notifications of its changes.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Notified when a call arrives.
+    pub(crate) call_arrived: Notify,
+    /// Notified when faults are injected or cleared.
+    pub(crate) faults_changed: Notify,
+    pub(crate) mode: watch::Sender<Mode>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) issuer: Issuer,
+    pub(crate) faults: InjectedFaults,
+    pub(crate) calls: Calls,
+    pub(crate) last_requests: [Option<RecordedRequest>; Endpoint::ALL.len()],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Serving,
+    /// All connections are reset.
+    Outage,
+    /// No connection is accepted. Calls in flight may complete.
+    Stopping,
+    Stopped,
+}
+
+impl Shared {
+    pub(crate) fn new(issuer: Issuer) -> Self {
+        Self {
+            state: Mutex::new(State {
+                issuer,
+                faults: InjectedFaults::default(),
+                calls: Calls::default(),
+                last_requests: Default::default(),
+            }),
+            call_arrived: Notify::new(),
+            faults_changed: Notify::new(),
+            mode: watch::Sender::new(Mode::Serving),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // No user code runs under the lock, and a panic under it leaves the state consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("mode", &*self.mode.borrow())
+            .finish_non_exhaustive()
+    }
+}

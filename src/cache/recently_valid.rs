@@ -1,0 +1,114 @@
+//! Recently valid keys: the digests of keys that were valid in the last 24 hours and are no longer cached.
+//!
+//! They are looked up before unknown keys. They are kept in two generations of a map: when the younger one is full, the elder
+//! one is dropped.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::mem;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::store::DigestBuildHasher;
+use crate::clock::Tick;
+use crate::key::KeyDigest;
+
+/// How long a key is remembered as recently valid.
+const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
+
+type Generation = HashMap<KeyDigest, Tick, DigestBuildHasher>;
+
+pub(crate) struct RecentlyValid {
+    generations: Mutex<Generations>,
+    per_generation: usize,
+}
+
+#[derive(Default)]
+struct Generations {
+    younger: Generation,
+    elder: Generation,
+}
+
+impl RecentlyValid {
+    /// Remembers at most `capacity` keys.
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self {
+            generations: Mutex::default(),
+            per_generation: usize::try_from(capacity).unwrap_or(usize::MAX).div_ceil(2),
+        }
+    }
+
+    /// Notes that the key was valid by a call sent at this time.
+    pub(crate) fn note(&self, digest: KeyDigest, valid_at: Tick) {
+        let mut generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if generations.younger.len() >= self.per_generation {
+            generations.elder = mem::take(&mut generations.younger);
+        }
+        generations.younger.insert(digest, valid_at);
+    }
+
+    pub(crate) fn contains(&self, digest: KeyDigest, now: Tick) -> bool {
+        let generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let valid_at = generations
+            .younger
+            .get(&digest)
+            .or_else(|| generations.elder.get(&digest));
+        valid_at.is_some_and(|&at| now.since(at) <= REMEMBERED)
+    }
+
+    /// Forgets the key: it is cached again, or invalid.
+    pub(crate) fn forget(&self, digest: KeyDigest) {
+        let mut generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        generations.younger.remove(&digest);
+        generations.elder.remove(&digest);
+    }
+}
+
+impl fmt::Debug for RecentlyValid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecentlyValid")
+            .field("per_generation", &self.per_generation)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::DigestSecret;
+
+    #[test]
+    fn a_key_is_remembered_for_a_day() {
+        let secret = DigestSecret::draw().unwrap();
+        let key = |n: u32| secret.digest(n.to_string());
+        let recently_valid = RecentlyValid::new(10);
+        let at = Tick::ZERO.after(Duration::from_secs(1));
+        recently_valid.note(key(0), at);
+        let a_day = Duration::from_secs(86_400);
+        assert!(recently_valid.contains(key(0), at.after(a_day)));
+        assert!(!recently_valid.contains(key(0), at.after(a_day + Duration::from_nanos(1))));
+        for n in 1..=20 {
+            recently_valid.note(key(n), at);
+        }
+        let known = (0..=20)
+            .filter(|&n| recently_valid.contains(key(n), at))
+            .count();
+        assert!((5..=10).contains(&known), "{known}");
+        assert!(recently_valid.contains(key(20), at) && !recently_valid.contains(key(0), at));
+        // Some of these are in the elder generation.
+        for n in 16..=20 {
+            assert!(recently_valid.contains(key(n), at), "{n}");
+            recently_valid.forget(key(n));
+            assert!(!recently_valid.contains(key(n), at), "{n}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Keys whose responses make no sense: each is verified again later and later, and costs no other key anything.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Tick;
+use crate::key::KeyDigest;
+
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+/// A key that is not presented for this long after its wait begins with the first one again.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+/// Keys beyond this many are not delayed.
+const MAX_KEYS: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(super) struct KeyBackoff {
+    keys: Mutex<HashMap<KeyDigest, Delay>>,
+    /// The number of keys, so that nothing is locked while there are none.
+    len: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Delay {
+    wait: Duration,
+    until: Tick,
+}
+
+impl KeyBackoff {
+    /// Returns how long the key has to wait.
+    pub(super) fn check(&self, key: KeyDigest, now: Tick) -> Result<(), Duration> {
+        if self.len.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        match self.keys().get(&key) {
+            Some(delay) if now < delay.until => Err(delay.until.since(now)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Delays the key: by 1 s, doubling to 60 s. Returns the delay.
+    pub(super) fn delay(&self, key: KeyDigest, now: Tick) -> Duration {
+        let mut keys = self.keys();
+        let is_remembered = |delay: &Delay| now < delay.until.after(FORGOTTEN);
+        if keys.len() >= MAX_KEYS && !keys.contains_key(&key) {
+            keys.retain(|_, delay| is_remembered(delay));
+            if keys.len() >= MAX_KEYS {
+                return FIRST;
+            }
+        }
+        let before = keys.get(&key).filter(|delay| is_remembered(delay));
+        let wait = before.map_or(FIRST, |delay| (delay.wait * 2).min(LONGEST));
+        let until = now.after(wait);
+        keys.insert(key, Delay { wait, until });
+        self.len.store(keys.len(), Ordering::Release);
+        wait
+    }
+
+    /// Forgets the key: the issuer answered.
+    pub(super) fn forget(&self, key: KeyDigest) {
+        if self.len.load(Ordering::Acquire) > 0 {
+            let mut keys = self.keys();
+            keys.remove(&key);
+            self.len.store(keys.len(), Ordering::Release);
+        }
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashMap<KeyDigest, Delay>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::DigestSecret;
+
+    fn at(seconds: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn delays_double_and_end_with_an_answer() {
+        let backoff = KeyBackoff::default();
+        let secret = DigestSecret::draw().unwrap();
+        let (key, other) = (secret.digest("1"), secret.digest("2"));
+        let mut now = at(0);
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let wait = Duration::from_secs(seconds);
+            assert_eq!(backoff.delay(key, now), wait);
+            assert_eq!(backoff.check(key, now), Err(wait));
+            assert_eq!(backoff.check(other, now), Ok(()));
+            now = now.after(wait);
+            assert_eq!(backoff.check(key, now), Ok(()));
+        }
+        assert_eq!(backoff.delay(key, now.after(LONGEST / 2)), LONGEST);
+        let forgotten = now.after(LONGEST / 2 + LONGEST + FORGOTTEN);
+        assert_eq!(backoff.delay(key, forgotten), FIRST);
+        backoff.forget(key);
+        assert_eq!(backoff.check(key, forgotten), Ok(()));
+        assert_eq!(backoff.keys().len(), 0);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_old_keys_make_room() {
+        let backoff = KeyBackoff::default();
+        let secret = DigestSecret::draw().unwrap();
+        let key = |n: usize| secret.digest(n.to_string());
+        for n in 0..MAX_KEYS + 10 {
+            backoff.delay(key(n), at(0));
+        }
+        assert_eq!(backoff.keys().len(), MAX_KEYS);
+        assert_eq!(backoff.check(key(MAX_KEYS), at(0)), Ok(()));
+        backoff.delay(key(MAX_KEYS), at(1 + FORGOTTEN.as_secs()));
+        assert_eq!(backoff.keys().len(), 1);
+    }
+}
