@@ -305,7 +305,7 @@ async fn every_end_is_reported_once() {
     assert!(tokio::spawn(watch(panics)).await.unwrap_err().is_panic());
     assert_eq!(told(), ["panicked"]);
     let service =
-        service_fn(|_: ()| -> BoxFuture<'static, Answer> { panic!("on purpose, in `call`") });
+        service_fn(|(): ()| -> BoxFuture<'static, Answer> { panic!("on purpose, in `call`") });
     let mut service = service;
     let call = std::panic::AssertUnwindSafe(|| {
         ObservedFuture::call(ends.clone(), || tower::Service::call(&mut service, ()))

@@ -53,8 +53,7 @@ impl AuditTrail {
     ///
     /// Outside a Tokio runtime.
     pub async fn flush(&self, deadline: Duration) -> Result<(), FlushError> {
-        self.blocking(move |exporter, deadline| exporter.flush(deadline), deadline)
-            .await
+        self.blocking(Exporter::flush, deadline).await
     }
 
     /// Stops accepting events, writes those that were accepted, and drops the sink.
@@ -67,8 +66,7 @@ impl AuditTrail {
     ///
     /// Outside a Tokio runtime.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), FlushError> {
-        self.blocking(|exporter, deadline| exporter.shutdown(deadline), deadline)
-            .await
+        self.blocking(Exporter::shutdown, deadline).await
     }
 
     /// On a blocking thread: the deadline is about the sink's time, which a paused Tokio clock does not stop.

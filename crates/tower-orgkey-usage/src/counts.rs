@@ -150,12 +150,12 @@ impl Counts {
 
     fn reject(&mut self, kind: RejectionKind, more: u64) {
         let place = |kind| RejectionKind::ALL.iter().position(|known| *known == kind);
-        match self.rejections.iter_mut().find(|(held, _)| *held == kind) {
-            Some((_, count)) => *count = count.saturating_add(more),
-            None => {
-                self.rejections.push((kind, more));
-                self.rejections.sort_by_key(|(kind, _)| place(*kind));
-            }
+        let mut rejections = self.rejections.iter_mut();
+        if let Some((_, count)) = rejections.find(|(held, _)| *held == kind) {
+            *count = count.saturating_add(more);
+        } else {
+            self.rejections.push((kind, more));
+            self.rejections.sort_by_key(|(kind, _)| place(*kind));
         }
     }
 

@@ -98,15 +98,15 @@ impl Classification {
 
 /// Whether a rejection happens before the organization is known.
 fn is_about_the_key(kind: RejectionKind) -> bool {
-    match kind {
+    matches!(
+        kind,
         RejectionKind::CredentialMissing
-        | RejectionKind::CredentialMalformed
-        | RejectionKind::InvalidToken
-        | RejectionKind::OrganizationRequired
-        | RejectionKind::VerifierUnavailable
-        | RejectionKind::VerifierMisconfigured => true,
-        _ => false,
-    }
+            | RejectionKind::CredentialMalformed
+            | RejectionKind::InvalidToken
+            | RejectionKind::OrganizationRequired
+            | RejectionKind::VerifierUnavailable
+            | RejectionKind::VerifierMisconfigured
+    )
 }
 
 fn activity(method: &Method) -> Caption {
