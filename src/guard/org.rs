@@ -216,9 +216,12 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let context = match OrgContext::required_by(request.extensions(), "an organization guard") {
+        let extensions = request.extensions();
+        let context = match OrgContext::required_by(extensions, "an organization guard") {
             Ok(context) => context,
-            Err(rejection) => return GuardFuture::refuse(rejection),
+            Err(rejection) => {
+                return GuardFuture::refuse(RequestObservation::rejected(extensions, rejection));
+            }
         };
         let org = context.org_code().clone();
         let observation = context.observation().cloned();

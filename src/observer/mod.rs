@@ -3,8 +3,9 @@
 //!
 //! A layer outside `ApiKeyLayer` sees every request and every response, but not the [`OrgContext`]: that is added further
 //! in. An outer layer that needs it (logs, traces, audit, metering) attaches a [`RequestObservation`] to the request
-//! before it calls its inner service. `ApiKeyLayer` and the guards record into the observation, and the outer layer reads
-//! it when the request ends. All outer layers of a request share one observation. Without one, nothing is recorded.
+//! before it calls its inner service. `ApiKeyLayer` and the layers inside it record into the observation, and the outer
+//! layer reads it when the request ends. All outer layers of a request share one observation. Without one, nothing is
+//! recorded.
 //!
 //! # Fields on a span
 //!
@@ -157,9 +158,9 @@ impl RequestObservation {
         self.record().requirements.clone()
     }
 
-    /// Returns the last rejection that `ApiKeyLayer` or a guard responded with.
+    /// Returns the last rejection that a layer of this crate responded with.
     ///
-    /// [`rejection_of`](Self::rejection_of) also finds those of extractors, limits and handlers.
+    /// [`rejection_of`](Self::rejection_of) also finds those of extractors and handlers.
     pub fn rejection(&self) -> Option<Rejection> {
         self.record().rejection.clone()
     }

@@ -13,6 +13,7 @@ use super::service::OrgSettingsService;
 use crate::cache::{ApiKeyHandle, Cache, CacheResult, Entry, LookupRequest, LookupResult};
 use crate::context::{Anonymous, OrgCode, OrgContext};
 use crate::key::ApiKey;
+use crate::observer::RequestObservation;
 use crate::pending::Judge;
 use crate::rejection::Rejection;
 use crate::telemetry;
@@ -162,7 +163,7 @@ impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
         let org = OrgContext::required_by(extensions, "an `OrgSettingsLayer`")?
             .org_code()
             .clone();
-        match result {
+        let given = match result {
             LookupResult::Serve(entry, _) => {
                 self.give(extensions, org, Some(&entry), Duration::ZERO)
             }
@@ -170,7 +171,8 @@ impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
                 self.give(extensions, org, None, cannot_tell.retry_after)
             }
             LookupResult::Invalid => self.give(extensions, org, None, Duration::ZERO),
-        }
+        };
+        given.map_err(|rejection| RequestObservation::rejected(extensions, rejection))
     }
 }
 

@@ -9,6 +9,7 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, OrgSettingsLayer, Way};
 use crate::cache::LookupRequest;
+use crate::observer::RequestObservation;
 use crate::pending::Pending;
 
 /// The service that [`OrgSettingsLayer`] makes.
@@ -50,7 +51,10 @@ where
             },
             Way::Refuse(rejection) => ResponseFuture {
                 state: State::Refused {
-                    rejection: Some(rejection),
+                    rejection: Some(RequestObservation::rejected(
+                        request.extensions(),
+                        rejection,
+                    )),
                 },
             },
             Way::Wait(lookup) => ResponseFuture {

@@ -13,7 +13,8 @@ use tower_http::trace::TraceLayer;
 use tower_orgkey::observer::{
     Caller, EarlyEnd, ObservedFuture, Observer, ObserverLayer, RequestObservation, ResponseObserver,
 };
-use tower_orgkey::{KeyId, RejectionKind};
+use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
+use tower_orgkey::{KeyId, OrgConcurrencyLimitLayer, OrgRateLimitLayer, Quota, RejectionKind};
 use tracing::{Span, field::Empty, info_span};
 
 use crate::support::log::Log;
@@ -198,13 +199,27 @@ async fn a_replaced_response_does_not_hide_a_rejection() {
         let status = next.run(request).await.status();
         (status, "an error page").into_response()
     });
+    let auth = ApiKeyLayer::new(issuer());
+    let rate_limit = OrgRateLimitLayer::new(|_| Some(Quota::per_minute(0)));
+    let concurrency_limit = OrgConcurrencyLimitLayer::new(|_| Some(0));
+    let loader = settings_fn(|_| async { Err::<(), _>(SettingsError::unavailable("on purpose")) });
+    let settings = OrgSettingsLayer::new(&auth.handle(), loader);
     let app = guarded()
-        .route_layer(ApiKeyLayer::new(issuer()))
+        .route("/rate", get(open).route_layer(rate_limit))
+        .route("/concurrency", get(open).route_layer(concurrency_limit))
+        .route("/settings", get(open).route_layer(settings))
+        .route_layer(auth)
         .route_layer(page);
     let (app, seen) = observed(app);
     for (path, key, kind) in [
         ("/guarded", ONE, RejectionKind::InsufficientScope),
         ("/guarded", BAD, RejectionKind::InvalidToken),
+        ("/guarded", "", RejectionKind::CredentialMissing),
+        ("/guarded", DOUBTFUL, RejectionKind::VerifierUnavailable),
+        ("/orgs/org_two", ONE, RejectionKind::OrganizationMismatch),
+        ("/rate", ONE, RejectionKind::RateLimited),
+        ("/concurrency", ONE, RejectionKind::ConcurrencyLimited),
+        ("/settings", ONE, RejectionKind::SettingsUnavailable),
     ] {
         let response = app.clone().oneshot(request(path, key)).await.unwrap();
         assert!(
@@ -213,7 +228,7 @@ async fn a_replaced_response_does_not_hide_a_rejection() {
                 .get::<tower_orgkey::Rejection>()
                 .is_none()
         );
-        assert_eq!(seen.lock().unwrap().rejection, Some(kind));
+        assert_eq!(seen.lock().unwrap().rejection, Some(kind), "{path}");
     }
 }
 

@@ -428,9 +428,8 @@ impl<S: AuditSink> Worker<S> {
 
     /// Writes what is left, drops the sink, and counts what an abandoned worker leaves behind.
     fn end(mut self) {
-        let is_drained = |worker: &Self| {
-            worker.organizations.is_empty() && worker.unauthenticated.is_empty()
-        };
+        let is_drained =
+            |worker: &Self| worker.organizations.is_empty() && worker.unauthenticated.is_empty();
         while !self.is_abandoned && !is_drained(&self) {
             self.export(None, (BATCH / 2, BATCH / 2));
         }

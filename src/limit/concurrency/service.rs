@@ -10,6 +10,7 @@ use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::{Full, OrgConcurrencyLimitLayer};
 use crate::limit::subject::caller;
+use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
 
 /// Nobody knows when one of the requests under way will end. The least that `Retry-After` can say.
@@ -46,15 +47,21 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let admitted = match caller(request.extensions(), "a concurrency limit") {
+        let extensions = request.extensions();
+        let admitted = match caller(extensions, "a concurrency limit") {
             Ok(Some(context)) => self.limit.admit(context),
             Ok(None) => Ok(None),
-            Err(rejection) => return OrgConcurrencyLimitFuture::refuse(rejection),
+            Err(rejection) => {
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                return OrgConcurrencyLimitFuture::refuse(rejection);
+            }
         };
         match admitted {
             Ok(permit) => OrgConcurrencyLimitFuture::pass(self.inner.call(request), permit),
             Err(Full) => {
-                OrgConcurrencyLimitFuture::refuse(Rejection::concurrency_limited(RETRY_AFTER))
+                let rejection = Rejection::concurrency_limited(RETRY_AFTER);
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                OrgConcurrencyLimitFuture::refuse(rejection)
             }
         }
     }

@@ -8,6 +8,7 @@ use super::future::OrgRateLimitFuture;
 use super::layer::OrgRateLimitLayer;
 use crate::limit::account::Verdict;
 use crate::limit::subject::caller;
+use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
 
 /// The service that [`OrgRateLimitLayer`] makes.
@@ -41,14 +42,20 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let (verdict, fields) = match caller(request.extensions(), "a rate limit") {
+        let extensions = request.extensions();
+        let (verdict, fields) = match caller(extensions, "a rate limit") {
             Ok(Some(context)) => self.limit.judge(context),
             Ok(None) => (None, None),
-            Err(rejection) => return OrgRateLimitFuture::refuse(rejection, None),
+            Err(rejection) => {
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                return OrgRateLimitFuture::refuse(rejection, None);
+            }
         };
         match verdict {
             Some(Verdict::Refuse { wait }) => {
-                OrgRateLimitFuture::refuse(Rejection::rate_limited(wait), fields)
+                let rejection = Rejection::rate_limited(wait);
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                OrgRateLimitFuture::refuse(rejection, fields)
             }
             Some(Verdict::Pass { .. }) | None => {
                 OrgRateLimitFuture::pass(self.inner.call(request), fields)
