@@ -42,12 +42,19 @@ pub(super) fn permitted(extensions: &Extensions, policy: impl Policy) -> Option<
     match extensions.get::<OrgContext>() {
         Some(context) if policy.permits(context.scopes()) => {
             if let Some(observation) = context.observation() {
-                observation.record_requirement(policy.requirement(true));
+                record_met(observation, policy);
             }
             Some(context)
         }
         _ => None,
     }
+}
+
+/// Kept out of line, so that requests without an observer do not pay for it.
+#[cold]
+#[inline(never)]
+fn record_met(observation: &RequestObservation, policy: impl Policy) {
+    observation.record_requirement(policy.requirement(true));
 }
 
 /// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
