@@ -17,6 +17,7 @@ mod cache;
 mod clock;
 mod config;
 pub mod context;
+mod conversions;
 mod credential;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
@@ -64,7 +65,9 @@ pub use self::limit::{
 pub use self::observer::{ObserverLayer, RequestObservation};
 pub use self::rejection::{DefaultRejectionResponse, Rejection, RejectionKind, RejectionResponse};
 pub use self::request_head::RequestHead;
-pub use self::scope::{InvalidScope, InvalidScopePolicy, Scope, ScopePolicy, Scopes};
+pub use self::scope::{
+    InvalidScope, InvalidScopePolicy, InvalidScopes, Scope, ScopePolicy, Scopes,
+};
 #[cfg(feature = "settings")]
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub use self::settings::{

@@ -75,6 +75,24 @@ impl AsRef<str> for Scope {
 #[error("not a scope: expected 1 to 256 bytes of RFC 6749 scope-token")]
 pub struct InvalidScope(());
 
+/// Text or a sequence that is not a set of scopes.
+///
+/// ```
+/// use tower_orgkey::{InvalidScopes, Scopes};
+///
+/// assert!(matches!("read:é".parse::<Scopes>(), Err(InvalidScopes::Scope(_))));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidScopes {
+    /// A name is not a scope.
+    #[error(transparent)]
+    Scope(#[from] InvalidScope),
+    /// More than [`MAX_SCOPES`] names.
+    #[error("more than {MAX_SCOPES} scopes")]
+    TooMany,
+}
+
 pub(crate) const fn is_scope(name: &[u8]) -> bool {
     if name.is_empty() || name.len() > MAX_SCOPE_LEN {
         return false;
@@ -244,7 +262,15 @@ impl ScopePolicy {
         permits(self.alternatives(), held)
     }
 
-    /// Returns the alternatives: a key must hold every scope of one of them.
+    /// Returns the alternatives, each the scopes that must all be held.
+    ///
+    /// ```
+    /// use tower_orgkey::ScopePolicy;
+    ///
+    /// let policy = ScopePolicy::new([vec!["read", "write"], vec!["admin"]]);
+    /// let widths: Vec<usize> = policy.alternatives().map(<[_]>::len).collect();
+    /// assert_eq!(widths, [2, 1]);
+    /// ```
     pub fn alternatives(&self) -> impl Iterator<Item = &[Scope]> + Clone {
         self.0.iter().map(AsRef::as_ref)
     }

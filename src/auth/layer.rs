@@ -13,9 +13,10 @@ use crate::rejection::{DefaultRejectionResponse, Face};
 use crate::request_head::RequestHead;
 use crate::verify::Verifier;
 
-/// The layer that lets a request pass only with an organization's key.
+/// A layer that requires an organization's API key and provides the [`OrgContext`](crate::OrgContext) of the request.
 ///
-/// See the [module's guide](crate::auth) for where it stands. Clones share one cache; two layers share nothing.
+/// See the [module documentation](crate::auth) for the order of layers. Clones share one cache; separately built layers
+/// share nothing.
 #[derive(Clone)]
 #[must_use]
 pub struct ApiKeyLayer<F = DefaultRejectionResponse> {
@@ -24,7 +25,7 @@ pub struct ApiKeyLayer<F = DefaultRejectionResponse> {
     pub(super) max_age: Option<Duration>,
 }
 
-/// What a layer and its clones share.
+/// The state shared by the clones of a layer.
 pub(crate) struct Core {
     pub(super) credential: CredentialSource,
     pub(super) cache: Arc<Cache>,
@@ -34,10 +35,10 @@ pub(crate) struct Core {
     pub(super) peer: Option<PeerFn>,
 }
 
-/// Tells callers apart, by a hash of what the user's function makes of the request.
+/// Distinguishes callers by a hash of the value that the user's function returns for a request.
 pub(super) type PeerFn = Box<dyn Fn(RequestHead<'_>) -> Option<u64> + Send + Sync>;
 
-/// Folds a peer of any type into 64 bits.
+/// Hashes the peer, of any type, to 64 bits.
 pub(super) fn peer_fn<P: Hash>(
     peer: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
 ) -> PeerFn {
@@ -48,14 +49,14 @@ pub(super) fn peer_fn<P: Hash>(
 }
 
 impl ApiKeyLayer {
-    /// The layer over this verifier, with the defaults of [`ApiKeyLayerBuilder`].
+    /// Creates a layer that verifies keys with `verifier`, with the defaults of [`ApiKeyLayerBuilder`].
     ///
-    /// Needs no runtime, and starts nothing.
+    /// Needs no runtime and spawns no task.
     ///
     /// # Panics
     ///
-    /// When the operating system has no random numbers, from which the cache draws its secret;
-    /// [`ApiKeyLayerBuilder::build`] returns the error instead.
+    /// If the operating system provides no random numbers for the secret of the cache;
+    /// [`ApiKeyLayerBuilder::build`] returns an error instead.
     #[track_caller]
     pub fn new(verifier: impl Verifier) -> Self {
         match Self::builder(verifier).build() {
@@ -65,16 +66,16 @@ impl ApiKeyLayer {
         }
     }
 
-    /// A builder for settings of your own.
+    /// Returns a builder to configure the layer.
     pub fn builder(verifier: impl Verifier) -> ApiKeyLayerBuilder {
         ApiKeyLayerBuilder::new(Arc::new(verifier))
     }
 }
 
 impl<F> ApiKeyLayer<F> {
-    /// The same layer over the same cache, answering refusals in your own way.
+    /// Returns a layer over the same cache that renders rejections with `respond`.
     ///
-    /// Applies to every refusal, those of guards and extractors beneath the layer included. See
+    /// Applies to all rejections, including those of guards and extractors inside the layer. See
     /// [`RejectionResponse`](crate::RejectionResponse) for an example.
     pub fn with_rejection_response<G>(self, respond: G) -> ApiKeyLayer<G> {
         ApiKeyLayer {
@@ -87,7 +88,7 @@ impl<F> ApiKeyLayer<F> {
         }
     }
 
-    /// Blocks and invalidates keys while the layer runs, and tells how things stand.
+    /// Returns a handle that blocks and invalidates keys and reads the state of the layer.
     pub fn handle(&self) -> ApiKeyHandle {
         ApiKeyHandle::new(Arc::clone(&self.core.cache))
     }

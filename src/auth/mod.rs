@@ -1,12 +1,12 @@
-//! The layer itself: the way a request goes.
+//! The authentication layer.
 //!
 //! ```text
-//! header ─ credential ─▶ digest ─ look-up ─┬ served ──▶ OrgContext ─▶ inner service (the instance that was made ready)
-//!                                          ├ refused ─▶ Rejection
-//!                                          └ ask ─────▶ wait ─▶ OrgContext ─▶ a clone, made ready after the answer
+//! header ─ credential ─▶ digest ─ cache ─┬ valid ───▶ OrgContext ─▶ inner service (the instance that is ready)
+//!                                        ├ invalid ─▶ Rejection
+//!                                        └ unknown ─▶ verification ─▶ OrgContext ─▶ a clone, made ready afterwards
 //! ```
 //!
-//! # Where it stands
+//! # Order of layers
 //!
 //! ```
 //! use std::iter::once;
@@ -26,43 +26,44 @@
 //! }
 //!
 //! let app: Router = Router::new()
-//!     // The guard is the innermost: it needs what the layer found.
+//!     // Guards go innermost: they need the context from the layer.
 //!     .route("/reports", get(list).route_layer(require_scope("read:reports")))
-//!     // `route_layer` guards the routes above this line, and leaves 404 and the fallback open; `layer` covers those too.
+//!     // `route_layer` applies to the routes above this line; `layer` also covers 404 and the fallback.
 //!     .route_layer(ApiKeyLayer::new(verifier))
-//!     // `ServiceBuilder` goes from the outside in.
+//!     // `ServiceBuilder` lists layers from the outside in.
 //!     .layer(
 //!         ServiceBuilder::new()
 //!             .layer(SetSensitiveRequestHeadersLayer::new(once(AUTHORIZATION)))
 //!             .layer(TraceLayer::new_for_http())
-//!             // Outside the layer: a preflight carries no key, and no method is exempt from presenting one.
+//!             // CORS goes outside: preflight requests carry no key, and `ApiKeyLayer` exempts no method.
 //!             .layer(CorsLayer::permissive()),
 //!     );
 //! ```
 //!
-//! Two things to know of axum's own order:
+//! Two properties of axum matter here:
 //!
-//! * A route added *after* `route_layer` is not behind it. Handlers that take an [`OrgContext`](crate::OrgContext), and
-//!   guards, then answer 500 and say so in the log; a handler that takes neither is open.
-//! * A method added after a guard is not behind the guard: in `get(a).route_layer(guard).post(b)` only `a` is guarded.
-//!   Put the guard last, or ask in the handler with [`Scoped`](crate::Scoped), which cannot be forgotten.
+//! * `route_layer` does not apply to routes added after it. On such a route, guards and handlers that take an
+//!   [`OrgContext`](crate::OrgContext) respond with 500 and log the reason; other handlers are open to all requests.
+//! * A guard does not apply to methods added after it: in `get(a).route_layer(guard).post(b)` only `a` is guarded.
+//!   Add the guard last, or use the extractor [`Scoped`](crate::Scoped) in the handler.
 //!
-//! Of two layers in a row the inner decides, and removes what the outer put into the request.
+//! If one layer is inside another, the inner one decides and replaces the context of the outer one.
 //!
 //! # Requests that wait
 //!
-//! A key is checked again right before the inner service is called if its request has waited: for its verification, for
-//! [settings](crate::settings), or for the inner service to become ready. A key that was blocked meanwhile, has expired, or
-//! was invalid by a later answer of the issuer gets 401; a result that is past its hard TTL, or that a newer one contradicts, gets
-//! 503 with `Retry-After: 1`. An invalidation applies to later requests.
+//! If a request has waited, for its verification, for [settings](crate::settings) or for the inner service to become
+//! ready, its key is checked again right before the inner service is called. The layer responds with 401 if the key was
+//! blocked, has expired or has become invalid, and with 503 and `Retry-After: 1` if the result is past its hard TTL or
+//! contradicted by a newer one. An invalidation applies to later requests only.
 //!
-//! This needs the readiness of the inner service to be visible to the layer. axum hides it: what is added by a separate
-//! `.layer` or `.route_layer` further in becomes ready only after the call, so a request that waits there, for a permit of
-//! `tower::limit::ConcurrencyLimitLayer` say, is not checked again. Put what waits outside of the layer, or add it together
-//! with the layer, in one `ServiceBuilder`.
+//! This requires that the layer sees the readiness of the inner service. axum hides it: a service added by a separate
+//! `.layer` or `.route_layer` becomes ready only after the call, so a request that waits there, for a permit of
+//! `tower::limit::ConcurrencyLimitLayer` for example, is not checked again. Put layers that wait outside of
+//! `ApiKeyLayer`, or add them together with it in one `ServiceBuilder`.
 
 mod builder;
 mod future;
+mod guarded;
 mod layer;
 mod service;
 mod stripped;

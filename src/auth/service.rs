@@ -1,8 +1,9 @@
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Extensions, Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use tower_service::Service;
 
 use super::future::{ResponseFuture, State};
@@ -190,7 +191,10 @@ impl Core {
             Some(observation) => observation.observe(context, cached),
         };
         if self.strip_credential {
-            self.strip(request);
+            // By value: a function that received the request's address would make the compiler copy every request.
+            let headers = mem::take(request.headers_mut());
+            let extensions = mem::take(request.extensions_mut());
+            (*request.headers_mut(), *request.extensions_mut()) = self.strip(headers, extensions);
         }
         // Goes before what a layer further out may have put there for a request without a key.
         request.extensions_mut().insert(context);
@@ -199,12 +203,16 @@ impl Core {
 
     /// Removes the credential from the headers, and keeps its key for a clone of this layer further in.
     #[cold]
-    fn strip<B>(self: &Arc<Self>, request: &mut Request<B>) {
-        let Some(key) = self.credential.remove(request.headers_mut()) else {
-            // A clone further out has removed it.
-            return;
-        };
-        Stripped::put(request.extensions_mut(), self, key);
+    fn strip(
+        self: &Arc<Self>,
+        mut headers: HeaderMap,
+        mut extensions: Extensions,
+    ) -> (HeaderMap, Extensions) {
+        // Without a credential, a clone further out has already removed it.
+        if let Some(key) = self.credential.remove(&mut headers) {
+            Stripped::put(&mut extensions, self, key);
+        }
+        (headers, extensions)
     }
 
     /// The key of a request whose credential a clone of this layer has removed.

@@ -1,8 +1,11 @@
-//! Guards: what a route asks of a key that is good.
+//! Guards that require scopes or an organization on a route.
 //!
-//! A guard stands *beneath* [`ApiKeyLayer`](crate::ApiKeyLayer), which tells it whose call it is; without the layer it
-//! answers 500 and says so in the log. It decides on every request anew, from the facts of that request's context, and
-//! its refusals wear the layer's face. Several guards on one route all have to agree.
+//! A guard goes *inside* [`ApiKeyLayer`](crate::ApiKeyLayer), which provides the [`OrgContext`](crate::OrgContext) of the
+//! request; without it the guard responds with 500 and logs where the layer belongs. A guard decides on every request, and
+//! its rejections have the layer's format. If a route has several guards, all of them must allow the request.
+//!
+//! For one guard per route, [`ApiKeyLayer::require_scope`](crate::ApiKeyLayer::require_scope) and its siblings combine the
+//! layer and the guard into one layer.
 //!
 //! ```
 //! use axum::{Router, routing::{get, post}};
@@ -23,9 +26,9 @@
 //!     .route_layer(auth);
 //! ```
 //!
-//! **A method added after a guard is not behind it**: in `get(a).route_layer(guard).post(b)` only `a` is guarded, since
-//! that is how axum's `MethodRouter::route_layer` works. [`Scoped`] puts the same decision, with the same
-//! refusal to the byte, into the type of a handler, where the order of calls cannot undo it:
+//! **A method added after a guard is not guarded**: in `get(a).route_layer(guard).post(b)` only `a` is guarded, because
+//! axum's `MethodRouter::route_layer` applies to the methods added before it. [`Scoped`] makes the same decision, with the
+//! same rejection, in the type of a handler, so that the order of calls does not matter:
 //!
 //! ```
 //! use tower_orgkey::{ScopeSet, Scoped};
