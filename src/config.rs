@@ -28,7 +28,10 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn new(field: &'static str, problem: impl Into<Cow<'static, str>>) -> Self {
+    /// Creates an error for the setting `field`. For builders outside this crate.
+    ///
+    /// Neither text may hold the value of the setting, which may be a secret.
+    pub fn new(field: &'static str, problem: impl Into<Cow<'static, str>>) -> Self {
         Self {
             field,
             problem: problem.into(),

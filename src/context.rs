@@ -23,6 +23,7 @@ use orgkey_lookup::cache::Standing;
 
 use crate::api_keys::Entry;
 use crate::clock::Tick;
+use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
 use crate::scope::Scopes;
 
@@ -153,6 +154,8 @@ pub struct OrgContext {
     /// Has an organization, as `new` checks.
     entry: Arc<Entry>,
     authenticated_at: Tick,
+    /// What an outer layer attached to the request, so that guards need not search for it.
+    observation: Option<RequestObservation>,
 }
 
 impl OrgContext {
@@ -162,6 +165,7 @@ impl OrgContext {
         entry.value.org.is_some().then_some(Self {
             entry,
             authenticated_at,
+            observation: None,
         })
     }
 
@@ -253,9 +257,41 @@ impl OrgContext {
         self.entry.key
     }
 
-    /// Returns the context of a request, or the rejection if there is none.
+    /// Returns the context that the layer put into a request's extensions.
+    ///
+    /// The error is the rejection to respond with: 401 for a request that
+    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let through without a key, and 500, with an event
+    /// in the log, if no [`ApiKeyLayer`](crate::ApiKeyLayer) is outside of the service.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_orgkey::{OrgContext, Rejection};
+    ///
+    /// fn organization<B>(request: &Request<B>) -> Result<&str, Rejection> {
+    ///     Ok(OrgContext::of(request.extensions())?.org_code().as_str())
+    /// }
+    /// ```
+    pub fn of(extensions: &Extensions) -> Result<&Self, Rejection> {
+        Self::required_by(extensions, "a service")
+    }
+
+    /// Returns the observation that a layer outside [`ApiKeyLayer`](crate::ApiKeyLayer) attached to the request, if any.
+    /// For guards outside this crate, see the [module `observer`](crate::observer).
     #[inline]
-    pub(crate) fn of<'a>(
+    pub fn observation(&self) -> Option<&RequestObservation> {
+        self.observation.as_ref()
+    }
+
+    pub(crate) fn with_observation(self, observation: RequestObservation) -> Self {
+        Self {
+            observation: Some(observation),
+            ..self
+        }
+    }
+
+    /// [`of`](Self::of), with the component that needs the context in the log.
+    #[inline]
+    pub(crate) fn required_by<'a>(
         extensions: &'a Extensions,
         component: &str,
     ) -> Result<&'a Self, Rejection> {
@@ -295,7 +331,7 @@ mod extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-            Self::of(&parts.extensions, "the extractor `OrgContext`").cloned()
+            Self::required_by(&parts.extensions, "the extractor `OrgContext`").cloned()
         }
     }
 

@@ -47,6 +47,11 @@
 //! * [`ApiKeyLayer::require_scope`] and its siblings combine the layer and one guard into one layer.
 //! * [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] limit organizations or keys (feature `limit`).
 //!
+//! # Outer layers
+//!
+//! [`ObserverLayer`] and [`RequestObservation`] show a layer of yours outside [`ApiKeyLayer`], such as `TraceLayer`, who called
+//! and why a request was rejected; see [`observer`].
+//!
 //! # Responses, logs and metrics
 //!
 //! A rejected request gets a problem document, see [`rejection`]. [`telemetry`] lists the log messages and metrics, and
@@ -69,22 +74,16 @@
 // Without some features, links to their items are broken.
 #![cfg_attr(
     not(all(
-        feature = "audit",
         feature = "axum",
         feature = "kinde",
         feature = "limit",
-        feature = "openmeter",
         feature = "settings",
-        feature = "test-util",
-        feature = "usage"
+        feature = "test-util"
     )),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
 mod api_keys;
-#[cfg(feature = "audit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
-pub mod audit;
 pub mod auth;
 mod config;
 pub mod context;
@@ -95,8 +94,6 @@ mod credential;
 pub mod fuzzing;
 pub mod guard;
 mod handle;
-#[cfg(any(feature = "kinde", feature = "openmeter"))]
-mod http_client;
 mod interner;
 mod key;
 #[cfg(feature = "kinde")]
@@ -105,6 +102,7 @@ pub mod kinde;
 #[cfg(feature = "limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
+pub mod observer;
 mod pending;
 pub mod rejection;
 mod request_head;
@@ -120,12 +118,7 @@ pub mod test_util;
 #[cfg(doc)]
 #[doc = include_str!("troubleshooting.md")]
 pub mod troubleshooting {}
-#[cfg(feature = "usage")]
-#[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
-pub mod usage;
 pub mod verify;
-#[cfg(any(feature = "audit", feature = "usage"))]
-mod witness;
 
 // The layer and what handlers get.
 #[doc(inline)]
@@ -136,6 +129,10 @@ pub use self::context::{KeyId, OrgCode, OrgContext};
 pub use self::rejection::{Rejection, RejectionKind};
 #[doc(inline)]
 pub use self::scope::Scopes;
+
+// For outer layers.
+#[doc(inline)]
+pub use self::observer::{ObserverLayer, RequestObservation};
 
 // Guards.
 #[doc(inline)]
@@ -192,13 +189,6 @@ pub use self::scope::{InvalidScope, InvalidScopePolicy, InvalidScopes, Scope, Sc
 pub use self::settings::{OrgSettingsHandle, SettingsError, SettingsLoader};
 #[doc(hidden)]
 pub use self::verify::{Attempt, VerifierFn, VerifyErrorKind};
-
-#[cfg(feature = "audit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "audit")))]
-pub use self::audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail};
-#[cfg(feature = "usage")]
-#[cfg_attr(docsrs, doc(cfg(feature = "usage")))]
-pub use self::usage::{UsageHandle, UsageLayer};
 
 /// Compiles the examples of the README.
 #[cfg(doctest)]

@@ -33,11 +33,7 @@
 //! To test a whole application, see [`kinde-emulator`](https://docs.rs/kinde-emulator).
 
 use std::sync::Arc;
-#[cfg(feature = "usage")]
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-#[cfg(feature = "usage")]
-use std::time::SystemTime;
 
 use orgkey_lookup::Lifetimes;
 
@@ -71,38 +67,6 @@ use crate::verify::Facts;
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
     OrgSettings::new(org.org_code().clone(), Arc::new(settings))
-}
-
-/// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::usage::UsageLayerBuilder::test_wall_clock): it
-/// changes only when it is set, forward or back.
-///
-/// ```
-/// use std::time::{Duration, SystemTime};
-/// use tower_orgkey::test_util::TestWallClock;
-///
-/// let clock = TestWallClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-/// clock.set(clock.now() + Duration::from_secs(60));
-/// ```
-#[cfg(feature = "usage")]
-#[derive(Clone, Debug)]
-pub struct TestWallClock(Arc<Mutex<SystemTime>>);
-
-#[cfg(feature = "usage")]
-impl TestWallClock {
-    /// Creates a clock with this time.
-    pub fn new(time: SystemTime) -> Self {
-        Self(Arc::new(Mutex::new(time)))
-    }
-
-    /// Sets the time.
-    pub fn set(&self, time: SystemTime) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = time;
-    }
-
-    /// Returns the time.
-    pub fn now(&self) -> SystemTime {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Builds an [`OrgContext`] without a layer. See the [module documentation](crate::test_util).

@@ -27,6 +27,33 @@ fn troubleshooting_lists_warnings_and_errors() {
     }
 }
 
+#[test]
+fn log_messages_of_satellites_are_documented() {
+    for (readme, telemetry) in [
+        (
+            include_str!("../crates/tower-orgkey-audit/README.md"),
+            include_str!("../crates/tower-orgkey-audit/src/telemetry.rs"),
+        ),
+        (
+            include_str!("../crates/tower-orgkey-usage/README.md"),
+            include_str!("../crates/tower-orgkey-usage/src/telemetry.rs"),
+        ),
+    ] {
+        let documented: Vec<&str> = readme
+            .lines()
+            .filter(|line| line.starts_with("| error |") || line.starts_with("| warn |"))
+            .filter_map(|line| line.split('`').nth(1))
+            .collect();
+        let emitted = warnings_and_errors(telemetry);
+        assert!(documented.len() > 2, "{documented:?}");
+        assert_eq!(documented.len(), emitted.len(), "{emitted:?}");
+        for message in &emitted {
+            let is_documented = documented.iter().any(|begin| message.starts_with(begin));
+            assert!(is_documented, "not in the README: {message}");
+        }
+    }
+}
+
 /// Returns the first column of the table of messages, without the backticks.
 fn messages_in_table(page: &str) -> Vec<&str> {
     page.lines()

@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use super::layer::Core;
 use crate::api_keys::ApiKeys;
+use crate::observer::RequestObservation;
 use crate::pending::{Decide, Pending, Stop};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
 use crate::telemetry::{self, Outcome};
@@ -50,7 +51,7 @@ impl<B> Decide<B> for Arc<Core> {
         request: &mut Request<B>,
         result: LookupResult<ApiKeys>,
     ) -> Result<(), Rejection> {
-        match result {
+        let decision = match result {
             LookupResult::Serve(entry, now) => self.admit(request, entry, now, false),
             LookupResult::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
                 Rejection::verifier_misconfigured(cannot_tell.retry_after)
@@ -58,7 +59,8 @@ impl<B> Decide<B> for Arc<Core> {
                 Rejection::verifier_unavailable(cannot_tell.retry_after)
             }),
             LookupResult::Invalid => Err(Rejection::invalid_token()),
-        }
+        };
+        decision.map_err(|rejection| RequestObservation::rejected(request.extensions(), rejection))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::clock::Tick;
 use crate::context::{Anonymous, OrgContext};
 use crate::credential::Credential;
 use crate::key::{ApiKey, KeyDigest, is_key};
+use crate::observer::RequestObservation;
 use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
@@ -38,9 +39,12 @@ impl<S, F> ApiKeyService<S, F> {
 
 /// Which way a request goes.
 enum Way {
-    Pass { is_anonymous: bool },
+    Pass {
+        is_anonymous: bool,
+    },
     Refuse(Rejection),
-    Wait(LookupRequest<ApiKeys>),
+    /// Boxed, so that the decision of a hit is small: it is copied.
+    Wait(Box<LookupRequest<ApiKeys>>),
 }
 
 impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S, F>
@@ -79,7 +83,7 @@ where
                 face,
                 is_anonymous: false,
                 state: State::Waiting {
-                    pending: self.wait(request, lookup),
+                    pending: self.wait(request, *lookup),
                 },
             },
         }
@@ -118,9 +122,9 @@ impl Core {
             Credential::Absent => match self.stripped(request.extensions()) {
                 Some(key) => key,
                 None if self.allow_anonymous => return anonymous(request),
-                None => return Way::Refuse(Rejection::missing_credential()),
+                None => return refuse(request, Rejection::missing_credential()),
             },
-            Credential::Malformed => return Way::Refuse(Rejection::malformed_credential()),
+            Credential::Malformed => return refuse(request, Rejection::malformed_credential()),
         };
         let digest = self.cache.source().digest(key);
         let now = self.cache.clock().now();
@@ -139,17 +143,17 @@ impl Core {
                     }
                     entry
                 }
-                Some(CacheResult::Invalid) => return Way::Refuse(Rejection::invalid_token()),
-                None => return Way::Refuse(Rejection::malformed_credential()),
+                Some(CacheResult::Invalid) => return refuse(request, Rejection::invalid_token()),
+                None => return refuse(request, Rejection::malformed_credential()),
                 Some(CacheResult::LookUp) => {
                     return match ApiKey::from_bytes(key) {
-                        Ok(key) => Way::Wait(LookupRequest {
+                        Ok(key) => Way::Wait(Box::new(LookupRequest {
                             query: key,
                             key: digest,
                             oldest,
                             peer: None,
-                        }),
-                        Err(_) => Way::Refuse(Rejection::malformed_credential()),
+                        })),
+                        Err(_) => refuse(request, Rejection::malformed_credential()),
                     };
                 }
             },
@@ -158,7 +162,7 @@ impl Core {
             Ok(()) => Way::Pass {
                 is_anonymous: false,
             },
-            Err(rejection) => Way::Refuse(rejection),
+            Err(rejection) => refuse(request, rejection),
         }
     }
 
@@ -183,10 +187,6 @@ impl Core {
         clippy::inline_always,
         reason = "the compiler would not, since the seldom way judges too, and a call is a sixth of its price"
     )]
-    #[cfg_attr(
-        not(any(feature = "audit", feature = "usage")),
-        allow(unused_variables)
-    )]
     pub(super) fn admit<B>(
         self: &Arc<Self>,
         request: &mut Request<B>,
@@ -199,8 +199,11 @@ impl Core {
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
         telemetry::allowed(&context);
-        #[cfg(any(feature = "audit", feature = "usage"))]
-        crate::witness::Witness::tell_organization(request.extensions(), &context, cached);
+        // The one lookup of the request's observation: guards find it in the context.
+        let context = match RequestObservation::of(request.extensions()) {
+            None => context,
+            Some(observation) => observation.observe(context, cached),
+        };
         if self.strip_credential {
             // By value: a function that received the request's address would make the compiler copy every request.
             let headers = mem::take(request.headers_mut());
@@ -244,10 +247,19 @@ fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
 }
 
 #[cold]
+fn refuse<B>(request: &Request<B>, rejection: Rejection) -> Way {
+    Way::Refuse(RequestObservation::rejected(
+        request.extensions(),
+        rejection,
+    ))
+}
+
+#[cold]
 fn anonymous<B>(request: &mut Request<B>) -> Way {
     let extensions = request.extensions_mut();
-    #[cfg(any(feature = "audit", feature = "usage"))]
-    crate::witness::Witness::tell_anonymous(extensions);
+    if let Some(observation) = RequestObservation::of(extensions) {
+        observation.record_anonymous();
+    }
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
     Way::Pass { is_anonymous: true }

@@ -1,4 +1,3 @@
-#[cfg(feature = "axum")]
 use std::borrow::Cow;
 use std::fmt;
 use std::task::{Context, Poll};
@@ -10,6 +9,7 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::{OrgCode, OrgContext};
+use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::Rejection;
 use crate::request_head::RequestHead;
 
@@ -49,6 +49,12 @@ pub trait ClaimedOrg: sealed::Sealed {
     /// Whether the request names this organization and no other.
     #[doc(hidden)]
     fn agrees<B>(&self, request: Request<B>, org: &OrgCode) -> (Request<B>, Agreement);
+
+    /// The path parameter that names the organization, if it is one.
+    #[doc(hidden)]
+    fn parameter(&self) -> Option<Cow<'static, str>> {
+        None
+    }
 }
 
 mod sealed {
@@ -97,6 +103,7 @@ pub struct PathParameter(Cow<'static, str>);
 
 #[cfg(feature = "axum")]
 mod path {
+    use std::borrow::Cow;
     use std::future::Future;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
@@ -145,6 +152,10 @@ mod path {
                 telemetry::parameter_missing(&self.0);
             }
             (Request::from_parts(parts, body), agreement)
+        }
+
+        fn parameter(&self) -> Option<Cow<'static, str>> {
+            Some(self.0.clone())
         }
     }
 }
@@ -205,17 +216,30 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let org = match OrgContext::of(request.extensions(), "an organization guard") {
-            Ok(context) => context.org_code().clone(),
-            Err(rejection) => return GuardFuture::refuse(rejection),
-        };
-        let (request, agreement) = self.guard.claim.agrees(request, &org);
-        match agreement {
-            Agreement::Same => GuardFuture::pass(self.inner.call(request)),
-            Agreement::Other => {
-                GuardFuture::refuse(Rejection::organization_mismatch(self.guard.hide))
+        let extensions = request.extensions();
+        let context = match OrgContext::required_by(extensions, "an organization guard") {
+            Ok(context) => context,
+            Err(rejection) => {
+                return GuardFuture::refuse(RequestObservation::rejected(extensions, rejection));
             }
-            Agreement::Missing => GuardFuture::refuse(Rejection::internal()),
+        };
+        let org = context.org_code().clone();
+        let observation = context.observation().cloned();
+        let (request, agreement) = self.guard.claim.agrees(request, &org);
+        if let Some(observation) = observation {
+            let is_met = agreement == Agreement::Same;
+            let parameter = self.guard.claim.parameter();
+            observation.record_requirement(Requirement::organization(parameter, is_met));
         }
+        let rejection = match agreement {
+            Agreement::Same => return GuardFuture::pass(self.inner.call(request)),
+            Agreement::Other if self.guard.hide => Rejection::not_found(),
+            Agreement::Other => Rejection::organization_mismatch(),
+            Agreement::Missing => Rejection::internal(),
+        };
+        GuardFuture::refuse(RequestObservation::rejected(
+            request.extensions(),
+            rejection,
+        ))
     }
 }

@@ -7,32 +7,64 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
+use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::Rejection;
-use crate::scope::{ScopePolicy, permits, wanted};
-#[cfg(feature = "audit")]
-use crate::witness::{Policy, Witness};
+use crate::scope::{ScopePolicy, Scopes, permits, wanted};
+
+/// A scope policy of a guard or of a type.
+pub(super) trait Policy: Copy {
+    fn permits(self, held: &Scopes) -> bool;
+
+    /// The scopes that a rejection names.
+    fn wanted(self, held: &Scopes) -> String;
+
+    fn requirement(self, is_met: bool) -> Requirement;
+}
+
+impl Policy for &ScopePolicy {
+    #[inline]
+    fn permits(self, held: &Scopes) -> bool {
+        permits(self.alternatives(), held)
+    }
+
+    fn wanted(self, held: &Scopes) -> String {
+        wanted(self.alternatives(), held)
+    }
+
+    fn requirement(self, is_met: bool) -> Requirement {
+        Requirement::scopes(self.clone(), is_met)
+    }
+}
 
 /// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
 #[inline]
-pub(super) fn permitted<'a, 'p, N: AsRef<str> + 'p>(
-    extensions: &'a Extensions,
-    alternatives: impl Iterator<Item = &'p [N]>,
-) -> Option<&'a OrgContext> {
+pub(super) fn permitted(extensions: &Extensions, policy: impl Policy) -> Option<&OrgContext> {
     match extensions.get::<OrgContext>() {
-        Some(context) if permits(alternatives, context.scopes()) => Some(context),
+        Some(context) if policy.permits(context.scopes()) => {
+            if let Some(observation) = context.observation() {
+                record_met(observation, policy);
+            }
+            Some(context)
+        }
         _ => None,
     }
 }
 
-/// Why a request is not permitted. It looks for the context once more, so that those who are do not pay for the answer.
+/// Kept out of line, so that requests without an observer do not pay for it.
 #[cold]
-pub(super) fn refusal<'p, N: AsRef<str> + 'p>(
-    extensions: &Extensions,
-    alternatives: impl Iterator<Item = &'p [N]>,
-    who_asks: &str,
-) -> Rejection {
-    match OrgContext::of(extensions, who_asks) {
-        Ok(context) => Rejection::insufficient_scope(wanted(alternatives, context.scopes())),
+#[inline(never)]
+fn record_met(observation: &RequestObservation, policy: impl Policy) {
+    observation.record_requirement(policy.requirement(true));
+}
+
+/// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
+#[cold]
+pub(super) fn refusal(extensions: &Extensions, policy: impl Policy, who_asks: &str) -> Rejection {
+    if let Some(observation) = RequestObservation::of(extensions) {
+        observation.record_requirement(policy.requirement(false));
+    }
+    match OrgContext::required_by(extensions, who_asks) {
+        Ok(context) => Rejection::scopes_missing(policy.wanted(context.scopes())),
         Err(rejection) => rejection,
     }
 }
@@ -102,6 +134,12 @@ pub struct RequireScope<S> {
     policy: ScopePolicy,
 }
 
+#[cold]
+fn guard_refusal(extensions: &Extensions, policy: &ScopePolicy) -> Rejection {
+    let rejection = refusal(extensions, policy, "a scope guard");
+    RequestObservation::rejected(extensions, rejection)
+}
+
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScope<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
@@ -117,16 +155,12 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let alternatives = self.policy.alternatives();
+        let policy = &self.policy;
         // Decided before the call, and not in the arms of one `if`: the compiler then copies the inner future once less.
-        let decision = match permitted(request.extensions(), alternatives.clone()) {
+        let decision = match permitted(request.extensions(), policy) {
             Some(_) => Ok(()),
-            None => Err(refusal(request.extensions(), alternatives, "a scope guard")),
+            None => Err(guard_refusal(request.extensions(), policy)),
         };
-        #[cfg(feature = "audit")]
-        Witness::tell_asked(request.extensions(), decision.is_ok(), || {
-            Policy::OfGuard(self.policy.clone())
-        });
         match decision {
             Ok(()) => GuardFuture::pass(self.inner.call(request)),
             Err(rejection) => GuardFuture::refuse(rejection),

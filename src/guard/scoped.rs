@@ -2,10 +2,14 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
 #[cfg(feature = "axum")]
-use super::scope::{permitted, refusal};
+use super::scope::{Policy, permitted, refusal};
 #[cfg(feature = "axum")]
 use crate::context::OrgContext;
+#[cfg(feature = "axum")]
+use crate::observer::Requirement;
 use crate::scope::is_scope;
+#[cfg(feature = "axum")]
+use crate::scope::{Scopes, permits, wanted};
 
 /// A scope policy in a type, for [`Scoped`](crate::Scoped).
 ///
@@ -95,6 +99,25 @@ impl<S> fmt::Debug for Scoped<S> {
 }
 
 #[cfg(feature = "axum")]
+#[derive(Clone, Copy)]
+struct StaticPolicy(&'static [&'static [&'static str]]);
+
+#[cfg(feature = "axum")]
+impl Policy for StaticPolicy {
+    fn permits(self, held: &Scopes) -> bool {
+        permits(self.0.iter().copied(), held)
+    }
+
+    fn wanted(self, held: &Scopes) -> String {
+        wanted(self.0.iter().copied(), held)
+    }
+
+    fn requirement(self, is_met: bool) -> Requirement {
+        Requirement::static_scopes(self.0, is_met)
+    }
+}
+
+#[cfg(feature = "axum")]
 impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<S> {
     type Rejection = crate::rejection::Rejection;
 
@@ -108,14 +131,9 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
                 "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token"
             );
         }
-        let alternatives = S::ALTERNATIVES.iter().copied();
-        let context = permitted(&parts.extensions, alternatives.clone());
-        #[cfg(feature = "audit")]
-        crate::witness::Witness::tell_asked(&parts.extensions, context.is_some(), || {
-            crate::witness::Policy::OfType(S::ALTERNATIVES)
-        });
-        let context = context
-            .ok_or_else(|| refusal(&parts.extensions, alternatives, "the extractor `Scoped`"))?;
+        let policy = StaticPolicy(S::ALTERNATIVES);
+        let context = permitted(&parts.extensions, policy)
+            .ok_or_else(|| refusal(&parts.extensions, policy, "the extractor `Scoped`"))?;
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,

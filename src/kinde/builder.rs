@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orgkey_http::Pinned;
 use reqwest::Client;
 use url::Url;
 use zeroize::Zeroizing;
@@ -14,7 +15,6 @@ use super::verifier::{Kinde, KindeVerifier, UnauthorizedMeans};
 use super::wire::bearer;
 use crate::clock::Clock;
 use crate::config::ConfigError;
-use crate::http_client::{self, Pinned};
 
 /// Configures and builds a [`KindeVerifier`]. See the [module documentation](crate::kinde).
 ///
@@ -221,7 +221,7 @@ impl KindeVerifierBuilder {
     }
 
     fn issuer(&self) -> Result<Url, ConfigError> {
-        http_client::origin(&self.issuer, self.allow_http)
+        orgkey_http::origin(&self.issuer, self.allow_http)
             .map_err(|problem| ConfigError::new("issuer", problem))
     }
 
@@ -258,7 +258,9 @@ impl KindeVerifierBuilder {
             certificates: &self.certificates,
             proxy,
         };
-        pinned.build()
+        pinned
+            .build()
+            .map_err(|error| ConfigError::new(error.field, error.problem))
     }
 }
 

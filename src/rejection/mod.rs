@@ -76,12 +76,17 @@
 //! **500.** The API is put together wrongly: a guard without the layer in front of it, or one that names a path parameter
 //! the route does not have. Its operator finds the reason in the log.
 //!
+//! ## custom
+//!
+//! A rejection of the application itself, made by [`Rejection::custom`], which has its own status, code and detail.
+//!
 //! [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
 //! [RFC 6750 §3]: https://www.rfc-editor.org/rfc/rfc6750#section-3
 
 mod response;
 mod style;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +96,7 @@ use http::StatusCode;
 pub use self::response::{DefaultRejectionResponse, RejectionResponse};
 pub(crate) use self::response::{Face, dress, render, undressed};
 pub(crate) use self::style::Style;
+use crate::scope::is_scope;
 use crate::telemetry;
 
 /// A refused request: what for, and what its caller may be told.
@@ -99,10 +105,26 @@ use crate::telemetry;
 #[derive(Clone)]
 pub struct Rejection {
     kind: RejectionKind,
-    scope: Option<Arc<str>>,
     retry_after: Option<Duration>,
     /// Wears the face of the layer that refused; a layer further out leaves it alone.
     dressed: bool,
+    /// What only few rejections have. Behind a pointer: the futures of guards hold a rejection.
+    details: Option<Arc<Details>>,
+}
+
+#[derive(Debug)]
+enum Details {
+    /// Of [`RejectionKind::InsufficientScope`].
+    Scope(Box<str>),
+    /// Of [`RejectionKind::Custom`].
+    Custom(Custom),
+}
+
+#[derive(Debug)]
+struct Custom {
+    status: StatusCode,
+    code: &'static str,
+    detail: Cow<'static, str>,
 }
 
 /// What a request was refused for.
@@ -135,11 +157,15 @@ pub enum RejectionKind {
     SettingsUnavailable,
     /// A guard or an extractor without the layer, or without its path parameter. 500.
     Internal,
+    /// A rejection of the application, made by [`Rejection::custom`].
+    Custom,
 }
 
 impl RejectionKind {
-    /// Every kind, in the order of the guide.
-    pub(crate) const ALL: [Self; 13] = [
+    /// Every kind, in the order of the [guide](crate::rejection).
+    pub const ALL: &'static [Self] = &Self::KINDS;
+
+    pub(crate) const KINDS: [Self; 14] = [
         Self::CredentialMissing,
         Self::CredentialMalformed,
         Self::InvalidToken,
@@ -153,9 +179,10 @@ impl RejectionKind {
         Self::ConcurrencyLimited,
         Self::SettingsUnavailable,
         Self::Internal,
+        Self::Custom,
     ];
 
-    /// The stable name of the kind, which is also its heading in the [guide](crate::rejection).
+    /// Returns the stable name of the kind, which is also its heading in the [guide](crate::rejection).
     pub fn code(self) -> &'static str {
         match self {
             Self::CredentialMissing => "credential-missing",
@@ -171,6 +198,7 @@ impl RejectionKind {
             Self::ConcurrencyLimited => "concurrency-limited",
             Self::SettingsUnavailable => "settings-unavailable",
             Self::Internal => "internal",
+            Self::Custom => "custom",
         }
     }
 }
@@ -179,80 +207,155 @@ impl Rejection {
     fn new(kind: RejectionKind) -> Self {
         Self {
             kind,
-            scope: None,
             retry_after: None,
             dressed: false,
+            details: None,
         }
     }
 
-    pub(crate) fn missing_credential() -> Self {
+    fn with_wait(kind: RejectionKind, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(kind)
+        }
+    }
+
+    /// The request has no key. 401.
+    pub fn missing_credential() -> Self {
         Self::new(RejectionKind::CredentialMissing)
     }
 
-    pub(crate) fn malformed_credential() -> Self {
+    /// The credential is repeated or malformed. 400.
+    pub fn malformed_credential() -> Self {
         Self::new(RejectionKind::CredentialMalformed)
     }
 
-    pub(crate) fn invalid_token() -> Self {
+    /// The key is invalid. 401.
+    pub fn invalid_token() -> Self {
         Self::new(RejectionKind::InvalidToken)
     }
 
-    pub(crate) fn organization_required() -> Self {
+    /// The key is valid and has no organization. 403.
+    pub fn organization_required() -> Self {
         Self::new(RejectionKind::OrganizationRequired)
     }
 
-    pub(crate) fn insufficient_scope(wanted: String) -> Self {
+    /// The key is valid and lacks some of these scopes. 403.
+    ///
+    /// The challenge and the body name the scopes, so that the caller can get a key that holds them. A name outside RFC
+    /// 6749's `scope-token` is left out.
+    ///
+    /// For a handler that decides by resource:
+    ///
+    /// ```
+    /// use tower_orgkey::{OrgContext, Rejection};
+    ///
+    /// async fn publish(org: OrgContext) -> Result<&'static str, Rejection> {
+    ///     if !org.scopes().contains("publish:reports") {
+    ///         return Err(Rejection::insufficient_scope(["publish:reports"]));
+    ///     }
+    ///     Ok("published")
+    /// }
+    /// ```
+    pub fn insufficient_scope<N: AsRef<str>>(required: impl IntoIterator<Item = N>) -> Self {
+        let mut names = String::new();
+        for name in required {
+            if is_scope(name.as_ref().as_bytes()) {
+                if !names.is_empty() {
+                    names.push(' ');
+                }
+                names.push_str(name.as_ref());
+            }
+        }
+        Self::scopes_missing(names)
+    }
+
+    /// [`insufficient_scope`](Self::insufficient_scope) for names that are scope-tokens, separated by spaces.
+    pub(crate) fn scopes_missing(wanted: String) -> Self {
         Self {
-            // A policy without alternatives denies every key, so there is no scope to name.
-            scope: (!wanted.is_empty()).then(|| wanted.into()),
+            // A policy without alternatives rejects every key, so there is no scope to name.
+            details: (!wanted.is_empty()).then(|| Arc::new(Details::Scope(wanted.into()))),
             ..Self::new(RejectionKind::InsufficientScope)
         }
     }
 
-    pub(crate) fn organization_mismatch(hidden: bool) -> Self {
-        Self::new(if hidden {
-            RejectionKind::NotFound
-        } else {
-            RejectionKind::OrganizationMismatch
-        })
+    /// The request names another organization than the key's own. 403.
+    pub fn organization_mismatch() -> Self {
+        Self::new(RejectionKind::OrganizationMismatch)
     }
 
-    pub(crate) fn verifier_unavailable(retry_after: Duration) -> Self {
+    /// The same, for an API that does not say which resources exist. 404.
+    pub fn not_found() -> Self {
+        Self::new(RejectionKind::NotFound)
+    }
+
+    /// The key cannot be verified now. 503.
+    pub fn verifier_unavailable(retry_after: Duration) -> Self {
+        Self::with_wait(RejectionKind::VerifierUnavailable, retry_after)
+    }
+
+    /// The key cannot be verified because the issuer rejects this service's own credentials. 503.
+    pub fn verifier_misconfigured(retry_after: Duration) -> Self {
+        Self::with_wait(RejectionKind::VerifierMisconfigured, retry_after)
+    }
+
+    /// The organization or the key has used up its rate. 429.
+    pub fn rate_limited(retry_after: Duration) -> Self {
+        Self::with_wait(RejectionKind::RateLimited, retry_after)
+    }
+
+    /// The organization or the key has too many requests in flight. 429.
+    pub fn concurrency_limited(retry_after: Duration) -> Self {
+        Self::with_wait(RejectionKind::ConcurrencyLimited, retry_after)
+    }
+
+    /// The organization's settings cannot be loaded now. 503.
+    pub fn settings_unavailable(retry_after: Duration) -> Self {
+        Self::with_wait(RejectionKind::SettingsUnavailable, retry_after)
+    }
+
+    /// The application is composed wrongly. 500. Log the cause: the response does not name it.
+    pub fn internal() -> Self {
+        Self::new(RejectionKind::Internal)
+    }
+
+    /// A rejection of the application, in the format of the layer.
+    ///
+    /// `code` is a stable name for programs, of lower-case letters, digits and hyphens by convention; `detail` says to
+    /// people what the caller can do. The `type` of the problem document is `about:blank`, its `title` the reason phrase
+    /// of the status.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_orgkey::Rejection;
+    ///
+    /// let rejection = Rejection::custom(
+    ///     StatusCode::CONFLICT,
+    ///     "no-seat-left",
+    ///     "All seats of the plan are taken. Remove a user, or choose a larger plan.",
+    /// );
+    /// assert_eq!(rejection.code(), "no-seat-left");
+    /// ```
+    pub fn custom(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self {
-            retry_after: Some(retry_after),
-            ..Self::new(RejectionKind::VerifierUnavailable)
+            details: Some(Arc::new(Details::Custom(Custom {
+                status,
+                code,
+                detail: detail.into(),
+            }))),
+            ..Self::new(RejectionKind::Custom)
         }
     }
 
-    pub(crate) fn verifier_misconfigured(retry_after: Duration) -> Self {
-        Self {
-            retry_after: Some(retry_after),
-            ..Self::new(RejectionKind::VerifierMisconfigured)
-        }
-    }
-
-    #[cfg(feature = "limit")]
-    pub(crate) fn rate_limited(retry_after: Duration) -> Self {
-        Self {
-            retry_after: Some(retry_after),
-            ..Self::new(RejectionKind::RateLimited)
-        }
-    }
-
-    #[cfg(feature = "limit")]
-    pub(crate) fn concurrency_limited(retry_after: Duration) -> Self {
-        Self {
-            retry_after: Some(retry_after),
-            ..Self::new(RejectionKind::ConcurrencyLimited)
-        }
-    }
-
-    #[cfg(feature = "settings")]
-    pub(crate) fn settings_unavailable(retry_after: Duration) -> Self {
-        Self {
-            retry_after: Some(retry_after),
-            ..Self::new(RejectionKind::SettingsUnavailable)
-        }
+    /// Adds `Retry-After` to the response, in whole seconds, rounded up.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
     }
 
     /// A guard or extractor finds no trace of the layer. The log says loudly what the caller is not told.
@@ -261,9 +364,11 @@ impl Rejection {
         Self::internal()
     }
 
-    /// The program is put together wrongly; who finds that tells the log how.
-    pub(crate) fn internal() -> Self {
-        Self::new(RejectionKind::Internal)
+    fn as_custom(&self) -> Option<&Custom> {
+        match self.details.as_deref() {
+            Some(Details::Custom(custom)) => Some(custom),
+            _ => None,
+        }
     }
 
     /// Whether a layer has put its face on, and told of the refusal.
@@ -271,13 +376,16 @@ impl Rejection {
         self.dressed
     }
 
-    /// What the request was refused for.
+    /// Returns what the request was rejected for.
     pub fn kind(&self) -> RejectionKind {
         self.kind
     }
 
-    /// The status of the default response.
+    /// Returns the status of the default response.
     pub fn status(&self) -> StatusCode {
+        if let Some(custom) = self.as_custom() {
+            return custom.status;
+        }
         match self.kind {
             RejectionKind::CredentialMissing | RejectionKind::InvalidToken => {
                 StatusCode::UNAUTHORIZED
@@ -293,16 +401,20 @@ impl Rejection {
             RejectionKind::RateLimited | RejectionKind::ConcurrencyLimited => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            RejectionKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            RejectionKind::Internal | RejectionKind::Custom => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// The stable name of the case, which is also its heading in the [guide](crate::rejection).
+    /// Returns the stable name of the case: its heading in the [guide](crate::rejection), or the code of a
+    /// [custom](Self::custom) rejection.
     pub fn code(&self) -> &'static str {
-        self.kind.code()
+        match self.as_custom() {
+            Some(custom) => custom.code,
+            None => self.kind.code(),
+        }
     }
 
-    /// A short summary, the same for every occurrence of the case.
+    /// Returns a short summary, the same for every occurrence of the case.
     pub fn title(&self) -> &'static str {
         match self.kind {
             RejectionKind::CredentialMissing => "An API key is required",
@@ -321,11 +433,15 @@ impl Rejection {
                 "The organization's settings cannot be loaded at the moment"
             }
             RejectionKind::Internal => "Internal server error",
+            RejectionKind::Custom => self.status().canonical_reason().unwrap_or("Rejected"),
         }
     }
 
-    /// What the caller can do about it.
-    pub fn detail(&self) -> &'static str {
+    /// Returns what the caller can do about it.
+    pub fn detail(&self) -> &str {
+        if let Some(custom) = self.as_custom() {
+            return &custom.detail;
+        }
         match self.kind {
             RejectionKind::CredentialMissing => {
                 "Present an organization's API key with the request."
@@ -357,16 +473,22 @@ impl Rejection {
                 "Wait for one of the requests under way to end. Try again later."
             }
             RejectionKind::SettingsUnavailable => "Nothing is wrong with the key. Try again later.",
-            RejectionKind::Internal => "The operator of this service has to act.",
+            RejectionKind::Internal | RejectionKind::Custom => {
+                "The operator of this service has to act."
+            }
         }
     }
 
-    /// The scopes that the operation asks for, separated by spaces: only for [`RejectionKind::InsufficientScope`].
+    /// Returns the scopes that the operation requires, separated by spaces: only for
+    /// [`RejectionKind::InsufficientScope`].
     pub fn required_scope(&self) -> Option<&str> {
-        self.scope.as_deref()
+        match self.details.as_deref() {
+            Some(Details::Scope(scope)) => Some(scope),
+            _ => None,
+        }
     }
 
-    /// When to try again: only for a 429 or a 503. Whole seconds, rounded up, go into `Retry-After`.
+    /// Returns when to try again. Whole seconds, rounded up, go into `Retry-After`.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
@@ -376,7 +498,7 @@ impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rejection")
             .field("kind", &self.kind)
-            .field("scope", &self.scope)
+            .field("details", &self.details)
             .field("retry_after", &self.retry_after)
             .finish_non_exhaustive()
     }

@@ -1,6 +1,6 @@
 //! From a [`Rejection`] to a response: the default face, the user's own, and who puts it on.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -61,33 +61,58 @@ impl<B: From<Bytes>> RejectionResponse<B> for DefaultRejectionResponse {
     }
 }
 
-/// The problem document. All its strings are ours, and without a character that JSON would escape.
+/// The problem document.
 fn problem(rejection: &Rejection) -> Bytes {
     use std::sync::LazyLock;
 
-    static BODIES: LazyLock<[Bytes; RejectionKind::ALL.len()]> =
-        LazyLock::new(|| RejectionKind::ALL.map(|kind| write_problem(&Rejection::new(kind))));
+    static BODIES: LazyLock<[Bytes; RejectionKind::KINDS.len()]> =
+        LazyLock::new(|| RejectionKind::KINDS.map(|kind| write_problem(&Rejection::new(kind))));
 
-    match rejection.required_scope() {
-        None => BODIES[rejection.kind as usize].clone(),
-        Some(_) => write_problem(rejection),
+    if rejection.details.is_some() {
+        write_problem(rejection)
+    } else {
+        BODIES[rejection.kind as usize].clone()
     }
 }
 
 fn write_problem(rejection: &Rejection) -> Bytes {
-    let mut body = format!(
-        r#"{{"type":"https://docs.rs/tower-orgkey/latest/tower_orgkey/rejection/index.html#{code}","title":"{title}","status":{status},"detail":"{detail}","code":"{code}""#,
-        code = rejection.code(),
+    let code = Escaped(rejection.code());
+    let mut body = match rejection.kind {
+        RejectionKind::Custom => r#"{"type":"about:blank""#.to_owned(),
+        _ => format!(
+            r#"{{"type":"https://docs.rs/tower-orgkey/latest/tower_orgkey/rejection/index.html#{code}""#
+        ),
+    };
+    // Writing to a string cannot fail.
+    let _ = write!(
+        body,
+        r#","title":"{title}","status":{status},"detail":"{detail}","code":"{code}""#,
         title = rejection.title(),
         status = rejection.status().as_u16(),
-        detail = rejection.detail(),
+        detail = Escaped(rejection.detail()),
     );
     if let Some(scope) = rejection.required_scope() {
-        // A scope-token has neither `"` nor `\` nor control characters. Writing to a string cannot fail.
+        // A scope-token has neither `"` nor `\` nor control characters.
         let _ = write!(body, r#","scope":"{scope}""#);
     }
     body.push('}');
     body.into()
+}
+
+/// A text as the inside of a JSON string.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '"' | '\\' => write!(f, "\\{c}")?,
+                c if c.is_control() => write!(f, "\\u{:04x}", u32::from(c))?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A layer's way to refuse: whose function makes the response, and in what words it challenges.
@@ -223,22 +248,25 @@ pub(crate) fn undressed<B: From<Bytes>>(rejection: Rejection) -> Response<B> {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     #[test]
     fn every_kind_is_at_its_own_place_in_the_list() {
-        for (at, kind) in RejectionKind::ALL.into_iter().enumerate() {
-            assert_eq!(kind as usize, at);
+        for (at, kind) in RejectionKind::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, at);
         }
     }
 
     #[test]
     fn every_problem_is_json_with_the_members_of_rfc_9457_and_an_anchor_in_the_guide() {
         let guide = include_str!("mod.rs");
-        for kind in RejectionKind::ALL {
+        for kind in RejectionKind::KINDS {
             let mut rejection = Rejection::new(kind);
             if kind == RejectionKind::InsufficientScope {
-                rejection = Rejection::insufficient_scope("a:b !#[]".into());
+                rejection = Rejection::insufficient_scope(["a:b", "not a\"scope", "!#[]"]);
+                assert_eq!(rejection.required_scope(), Some("a:b !#[]"));
             }
             let body: serde_json::Value = serde_json::from_slice(&problem(&rejection)).unwrap();
             assert_eq!(body["status"], rejection.status().as_u16());
@@ -247,16 +275,29 @@ mod tests {
                 guide.contains(&format!("//! ## {}\n", rejection.code())),
                 "{kind:?}"
             );
-            assert!(
-                body["type"]
-                    .as_str()
-                    .unwrap()
-                    .ends_with(&format!("#{}", rejection.code()))
-            );
+            if kind != RejectionKind::Custom {
+                let anchor = format!("#{}", rejection.code());
+                assert!(body["type"].as_str().unwrap().ends_with(&anchor));
+            }
             assert_eq!(body["title"], rejection.title());
             assert_eq!(body["detail"], rejection.detail());
             assert_eq!(body["scope"].as_str(), rejection.required_scope());
         }
+    }
+
+    #[test]
+    fn custom_rejections_have_their_own_parts() {
+        let detail = "line\none, \"two\" \\ \u{7f}\u{9b} ü";
+        let rejection = Rejection::custom(StatusCode::CONFLICT, "no-seat-left", detail)
+            .with_retry_after(std::time::Duration::from_secs(7));
+        let response: Response<Bytes> = undressed(rejection);
+        assert_eq!(response.status(), 409);
+        assert_eq!(response.headers()[RETRY_AFTER], "7");
+        let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        let expected = serde_json::json!({
+            "type": "about:blank", "title": "Conflict", "status": 409, "detail": detail, "code": "no-seat-left",
+        });
+        assert_eq!(body, expected);
     }
 
     #[test]
@@ -276,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_layer_keeps_what_stood_between_it_and_the_guard() {
-        let mut beneath: Response<Bytes> = undressed(Rejection::insufficient_scope("a".into()));
+        let mut beneath: Response<Bytes> = undressed(Rejection::insufficient_scope(["a"]));
         beneath
             .headers_mut()
             .insert("x-request-id", HeaderValue::from_static("7"));

@@ -72,7 +72,7 @@ impl Style {
             (RejectionKind::InsufficientScope, Some(_)) => {
                 let plain = self.plain.to_str().ok()?;
                 let mut challenge = format!("{plain}, error=\"insufficient_scope\"");
-                if let Some(scope) = &rejection.scope {
+                if let Some(scope) = rejection.required_scope() {
                     // A scope-token has neither `"` nor `\`, so the names need no escaping.
                     challenge = format!("{challenge}, scope=\"{scope}\"");
                 }
@@ -136,7 +136,7 @@ mod tests {
     fn parameters_are_quoted_and_separated_by_commas() {
         let style = Style::bearer("acme api").unwrap();
         let challenge = style
-            .challenge(&Rejection::insufficient_scope("a b".into()))
+            .challenge(&Rejection::insufficient_scope(["a", "b"]))
             .unwrap();
         assert_eq!(
             challenge,
@@ -165,7 +165,7 @@ mod tests {
             r#"ApiKey realm="api""#
         );
         assert_eq!(challenge(Rejection::malformed_credential()), None);
-        assert_eq!(challenge(Rejection::insufficient_scope("a".into())), None);
+        assert_eq!(challenge(Rejection::insufficient_scope(["a"])), None);
         assert!(Style::custom("Api Key", "api", &name).is_err());
     }
 }

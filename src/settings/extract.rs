@@ -94,7 +94,7 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
     )]
     fn require<'a>(extensions: &'a Extensions, component: &str) -> Result<&'a Self, Rejection> {
         // Without an organization, not the settings are missing but a key or the layer of keys.
-        OrgContext::of(extensions, component)?;
+        OrgContext::required_by(extensions, component)?;
         Self::of(extensions).ok_or_else(|| {
             telemetry::settings::layer_missing(component, std::any::type_name::<T>());
             Rejection::internal()

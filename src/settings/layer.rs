@@ -15,6 +15,7 @@ use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
 use crate::context::{Anonymous, OrgCode, OrgContext};
 use crate::handle::ApiKeyHandle;
+use crate::observer::RequestObservation;
 use crate::pending::Decide;
 use crate::rejection::Rejection;
 use crate::telemetry;
@@ -101,7 +102,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         extensions: &mut Extensions,
         retry_after: Duration,
     ) -> Result<(), Rejection> {
-        let context = OrgContext::of(extensions, "an `OrgSettingsLayer`")?;
+        let context = OrgContext::required_by(extensions, "an `OrgSettingsLayer`")?;
         let org = context.org_code().clone();
         let Some(default) = &self.default else {
             return Err(Rejection::settings_unavailable(retry_after));
@@ -147,6 +148,7 @@ impl<B, T: Send + Sync + 'static> Decide<B> for Arc<Core<T>> {
             LookupResult::Invalid => Duration::ZERO,
         };
         self.insert_default(extensions, retry_after)
+            .map_err(|rejection| RequestObservation::rejected(extensions, rejection))
     }
 }
 

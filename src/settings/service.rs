@@ -10,6 +10,7 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
+use crate::observer::RequestObservation;
 use crate::pending::Pending;
 
 /// The service that [`OrgSettingsLayer`] creates.
@@ -51,7 +52,10 @@ where
             },
             Decision::Reject(rejection) => ResponseFuture {
                 state: State::Rejected {
-                    rejection: Some(rejection),
+                    rejection: Some(RequestObservation::rejected(
+                        request.extensions(),
+                        rejection,
+                    )),
                 },
             },
             Decision::Wait(lookup) => ResponseFuture {

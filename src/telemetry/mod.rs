@@ -34,17 +34,6 @@
 //! | warn | `settings loader asks for fewer calls` | loads pause for `pause` |
 //! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
 //! | warn | `a limit holds fewer accounts` | more are active than its `capacity`: some begin anew (feature `limit`) |
-//! | warn | `the usage sink takes no records` | `error` says why; once until it takes some |
-//! | info | `the usage sink takes records again` | the end of that |
-//! | error | `the usage sink refuses a record for good` | the record of this `id` is in no bill |
-//! | error | `usage records are given up` | so many `records`; `why` says what for |
-//! | warn | `the file of unsent usage records cannot be written` | `error` says why; once until it can |
-//! | info | `the file of unsent usage records is written again` | the end of that |
-//! | warn | `the file of unsent usage records ends in the middle of a line` | a crash cut a write short |
-//! | error | `audit events are lost` | the queue of the audit trail is full |
-//! | error | `the audit sink gave up events` | `events` of them, for what `error` says |
-//! | warn | `the audit sink fails` | `error` says how; once until it works again |
-//! | info | `the audit sink works again` | the end of that |
 //! | debug | `verification finished` | one verification, with its `result`, how long it `took` and, if it failed, the `cause` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
@@ -66,7 +55,6 @@
 //! | [`POLLER_WALKS`] | counter | `result`: `complete`, `not-believed`, `idle`, `failed` |
 //! | [`POLLER_CALLS`] | counter | |
 //! | [`POLLER_INVALIDATED`] | counter | |
-//! | [`AUDIT_EVENTS`] | counter | `result`: `written`, `left-out`, `lost` |
 //! | [`SETTINGS_LOOKUPS`] | counter | `result`: `fresh`, `stale`, `asked` |
 //! | [`SETTINGS_DEFAULTS`] | counter | |
 //! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
@@ -75,20 +63,12 @@
 //! | [`SETTINGS_THROTTLED`] | counter | `settings` |
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
-//! | [`USAGE_RECORDS`] | counter | `result`: `pushed`, `refused`, `dropped` |
-//! | [`USAGE_PUSHES`] | counter | `result`: `accepted`, `retry`, `refused` |
-//! | [`USAGE_WAITING`] | gauge | |
-//! | [`USAGE_FOLDED`] | counter | |
 //!
 //! `settings` is the name of the type that is loaded, as the compiler gives it.
-//!
-//! The audit trail's own `TracingSink` emits its events under the target [`AUDIT_TARGET`].
 
 #[macro_use]
 mod macros;
 
-#[cfg(feature = "audit")]
-pub(crate) mod audit;
 #[cfg(feature = "kinde")]
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
@@ -100,8 +80,6 @@ mod requests;
 #[cfg(feature = "settings")]
 pub(crate) mod settings;
 mod upstream;
-#[cfg(feature = "usage")]
-pub(crate) mod usage;
 
 use self::rate_limited_log::RateLimitedLog;
 #[cfg(feature = "axum")]
@@ -147,16 +125,3 @@ pub const POLLER_WALKS: &str = "orgkey_poller_walks_total";
 pub const POLLER_CALLS: &str = "orgkey_poller_calls_total";
 /// Counts the keys that the poller invalidated.
 pub const POLLER_INVALIDATED: &str = "orgkey_poller_invalidated_total";
-
-/// Counts records of usage by what became of them.
-pub const USAGE_RECORDS: &str = "orgkey_usage_records_total";
-/// Counts pushes of usage by how the sink answered.
-pub const USAGE_PUSHES: &str = "orgkey_usage_pushes_total";
-/// Records of usage that the sink has not taken yet.
-pub const USAGE_WAITING: &str = "orgkey_usage_records_waiting";
-/// Counts the rows of usage that had to make room and were folded into coarser ones.
-pub const USAGE_FOLDED: &str = "orgkey_usage_rows_folded_total";
-/// Counts the events of the audit trail by what became of them.
-pub const AUDIT_EVENTS: &str = "orgkey_audit_events_total";
-/// The target of the audit events themselves, where they are written through `tracing`.
-pub const AUDIT_TARGET: &str = "tower_orgkey::audit";

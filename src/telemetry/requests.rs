@@ -40,13 +40,14 @@ pub(crate) fn answered(outcome: Outcome<'_>) {
         Outcome::Anonymous => "anonymous",
         Outcome::Refused(rejection) => {
             tracing::debug!(target: TARGET, outcome = rejection.code(), "request judged");
-            rejection.code()
+            // Of custom rejections the kind, so that the label stays bounded.
+            rejection.kind().code()
         }
     };
     count!(REQUESTS, "outcome" = outcome;
         "allowed" "anonymous" "credential-missing" "credential-malformed" "invalid-token" "organization-required"
         "insufficient-scope" "organization-mismatch" "not-found" "verifier-unavailable" "verifier-misconfigured"
-        "rate-limited" "concurrency-limited" "settings-unavailable" "internal");
+        "rate-limited" "concurrency-limited" "settings-unavailable" "internal" "custom");
 }
 
 /// How a request ended, as far as the layer is concerned.

@@ -3,16 +3,13 @@
 use bytes::Bytes;
 use http::{Request, Response};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
-use tower_orgkey::audit::{
-    AuditBody, AuditFuture, AuditIncomplete, AuditPeer, AuditService, AuditStats,
-    AuditTrailBuilder, JsonLines, SinkError, TracingSink,
-};
 use tower_orgkey::auth::ResponseFuture;
 use tower_orgkey::context::OrgContext;
 use tower_orgkey::guard::{FromHead, GuardFuture, PathParameter, RequireOrg, RequireScope};
 use tower_orgkey::limit::{
     OrgConcurrencyLimit, OrgConcurrencyLimitFuture, OrgRateLimit, OrgRateLimitFuture, PermitBody,
 };
+use tower_orgkey::observer::{Caller, EarlyEnd, ObserverService, Requirement};
 use tower_orgkey::test_util::{OrgContextBuilder, TestClock};
 use tower_orgkey::*;
 
@@ -70,20 +67,13 @@ all! {
     OrgRateLimit<Probe>: Clone, Static;
     OrgConcurrencyLimitLayer: Clone, Static;
     OrgConcurrencyLimit<Probe>: Clone, Static;
+    ObserverLayer: Clone, Static;
+    ObserverService<Probe>: Clone, Static;
+    RequestObservation: Clone, Static;
+    Caller: Clone, Static;
+    EarlyEnd: Copy, Eq, std::hash::Hash, Static;
+    Requirement: Clone, Static;
     Quota: Copy, Eq, std::hash::Hash, Static;
-    AuditLayer: Clone, Static;
-    AuditTrail: Clone, Static;
-    AuditTrailBuilder<TracingSink>: Static;
-    AuditService<Probe>: Clone, Static;
-    AuditFuture<Ready>: Static;
-    AuditBody<http_body_util::Full<Bytes>>: http_body::Body, Static;
-    AuditEvent: Clone, serde::Serialize, Static;
-    AuditPeer: Copy, Eq, std::hash::Hash, Static;
-    AuditStats: Copy, Eq, Static;
-    AuditIncomplete: Copy, Eq, std::error::Error, Static;
-    JsonLines<std::fs::File>: AuditSink, Static;
-    SinkError: Static;
-    TracingSink: Copy, AuditSink, Static;
     TestClock: Clone, Default, Static;
     OrgContextBuilder: Clone, Static;
 }

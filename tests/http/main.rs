@@ -12,7 +12,9 @@ mod credential;
 mod extractors;
 mod faces;
 mod header;
+mod observer;
 mod organization;
+mod rejections;
 mod secrecy;
 mod upright;
 

@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 
 use axum::Router;
-use tower_orgkey::audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail, SinkError};
+use tower_orgkey_audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail, SinkError};
 use tower_orgkey::settings::{OrgSettingsLayer, settings_fn};
-use tower_orgkey::usage::UsageLayer;
+use tower_orgkey_usage::UsageLayer;
 use tower_orgkey::{OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer, Quota, require_scope};
 
 use super::ours::{ask, warm_layer};

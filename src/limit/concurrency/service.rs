@@ -10,6 +10,7 @@ use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::{NoPermit, OrgConcurrencyLimitLayer};
 use crate::limit::subject::caller;
+use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
 
 /// The least value of `Retry-After`: it is unknown when a request in flight will end.
@@ -44,15 +45,21 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let permit = match caller(request.extensions(), "a concurrency limit") {
+        let extensions = request.extensions();
+        let permit = match caller(extensions, "a concurrency limit") {
             Ok(Some(context)) => self.limit.acquire(context),
             Ok(None) => Ok(None),
-            Err(rejection) => return OrgConcurrencyLimitFuture::reject(rejection),
+            Err(rejection) => {
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                return OrgConcurrencyLimitFuture::reject(rejection);
+            }
         };
         match permit {
             Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
             Err(NoPermit) => {
-                OrgConcurrencyLimitFuture::reject(Rejection::concurrency_limited(RETRY_AFTER))
+                let rejection = Rejection::concurrency_limited(RETRY_AFTER);
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                OrgConcurrencyLimitFuture::reject(rejection)
             }
         }
     }

@@ -8,6 +8,7 @@ use super::future::OrgRateLimitFuture;
 use super::layer::OrgRateLimitLayer;
 use crate::limit::account::Decision;
 use crate::limit::subject::caller;
+use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
 
 /// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).
@@ -39,14 +40,20 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let (decision, fields) = match caller(request.extensions(), "a rate limit") {
+        let extensions = request.extensions();
+        let (decision, fields) = match caller(extensions, "a rate limit") {
             Ok(Some(context)) => self.limit.decide(context),
             Ok(None) => (None, None),
-            Err(rejection) => return OrgRateLimitFuture::reject(rejection, None),
+            Err(rejection) => {
+                let rejection = RequestObservation::rejected(extensions, rejection);
+                return OrgRateLimitFuture::reject(rejection, None);
+            }
         };
         match decision {
             Some(Decision::Reject { wait }) => {
-                OrgRateLimitFuture::reject(Rejection::rate_limited(wait), fields)
+                let rejection =
+                    RequestObservation::rejected(extensions, Rejection::rate_limited(wait));
+                OrgRateLimitFuture::reject(rejection, fields)
             }
             Some(Decision::Allow { .. }) | None => {
                 OrgRateLimitFuture::inner(self.inner.call(request), fields)

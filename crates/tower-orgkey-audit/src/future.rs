@@ -1,0 +1,125 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::{Method, Response, StatusCode};
+use pin_project_lite::pin_project;
+use tower_orgkey::observer::{
+    EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
+};
+
+use crate::body::AuditBody;
+use crate::event::{AuditedRequest, Outcome};
+use crate::trail::AuditTrail;
+
+pin_project! {
+    /// The response future of [`AuditService`](crate::AuditService).
+    pub struct AuditFuture<F> {
+        #[pin]
+        observed: ObservedFuture<F, RequestAudit>,
+    }
+}
+
+impl<F> AuditFuture<F> {
+    pub(crate) fn new(observed: ObservedFuture<F, RequestAudit>) -> Self {
+        Self { observed }
+    }
+}
+
+impl<F, B, E> Future for AuditFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: http_body::Body,
+{
+    type Output = Result<Response<AuditBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().observed.poll(cx)
+    }
+}
+
+impl<F> fmt::Debug for AuditFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuditFuture").finish_non_exhaustive()
+    }
+}
+
+/// The audit of a request that has no response yet.
+pub(crate) struct RequestAudit {
+    record: Box<AuditedRequest>,
+    observation: RequestObservation,
+    trail: AuditTrail,
+}
+
+impl RequestAudit {
+    pub(crate) fn new(
+        record: AuditedRequest,
+        observation: RequestObservation,
+        trail: AuditTrail,
+    ) -> Self {
+        Self {
+            record: Box::new(record),
+            observation,
+            trail,
+        }
+    }
+
+    /// Completes the record but for the response. `None` if nothing was decided on the request.
+    fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
+        let mut record = self.record;
+        let caller = self.observation.caller();
+        if caller.is_none() && !matches!(outcome, Outcome::Rejected(_)) {
+            return None;
+        }
+        record.actor = caller.into();
+        record.requirements = self.observation.requirements();
+        record.outcome = outcome;
+        record.duration = record.arrived.elapsed();
+        Some((record, self.trail))
+    }
+}
+
+impl Observer for RequestAudit {
+    fn ended_early(self, end: EarlyEnd) {
+        if let Some((record, trail)) = self.close(Outcome::EndedEarly(end)) {
+            trail.accept(record);
+        }
+    }
+}
+
+impl<B: http_body::Body> ResponseObserver<B> for RequestAudit {
+    type Body = AuditBody<B>;
+
+    fn responded(self, response: Response<B>) -> Response<Self::Body> {
+        let outcome = match self.observation.rejection_of(&response) {
+            Some(rejection) => Outcome::Rejected(rejection),
+            None => Outcome::Allowed,
+        };
+        let Some((mut record, trail)) = self.close(outcome) else {
+            return response.map(AuditBody::unrecorded);
+        };
+        record.status = Some(response.status());
+        if has_no_body(&record.method, response.status()) || response.body().is_end_stream() {
+            trail.accept(record);
+            return response.map(AuditBody::unrecorded);
+        }
+        let announced = announced_length(&response);
+        response.map(|body| AuditBody::recorded(body, record, trail, announced))
+    }
+}
+
+/// Whether a server sends no body, whatever the response holds.
+fn has_no_body(method: &Method, status: StatusCode) -> bool {
+    method == Method::HEAD
+        || status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+}
+
+fn announced_length<B: http_body::Body>(response: &Response<B>) -> Option<u64> {
+    response.body().size_hint().exact().or_else(|| {
+        let length = response.headers().get(http::header::CONTENT_LENGTH)?;
+        length.to_str().ok()?.parse().ok()
+    })
+}

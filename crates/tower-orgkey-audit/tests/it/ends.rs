@@ -1,0 +1,316 @@
+//! How a request ends, and that the layer changes nothing about it.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::{Layer, Service, service_fn};
+
+use crate::support::wire::{get as get_at, serve};
+use crate::*;
+
+/// Frames one by one, trailers and an error among them.
+struct Frames(Vec<Result<Frame<Bytes>, &'static str>>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = &'static str;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+        let frames = &mut self.0;
+        Poll::Ready((!frames.is_empty()).then(|| frames.remove(0)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = SizeHint::new();
+        hint.set_lower(3);
+        hint.set_upper(9_000);
+        hint
+    }
+}
+
+#[allow(clippy::unnecessary_wraps)] // It stands in a list beside errors.
+fn data(text: &'static str) -> Result<Frame<Bytes>, &'static str> {
+    Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+}
+
+/// An outcome to come, behind both layers.
+fn behind<S>(
+    stage: &Stage,
+    service: S,
+) -> impl Service<
+    Request<Body>,
+    Response = Response<tower_orgkey_audit::AuditBody<Frames>>,
+    Error = S::Error,
+    Future: Unpin,
+> + Clone
+where
+    S: Service<Request<Body>, Response = Response<Frames>> + Clone,
+    S::Future: Unpin,
+    S::Error: std::fmt::Debug,
+{
+    let faced = ApiKeyLayer::new(issuer())
+        .with_rejection_response(|_: &tower_orgkey::Rejection| Response::new(Frames(Vec::new())));
+    stage.layer().layer(faced.layer(service))
+}
+
+#[tokio::test]
+async fn the_body_passes_and_its_end_is_recorded() {
+    let stage = Stage::new();
+    let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "7".parse().unwrap())]);
+    for (frames, end, bytes, error) in [
+        (
+            vec![
+                data("abc"),
+                data("de"),
+                Ok(Frame::trailers(trailers.clone())),
+            ],
+            "ended",
+            5,
+            false,
+        ),
+        (vec![data("abc"), Err("torn"), data("x")], "failed", 3, true),
+    ] {
+        let frames = std::sync::Mutex::new(Some(frames));
+        let frames = Arc::new(frames);
+        let service = behind(
+            &stage,
+            service_fn(move |_| {
+                let frames = frames.lock().unwrap().take().unwrap();
+                std::future::ready(Ok::<_, Infallible>(Response::new(Frames(frames))))
+            }),
+        );
+        let response = service.oneshot(request("GET", "/", ONE)).await.unwrap();
+        let body = response.into_body();
+        assert_eq!(
+            (body.size_hint().lower(), body.size_hint().upper()),
+            (3, Some(9_000))
+        );
+        assert!(!body.is_end_stream());
+        let collected = body.collect().await;
+        assert_eq!(collected.is_err(), error);
+        if let Ok(collected) = collected {
+            assert_eq!(collected.trailers(), Some(&trailers));
+            assert_eq!(collected.to_bytes(), "abcde");
+        }
+        let event = stage.events().await.pop().unwrap();
+        assert_eq!(event["unmapped"]["body_end"], end);
+        assert_eq!(event["http_response"]["body_length"], bytes);
+        assert_eq!(event["status_id"], 1);
+    }
+    assert_eq!(stage.events().await.len(), 2);
+}
+
+#[tokio::test]
+async fn dropped_and_ended_bodies_differ() {
+    let stage = Stage::new();
+    // Announced: a server asks for no more than that.
+    for (length, read, end) in [
+        (None, 1, "dropped"),
+        (Some("5"), 1, "dropped"),
+        (Some("5"), 2, "ended"),
+        (None, 0, "dropped"),
+    ] {
+        let service = behind(
+            &stage,
+            service_fn(move |_| {
+                let mut response = Response::new(Frames(vec![data("abc"), data("de")]));
+                if let Some(length) = length {
+                    response
+                        .headers_mut()
+                        .insert("content-length", length.parse().unwrap());
+                }
+                std::future::ready(Ok::<_, Infallible>(response))
+            }),
+        );
+        let response = service.oneshot(request("GET", "/", ONE)).await.unwrap();
+        let mut body = response.into_body();
+        for _ in 0..read {
+            body.frame().await.unwrap().unwrap();
+        }
+        let before = stage.events().await.len();
+        drop(body);
+        let events = stage.events().await;
+        assert_eq!(events.len(), before + 1);
+        assert_eq!(
+            events[before]["unmapped"]["body_end"], end,
+            "{length:?} {read}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_and_body_have_durations() {
+    let stage = Stage::new();
+    let service = behind(
+        &stage,
+        service_fn(|_| {
+            let answer = async {
+                tokio::time::sleep(Duration::from_secs(250)).await;
+                Ok::<_, Infallible>(Response::new(Frames(vec![data("abc")])))
+            };
+            answer.boxed()
+        }),
+    );
+    let response = service.oneshot(request("GET", "/", ONE)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1_000)).await;
+    response.into_body().collect().await.unwrap();
+    let event = stage.event().await;
+    let duration = event["duration"].as_u64().unwrap();
+    let body = event["unmapped"]["body_duration"].as_u64().unwrap();
+    assert!((250_000..400_000).contains(&duration), "{duration}");
+    assert!((1_250_000..1_400_000).contains(&body), "{body}");
+    assert_eq!(event["http_response"]["latency"], duration);
+    let (start, end) = (
+        event["start_time"].as_u64().unwrap(),
+        event["end_time"].as_u64().unwrap(),
+    );
+    // Both are cut to whole milliseconds.
+    assert!((end - start).abs_diff(duration) <= 1);
+}
+
+#[tokio::test]
+async fn a_dropped_future_is_recorded() {
+    let stage = Stage::new();
+    let reached = Arc::new(tokio::sync::Notify::new());
+    let there = Arc::clone(&reached);
+    let service = behind(
+        &stage,
+        service_fn(move |_| {
+            there.notify_one();
+            std::future::pending::<Result<Response<Frames>, Infallible>>()
+        }),
+    );
+    let mut future = Box::pin(service.oneshot(request("GET", "/", ONE)));
+    tokio::select! {
+        _ = &mut future => unreachable!("the handler waits for ever"),
+        () = reached.notified() => {}
+    }
+    drop(future);
+    let event = stage.event().await;
+    assert_eq!(event["status_code"], "dropped");
+    assert_eq!(
+        (event["status_id"].as_u64(), event["action_id"].as_u64()),
+        (Some(99), Some(1))
+    );
+    assert_eq!(event["actor"]["user"]["org"]["uid"], "org_one");
+    assert!(event.get("http_response").is_none());
+}
+
+#[tokio::test]
+async fn a_drop_before_the_decision_is_no_event() {
+    let stage = Stage::new();
+    let issuer = issuer();
+    issuer.fail(Say::Silence);
+    let app = routes()
+        .route_layer(ApiKeyLayer::new(issuer.clone()))
+        .route_layer(stage.layer());
+    let mut future = Box::pin(app.oneshot(request("GET", "/whoami", ONE)));
+    assert!((&mut future).now_or_never().is_none());
+    while issuer.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(future);
+    assert_eq!(stage.events().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_caught_panic_is_recorded() {
+    let stage = Stage::new();
+    let late = routes()
+        .route(
+            "/panics",
+            get(async |key: HeaderMap| assert!(key.is_empty(), "on purpose")),
+        )
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(stage.layer());
+    let mut future =
+        Box::pin(AssertUnwindSafe(late.oneshot(request("GET", "/panics", ONE))).catch_unwind());
+    assert!((&mut future).await.is_err());
+    // Told as it passed by, not when the future is dropped.
+    let event = stage.event().await;
+    drop(future);
+    assert_eq!(event["status_code"], "panicked");
+    assert_eq!(
+        (event["status_id"].as_u64(), event["action_id"].as_u64()),
+        (Some(2), Some(1))
+    );
+    assert_eq!(stage.events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_service_is_recorded() {
+    let stage = Stage::new();
+    let service = behind(
+        &stage,
+        service_fn(|_| std::future::ready(Err::<Response<Frames>, _>("out of order"))),
+    );
+    assert_eq!(
+        service.oneshot(request("GET", "/", ONE)).await.err(),
+        Some("out of order")
+    );
+    assert_eq!(stage.event().await["status_code"], "failed");
+}
+
+#[tokio::test]
+async fn head_requests_keep_their_length() {
+    let stage = Stage::new();
+    let address = serve(stage.app()).await;
+    let full = get_at(address, "/whoami").key(ONE).send().await;
+    let head = crate::support::wire::ask(address, "HEAD", "/whoami")
+        .key(ONE)
+        .send()
+        .await;
+    assert_eq!(head.header("content-length"), full.header("content-length"));
+    assert_eq!(head.body, "");
+    let events = stage.events().await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[0]["unmapped"]["body_end"], "ended");
+    assert!(events[1]["unmapped"].get("body_end").is_none());
+}
+
+#[tokio::test]
+async fn a_disconnect_during_a_stream_is_recorded() {
+    let stage = Stage::new();
+    let stream = async || {
+        let chunks = futures_util::stream::unfold((), async |()| {
+            tokio::task::yield_now().await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 1_000])), ()))
+        });
+        Body::from_stream(chunks)
+    };
+    let app = Router::new()
+        .route("/stream", get(stream))
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(stage.layer());
+    let address = serve(app).await;
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    socket
+        .write_all(&get_at(address, "/stream").key(ONE).bytes())
+        .await
+        .unwrap();
+    socket.read_exact(&mut [0; 5_000]).await.unwrap();
+    assert_eq!(stage.events().await.len(), 0);
+    drop(socket);
+    let told = async {
+        loop {
+            if let Some(event) = stage.events().await.pop() {
+                return event;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let event = tokio::time::timeout(LONG, told).await.unwrap();
+    assert_eq!(event["unmapped"]["body_end"], "dropped");
+    assert_eq!(event["status_code"], "allowed");
+}

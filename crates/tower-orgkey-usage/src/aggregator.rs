@@ -1,0 +1,358 @@
+//! Aggregates the counts of all services of a layer.
+//!
+//! Rows are spread over shards by the hash of account, key and route. Each shard has a lock that is held for one lookup and
+//! a few additions. Merging rows and closing a minute happen under the same lock, so no count is lost between them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crossbeam_utils::CachePadded;
+use http::Extensions;
+
+use crate::counts::{Counts, Ended};
+use crate::record::{Period, UsageRecord};
+use crate::routes::{RouteId, Routes};
+use crate::snapshot::{LineKey, UsageSnapshot};
+use crate::table::{AccountRef, Bounds, KeyRef, RowKey, RowRef, Table};
+use crate::telemetry;
+use crate::wall_clock::WallClock;
+use tower_orgkey::RequestHead;
+use tower_orgkey::observer::{Caller, RequestObservation};
+
+/// Names the route of a request.
+pub(crate) type RouteFn =
+    Box<dyn for<'a> Fn(RequestHead<'a>) -> Option<Cow<'a, str>> + Send + Sync>;
+
+pub(crate) struct Settings {
+    pub(crate) bounds: Bounds,
+    pub(crate) routes: usize,
+    pub(crate) route: Option<RouteFn>,
+    pub(crate) wall: WallClock,
+}
+
+pub(crate) struct Aggregator {
+    pub(crate) wall: WallClock,
+    route: Option<RouteFn>,
+    routes: Routes,
+    hasher: RandomState,
+    shards: Box<[CachePadded<Mutex<Shard>>]>,
+    /// Unique per aggregator. A part of the id of every record.
+    run: String,
+    /// All earlier periods are closed.
+    floor: Mutex<Period>,
+    /// How many rows of past minutes a shard keeps for the pusher. 0 without a pusher.
+    kept: AtomicUsize,
+    pub(crate) records: RecordCounts,
+}
+
+/// What happened to records.
+#[derive(Debug, Default)]
+pub(crate) struct RecordCounts {
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) pushed: AtomicU64,
+    pub(crate) undeliverable: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+}
+
+struct Shard {
+    period: Period,
+    /// The counts of that period.
+    open: Table,
+    /// The counts of all earlier periods.
+    totals: Table,
+    /// Past periods that wait to be closed, in order.
+    past: Vec<(Period, Table)>,
+}
+
+/// What a step merged and dropped.
+#[derive(Clone, Copy, Debug, Default)]
+struct Loss {
+    /// Rows that were merged.
+    merged: u64,
+    /// Records of past minutes that were not closed in time.
+    records: u64,
+}
+
+/// The most shards.
+const SHARDS: usize = 64;
+/// The fewest rows per shard.
+const ROWS_A_SHARD: usize = 64;
+
+impl Aggregator {
+    pub(crate) fn new(settings: Settings, run: String) -> Self {
+        let Bounds {
+            rows,
+            organizations,
+        } = settings.bounds;
+        let shards = (rows.min(organizations) / ROWS_A_SHARD).clamp(1, SHARDS);
+        let bounds = Bounds {
+            rows: rows / shards,
+            organizations: organizations / shards,
+        };
+        let shard = || Shard {
+            period: Period::default(),
+            open: Table::new(bounds),
+            totals: Table::new(bounds),
+            past: Vec::new(),
+        };
+        Self {
+            wall: settings.wall,
+            route: settings.route,
+            routes: Routes::new(settings.routes),
+            hasher: RandomState::new(),
+            shards: std::iter::repeat_with(|| CachePadded::new(Mutex::new(shard())))
+                .take(shards)
+                .collect(),
+            run,
+            floor: Mutex::default(),
+            kept: AtomicUsize::new(0),
+            records: RecordCounts::default(),
+        }
+    }
+
+    /// Returns the route of a request.
+    #[inline]
+    pub(crate) fn route(&self, head: RequestHead<'_>) -> RouteId {
+        if let Some(route) = &self.route {
+            return match route(head) {
+                Some(template) => self.routes.id(&template),
+                None => RouteId::UNMATCHED,
+            };
+        }
+        match matched_path(head.extensions) {
+            Some(template) => self.routes.id(template),
+            None => RouteId::UNMATCHED,
+        }
+    }
+
+    /// Counts a request that has ended, in the current minute.
+    #[inline]
+    pub(crate) fn count(&self, observation: &RequestObservation, route: RouteId, ended: Ended) {
+        let caller = observation.caller();
+        let (account, key) = match &caller {
+            Some(Caller::Organization { context, .. }) => (
+                AccountRef::Organization(context.org_code()),
+                context.key_id().map_or(KeyRef::Unnamed, KeyRef::Id),
+            ),
+            Some(Caller::Anonymous) => (AccountRef::Anonymous, KeyRef::Unnamed),
+            Some(_) | None => (AccountRef::Unauthenticated, KeyRef::Unnamed),
+        };
+        let row = RowRef {
+            account,
+            key,
+            route,
+        };
+        let hash = self.hasher.hash_one(row);
+        let now = Period::of(self.wall.minute());
+        let loss = {
+            let mut shard = self.shard(hash);
+            let loss = shard.roll(now, self);
+            let before = shard.open.merged();
+            shard.open.row(&self.hasher, hash, row).count(ended);
+            Loss {
+                merged: loss.merged + shard.open.merged() - before,
+                ..loss
+            }
+        };
+        self.report(loss);
+    }
+
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
+        // By middle bits: the tables of a shard use the low bits and the highest seven.
+        let place = (hash >> 24) as usize % self.shards.len();
+        lock(&self.shards[place])
+    }
+
+    #[inline]
+    fn report(&self, loss: Loss) {
+        if loss.merged > 0 {
+            telemetry::rows_merged(loss.merged);
+        }
+        if loss.records > 0 {
+            let records = loss.records;
+            self.records.dropped.fetch_add(records, Ordering::Relaxed);
+            telemetry::dropped(records, "the pusher did not run");
+        }
+    }
+
+    /// Keeps about so many records of past minutes until [`close`](Self::close) takes them. `false` if they are kept already.
+    pub(crate) fn keep(&self, records: usize) -> bool {
+        let kept = (records / self.shards.len()).max(1);
+        self.kept
+            .compare_exchange(0, kept, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Stops keeping past minutes, and returns how many records of them were not taken.
+    pub(crate) fn keep_no_more(&self) -> usize {
+        self.kept.store(0, Ordering::Relaxed);
+        let taken = self.shards.iter().map(|shard| {
+            let past = std::mem::take(&mut lock(shard).past);
+            past.iter()
+                .map(|(_, table)| table.lines().count())
+                .sum::<usize>()
+        });
+        taken.sum()
+    }
+
+    /// Closes every past minute and, with `early`, the current one so far, and returns their records. Later requests are
+    /// counted in later periods.
+    pub(crate) fn close(&self, early: bool) -> Vec<UsageRecord> {
+        let target = {
+            let mut floor = lock(&self.floor);
+            let mut target = Period::of(self.wall.minute()).max(*floor);
+            if early {
+                // A request may have read the clock later.
+                for shard in &self.shards {
+                    target = target.max(lock(shard).period);
+                }
+                target = target.next_part();
+            }
+            *floor = target;
+            target
+        };
+        let mut periods: BTreeMap<Period, BTreeMap<LineKey, Counts>> = BTreeMap::new();
+        for shard in &self.shards {
+            let (past, loss) = {
+                let mut shard = lock(shard);
+                let loss = shard.roll(target, self);
+                let number = shard.past.partition_point(|(period, _)| *period < target);
+                let later = shard.past.split_off(number);
+                (std::mem::replace(&mut shard.past, later), loss)
+            };
+            self.report(loss);
+            for (period, table) in past {
+                let lines = periods.entry(period).or_default();
+                for (key, counts) in table.lines() {
+                    lines.entry(self.named(key)).or_default().add(counts);
+                }
+            }
+        }
+        let records = periods
+            .into_iter()
+            .flat_map(|(period, lines)| self.records(period, lines));
+        records.collect()
+    }
+
+    fn records(
+        &self,
+        Period { minute, part }: Period,
+        lines: BTreeMap<LineKey, Counts>,
+    ) -> impl Iterator<Item = UsageRecord> {
+        let lines = lines.into_iter().enumerate();
+        lines.map(move |(n, ((account, key, route), counts))| UsageRecord {
+            id: format!("{}-{minute}-{part}-{n}", self.run),
+            minute: minute.saturating_mul(60),
+            account,
+            key,
+            route,
+            counts,
+        })
+    }
+
+    /// Replaces the number of the route by its name.
+    fn named(&self, row: RowKey) -> LineKey {
+        (row.account, row.key, self.routes.route(row.route))
+    }
+
+    pub(crate) fn snapshot(&self) -> UsageSnapshot {
+        let mut lines: BTreeMap<LineKey, Counts> = BTreeMap::new();
+        for shard in &self.shards {
+            let of_shard: Vec<(RowKey, Counts)> = {
+                let shard = lock(shard);
+                let lines = shard.totals.lines().chain(shard.open.lines());
+                lines.map(|(key, counts)| (key, counts.clone())).collect()
+            };
+            for (key, counts) in of_shard {
+                lines.entry(self.named(key)).or_default().add(&counts);
+            }
+        }
+        UsageSnapshot::new(self.run.clone(), lines)
+    }
+
+    /// Returns how many rows are held, and how many were merged.
+    pub(crate) fn size(&self) -> (usize, u64) {
+        let mut size = (0, 0);
+        for shard in &self.shards {
+            let shard = lock(shard);
+            for table in [&shard.open, &shard.totals] {
+                size.0 += table.lines().count();
+                size.1 += table.merged();
+            }
+        }
+        size
+    }
+}
+
+impl Shard {
+    /// Advances to a period, unless a later one has begun. Drops the oldest past minutes beyond the bound.
+    #[inline]
+    fn roll(&mut self, to: Period, aggregator: &Aggregator) -> Loss {
+        if to <= self.period {
+            return Loss::default();
+        }
+        self.begin(to, aggregator)
+    }
+
+    #[cold]
+    fn begin(&mut self, period: Period, aggregator: &Aggregator) -> Loss {
+        let mut loss = Loss::default();
+        let closes = std::mem::replace(&mut self.period, period);
+        if self.open.is_empty() {
+            return loss;
+        }
+        let past = self.open.take();
+        let before = self.totals.merged();
+        self.totals.add(&aggregator.hasher, &past);
+        loss.merged = self.totals.merged() - before;
+        let kept = aggregator.kept.load(Ordering::Relaxed);
+        if kept == 0 {
+            return loss;
+        }
+        self.past.push((closes, past));
+        let mut held: usize = self.past.iter().map(|(_, table)| table.len()).sum();
+        // The latest stays, however many records it has: a table is bounded.
+        while held > kept && self.past.len() > 1 {
+            let (_, oldest) = self.past.remove(0);
+            held -= oldest.len();
+            loss.records += oldest.lines().count() as u64;
+        }
+        loss
+    }
+}
+
+#[cfg(feature = "axum")]
+fn matched_path(extensions: &Extensions) -> Option<&str> {
+    let matched = extensions.get::<axum::extract::MatchedPath>();
+    matched.map(axum::extract::MatchedPath::as_str)
+}
+
+#[cfg(not(feature = "axum"))]
+fn matched_path(_: &Extensions) -> Option<&str> {
+    None
+}
+
+/// Nothing that can panic is called while a lock is held.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Aggregator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Aggregator")
+            .field("run", &self.run)
+            .field("records", &self.records)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Draws a random identifier.
+pub(crate) fn draw_run() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}

@@ -1,0 +1,387 @@
+//! Pushes closed minutes to a sink.
+
+mod builder;
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+pub use self::builder::UsagePusherBuilder;
+use super::aggregator::Aggregator;
+use super::catch_unwind::CatchUnwind;
+use super::queue::Queue;
+use super::record::UsageRecord;
+use super::sink::{PushError, PushErrorKind, UsageSink};
+use crate::telemetry;
+
+/// Closes minutes and pushes their records to a [`UsageSink`], in order, until the sink has stored them.
+///
+/// A minute is closed up to 2 s after its end, at a random moment, so that instances do not push together. Its records are
+/// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. After a failed
+/// push, minutes are still closed and kept, and the push is retried after 1 s, doubling to 60 s and shortened at random by
+/// up to half, or later if the sink asks for it.
+///
+/// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
+///
+/// # What can be lost
+///
+/// | event | without a spool file | with a spool file |
+/// |---|---|---|
+/// | shutdown with [`flush`](Self::flush), the sink stores everything before the deadline | nothing | nothing |
+/// | shutdown with `flush`, the sink does not | waiting records; counted and logged | nothing |
+/// | the process is killed | waiting records and the current minute | the current minute |
+/// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
+///
+/// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio::sync::oneshot;
+/// use tower_orgkey_usage::{PushError, UsageLayer, UsageRecord, UsageSink};
+///
+/// struct Print;
+///
+/// impl UsageSink for Print {
+///     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+///         for record in batch {
+///             println!("{}: {} requests of {:?}", record.id, record.counts.requests(), record.account);
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let usage = UsageLayer::new();
+/// let mut pusher = usage.handle().pusher(Print).build()?;
+/// let (stop, stopped) = oneshot::channel::<()>();
+/// let pushing = tokio::spawn(async move {
+///     pusher.run_until(async { _ = stopped.await }).await;
+///     pusher.flush(Duration::from_secs(5)).await
+/// });
+/// // … serve with `usage` as the outermost layer; once no request is under way any more:
+/// drop(stop);
+/// assert_eq!(pushing.await?.waiting, 0);
+/// # Ok(()) }
+/// ```
+pub struct UsagePusher<S> {
+    aggregator: Arc<Aggregator>,
+    sink: S,
+    settings: Settings,
+    queue: Arc<Mutex<Queue>>,
+    /// The size of the next batch.
+    batch: usize,
+    /// The pauses after the next failures.
+    backoff: ExponentialBackoff,
+    /// No push before then.
+    not_before: Option<Instant>,
+    /// Single records that failed permanently since the last success.
+    undeliverable_in_a_row: u32,
+    is_failing: bool,
+    is_spool_failing: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    batch_size: usize,
+    push_timeout: Duration,
+    max_waiting: usize,
+    backoff: ExponentialBuilder,
+}
+
+/// Minutes are closed at most so long after their end.
+const AFTER_THE_MINUTE: Duration = Duration::from_secs(2);
+/// The longest pause that a sink can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// After so many records that failed permanently in a row, the sink itself may be at fault: one record is dropped between
+/// two pauses.
+const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
+
+/// The result of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PushReport {
+    /// Records that the sink has stored.
+    pub pushed: u64,
+    /// Records that the sink will never store.
+    pub undeliverable: u64,
+    /// Records that were dropped because more than `max_waiting` waited.
+    pub dropped: u64,
+    /// Records that still wait.
+    pub waiting: usize,
+}
+
+impl<S: UsageSink> UsagePusher<S> {
+    /// Closes and pushes every minute, until the future is dropped.
+    pub async fn run(mut self) {
+        self.run_until(std::future::pending()).await;
+    }
+
+    /// Closes and pushes every minute until `stop` completes. A push in flight is cancelled, and its records wait.
+    pub async fn run_until(&mut self, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop);
+        while !is_first(stop.as_mut(), self.turn()).await {}
+    }
+
+    /// Closes the current minute and pushes everything that waits, for at most `deadline`. For shutdowns.
+    pub async fn flush(&mut self, deadline: Duration) -> PushReport {
+        let end = Instant::now() + deadline;
+        let before = self.report();
+        // After a timeout the records stay where they are.
+        let _ = timeout_at(end, self.close(true)).await;
+        loop {
+            match timeout_at(end, self.push_waiting()).await {
+                Ok(Err(_)) => {}
+                Ok(Ok(())) | Err(_) => break,
+            }
+            match self.not_before {
+                Some(at) if at < end => sleep_until(at).await,
+                _ => break,
+            }
+        }
+        self.report().since(before)
+    }
+
+    /// Closes past minutes and pushes what waits, once. For your own schedule.
+    ///
+    /// Returns when everything is pushed, or at the first error that asks for a pause, which the caller has to make.
+    pub async fn push_closed(&mut self) -> PushReport {
+        let before = self.report();
+        self.close(false).await;
+        // `waiting` in the report shows a failure.
+        let _ = self.push_waiting().await;
+        self.report().since(before)
+    }
+
+    /// Waits for the end of the minute or of a pause, then closes and pushes what is due.
+    async fn turn(&mut self) {
+        let is_waiting = lock(&self.queue).len() > 0;
+        let jitter = AFTER_THE_MINUTE.mul_f64(fastrand::f64());
+        let closing = Instant::now() + self.aggregator.wall.to_next_minute() + jitter;
+        let due = match self.not_before {
+            // Records of an earlier run, or of a cancelled push.
+            None if is_waiting => Instant::now(),
+            None => closing,
+            Some(at) => at.min(closing),
+        };
+        sleep_until(due).await;
+        self.close(false).await;
+        if self.not_before.is_none_or(|at| at <= Instant::now()) {
+            // `not_before` has the pause.
+            let _ = self.push_waiting().await;
+        }
+    }
+
+    /// Moves the records of past minutes from the aggregator to the queue.
+    async fn close(&mut self, early: bool) {
+        // No await in between: a record is in the aggregator or in the queue.
+        let dropped = {
+            let mut queue = lock(&self.queue);
+            queue.add(self.aggregator.close(early))
+        };
+        if dropped > 0 {
+            let dropped = dropped as u64;
+            self.aggregator
+                .records
+                .dropped
+                .fetch_add(dropped, Ordering::Relaxed);
+            telemetry::dropped(dropped, "more waited than max_waiting");
+        }
+        self.report_waiting();
+        self.save().await;
+    }
+
+    /// Pushes until nothing waits or a pause is due.
+    async fn push_waiting(&mut self) -> Result<(), PushError> {
+        // `close` may have been cancelled before it saved.
+        self.save().await;
+        loop {
+            let batch = lock(&self.queue).head(self.batch);
+            if batch.is_empty() {
+                // Without records no pause is needed.
+                self.not_before = None;
+                return Ok(());
+            }
+            match self.push(&batch).await {
+                Ok(()) => self.stored(batch.len()).await,
+                Err(error) => match error.kind() {
+                    PushErrorKind::Permanent if batch.len() > 1 => {
+                        // Isolate the record that fails.
+                        self.batch = batch.len().div_ceil(2);
+                        telemetry::push_ended("permanent");
+                    }
+                    PushErrorKind::Permanent => {
+                        self.drop_undeliverable(&batch, &error).await;
+                        if self.undeliverable_in_a_row >= MAX_UNDELIVERABLE_IN_A_ROW {
+                            self.pause(&error, None);
+                            return Err(error);
+                        }
+                    }
+                    PushErrorKind::Retry { after } => {
+                        telemetry::push_ended("retry");
+                        self.pause(&error, after);
+                        return Err(error);
+                    }
+                },
+            }
+        }
+    }
+
+    async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        // In an async block, so that a panic before the first await is caught too.
+        let push = CatchUnwind::new(async { self.sink.push(batch).await });
+        match timeout(self.settings.push_timeout, push).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(PushError::retry("the sink panicked")),
+            Err(_) => Err(PushError::retry("the push timed out")),
+        }
+    }
+
+    async fn stored(&mut self, number: usize) {
+        telemetry::push_ended("accepted");
+        telemetry::pushed(number as u64);
+        self.aggregator
+            .records
+            .pushed
+            .fetch_add(number as u64, Ordering::Relaxed);
+        self.batch = (self.batch * 2).min(self.settings.batch_size);
+        self.undeliverable_in_a_row = 0;
+        self.not_before = None;
+        self.backoff = self.settings.backoff.build();
+        if std::mem::take(&mut self.is_failing) {
+            telemetry::push_recovered();
+        }
+        self.remove(number).await;
+    }
+
+    async fn drop_undeliverable(&mut self, record: &[UsageRecord], error: &PushError) {
+        telemetry::push_ended("permanent");
+        for record in record {
+            telemetry::undeliverable(&record.id, error);
+        }
+        let number = record.len();
+        self.aggregator
+            .records
+            .undeliverable
+            .fetch_add(number as u64, Ordering::Relaxed);
+        self.undeliverable_in_a_row = self.undeliverable_in_a_row.saturating_add(1);
+        self.remove(number).await;
+    }
+
+    fn pause(&mut self, error: &PushError, asked: Option<Duration>) {
+        let own = self.backoff.next().unwrap_or_default();
+        // Shortened at random, so that instances do not retry together.
+        let own = own.mul_f64(0.5 + 0.5 * fastrand::f64());
+        let asked = asked.unwrap_or_default().min(LONGEST_PAUSE);
+        self.not_before = Some(Instant::now() + own.max(asked));
+        if !std::mem::replace(&mut self.is_failing, true) {
+            telemetry::push_failed(error);
+        }
+    }
+
+    async fn remove(&mut self, number: usize) {
+        lock(&self.queue).remove(number);
+        self.report_waiting();
+        self.save().await;
+    }
+
+    /// Writes the spool file. If that fails, records are pushed all the same.
+    async fn save(&mut self) {
+        if !lock(&self.queue).is_to_be_saved() {
+            return;
+        }
+        let queue = Arc::clone(&self.queue);
+        let saved = tokio::task::spawn_blocking(move || lock(&queue).save()).await;
+        match saved {
+            Ok(Ok(())) => {
+                if std::mem::take(&mut self.is_spool_failing) {
+                    telemetry::spool_recovered();
+                }
+            }
+            Ok(Err(error)) => {
+                if !std::mem::replace(&mut self.is_spool_failing, true) {
+                    telemetry::spool_failed(&error);
+                }
+            }
+            // The runtime is shutting down.
+            Err(_) => {}
+        }
+    }
+
+    fn report_waiting(&self) {
+        let waiting = lock(&self.queue).len();
+        self.aggregator
+            .records
+            .waiting
+            .store(waiting, Ordering::Relaxed);
+        telemetry::waiting(waiting);
+    }
+
+    fn report(&self) -> PushReport {
+        let records = &self.aggregator.records;
+        PushReport {
+            pushed: records.pushed.load(Ordering::Relaxed),
+            undeliverable: records.undeliverable.load(Ordering::Relaxed),
+            dropped: records.dropped.load(Ordering::Relaxed),
+            waiting: lock(&self.queue).len(),
+        }
+    }
+}
+
+impl PushReport {
+    fn since(self, before: Self) -> Self {
+        Self {
+            pushed: self.pushed - before.pushed,
+            undeliverable: self.undeliverable - before.undeliverable,
+            dropped: self.dropped - before.dropped,
+            waiting: self.waiting,
+        }
+    }
+}
+
+impl<S> Drop for UsagePusher<S> {
+    fn drop(&mut self) {
+        let untaken = self.aggregator.keep_no_more();
+        let dropped = (untaken + lock(&self.queue).unsaved()) as u64;
+        let records = &self.aggregator.records;
+        records.waiting.store(0, Ordering::Relaxed);
+        telemetry::waiting(0);
+        if dropped > 0 {
+            records.dropped.fetch_add(dropped, Ordering::Relaxed);
+            telemetry::dropped(dropped, "the pusher was dropped");
+        }
+    }
+}
+
+impl<S> fmt::Debug for UsagePusher<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UsagePusher")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns whether `stop` completes before `work`, which is then dropped.
+async fn is_first(
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+    work: impl Future<Output = ()>,
+) -> bool {
+    let mut work = pin!(work);
+    poll_fn(|cx| match stop.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => work.as_mut().poll(cx).map(|()| false),
+    })
+    .await
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}

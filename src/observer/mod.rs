@@ -1,0 +1,278 @@
+//! Lets a layer outside [`ApiKeyLayer`](crate::ApiKeyLayer) see what is decided about a request: who called, what was
+//! required, and why the request was rejected.
+//!
+//! A layer outside `ApiKeyLayer` sees every request and every response, but not the [`OrgContext`]: that is added further
+//! in. An outer layer that needs it (logs, traces, audit, metering) attaches a [`RequestObservation`] to the request
+//! before it calls its inner service. `ApiKeyLayer` and the layers inside it record into the observation, and the outer
+//! layer reads it when the request ends. All outer layers of a request share one observation. Without one, nothing is
+//! recorded.
+//!
+//! # Fields on a span
+//!
+//! [`ObserverLayer`] calls a function as soon as a key is authenticated, inside the span that is current then. Two lines
+//! add the organization and the key to the span of tower-http's `TraceLayer`, and so to every event below it:
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower::ServiceBuilder;
+//! use tower_http::trace::TraceLayer;
+//! use tower_orgkey::observer::ObserverLayer;
+//! use tower_orgkey::{ApiKeyLayer, KeyId, OrgContext};
+//! use tracing::{Span, field::Empty, info_span};
+//! # use tower_orgkey::{Verification, verifier_fn};
+//! # let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
+//!
+//! let app: Router = Router::new()
+//!     .route("/reports", get(|org: OrgContext| async move { org.org_code().to_string() }))
+//!     .route_layer(auth)
+//!     .layer(
+//!         ServiceBuilder::new()
+//!             .layer(TraceLayer::new_for_http().make_span_with(|request: &http::Request<_>| {
+//!                 info_span!("request", path = request.uri().path(), org_code = Empty, key_id = Empty)
+//!             }))
+//!             .layer(ObserverLayer::on_authenticated(|org: &OrgContext| {
+//!                 Span::current().record("org_code", org.org_code().as_str());
+//!                 Span::current().record("key_id", org.key_id().map(KeyId::as_str));
+//!             })),
+//!     );
+//! ```
+//!
+//! # A layer that reads the observation
+//!
+//! ```
+//! use http::{Request, Response};
+//! use tower_orgkey::observer::RequestObservation;
+//! # use tower::{Service, ServiceExt};
+//!
+//! async fn logged<S, B, C>(service: S, mut request: Request<B>) -> Result<Response<C>, S::Error>
+//! where
+//!     S: Service<Request<B>, Response = Response<C>>,
+//! {
+//!     let observation = RequestObservation::attach(request.extensions_mut());
+//!     let response = service.oneshot(request).await?;
+//!     let org = observation.org_context();
+//!     let code = observation.rejection_of(&response).map(|rejection| rejection.code());
+//!     println!("{:?} {code:?}", org.as_ref().map(|org| org.org_code()));
+//!     Ok(response)
+//! }
+//! ```
+//!
+//! The example does not see requests that end without a response. [`ObservedFuture`] does: it reports how a request ended,
+//! whether with a response, an error, a panic, or because its future was dropped.
+//!
+//! An observation is attached by type, and the type is this crate's: nothing that a client sends can replace it.
+
+mod future;
+mod layer;
+mod requirement;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::{Extensions, Response};
+
+pub use self::future::{EarlyEnd, ObservedFuture, Observer, ResponseObserver};
+pub use self::layer::{ObserverLayer, ObserverService};
+pub use self::requirement::Requirement;
+use crate::context::OrgContext;
+use crate::rejection::Rejection;
+
+/// Whether any observation was ever attached. While none was, requests are not searched for one.
+static IS_USED: AtomicBool = AtomicBool::new(false);
+
+/// What [`ApiKeyLayer`](crate::ApiKeyLayer) and the guards record about one request.
+///
+/// Clones share the same record. See the [module documentation](crate::observer).
+#[derive(Clone, Default)]
+pub struct RequestObservation(Arc<Mutex<Record>>);
+
+#[derive(Default)]
+struct Record {
+    caller: Option<Caller>,
+    requirements: Vec<Requirement>,
+    rejection: Option<Rejection>,
+    callbacks: Vec<Callback>,
+}
+
+type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
+
+/// Who made a request that [`ApiKeyLayer`](crate::ApiKeyLayer) let through.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Caller {
+    /// An organization, with one of its keys.
+    Organization {
+        /// What the handler sees.
+        context: OrgContext,
+        /// Whether the verification result was cached, so that the request did not wait for the issuer.
+        is_cached: bool,
+    },
+    /// A request without a key, let through by
+    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous).
+    Anonymous,
+}
+
+impl RequestObservation {
+    /// At most so many requirements are recorded for one request: a retry beneath the layer passes the guards again.
+    const MAX_REQUIREMENTS: usize = 8;
+
+    /// Returns the observation in a request's extensions, and inserts a new one if there is none.
+    pub fn attach(extensions: &mut Extensions) -> Self {
+        // Relaxed: whatever hands the request to another thread also publishes this store.
+        if !IS_USED.load(Ordering::Relaxed) {
+            IS_USED.store(true, Ordering::Relaxed);
+        }
+        extensions.get_or_insert_default::<Self>().clone()
+    }
+
+    /// Returns the observation in a request's extensions, if an outer layer attached one.
+    ///
+    /// Beneath `ApiKeyLayer`, [`OrgContext::observation`] returns the same without searching.
+    #[inline]
+    pub fn of(extensions: &Extensions) -> Option<&Self> {
+        if IS_USED.load(Ordering::Relaxed) {
+            extensions.get()
+        } else {
+            None
+        }
+    }
+
+    /// Returns who made the request. `None` before `ApiKeyLayer` has decided, and if it rejected the request.
+    ///
+    /// With two `ApiKeyLayer`s in a row, the inner one decides.
+    pub fn caller(&self) -> Option<Caller> {
+        self.record().caller.clone()
+    }
+
+    /// Returns the context of the organization that made the request, if it was authenticated.
+    pub fn org_context(&self) -> Option<OrgContext> {
+        match self.caller()? {
+            Caller::Organization { context, .. } => Some(context),
+            Caller::Anonymous => None,
+        }
+    }
+
+    /// Returns what guards and extractors required of the request, in order: the first eight.
+    pub fn requirements(&self) -> Vec<Requirement> {
+        self.record().requirements.clone()
+    }
+
+    /// Returns the last rejection that a layer of this crate responded with.
+    ///
+    /// [`rejection_of`](Self::rejection_of) also finds those of extractors and handlers.
+    pub fn rejection(&self) -> Option<Rejection> {
+        self.record().rejection.clone()
+    }
+
+    /// Returns the rejection that a response stands for.
+    ///
+    /// That is the [`Rejection`] in the response's extensions. If a layer in between replaced the response by another one
+    /// with the status of an error, it is the one that was [recorded](Self::rejection).
+    pub fn rejection_of<B>(&self, response: &Response<B>) -> Option<Rejection> {
+        match response.extensions().get::<Rejection>() {
+            Some(rejection) => Some(rejection.clone()),
+            None if response.status().is_client_error() || response.status().is_server_error() => {
+                self.rejection()
+            }
+            None => None,
+        }
+    }
+
+    /// Records a requirement. For guards outside this crate.
+    pub fn record_requirement(&self, requirement: Requirement) {
+        let mut record = self.record();
+        if record.requirements.len() < Self::MAX_REQUIREMENTS {
+            // Almost always it is the only one.
+            record.requirements.reserve_exact(1);
+            record.requirements.push(requirement);
+        }
+    }
+
+    /// Records a rejection that a layer responds with, and returns it.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Rejection {
+        if let Some(observation) = Self::of(extensions) {
+            observation.record().rejection = Some(rejection.clone());
+        }
+        rejection
+    }
+
+    /// Records an organization, and lets its context carry the observation. Kept out of line, so that the path of a request
+    /// without an observer stays small.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn observe(&self, context: OrgContext, is_cached: bool) -> OrgContext {
+        self.record_organization(&context, is_cached);
+        context.with_observation(self.clone())
+    }
+
+    pub(crate) fn record_anonymous(&self) {
+        self.record().caller = Some(Caller::Anonymous);
+    }
+
+    /// The context must not carry an observation itself: the two would keep each other alive.
+    fn record_organization(&self, context: &OrgContext, is_cached: bool) {
+        let context = context.clone();
+        let callbacks = {
+            let mut record = self.record();
+            record.caller = Some(Caller::Organization {
+                context: context.clone(),
+                is_cached,
+            });
+            record.callbacks.clone()
+        };
+        // After the lock is released: a callback may read the observation.
+        for callback in callbacks {
+            callback(&context);
+        }
+    }
+
+    fn add_callback(&self, callback: Callback) {
+        self.record().callbacks.push(callback);
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        // Every change is one assignment or one push, so the record is whole after a panic too.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for RequestObservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.record();
+        f.debug_struct("RequestObservation")
+            .field("caller", &record.caller)
+            .field("requirements", &record.requirements)
+            .field("rejection", &record.rejection)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_util::OrgContextBuilder;
+
+    #[test]
+    fn a_context_and_its_observation_are_freed() {
+        let mut extensions = Extensions::new();
+        let observation = RequestObservation::attach(&mut extensions);
+        let context = OrgContextBuilder::new("org_1").build();
+        let context = observation.observe(context, true);
+        extensions.insert(context);
+        let shared = Arc::downgrade(&observation.0);
+        drop((extensions, observation));
+        assert!(shared.upgrade().is_none());
+    }
+
+    #[test]
+    fn requirements_are_bounded() {
+        let observation = RequestObservation::default();
+        for _ in 0..100 {
+            observation.record_requirement(Requirement::organization(None, true));
+        }
+        assert_eq!(observation.requirements().len(), 8);
+    }
+}
