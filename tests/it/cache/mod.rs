@@ -1,0 +1,54 @@
+//! What is remembered, for how long, and how often the issuer is asked: through the layer, on a paused clock.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+#![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
+
+mod blocked;
+mod flight;
+mod judged_again;
+mod refusals;
+mod runtimes;
+mod staleness;
+
+use std::time::Duration;
+
+use tower_orgkey::test_util::TestClock;
+use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, RejectionKind, Verifier};
+
+use crate::support::service::Outcome;
+
+const ONE: &str = "k_test_one_0123456789";
+const TWO: &str = "k_test_two_0123456789";
+const NEW: &str = "k_test_new_0123456789";
+const BAD: &str = "k_test_bad_0123456789";
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A layer whose clock is the paused one, plus what it is told to jump.
+fn builder(verifier: impl Verifier) -> (ApiKeyLayerBuilder, TestClock) {
+    let clock = TestClock::new();
+    let builder = ApiKeyLayer::builder(verifier).test_clock(clock.clone());
+    (builder, clock)
+}
+
+fn layer(verifier: impl Verifier) -> (ApiKeyLayer, TestClock) {
+    let (builder, clock) = builder(verifier);
+    (builder.build().unwrap(), clock)
+}
+
+fn refused() -> Outcome {
+    Outcome::Refused(RejectionKind::InvalidToken)
+}
+
+fn unavailable() -> Outcome {
+    Outcome::Refused(RejectionKind::VerifierUnavailable)
+}
+
+/// Lets everything run that needs no time to pass.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
