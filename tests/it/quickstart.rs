@@ -1,4 +1,4 @@
-//! The quickstart keeps its promises: every `curl` line that it prints is run, and answers what stands above it.
+//! Runs every `curl` line that the quickstart prints, and compares the response with the printed one.
 
 #![cfg(all(unix, feature = "axum", feature = "kinde"))]
 #![allow(

@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::routing::get;
-use http::{Request, StatusCode};
+use http::{Method, StatusCode};
 use kinde_emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
 use metrics::{
     Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
@@ -19,12 +18,12 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, advance};
-use tower::ServiceExt;
 use tower_orgkey::kinde::{KeyReconciler, KeyReconcilerBuilder, KindeVerifier};
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind, telemetry};
 
 use crate::support::log::Log;
+use crate::support::service::call;
 
 /// Only a failing test waits this long.
 const HANG: Duration = Duration::from_secs(30);
@@ -79,9 +78,7 @@ impl Stage {
     }
 
     async fn get(&self, secret: &str) -> StatusCode {
-        let request = Request::get("/").header("authorization", format!("Bearer {secret}"));
-        let request = request.body(Body::empty()).unwrap();
-        self.app.clone().oneshot(request).await.unwrap().status()
+        call(&self.app, Method::GET, "/", secret).await.status()
     }
 
     /// Issues a key and verifies it.

@@ -1,14 +1,14 @@
-//! The example's own endpoint for revocation, against the emulator.
+//! The revocation endpoint of the example, with the emulator.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
 use axum::Router;
-use axum::body::Body;
-use http::{Method, Request, StatusCode};
+use http::{Method, StatusCode};
 use kinde_emulator::{Endpoint, Fault, IssuedKey, KeySpec, KindeEmulator};
-use tower::ServiceExt;
 use tower_orgkey::ApiKeyLayer;
 use tower_orgkey::kinde::KindeVerifier;
+
+use crate::support::service::call;
 
 #[allow(dead_code)] // Its `main`.
 #[path = "../../examples/revoke_endpoint.rs"]
@@ -47,13 +47,7 @@ impl Stage {
     }
 
     async fn call(&self, method: Method, path: &str, key: &IssuedKey) -> StatusCode {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("authorization", format!("Bearer {}", key.secret()))
-            .body(Body::empty())
-            .unwrap();
-        self.app.clone().oneshot(request).await.unwrap().status()
+        call(&self.app, method, path, key.secret()).await.status()
     }
 
     async fn whoami(&self, key: &IssuedKey) -> StatusCode {

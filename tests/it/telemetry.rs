@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -17,6 +17,8 @@ use tower_orgkey::{
     ApiKeyLayer, OrgCode, OrgContext, Scopes, Verification, VerifyError, require_org,
     require_scope, telemetry, verifier_fn,
 };
+
+use crate::support::log::Log;
 
 const GOOD: &str = "k_test_good_0123456789";
 const DOWN: &str = "k_test_down_0123456789";
@@ -236,33 +238,9 @@ async fn only_the_rejecting_layer_counts() {
     );
 }
 
-/// Collects events as text.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn failure_log_is_rate_limited() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    // With a single subscriber, `tracing` caches per callsite whether it is enabled, as decided on the first thread.
-    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::capture_up_to(tracing::Level::INFO);
 
     let calls = Arc::new(AtomicUsize::new(0));
     let verifier = {
@@ -286,18 +264,17 @@ async fn failure_log_is_rate_limited() {
     let app: Router = Router::new()
         .route("/", get(|_: Extension<OrgContext>| async {}))
         .route_layer(auth);
-    let text = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for n in 0..10_000 {
         status(&app, "/", Some(&format!("Bearer k_test_{n:016}"))).await;
         // Another test may have emitted this second's event, so this continues until the next one.
         if n >= 2_000 {
-            if text().contains("verification failed") {
+            if log.text().contains("verification failed") {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    let text = text();
+    let text = log.text();
     let logged = text.matches("verification failed").count();
     assert!(calls.load(Ordering::SeqCst) >= 2_000, "too few calls");
     // The limit is one per second of real time, and this test takes at most a few seconds.

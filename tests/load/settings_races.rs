@@ -1,4 +1,4 @@
-//! Real threads: settings that are being loaded while somebody invalidates them never come back.
+//! Races on real threads: settings that are invalidated during their load never return.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::routing::get;
 use axum::{Router, response::Response};
-use http::Request;
+use http::Method;
 use kinde_emulator::{IssuedKey, KeySpec, KindeEmulator};
-use tower::ServiceExt;
 use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder};
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKeyHandle, ApiKeyLayer, BreakerState, OrgContext, Rejection};
 
-use crate::support::proxy::FaultProxy;
+use super::proxy::FaultProxy;
+use super::service::call;
 
 /// Longer than the breaker stays open at first, shorter than both soft TTLs.
 pub(crate) const A_WHILE: Duration = Duration::from_secs(70);
@@ -65,11 +64,7 @@ impl Stage {
     }
 
     pub(crate) async fn call(&self, secret: &str) -> Response {
-        let request = Request::get("/")
-            .header("authorization", format!("Bearer {secret}"))
-            .body(Body::empty())
-            .unwrap();
-        self.app.clone().oneshot(request).await.unwrap()
+        call(&self.app, Method::GET, "/", secret).await
     }
 
     pub(crate) async fn status(&self, secret: &str) -> u16 {
@@ -78,7 +73,7 @@ impl Stage {
 
     pub(crate) fn unknown_key(&self) -> IssuedKey {
         self.emulator
-            .issue_key(KeySpec::organization("org_stranger"))
+            .issue_key(KeySpec::organization("org_unknown"))
     }
 
     /// Checks the effect of a fault: known keys pass, unknown keys get 503, and no key gets 401.

@@ -27,17 +27,17 @@ pub(crate) struct Stage {
     pub(crate) kinde: KindeVerifier,
     pub(crate) layer: ApiKeyLayer,
     /// Tokens that verify rejects.
-    pub(crate) dead_tokens: Arc<Mutex<HashSet<String>>>,
+    pub(crate) rejected_tokens: Arc<Mutex<HashSet<String>>>,
 }
 
 /// The reply for a valid key of `org_1`.
-pub(crate) fn yes() -> Answer {
-    Answer::json(200, YES)
+pub(crate) fn valid_reply() -> Answer {
+    Answer::json(200, VALID_REPLY)
 }
 
-pub(crate) const YES: &str = r#"{"code":"API_KEY_VERIFIED","message":"API key verified","is_valid":true,"key_id":"api_key_0001","status":"active","scopes":["read:reports"],"org_code":"org_1","user_id":null,"last_verified_on":"2026-01-02T03:04:05+11","verification_count":7}"#;
+pub(crate) const VALID_REPLY: &str = r#"{"code":"API_KEY_VERIFIED","message":"API key verified","is_valid":true,"key_id":"api_key_0001","status":"active","scopes":["read:reports"],"org_code":"org_1","user_id":null,"last_verified_on":"2026-01-02T03:04:05+11","verification_count":7}"#;
 
-pub(crate) fn no() -> Answer {
+pub(crate) fn invalid_reply() -> Answer {
     Answer::json(200, r#"{"is_valid":false}"#)
 }
 
@@ -50,7 +50,7 @@ impl Stage {
         configure: impl FnOnce(KindeVerifierBuilder) -> KindeVerifierBuilder,
     ) -> Self {
         let stub = Stub::start().await;
-        let dead_tokens = play(&stub);
+        let rejected_tokens = behave_like_kinde(&stub);
         let clock = TestClock::new();
         let builder = KindeVerifier::builder(stub.url())
             .client_credentials("the client", SECRET)
@@ -64,7 +64,7 @@ impl Stage {
             clock,
             kinde,
             layer,
-            dead_tokens,
+            rejected_tokens,
         }
     }
 
@@ -77,8 +77,8 @@ impl Stage {
     }
 
     /// Makes verify and the probe reject a token with 401.
-    pub(crate) fn kill_token(&self, token: &str) {
-        self.dead_tokens.lock().unwrap().insert(token.into());
+    pub(crate) fn reject_token(&self, token: &str) {
+        self.rejected_tokens.lock().unwrap().insert(token.into());
     }
 
     /// The layer's response to a request with this key: the status, and the organization or the code of the problem.
@@ -91,25 +91,25 @@ impl Stage {
     }
 
     /// Makes one attempt as the layer does, with a long deadline.
-    pub(crate) async fn attempt(&self, key: &str, attempt: Attempt) -> Said {
+    pub(crate) async fn attempt(&self, key: &str, attempt: Attempt) -> Verdict {
         let key = ApiKey::parse(key).unwrap();
         let verified = self.kinde.verify_attempt(&key, attempt).await;
-        Said::read(&verified.unwrap()).0
+        Verdict::read(&verified.unwrap()).0
     }
 
     /// The verifier's answer about an unknown key, and its credential.
-    pub(crate) async fn unknown(&self, key: &str) -> (Said, u64) {
-        Said::read(&self.verify(key).await.unwrap())
+    pub(crate) async fn unknown(&self, key: &str) -> (Verdict, u64) {
+        Verdict::read(&self.verify(key).await.unwrap())
     }
 
     /// The verifier's answer about a known key, and its credential.
-    pub(crate) async fn known(&self, key: &str) -> (Said, u64) {
+    pub(crate) async fn known(&self, key: &str) -> (Verdict, u64) {
         let verified = self.kinde.reverify(&ApiKey::parse(key).unwrap()).await;
-        Said::read(&verified.unwrap())
+        Verdict::read(&verified.unwrap())
     }
 
     /// The verifier's answer about a known key with this identifier.
-    pub(crate) async fn known_by_id(&self, key: &str, key_id: &str) -> Said {
+    pub(crate) async fn known_by_id(&self, key: &str, key_id: &str) -> Verdict {
         let key_id = KeyId::new(key_id).unwrap();
         let attempt = Attempt::new(Duration::from_secs(5)).known(Some(key_id));
         self.attempt(key, attempt).await
@@ -118,7 +118,7 @@ impl Stage {
 
 /// The answer of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Verdict {
     Valid,
     Definitive,
     Concluded,
@@ -128,7 +128,7 @@ pub(crate) enum Said {
     TokenRejected,
 }
 
-impl Said {
+impl Verdict {
     /// Reads a verification and its credential from the `Debug` output, because the certainty of an answer is private.
     pub(crate) fn read(verification: &Verification) -> (Self, u64) {
         let debug = format!("{verification:?}");
@@ -223,15 +223,15 @@ pub(crate) async fn get(layer: &ApiKeyLayer, key: &str) -> (u16, String) {
 }
 
 /// Makes a stub behave like Kinde: numbered tokens, 401 for invalid keys, an accepted probe.
-fn play(stub: &Stub) -> Arc<Mutex<HashSet<String>>> {
-    let dead_tokens = Arc::<Mutex<HashSet<String>>>::default();
+fn behave_like_kinde(stub: &Stub) -> Arc<Mutex<HashSet<String>>> {
+    let rejected_tokens = Arc::<Mutex<HashSet<String>>>::default();
     let issued = Mutex::new(0);
     stub.on(Endpoint::Token, move |_| {
         let mut issued = issued.lock().unwrap();
         *issued += 1;
         token(&format!("token-{issued}"), "3600")
     });
-    let dead = Arc::clone(&dead_tokens);
+    let dead = Arc::clone(&rejected_tokens);
     let is_dead =
         move |token: Option<&str>| token.is_some_and(|token| dead.lock().unwrap().contains(token));
     let is_dead_too = is_dead.clone();
@@ -239,7 +239,7 @@ fn play(stub: &Stub) -> Arc<Mutex<HashSet<String>>> {
         if is_dead(request.token()) || !request.key().contains("good") {
             Answer::status(401)
         } else {
-            yes()
+            valid_reply()
         }
     });
     stub.on(Endpoint::Probe, move |request| {
@@ -249,7 +249,7 @@ fn play(stub: &Stub) -> Arc<Mutex<HashSet<String>>> {
             Answer::json(200, r#"{"code":"OK","api_keys":[],"has_more":false}"#)
         }
     });
-    dead_tokens
+    rejected_tokens
 }
 
 pub(crate) fn token(token: &str, expires_in: &str) -> Answer {

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::Dispatch;
+use tracing::subscriber::DefaultGuard;
+use tracing::{Dispatch, Level};
 use tracing_subscriber::fmt::MakeWriter;
 
 #[derive(Clone, Default)]
@@ -11,7 +12,12 @@ pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     /// Captures all events of this thread until the guard is dropped.
-    pub(crate) fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn capture() -> (Self, DefaultGuard) {
+        Self::capture_up_to(Level::TRACE)
+    }
+
+    /// Captures the events of this thread with this level or a more severe one.
+    pub(crate) fn capture_up_to(level: Level) -> (Self, DefaultGuard) {
         /// With a single subscriber, `tracing` caches per callsite whether it is enabled, as decided on the first thread. A
         /// second one disables this cache, so that tests on other threads do not disable events of this one.
         static SECOND: LazyLock<Dispatch> =
@@ -20,7 +26,7 @@ impl Log {
         LazyLock::force(&SECOND);
         let log = Self::default();
         let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
+            .with_max_level(level)
             .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
             .with_ansi(false)
             .with_writer(log.clone())

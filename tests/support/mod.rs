@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `issuer` | an issuer in memory |
+//! | `app` | an application behind the layer with this issuer, on the paused clock |
 //! | `service`, `probe` | inner services, and requests to them |
 //! | `wire` | a server on a socket, and a client that shows the bytes of a response |
 //! | `stub`, `kinde` | a server with scripted replies, and one that behaves like Kinde, with a verifier and a layer |
@@ -11,6 +12,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub(crate) mod app;
 pub(crate) mod emulated;
 pub(crate) mod issuer;
 pub(crate) mod kinde;
@@ -22,4 +24,4 @@ pub(crate) mod stub;
 pub(crate) mod wire;
 
 #[allow(unused_imports, reason = "each test binary uses a part of this")]
-pub(crate) use self::issuer::{Issuer, Say, org};
+pub(crate) use self::issuer::{Answer, Issuer, org};

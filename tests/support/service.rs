@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use axum::Router;
+use axum::body::Body;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use tower::{Layer, Service, ServiceExt};
 use tower_orgkey::{ApiKeyLayer, ApiKeyService, OrgContext, Rejection, RejectionKind};
 
@@ -61,8 +63,8 @@ pub(crate) fn request(key: &str) -> Request<()> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The organization that the handler saw.
-    Passed(String),
-    Refused(RejectionKind),
+    Allowed(String),
+    Rejected(RejectionKind),
 }
 
 impl Outcome {
@@ -70,19 +72,19 @@ impl Outcome {
         match response.extensions().get::<Rejection>() {
             None => {
                 assert_eq!(response.status(), StatusCode::OK);
-                Self::Passed(String::from_utf8(response.body().to_vec()).unwrap())
+                Self::Allowed(String::from_utf8(response.body().to_vec()).unwrap())
             }
             Some(rejection) => {
                 assert_eq!(response.status(), rejection.status());
                 assert!(response.extensions().get::<OrgContext>().is_none());
-                Self::Refused(rejection.kind())
+                Self::Rejected(rejection.kind())
             }
         }
     }
 }
 
-pub(crate) fn passed(org: &str) -> Outcome {
-    Outcome::Passed(org.to_owned())
+pub(crate) fn allowed(org: &str) -> Outcome {
+    Outcome::Allowed(org.to_owned())
 }
 
 /// The response to a request with this key.
@@ -102,4 +104,30 @@ where
     S: Service<Request<()>, Response = Response<Bytes>, Error = Infallible> + Clone,
 {
     Outcome::of(&answer(api, key).await)
+}
+
+/// The response of a router to a request with this key.
+pub(crate) async fn call(
+    app: &Router,
+    method: Method,
+    path: &str,
+    key: &str,
+) -> axum::response::Response {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(AUTHORIZATION, format!("Bearer {key}"))
+        .body(Body::empty())
+        .unwrap();
+    match app.clone().oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// Lets everything run that needs no time to pass.
+pub(crate) async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
 }

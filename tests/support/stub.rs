@@ -142,7 +142,7 @@ struct Shared {
     /// The duration of every answer.
     delay: Mutex<Duration>,
     /// The number of bytes that were written of endless bodies.
-    poured: AtomicUsize,
+    bytes_written: AtomicUsize,
     connections: AtomicUsize,
 }
 
@@ -176,7 +176,7 @@ impl Stub {
                     let accept = Arc::clone(&accept);
                     tokio::spawn(async move {
                         if let Some(stream) = accept(stream).await {
-                            shared.converse(stream).await;
+                            shared.handle(stream).await;
                         }
                     });
                 }
@@ -231,13 +231,13 @@ impl Stub {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn poured(&self) -> usize {
-        self.shared.poured.load(Ordering::SeqCst)
+    pub(crate) fn bytes_written(&self) -> usize {
+        self.shared.bytes_written.load(Ordering::SeqCst)
     }
 }
 
 impl Shared {
-    async fn converse<S: AsyncRead + AsyncWrite + Unpin + Linger>(&self, mut stream: S) {
+    async fn handle<S: AsyncRead + AsyncWrite + Unpin + Linger>(&self, mut stream: S) {
         while let Some(request) = read_request(&mut stream).await {
             let endpoint = request.endpoint();
             let script = self.scripts.lock().unwrap().get(&endpoint).cloned();
@@ -322,7 +322,7 @@ impl Shared {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     stream.write_all(b" ").await.ok()?;
                     stream.flush().await.ok()?;
-                    self.poured.fetch_add(1, Ordering::SeqCst);
+                    self.bytes_written.fetch_add(1, Ordering::SeqCst);
                 }
             }
             Answer::Endless => {
@@ -334,7 +334,7 @@ impl Shared {
                 let chunk = [b"1000\r\n", &[b' '; 0x1000][..], b"\r\n"].concat();
                 loop {
                     stream.write_all(&chunk).await.ok()?;
-                    self.poured.fetch_add(0x1000, Ordering::SeqCst);
+                    self.bytes_written.fetch_add(0x1000, Ordering::SeqCst);
                 }
             }
             Answer::After(..) | Answer::Once(..) => unreachable!("taken apart before"),

@@ -20,18 +20,18 @@ pub(crate) async fn serve(app: Router) -> SocketAddr {
 
 /// A response as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct RawResponse {
     pub(crate) status: u16,
     /// Names in lower case, in the order of the response, without `date`.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
 
-impl Answer {
+impl RawResponse {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(held, _)| held == name);
         let value = values.next().map(|(_, value)| value.as_str());
-        assert!(values.next().is_none(), "{name} stands twice: {self:?}");
+        assert!(values.next().is_none(), "{name} is repeated: {self:?}");
         value
     }
 
@@ -55,7 +55,7 @@ impl Answer {
 
 /// A request that is sent unchanged.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct RawRequest {
     address: SocketAddr,
     method: String,
     path: String,
@@ -63,8 +63,8 @@ pub(crate) struct Ask {
     body: Vec<u8>,
 }
 
-pub(crate) fn ask(address: SocketAddr, method: &str, path: &str) -> Ask {
-    Ask {
+pub(crate) fn raw_request(address: SocketAddr, method: &str, path: &str) -> RawRequest {
+    RawRequest {
         address,
         method: method.to_owned(),
         path: path.to_owned(),
@@ -73,11 +73,11 @@ pub(crate) fn ask(address: SocketAddr, method: &str, path: &str) -> Ask {
     }
 }
 
-pub(crate) fn get(address: SocketAddr, path: &str) -> Ask {
-    ask(address, "GET", path)
+pub(crate) fn get(address: SocketAddr, path: &str) -> RawRequest {
+    raw_request(address, "GET", path)
 }
 
-impl Ask {
+impl RawRequest {
     pub(crate) fn key(self, key: &str) -> Self {
         self.header("authorization", format!("Bearer {key}"))
     }
@@ -108,7 +108,7 @@ impl Ask {
         bytes
     }
 
-    pub(crate) async fn send(&self) -> Answer {
+    pub(crate) async fn send(&self) -> RawResponse {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // A server that rejects a request early may close the connection before all of it is written.
         let _ = stream.write_all(&self.bytes()).await;
@@ -119,7 +119,7 @@ impl Ask {
 }
 
 /// Reads one response that ends with its connection.
-pub(crate) fn parse(bytes: &[u8]) -> Answer {
+pub(crate) fn parse(bytes: &[u8]) -> RawResponse {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let (head, body) = text
         .split_once("\r\n\r\n")
@@ -134,7 +134,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Answer {
         .filter(|(name, _)| *name != "date" && *name != "connection")
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    Answer {
+    RawResponse {
         status: status.parse().unwrap(),
         headers,
         body: body.to_owned(),
@@ -143,15 +143,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Answer {
 
 /// Sends the request until the log has a line with this level and all these texts, and returns the last response and the line.
 /// Repeated events are logged at most once per second per process.
-pub(crate) async fn until_told(
+pub(crate) async fn until_logged(
     log: &Log,
     level: &str,
     holding: &[&str],
-    ask: &Ask,
-) -> (Answer, String) {
-    let tell = async {
+    request: &RawRequest,
+) -> (RawResponse, String) {
+    let logged = async {
         loop {
-            let answer = ask.send().await;
+            let answer = request.send().await;
             let lines = log.lines(level, holding[0]);
             let line = lines
                 .into_iter()
@@ -162,7 +162,7 @@ pub(crate) async fn until_told(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), tell)
+    tokio::time::timeout(Duration::from_secs(60), logged)
         .await
         .unwrap_or_else(|_| panic!("not logged: {level} {holding:?} in {}", log.text()))
 }

@@ -3,8 +3,8 @@
 use tower::Layer;
 use tower_orgkey::{ApiKey, ApiKeyHandle, BlockListFull, KeyId, OrgCode};
 
-use super::{ONE, SECOND, TWO, layer, refused};
-use crate::support::service::{Handler, outcome, passed};
+use super::{ONE, SECOND, TWO, invalid, layer};
+use crate::support::service::{Handler, allowed, outcome};
 use crate::support::{Issuer, org};
 
 type Block = fn(&ApiKeyHandle) -> Result<(), BlockListFull>;
@@ -29,17 +29,17 @@ async fn a_cached_key_is_refused_at_the_very_next_request_after_a_block() {
         let api = layer.layer(handler.clone());
         // Thrice: loaded, found, and found by the shortest way, which asks no table.
         for _ in 0..3 {
-            assert_eq!(outcome(&api, ONE).await, passed("org_one"), "{what}");
-            assert_eq!(outcome(&api, TWO).await, passed("org_two"), "{what}");
+            assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{what}");
+            assert_eq!(outcome(&api, TWO).await, allowed("org_two"), "{what}");
         }
         assert_eq!((handler.reached(), issuer.calls()), (6, 2), "{what}");
         block(&layer.handle()).unwrap();
-        assert_eq!(outcome(&api, ONE).await, refused(), "{what}");
+        assert_eq!(outcome(&api, ONE).await, invalid(), "{what}");
         assert_eq!(handler.reached(), 6, "{what}");
         // It stays so, nobody else is kept out, and the issuer is not asked.
         tokio::time::advance(SECOND).await;
-        assert_eq!(outcome(&api, ONE).await, refused(), "{what}");
-        assert_eq!(outcome(&api, TWO).await, passed("org_two"), "{what}");
+        assert_eq!(outcome(&api, ONE).await, invalid(), "{what}");
+        assert_eq!(outcome(&api, TWO).await, allowed("org_two"), "{what}");
         assert_eq!((handler.reached(), issuer.calls()), (7, 2), "{what}");
     }
 }

@@ -1,12 +1,12 @@
-//! What is remembered, for how long, and how often the issuer is asked: through the layer, on a paused clock.
+//! Which results are cached, for how long, and the calls to the issuer: through the layer, on a paused clock.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 #![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
 
 mod blocked;
-mod flight;
-mod judged_again;
-mod refusals;
+mod decisions;
+mod in_flight;
+mod invalid_keys;
 mod runtimes;
 mod staleness;
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, RejectionKind, Verifier};
 
-use crate::support::service::Outcome;
+use crate::support::service::{Outcome, settle};
 
 const ONE: &str = "k_test_one_0123456789";
 const TWO: &str = "k_test_two_0123456789";
@@ -38,17 +38,10 @@ fn layer(verifier: impl Verifier) -> (ApiKeyLayer, TestClock) {
     (builder.build().unwrap(), clock)
 }
 
-fn refused() -> Outcome {
-    Outcome::Refused(RejectionKind::InvalidToken)
+fn invalid() -> Outcome {
+    Outcome::Rejected(RejectionKind::InvalidToken)
 }
 
 fn unavailable() -> Outcome {
-    Outcome::Refused(RejectionKind::VerifierUnavailable)
-}
-
-/// Lets everything run that needs no time to pass.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
+    Outcome::Rejected(RejectionKind::VerifierUnavailable)
 }

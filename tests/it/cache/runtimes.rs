@@ -5,7 +5,7 @@ use tower::ServiceExt;
 use tower_orgkey::ApiKeyLayer;
 
 use super::ONE;
-use crate::support::service::{api, outcome, passed, request};
+use crate::support::service::{allowed, api, outcome, request};
 use crate::support::{Issuer, org};
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -25,7 +25,7 @@ fn a_runtime_that_ends_before_a_verification_has_begun_leaves_the_key_usable() {
         assert!(api.clone().oneshot(request(ONE)).now_or_never().is_none());
     });
     assert_eq!(issuer.calls(), 0, "the task was to have no turn");
-    assert_eq!(runtime().block_on(outcome(&api, ONE)), passed("org_one"));
+    assert_eq!(runtime().block_on(outcome(&api, ONE)), allowed("org_one"));
     assert_eq!(issuer.calls(), 1);
 }
 
@@ -42,6 +42,6 @@ fn a_runtime_that_ends_during_a_verification_leaves_the_key_usable() {
     });
     assert_eq!((issuer.calls(), issuer.in_flight()), (1, 0));
     gate.add_permits(1);
-    assert_eq!(runtime().block_on(outcome(&api, ONE)), passed("org_one"));
+    assert_eq!(runtime().block_on(outcome(&api, ONE)), allowed("org_one"));
     assert_eq!(issuer.calls(), 2);
 }

@@ -5,11 +5,11 @@ use std::time::SystemTime;
 use tower_orgkey::OrgContext;
 
 use super::{
-    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, layer, refused, settle, unavailable,
+    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, invalid, layer, settle, unavailable,
 };
 use crate::support::issuer::expiring;
-use crate::support::service::{Api, answer, api, outcome, passed};
-use crate::support::{Issuer, Say, org};
+use crate::support::service::{Api, allowed, answer, api, outcome};
+use crate::support::{Answer, Issuer, org};
 
 /// A context's age and whether it is stale.
 async fn served(api: &Api, key: &str) -> (Duration, bool) {
@@ -34,7 +34,7 @@ async fn facts_are_fresh_for_51_to_60_seconds_and_ages_count_from_the_call() {
     assert_eq!(served(&api, ONE).await, (MINUTE, true));
     assert_eq!(served(&api, ONE).await, (MINUTE, true));
     settle().await;
-    assert_eq!((issuer.calls(), issuer.calls_again()), (2, 1));
+    assert_eq!((issuer.calls(), issuer.calls_for_known()), (2, 1));
     tokio::time::sleep(600 * MS).await;
     assert_eq!(served(&api, ONE).await, (600 * MS, false));
     assert_eq!(issuer.calls(), 2);
@@ -44,16 +44,16 @@ async fn facts_are_fresh_for_51_to_60_seconds_and_ages_count_from_the_call() {
 async fn a_revoked_key_is_served_no_longer_than_twice_the_soft_ttl_however_rarely_it_is_used() {
     // Used once, revoked, and used again after so many seconds.
     for (idle, expected) in [
-        (50, passed("org_one")),
-        (60, passed("org_one")),
-        (120, refused()),
-        (600, refused()),
+        (50, allowed("org_one")),
+        (60, allowed("org_one")),
+        (120, invalid()),
+        (600, invalid()),
     ] {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let (layer, _) = layer(issuer.clone());
         let api = api(&layer);
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-        issuer.set(ONE, Say::No);
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+        issuer.set(ONE, Answer::Invalid);
         tokio::time::advance(idle * SECOND).await;
         assert_eq!(outcome(&api, ONE).await, expected, "{idle} s");
     }
@@ -61,13 +61,13 @@ async fn a_revoked_key_is_served_no_longer_than_twice_the_soft_ttl_however_rarel
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    issuer.set(ONE, Say::No);
-    while outcome(&api, ONE).await == passed("org_one") {
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+    issuer.set(ONE, Answer::Invalid);
+    while outcome(&api, ONE).await == allowed("org_one") {
         tokio::time::sleep(SECOND).await;
         assert!(clock.elapsed() <= 61 * SECOND);
     }
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
 }
 
 #[tokio::test(start_paused = true)]
@@ -76,15 +76,15 @@ async fn fault_21_a_definitive_no_ends_a_known_key_at_once() {
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
     let anew = api(&layer.clone().max_age(Duration::ZERO));
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
-    issuer.set(ONE, Say::No);
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
+    issuer.set(ONE, Answer::Invalid);
     tokio::time::advance(MS).await;
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
-    assert_eq!(outcome(&anew, ONE).await, refused());
-    assert_eq!(outcome(&usual, ONE).await, refused());
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
+    assert_eq!(outcome(&anew, ONE).await, invalid());
+    assert_eq!(outcome(&usual, ONE).await, invalid());
     // The issuer is out of order from here on, and nothing brings the yes back.
-    issuer.fail(Say::Unavailable);
-    assert_eq!(outcome(&usual, ONE).await, refused());
+    issuer.fail(Answer::Unavailable);
+    assert_eq!(outcome(&usual, ONE).await, invalid());
     tokio::time::advance(MINUTE).await;
     assert_eq!(outcome(&usual, ONE).await, unavailable());
 }
@@ -92,37 +92,37 @@ async fn fault_21_a_definitive_no_ends_a_known_key_at_once() {
 #[tokio::test(start_paused = true)]
 async fn fault_07_known_keys_are_served_to_the_hard_ttl_and_not_a_millisecond_past_it() {
     for failure in [
-        Say::Unavailable,
-        Say::Silence,
-        Say::Misconfigured,
-        Say::Throttled(None),
+        Answer::Unavailable,
+        Answer::Silence,
+        Answer::Misconfigured,
+        Answer::Throttled(None),
     ] {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let (layer, clock) = layer(issuer.clone());
         let api = api(&layer);
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
         let sent = clock.elapsed();
         issuer.fail(failure.clone());
         while clock.elapsed() - sent < 15 * MINUTE - 20 * SECOND {
-            assert_eq!(outcome(&api, ONE).await, passed("org_one"), "{failure:?}");
+            assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{failure:?}");
             tokio::time::sleep(7 * SECOND).await;
         }
         assert!(issuer.calls() > 2, "nothing was injected");
         // A request that comes in just before the bound, and then nothing is asked any more.
         tokio::time::advance(15 * MINUTE - MS - (clock.elapsed() - sent)).await;
-        if !matches!(failure, Say::Silence) {
-            assert_eq!(outcome(&api, ONE).await, passed("org_one"), "{failure:?}");
+        if !matches!(failure, Answer::Silence) {
+            assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{failure:?}");
             assert_eq!(clock.elapsed() - sent, 15 * MINUTE - MS);
         }
         tokio::time::advance(MS).await;
         let gone = outcome(&api, ONE).await;
         assert!(
-            matches!(gone, super::Outcome::Refused(kind) if kind != tower_orgkey::RejectionKind::InvalidToken),
+            matches!(gone, super::Outcome::Rejected(kind) if kind != tower_orgkey::RejectionKind::InvalidToken),
             "{failure:?} {gone:?}"
         );
         issuer.recover();
         tokio::time::sleep(2 * MINUTE).await;
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"), "{failure:?}");
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{failure:?}");
     }
 }
 
@@ -131,8 +131,8 @@ async fn fault_07_an_issuer_that_goes_silent_just_before_the_hard_ttl_gains_a_ke
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    issuer.fail(Say::Silence);
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+    issuer.fail(Answer::Silence);
     tokio::time::advance(15 * MINUTE - 500 * MS).await;
     // The request comes in inside the bound, and its wait ends outside it.
     assert_eq!(outcome(&api, ONE).await, unavailable());
@@ -145,7 +145,7 @@ async fn fault_12_a_slow_issuer_does_not_delay_hits() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[])), (TWO, org("org_two", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     issuer.latency(900 * MS);
     let stranger = tokio::spawn({
         let api = api.clone();
@@ -157,13 +157,13 @@ async fn fault_12_a_slow_issuer_does_not_delay_hits() {
         tokio::time::advance((age * SECOND).saturating_sub(clock.elapsed())).await;
         let before = clock.elapsed();
         for _ in 0..1_000 {
-            assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+            assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
         }
         assert_eq!(clock.elapsed(), before, "a hit waited");
         tokio::time::sleep(100 * MS).await;
     }
     assert!(issuer.calls_for(ONE) >= 2);
-    assert_eq!(stranger.await.unwrap(), passed("org_two"));
+    assert_eq!(stranger.await.unwrap(), allowed("org_two"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,18 +171,18 @@ async fn a_failing_refresh_never_delays_and_is_repeated_at_a_measured_pace() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    issuer.fail(Say::Unavailable);
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+    issuer.fail(Answer::Unavailable);
     tokio::time::advance(60 * SECOND).await;
     while clock.elapsed() < 101 * SECOND {
         let before = clock.elapsed();
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
         assert_eq!(clock.elapsed(), before);
         tokio::time::sleep(100 * MS).await;
     }
     // Once at 60 s, and then every 5 s at most.
     assert!((2..=10).contains(&issuer.calls()), "{}", issuer.calls());
-    assert_eq!(issuer.calls_again(), issuer.calls() - 1);
+    assert_eq!(issuer.calls_for_known(), issuer.calls() - 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -190,15 +190,15 @@ async fn fault_19b_a_key_with_an_expiry_is_refused_from_that_moment() {
     let issuer = Issuer::knowing([(ONE, expiring("org_one", SystemTime::now() + 30 * SECOND))]);
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     tokio::time::advance(29 * SECOND).await;
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     tokio::time::advance(SECOND).await;
     assert_eq!(issuer.calls(), 1, "still inside the soft TTL");
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
     // Nor as stale, when the issuer is gone.
-    issuer.fail(Say::Unavailable);
-    assert_eq!(outcome(&api, ONE).await, refused());
+    issuer.fail(Answer::Unavailable);
+    assert_eq!(outcome(&api, ONE).await, invalid());
     tokio::time::advance(10 * SECOND).await;
     assert_eq!(outcome(&api, ONE).await, unavailable());
 }
@@ -208,24 +208,24 @@ async fn fault_19b_an_expiry_ends_the_stale_window_too() {
     let issuer = Issuer::knowing([(ONE, expiring("org_one", SystemTime::now() + 100 * SECOND))]);
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    issuer.fail(Say::Unavailable);
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+    issuer.fail(Answer::Unavailable);
     tokio::time::advance(95 * SECOND).await;
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     settle().await;
     assert_eq!(issuer.calls(), 2);
     tokio::time::advance(5 * SECOND).await;
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
 }
 
 #[tokio::test(start_paused = true)]
 async fn fault_19b_an_expiry_in_the_past_is_a_no_and_one_in_the_far_future_is_none() {
     for (at, expected) in [
-        (SystemTime::UNIX_EPOCH, refused()),
-        (SystemTime::now() - SECOND, refused()),
+        (SystemTime::UNIX_EPOCH, invalid()),
+        (SystemTime::now() - SECOND, invalid()),
         (
             SystemTime::now() + Duration::from_secs(1 << 40),
-            passed("org_one"),
+            allowed("org_one"),
         ),
     ] {
         let issuer = Issuer::knowing([(ONE, expiring("org_one", at))]);
@@ -234,7 +234,7 @@ async fn fault_19b_an_expiry_in_the_past_is_a_no_and_one_in_the_far_future_is_no
         assert_eq!(outcome(&api, ONE).await, expected);
         assert_eq!(outcome(&api, ONE).await, expected);
         assert_eq!(issuer.calls(), 1);
-        issuer.fail(Say::Unavailable);
+        issuer.fail(Answer::Unavailable);
         tokio::time::advance(15 * MINUTE).await;
         assert_eq!(outcome(&api, ONE).await, unavailable());
     }
@@ -247,11 +247,11 @@ async fn fault_20_what_is_left_of_a_key_is_read_off_the_wall_once() {
     let issuer = Issuer::knowing([(ONE, expiring("org_one", SystemTime::now() + 40 * SECOND))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     clock.jump(39 * SECOND);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     clock.jump(SECOND);
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
     assert_eq!(issuer.calls(), 1);
 }
 
@@ -260,22 +260,22 @@ async fn fault_20b_time_asleep_counts() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[])), (TWO, org("org_two", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     let tokios = tokio::time::Instant::now();
-    issuer.fail(Say::Unavailable);
+    issuer.fail(Answer::Unavailable);
     clock.jump(15 * MINUTE - MS);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     clock.jump(MS);
     assert_eq!(outcome(&api, ONE).await, unavailable());
     assert!(tokios.elapsed() < 10 * SECOND, "only our clock jumped");
     issuer.recover();
     clock.jump(60 * MINUTE);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    assert_eq!(outcome(&api, TWO).await, passed("org_two"));
-    issuer.set(TWO, Say::No);
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+    assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
+    issuer.set(TWO, Answer::Invalid);
     clock.jump(60 * MINUTE);
     // The issuer answers, so nothing stale is served after a sleep.
-    assert_eq!(outcome(&api, TWO).await, refused());
+    assert_eq!(outcome(&api, TWO).await, invalid());
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,7 +290,7 @@ async fn fault_38_keys_of_one_second_are_not_refreshed_in_one_second() {
     let api = api(&layer);
     for keys in keys.chunks(20) {
         for key in keys {
-            assert_eq!(outcome(&api, key).await, passed("org_one"));
+            assert_eq!(outcome(&api, key).await, allowed("org_one"));
         }
         tokio::time::advance(MS).await;
     }
@@ -301,7 +301,7 @@ async fn fault_38_keys_of_one_second_are_not_refreshed_in_one_second() {
         tokio::time::advance(SECOND).await;
         let before = issuer.calls();
         for key in &keys {
-            assert_eq!(outcome(&api, key).await, passed("org_one"));
+            assert_eq!(outcome(&api, key).await, allowed("org_one"));
             // The cap on calls in flight is not what spreads them.
             tokio::task::yield_now().await;
         }
@@ -324,13 +324,13 @@ async fn junk_pushes_out_nothing_that_is_good() {
     let (builder, _) = builder(issuer.clone());
     let layer = builder.capacity(10).build().unwrap();
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     for n in 0..400 {
         let junk = format!("k_junk_{n:08}");
-        assert_eq!(outcome(&api, &junk).await, refused());
+        assert_eq!(outcome(&api, &junk).await, invalid());
     }
     assert_eq!(issuer.calls(), 401);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     assert_eq!(issuer.calls(), 401);
 }
 
@@ -346,7 +346,7 @@ async fn junk_takes_little_more_room_than_a_tenth_of_the_capacity() {
         if n % 400 == 0 {
             tokio::time::advance(10 * SECOND).await;
         }
-        assert_eq!(outcome(&api, &format!("k_junk_{n:08}")).await, refused());
+        assert_eq!(outcome(&api, &format!("k_junk_{n:08}")).await, invalid());
         most = most.max(layer.handle().stats().refused_entries);
     }
     assert_eq!(issuer.calls(), 10_000);
@@ -366,7 +366,7 @@ async fn the_capacity_bounds_what_is_held() {
     let api = api(&layer);
     for _ in 0..2 {
         for key in &keys {
-            assert_eq!(outcome(&api, key).await, passed("org_one"));
+            assert_eq!(outcome(&api, key).await, allowed("org_one"));
         }
     }
     assert!(issuer.calls() >= 1_000 + 900, "{}", issuer.calls());
@@ -377,25 +377,25 @@ async fn an_unconfirmed_no_refuses_a_stranger_and_not_a_known_key() {
     let issuer = Issuer::knowing([
         (ONE, org("org_one", &[])),
         (TWO, org("org_two", &[])),
-        (BAD, Say::Unconfirmed),
+        (BAD, Answer::Unconfirmed),
     ]);
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
     let anew = api(&layer.clone().max_age(Duration::ZERO));
-    assert_eq!(outcome(&usual, BAD).await, refused());
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
-    issuer.set(ONE, Say::Unconfirmed);
+    assert_eq!(outcome(&usual, BAD).await, invalid());
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
+    issuer.set(ONE, Answer::Unconfirmed);
     tokio::time::advance(SECOND).await;
     assert_eq!(outcome(&anew, ONE).await, unavailable());
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     // Another unconfirmed no confirms nothing.
     tokio::time::advance(SECOND).await;
-    issuer.set(NEW, Say::Unconfirmed);
-    assert_eq!(outcome(&usual, NEW).await, refused());
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
+    issuer.set(NEW, Answer::Unconfirmed);
+    assert_eq!(outcome(&usual, NEW).await, invalid());
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     // An answer to a call that began later does.
-    assert_eq!(outcome(&usual, TWO).await, passed("org_two"));
-    assert_eq!(outcome(&usual, ONE).await, refused());
+    assert_eq!(outcome(&usual, TWO).await, allowed("org_two"));
+    assert_eq!(outcome(&usual, ONE).await, invalid());
 }
 
 #[tokio::test(start_paused = true)]
@@ -409,18 +409,18 @@ async fn fault_33b_an_issuer_that_refuses_everything_unconfirmed_costs_no_good_k
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
     for key in &keys {
-        assert_eq!(outcome(&api, key).await, passed("org_one"));
+        assert_eq!(outcome(&api, key).await, allowed("org_one"));
     }
-    issuer.fail(Say::Unconfirmed);
+    issuer.fail(Answer::Unconfirmed);
     while clock.elapsed() < 14 * MINUTE {
         tokio::time::sleep(30 * SECOND).await;
         for key in &keys {
-            assert_eq!(outcome(&api, key).await, passed("org_one"));
+            assert_eq!(outcome(&api, key).await, allowed("org_one"));
         }
         settle().await;
         assert_eq!(
             outcome(&api, &format!("{BAD}{}", clock.elapsed().as_secs())).await,
-            refused()
+            invalid()
         );
     }
     assert!(issuer.calls() > 200, "nothing was injected");
@@ -428,6 +428,6 @@ async fn fault_33b_an_issuer_that_refuses_everything_unconfirmed_costs_no_good_k
     issuer.recover();
     tokio::time::sleep(30 * SECOND).await;
     for key in &keys {
-        assert_eq!(outcome(&api, key).await, passed("org_one"));
+        assert_eq!(outcome(&api, key).await, allowed("org_one"));
     }
 }

@@ -14,7 +14,7 @@ use tower_orgkey::ApiKeyLayer;
 use super::{BAD, ONE, TWO};
 use crate::support::probe::Probe;
 use crate::support::service::{Handler, request};
-use crate::support::{Issuer, Say, org};
+use crate::support::{Answer, Issuer, org};
 
 const SILENT: &str = "k_test_silent_0123456";
 
@@ -22,7 +22,7 @@ fn issuer() -> Issuer {
     Issuer::knowing([
         (ONE, org("org_one", &[])),
         (TWO, org("org_two", &[])),
-        (SILENT, Say::Silence),
+        (SILENT, Answer::Silence),
     ])
 }
 

@@ -17,8 +17,8 @@ use tower_orgkey::{
 use super::{BAD, ONE, TWO};
 use crate::support::issuer::expiring;
 use crate::support::probe::{Probe, Seen};
-use crate::support::service::{Handler, Outcome, answer, outcome, passed, request};
-use crate::support::{Issuer, Say, org};
+use crate::support::service::{Handler, Outcome, allowed, answer, outcome, request};
+use crate::support::{Answer, Issuer, org};
 
 type Service_ = ApiKeyService<Probe>;
 
@@ -119,7 +119,7 @@ async fn miss_drops_the_ready_instance() {
 #[tokio::test(start_paused = true)]
 async fn rejection_does_not_call_the_inner_service() {
     let issuer = issuer();
-    issuer.set("k_test_down_012345678", Say::Unavailable);
+    issuer.set("k_test_down_012345678", Answer::Unavailable);
     let (mut service, seen, _) = service(&issuer);
     for key in [BAD, BAD, "short", "k_test_down_012345678"] {
         ready(&mut service).await;
@@ -318,7 +318,7 @@ async fn fault_79_invalidation_is_for_later_requests() {
         // A later answer of the issuer counts.
         for (answer, status, expected) in [
             (org("org_one", &["a"]), 200, goes_on()),
-            (Say::No, 401, invalid()),
+            (Answer::Invalid, 401, invalid()),
         ] {
             let verified = waited(async |now| {
                 now.issuer.set(ONE, answer);
@@ -366,7 +366,7 @@ async fn fault_79_key_expired_while_waiting_is_401() {
 #[tokio::test(start_paused = true)]
 async fn fault_79_later_answer_while_waiting_counts() {
     let rejected = async |now: &Meanwhile| {
-        now.issuer.set(ONE, Say::No);
+        now.issuer.set(ONE, Answer::Invalid);
         assert_eq!(now.verified_again().await, 401);
     };
     assert_eq!(waited(rejected).await, invalid());
@@ -389,7 +389,7 @@ async fn fault_79_later_answer_while_waiting_counts() {
     }
     // Without an answer, nothing changes.
     let outage = async |now: &Meanwhile| {
-        now.issuer.set(ONE, Say::Unavailable);
+        now.issuer.set(ONE, Answer::Unavailable);
         assert_eq!(now.verified_again().await, 503);
     };
     assert_eq!(waited(outage).await, goes_on());
@@ -436,12 +436,12 @@ async fn fault_79_key_blocked_before_its_permit_is_401() {
     let keys = layer.handle();
     keys.block_org(&OrgCode::from_static("org_one")).unwrap();
     gate.add_permits(2);
-    assert_eq!(first.await.unwrap(), passed("org_two"));
-    let rejected = Outcome::Refused(RejectionKind::InvalidToken);
+    assert_eq!(first.await.unwrap(), allowed("org_two"));
+    let rejected = Outcome::Rejected(RejectionKind::InvalidToken);
     assert_eq!(second.await.unwrap(), rejected);
     assert_eq!((handler.reached(), entered.load(Ordering::SeqCst)), (1, 1));
     // The permit is free.
-    assert_eq!(outcome(&service, TWO).await, passed("org_two"));
+    assert_eq!(outcome(&service, TWO).await, allowed("org_two"));
 }
 
 /// Runs all tasks that do not wait for time, until the condition is true.

@@ -41,19 +41,19 @@ async fn only_who_presents_no_key_is_anonymous_and_only_where_nobody_asks_for_on
         Some("Basic  YWxhZGRpbjpvcGVu"),
         Some("Negotiate"),
     ] {
-        let ask = |path: &str| match credential {
+        let request = |path: &str| match credential {
             Some(value) => get(address, path).header("authorization", value),
             None => get(address, path),
         };
-        assert_eq!(ask("/open").send().await.body, "open", "{credential:?}");
+        assert_eq!(request("/open").send().await.body, "open", "{credential:?}");
         assert_eq!(
-            ask("/optional").send().await.body,
+            request("/optional").send().await.body,
             "nobody",
             "{credential:?}"
         );
         for path in asked {
             // The same bytes as where nobody is anonymous.
-            assert_eq!(ask(path).send().await, missing, "{path} {credential:?}");
+            assert_eq!(request(path).send().await, missing, "{path} {credential:?}");
         }
     }
     assert_eq!(issuer.calls(), 0);

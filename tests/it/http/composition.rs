@@ -16,15 +16,15 @@ use tower_http::cors::{Any, CorsLayer};
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, require_any_scope, require_scope};
 
 use super::*;
-use crate::support::wire::{ask, get, serve};
+use crate::support::wire::{get, raw_request, serve};
 
 async fn status(address: SocketAddr, path: &str, key: Option<&str>) -> u16 {
-    let ask = get(address, path);
-    let ask = match key {
-        Some(key) => ask.key(key),
-        None => ask,
+    let request = get(address, path);
+    let request = match key {
+        Some(key) => request.key(key),
+        None => request,
     };
-    ask.send().await.status
+    request.send().await.status
 }
 
 #[tokio::test]
@@ -101,10 +101,10 @@ async fn fault_48_a_method_added_after_a_guard_is_not_behind_it() {
         ("GET", "/closed", 403),
         ("POST", "/closed", 403),
     ] {
-        let answer = ask(address, method, path).key(ONE).send().await;
+        let answer = raw_request(address, method, path).key(ONE).send().await;
         assert_eq!(answer.status, expected, "{method} {path}");
         // The layer itself covers both.
-        assert_eq!(ask(address, method, path).send().await.status, 401);
+        assert_eq!(raw_request(address, method, path).send().await.status, 401);
     }
 }
 
@@ -147,8 +147,14 @@ async fn the_layer_composes_with_nest_and_merge_and_method_routers() {
     assert_eq!(status(address, "/public", None).await, 200);
     assert_eq!(status(address, "/nested/unknown", None).await, 404);
     assert_eq!(status(address, "/service/unknown", None).await, 401);
-    assert_eq!(ask(address, "POST", "/method").send().await.status, 200);
-    assert_eq!(ask(address, "POST", "/methods").send().await.status, 401);
+    assert_eq!(
+        raw_request(address, "POST", "/method").send().await.status,
+        200
+    );
+    assert_eq!(
+        raw_request(address, "POST", "/methods").send().await.status,
+        401
+    );
     // One cache for all of them.
     assert_eq!((issuer.calls_for(ONE), issuer.calls_for(BAD)), (1, 1));
 }
@@ -159,8 +165,15 @@ async fn a_method_that_a_route_does_not_have_is_401_before_it_is_405() {
         .route("/a", route(whoami))
         .route_layer(ApiKeyLayer::new(issuer()));
     let address = serve(app).await;
-    assert_eq!(ask(address, "POST", "/a").send().await.status, 401);
-    assert_eq!(ask(address, "POST", "/a").key(ONE).send().await.status, 405);
+    assert_eq!(raw_request(address, "POST", "/a").send().await.status, 401);
+    assert_eq!(
+        raw_request(address, "POST", "/a")
+            .key(ONE)
+            .send()
+            .await
+            .status,
+        405
+    );
 }
 
 #[tokio::test]
@@ -202,7 +215,7 @@ async fn fault_54_a_preflight_is_401_beneath_the_layer_and_answered_where_cors_s
         .route("/a", route(whoami))
         .layer(ServiceBuilder::new().layer(cors()).layer(auth));
     let preflight = |address| {
-        ask(address, "OPTIONS", "/a")
+        raw_request(address, "OPTIONS", "/a")
             .header("origin", "https://app.test")
             .header("access-control-request-method", "GET")
             .header("access-control-request-headers", "authorization")
@@ -380,18 +393,18 @@ async fn fault_83_a_clone_further_in_uses_the_key_that_was_stripped() {
             .route_layer(auth);
         let address = serve(app).await;
         for n in 1..4 {
-            let ask = get(address, "/").header(header, format!("{scheme}{ONE}"));
-            let answer = ask.send().await;
+            let request = get(address, "/").header(header, format!("{scheme}{ONE}"));
+            let answer = request.send().await;
             assert_eq!(answer.status, 200, "{answer:?}");
             assert!(answer.body.starts_with("org_one "), "{}", answer.body);
             assert!(!answer.body.contains(header), "{}", answer.body);
             assert_eq!(stripped.load(Ordering::SeqCst), n, "nothing was stripped");
             // A hit or a miss outside, and always a verification by each clone inside.
-            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n as u64);
+            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n);
         }
-        issuer.set(ONE, Say::No);
-        let ask = get(address, "/").header(header, format!("{scheme}{ONE}"));
-        let answer = ask.send().await;
+        issuer.set(ONE, Answer::Invalid);
+        let request = get(address, "/").header(header, format!("{scheme}{ONE}"));
+        let answer = request.send().await;
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (401, "invalid-token")

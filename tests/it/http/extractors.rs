@@ -86,23 +86,23 @@ async fn fault_50_a_context_that_stood_there_before_is_overwritten_or_removed() 
             },
         ));
     let address = serve(app).await;
-    let ask = |path: &str| {
+    let request = |path: &str| {
         get(address, path)
             .header("x-org-id", "org_spoofed")
             .header("x-org-code", "org_spoofed")
     };
-    assert_eq!(ask("/none").send().await.body, "org_spoofed");
+    assert_eq!(request("/none").send().await.body, "org_spoofed");
     for _ in 0..2 {
-        assert_eq!(ask("/strict").key(ONE).send().await.body, "org_one");
-        assert_eq!(ask("/lax").key(ONE).send().await.body, "org_one");
-        assert_eq!(ask("/lax").send().await.body, "nobody");
-        assert_eq!(ask("/lax/raw").key(ONE).send().await.body, "org_one");
-        assert_eq!(ask("/lax/raw").send().await.body, "nobody");
-        assert_eq!(ask("/strict").send().await.status, 401);
-        assert_eq!(ask("/strict").key(NOBODY).send().await.status, 403);
-        assert_eq!(ask("/lax").key(NOBODY).send().await.status, 403);
-        assert_eq!(ask("/lax").key(BAD).send().await.status, 401);
-        assert_eq!(ask("/lax").key(DOUBTFUL).send().await.status, 503);
+        assert_eq!(request("/strict").key(ONE).send().await.body, "org_one");
+        assert_eq!(request("/lax").key(ONE).send().await.body, "org_one");
+        assert_eq!(request("/lax").send().await.body, "nobody");
+        assert_eq!(request("/lax/raw").key(ONE).send().await.body, "org_one");
+        assert_eq!(request("/lax/raw").send().await.body, "nobody");
+        assert_eq!(request("/strict").send().await.status, 401);
+        assert_eq!(request("/strict").key(NOBODY).send().await.status, 403);
+        assert_eq!(request("/lax").key(NOBODY).send().await.status, 403);
+        assert_eq!(request("/lax").key(BAD).send().await.status, 401);
+        assert_eq!(request("/lax").key(DOUBTFUL).send().await.status, 503);
     }
 }
 

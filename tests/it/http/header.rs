@@ -7,7 +7,7 @@ use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder};
 
 use super::*;
 use crate::support::Issuer;
-use crate::support::wire::{Ask, get, serve};
+use crate::support::wire::{RawRequest, get, serve};
 
 const NAME: &str = "x-api-key";
 
@@ -17,8 +17,8 @@ fn builder(issuer: &Issuer) -> ApiKeyLayerBuilder {
         .realm("acme")
 }
 
-fn with_key(ask: Ask, key: &str) -> Ask {
-    ask.header("X-Api-Key", key)
+fn with_key(request: RawRequest, key: &str) -> RawRequest {
+    request.header("X-Api-Key", key)
 }
 
 #[tokio::test]
@@ -48,11 +48,11 @@ async fn every_answer_varies_on_the_header_and_is_private_and_challenges_name_th
         ("/misnamed/x", Some(ONE), 500, None, "no-store"),
         ("/whoami", Some(DOUBTFUL), 503, None, "no-store"),
     ] {
-        let mut ask = get(address, path);
+        let mut request = get(address, path);
         if let Some(key) = key {
-            ask = with_key(ask, key);
+            request = with_key(request, key);
         }
-        let answer = ask.send().await;
+        let answer = request.send().await;
         assert_eq!(answer.status, status, "{path} {key:?}");
         assert_eq!(
             answer.header("www-authenticate"),
@@ -163,8 +163,8 @@ async fn the_credential_is_removed_before_the_handler_on_request() {
     for _ in 0..2 {
         let own = with_key(get(address, "/own"), ONE).header("x-other", "kept");
         let bearer = get(address, "/bearer").key(ONE).header("x-other", "kept");
-        for ask in [own, bearer] {
-            let answer = ask.send().await;
+        for request in [own, bearer] {
+            let answer = request.send().await;
             assert_eq!(answer.status, 200);
             assert!(answer.body.contains("kept"), "{}", answer.body);
             assert!(!answer.body.contains("x-api-key"), "{}", answer.body);

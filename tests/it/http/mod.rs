@@ -1,19 +1,19 @@
-//! What a caller sees, over a real socket.
+//! The responses that a caller gets, over a real socket.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
 mod anonymous;
-mod answers;
 mod composition;
 mod credential;
+mod error_format;
 mod extractors;
-mod faces;
 mod header;
 mod observer;
 mod organization;
 mod rejections;
+mod responses;
 mod secrecy;
-mod upright;
+mod unchanged;
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ use tower_orgkey::{
 };
 
 use crate::support::wire::serve;
-use crate::support::{Issuer, Say, org};
+use crate::support::{Answer, Issuer, org};
 
 /// Good keys of two organizations, and one of each other sort.
 const ONE: &str = "k_test_one_0123456789";
@@ -42,10 +42,10 @@ fn issuer() -> Issuer {
     Issuer::knowing([
         (ONE, org("org_one", &["read:reports"])),
         (TWO, org("org_two", &["read:reports", "write:reports"])),
-        (NOBODY, Say::Yes(Verification::without_organization())),
-        (USER, Say::Yes(user)),
-        (DOUBTFUL, Say::Unavailable),
-        (STRANGE, Say::Misconfigured),
+        (NOBODY, Answer::Valid(Verification::without_organization())),
+        (USER, Answer::Valid(user)),
+        (DOUBTFUL, Answer::Unavailable),
+        (STRANGE, Answer::Misconfigured),
     ])
 }
 

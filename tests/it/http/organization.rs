@@ -148,7 +148,7 @@ async fn the_guard_also_stands_around_whole_routers() {
 
 #[tokio::test]
 async fn a_plain_tower_service_names_the_organization_by_a_function() {
-    use crate::support::service::{Handler, Outcome, passed, request};
+    use crate::support::service::{Handler, Outcome, allowed, request};
     use tower::ServiceExt;
     use tower_orgkey::RejectionKind;
 
@@ -165,9 +165,9 @@ async fn a_plain_tower_service_names_the_organization_by_a_function() {
         .layer(ApiKeyLayer::new(issuer()))
         .layer(require_org_with(host).with_not_found())
         .service(handler.clone());
-    let other = Outcome::Refused(RejectionKind::OrganizationMismatch);
+    let other = Outcome::Rejected(RejectionKind::OrganizationMismatch);
     for (host, expected) in [
-        (Some("org_one.api.test"), passed("org_one")),
+        (Some("org_one.api.test"), allowed("org_one")),
         (Some("org_two.api.test"), other.clone()),
         (Some("api.test"), other.clone()),
         (Some(".api.test"), other.clone()),
@@ -184,7 +184,7 @@ async fn a_plain_tower_service_names_the_organization_by_a_function() {
         if expected == other {
             assert_eq!(
                 Outcome::of(&response),
-                Outcome::Refused(RejectionKind::NotFound)
+                Outcome::Rejected(RejectionKind::NotFound)
             );
             assert_eq!(handler.reached(), before);
         } else {

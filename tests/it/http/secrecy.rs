@@ -10,7 +10,7 @@ use tower_orgkey::ApiKeyLayer;
 use tracing::Level;
 
 use super::*;
-use crate::support::Say;
+use crate::support::Answer;
 use crate::support::log::Log;
 use crate::support::service::Handler;
 use crate::support::wire::{get, serve};
@@ -39,9 +39,9 @@ async fn no_key_reaches_a_log_at_trace_with_every_target_on() {
     let (log, _guard) = Log::capture();
     let issuer = Issuer::knowing([
         (GOOD, org("org_one", &["read:reports"])),
-        (SILENT, Say::Silence),
-        (PANICS, Say::Panic),
-        (DOWN, Say::Unavailable),
+        (SILENT, Answer::Silence),
+        (PANICS, Answer::Panic),
+        (DOWN, Answer::Unavailable),
     ]);
     let layer = ApiKeyLayer::builder(issuer.clone())
         .attempt_deadline(std::time::Duration::from_millis(50))
@@ -90,7 +90,7 @@ async fn no_key_reaches_a_log_at_trace_with_every_target_on() {
 
 #[tokio::test]
 async fn no_debug_shows_a_key() {
-    let issuer = Issuer::knowing([(GOOD, org("org_one", &[])), (DOWN, Say::Unavailable)]);
+    let issuer = Issuer::knowing([(GOOD, org("org_one", &[])), (DOWN, Answer::Unavailable)]);
     let builder =
         ApiKeyLayer::builder(issuer.clone()).peer(|head| Some(format!("{:?}", head.headers)));
     let mut shown = vec![format!("{builder:?}")];

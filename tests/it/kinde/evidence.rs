@@ -8,8 +8,8 @@ use futures_util::future::join_all;
 use tower_orgkey::kinde::{KindeVerifierBuilder, UnauthorizedMeans};
 
 use crate::support::kinde::{
-    BAD, GOOD, Said, Stage, invalid_key, misconfigured, rejected, served, unavailable, valid_key,
-    yes,
+    BAD, GOOD, Stage, Verdict, invalid_key, misconfigured, rejected, served, unavailable,
+    valid_key, valid_reply,
 };
 use crate::support::stub::{Answer, Endpoint, until};
 
@@ -21,7 +21,7 @@ fn revoke(stage: &Stage, key: &'static str) {
         if request.key() == key {
             Answer::status(401)
         } else {
-            yes()
+            valid_reply()
         }
     });
 }
@@ -32,7 +32,7 @@ async fn fault_17b_invalid_key_is_401_if_a_probe_passes() {
         let stage = Stage::new().await;
         stage.stub.on(Endpoint::Verify, move |request| {
             if request.key() == GOOD {
-                yes()
+                valid_reply()
             } else {
                 Answer::status(status)
             }
@@ -42,7 +42,7 @@ async fn fault_17b_invalid_key_is_401_if_a_probe_passes() {
         assert_eq!(stage.get(GOOD).await, served());
         stage.jump(1_000);
         assert_eq!(stage.get(BAD).await, rejected());
-        assert_eq!(stage.unknown(BAD).await, (Said::Concluded, 1));
+        assert_eq!(stage.unknown(BAD).await, (Verdict::Concluded, 1));
         assert_eq!(stage.count(Endpoint::Probe), 3);
         let probe = stage.stub.requests(Endpoint::Probe).remove(0);
         assert_eq!(probe.token(), Some("token-1"));
@@ -58,7 +58,7 @@ async fn fault_17b_invalid_keys_cost_five_probes_a_second() {
     for batch in 0..5 {
         let keys: Vec<_> = (0..50).map(|n| invalid_key(50 * batch + n)).collect();
         let said = join_all(keys.iter().map(|key| stage.unknown(key))).await;
-        assert_eq!(said, [(Said::Concluded, 1); 50]);
+        assert_eq!(said, [(Verdict::Concluded, 1); 50]);
     }
     let most = began.elapsed().as_millis() / 200 + 1;
     let probes = stage.count(Endpoint::Probe) as u128;
@@ -85,7 +85,10 @@ async fn probe_sent_before_the_answer_is_ignored() {
     };
     let first = invalid_key(1);
     let (first, second) = tokio::join!(stage.unknown(&first), second);
-    assert_eq!((first.0, second.0), (Said::Concluded, Said::Concluded));
+    assert_eq!(
+        (first.0, second.0),
+        (Verdict::Concluded, Verdict::Concluded)
+    );
     assert_eq!(stage.count(Endpoint::Probe), 2);
 }
 
@@ -100,7 +103,7 @@ async fn dropped_verification_leaves_its_probe_running() {
         () = until("the probe", || stage.count(Endpoint::Probe) == 1) => {}
     }
     is_answered.store(true, Ordering::SeqCst);
-    assert_eq!(stage.unknown(BAD).await.0, Said::Concluded);
+    assert_eq!(stage.unknown(BAD).await.0, Verdict::Concluded);
 }
 
 #[tokio::test]
@@ -112,7 +115,7 @@ async fn known_key_is_removed_by_a_later_200_only() {
         stage.jump(130);
         // A probe passes, which decides nothing about a known key.
         assert_eq!(stage.get(GOOD).await, served());
-        assert_eq!(stage.known(GOOD).await, (Said::Undecided, 1));
+        assert_eq!(stage.known(GOOD).await, (Verdict::Undecided, 1));
     }
     assert!(stage.count(Endpoint::Probe) >= 6);
     assert_eq!(stage.get(NEW).await, served());
@@ -122,7 +125,7 @@ async fn known_key_is_removed_by_a_later_200_only() {
 #[tokio::test]
 async fn later_200_during_a_probe_decides() {
     let stage = Stage::new().await;
-    assert_eq!(stage.unknown(GOOD).await, (Said::Valid, 1));
+    assert_eq!(stage.unknown(GOOD).await, (Verdict::Valid, 1));
     revoke(&stage, GOOD);
     let is_confirmed = Arc::<AtomicBool>::default();
     let probe = Answer::json(200, "{}").once(&is_confirmed);
@@ -134,8 +137,8 @@ async fn later_200_during_a_probe_decides() {
         said
     };
     let (known, another) = tokio::join!(stage.known(GOOD), another);
-    assert_eq!(another, (Said::Valid, 1));
-    assert_eq!(known, (Said::Concluded, 1));
+    assert_eq!(another, (Verdict::Valid, 1));
+    assert_eq!(known, (Verdict::Concluded, 1));
 }
 
 #[tokio::test]
@@ -153,7 +156,7 @@ async fn fault_72_401_for_all_removes_no_known_key() {
                 stage.jump(1);
                 assert_eq!(stage.get(key).await, unavailable());
                 stage.jump(1);
-                assert_eq!(stage.unknown(key).await, (Said::Undecided, 1));
+                assert_eq!(stage.unknown(key).await, (Verdict::Undecided, 1));
             }
         }
         assert!(stage.count(Endpoint::Probe) >= 12);
@@ -163,14 +166,14 @@ async fn fault_72_401_for_all_removes_no_known_key() {
         // Verify answers 200 again, so its answers are about the key.
         revoke(&stage, BAD);
         assert_eq!(stage.get(NEW).await, served());
-        assert_eq!(stage.unknown(BAD).await, (Said::Concluded, 1));
+        assert_eq!(stage.unknown(BAD).await, (Verdict::Concluded, 1));
     }
 }
 
 #[tokio::test]
 async fn fault_76_many_revoked_known_keys_share_probes() {
     let stage = Stage::new().await;
-    assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
+    assert_eq!(stage.unknown(GOOD).await.0, Verdict::Valid);
     stage.stub.delay(Duration::from_millis(50));
     // These are revoked, and others are verified.
     let revoked: Vec<_> = (0..200).map(invalid_key).collect();
@@ -178,14 +181,14 @@ async fn fault_76_many_revoked_known_keys_share_probes() {
     let began = Instant::now();
     let others = async {
         for key in &valid {
-            assert_eq!(stage.unknown(key).await, (Said::Valid, 1));
+            assert_eq!(stage.unknown(key).await, (Verdict::Valid, 1));
         }
     };
     let known = join_all(revoked.iter().map(|key| stage.known(key)));
     let (said, ()) = tokio::join!(known, others);
     for said in said {
         // The next 200 under this token confirms it at the latest.
-        let expected = [(Said::Concluded, 1), (Said::Undecided, 1)];
+        let expected = [(Verdict::Concluded, 1), (Verdict::Undecided, 1)];
         assert!(expected.contains(&said), "{said:?}");
     }
     let most = began.elapsed().as_millis() / 200 + 1;
@@ -199,23 +202,23 @@ async fn probe_body_is_not_read() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Probe, Answer::Endless);
     assert_eq!(stage.get(BAD).await, rejected());
-    assert!(stage.stub.poured() > 0, "no body was sent");
+    assert!(stage.stub.bytes_written() > 0, "no body was sent");
 }
 
 #[tokio::test]
 async fn without_credentials_a_200_comes_first() {
     let stage = Stage::with(KindeVerifierBuilder::without_credentials).await;
-    assert_eq!(stage.unknown(BAD).await, (Said::TokenRejected, 0));
-    assert_eq!(stage.known(BAD).await, (Said::TokenRejected, 0));
+    assert_eq!(stage.unknown(BAD).await, (Verdict::TokenRejected, 0));
+    assert_eq!(stage.known(BAD).await, (Verdict::TokenRejected, 0));
     assert_eq!(stage.get(BAD).await, misconfigured());
     assert_eq!(stage.get(GOOD).await, served());
-    assert_eq!(stage.unknown(BAD).await, (Said::Unconfirmed, 0));
+    assert_eq!(stage.unknown(BAD).await, (Verdict::Unconfirmed, 0));
     assert_eq!(stage.get(&invalid_key(1)).await, rejected());
     // A known key is removed by a later 200.
     revoke(&stage, GOOD);
     stage.jump(130);
     assert_eq!(stage.get(GOOD).await, served());
-    assert_eq!(stage.known(GOOD).await, (Said::Unconfirmed, 0));
+    assert_eq!(stage.known(GOOD).await, (Verdict::Unconfirmed, 0));
     assert_eq!(stage.get(NEW).await, served());
     assert_eq!(stage.get(GOOD).await, rejected());
     assert_eq!(stage.count(Endpoint::Probe), 0);
@@ -242,10 +245,10 @@ async fn static_token_is_probed_and_never_renewed() {
     let stage = Stage::with(|builder| builder.bearer_token("static")).await;
     assert_eq!(stage.get(BAD).await, rejected());
     assert_eq!(stage.get(GOOD).await, served());
-    stage.kill_token("static");
+    stage.reject_token("static");
     stage.jump(130);
     assert_eq!(stage.get(NEW).await, misconfigured());
-    assert_eq!(stage.unknown(NEW).await, (Said::TokenRejected, 0));
+    assert_eq!(stage.unknown(NEW).await, (Verdict::TokenRejected, 0));
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.count(Endpoint::Token), 0);
 }
@@ -258,7 +261,7 @@ async fn a_401_can_be_pinned_to_the_key() {
     stage.jump(130);
     assert_eq!(stage.get(BAD).await, rejected());
     assert_eq!(stage.get(GOOD).await, rejected());
-    assert_eq!(stage.unknown(BAD).await, (Said::Concluded, 1));
+    assert_eq!(stage.unknown(BAD).await, (Verdict::Concluded, 1));
     assert_eq!(stage.count(Endpoint::Probe), 0);
     assert_eq!(stage.count(Endpoint::Token), 1);
 }

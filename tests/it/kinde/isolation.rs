@@ -6,7 +6,8 @@ use futures_util::future::join_all;
 use tower_orgkey::{ApiKey, ApiKeyLayer, Attempt, BreakerState, Verifier, VerifyErrorKind};
 
 use crate::support::kinde::{
-    BAD, GOOD, Said, Stage, YES, default_layer, get, invalid_key, rejected, served, unavailable,
+    BAD, GOOD, Stage, VALID_REPLY, Verdict, default_layer, get, invalid_key, rejected, served,
+    unavailable,
 };
 use crate::support::stub::{Answer, Endpoint, until};
 
@@ -33,7 +34,7 @@ async fn slow_endpoints(api_id: Option<&str>) {
     // Each key has its own record.
     stage.stub.on(Endpoint::Verify, |request| {
         if request.key().contains("good") {
-            Answer::json(200, &YES.replace("api_key_0001", &request.key()))
+            Answer::json(200, &VALID_REPLY.replace("api_key_0001", &request.key()))
         } else {
             Answer::status(401)
         }
@@ -90,7 +91,7 @@ async fn failing_probe(probe: Answer) {
     let attempt = || Attempt::new(Duration::from_millis(300));
     for attempt in [attempt(), attempt().known(None)] {
         let said = stage.attempt(BAD, attempt).await;
-        assert_eq!(said, Said::Undecided, "{what}");
+        assert_eq!(said, Verdict::Undecided, "{what}");
     }
 }
 
@@ -99,7 +100,7 @@ async fn fault_69_a_429_on_the_probe_pauses_nothing() {
     let stage = Stage::new().await;
     let throttled = Answer::status(429).with("RateLimit-Reset", "30");
     stage.stub.always(Endpoint::Probe, throttled);
-    assert_eq!(stage.unknown(BAD).await, (Said::Undecided, 1));
+    assert_eq!(stage.unknown(BAD).await, (Verdict::Undecided, 1));
     assert_eq!(stage.get(BAD).await, unavailable());
     let upstream = stage.layer.handle().upstream();
     assert_eq!(upstream.paused_for, None);
@@ -143,7 +144,7 @@ async fn attempt_deadline_applies_to_each_call() {
     assert!(stage.verify(GOOD).await.is_err(), "it has no record");
     let late = Answer::json(200, "{}").after(Duration::from_secs(1));
     stage.stub.always(Endpoint::Probe, late);
-    assert_eq!(stage.attempt(BAD, attempt()).await, Said::Undecided);
+    assert_eq!(stage.attempt(BAD, attempt()).await, Verdict::Undecided);
     stage.stub.always(Endpoint::Key, Answer::Silence);
     let inconclusive = VerifyErrorKind::Inconclusive;
     assert_eq!(kind(&stage, attempt()).await, inconclusive);
@@ -177,7 +178,7 @@ async fn failing_record_is_no_issuer_failure() {
 #[tokio::test]
 async fn reply_without_key_id_names_its_cause() {
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
-    let without = YES.replace(r#""key_id":"api_key_0001","#, "");
+    let without = VALID_REPLY.replace(r#""key_id":"api_key_0001","#, "");
     stage
         .stub
         .always(Endpoint::Verify, Answer::json(200, &without));

@@ -3,7 +3,8 @@
 use futures_util::future::join_all;
 
 use crate::support::kinde::{
-    BAD, GOOD, Stage, invalid_key, misconfigured, rejected, served, unavailable, valid_key, yes,
+    BAD, GOOD, Stage, invalid_key, misconfigured, rejected, served, unavailable, valid_key,
+    valid_reply,
 };
 use crate::support::stub::{Answer, Endpoint};
 
@@ -44,7 +45,7 @@ async fn fault_75_revoked_key_is_removed_on_a_200() {
         if request.key() == GOOD {
             Answer::status(401)
         } else {
-            yes()
+            valid_reply()
         }
     });
     stage.jump(130);
@@ -85,7 +86,7 @@ async fn fault_72_forty_known_keys_survive_401_for_all() {
         }
         assert!(stage.count(Endpoint::Verify) >= 40 * 7);
         // The first answer after it costs none of them either.
-        stage.stub.always(Endpoint::Verify, yes());
+        stage.stub.always(Endpoint::Verify, valid_reply());
         stage.jump(30);
         for key in &keys {
             assert_eq!(stage.get(key).await, served());
@@ -99,14 +100,14 @@ async fn fault_76_revoked_keys_are_removed_on_a_200() {
         let stage = Stage::new().await;
         let revoked: Vec<_> = (0..200).map(invalid_key).collect();
         for key in &revoked {
-            stage.stub.always(Endpoint::Verify, yes());
+            stage.stub.always(Endpoint::Verify, valid_reply());
             assert_eq!(stage.get(key).await, served());
         }
         stage.stub.on(Endpoint::Verify, move |request| {
             if request.key().starts_with("k_live_none") {
                 answer.clone()
             } else {
-                yes()
+                valid_reply()
             }
         });
         stage.jump(130);

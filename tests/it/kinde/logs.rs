@@ -13,7 +13,9 @@ use tracing::Subscriber;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::support::kinde::{BAD, GOOD, Said, Stage, YES, get, invalid_key, layer_over, token};
+use crate::support::kinde::{
+    BAD, GOOD, Stage, VALID_REPLY, Verdict, get, invalid_key, layer_over, token,
+};
 use crate::support::log::Log;
 use crate::support::stub::{Answer, Endpoint, HANG};
 
@@ -41,7 +43,7 @@ async fn fault_17_rejected_token_is_logged_once() {
         let accepted = Answer::json(200, PROBE_YES);
         stage.stub.always(Endpoint::Probe, accepted);
         let said = stage.unknown(&invalid_key(10 * time)).await.0;
-        assert_eq!(said, Said::Concluded);
+        assert_eq!(said, Verdict::Concluded);
         stage.jump(130);
     }
     let logged = log.lines("WARN", "without the scope");
@@ -54,10 +56,10 @@ async fn fault_56_missing_scope_is_logged_once() {
     let stage = Stage::new().await;
     for time in 1..=2 {
         stage.stub.always(Endpoint::Probe, Answer::status(403));
-        assert_eq!(stage.unknown(BAD).await.0, Said::TokenRejected);
-        assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
+        assert_eq!(stage.unknown(BAD).await.0, Verdict::TokenRejected);
+        assert_eq!(stage.unknown(GOOD).await.0, Verdict::Valid);
         for _ in 0..2 {
-            assert_eq!(stage.unknown(BAD).await.0, Said::Undecided);
+            assert_eq!(stage.unknown(BAD).await.0, Verdict::Undecided);
             let logged = log.lines("WARN", "without the scope `read:api_keys`");
             assert_eq!(logged.len(), time, "{logged:?}");
             // The next probe is due.
@@ -65,7 +67,7 @@ async fn fault_56_missing_scope_is_logged_once() {
         }
         let granted = Answer::json(200, PROBE_YES);
         stage.stub.always(Endpoint::Probe, granted);
-        assert_eq!(stage.unknown(BAD).await.0, Said::Concluded);
+        assert_eq!(stage.unknown(BAD).await.0, Verdict::Concluded);
     }
     assert!(stage.count(Endpoint::Probe) >= 6);
 }
@@ -93,8 +95,8 @@ async fn missing_look_up_scope_is_logged_once() {
 async fn fault_23_missing_key_id_is_logged_by_name() {
     let (log, _guard) = Log::capture();
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
-    let body = YES.replace(r#""key_id":"api_key_0001","#, "");
-    assert_ne!(body, YES);
+    let body = VALID_REPLY.replace(r#""key_id":"api_key_0001","#, "");
+    assert_ne!(body, VALID_REPLY);
     stage
         .stub
         .always(Endpoint::Verify, Answer::json(200, &body));
@@ -205,9 +207,9 @@ async fn events_call_back() -> usize {
     assert!(stage.verify(GOOD).await.is_err());
     // It is rejected, accepted again, and rejected by the probe only.
     stage.stub.always(Endpoint::Probe, Answer::status(403));
-    assert_eq!(stage.unknown(BAD).await.0, Said::TokenRejected);
+    assert_eq!(stage.unknown(BAD).await.0, Verdict::TokenRejected);
     assert!(stage.verify(GOOD).await.is_err());
-    assert_eq!(stage.unknown(BAD).await.0, Said::Undecided);
+    assert_eq!(stage.unknown(BAD).await.0, Verdict::Undecided);
     events.load(Ordering::SeqCst)
 }
 

@@ -1,6 +1,6 @@
 //! Keys of another API of the same tenant.
 
-use crate::support::kinde::{GOOD, Stage, YES, no, yes};
+use crate::support::kinde::{GOOD, Stage, VALID_REPLY, invalid_reply, valid_reply};
 use crate::support::stub::{Answer, Endpoint};
 
 const NEW: &str = "k_live_good_0002";
@@ -66,7 +66,7 @@ async fn record_need_not_have_an_id() {
 #[tokio::test]
 async fn key_and_record_may_have_no_organization() {
     let stage = stage().await;
-    let nobodys = YES.replace(r#""org_1""#, "null");
+    let nobodys = VALID_REPLY.replace(r#""org_1""#, "null");
     stage
         .stub
         .always(Endpoint::Verify, Answer::json(200, &nobodys));
@@ -165,7 +165,7 @@ async fn unknown_key_without_a_record_is_invalid() {
 async fn key_without_an_id_cannot_be_checked() {
     for key_id in ["null", r#""""#, r#"".""#, r#""..""#] {
         let stage = stage().await;
-        let body = crate::support::kinde::YES.replace(r#""api_key_0001""#, key_id);
+        let body = crate::support::kinde::VALID_REPLY.replace(r#""api_key_0001""#, key_id);
         stage
             .stub
             .always(Endpoint::Verify, Answer::json(200, &body));
@@ -179,7 +179,7 @@ async fn key_without_an_id_cannot_be_checked() {
 #[tokio::test]
 async fn key_id_is_one_path_segment() {
     let stage = stage().await;
-    let body = crate::support::kinde::YES.replace("api_key_0001", "../x?y#z/%2e%2e");
+    let body = crate::support::kinde::VALID_REPLY.replace("api_key_0001", "../x?y#z/%2e%2e");
     stage
         .stub
         .always(Endpoint::Verify, Answer::json(200, &body));
@@ -194,7 +194,7 @@ async fn key_id_is_one_path_segment() {
 #[tokio::test]
 async fn invalid_key_is_not_looked_up() {
     let stage = stage().await;
-    stage.stub.always(Endpoint::Verify, no());
+    stage.stub.always(Endpoint::Verify, invalid_reply());
     assert_eq!(stage.get(GOOD).await.0, 401);
     assert_eq!(stage.count(Endpoint::Key), 0);
 }
@@ -203,7 +203,7 @@ async fn invalid_key_is_not_looked_up() {
 async fn changed_organization_is_looked_up_again() {
     let stage = stage().await;
     assert_eq!(stage.get(GOOD).await, served());
-    let moved = crate::support::kinde::YES.replace("org_1", "org_2");
+    let moved = crate::support::kinde::VALID_REPLY.replace("org_1", "org_2");
     stage
         .stub
         .always(Endpoint::Verify, Answer::json(200, &moved));
@@ -216,7 +216,7 @@ async fn changed_organization_is_looked_up_again() {
 async fn token_without_scope_is_renewed_with_backoff() {
     for status in [401, 403] {
         let stage = stage().await;
-        stage.stub.always(Endpoint::Verify, yes());
+        stage.stub.always(Endpoint::Verify, valid_reply());
         stage.stub.on(Endpoint::Key, move |request| {
             if request.token() == Some("token-1") {
                 Answer::status(status)

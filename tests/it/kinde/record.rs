@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
 
-use crate::support::kinde::{BAD, GOOD, Said, Stage};
+use crate::support::kinde::{BAD, GOOD, Stage, Verdict};
 use crate::support::stub::{Answer, Endpoint, until};
 
 const ID: &str = "api_key_0001";
@@ -22,18 +22,18 @@ fn record(status: &str) -> Answer {
 /// A stage where verify accepted a key a minute ago and now gives this answer.
 async fn lone_key(answer: Answer) -> Stage {
     let stage = Stage::new().await;
-    assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
+    assert_eq!(stage.unknown(GOOD).await.0, Verdict::Valid);
     stage.stub.always(Endpoint::Verify, answer);
     stage.jump(60);
     stage
 }
 
-fn invalid_answers() -> [(Answer, Said); 4] {
+fn invalid_answers() -> [(Answer, Verdict); 4] {
     [
-        (Answer::status(400), Said::Unconfirmed),
-        (Answer::status(401), Said::Undecided),
-        (Answer::status(403), Said::Undecided),
-        (no_record(), Said::Unconfirmed),
+        (Answer::status(400), Verdict::Unconfirmed),
+        (Answer::status(401), Verdict::Undecided),
+        (Answer::status(403), Verdict::Undecided),
+        (no_record(), Verdict::Unconfirmed),
     ]
 }
 
@@ -44,7 +44,7 @@ async fn record_confirms_a_lone_keys_answer() {
             let stage = lone_key(answer.clone()).await;
             stage.stub.always(Endpoint::Key, record.clone());
             let said = stage.known_by_id(GOOD, ID).await;
-            assert_eq!(said, Said::Concluded, "{answer:?}, {record:?}");
+            assert_eq!(said, Verdict::Concluded, "{answer:?}, {record:?}");
             let looked_up = stage.stub.requests(Endpoint::Key).remove(0);
             assert_eq!(looked_up.target, "/api/v1/api_keys/api_key_0001");
             assert_eq!(looked_up.token(), Some("token-1"));
@@ -85,7 +85,7 @@ async fn record_is_looked_up_only_without_evidence() {
     for (answer, unconfirmed) in invalid_answers() {
         let stage = Stage::new().await;
         stage.stub.always(Endpoint::Key, no_record());
-        assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
+        assert_eq!(stage.unknown(GOOD).await.0, Verdict::Valid);
         stage.stub.always(Endpoint::Verify, answer);
         // Verify answered 200 a moment ago, so it will confirm the answer soon.
         assert_eq!(stage.known_by_id(GOOD, ID).await, unconfirmed);
@@ -99,7 +99,7 @@ async fn record_is_looked_up_only_without_evidence() {
     let stage = lone_key(Answer::status(401)).await;
     stage.stub.always(Endpoint::Key, no_record());
     stage.stub.always(Endpoint::Probe, Answer::status(401));
-    assert_eq!(stage.known_by_id(GOOD, ID).await, Said::TokenRejected);
+    assert_eq!(stage.known_by_id(GOOD, ID).await, Verdict::TokenRejected);
     assert_eq!(stage.count(Endpoint::Key), 0);
 }
 
@@ -117,22 +117,22 @@ async fn one_record_is_looked_up_at_a_time() {
         said
     };
     let (first, others) = tokio::join!(stage.known_by_id(GOOD, ID), others);
-    assert_eq!(first, Said::Concluded);
-    assert_eq!(others, [Said::Unconfirmed; 10]);
+    assert_eq!(first, Verdict::Concluded);
+    assert_eq!(others, [Verdict::Unconfirmed; 10]);
     assert_eq!(stage.count(Endpoint::Key), 1);
     // And again when that one has ended.
-    assert_eq!(stage.known_by_id(GOOD, ID).await, Said::Concluded);
+    assert_eq!(stage.known_by_id(GOOD, ID).await, Verdict::Concluded);
 }
 
 #[tokio::test]
 async fn confirmed_key_makes_no_other_undecided() {
     let stage = lone_key(Answer::status(401)).await;
     stage.stub.always(Endpoint::Key, Answer::status(500));
-    assert_eq!(stage.known_by_id(GOOD, ID).await, Said::Undecided);
+    assert_eq!(stage.known_by_id(GOOD, ID).await, Verdict::Undecided);
     // A known key's answer is unconfirmed, so another key's may be about neither.
-    assert_eq!(stage.unknown(BAD).await.0, Said::Undecided);
+    assert_eq!(stage.unknown(BAD).await.0, Verdict::Undecided);
     stage.stub.always(Endpoint::Key, no_record());
-    assert_eq!(stage.known_by_id(GOOD, ID).await, Said::Concluded);
-    assert_eq!(stage.unknown(BAD).await.0, Said::Concluded);
-    assert_eq!(stage.unknown(GOOD).await.0, Said::Concluded);
+    assert_eq!(stage.known_by_id(GOOD, ID).await, Verdict::Concluded);
+    assert_eq!(stage.unknown(BAD).await.0, Verdict::Concluded);
+    assert_eq!(stage.unknown(GOOD).await.0, Verdict::Concluded);
 }

@@ -8,7 +8,8 @@ use tower_orgkey::kinde::UnauthorizedMeans;
 use tower_orgkey::{ApiKey, Verifier, VerifyErrorKind};
 
 use crate::support::kinde::{
-    BAD, GOOD, Said, Stage, invalid_key, misconfigured, rejected, served, token, valid_key, yes,
+    BAD, GOOD, Stage, Verdict, invalid_key, misconfigured, rejected, served, token, valid_key,
+    valid_reply,
 };
 use crate::support::stub::{Answer, Endpoint, HANG, Request, until};
 
@@ -24,7 +25,7 @@ fn reject_all_tokens(stage: &Stage, verify: u16, probe: u16) {
 
 /// The probe answers a dead token with this status.
 fn probe_rejects_with(stage: &Stage, status: u16) {
-    let dead = stage.dead_tokens.clone();
+    let dead = stage.rejected_tokens.clone();
     stage.stub.on(Endpoint::Probe, move |request| {
         if dead.lock().unwrap().contains(request.token().unwrap()) {
             Answer::status(status)
@@ -66,7 +67,7 @@ async fn fault_17_rejected_token_is_503_for_unknown_keys() {
             assert_eq!(stage.get(GOOD).await, served());
         }
         assert_eq!(stage.count(Endpoint::Token), fetched);
-        assert_eq!(stage.known(GOOD).await.0, Said::TokenRejected);
+        assert_eq!(stage.known(GOOD).await.0, Verdict::TokenRejected);
     }
 }
 
@@ -89,14 +90,14 @@ async fn fault_17c_token_revoked_early_is_renewed() {
     for probe in [401, 403] {
         let stage = Stage::new().await;
         assert_eq!(stage.get(GOOD).await, served());
-        stage.kill_token("token-1");
+        stage.reject_token("token-1");
         probe_rejects_with(&stage, probe);
         stage.jump(130);
         assert_eq!(stage.get(GOOD).await, served());
         assert_eq!(tokens_for(&stage, GOOD).len(), 3);
         assert_eq!(stage.count(Endpoint::Token), 2);
         // And again at once, because the renewal helped.
-        stage.kill_token("token-2");
+        stage.reject_token("token-2");
         assert_eq!(stage.get(NEW).await, served());
         assert_eq!(stage.count(Endpoint::Token), 3);
         assert_eq!(stage.get(BAD).await, rejected());
@@ -108,7 +109,7 @@ async fn revoked_a_second_after_its_last_200(probe: u16) {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(1);
-    stage.kill_token("token-1");
+    stage.reject_token("token-1");
     probe_rejects_with(&stage, probe);
     assert_eq!(stage.get(NEW).await, served());
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
@@ -135,7 +136,7 @@ async fn fault_74_token_without_scope_is_renewed() {
     for n in 1..=3 {
         assert_eq!(stage.get(&valid_key(n)).await, served());
         stage.jump(1);
-        stage.kill_token(&format!("token-{n}"));
+        stage.reject_token(&format!("token-{n}"));
     }
     assert_eq!(stage.count(Endpoint::Token), 3);
     assert_eq!(stage.count(Endpoint::Probe), 2);
@@ -145,7 +146,7 @@ async fn fault_74_token_without_scope_is_renewed() {
 async fn many_rejections_fetch_one_new_token() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
-    stage.kill_token("token-1");
+    stage.reject_token("token-1");
     stage.jump(130);
     let keys: Vec<_> = (0..40).map(valid_key).collect();
     let gets = keys.iter().map(|key| stage.get(key));
@@ -159,8 +160,8 @@ async fn many_rejections_fetch_one_new_token() {
 #[tokio::test]
 async fn token_issued_without_scopes_is_renewed() {
     let stage = Stage::new().await;
-    stage.kill_token("token-1");
-    stage.kill_token("token-2");
+    stage.reject_token("token-1");
+    stage.reject_token("token-2");
     assert_eq!(stage.get(GOOD).await, misconfigured());
     assert_eq!(stage.count(Endpoint::Token), 2);
     stage.jump(5);
@@ -172,7 +173,7 @@ async fn token_issued_without_scopes_is_renewed() {
 async fn fault_17_dead_token_endpoint_rejects_no_key() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
-    stage.kill_token("token-1");
+    stage.reject_token("token-1");
     stage.stub.always(Endpoint::Token, Answer::status(500));
     stage.jump(130);
     assert_eq!(stage.get(GOOD).await, served());
@@ -180,7 +181,7 @@ async fn fault_17_dead_token_endpoint_rejects_no_key() {
     // The rejected token is not used again although there is no other.
     assert_eq!(stage.count(Endpoint::Verify), 2);
     assert_eq!(stage.get(NEW).await.0, 503);
-    assert_eq!(stage.known(GOOD).await, (Said::TokenRejected, 1));
+    assert_eq!(stage.known(GOOD).await, (Verdict::TokenRejected, 1));
 }
 
 #[tokio::test]
@@ -191,7 +192,7 @@ async fn newer_token_is_tried_before_a_probe() {
     stage.jump(3_601);
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.count(Endpoint::Token), 2);
-    stage.kill_token("token-2");
+    stage.reject_token("token-2");
     let is_replaced = Arc::<AtomicBool>::default();
     stage.stub.on(Endpoint::Verify, move |request| {
         let late = request.token() == Some("token-2") && request.key() == NEW;
@@ -200,7 +201,7 @@ async fn newer_token_is_tried_before_a_probe() {
             Some("token-2") => Answer::status(401),
             _ => {
                 is_replaced.store(true, Ordering::SeqCst);
-                yes()
+                valid_reply()
             }
         }
     });
@@ -257,8 +258,8 @@ async fn retry_is_answered_under_the_new_token() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(3_100);
-    let verified = with_a_token_replaced_meanwhile(&stage, yes(), stage.unknown(NEW)).await;
-    assert_eq!(verified, (Said::Valid, 2));
+    let verified = with_a_token_replaced_meanwhile(&stage, valid_reply(), stage.unknown(NEW)).await;
+    assert_eq!(verified, (Verdict::Valid, 2));
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
     assert_eq!(stage.count(Endpoint::Probe), 0);
 }
@@ -271,7 +272,7 @@ async fn fault_17_two_rejected_tokens_cost_no_third_one() {
     stage.jump(3_100);
     let answer = Answer::status(401);
     let verified = with_a_token_replaced_meanwhile(&stage, answer, stage.unknown(NEW)).await;
-    assert_eq!(verified, (Said::TokenRejected, 2));
+    assert_eq!(verified, (Verdict::TokenRejected, 2));
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
     // The first 401 needs no probe.
     assert_eq!(stage.count(Endpoint::Probe), 1);
@@ -297,7 +298,7 @@ async fn token_fetched_during_a_probe_is_used() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(130);
-    stage.kill_token("token-1");
+    stage.reject_token("token-1");
     // Two are rejected with the old token. The first one's new token comes when the second one has sent its probe, which is
     // answered when the first one has its 200.
     let (is_probing, is_replaced) = (Arc::default(), Arc::<AtomicBool>::default());
@@ -318,7 +319,7 @@ async fn token_fetched_during_a_probe_is_used() {
             Answer::status(401)
         } else {
             is_replaced.store(true, Ordering::SeqCst);
-            yes()
+            valid_reply()
         }
     });
     let key = ApiKey::parse(GOOD).unwrap();
@@ -337,8 +338,8 @@ async fn token_fetched_during_a_probe_is_used() {
 #[tokio::test]
 async fn failed_probe_leaves_a_newer_token_to_try() {
     let stage = Stage::new().await;
-    assert_eq!(stage.unknown(GOOD).await, (Said::Valid, 1));
-    stage.kill_token("token-1");
+    assert_eq!(stage.unknown(GOOD).await, (Verdict::Valid, 1));
+    stage.reject_token("token-1");
     let is_replaced = Arc::<AtomicBool>::default();
     let fails = Answer::status(500).once(&is_replaced);
     stage.stub.always(Endpoint::Probe, fails);
@@ -351,6 +352,6 @@ async fn failed_probe_leaves_a_newer_token_to_try() {
         said
     };
     let (said, another) = tokio::join!(stage.unknown(NEW), another);
-    assert_eq!((said, another), ((Said::Valid, 2), (Said::Valid, 2)));
+    assert_eq!((said, another), ((Verdict::Valid, 2), (Verdict::Valid, 2)));
     assert_eq!(stage.count(Endpoint::Probe), 1);
 }

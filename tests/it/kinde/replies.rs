@@ -7,7 +7,7 @@ use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_orgkey::{OrgContext, Scope, VerifyErrorKind};
 
-use crate::support::kinde::{GOOD, Stage, YES, yes};
+use crate::support::kinde::{GOOD, Stage, VALID_REPLY, valid_reply};
 use crate::support::stub::{Answer, Endpoint};
 
 const UNKNOWN_KEY: &str = "k_live_unknown_1";
@@ -145,8 +145,8 @@ async fn fault_22_guides_reply_can_be_invalid() {
 
 #[tokio::test]
 async fn valid_reply_may_have_other_fields() {
-    check("the whole reply", yes(), Seen::Valid).await;
-    assert_eq!(yes_with(&[]), YES);
+    check("the whole reply", valid_reply(), Seen::Valid).await;
+    assert_eq!(yes_with(&[]), VALID_REPLY);
     let deep = "[".repeat(5_000) + &"]".repeat(5_000);
     for changes in [
         &[("last_verified_on", "null")][..],
@@ -372,9 +372,12 @@ async fn endless_body_is_read_up_to_64_kib() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Verify, Answer::Endless);
     assert!(stage.verify(GOOD).await.is_err());
-    let poured = stage.stub.poured();
+    let bytes_written = stage.stub.bytes_written();
     // The sockets' buffers add to what was read.
-    assert!((64 * 1024..16 * 1024 * 1024).contains(&poured), "{poured}");
+    assert!(
+        (64 * 1024..16 * 1024 * 1024).contains(&bytes_written),
+        "{bytes_written}"
+    );
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ async fn fault_15_expired_token_is_renewed_once() {
     let stage = Stage::new().await;
     stage.get(GOOD).await;
     stage.jump(3_601);
-    stage.kill_token("token-1");
+    stage.reject_token("token-1");
     let gets = (0..50).map(|n| {
         let layer = stage.layer.clone();
         async move { crate::support::kinde::get(&layer, &format!("k_live_good_{n:04}")).await }

@@ -7,7 +7,9 @@ use tower_orgkey::VerifyErrorKind;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::test_util::TestClock;
 
-use crate::support::kinde::{GOOD, Said, Stage, default_layer, get, served, unavailable, yes};
+use crate::support::kinde::{
+    GOOD, Stage, Verdict, default_layer, get, served, unavailable, valid_reply,
+};
 use crate::support::stub::{Answer, Endpoint, Stub};
 
 const UNKNOWN_KEY: &str = "k_live_good_9999";
@@ -33,7 +35,7 @@ async fn fault_03_trickled_body_is_unavailable() {
     assert_eq!(get(&layer, UNKNOWN_KEY).await, unavailable());
     stage.jump(130);
     assert_eq!(get(&layer, GOOD).await, served());
-    assert!(stage.stub.poured() > 0, "nothing trickled in");
+    assert!(stage.stub.bytes_written() > 0, "nothing trickled in");
 }
 
 #[tokio::test]
@@ -118,8 +120,8 @@ async fn fault_14_redirects_are_not_followed() {
     let other = Stub::start().await;
     let stage = Stage::with(|builder| builder.api_id("api")).await;
     other
-        .always(Endpoint::Verify, yes())
-        .always(Endpoint::Elsewhere, yes());
+        .always(Endpoint::Verify, valid_reply())
+        .always(Endpoint::Elsewhere, valid_reply());
     for status in [301, 302, 303, 307, 308] {
         for to in [other.url(), stage.stub.url()] {
             let redirect =
@@ -138,8 +140,8 @@ async fn fault_14_redirects_are_not_followed() {
         stage.stub.always(endpoint, redirect.clone());
     }
     stage.stub.always(Endpoint::Verify, Answer::status(401));
-    assert_eq!(stage.unknown(GOOD).await.0, Said::Undecided);
-    stage.stub.always(Endpoint::Verify, yes());
+    assert_eq!(stage.unknown(GOOD).await.0, Verdict::Undecided);
+    stage.stub.always(Endpoint::Verify, valid_reply());
     assert!(stage.verify(GOOD).await.is_err());
     stage.jump(3_601);
     assert!(stage.verify(GOOD).await.is_err());
@@ -189,7 +191,7 @@ async fn fault_14b_environment_proxies_are_not_used() {
 #[tokio::test]
 async fn configured_proxy_is_used() {
     let proxy = Stub::start().await;
-    proxy.always(Endpoint::Elsewhere, yes());
+    proxy.always(Endpoint::Elsewhere, valid_reply());
     let kinde = KindeVerifier::builder("http://issuer.invalid")
         .dangerously_allow_http()
         .bearer_token("static")
@@ -220,7 +222,7 @@ async fn requests_have_expected_headers_only() {
     let stage = Stage::new().await;
     stage.stub.on(Endpoint::Verify, |request| {
         if request.key() == GOOD {
-            yes().with("Set-Cookie", "session=1; Path=/")
+            valid_reply().with("Set-Cookie", "session=1; Path=/")
         } else {
             Answer::status(401)
         }

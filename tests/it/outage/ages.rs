@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::kit::{App, Behavior, HARD, SOFT, millis, pass, secs};
+use crate::support::app::{App, HARD, SOFT, millis, pass, secs};
+use crate::support::issuer::Behavior;
 
 const KNOWN: &str = "known-key";
 
@@ -15,7 +16,7 @@ async fn revoked_key_is_accepted_for_two_soft_ttls() {
     for interval in [1, 7, 30, 45, 59, 61, 80, 110, 119, 121, 130, 150, 300, 840].map(secs) {
         for phase in (0..60).step_by(7).map(secs) {
             let app = App::new();
-            app.issuer.takes(LATENCY);
+            app.issuer.latency(LATENCY);
             let app = app.knowing(&[KNOWN]).await;
             let began = app.now();
             // Requests arrive at the interval for a while, so that entries of all ages are revoked.
@@ -140,7 +141,7 @@ async fn hard_ttl_holds_while_no_call_is_permitted() {
                 app.open_breaker_by(&keys[..6]).await;
             }
             "pause" => {
-                app.issuer.is(Behavior::TooMany(Some(secs(60))));
+                app.issuer.is(Behavior::Throttles(Some(secs(60))));
                 app.jump_to(first + HARD - secs(30));
                 app.get("unknown_key-0").await.is_unavailable();
                 assert!(app.handle.upstream().paused_for.is_some());
@@ -196,7 +197,7 @@ async fn hard_ttl_holds_while_no_call_is_permitted() {
 #[tokio::test(start_paused = true)]
 async fn stale_hits_share_one_refresh_and_do_not_wait() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     pass(SOFT).await;
     for _ in 0..1_000 {
         assert!(app.get_now(KNOWN).is_stale());
@@ -216,7 +217,7 @@ async fn stale_hits_share_one_refresh_and_do_not_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_waits_a_twelfth() {
-    for behavior in [Behavior::Fails, Behavior::BadRequest] {
+    for behavior in [Behavior::Fails, Behavior::Unconfirmed] {
         let app = App::new().knowing(&[KNOWN]).await;
         app.issuer.is(behavior);
         pass(SOFT).await;
@@ -236,7 +237,7 @@ async fn failed_refresh_waits_a_twelfth() {
 #[tokio::test(start_paused = true)]
 async fn rejected_refresh_waits_a_twelfth_as_well() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Behavior::TooMany(Some(secs(7))));
+    app.issuer.is(Behavior::Throttles(Some(secs(7))));
     pass(SOFT).await;
     for _ in 0..20 {
         assert!(app.get_now(KNOWN).is_stale());
@@ -269,8 +270,8 @@ async fn unused_key_is_not_refreshed() {
 async fn fault_19b_refreshed_expiry_takes_effect() {
     let app = App::new().knowing(&[KNOWN]).await;
     // The cached result has no expiry; the next answer has one that is past.
-    app.issuer.change(KNOWN, |key| {
-        key.expires_at = Some(std::time::SystemTime::UNIX_EPOCH);
+    app.issuer.change(KNOWN, |valid| {
+        valid.with_expires_at(std::time::SystemTime::UNIX_EPOCH)
     });
     pass(SOFT).await;
     assert_eq!(app.get_now(KNOWN).status, 200);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tower_orgkey::BreakerState;
 
-use super::kit::{App, Behavior, HARD, Outcome, SOFT, millis, pass, secs};
+use crate::support::app::{App, HARD, SOFT, millis, pass, secs};
+use crate::support::issuer::{Behavior, CallOutcome};
 
 const KNOWN: &str = "known-key";
 
@@ -176,7 +177,7 @@ async fn fault_06_recovery_after_an_hour_has_no_herd() {
         }
         first_success = app
             .issuer
-            .logged(|call| call.at >= back && call.outcome == Outcome::Valid)
+            .logged(|call| call.at >= back && call.outcome == CallOutcome::Valid)
             .first()
             .map(|call| call.at);
         if fresh == KEYS {
@@ -211,7 +212,10 @@ async fn fault_06_unknown_keys_recover_in_ten_seconds() {
     let first = loop {
         pass(secs(1)).await;
         app.get("unknown_key-0").await;
-        if let [first, ..] = &app.issuer.logged(|call| call.outcome == Outcome::Invalid)[..] {
+        if let [first, ..] = &app
+            .issuer
+            .logged(|call| call.outcome == CallOutcome::Invalid)[..]
+        {
             break first.at;
         }
     };
@@ -254,7 +258,7 @@ async fn fault_07_past_the_hard_ttl_is_503() {
 #[tokio::test(start_paused = true)]
 async fn fault_11_flapping_issuer_costs_one_retry() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Behavior::Flaps(2));
+    app.issuer.is(Behavior::FailsOneOf(2));
     let mut passed = 0;
     for n in 0..200 {
         let secret = format!("new-key-{n}");
@@ -276,7 +280,7 @@ async fn fault_11_retries_are_bounded() {
     const SECONDS: usize = 60;
 
     // Half of the calls failing opens the breaker, so that it is the breaker that limits them; a third does not.
-    for behavior in [Behavior::Flaps(2), Behavior::Flaps(3)] {
+    for behavior in [Behavior::FailsOneOf(2), Behavior::FailsOneOf(3)] {
         let app = App::new().knowing(&[KNOWN]).await;
         app.issuer.is(behavior);
         let mut unknown_keys = 0;
@@ -311,12 +315,12 @@ async fn known_keys_are_reverified_without_retries() {
     pass(SOFT).await;
     assert_eq!(app.get_now(KNOWN).status, 200);
     pass(secs(2)).await;
-    let refresh = app.issuer.logged(|call| call.outcome == Outcome::Fault);
+    let refresh = app.issuer.logged(|call| call.outcome == CallOutcome::Fault);
     assert_eq!((refresh.len(), refresh[0].known), (1, true));
     pass(SOFT).await;
     assert_eq!(app.get(KNOWN).await.status, 200);
     pass(secs(2)).await;
-    let calls = app.issuer.logged(|call| call.outcome == Outcome::Fault);
+    let calls = app.issuer.logged(|call| call.outcome == CallOutcome::Fault);
     assert_eq!(
         (calls.len(), calls[1].known),
         (2, true),
@@ -327,7 +331,7 @@ async fn known_keys_are_reverified_without_retries() {
 #[tokio::test(start_paused = true)]
 async fn fault_12_slow_issuer_delays_no_hit() {
     let app = App::new();
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     let app = app.knowing(&[KNOWN]).await;
     let keys: Vec<_> = (0..100).map(|n| format!("new-key-{n}")).collect();
     let began = app.now();
@@ -347,7 +351,7 @@ async fn fault_12_slow_issuer_delays_no_hit() {
 async fn fault_12_impatient_callers_share_one_lookup() {
     let app = App::new();
     app.issuer.issue(KNOWN);
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     let began = app.now();
     for _ in 0..8 {
         let callers = (0..5).map(|_| tokio::time::timeout(millis(100), app.get(KNOWN)));
@@ -361,7 +365,7 @@ async fn fault_12_impatient_callers_share_one_lookup() {
     pass(millis(500)).await;
     assert_eq!(app.get_now(KNOWN).status, 200);
     assert_eq!(app.issuer.calls(), 1);
-    assert!(app.issuer.logged(|_| true)[0].outcome == Outcome::Valid);
+    assert!(app.issuer.logged(|_| true)[0].outcome == CallOutcome::Valid);
 }
 
 #[tokio::test(start_paused = true)]
@@ -379,7 +383,7 @@ async fn fault_36_lookup_outlives_its_callers() {
     // Comes three seconds later, and waits for its own four.
     let late = app.begin("new-key-0");
     app.issuer.is(Behavior::Answers);
-    app.issuer.takes(millis(1_500));
+    app.issuer.latency(millis(1_500));
     let early = early.await.unwrap();
     early.is_unavailable();
     assert_eq!(early.took, secs(4));

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tower_orgkey::{KeyId, OrgCode};
 
-use super::kit::{App, Behavior, SOFT, key, millis, pass, secs};
+use crate::support::app::{App, SOFT, key, millis, pass, secs};
+use crate::support::issuer::Behavior;
 
 const KEY: &str = "the-key-0";
 const ID: &str = "id_the-key-0";
@@ -151,7 +152,7 @@ async fn fault_26_invalidated_invalid_key_is_verified() {
 async fn fault_27_waiters_get_no_earlier_answer() {
     for update in Update::all() {
         let app = app().await;
-        app.issuer.takes(millis(500));
+        app.issuer.latency(millis(500));
         let waiters: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
         pass(millis(100)).await;
         assert_eq!(app.issuer.calls_for(KEY), 1, "one call for all of them");
@@ -187,7 +188,7 @@ async fn fault_27_waiters_get_no_earlier_answer() {
 async fn fault_27_waiters_get_a_later_answer() {
     for update in INVALIDATIONS {
         let app = app().await;
-        app.issuer.takes(millis(500));
+        app.issuer.latency(millis(500));
         let waiters: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
         pass(millis(100)).await;
         update.apply(&app);
@@ -208,7 +209,7 @@ async fn fault_27_waiters_get_a_later_answer() {
 async fn invalidation_restarts_waiting_lookups() {
     for update in [InvalidateKey, InvalidateAll] {
         let app = app().await;
-        app.issuer.takes(millis(500));
+        app.issuer.latency(millis(500));
         let waiter = app.begin(KEY);
         pass(millis(100)).await;
         assert_eq!(app.issuer.calls_for(KEY), 1, "{update:?}");
@@ -224,7 +225,7 @@ async fn fault_27_refresh_in_flight_restores_nothing() {
     for update in Update::all() {
         let app = app().await;
         assert_eq!(app.get(KEY).await.status, 200);
-        app.issuer.takes(millis(500));
+        app.issuer.latency(millis(500));
         pass(SOFT).await;
         assert!(app.get_now(KEY).is_stale());
         pass(millis(100)).await;
@@ -245,7 +246,7 @@ async fn fault_27_refresh_in_flight_restores_nothing() {
 #[tokio::test(start_paused = true)]
 async fn fault_27_many_updates_start_few_calls() {
     let app = app().await;
-    app.issuer.takes(millis(100));
+    app.issuer.latency(millis(100));
     let waiters: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
     for update in INVALIDATIONS.iter().cycle().take(20) {
         pass(millis(10)).await;
@@ -341,7 +342,7 @@ async fn statistics_are_consistent() {
     let mut requests = 1;
     let mut add = |n: u64| requests += n;
 
-    app.issuer.takes(millis(500));
+    app.issuer.latency(millis(500));
     let waiters: Vec<_> = (0..100).map(|_| app.begin(KEY)).collect();
     add(100);
     for waiter in waiters {

@@ -1,6 +1,7 @@
 //! Floods of invalid keys.
 
-use super::kit::{App, Behavior, HARD, Outcome, Peer, SOFT, millis, pass, secs};
+use crate::support::app::{App, HARD, Peer, SOFT, millis, pass, secs};
+use crate::support::issuer::{Behavior, CallOutcome};
 
 const KNOWN: &str = "known-key";
 const FLOOD: Peer = Peer(1);
@@ -66,7 +67,7 @@ async fn fault_32_invalid_keys_cost_only_their_budget() {
 
             let rejected = app
                 .issuer
-                .logged(|call| call.at >= began && call.outcome == Outcome::Invalid)
+                .logged(|call| call.at >= began && call.outcome == CallOutcome::Invalid)
                 .len();
             let budget = 500 + 50 * 5 + 1;
             assert!(
@@ -141,14 +142,14 @@ async fn cold_start_of_valid_keys_is_not_throttled() {
 #[tokio::test(start_paused = true)]
 async fn fault_33_400_for_invalid_keys_is_401() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Behavior::BadRequest);
+    app.issuer.is(Behavior::Unconfirmed);
     for n in 0..200 {
         assert_eq!(app.get(&format!("none-{n:06}")).await.status, 401);
         assert_eq!(app.get_now(KNOWN).status, 200);
     }
     let rejected = app
         .issuer
-        .logged(|call| call.outcome == Outcome::Invalid)
+        .logged(|call| call.outcome == CallOutcome::Invalid)
         .len();
     assert_eq!(rejected, 200);
     assert_eq!(
@@ -167,7 +168,7 @@ async fn fault_33b_400_for_all_removes_no_known_key() {
         let keys: Vec<_> = keys.iter().map(String::as_str).collect();
         let app = App::new().knowing(&keys).await;
         let verified = app.issuer.logged(|_| true)[0].at;
-        app.issuer.is(Behavior::BadRequest);
+        app.issuer.is(Behavior::Unconfirmed);
         let mut invalid = 0;
         while app.now() < verified + HARD - secs(11) {
             for known in &keys {
@@ -179,7 +180,7 @@ async fn fault_33b_400_for_all_removes_no_known_key() {
         }
         let doubted = app
             .issuer
-            .logged(|call| call.known && call.outcome == Outcome::Invalid)
+            .logged(|call| call.known && call.outcome == CallOutcome::Invalid)
             .len();
         assert!(doubted >= 50, "{doubted}");
         app.jump_to(verified + HARD - millis(1));
@@ -195,7 +196,7 @@ async fn a_400_for_a_known_key_needs_a_later_answer() {
     for (other, status) in [("other-key", 200), ("none-0000", 401)] {
         let app = App::new().knowing(&[KNOWN, "other-key"]).await;
         pass(SOFT).await;
-        app.issuer.is(Behavior::BadRequest);
+        app.issuer.is(Behavior::Unconfirmed);
         assert_eq!(app.get_now(KNOWN).status, 200);
         pass(secs(1)).await;
         assert_eq!(app.get_now(KNOWN).status, 200);

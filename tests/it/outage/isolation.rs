@@ -13,7 +13,8 @@ use tower_orgkey::{
     ApiKey, ApiKeyHandle, Attempt, BreakerState, OrgCode, Verification, Verifier, VerifyError,
 };
 
-use super::kit::{App, Behavior, HARD, KeyReply, SOFT, millis, pass, secs};
+use crate::support::app::{App, HARD, SOFT, millis, pass, secs};
+use crate::support::issuer::{Answer, Behavior};
 
 const KNOWN: &str = "known-key";
 const LATENCY: Duration = millis(600);
@@ -102,7 +103,7 @@ async fn fault_70_invalid_responses_cost_no_other_key() {
         // One that was valid before.
         keys.push("once-valid".to_owned());
         for key in &keys {
-            app.issuer.set_reply(key, KeyReply::InvalidResponse);
+            app.issuer.set(key, Answer::InvalidResponse);
         }
         let mut oldest = Duration::ZERO;
         for n in 0..6_000 {
@@ -196,7 +197,7 @@ async fn fault_71_failing_unknown_keys_delay_no_refresh() {
 async fn fault_76_many_revoked_keys_are_removed_in_time() {
     for number in [20, 200, 2_000] {
         let app = App::new();
-        app.issuer.takes(millis(50));
+        app.issuer.latency(millis(50));
         let revoked: Vec<_> = (0..number).map(|n| format!("revoked-{n:05}")).collect();
         let others: Vec<_> = (0..100).map(|n| format!("other-{n:05}")).collect();
         for keys in revoked.chunks(500).chain([&others[..]]) {
@@ -212,7 +213,7 @@ async fn fault_76_many_revoked_keys_are_removed_in_time() {
             }
         }
         for key in &revoked {
-            app.issuer.set_reply(key, KeyReply::Unconfirmed);
+            app.issuer.set(key, Answer::Unconfirmed);
         }
         let revoked_at = app.now();
         // Each key is sent every ten seconds, and so is a new one.
@@ -246,7 +247,7 @@ async fn fault_76_many_revoked_keys_are_removed_in_time() {
 #[tokio::test(start_paused = true)]
 async fn fault_77_thousand_new_keys_are_admitted() {
     let app = App::new();
-    app.issuer.takes(millis(50));
+    app.issuer.latency(millis(50));
     let mut new = Vec::new();
     for n in 0..1_000 {
         let secret = format!("new-key-{n}");
@@ -272,7 +273,7 @@ async fn fault_78_forced_verifications_are_paced() {
         app.issuer.issue_as(key, "org_forced", key);
         assert_eq!(app.get(key).await.status, 200);
     }
-    app.issuer.is(Behavior::Bears(BEARABLE));
+    app.issuer.is(Behavior::PermitsPerSecond(BEARABLE));
     let strict = app.max_age(Duration::ZERO);
     let began = app.now();
     let mut asked = Vec::new();
@@ -328,7 +329,7 @@ async fn unknown_keys_displace_no_known_lookup() {
 async fn key_invalidated_in_flight_is_recently_valid() {
     let app = App::new().knowing(&[KNOWN]).await;
     pass(2 * SOFT).await;
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     let asked = app.begin(KNOWN);
     pass(millis(1)).await;
     app.open_breaker().await;
@@ -425,7 +426,7 @@ async fn trouble(reader: &Reader) {
         .await;
     let _ = reader.handle.set(app.handle.clone());
     pass(SOFT).await;
-    app.issuer.is(Behavior::BadRequest);
+    app.issuer.is(Behavior::Unconfirmed);
     for _ in 0..4 {
         for key in &secrets {
             assert_eq!(app.get(key).await.status, 200);
@@ -444,10 +445,10 @@ async fn trouble(reader: &Reader) {
     pass(secs(12)).await;
     assert_eq!(app.get("unknown-9").await.status, 401);
     assert_eq!(app.get(&known[0]).await.status, 200);
-    app.issuer.is(Behavior::TooMany(None));
+    app.issuer.is(Behavior::Throttles(None));
     app.get("unknown-8").await.is_unavailable();
     for key in &known {
-        app.handle.invalidate_key(&super::kit::key(key));
+        app.handle.invalidate_key(&crate::support::app::key(key));
     }
     app.handle.invalidate_all();
 }
@@ -489,7 +490,7 @@ async fn hour_of_mixed_faults_fails_no_known_key() {
 
     let app = App::new();
     app.issuer.issue("senseless");
-    app.issuer.set_reply("senseless", KeyReply::InvalidResponse);
+    app.issuer.set("senseless", Answer::InvalidResponse);
     let keys: Vec<_> = (0..KEYS).map(|n| format!("known-{n:06}")).collect();
     for batch in keys.chunks(40) {
         let loads: Vec<_> = batch
@@ -503,7 +504,7 @@ async fn hour_of_mixed_faults_fails_no_known_key() {
             assert_eq!(load.await.unwrap().status, 200);
         }
     }
-    app.issuer.takes(LATENCY);
+    app.issuer.latency(LATENCY);
     let (mut next, mut invalid, mut new) = (0, 0, 0);
     let mut asked = Vec::new();
     for tenth in 0..36_000 {

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::kit::{App, Behavior, SOFT, millis, pass, secs};
+use crate::support::app::{App, SOFT, millis, pass, secs};
+use crate::support::issuer::Behavior;
 
 const KNOWN: &str = "known-key";
 
 #[tokio::test(start_paused = true)]
 async fn max_age_zero_verifies_every_request() {
     let app = App::new();
-    app.issuer.takes(Duration::ZERO);
+    app.issuer.latency(Duration::ZERO);
     let app = app.knowing(&[KNOWN]).await;
     let strict = app.max_age(Duration::ZERO);
     for n in 0..5 {
@@ -76,7 +77,7 @@ async fn forced_invalid_answer_applies_to_all_routes() {
 async fn earlier_call_is_joined_only_within_max_age() {
     let app = App::new();
     app.issuer.issue("new-key-0");
-    app.issuer.takes(millis(500));
+    app.issuer.latency(millis(500));
     let first = app.begin("new-key-0");
     pass(millis(100)).await;
     // Revoked after the first call was answered.
@@ -103,11 +104,11 @@ async fn earlier_call_is_joined_only_within_max_age() {
 async fn older_late_answer_restores_no_revoked_key() {
     let app = App::new();
     app.issuer.issue("new-key-0");
-    app.issuer.takes(millis(800));
+    app.issuer.latency(millis(800));
     let slow = app.begin("new-key-0");
     pass(millis(100)).await;
     app.issuer.revoke("new-key-0");
-    app.issuer.takes(millis(50));
+    app.issuer.latency(millis(50));
     assert_eq!(
         app.max_age(Duration::ZERO).get("new-key-0").await.status,
         401

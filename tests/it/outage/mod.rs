@@ -15,7 +15,6 @@ mod dead_issuer;
 mod handle;
 mod invalid_keys;
 mod isolation;
-mod kit;
 mod max_age;
 mod pressure;
 mod revoked;

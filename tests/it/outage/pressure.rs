@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tower_orgkey::BreakerState;
 
-use super::kit::{App, Behavior, Peer, SOFT, millis, pass, secs};
+use crate::support::app::{App, Peer, SOFT, millis, pass, secs};
+use crate::support::issuer::Behavior;
 
 #[tokio::test(start_paused = true)]
 async fn at_most_64_calls_a_quarter_for_known_keys() {
@@ -12,7 +13,7 @@ async fn at_most_64_calls_a_quarter_for_known_keys() {
     let known: Vec<_> = known.iter().map(String::as_str).collect();
     let app = App::new().knowing(&known).await;
     pass(SOFT).await;
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     let unknown_keys: Vec<_> = (0..400)
         .map(|n| {
             let secret = format!("new-key-{n}");
@@ -46,7 +47,7 @@ async fn at_most_64_calls_a_quarter_for_known_keys() {
 #[tokio::test(start_paused = true)]
 async fn known_keys_have_a_reserve_of_calls() {
     let app = App::new().knowing(&["known-key"]).await;
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     pass(2 * SOFT).await;
     for n in 0..300 {
         drop(app.begin_from(&format!("unknown_key-{n}"), Some(Peer(n))));
@@ -132,14 +133,14 @@ async fn each_503_has_its_retry_after() {
 
     // A pause: its remaining time.
     let app = App::new();
-    app.issuer.is(Behavior::TooMany(Some(secs(42))));
+    app.issuer.is(Behavior::Throttles(Some(secs(42))));
     assert_eq!(app.get("unknown_key-x").await.is_unavailable(), 42);
     app.clock.jump(millis(1_500));
     assert_eq!(app.get_now("unknown_key-x").is_unavailable(), 41);
 
     // Requests that waited when it began are rejected with it.
     let app = App::with(|builder| builder.max_calls_per_second(1));
-    app.issuer.is(Behavior::TooMany(Some(secs(42))));
+    app.issuer.is(Behavior::Throttles(Some(secs(42))));
     let waiting: Vec<_> = (0..2)
         .map(|n| app.begin(&format!("unknown_key-{n}")))
         .collect();
@@ -161,7 +162,7 @@ async fn each_503_has_its_retry_after() {
 
     // Slow calls and a long queue: the expected wait.
     let app = App::new();
-    app.issuer.takes(millis(900));
+    app.issuer.latency(millis(900));
     let first: Vec<_> = (0..48)
         .map(|n| app.begin(&format!("unknown_key-{n}")))
         .collect();
@@ -258,7 +259,7 @@ async fn retries_count_against_the_rate() {
     const LIMIT: u32 = 20;
 
     let app = App::with(|builder| builder.max_calls_per_second(LIMIT));
-    app.issuer.is(Behavior::Flaps(3));
+    app.issuer.is(Behavior::FailsOneOf(3));
     for n in 0..600 {
         let secret = format!("new-key-{n}");
         app.issuer.issue(&secret);

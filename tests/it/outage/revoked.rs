@@ -1,6 +1,7 @@
 //! Keys that the issuer revoked or rotated.
 
-use super::kit::{App, Behavior, HARD, Outcome, SOFT, millis, pass, secs};
+use crate::support::app::{App, HARD, SOFT, millis, pass, secs};
+use crate::support::issuer::{Behavior, CallOutcome};
 
 #[tokio::test(start_paused = true)]
 async fn fault_21_invalid_known_key_is_removed_at_once() {
@@ -10,7 +11,7 @@ async fn fault_21_invalid_known_key_is_removed_at_once() {
     assert_eq!(app.get("known-key").await.status, 401);
     assert_eq!(
         app.issuer
-            .logged(|call| call.outcome == Outcome::Invalid)
+            .logged(|call| call.outcome == CallOutcome::Invalid)
             .len(),
         1
     );
@@ -47,7 +48,7 @@ async fn fault_27b_rotated_secret_is_rejected_in_time() {
         assert!(accepted - rotated <= 2 * SOFT + millis(20));
         assert!(
             !app.issuer
-                .logged(|call| call.key == "old-secret" && call.outcome == Outcome::Invalid)
+                .logged(|call| call.key == "old-secret" && call.outcome == CallOutcome::Invalid)
                 .is_empty()
         );
     }

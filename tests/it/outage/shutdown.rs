@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::kit::{App, Behavior, SOFT, millis, pass, secs};
+use crate::support::app::{App, SOFT, millis, pass, secs};
+use crate::support::issuer::Behavior;
 
 fn runtime() -> Runtime {
     Builder::new_current_thread()
@@ -97,7 +98,7 @@ fn fault_55_runtime_ends_with_a_full_queue() {
             let first = runtime();
             let app = first.block_on(async {
                 let app = App::with(|builder| builder.max_calls_per_second(limit));
-                app.issuer.takes(millis(900));
+                app.issuer.latency(millis(900));
                 let mut n = 0;
                 for _ in 0..10 {
                     for _ in 0..callers / 10 {
@@ -118,7 +119,7 @@ fn fault_55_runtime_ends_with_a_full_queue() {
             assert_eq!((upstream.in_flight, upstream.waiting), (0, 0), "{limit}");
 
             runtime().block_on(async {
-                app.issuer.takes(millis(20));
+                app.issuer.latency(millis(20));
                 app.issuer.issue("new-key-0");
                 app.issuer.issue("new-key-1");
                 app.clock.jump(secs(10));

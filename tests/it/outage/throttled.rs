@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tower_orgkey::BreakerState;
 
-use super::kit::{App, Behavior, HARD, Outcome, SOFT, millis, pass, secs};
+use crate::support::app::{App, HARD, SOFT, millis, pass, secs};
+use crate::support::issuer::{Behavior, CallOutcome};
 
 const KNOWN: &str = "known-key";
 
@@ -12,7 +13,7 @@ const KNOWN: &str = "known-key";
 async fn fault_08_429_pauses_all_but_a_trickle() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.issue("new-key-0");
-    app.issuer.is(Behavior::TooMany(Some(secs(30))));
+    app.issuer.is(Behavior::Throttles(Some(secs(30))));
     assert_eq!(app.get("new-key-0").await.is_unavailable(), 30);
     assert_eq!(app.issuer.faults(), 1, "a 429 is not worth a retry");
     let paused = app.now();
@@ -22,7 +23,7 @@ async fn fault_08_429_pauses_all_but_a_trickle() {
     assert_eq!(app.get_now("unknown_key-0").is_unavailable(), 30);
     app.clock.jump(SOFT);
     // The pause is over by now; so is the soft TTL.
-    app.issuer.is(Behavior::TooMany(Some(secs(30))));
+    app.issuer.is(Behavior::Throttles(Some(secs(30))));
     assert_eq!(app.get_now(KNOWN).status, 200);
     pass(millis(1)).await;
     assert_eq!(app.issuer.faults(), 2, "a refresh is answered 429 as well");
@@ -56,7 +57,7 @@ async fn fault_08_429_pauses_all_but_a_trickle() {
 #[tokio::test(start_paused = true)]
 async fn fault_08_429s_open_no_breaker() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Behavior::TooMany(Some(secs(1))));
+    app.issuer.is(Behavior::Throttles(Some(secs(1))));
     let verified = app.now();
     while app.now() < verified + HARD - secs(10) {
         app.get(&format!("unknown_key-{}", app.now().as_secs()))
@@ -80,7 +81,7 @@ async fn fault_08_paused_retry_is_not_sent() {
     app.issuer.is(Behavior::Fails);
     let to_be_repeated = app.begin("new-key-0");
     pass(millis(1)).await;
-    app.issuer.is(Behavior::TooMany(Some(secs(30))));
+    app.issuer.is(Behavior::Throttles(Some(secs(30))));
     assert_eq!(app.get("unknown_key-0").await.is_unavailable(), 30);
     assert_eq!(app.issuer.faults(), 2);
     app.issuer.is(Behavior::Answers);
@@ -91,7 +92,7 @@ async fn fault_08_paused_retry_is_not_sent() {
 #[tokio::test(start_paused = true)]
 async fn fault_08_retry_after_is_the_longest_wait() {
     let app = App::new();
-    app.issuer.is(Behavior::TooManyAfter(millis(2), secs(1)));
+    app.issuer.is(Behavior::ThrottlesAfter(millis(2), secs(1)));
     let throttled = app.begin("unknown_key-0");
     pass(millis(1)).await;
     app.issuer.is(Behavior::Fails);
@@ -118,7 +119,7 @@ async fn fault_09_429_without_a_wait_backs_off() {
         (Some(secs(61)), [60; 8]),
     ] {
         let app = App::new().knowing(&[KNOWN]).await;
-        app.issuer.is(Behavior::TooMany(said));
+        app.issuer.is(Behavior::Throttles(said));
         for (n, pause) in pauses.into_iter().enumerate() {
             let unknown_key = app.get(&format!("unknown_key-{n}")).await;
             assert_eq!(unknown_key.is_unavailable(), pause, "{said:?}, {n}");
@@ -152,7 +153,7 @@ async fn rate_recovers_after_a_429() {
         pass(millis(100)).await;
     }
     assert!(app.issuer.most_in_a_second(Duration::ZERO) <= LIMIT as usize + 1);
-    app.issuer.is(Behavior::TooMany(Some(secs(2))));
+    app.issuer.is(Behavior::Throttles(Some(secs(2))));
     ask(&app);
     pass(millis(100)).await;
     assert!(app.issuer.faults() >= 1);
@@ -182,7 +183,7 @@ async fn rate_recovers_after_a_429() {
     assert!(most <= LIMIT as usize + 1, "{most}");
     assert!(
         app.issuer
-            .logged(|call| call.outcome == Outcome::Valid && call.at >= resumed)
+            .logged(|call| call.outcome == CallOutcome::Valid && call.at >= resumed)
             .len()
             >= 400
     );

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{KeyId, OrgCode, OrgContext};
+use tower_orgkey::{KeyId, OrgCode, OrgContext, Verification};
 
-use super::kit::{App, Behavior, HARD, Issuer, Outcome, Peer, SOFT, key, millis, pass, secs};
+use crate::support::app::{App, HARD, Peer, SOFT, key, millis, pass, secs};
+use crate::support::issuer::{Behavior, CallOutcome, Issuer, key_of};
 
 const KEY: &str = "the-key-0";
 
@@ -104,7 +105,7 @@ async fn fault_58_invalid_answer_ends_a_stream() {
 async fn fault_58_confirmed_invalid_answer_ends_a_stream() {
     let app = app().await;
     let stream = open(&app).await;
-    app.issuer.is(Behavior::BadRequest);
+    app.issuer.is(Behavior::Unconfirmed);
     pass(SOFT).await;
     app.get_now(KEY);
     pass(secs(1)).await;
@@ -151,8 +152,8 @@ async fn fault_58_key_expiry_ends_a_stream() {
     let app = App::new();
     app.issuer.issue(KEY);
     // The wall clock is not paused, so this is slightly less than 30 s.
-    app.issuer.change(KEY, |key| {
-        key.expires_at = Some(SystemTime::now() + secs(30));
+    app.issuer.change(KEY, |valid| {
+        valid.with_expires_at(SystemTime::now() + secs(30))
     });
     let stream = open(&app).await;
     let opened = app.now();
@@ -216,10 +217,10 @@ async fn fault_58_eviction_ends_no_stream() {
 
 #[tokio::test(start_paused = true)]
 async fn fault_58_changed_organization_ends_streams() {
-    type Change = fn(&mut super::kit::Key);
+    type Change = fn(Verification) -> Verification;
     let changes: [Change; 2] = [
-        |key| key.org = "org_2".to_owned(),
-        |key| key.user = Some("kp_1".to_owned()),
+        |_| key_of("org_2", &format!("id_{KEY}")),
+        |valid| valid.with_user_id("kp_1"),
     ];
     for change in changes {
         let app = app().await;
@@ -308,8 +309,8 @@ async fn fault_80_stream_without_layer_ends_at_expiry() {
     let app = App::new();
     app.issuer.issue(KEY);
     // The wall clock is not paused, so this is slightly less than 30 s.
-    app.issuer.change(KEY, |key| {
-        key.expires_at = Some(SystemTime::now() + secs(30));
+    app.issuer.change(KEY, |valid| {
+        valid.with_expires_at(SystemTime::now() + secs(30))
     });
     let (waiting, orphan) = orphan(app).await;
     let opened_late = tokio::spawn(orphan.org.until_invalid());
@@ -399,7 +400,7 @@ async fn fault_81_invalid_keys_wake_no_stream() {
     let flooded = polled_during(before);
     let rejected = app
         .issuer
-        .logged(|call| call.outcome == Outcome::Invalid)
+        .logged(|call| call.outcome == CallOutcome::Invalid)
         .len();
     assert!(rejected >= 500, "{rejected} invalid answers");
     assert_eq!(flooded, quiet, "woken by {rejected} invalid keys");

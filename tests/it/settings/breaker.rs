@@ -2,7 +2,7 @@
 
 use tower_orgkey::BreakerState;
 
-use super::store::Mood;
+use super::store::Failure;
 use super::{App, MINUTE, MS, SECOND, plan, settle};
 
 fn breaker(app: &App) -> BreakerState {
@@ -11,31 +11,31 @@ fn breaker(app: &App) -> BreakerState {
 
 #[tokio::test(start_paused = true)]
 async fn one_organization_that_fails_whatever_the_way_keeps_the_door_open_for_others() {
-    for mood in [
-        Mood::Unavailable,
-        Mood::Broken,
-        Mood::Silent,
-        Mood::Panics,
-        Mood::PanicsAtOnce,
+    for failure in [
+        Failure::Unavailable,
+        Failure::Broken,
+        Failure::Silent,
+        Failure::Panics,
+        Failure::PanicsAtOnce,
     ] {
         let app = App::new();
-        app.store.fails_for("poor", mood);
+        app.store.fails_for("poor", failure);
         for n in 0..60 {
-            assert!(app.get("poor").await.is_unavailable(), "{mood:?}");
-            assert_eq!(breaker(&app), BreakerState::Closed, "{mood:?}");
+            assert!(app.get("poor").await.is_unavailable(), "{failure:?}");
+            assert_eq!(breaker(&app), BreakerState::Closed, "{failure:?}");
             // Failures among answers, and failures alone.
             if n % 2 == 0 {
                 let new = format!("org_{n}");
-                assert_eq!(app.get(&new).await, plan(&new, 0), "{mood:?}");
+                assert_eq!(app.get(&new).await, plan(&new, 0), "{failure:?}");
             }
             tokio::time::advance(100 * MS).await;
         }
         for _ in 0..60 {
-            assert!(app.get("poor").await.is_unavailable(), "{mood:?}");
+            assert!(app.get("poor").await.is_unavailable(), "{failure:?}");
             tokio::time::advance(SECOND).await;
         }
-        assert!(app.store.failures() >= 120, "{mood:?}");
-        assert_eq!(app.get("new").await, plan("new", 0), "{mood:?}");
+        assert!(app.store.failures() >= 120, "{failure:?}");
+        assert_eq!(app.get("new").await, plan("new", 0), "{failure:?}");
     }
 }
 
@@ -44,7 +44,7 @@ async fn any_number_of_organizations_with_broken_settings_say_nothing_of_the_sto
     let app = App::new();
     for n in 0..100 {
         let org = format!("org_{n}");
-        app.store.fails_for(&org, Mood::Broken);
+        app.store.fails_for(&org, Failure::Broken);
         assert!(app.get(&org).await.is_unavailable());
     }
     assert_eq!(app.store.failures(), 100);
@@ -56,7 +56,7 @@ async fn any_number_of_organizations_with_broken_settings_say_nothing_of_the_sto
 async fn a_store_that_fails_for_five_organizations_is_left_alone_and_what_is_held_is_served() {
     let app = App::new();
     assert_eq!(app.get("one").await, plan("one", 0));
-    app.store.fails(Mood::Unavailable);
+    app.store.fails(Failure::Unavailable);
     for n in 0..5 {
         assert_eq!(breaker(&app), BreakerState::Closed, "{n}");
         assert!(app.get(&format!("org_{n}")).await.is_unavailable());
@@ -80,14 +80,14 @@ async fn a_store_that_fails_for_five_organizations_is_left_alone_and_what_is_hel
 #[tokio::test(start_paused = true)]
 async fn an_organization_whose_probe_failed_does_not_keep_the_door_shut_for_others() {
     let app = App::new();
-    app.store.fails_for("poor", Mood::Unavailable);
-    app.store.fails(Mood::Unavailable);
+    app.store.fails_for("poor", Failure::Unavailable);
+    app.store.fails(Failure::Unavailable);
     for n in 0..5 {
         assert!(app.get(&format!("org_{n}")).await.is_unavailable());
     }
     assert!(matches!(breaker(&app), BreakerState::Open { .. }));
     // The store is back, and the first to try is the one that fails for reasons of its own.
-    let poor = Mood::Unavailable;
+    let poor = Failure::Unavailable;
     app.store.recovers();
     app.store.fails_for("poor", poor);
     app.clock.jump(5 * SECOND);
@@ -111,7 +111,7 @@ async fn an_organization_whose_probe_failed_does_not_keep_the_door_shut_for_othe
 #[tokio::test(start_paused = true)]
 async fn an_organization_that_alone_asks_tries_again_by_itself() {
     let app = App::new();
-    app.store.fails(Mood::Unavailable);
+    app.store.fails(Failure::Unavailable);
     for n in 0..5 {
         assert!(app.get(&format!("org_{n}")).await.is_unavailable());
     }
@@ -127,7 +127,7 @@ async fn an_organization_that_alone_asks_tries_again_by_itself() {
 #[tokio::test(start_paused = true)]
 async fn organizations_that_wait_for_a_silent_loader_hold_up_no_other() {
     let app = App::new();
-    app.store.fails_for("poor", Mood::Silent);
+    app.store.fails_for("poor", Failure::Silent);
     let poor: Vec<_> = (0..100).map(|_| app.begin("poor")).collect();
     settle().await;
     assert_eq!(app.store.calls_for("poor"), 1);

@@ -4,7 +4,7 @@ use tower::{Layer, ServiceExt};
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer};
 use tower_orgkey::{ApiKeyHandle, OrgCode};
 
-use super::store::{Mood, Plan, Store};
+use super::store::{Failure, Plan, Store};
 use super::{App, MINUTE, auth, code, key_of, plan, settle};
 use crate::support::probe::Probe;
 use crate::support::service::request;
@@ -100,7 +100,7 @@ async fn invalidated_settings_are_not_served_though_the_loader_fails() {
     for (name, invalidate, _) in MEANS {
         let app = App::new();
         assert_eq!(app.get("one").await, plan("one", 0));
-        app.store.fails(Mood::Unavailable);
+        app.store.fails(Failure::Unavailable);
         invalidate(&app, &code("one"));
         assert!(app.get("one").await.is_unavailable(), "{name}");
         assert!(app.store.failures() > 0);

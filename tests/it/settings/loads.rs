@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 
 use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
 
-use super::store::{Mood, Plan};
+use super::store::{Failure, Plan};
 use super::{App, MINUTE, MS, Outcome, SECOND, auth, plan, settle};
 
 #[tokio::test(start_paused = true)]
@@ -85,60 +85,65 @@ async fn settings_are_fresh_then_stale_behind_one_load_then_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_loader_leaves_what_is_held_alone_to_the_hard_ttl_and_not_longer() {
-    for mood in [Mood::Unavailable, Mood::Broken, Mood::Silent, Mood::Panics] {
+    for failure in [
+        Failure::Unavailable,
+        Failure::Broken,
+        Failure::Silent,
+        Failure::Panics,
+    ] {
         let app = App::new();
         assert_eq!(app.get("one").await, plan("one", 0));
         let loaded_at = app.clock.elapsed();
         app.store.change("one");
-        app.store.fails(mood);
+        app.store.fails(failure);
         // The last look begins where a load that runs into its deadline ends a moment before the hard TTL.
         while app.clock.elapsed() < loaded_at + 14 * MINUTE {
-            assert_eq!(app.get("one").await, plan("one", 0), "{mood:?}");
+            assert_eq!(app.get("one").await, plan("one", 0), "{failure:?}");
             tokio::time::advance(20 * SECOND).await;
         }
         app.clock
             .jump(loaded_at + 15 * MINUTE - 2_600 * MS - app.clock.elapsed());
-        assert_eq!(app.get("one").await, plan("one", 0), "{mood:?}");
+        assert_eq!(app.get("one").await, plan("one", 0), "{failure:?}");
         assert!(app.store.failures() > 3, "nothing was injected");
         app.clock
             .jump((loaded_at + 15 * MINUTE).saturating_sub(app.clock.elapsed()));
-        assert!(app.get("one").await.is_unavailable(), "{mood:?}");
+        assert!(app.get("one").await.is_unavailable(), "{failure:?}");
         app.store.recovers();
         app.clock.jump(2 * MINUTE);
-        assert_eq!(app.get("one").await, plan("one", 1), "{mood:?}");
+        assert_eq!(app.get("one").await, plan("one", 1), "{failure:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_remembered_against_an_organization() {
-    for (mood, calls) in [
+    for (failure, calls) in [
         // One retry, since nothing is held to fall back on.
-        (Mood::Unavailable, 2),
-        (Mood::Broken, 1),
-        (Mood::Silent, 2),
-        (Mood::Panics, 1),
-        (Mood::PanicsAtOnce, 1),
+        (Failure::Unavailable, 2),
+        (Failure::Broken, 1),
+        (Failure::Silent, 2),
+        (Failure::Panics, 1),
+        (Failure::PanicsAtOnce, 1),
     ] {
         let app = App::new();
-        app.store.fails_for("one", mood);
+        app.store.fails_for("one", failure);
         let before = app.clock.elapsed();
         let waiting: Vec<_> = (0..100).map(|_| app.begin("one")).collect();
         for waiting in waiting {
-            assert!(waiting.await.unwrap().is_unavailable(), "{mood:?}");
+            assert!(waiting.await.unwrap().is_unavailable(), "{failure:?}");
         }
-        assert!(app.clock.elapsed() - before <= 2_500 * MS, "{mood:?}");
-        assert_eq!(app.store.failures(), calls, "{mood:?}");
+        assert!(app.clock.elapsed() - before <= 2_500 * MS, "{failure:?}");
+        assert_eq!(app.store.failures(), calls, "{failure:?}");
         app.store.recovers();
-        assert_eq!(app.get("one").await, plan("one", 0), "{mood:?}");
-        assert_eq!(app.store.calls(), calls + 1, "{mood:?}");
+        assert_eq!(app.get("one").await, plan("one", 0), "{failure:?}");
+        assert_eq!(app.store.calls(), calls + 1, "{failure:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn broken_settings_are_no_matter_of_seconds() {
     let app = App::new();
-    app.store.fails_for("one", Mood::Broken);
-    app.store.fails_for("two", Mood::Unavailable);
+    app.store.fails_for("one", Failure::Broken);
+    app.store.fails_for("two", Failure::Unavailable);
     assert_eq!(app.get("one").await, Outcome::Unavailable(10));
     assert_eq!(app.get("two").await, Outcome::Unavailable(1));
 }
@@ -147,7 +152,7 @@ async fn broken_settings_are_no_matter_of_seconds() {
 async fn a_loader_that_asks_for_fewer_calls_is_left_alone_for_as_long() {
     let app = App::new();
     assert_eq!(app.get("one").await, plan("one", 0));
-    app.store.fails(Mood::Throttled);
+    app.store.fails(Failure::Throttled);
     assert_eq!(app.get("two").await, Outcome::Unavailable(30));
     app.store.recovers();
     assert_eq!(app.get_now("two").await, Outcome::Unavailable(30));
@@ -161,17 +166,17 @@ async fn a_loader_that_asks_for_fewer_calls_is_left_alone_for_as_long() {
 async fn a_default_is_given_where_nothing_is_held_and_is_not_remembered() {
     let usual = Plan::of("anybody", 0);
     let app = App::with(|builder| builder.default_on_error(usual.clone()));
-    app.store.fails(Mood::Unavailable);
+    app.store.fails(Failure::Unavailable);
     assert_eq!(app.get("one").await, Outcome::Default(usual.clone()));
     app.store.recovers();
     assert_eq!(app.get("one").await, plan("one", 0));
     // What is held goes before the default, for as long as it may be served.
-    app.store.fails(Mood::Unavailable);
+    app.store.fails(Failure::Unavailable);
     tokio::time::advance(5 * MINUTE).await;
     assert_eq!(app.get("one").await, plan("one", 0));
     app.clock.jump(10 * MINUTE);
     assert_eq!(app.get("one").await, Outcome::Default(usual.clone()));
-    app.store.fails(Mood::PanicsAtOnce);
+    app.store.fails(Failure::PanicsAtOnce);
     assert_eq!(app.get("two").await, Outcome::Default(usual));
     app.store.recovers();
     app.clock.jump(2 * MINUTE);
@@ -213,7 +218,7 @@ async fn the_bounds_are_the_builders() {
     assert_eq!(app.get_now("one").await, plan("one", 0));
     settle().await;
     assert_eq!(app.store.calls(), 2);
-    app.store.fails(Mood::Silent);
+    app.store.fails(Failure::Silent);
     let before = app.clock.elapsed();
     assert!(app.get("two").await.is_unavailable());
     let took = app.clock.elapsed() - before;

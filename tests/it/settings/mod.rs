@@ -1,16 +1,16 @@
-//! Settings of organizations: through the layer, behind a layer of keys, over a store that counts what it is asked.
+//! Settings of organizations, with an `ApiKeyLayer` and a store in memory that counts its calls.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot do.
 #![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
 
 mod breaker;
-mod faces;
 mod invalidation;
+mod isolation;
 mod loads;
 mod readiness;
+mod responses;
 mod store;
 mod telemetry;
-mod uncrossed;
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -25,13 +25,13 @@ use tower_orgkey::{
 };
 
 use self::store::{Plan, Store};
-use crate::support::service::request;
+use crate::support::service::{request, settle};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A layer of keys that lets everybody in: `k_test_<org>` is a key of `<org>`.
+/// A layer that allows every key: `k_test_<org>` is a key of `<org>`.
 fn auth() -> (ApiKeyLayer, TestClock) {
     let verifier = verifier_fn(|key| async move {
         let org = OrgCode::new(&key.expose_secret()["k_test_".len()..]).unwrap();
@@ -53,14 +53,14 @@ fn code(org: &str) -> OrgCode {
     OrgCode::new(org).unwrap()
 }
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     /// The handler saw these settings.
     Plan(Plan),
     /// The handler saw the default.
     Default(Plan),
-    /// Refused with 503, and when to try again in seconds.
+    /// Rejected with 503 and this `Retry-After` in seconds.
     Unavailable(u64),
 }
 
@@ -90,7 +90,7 @@ impl Outcome {
     }
 }
 
-/// Keys, settings and a handler that hands on what it was given.
+/// Keys, settings and a handler that returns its settings in the response.
 #[derive(Clone)]
 struct App {
     store: Store,
@@ -139,24 +139,17 @@ impl App {
         outcome
     }
 
-    /// Begins a request on a task of its own.
+    /// Sends a request on another task.
     fn begin(&self, org: &'static str) -> tokio::task::JoinHandle<Outcome> {
         let app = self.clone();
         tokio::spawn(async move { app.get(org).await })
     }
 
-    /// The answer to a request that waits for nothing.
+    /// The outcome of a request that must not wait.
     async fn get_now(&self, org: &str) -> Outcome {
         let before = self.clock.elapsed();
         let outcome = self.get(org).await;
         assert_eq!(self.clock.elapsed(), before, "it waited");
         outcome
-    }
-}
-
-/// Lets everything run that needs no time to pass.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
     }
 }

@@ -14,7 +14,7 @@ use tower_orgkey::settings::{OrgSettingsLayer, ResponseFuture, SettingsError, se
 use tower_orgkey::test_util::{OrgContextBuilder, TestClock};
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, Rejection};
 
-use super::store::{Mood, Plan, Store};
+use super::store::{Failure, Plan, Store};
 use super::{MINUTE, auth, code, key_of};
 use crate::support::probe::{Probe, Seen};
 use crate::support::service::request as keyed_request;
@@ -104,7 +104,7 @@ async fn a_dropped_response_cancels_the_inner_call_and_nothing_else() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_never_calls_the_inner_service() {
     let store = Store::default();
-    store.fails(Mood::Broken);
+    store.fails(Failure::Broken);
     let probe = Probe::new();
     let seen = probe.seen();
     let mut service = OrgSettingsLayer::<Plan>::new(&auth().0.handle(), store).layer(probe);

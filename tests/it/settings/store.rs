@@ -1,4 +1,4 @@
-//! A store of settings in memory that counts what it is asked, and fails on demand.
+//! A store of settings in memory that counts its calls and fails on demand.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tower_orgkey::OrgCode;
 use tower_orgkey::settings::{SettingsError, SettingsLoader};
 
-/// The settings: whose they are, and the how manieth.
+/// The settings of an organization, and their revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) org: String,
@@ -25,9 +25,9 @@ impl Plan {
     }
 }
 
-/// What the store does when it is asked.
+/// A failure of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Failure {
     Unavailable,
     Broken,
     Throttled,
@@ -39,15 +39,15 @@ pub(crate) enum Mood {
     PanicsAtOnce,
 }
 
-/// Clones are one store.
+/// Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
     revisions: Mutex<HashMap<String, u64>>,
-    moods: Mutex<HashMap<String, Mood>>,
-    mood: Mutex<Option<Mood>>,
+    failures_for: Mutex<HashMap<String, Failure>>,
+    failure: Mutex<Option<Failure>>,
     latency: Mutex<Duration>,
     gate: Mutex<Option<Arc<Semaphore>>>,
     calls: Mutex<HashMap<String, usize>>,
@@ -62,25 +62,29 @@ impl Store {
         *revisions.entry(org.to_owned()).or_default() += 1;
     }
 
-    /// Whatever it is asked of this organization.
-    pub(crate) fn fails_for(&self, org: &str, mood: Mood) {
-        self.0.moods.lock().unwrap().insert(org.to_owned(), mood);
+    /// Fails all loads of this organization.
+    pub(crate) fn fails_for(&self, org: &str, failure: Failure) {
+        self.0
+            .failures_for
+            .lock()
+            .unwrap()
+            .insert(org.to_owned(), failure);
     }
 
-    pub(crate) fn fails(&self, mood: Mood) {
-        *self.0.mood.lock().unwrap() = Some(mood);
+    pub(crate) fn fails(&self, failure: Failure) {
+        *self.0.failure.lock().unwrap() = Some(failure);
     }
 
     pub(crate) fn recovers(&self) {
-        *self.0.mood.lock().unwrap() = None;
-        self.0.moods.lock().unwrap().clear();
+        *self.0.failure.lock().unwrap() = None;
+        self.0.failures_for.lock().unwrap().clear();
     }
 
     pub(crate) fn latency(&self, latency: Duration) {
         *self.0.latency.lock().unwrap() = latency;
     }
 
-    /// Holds every answer back until the semaphore has a permit for it. What it is was decided when the call began.
+    /// Delays every answer until the semaphore has a permit for it. The answer is decided when the call begins.
     pub(crate) fn hold(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
@@ -100,17 +104,17 @@ impl Store {
         self.0.finished.load(Ordering::SeqCst)
     }
 
-    /// How often it failed, as it was told to.
+    /// The number of failed loads.
     pub(crate) fn failures(&self) -> usize {
         self.0.failures.load(Ordering::SeqCst)
     }
 
-    fn mood(&self, org: &str) -> Option<Mood> {
-        let everybodys = *self.0.mood.lock().unwrap();
-        everybodys.or_else(|| self.0.moods.lock().unwrap().get(org).copied())
+    fn failure(&self, org: &str) -> Option<Failure> {
+        let of_all = *self.0.failure.lock().unwrap();
+        of_all.or_else(|| self.0.failures_for.lock().unwrap().get(org).copied())
     }
 
-    async fn answer(&self, plan: Plan, mood: Option<Mood>) -> Result<Plan, SettingsError> {
+    async fn answer(&self, plan: Plan, failure: Option<Failure>) -> Result<Plan, SettingsError> {
         let latency = *self.0.latency.lock().unwrap();
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
@@ -119,13 +123,17 @@ impl Store {
         if let Some(gate) = gate {
             gate.acquire().await.unwrap().forget();
         }
-        match mood {
+        match failure {
             None => Ok(plan),
-            Some(Mood::Unavailable) => Err(SettingsError::unavailable("connection refused")),
-            Some(Mood::Broken) => Err(SettingsError::broken("no such plan")),
-            Some(Mood::Throttled) => Err(SettingsError::throttled(Some(Duration::from_secs(30)))),
-            Some(Mood::Silent) => std::future::pending().await,
-            Some(Mood::Panics | Mood::PanicsAtOnce) => panic!("a loader that panics on purpose"),
+            Some(Failure::Unavailable) => Err(SettingsError::unavailable("connection refused")),
+            Some(Failure::Broken) => Err(SettingsError::broken("no such plan")),
+            Some(Failure::Throttled) => {
+                Err(SettingsError::throttled(Some(Duration::from_secs(30))))
+            }
+            Some(Failure::Silent) => std::future::pending().await,
+            Some(Failure::Panics | Failure::PanicsAtOnce) => {
+                panic!("a loader that panics on purpose")
+            }
         }
     }
 }
@@ -134,19 +142,19 @@ impl SettingsLoader<Plan> for Store {
     fn load(&self, org: &OrgCode) -> impl Future<Output = Result<Plan, SettingsError>> + Send {
         let org = org.as_str().to_owned();
         *self.0.calls.lock().unwrap().entry(org.clone()).or_default() += 1;
-        let mood = self.mood(&org);
-        if mood.is_some() {
+        let failure = self.failure(&org);
+        if failure.is_some() {
             self.0.failures.fetch_add(1, Ordering::SeqCst);
         }
         assert!(
-            mood != Some(Mood::PanicsAtOnce),
+            failure != Some(Failure::PanicsAtOnce),
             "a loader that panics on purpose"
         );
         let revisions = self.0.revisions.lock().unwrap();
         let revision = revisions.get(&org).copied().unwrap_or_default();
         let (store, plan) = (self.clone(), Plan { org, revision });
         async move {
-            let answer = store.answer(plan, mood).await;
+            let answer = store.answer(plan, failure).await;
             store.0.finished.fetch_add(1, Ordering::SeqCst);
             answer
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower_orgkey::telemetry;
 
-use super::store::{Mood, Plan};
+use super::store::{Failure, Plan};
 use super::{App, MINUTE, MS, Outcome, SECOND, plan, settle};
 use crate::support::log::Log;
 
@@ -42,9 +42,9 @@ async fn trouble() -> App {
     app.clock.jump(MINUTE);
     assert_eq!(app.get("one").await, plan("one", 0));
     settle().await;
-    app.store.fails_for("broken", Mood::Broken);
+    app.store.fails_for("broken", Failure::Broken);
     app.get("broken").await;
-    app.store.fails(Mood::Unavailable);
+    app.store.fails(Failure::Unavailable);
     for n in 0..5 {
         let outcome = app.get(&format!("org_{n}")).await;
         assert!(matches!(outcome, Outcome::Default(_)));
@@ -60,7 +60,7 @@ async fn a_loaders_trouble_is_not_told_as_the_issuers() {
     let app = trouble().await;
     // The breaker lets a load try, which asks for fewer.
     app.clock.jump(5 * SECOND);
-    app.store.fails(Mood::Throttled);
+    app.store.fails(Failure::Throttled);
     app.get("org_9").await;
     tokio::time::sleep(MS).await;
 
@@ -118,7 +118,7 @@ async fn the_log_says_whose_settings_could_not_be_loaded_and_speaks_of_no_issuer
     app.store.recovers();
     assert_eq!(app.get("new").await, plan("new", 0));
     // Told at most once a second in this process, whichever test it is of.
-    app.store.fails_for("broken", Mood::Broken);
+    app.store.fails_for("broken", Failure::Broken);
     let mut told = None;
     for _ in 0..1_000 {
         app.get("broken").await;

@@ -211,7 +211,7 @@ async fn a_dropped_future_is_recorded() {
 async fn a_drop_before_the_decision_is_no_event() {
     let stage = Stage::new();
     let issuer = issuer();
-    issuer.fail(Say::Silence);
+    issuer.fail(Answer::Silence);
     let app = routes()
         .route_layer(ApiKeyLayer::new(issuer.clone()))
         .route_layer(stage.layer());
@@ -267,7 +267,7 @@ async fn head_requests_keep_their_length() {
     let stage = Stage::new();
     let address = serve(stage.app()).await;
     let full = get_at(address, "/whoami").key(ONE).send().await;
-    let head = crate::support::wire::ask(address, "HEAD", "/whoami")
+    let head = crate::support::wire::raw_request(address, "HEAD", "/whoami")
         .key(ONE)
         .send()
         .await;

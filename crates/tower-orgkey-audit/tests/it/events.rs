@@ -9,7 +9,7 @@ use tower::{Layer, service_fn};
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{RequestHead, require_org_with};
 
-use crate::support::wire::{ask, serve};
+use crate::support::wire::{raw_request, serve};
 use crate::*;
 
 #[tokio::test]
@@ -49,11 +49,11 @@ async fn every_answer_is_one_event() {
         ("GET", "/misnamed/org_one", ONE, "internal", 6003, "org_one"),
     ];
     for (at, (method, path, key, code, class, org)) in table.into_iter().enumerate() {
-        let mut ask = ask(address, method, path).header("x-request-id", at.to_string());
+        let mut request = raw_request(address, method, path).header("x-request-id", at.to_string());
         if !key.is_empty() {
-            ask = ask.key(key);
+            request = request.key(key);
         }
-        let answer = ask.send().await;
+        let answer = request.send().await;
         let events = stage.events().await;
         assert_eq!(events.len(), at + 1, "{code}");
         let event = &events[at];
@@ -345,7 +345,7 @@ async fn cached_and_stale_results_are_recorded() {
     };
     assert_eq!(told().await, (false, false));
     assert_eq!(told().await, (true, false));
-    issuer.fail(Say::Silence);
+    issuer.fail(Answer::Silence);
     clock.jump(Duration::from_secs(70));
     assert_eq!(told().await, (true, true));
 }

@@ -29,7 +29,7 @@ use tower_orgkey::{
 };
 use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
 
-use support::{Issuer, Say, org};
+use support::{Answer, Issuer, org};
 
 /// Good keys of two organizations, and one of each other sort. No two share eight bytes in a row.
 const ONE: &str = "QwErTyUiOpAsDfGhJk";
@@ -48,10 +48,10 @@ fn issuer() -> Issuer {
     Issuer::knowing([
         (ONE, org("org_one", &["read:reports"])),
         (TWO, org("org_two", &["read:reports", "write:reports"])),
-        (NO_ORG, Say::Yes(Verification::without_organization())),
-        (USER, Say::Yes(user)),
-        (DOUBTFUL, Say::Unavailable),
-        (STRANGE, Say::Misconfigured),
+        (NO_ORG, Answer::Valid(Verification::without_organization())),
+        (USER, Answer::Valid(user)),
+        (DOUBTFUL, Answer::Unavailable),
+        (STRANGE, Answer::Misconfigured),
     ])
 }
 

@@ -12,7 +12,7 @@ use tower_orgkey::{ApiKeyLayer, telemetry};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use crate::support::kinde::{GOOD, get, layer_over, yes};
+use crate::support::kinde::{GOOD, get, layer_over, valid_reply};
 use crate::support::stub::{Endpoint, Stub};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -63,7 +63,7 @@ impl Authority {
 
 async fn start(config: ServerConfig) -> Stub {
     let stub = Stub::start_tls(config).await;
-    stub.always(Endpoint::Verify, yes());
+    stub.always(Endpoint::Verify, valid_reply());
     stub
 }
 
@@ -166,7 +166,7 @@ async fn fault_13_bad_certificate_gets_503_and_an_event() {
 #[tokio::test]
 async fn fault_13_https_issuer_gets_no_plain_http() {
     let stub = Stub::start().await;
-    stub.always(Endpoint::Verify, yes());
+    stub.always(Endpoint::Verify, valid_reply());
     let layer = layer(&stub, "localhost", None);
     assert_eq!(get(&layer, GOOD).await.0, 503);
     assert!(stub.connections() > 0, "no connection");

@@ -149,7 +149,7 @@ proptest! {
             Verdict::Malformed => (RejectionKind::CredentialMalformed, vec![]),
             Verdict::Key(key) => (RejectionKind::InvalidToken, vec![key]),
         };
-        prop_assert_eq!(Outcome::of(&response), Outcome::Refused(kind));
+        prop_assert_eq!(Outcome::of(&response), Outcome::Rejected(kind));
         prop_assert_eq!(&*asked.lock().unwrap(), &keys);
         prop_assert_eq!(handler.reached(), 0);
     }

@@ -72,7 +72,7 @@ proptest! {
             .service(handler.clone());
         let response = futures_util::FutureExt::now_or_never(guard.oneshot(request)).unwrap().unwrap();
         if expected {
-            prop_assert_eq!(Outcome::of(&response), Outcome::Passed("org_one".into()));
+            prop_assert_eq!(Outcome::of(&response), Outcome::Allowed("org_one".into()));
             prop_assert_eq!(handler.reached(), 1);
         } else {
             prop_assert_eq!(handler.reached(), 0);

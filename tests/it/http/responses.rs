@@ -1,4 +1,4 @@
-//! Every answer the layer and its guards give, byte for byte.
+//! The exact bytes of every response of the layer and its guards.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use tower_orgkey::ApiKeyLayer;
 
 use super::*;
-use crate::support::wire::{Answer, Ask, ask, get, serve, until_told};
-use crate::support::{Issuer, Say, org};
+use crate::support::wire::{RawRequest, RawResponse, get, raw_request, serve, until_logged};
+use crate::support::{Answer, Issuer, org};
 
 /// Asserts the status, every header, and the whole body.
 #[track_caller]
-fn assert_is(answer: &Answer, status: u16, extra: &[(&str, &str)], body: &Value) {
+fn assert_is(answer: &RawResponse, status: u16, extra: &[(&str, &str)], body: &Value) {
     assert_eq!(answer.status, status, "{answer:?}");
     let length = answer.body.len().to_string();
     let expected: BTreeSet<(&str, &str)> = extra
@@ -144,7 +144,7 @@ async fn fault_31_all_refusals_of_a_key_are_the_same_bytes() {
     let issuer = issuer();
     let near = &ONE[..ONE.len() - 1];
     let unconfirmed = format!("{near}u");
-    issuer.set(&unconfirmed, Say::Unconfirmed);
+    issuer.set(&unconfirmed, Answer::Unconfirmed);
     let expired = format!("{near}e");
     issuer.set(
         &expired,
@@ -387,7 +387,7 @@ async fn a_wait_of_any_length_fits_into_retry_after() {
         std::time::Duration::from_nanos(1),
         std::time::Duration::MAX,
     ] {
-        let issuer = Issuer::knowing([(ONE, Say::Throttled(Some(wait)))]);
+        let issuer = Issuer::knowing([(ONE, Answer::Throttled(Some(wait)))]);
         let address = start(&issuer).await;
         let answer = get(address, "/whoami").key(ONE).send().await;
         assert_eq!(answer.status, 503);
@@ -402,13 +402,13 @@ async fn a_parameter_that_the_route_does_not_have_is_500_and_the_log_names_it() 
     let (log, _guard) = crate::support::log::Log::capture();
     let issuer = issuer();
     let address = start(&issuer).await;
-    let ask = get(address, "/misnamed/org_one").key(ONE);
-    assert_is(&ask.send().await, 500, &[], &internal());
+    let request = get(address, "/misnamed/org_one").key(ONE);
+    assert_is(&request.send().await, 500, &[], &internal());
     let expected = [
         "`require_org` names a path parameter",
         r#"parameter="org_code""#,
     ];
-    let (answer, _) = until_told(&log, "ERROR", &expected, &ask).await;
+    let (answer, _) = until_logged(&log, "ERROR", &expected, &request).await;
     assert_is(&answer, 500, &[], &internal());
 }
 
@@ -427,10 +427,10 @@ async fn whatever_stands_without_the_layer_is_500_and_the_log_names_the_fix() {
         ("/read", "a scope guard"),
         ("/orgs/org_one", "an organization guard"),
     ] {
-        let ask = get(address, path).key(ONE);
-        assert_is(&ask.send().await, 500, &[], &internal());
+        let request = get(address, path).key(ONE);
+        assert_is(&request.send().await, 500, &[], &internal());
         let expected = ["add it with `.route_layer(auth)`", who];
-        let (answer, _) = until_told(&log, "ERROR", &expected, &ask).await;
+        let (answer, _) = until_logged(&log, "ERROR", &expected, &request).await;
         assert_is(&answer, 500, &[], &internal());
     }
 }
@@ -463,7 +463,7 @@ async fn fault_54_a_refused_head_has_the_headers_of_get_and_no_body() {
     let address = start(&issuer).await;
     for (path, key) in [("/whoami", BAD), ("/guarded", ONE), ("/orgs/other", ONE)] {
         let get = get(address, path).key(key).send().await;
-        let head = ask(address, "HEAD", path).key(key).send().await;
+        let head = raw_request(address, "HEAD", path).key(key).send().await;
         assert_eq!(head.body, "");
         assert_eq!((head.status, head.headers), (get.status, get.headers));
     }
@@ -476,12 +476,16 @@ async fn fault_54_no_method_is_exempt() {
     for method in [
         "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW",
     ] {
-        let answer = ask(address, method, "/whoami").send().await;
+        let answer = raw_request(address, method, "/whoami").send().await;
         assert_eq!(answer.status, 401, "{method}");
         assert_eq!(answer.header(PLAIN.0), Some(PLAIN.1), "{method}");
     }
     assert_eq!(
-        ask(address, "GET", "/whoami").key(ONE).send().await.status,
+        raw_request(address, "GET", "/whoami")
+            .key(ONE)
+            .send()
+            .await
+            .status,
         200
     );
 }
@@ -493,8 +497,8 @@ async fn the_realm_is_the_builders() {
         .build()
         .unwrap();
     let address = serve(guarded().route_layer(layer)).await;
-    let challenge = async |ask: Ask| {
-        let answer = ask.send().await;
+    let challenge = async |request: RawRequest| {
+        let answer = request.send().await;
         answer.header("www-authenticate").map(str::to_owned)
     };
     let is = |text: &str| Some(format!(r#"Bearer realm="acme api"{text}"#));

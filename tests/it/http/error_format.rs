@@ -1,4 +1,4 @@
-//! Error bodies of the user's own.
+//! Error bodies in the user's own format.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tower_orgkey::{ApiKeyLayer, Rejection, RejectionResponse, require_scope};
 
 use super::*;
 use crate::support::service::request;
-use crate::support::wire::{Answer, get, serve};
+use crate::support::wire::{RawResponse, get, serve};
 
 fn face(name: &'static str) -> impl FnMut(&Rejection) -> Response + Clone {
     move |rejection| {
@@ -33,7 +33,7 @@ fn face(name: &'static str) -> impl FnMut(&Rejection) -> Response + Clone {
 }
 
 #[track_caller]
-fn wears(answer: &Answer, name: &str, status: u16, code: &str) {
+fn wears(answer: &RawResponse, name: &str, status: u16, code: &str) {
     assert_eq!(answer.body, format!("{name}: {code}"));
     assert_eq!(answer.status, status);
     assert_eq!(answer.header("x-face"), Some(name));
@@ -84,11 +84,11 @@ async fn every_refusal_of_the_layer_of_guards_and_of_extractors_wears_the_users_
         ("/whoami", Some(DOUBTFUL), 503, "verifier-unavailable"),
     ] {
         for _ in 0..2 {
-            let mut ask = get(address, path);
+            let mut request = get(address, path);
             if let Some(key) = key {
-                ask = ask.key(key);
+                request = request.key(key);
             }
-            let answer = ask.send().await;
+            let answer = request.send().await;
             wears(&answer, "mine", status, code);
         }
     }

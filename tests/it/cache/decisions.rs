@@ -1,12 +1,12 @@
-//! Facts are remembered; what they suffice for is judged on every request.
+//! Verification results are cached, decisions are not.
 
 use tower::{Layer, ServiceBuilder};
 use tower_orgkey::{RejectionKind, RequestHead, require_org_with, require_scope};
 
 use super::{MINUTE, ONE, SECOND, TWO, builder, layer, settle};
 use crate::support::issuer::verification;
-use crate::support::service::{Handler, Outcome, api, outcome, passed};
-use crate::support::{Issuer, Say, org};
+use crate::support::service::{Handler, Outcome, allowed, api, outcome};
+use crate::support::{Answer, Issuer, org};
 
 #[tokio::test(start_paused = true)]
 async fn a_remembered_key_with_one_scope_is_refused_where_another_is_asked_for() {
@@ -21,13 +21,13 @@ async fn a_remembered_key_with_one_scope_is_refused_where_another_is_asked_for()
                 .service(handler.clone())
         };
         let (a, b) = (wants("a"), wants("b"));
-        let lacks = Outcome::Refused(RejectionKind::InsufficientScope);
+        let lacks = Outcome::Rejected(RejectionKind::InsufficientScope);
         // The miss at either, the hit at both.
         if first == "b" {
             assert_eq!(outcome(&b, ONE).await, lacks);
         }
         for _ in 0..3 {
-            assert_eq!(outcome(&a, ONE).await, passed("org_one"));
+            assert_eq!(outcome(&a, ONE).await, allowed("org_one"));
             assert_eq!(outcome(&b, ONE).await, lacks);
         }
         assert_eq!(handler.reached(), 3);
@@ -48,12 +48,12 @@ async fn a_remembered_key_is_refused_for_another_organization() {
             }))
             .service(handler.clone())
     };
-    let other = Outcome::Refused(RejectionKind::OrganizationMismatch);
+    let other = Outcome::Rejected(RejectionKind::OrganizationMismatch);
     for _ in 0..2 {
-        assert_eq!(outcome(&of("org_one"), ONE).await, passed("org_one"));
+        assert_eq!(outcome(&of("org_one"), ONE).await, allowed("org_one"));
         assert_eq!(outcome(&of("org_two"), ONE).await, other);
         assert_eq!(outcome(&of("org_one"), TWO).await, other);
-        assert_eq!(outcome(&of("org_two"), TWO).await, passed("org_two"));
+        assert_eq!(outcome(&of("org_two"), TWO).await, allowed("org_two"));
     }
     assert_eq!((handler.reached(), issuer.calls()), (4, 2));
 }
@@ -62,19 +62,19 @@ async fn a_remembered_key_is_refused_for_another_organization() {
 async fn whose_key_it_is_is_judged_by_each_layer_on_hits_too() {
     let user = verification("org_one", &[]).with_user_id("kp_1");
     let issuer = Issuer::knowing([
-        (ONE, Say::Yes(user)),
+        (ONE, Answer::Valid(user)),
         (
             TWO,
-            Say::Yes(tower_orgkey::Verification::without_organization()),
+            Answer::Valid(tower_orgkey::Verification::without_organization()),
         ),
     ]);
     let (strict, _) = layer(issuer.clone());
     let (builder, _) = builder(issuer.clone());
     let lax = builder.allow_user_keys().build().unwrap();
-    let required = Outcome::Refused(RejectionKind::OrganizationRequired);
+    let required = Outcome::Rejected(RejectionKind::OrganizationRequired);
     for _ in 0..3 {
         assert_eq!(outcome(&api(&strict), ONE).await, required);
-        assert_eq!(outcome(&api(&lax), ONE).await, passed("org_one"));
+        assert_eq!(outcome(&api(&lax), ONE).await, allowed("org_one"));
         assert_eq!(outcome(&api(&strict), TWO).await, required);
         assert_eq!(outcome(&api(&lax), TWO).await, required);
     }
@@ -91,15 +91,15 @@ async fn a_refresh_that_brings_other_facts_is_in_force_for_the_next_request() {
         .layer(require_scope("a"))
         .service(handler.clone());
     let open = layer.layer(handler);
-    assert_eq!(outcome(&service, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&service, ONE).await, allowed("org_one"));
     issuer.set(ONE, org("org_moved", &["b"]));
     tokio::time::advance(MINUTE + SECOND).await;
-    assert_eq!(outcome(&service, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&service, ONE).await, allowed("org_one"));
     settle().await;
     assert_eq!(issuer.calls(), 2);
     assert_eq!(
         outcome(&service, ONE).await,
-        Outcome::Refused(RejectionKind::InsufficientScope)
+        Outcome::Rejected(RejectionKind::InsufficientScope)
     );
-    assert_eq!(outcome(&open, ONE).await, passed("org_moved"));
+    assert_eq!(outcome(&open, ONE).await, allowed("org_moved"));
 }

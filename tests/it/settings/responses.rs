@@ -1,4 +1,4 @@
-//! What a handler sees, and what a caller does, over a socket.
+//! The settings that a handler gets, and the responses that a caller gets, over a socket.
 
 use axum::Router;
 use axum::routing::get as route;
@@ -6,7 +6,7 @@ use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, SettingsError, setti
 use tower_orgkey::test_util::{OrgContextBuilder, org_settings};
 use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext, Rejection, Verification, verifier_fn};
 
-use super::store::{Mood, Plan, Store};
+use super::store::{Failure, Plan, Store};
 use super::{code, key_of};
 use crate::support::log::Log;
 use crate::support::wire::{get, serve};
@@ -94,7 +94,7 @@ async fn of_two_layers_of_one_type_the_inner_counts() {
 async fn a_load_that_fails_is_503_in_the_face_of_the_layer_of_keys() {
     let auth = keys().realm("acme").build().unwrap();
     let store = Store::default();
-    store.fails(Mood::Broken);
+    store.fails(Failure::Broken);
     let plans = OrgSettingsLayer::<Plan>::new(&auth.handle(), store.clone());
     let app = |auth| {
         Router::new()
@@ -245,7 +245,7 @@ async fn settings_of_the_organization_that_an_outer_layer_found_are_not_the_inne
         .route_layer(plans)
         .route_layer(outer);
     let address = serve(app).await;
-    let ask = |path: &str, key: Option<&str>| {
+    let request = |path: &str, key: Option<&str>| {
         let request = get(address, path).header("x-api-key", "k_test_org_outer");
         match key {
             Some(key) => request.key(key),
@@ -254,14 +254,14 @@ async fn settings_of_the_organization_that_an_outer_layer_found_are_not_the_inne
     };
     let same = Some("k_test_org_outer");
     let other = Some("k_test_org_inner");
-    assert_eq!(ask("/", same).send().await.body, "org_outer");
-    assert_eq!(ask("/", other).send().await.status, 500);
-    assert_eq!(ask("/maybe", other).send().await.status, 500);
-    assert_eq!(ask("/raw", other).send().await.body, "none");
+    assert_eq!(request("/", same).send().await.body, "org_outer");
+    assert_eq!(request("/", other).send().await.status, 500);
+    assert_eq!(request("/maybe", other).send().await.status, 500);
+    assert_eq!(request("/raw", other).send().await.body, "none");
     // To the inner layer the request is nobody's.
-    assert_eq!(ask("/", None).send().await.status, 401);
-    assert_eq!(ask("/maybe", None).send().await.body, "nobody");
-    assert_eq!(ask("/raw", None).send().await.body, "none");
+    assert_eq!(request("/", None).send().await.status, 401);
+    assert_eq!(request("/maybe", None).send().await.body, "nobody");
+    assert_eq!(request("/raw", None).send().await.body, "none");
 }
 
 #[tokio::test]

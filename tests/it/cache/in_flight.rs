@@ -1,4 +1,4 @@
-//! One verification at a time for a key, whoever waits for it.
+//! One verification at a time for a key, for any number of waiters.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use tower::{Service, ServiceExt};
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode};
 
 use super::{
-    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, layer, refused, settle, unavailable,
+    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, invalid, layer, settle, unavailable,
 };
 use crate::support::issuer::PanicsAtOnce;
-use crate::support::service::{Api, Outcome, api, outcome, passed, request};
-use crate::support::{Issuer, Say, org};
+use crate::support::service::{Api, Outcome, allowed, api, outcome, request};
+use crate::support::{Answer, Issuer, org};
 
 fn start(api: &Api, key: &'static str) -> tokio::task::JoinHandle<Outcome> {
     let api = api.clone();
@@ -26,7 +26,7 @@ async fn fault_35_ten_thousand_first_uses_of_a_key_are_one_call() {
     let api = api(&layer);
     let waiting: Vec<_> = (0..10_000).map(|_| start(&api, ONE)).collect();
     for waiting in waiting {
-        assert_eq!(waiting.await.unwrap(), passed("org_one"));
+        assert_eq!(waiting.await.unwrap(), allowed("org_one"));
     }
     assert_eq!((issuer.calls(), issuer.finished()), (1, 1));
 }
@@ -36,7 +36,7 @@ async fn fault_35_a_request_that_looked_before_an_answer_landed_takes_that_answe
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, _) = layer(issuer.clone());
     let mut service = api(&layer);
-    for (n, key, expected) in [(1, ONE, passed("org_one")), (2, BAD, refused())] {
+    for (n, key, expected) in [(1, ONE, allowed("org_one")), (2, BAD, invalid())] {
         let late = Service::call(&mut service, request(key));
         assert_eq!(outcome(&service, key).await, expected);
         assert_eq!(issuer.calls(), n);
@@ -55,9 +55,9 @@ async fn fault_35_ten_thousand_first_uses_on_four_threads_are_one_call() {
     // A second call would find no permit, and its callers no answer.
     gate.add_permits(1);
     for waiting in waiting {
-        assert_eq!(waiting.await.unwrap(), passed("org_one"));
+        assert_eq!(waiting.await.unwrap(), allowed("org_one"));
     }
-    assert_eq!((issuer.calls(), issuer.most_in_flight()), (1, 1));
+    assert_eq!((issuer.calls(), issuer.max_in_flight()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +68,7 @@ async fn fault_35_ten_thousand_first_uses_of_a_bad_key_are_one_call() {
     let api = api(&layer);
     let waiting: Vec<_> = (0..10_000).map(|_| start(&api, BAD)).collect();
     for waiting in waiting {
-        assert_eq!(waiting.await.unwrap(), refused());
+        assert_eq!(waiting.await.unwrap(), invalid());
     }
     assert_eq!(issuer.calls(), 1);
 }
@@ -89,7 +89,7 @@ async fn fault_36_the_first_callers_departure_ends_nothing() {
     tokio::time::advance(100 * MS).await;
     let late = start(&api, ONE);
     for waiting in others.into_iter().chain([late]) {
-        assert_eq!(waiting.await.unwrap(), passed("org_one"));
+        assert_eq!(waiting.await.unwrap(), allowed("org_one"));
     }
     assert_eq!(
         (issuer.calls(), issuer.finished(), issuer.dropped()),
@@ -111,7 +111,7 @@ async fn fault_36_an_answer_that_nobody_waits_for_any_more_is_remembered() {
             .oneshot(request(ONE))
             .now_or_never()
             .map(|r| Outcome::of(&r.unwrap())),
-        Some(passed("org_one"))
+        Some(allowed("org_one"))
     );
     assert_eq!(issuer.calls(), 1);
 }
@@ -127,7 +127,7 @@ async fn forty_callers_less_patient_than_the_issuer_make_one_call_that_finishes(
         let call = tokio::time::timeout(100 * MS, outcome(&api, ONE));
         match call.await {
             Err(_) => given_up += 1,
-            Ok(found) => assert_eq!(found, passed("org_one"), "{n}"),
+            Ok(found) => assert_eq!(found, allowed("org_one"), "{n}"),
         }
     }
     assert_eq!(given_up, 1);
@@ -139,8 +139,8 @@ async fn fault_37_a_verifier_that_panics_is_503_for_all_who_wait_and_the_next_ca
     let issuer = Issuer::knowing([(ONE, org("org_one", &[])), (TWO, org("org_two", &[]))]);
     let (layer, clock) = layer(PanicsAtOnce(issuer.clone()));
     let api = api(&layer);
-    assert_eq!(outcome(&api, TWO).await, passed("org_two"));
-    for say in [Say::Panic, Say::PanicAtOnce] {
+    assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
+    for say in [Answer::Panic, Answer::PanicAtOnce] {
         let before = (issuer.calls(), issuer.panicked());
         issuer.fail(say.clone());
         let waiting: Vec<_> = (0..100).map(|_| start(&api, ONE)).collect();
@@ -150,28 +150,28 @@ async fn fault_37_a_verifier_that_panics_is_503_for_all_who_wait_and_the_next_ca
         assert_eq!(issuer.panicked(), before.1 + 1);
         assert_eq!(issuer.calls(), before.0 + 1);
         // A known key does not notice.
-        assert_eq!(outcome(&api, TWO).await, passed("org_two"));
+        assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
         // Neither at once nor when its refresh panics.
         clock.jump(70 * SECOND);
-        assert_eq!(outcome(&api, TWO).await, passed("org_two"));
+        assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
         settle().await;
         assert_eq!(issuer.panicked(), before.1 + 2);
-        assert_eq!(outcome(&api, TWO).await, passed("org_two"));
+        assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
         issuer.recover();
         clock.jump(6 * SECOND);
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"), "{say:?}");
-        issuer.set(NEW, Say::No);
-        assert_eq!(outcome(&api, NEW).await, refused());
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{say:?}");
+        issuer.set(NEW, Answer::Invalid);
+        assert_eq!(outcome(&api, NEW).await, invalid());
         // So that the next round finds the key unknown again.
         clock.jump(20 * MINUTE);
-        assert_eq!(outcome(&api, TWO).await, passed("org_two"));
+        assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn fault_51_twenty_thousand_callers_that_hang_up_leave_nothing_behind() {
     let issuer = Issuer::new();
-    issuer.fail(Say::Silence);
+    issuer.fail(Answer::Silence);
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
     let holders = issuer.holders();
@@ -205,13 +205,13 @@ async fn fault_51_twenty_thousand_callers_that_hang_up_leave_nothing_behind() {
     issuer.recover();
     issuer.set("k_test_00000000", org("org_one", &[]));
     tokio::time::sleep(2 * MINUTE).await;
-    assert_eq!(outcome(&api, "k_test_00000000").await, passed("org_one"));
+    assert_eq!(outcome(&api, "k_test_00000000").await, allowed("org_one"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_issuer_is_503_within_the_callers_deadline() {
     let issuer = Issuer::new();
-    issuer.fail(Say::Silence);
+    issuer.fail(Answer::Silence);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
     assert_eq!(outcome(&api, ONE).await, unavailable());
@@ -219,7 +219,7 @@ async fn a_silent_issuer_is_503_within_the_callers_deadline() {
     assert!(issuer.calls() >= 1);
     issuer.recover();
     issuer.set(ONE, org("org_one", &[]));
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +234,7 @@ async fn an_answer_that_takes_longer_than_facts_are_fresh_is_an_answer() {
         .build()
         .unwrap();
     let api = api(&layer);
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     assert_eq!(issuer.calls(), 1);
     assert_eq!(clock.elapsed(), 3 * SECOND);
 }
@@ -251,10 +251,10 @@ async fn fault_20b_an_answer_that_was_slept_over_is_asked_for_again() {
         settle().await;
         assert_eq!(issuer.in_flight(), 1);
         clock.jump(slept);
-        issuer.set(ONE, Say::No);
+        issuer.set(ONE, Answer::Invalid);
         gate.add_permits(2);
         // What the first call brings was good before the machine slept.
-        assert_eq!(waiting.await.unwrap(), refused(), "{slept:?}");
+        assert_eq!(waiting.await.unwrap(), invalid(), "{slept:?}");
         assert_eq!(issuer.calls(), 2, "{slept:?}");
     }
 }
@@ -302,7 +302,7 @@ async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() 
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         issuer.fail(org("org_one", &["from before"]));
         let outcome = decreed_before_it_is_taken(&issuer, invalidation).await;
-        assert_eq!(outcome, passed("org_one"), "{n}");
+        assert_eq!(outcome, allowed("org_one"), "{n}");
         assert_eq!(issuer.calls(), 2, "{n}: a call from after the decree");
     }
     let blocks: [Decree; 3] = [
@@ -319,29 +319,29 @@ async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() 
     for (n, block) in blocks.into_iter().enumerate() {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let outcome = decreed_before_it_is_taken(&issuer, block).await;
-        assert_eq!(outcome, refused(), "{n}");
+        assert_eq!(outcome, invalid(), "{n}");
         assert_eq!(issuer.calls(), 1, "{n}");
     }
     // A no is from before as well, if everything is asked about anew.
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
-    issuer.fail(Say::No);
+    issuer.fail(Answer::Invalid);
     let outcome = decreed_before_it_is_taken(&issuer, ApiKeyHandle::invalidate_all).await;
-    assert_eq!(outcome, passed("org_one"));
+    assert_eq!(outcome, allowed("org_one"));
     // And who was told nothing yet is told of a block, not of the issuer's trouble.
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
-    issuer.fail(Say::Panic);
+    issuer.fail(Answer::Panic);
     let outcome = decreed_before_it_is_taken(&issuer, blocks[0]).await;
-    assert_eq!(outcome, refused());
+    assert_eq!(outcome, invalid());
 }
 
 #[tokio::test(start_paused = true)]
 async fn different_keys_do_not_wait_for_each_other() {
-    let issuer = Issuer::knowing([(ONE, Say::Silence), (TWO, org("org_two", &[]))]);
+    let issuer = Issuer::knowing([(ONE, Answer::Silence), (TWO, org("org_two", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
     let waiting = start(&api, ONE);
     settle().await;
-    assert_eq!(outcome(&api, TWO).await, passed("org_two"));
+    assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
     assert_eq!(clock.elapsed(), Duration::ZERO);
     assert_eq!(waiting.await.unwrap(), unavailable());
 }
@@ -358,8 +358,8 @@ async fn a_peer_is_asked_for_only_where_a_key_has_to_be_verified() {
         .unwrap();
     let api = api(&layer);
     for _ in 0..3 {
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+        assert_eq!(outcome(&api, BAD).await, invalid());
         let _malformed = outcome(&api, "short").await;
     }
     assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 2);
@@ -371,10 +371,10 @@ async fn max_age_boards_no_call_that_was_sent_too_early() {
     let (layer, clock) = layer(issuer.clone());
     let anew = api(&layer.clone().max_age(Duration::ZERO));
     let usual = api(&layer);
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     for calls in 2..5 {
         tokio::time::advance(SECOND).await;
-        assert_eq!(outcome(&anew, ONE).await, passed("org_one"));
+        assert_eq!(outcome(&anew, ONE).await, allowed("org_one"));
         assert_eq!(issuer.calls(), calls);
     }
     // A call is under way, and the key is revoked, and then somebody asks who may not live on older facts.
@@ -384,14 +384,14 @@ async fn max_age_boards_no_call_that_was_sent_too_early() {
     settle().await;
     assert_eq!(issuer.in_flight(), 1);
     clock.jump(MS);
-    issuer.set(ONE, Say::No);
+    issuer.set(ONE, Answer::Invalid);
     let late = start(&anew, ONE);
     settle().await;
     assert_eq!(issuer.in_flight(), 2);
     gate.add_permits(2);
-    assert_eq!(late.await.unwrap(), refused());
+    assert_eq!(late.await.unwrap(), invalid());
     early.await.unwrap();
-    assert_eq!(outcome(&usual, ONE).await, refused());
+    assert_eq!(outcome(&usual, ONE).await, invalid());
 }
 
 #[tokio::test(start_paused = true)]
@@ -404,7 +404,7 @@ async fn of_two_answers_to_calls_of_one_moment_the_no_counts() {
     tokio::time::advance(SECOND).await;
     let first = start(&anew, ONE);
     settle().await;
-    issuer.set(ONE, Say::No);
+    issuer.set(ONE, Answer::Invalid);
     // Its call was not sent after this request came, so this one has a call of its own.
     let second = start(&anew, ONE);
     settle().await;
@@ -413,16 +413,16 @@ async fn of_two_answers_to_calls_of_one_moment_the_no_counts() {
     gate.add_permits(1);
     settle().await;
     assert_eq!(issuer.finished(), 1);
-    assert_eq!(first.await.unwrap(), passed("org_one"));
+    assert_eq!(first.await.unwrap(), allowed("org_one"));
     gate.add_permits(1);
-    assert_eq!(second.await.unwrap(), refused());
-    assert_eq!(outcome(&usual, ONE).await, refused());
+    assert_eq!(second.await.unwrap(), invalid());
+    assert_eq!(outcome(&usual, ONE).await, invalid());
     assert_eq!(issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_no_that_was_overtaken_by_a_yes_to_a_later_call_takes_nothing_away() {
-    let issuer = Issuer::knowing([(ONE, Say::No)]);
+    let issuer = Issuer::knowing([(ONE, Answer::Invalid)]);
     issuer.latency(500 * MS);
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
@@ -435,12 +435,12 @@ async fn a_no_that_was_overtaken_by_a_yes_to_a_later_call_takes_nothing_away() {
     tokio::time::advance(100 * MS).await;
     issuer.set(ONE, org("org_one", &[]));
     issuer.latency(100 * MS);
-    assert_eq!(outcome(&anew, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&anew, ONE).await, allowed("org_one"));
     assert_eq!((issuer.calls(), issuer.in_flight()), (2, 1));
     tokio::time::sleep(SECOND).await;
     // Who waited for the old no takes the younger yes, and nobody asks again.
-    assert_eq!(early.await.unwrap(), passed("org_one"));
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
+    assert_eq!(early.await.unwrap(), allowed("org_one"));
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     assert_eq!((issuer.calls(), issuer.finished()), (2, 2));
 }
 
@@ -450,15 +450,15 @@ async fn max_age_is_503_where_the_issuer_does_not_answer_and_nothing_older_is_se
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
     let anew = api(&layer.clone().max_age(10 * SECOND));
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
-    issuer.fail(Say::Unavailable);
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
+    issuer.fail(Answer::Unavailable);
     tokio::time::advance(10 * SECOND - MS).await;
-    assert_eq!(outcome(&anew, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&anew, ONE).await, allowed("org_one"));
     assert_eq!(issuer.calls(), 1);
     tokio::time::advance(MS).await;
     assert_eq!(outcome(&anew, ONE).await, unavailable());
     assert!(issuer.calls() > 1);
-    assert_eq!(outcome(&usual, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -467,7 +467,7 @@ async fn a_service_may_be_called_again_and_again() {
     let (layer, _) = layer(issuer.clone());
     let mut api = api(&layer);
     for _ in 0..3 {
-        for (key, expected) in [(ONE, passed("org_one")), (BAD, refused())] {
+        for (key, expected) in [(ONE, allowed("org_one")), (BAD, invalid())] {
             let ready = ServiceExt::<http::Request<()>>::ready(&mut api)
                 .await
                 .unwrap();

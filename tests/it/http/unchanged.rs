@@ -1,4 +1,4 @@
-//! What passes, passes untouched.
+//! Requests and responses that the layer allows are unchanged.
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tower_orgkey::{ApiKeyLayer, require_org, require_scope};
 
 use super::*;
-use crate::support::wire::{ask, get, serve};
+use crate::support::wire::{get, raw_request, serve};
 
 #[tokio::test]
 async fn fault_54_a_streaming_request_body_is_neither_read_nor_held_back() {
@@ -158,8 +158,8 @@ async fn fault_54_head_and_errors_of_the_handler_pass_as_they_are() {
         ("HEAD", "/fails"),
     ] {
         for _ in 0..2 {
-            let expected = ask(bare, method, path).key(ONE).send().await;
-            let found = ask(layered, method, path).key(ONE).send().await;
+            let expected = raw_request(bare, method, path).key(ONE).send().await;
+            let found = raw_request(layered, method, path).key(ONE).send().await;
             assert_eq!(found, expected, "{method} {path}");
         }
     }

@@ -1,12 +1,11 @@
-//! Whatever happens in whatever order: an organization is given its own settings, and none that were invalidated before its
-//! request began.
+//! Under random steps an organization gets its own settings, and none that were invalidated before its request began.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::store::Mood;
+use super::store::Failure;
 use super::{App, Outcome, code, settle};
 
 const ORGS: [&str; 4] = ["a", "b", "ab", "aab"];
@@ -18,7 +17,7 @@ enum Step {
     /// Changes, and says so: to the keys' handle or the settings'.
     Invalidate(usize, bool),
     InvalidateAll(bool),
-    Fail(usize, Mood),
+    Fail(usize, Failure),
     Recover,
     /// Holds answers back, or lets so many go.
     Hold,
@@ -29,18 +28,18 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let org = 0..ORGS.len();
-    let mood = prop_oneof![
-        Just(Mood::Unavailable),
-        Just(Mood::Broken),
-        Just(Mood::Silent),
-        Just(Mood::Panics)
+    let failure = prop_oneof![
+        Just(Failure::Unavailable),
+        Just(Failure::Broken),
+        Just(Failure::Silent),
+        Just(Failure::Panics)
     ];
     prop_oneof![
         10 => org.clone().prop_map(Step::Ask),
         3 => org.clone().prop_map(Step::Change),
         3 => (org.clone(), any::<bool>()).prop_map(|(org, by)| Step::Invalidate(org, by)),
         1 => any::<bool>().prop_map(Step::InvalidateAll),
-        1 => (org, mood).prop_map(|(org, mood)| Step::Fail(org, mood)),
+        1 => (org, failure).prop_map(|(org, failure)| Step::Fail(org, failure)),
         2 => Just(Step::Recover),
         1 => Just(Step::Hold),
         3 => (0..6_usize).prop_map(Step::Release),
@@ -102,7 +101,7 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
                     app.layer.handle().invalidate_all();
                 }
             }
-            Step::Fail(org, mood) => app.store.fails_for(ORGS[org], mood),
+            Step::Fail(org, failure) => app.store.fails_for(ORGS[org], failure),
             Step::Recover => app.store.recovers(),
             Step::Hold => {
                 gate.get_or_insert_with(|| app.store.hold());

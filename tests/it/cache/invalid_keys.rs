@@ -1,24 +1,24 @@
-//! How long a no is remembered.
+//! How long an invalid key is cached.
 
 use tower_orgkey::{ApiKeyHandle, KeyId, OrgCode};
 
-use super::{BAD, MS, ONE, SECOND, TWO, layer, refused, settle, unavailable};
-use crate::support::service::{api, outcome, passed};
-use crate::support::{Issuer, Say, org};
+use super::{BAD, MS, ONE, SECOND, TWO, invalid, layer, settle, unavailable};
+use crate::support::service::{allowed, api, outcome};
+use crate::support::{Answer, Issuer, org};
 
 #[tokio::test(start_paused = true)]
 async fn a_no_is_remembered_for_5_seconds_and_twice_as_long_each_time_up_to_60() {
     let issuer = Issuer::new();
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, BAD).await, refused());
+    assert_eq!(outcome(&api, BAD).await, invalid());
     for (n, seconds) in [5, 10, 20, 40, 60, 60].into_iter().enumerate() {
         assert_eq!(issuer.calls(), n + 1);
         tokio::time::advance(seconds * SECOND - MS).await;
-        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(outcome(&api, BAD).await, invalid());
         assert_eq!(issuer.calls(), n + 1, "asked again before {seconds} s");
         tokio::time::advance(MS).await;
-        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(outcome(&api, BAD).await, invalid());
         assert_eq!(issuer.calls(), n + 2, "not asked again after {seconds} s");
     }
 }
@@ -29,20 +29,20 @@ async fn a_yes_after_a_no_works_when_the_no_is_over_and_starts_the_count_anew() 
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
     for wait in [5, 10] {
-        assert_eq!(outcome(&api, ONE).await, refused());
+        assert_eq!(outcome(&api, ONE).await, invalid());
         tokio::time::advance(wait * SECOND).await;
     }
     issuer.set(ONE, org("org_one", &[]));
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    issuer.set(ONE, Say::No);
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+    issuer.set(ONE, Answer::Invalid);
     tokio::time::advance(120 * SECOND).await;
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
     tokio::time::advance(5 * SECOND - MS).await;
     let before = issuer.calls();
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
     assert_eq!(issuer.calls(), before);
     tokio::time::advance(MS).await;
-    assert_eq!(outcome(&api, ONE).await, refused());
+    assert_eq!(outcome(&api, ONE).await, invalid());
     assert_eq!(issuer.calls(), before + 1);
 }
 
@@ -63,11 +63,11 @@ async fn fault_34_a_bad_key_at_ten_thousand_a_second_is_one_call_per_time_it_is_
             .collect();
         settle().await;
         for request in burst {
-            assert_eq!(request.await.unwrap(), refused());
+            assert_eq!(request.await.unwrap(), invalid());
             refusals += 1;
         }
         for _ in 0..5_000 {
-            assert_eq!(outcome(&api, BAD).await, refused());
+            assert_eq!(outcome(&api, BAD).await, invalid());
             refusals += 1;
         }
         tokio::time::sleep(SECOND - 20 * MS).await;
@@ -83,15 +83,15 @@ async fn fault_34_a_bad_key_at_ten_thousand_a_second_is_one_call_per_time_it_is_
 
 #[tokio::test(start_paused = true)]
 async fn cannot_tell_is_never_remembered_as_a_no() {
-    for failure in [Say::Unavailable, Say::Misconfigured, Say::Panic] {
+    for failure in [Answer::Unavailable, Answer::Misconfigured, Answer::Panic] {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let (layer, _) = layer(issuer.clone());
         let api = api(&layer);
         issuer.fail(failure.clone());
-        assert_ne!(outcome(&api, ONE).await, refused(), "{failure:?}");
+        assert_ne!(outcome(&api, ONE).await, invalid(), "{failure:?}");
         assert!(issuer.calls() > 0);
         issuer.recover();
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"), "{failure:?}");
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{failure:?}");
     }
 }
 
@@ -100,10 +100,10 @@ async fn a_refused_key_stays_refused_while_the_issuer_is_away_and_is_unknown_aft
     let issuer = Issuer::new();
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
-    assert_eq!(outcome(&api, BAD).await, refused());
-    issuer.fail(Say::Unavailable);
+    assert_eq!(outcome(&api, BAD).await, invalid());
+    issuer.fail(Answer::Unavailable);
     tokio::time::advance(5 * SECOND - MS).await;
-    assert_eq!(outcome(&api, BAD).await, refused());
+    assert_eq!(outcome(&api, BAD).await, invalid());
     tokio::time::advance(MS).await;
     assert_eq!(outcome(&api, BAD).await, unavailable());
 }
@@ -133,17 +133,17 @@ async fn a_no_outlives_every_invalidation_but_that_of_everything() {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let (layer, _) = layer(issuer.clone());
         let api = api(&layer);
-        assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
+        assert_eq!(outcome(&api, BAD).await, invalid());
         assert_eq!(issuer.calls(), 2);
         decree(&layer.handle());
-        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(outcome(&api, BAD).await, invalid());
         assert_eq!(issuer.calls(), calls, "decree {n}");
         // Nor is a no from after it called in question by what is decreed about others.
         layer
             .handle()
             .invalidate_org(&OrgCode::from_static("org_two"));
-        assert_eq!(outcome(&api, BAD).await, refused());
+        assert_eq!(outcome(&api, BAD).await, invalid());
         assert_eq!(issuer.calls(), calls, "decree {n}");
     }
 }
@@ -155,12 +155,12 @@ async fn refused_keys_are_counted_while_they_are_held() {
     let (api, handle) = (api(&layer), layer.handle());
     let mut held = Vec::new();
     for key in [ONE, TWO, BAD] {
-        assert_eq!(outcome(&api, key).await, refused());
+        assert_eq!(outcome(&api, key).await, invalid());
         held.push(handle.stats().refused_entries);
     }
     issuer.set(ONE, org("org_one", &[]));
     tokio::time::advance(5 * SECOND).await;
-    assert_eq!(outcome(&api, ONE).await, passed("org_one"));
+    assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     held.push(handle.stats().refused_entries);
     assert_eq!(held, [1, 2, 3, 2]);
     assert_eq!(handle.stats().entries, 1);
