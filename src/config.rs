@@ -1,13 +1,12 @@
-//! The settings of a layer, and what a builder answers when they contradict themselves.
+//! The settings of a layer and their validation.
 
 use std::borrow::Cow;
 
 use orgkey_lookup::config::InvalidConfig;
 
-/// A setting that cannot be used, found when a layer or a verifier is built.
+/// An invalid setting, returned when a layer or a verifier is built.
 ///
-/// Configuration errors and request errors are two types: this one is only ever seen at start-up. It names the
-/// setting and never repeats its value, which may be a secret.
+/// The error names the setting, never its value, which may be a secret. It does not occur while requests are handled.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,7 +35,7 @@ impl ConfigError {
         }
     }
 
-    /// The name of the builder's method whose value is at fault.
+    /// Returns the name of the builder method that set the invalid value.
     pub fn field(&self) -> &'static str {
         self.field
     }

@@ -1,9 +1,9 @@
-//! What a handler sees: [`OrgContext`], the trusted answer to "whose call is this?".
+//! [`OrgContext`]: the authenticated organization of a request.
 //!
-//! A context is made by the layer alone, from the issuer's answer, and always names an organization. Nothing a client
-//! sends can put one there: the layer writes over whatever stood in the request's extensions before it.
+//! Only the layer creates a context, from the issuer's answer, and each has an organization. A client cannot supply one: the
+//! layer overwrites any earlier value in the request's extensions.
 //!
-//! With axum it is an extractor; in a plain Tower service it stands in the request's extensions:
+//! With axum it is an extractor. A plain Tower service reads it from the request's extensions:
 //!
 //! ```
 //! use tower_orgkey::OrgContext;
@@ -26,7 +26,7 @@ use crate::clock::Tick;
 use crate::rejection::Rejection;
 use crate::scope::Scopes;
 
-/// The longest organization code or key id, in bytes.
+/// The maximum length of an organization code or key id, in bytes.
 pub const MAX_IDENTIFIER_LEN: usize = 255;
 
 /// The text is not an identifier: empty, longer than 255 bytes, or not visible ASCII throughout.
@@ -45,17 +45,17 @@ macro_rules! identifier {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Takes 1 to 255 visible ASCII characters.
+            /// Creates an identifier of 1 to 255 visible ASCII characters.
             pub fn new(text: impl Into<Arc<str>>) -> Result<Self, InvalidIdentifier> {
                 let text = text.into();
                 if is_identifier(&text) { Ok(Self(text)) } else { Err(InvalidIdentifier(())) }
             }
 
-            /// [`new`](Self::new) for a name written in code.
+            /// Like [`new`](Self::new), for an identifier written in code.
             ///
             /// # Panics
             ///
-            /// When the text is not 1 to 255 visible ASCII characters.
+            /// If the text is not 1 to 255 visible ASCII characters.
             #[track_caller]
             pub fn from_static(text: &'static str) -> Self {
                 match Self::new(text) {
@@ -64,7 +64,7 @@ macro_rules! identifier {
                 }
             }
 
-            /// The text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -123,14 +123,14 @@ identifier! {
 }
 
 impl OrgCode {
-    /// How many hold this copy of it.
+    /// The number of references to this allocation.
     pub(crate) fn references(&self) -> usize {
         Arc::strong_count(&self.0)
     }
 }
 
 identifier! {
-    /// A key's identifier at the issuer: 1 to 255 visible ASCII characters. Not a secret, and stable over a rotation.
+    /// A key's identifier at the issuer: 1 to 255 visible ASCII characters. Not a secret; a rotation does not change it.
     ///
     /// ```
     /// use tower_orgkey::KeyId;
@@ -141,85 +141,85 @@ identifier! {
     KeyId
 }
 
-/// Whose call this is: the organization, the key and its scopes, as the issuer said.
+/// The organization, key and scopes of an authenticated request.
 ///
-/// Cloning counts a reference. Only the layer makes one (and, for unit tests, the test kit of the feature `test-util`).
+/// Cheap to clone. Only the layer creates one; for unit tests, see [`test_util`](crate::test_util).
 ///
-/// As an extractor it answers 500 where no layer stands in front of the route, and 401 where
-/// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let a request without a key pass;
-/// `Option<OrgContext>` is `None` for such a request.
+/// The extractor rejects a request with 500 if the route has no layer, and with 401 if the request has no key and
+/// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let it pass. `Option<OrgContext>` is `None` for such a
+/// request.
 #[derive(Clone)]
 pub struct OrgContext {
-    /// Has an organization: `new` looked.
+    /// Has an organization, as `new` checks.
     entry: Arc<Entry>,
-    judged_at: Tick,
+    authenticated_at: Tick,
 }
 
 impl OrgContext {
-    /// The context of an entry, if it has an organization.
+    /// Creates the context of an entry. `None` if the key has no organization.
     #[inline]
-    pub(crate) fn new(entry: Arc<Entry>, judged_at: Tick) -> Option<Self> {
-        entry
-            .value
-            .org
-            .is_some()
-            .then_some(Self { entry, judged_at })
+    pub(crate) fn new(entry: Arc<Entry>, authenticated_at: Tick) -> Option<Self> {
+        entry.value.org.is_some().then_some(Self {
+            entry,
+            authenticated_at,
+        })
     }
 
-    /// The organization that the key belongs to.
+    /// Returns the organization that the key belongs to.
     pub fn org_code(&self) -> &OrgCode {
         let Some(org) = &self.entry.value.org else {
-            unreachable!("`new` makes no context without an organization")
+            unreachable!("`new` creates no context without an organization")
         };
         org
     }
 
-    /// The key's identifier, if the issuer gives its keys one (Kinde does). For logs and audits.
+    /// Returns the key's identifier, if the issuer provides one (Kinde does). For logs and audits.
     pub fn key_id(&self) -> Option<&KeyId> {
         self.entry.value.key_id.as_ref()
     }
 
-    /// The scopes that the key holds.
+    /// Returns the scopes of the key.
     pub fn scopes(&self) -> &Scopes {
         &self.entry.value.scopes
     }
 
-    /// The user that the key acts for: only with [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys).
+    /// Returns the user that the key acts for. `None` without [`allow_user_keys`](crate::ApiKeyLayerBuilder::allow_user_keys).
     pub fn user_id(&self) -> Option<&str> {
         self.entry.value.user()
     }
 
-    /// How old the facts were when this request was judged: the time since the call to the issuer was sent.
+    /// Returns the age of the verification result when the request was authenticated: the time since the call to the issuer was
+    /// sent.
     pub fn age(&self) -> Duration {
-        self.judged_at.since(self.entry.sent_at)
+        self.authenticated_at.since(self.entry.sent_at)
     }
 
-    /// Whether the facts were past their soft TTL when this request was judged: served while a refresh is under way,
-    /// or because the issuer does not answer.
+    /// Returns whether the verification result was past its soft TTL when the request was authenticated: a refresh is in flight,
+    /// or the issuer does not answer.
     pub fn is_stale(&self) -> bool {
-        self.judged_at >= self.entry.fresh_until()
+        self.authenticated_at >= self.entry.fresh_until()
     }
 }
 
 impl OrgContext {
-    /// Waits until the key of this request may no longer be used. For responses that stay open for long.
+    /// Waits until the key of this request may no longer be used. For long-lived responses.
     ///
     /// Completes when the key is blocked or invalidated through the [`ApiKeyHandle`](crate::ApiKeyHandle), when the issuer says
     /// that it is invalid, when it expires, and when its result passes the hard TTL without a newer successful verification.
-    /// A stream never re-verifies its key; only other requests with the same key refresh it. So a stream whose key is not used
-    /// otherwise ends at the hard TTL, 15 min unless set; its client then connects again and is verified.
+    /// A stream never re-verifies its key; only other requests with the same key refresh it. So if its key is not used
+    /// otherwise, a stream ends at the hard TTL, 15 min unless set; its client then connects again and is verified.
     ///
-    /// Independent of the lifetime of the request, of this context and of the layer: after the layer was dropped, it completes at
-    /// the hard TTL or the expiry of the key. Never completes for a context of the test kit.
+    /// The future does not depend on the lifetime of the request, the context or the layer. After the layer was dropped, it
+    /// completes at the hard TTL or the expiry of the key. It never completes for a context of [`test_util`](crate::test_util).
     ///
     /// ```
     /// use tower_orgkey::OrgContext;
     ///
     /// async fn stream(org: OrgContext) {
-    ///     let mut over = std::pin::pin!(org.until_invalid());
+    ///     let mut invalid = std::pin::pin!(org.until_invalid());
     ///     loop {
     ///         tokio::select! {
-    ///             () = &mut over => break,
+    ///             () = &mut invalid => break,
     ///             () = next_event() => { /* send it */ }
     ///         }
     ///     }
@@ -231,7 +231,7 @@ impl OrgContext {
         entry.ended()
     }
 
-    /// Checks again that the key may be used: to be called after a request has waited, right before it goes on.
+    /// Checks again that the key may be used. Called after a request has waited, right before it continues.
     ///
     /// Rejects with 401 if the key was blocked, has expired, or was invalid by a later answer of the issuer, and with 503 if the
     /// result is past its hard TTL, or a newer one differs. An invalidation alone applies to later requests.
@@ -247,22 +247,22 @@ impl OrgContext {
         }
     }
 
-    /// What stands for the key itself where its issuer gives it no id.
+    /// Identifies the key if the issuer provides no id.
     #[cfg(feature = "limit")]
     pub(crate) fn key_digest(&self) -> crate::key::KeyDigest {
         self.entry.key
     }
 
-    /// The context that the layer put into a request, or the refusal that its absence calls for.
+    /// Returns the context of a request, or the rejection if there is none.
     #[inline]
     pub(crate) fn of<'a>(
         extensions: &'a Extensions,
-        who_asks: &str,
+        component: &str,
     ) -> Result<&'a Self, Rejection> {
         match extensions.get::<Self>() {
             Some(context) => Ok(context),
             None if extensions.get::<Anonymous>().is_some() => Err(Rejection::missing_credential()),
-            None => Err(Rejection::layer_missing(who_asks)),
+            None => Err(Rejection::layer_missing(component)),
         }
     }
 }
@@ -279,7 +279,7 @@ impl fmt::Debug for OrgContext {
     }
 }
 
-/// Stands in the extensions of a request that the layer let pass without a key.
+/// In the extensions of a request that the layer let pass without a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Anonymous;
 

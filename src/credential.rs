@@ -1,29 +1,29 @@
-//! Where in a request the key stands.
+//! Extracts the API key of a request.
 //!
-//! By default that is `Authorization: Bearer <key>` (RFC 6750 §2.1): the scheme in any case, one or more spaces,
-//! then the key. A header of the user's own choice can take its place, and then holds the key and nothing else.
-//! Keys in query parameters or bodies (RFC 6750 §2.2, §2.3) are never looked for: they end up in logs.
+//! By default, the key is in `Authorization: Bearer <key>` (RFC 6750 §2.1): the scheme in any case, one or more spaces, the
+//! key. A configured header replaces it and has only the key as its value. Keys in query parameters or bodies (RFC 6750 §2.2,
+//! §2.3) are not supported, because these are often logged.
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
 use crate::key::{ApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 
-/// Which header carries the key.
+/// The header with the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CredentialSource {
     AuthorizationBearer,
     Header(HeaderName),
 }
 
-/// What a request presents.
+/// The credential of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Credential<'a> {
-    /// Nothing, or another scheme, which is another middleware's business.
+    /// None, or one of another scheme, which another middleware may handle.
     Absent,
-    /// Repeated, or no key by its length or by what stands before it.
+    /// Repeated, or not a key by its length or prefix.
     Malformed,
-    /// Something as long as a key. Whether it keeps the grammar is asked later, of what is not held: under the digest of what
-    /// does not keep it nothing is ever held, and nearly every request finds what is.
+    /// Has the length of a key. The grammar is checked later, and only if the digest is not cached: a value outside the grammar
+    /// is never cached.
     Presented(&'a [u8]),
 }
 
@@ -35,23 +35,22 @@ impl CredentialSource {
         }
     }
 
-    /// What the request presents. A credential that is alone is marked as sensitive by the way, so that no `Debug` of the
-    /// headers shows it; a repeated one goes nowhere.
+    /// Extracts the credential and marks its header as sensitive, so that `Debug` of the headers does not show it.
     #[inline]
     pub(crate) fn read<'a>(&self, headers: &'a mut HeaderMap) -> Credential<'a> {
-        // As many values as names: nothing is repeated, and one look-up will do.
+        // With as many values as names, no header is repeated and one look-up suffices.
         let may_repeat = headers.len() != headers.keys_len();
         if may_repeat && headers.get_all(self.header()).iter().nth(1).is_some() {
             return Credential::Malformed;
         }
-        // Two look-ups in the code, so that one of them knows its name beforehand.
+        // Separate look-ups, so that one has a constant name.
         match self {
             Self::AuthorizationBearer => match headers.get_mut(AUTHORIZATION) {
-                Some(value) => bearer(seal(value)),
+                Some(value) => bearer(mark_sensitive(value)),
                 None => Credential::Absent,
             },
             Self::Header(name) => match headers.get_mut(name) {
-                Some(value) => presented(seal(value)),
+                Some(value) => presented(mark_sensitive(value)),
                 None => Credential::Absent,
             },
         }
@@ -59,7 +58,7 @@ impl CredentialSource {
 }
 
 impl CredentialSource {
-    /// Removes the credential that [`read`](Self::read) has found, and returns its key. A credential of another scheme stays.
+    /// Removes the credential that [`read`](Self::read) found and returns its key. A credential of another scheme is kept.
     pub(crate) fn remove(&self, headers: &mut HeaderMap) -> Option<ApiKey> {
         let value = headers.get(self.header())?.as_bytes();
         let found = match self {
@@ -75,18 +74,18 @@ impl CredentialSource {
     }
 }
 
-/// The bytes of a credential, which `Debug` does not show from now on.
+/// Marks a value as sensitive and returns its bytes.
 #[inline]
-fn seal(value: &mut HeaderValue) -> &[u8] {
+fn mark_sensitive(value: &mut HeaderValue) -> &[u8] {
     value.set_sensitive(true);
     value.as_bytes()
 }
 
 #[inline]
 fn bearer(value: &[u8]) -> Credential<'_> {
-    // The usual request first: the scheme, one space, the key.
+    // The usual form: the scheme, one space, the key.
     if let Some((&[b, e, a, r, er @ .., b' '], rest)) = value.split_first_chunk::<7>() {
-        // A letter differs from its capital by one bit, and nothing else becomes a letter by it that was none.
+        // Setting this bit turns upper into lower case, and no other byte into a letter.
         let is_scheme = u32::from_le_bytes([b, e, a, r]) | 0x2020_2020
             == u32::from_le_bytes(*b"bear")
             && u16::from_le_bytes(er) | 0x2020 == u16::from_le_bytes(*b"er");
@@ -97,7 +96,7 @@ fn bearer(value: &[u8]) -> Credential<'_> {
     unusual_bearer(value)
 }
 
-/// Another scheme, more spaces, or what is no credential at all.
+/// Another scheme, several spaces, or a malformed credential.
 #[cold]
 fn unusual_bearer(value: &[u8]) -> Credential<'_> {
     const SCHEME: &[u8] = b"bearer";
@@ -124,7 +123,7 @@ fn presented(bytes: &[u8]) -> Credential<'_> {
     }
 }
 
-/// RFC 9110 §5.6.2 `token`, which an authentication scheme is.
+/// Checks for an RFC 9110 §5.6.2 `token`, the grammar of a scheme.
 pub(crate) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty()
         && bytes
@@ -132,7 +131,7 @@ pub(crate) fn is_token(bytes: &[u8]) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
-/// A value of the `Vary` header that names the credential's own.
+/// Returns the value of the `Vary` header for the credential's header.
 pub(crate) fn vary_on(name: &HeaderName) -> HeaderValue {
     HeaderValue::from(name.clone())
 }
@@ -148,7 +147,7 @@ mod tests {
         read_from(&CredentialSource::AuthorizationBearer, headers)
     }
 
-    /// With the grammar asked, as the layer does with what it does not hold.
+    /// Checks the grammar too, as the layer does for keys that are not cached.
     fn read_from<'a>(source: &CredentialSource, headers: &'a mut HeaderMap) -> Credential<'a> {
         match source.read(headers) {
             Credential::Presented(key) if !is_key(key) => Credential::Malformed,
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_key_is_read_in_any_case_and_after_any_spaces() {
+    fn scheme_has_any_case_and_any_spaces() {
         for value in [
             "Bearer 12345678",
             "bearer 12345678",
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_or_another_scheme_is_absent() {
+    fn no_or_another_scheme_is_absent() {
         assert_eq!(read(&mut HeaderMap::new()), Credential::Absent);
         for value in [
             "Basic YWxhZGRpbjpvcGVu",
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scheme_is_bearer_by_each_of_its_letters() {
+    fn every_letter_of_the_scheme_is_compared() {
         for at in 0..6 {
             for byte in 0x21..=0x7E {
                 let mut scheme = *b"Bearer";
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_repeated_or_malformed_credential_is_malformed() {
+    fn empty_and_repeated_values_are_malformed() {
         let values: [&[u8]; 14] = [
             b"",
             b"Bearer",
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_no_key_by_its_length_gets_as_far_as_a_digest() {
+    fn length_is_checked_before_the_digest() {
         let own = CredentialSource::Header(HeaderName::from_static("x-api-key"));
         for (len, is_presented) in [(7, false), (8, true), (512, true), (513, false)] {
             let key = vec![b'k'; len];
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_of_ones_own_holds_the_key_alone() {
+    fn configured_header_has_only_the_key() {
         let name = HeaderName::from_static("x-api-key");
         let source = CredentialSource::Header(name.clone());
         let mut headers = with(b"Bearer 12345678");
@@ -284,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_repeats_another_name_is_read_all_the_same() {
+    fn other_headers_may_be_repeated() {
         let mut headers = with(b"Bearer 12345678");
         headers.append(COOKIE, HeaderValue::from_static("a=1"));
         headers.append(COOKIE, HeaderValue::from_static("b=2"));
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_that_was_read_is_not_shown_by_debug() {
+    fn read_credential_is_not_in_debug_output() {
         let mut headers = with(b"Bearer 12345678");
         read(&mut headers);
         let shown = format!("{headers:?}");

@@ -1,6 +1,6 @@
-//! What the fuzz targets call: one function each, which asserts what must hold of any input. Not a public interface.
+//! The functions of the fuzz targets. Each asserts properties of any input. Not a public interface.
 //!
-//! What is read is held to a second reading, written for plainness where the first is written for speed or for strictness.
+//! Results are compared with those of a second, simpler parser.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ use crate::verify::VerifyErrorKind;
 const OWN_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// The credential of a request. Each line of the input is the value of a header field of its own.
+/// Reads the credential of a request. Each line of the input is the value of one header field.
 pub fn credential(input: &[u8]) {
     let values: Vec<HeaderValue> = lines(input).collect();
     for source in [
@@ -34,7 +34,7 @@ pub fn credential(input: &[u8]) {
             headers.append(source.header(), value.clone());
         }
         let is_bearer = *source.header() == AUTHORIZATION;
-        // As the layer does with what it does not hold.
+        // As the layer does for keys that are not cached.
         let read = match source.read(&mut headers) {
             Credential::Presented(key) if ApiKey::from_bytes(key).is_err() => Credential::Malformed,
             read => read,
@@ -45,12 +45,12 @@ pub fn credential(input: &[u8]) {
         };
         let key = String::from_utf8_lossy(key).into_owned();
         assert!(ApiKey::parse(&key).is_ok_and(|parsed| parsed.expose_secret() == key));
-        // Not by what `Debug` prints: a key may be a part of `Sensitive`, or of the header's name.
+        // `Debug` output proves nothing: a key can be a part of `Sensitive`, or of the header's name.
         assert!(headers[source.header()].is_sensitive(), "a key is shown");
     }
 }
 
-/// RFC 6750 §2.1 as it reads.
+/// A simple parser of RFC 6750 §2.1.
 fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
     let value = match values {
         [] => return Credential::Absent,
@@ -98,21 +98,21 @@ fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
     }
 }
 
-/// A reply to verify: one byte chooses the status, the rest is the body.
+/// Parses a reply to verify. The first byte selects the status; the rest is the body.
 pub fn verify_reply(input: &[u8]) {
     let Some(reply) = reply(input) else { return };
     let plain: Plain = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let says = |field: &str| plain.0.get(field);
+    let field = |name: &str| plain.0.get(name);
     match read_verify(&reply) {
-        VerifyReading::Yes(facts) => {
+        VerifyReading::Valid(facts) => {
             assert_eq!(reply.status, StatusCode::OK);
-            match says("is_valid") {
+            match field("is_valid") {
                 Some(is_valid) => assert_eq!(is_valid, &Value::Bool(true)),
                 None => assert_eq!(plain_code(&reply).as_deref(), Some("API_KEY_VERIFIED")),
             }
-            assert!(says("status").is_none_or(|status| status == "active"));
-            let text = |field| {
-                let text = says(field).and_then(Value::as_str);
+            assert!(field("status").is_none_or(|status| status == "active"));
+            let text = |name| {
+                let text = field(name).and_then(Value::as_str);
                 text.filter(|text| !text.trim().is_empty())
             };
             assert_eq!(facts.org.as_ref().map(AsRef::as_ref), text("org_code"));
@@ -122,23 +122,23 @@ pub fn verify_reply(input: &[u8]) {
                 assert!(identifier.len() <= MAX_IDENTIFIER_LEN);
                 assert!(identifier.bytes().all(|b| b.is_ascii_graphic()));
             }
-            let listed = says("scopes").and_then(Value::as_array);
+            let listed = field("scopes").and_then(Value::as_array);
             assert!(facts.scopes.len() <= listed.map_or(0, Vec::len).min(MAX_SCOPES));
             for scope in &facts.scopes {
                 let name = scope.as_str();
                 assert!(listed.is_some_and(|listed| listed.iter().any(|item| item == name)));
                 assert!(name.len() <= MAX_SCOPE_LEN);
                 assert!(HeaderValue::from_str(name).is_ok());
-                assert!(!name.contains(['"', '\\', ' ']), "it breaks a challenge");
+                assert!(!name.contains(['"', '\\', ' ']), "not valid in a challenge");
             }
         }
-        VerifyReading::No => {
+        VerifyReading::Invalid => {
             assert_eq!(reply.status, StatusCode::OK);
-            let is_invalid = says("is_valid") == Some(&Value::Bool(false));
-            let is_inactive = says("status")
+            let is_invalid = field("is_valid") == Some(&Value::Bool(false));
+            let is_inactive = field("status")
                 .and_then(Value::as_str)
                 .is_some_and(|status| status != "active");
-            assert!(is_invalid || is_inactive, "a no that nobody said");
+            assert!(is_invalid || is_inactive, "the reply does not say invalid");
         }
         VerifyReading::Unconfirmed => {
             assert!(matches!(
@@ -162,7 +162,7 @@ pub fn verify_reply(input: &[u8]) {
     }
 }
 
-/// The `code` of a reply. Read alone, because it decides only where `is_valid` is missing.
+/// Parses the `code` of a reply, which decides only if `is_valid` is missing.
 fn plain_code(reply: &Reply) -> Option<String> {
     #[derive(Deserialize)]
     struct Coded {
@@ -173,33 +173,36 @@ fn plain_code(reply: &Reply) -> Option<String> {
     Some(coded.code)
 }
 
-/// A reply of the token endpoint: one byte chooses the status, the rest is the body.
+/// Parses a reply of the token endpoint. The first byte selects the status; the rest is the body.
 pub fn token_reply(input: &[u8]) {
-    /// No token is used for longer than a day.
+    /// The longest lifetime of a token.
     const DAY: u64 = 24 * 60 * 60;
 
     let Some(reply) = reply(input) else { return };
     let plain: Plain = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let says = |field: &str| plain.0.get(field);
+    let field = |name: &str| plain.0.get(name);
     match read_token(&reply) {
         TokenReading::Token { header, lifetime } => {
             assert_eq!(reply.status, StatusCode::OK);
             assert!((1..=DAY).contains(&lifetime.as_secs()), "{lifetime:?}");
-            let token = says("access_token").and_then(Value::as_str);
+            let token = field("access_token").and_then(Value::as_str);
             assert!(token.is_some_and(|token| {
                 !token.is_empty() && header.as_bytes() == format!("Bearer {token}").as_bytes()
             }));
             assert!(header.is_sensitive());
-            if let Some(seconds) = says("expires_in").and_then(Value::as_f64) {
-                assert!(lifetime.as_secs_f64() <= seconds, "used past its end");
+            if let Some(seconds) = field("expires_in").and_then(Value::as_f64) {
+                assert!(
+                    lifetime.as_secs_f64() <= seconds,
+                    "longer than `expires_in`"
+                );
             }
         }
-        TokenReading::Refused(code) => {
+        TokenReading::Rejected(code) => {
             assert!(matches!(
                 reply.status,
                 StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED
             ));
-            assert!(code == "other" || says("error").is_some_and(|error| error == code));
+            assert!(code == "other" || field("error").is_some_and(|error| error == code));
         }
         TokenReading::CannotTell(error) => {
             assert_ne!(error.kind(), VerifyErrorKind::Misconfigured);
@@ -209,7 +212,7 @@ pub fn token_reply(input: &[u8]) {
     }
 }
 
-/// The wait that a 429 asks for. The first line is the value of `RateLimit-Reset`, the second of `Retry-After`.
+/// Parses the wait of a 429. The first line is the value of `RateLimit-Reset`, the second of `Retry-After`.
 pub fn wait(input: &[u8]) {
     const DAY: u64 = 24 * 60 * 60;
 
@@ -234,7 +237,7 @@ pub fn wait(input: &[u8]) {
     assert_eq!(retry_after(&headers).map(|wait| wait.as_secs()), expected);
 }
 
-/// The fields that decide, as they stand. The others are skipped, so that a number too large for us breaks nothing.
+/// The fields that decide, unparsed. Others are skipped, because a number in them may be too large for `Value`.
 #[derive(Default)]
 struct Plain(HashMap<String, Value>);
 
@@ -266,8 +269,8 @@ impl<'de> Deserialize<'de> for Plain {
             ("expires_in", fields.expires_in),
             ("error", fields.error),
         ];
-        let said = |(name, value): (&str, Option<Value>)| Some((name.to_owned(), value?));
-        Ok(Self(fields.into_iter().filter_map(said).collect()))
+        let present = |(name, value): (&str, Option<Value>)| Some((name.to_owned(), value?));
+        Ok(Self(fields.into_iter().filter_map(present).collect()))
     }
 }
 
@@ -278,7 +281,7 @@ fn lines(input: &[u8]) -> impl Iterator<Item = HeaderValue> {
         .filter_map(|line| HeaderValue::from_bytes(line).ok())
 }
 
-/// The status by the first byte, so that every one that decides is met often.
+/// Selects the status by the first byte, so that all statuses that decide are frequent.
 fn reply(input: &[u8]) -> Option<Reply> {
     const STATUSES: [u16; 10] = [200, 200, 200, 200, 400, 401, 403, 404, 429, 500];
 
@@ -293,10 +296,10 @@ fn reply(input: &[u8]) -> Option<Reply> {
     })
 }
 
-/// An error goes into the operator's log, where nothing that the issuer sent may stand.
+/// Errors are logged, so they must not quote the reply.
 fn assert_is_not_quoted(error: &crate::verify::VerifyError, reply: &Reply) {
-    /// So long a piece of the reply does not stand in our own words by chance.
-    const TELLING: usize = 24;
+    /// A piece of this length is not in an error message by chance.
+    const MIN_QUOTE: usize = 24;
 
     let mut words = vec![format!("{error:?} {error}")];
     let mut source = std::error::Error::source(error);
@@ -307,6 +310,6 @@ fn assert_is_not_quoted(error: &crate::verify::VerifyError, reply: &Reply) {
     let words = words.join(" ");
     let body = String::from_utf8_lossy(&reply.body);
     for piece in body.split(['"', '\'', '{', '}']) {
-        assert!(piece.len() < TELLING || !words.contains(piece), "{words}");
+        assert!(piece.len() < MIN_QUOTE || !words.contains(piece), "{words}");
     }
 }

@@ -1,8 +1,7 @@
-//! The key as it came in, and the digest that stands for it everywhere else.
+//! The API key of a request, and the digest that replaces it everywhere else.
 //!
-//! An [`ApiKey`] exists only while a verification is under way: a hit is answered from the digest of the
-//! header's own bytes. Dropping a key overwrites its memory. Buffers outside this crate (the HTTP server's, the
-//! HTTP client's, TLS) keep copies that nobody here can reach.
+//! An [`ApiKey`] exists only during a verification: a hit needs only the digest of the header's bytes. Its memory is zeroized on
+//! drop. Buffers outside this crate (HTTP server, HTTP client, TLS) have copies that it cannot zeroize.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -11,16 +10,16 @@ use std::num::NonZeroU32;
 use siphasher::sip128::SipHasher13;
 use zeroize::Zeroizing;
 
-/// The shortest key that is looked at, in bytes.
+/// The minimum length of a key, in bytes.
 pub const MIN_KEY_LEN: usize = 8;
-/// The longest key that is looked at, in bytes.
+/// The maximum length of a key, in bytes.
 pub const MAX_KEY_LEN: usize = 512;
-/// How many of a key's last characters an issuer may show.
+/// The number of a key's last characters in an issuer's list.
 pub(crate) const KEY_TAIL_LEN: usize = 4;
 
 /// A caller's API key: a secret of 8 to 512 bytes in RFC 6750's `b64token` grammar.
 ///
-/// `Debug` prints `ApiKey(…)`; there is no `Display`. The memory is overwritten when the key is dropped.
+/// `Debug` prints `ApiKey(…)`; there is no `Display`. The memory is zeroized on drop.
 ///
 /// ```
 /// use tower_orgkey::ApiKey;
@@ -35,8 +34,8 @@ pub(crate) const KEY_TAIL_LEN: usize = 4;
 pub struct ApiKey(Zeroizing<String>);
 
 impl ApiKey {
-    /// Takes a key that keeps the grammar: `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
-    /// (RFC 6750 §2.1), 8 to 512 bytes.
+    /// Parses a key of 8 to 512 bytes in the grammar `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
+    /// (RFC 6750 §2.1).
     pub fn parse(key: &str) -> Result<Self, InvalidApiKey> {
         if is_key(key.as_bytes()) {
             Ok(Self(Zeroizing::new(key.to_owned())))
@@ -45,14 +44,14 @@ impl ApiKey {
         }
     }
 
-    /// [`parse`](Self::parse) for the bytes of a header.
+    /// Like [`parse`](Self::parse), for the bytes of a header.
     pub(crate) fn from_bytes(key: &[u8]) -> Result<Self, InvalidApiKey> {
         std::str::from_utf8(key)
             .map_err(|_| InvalidApiKey(()))
             .and_then(Self::parse)
     }
 
-    /// The secret itself, for the one place that must send it: the call to the issuer.
+    /// Returns the secret, to send it to the issuer.
     pub fn expose_secret(&self) -> &str {
         &self.0
     }
@@ -69,7 +68,7 @@ impl fmt::Debug for ApiKey {
 #[error("not an API key: expected 8 to 512 bytes of RFC 6750 b64token")]
 pub struct InvalidApiKey(());
 
-/// RFC 6750 §2.1 `b64token`, and our bounds on its length. The length goes first: nothing long is ever scanned.
+/// Checks for an RFC 6750 §2.1 `b64token` of a valid length. The length is checked first, so long values are not scanned.
 #[inline]
 pub(crate) fn is_key(bytes: &[u8]) -> bool {
     if !(MIN_KEY_LEN..=MAX_KEY_LEN).contains(&bytes.len()) {
@@ -82,8 +81,8 @@ pub(crate) fn is_key(bytes: &[u8]) -> bool {
     body.is_some_and(|last| last + 1 < bytes.len() && is_token68(&bytes[..=last]))
 }
 
-/// Whether all bytes are of the alphabet of `b64token`. Junk comes in floods, so it goes by blocks, each without a
-/// branch: compilers make a few vector instructions of one.
+/// Returns whether all bytes are in the alphabet of `b64token`. Invalid keys can arrive at a high rate, so it checks blocks
+/// without branches, which compile to vector instructions.
 #[inline]
 fn is_token68(bytes: &[u8]) -> bool {
     const BLOCK: usize = 16;
@@ -94,7 +93,7 @@ fn is_token68(bytes: &[u8]) -> bool {
     let mut worst = [0; BLOCK];
     let mut at = 0;
     loop {
-        // The last block overlaps the one before it, so that nothing is left over.
+        // The last block overlaps the one before it.
         let Some(block) = bytes[at.min(last)..].first_chunk::<BLOCK>() else {
             return false;
         };
@@ -113,13 +112,13 @@ fn is_token68_byte(byte: u8) -> bool {
     outside_token68(byte) == 0
 }
 
-/// Zero for a byte of the alphabet: how far it is from the nearest part of it, by operations that exist for whole vectors.
+/// Zero for a byte of the alphabet, else its distance to it. Uses operations that exist for vectors.
 #[inline]
 fn outside_token68(byte: u8) -> u8 {
-    // How far behind the range; a byte before it wraps around to far behind it.
+    // The distance after the range. A byte before the range wraps around.
     let outside =
         |byte: u8, first: u8, last: u8| byte.wrapping_sub(first).saturating_sub(last - first);
-    // `-`, `.`, `/` and the digits follow each other in ASCII; letters differ from their capitals by one bit.
+    // `-`, `.`, `/` and the digits are adjacent in ASCII; upper and lower case differ in one bit.
     outside(byte, b'-', b'9')
         .min(outside(byte | 0x20, b'a', b'z'))
         .min(byte ^ b'_')
@@ -127,22 +126,20 @@ fn outside_token68(byte: u8) -> u8 {
         .min(byte ^ b'+')
 }
 
-/// What stands for a key inside a cache: 128 bits of SipHash-1-3 over the *whole* key under the cache's secret.
+/// Identifies a key in a cache: 128 bits of SipHash-1-3 over the *whole* key under the secret of the cache.
 ///
-/// It is a pseudo-random function: without the 128-bit secret nobody can tell which keys share a digest, so two keys
-/// collide with a chance of one in 2^128 a pair, and no caller can look for a pair. Nobody ever sees a digest, and the
-/// secret lives no longer than the process, so whoever wanted a collision could only send keys and hope. For that the
-/// rounds of SipHash-1-3 suffice (no attack on it is known that beats guessing; the hash tables of Rust and Python rest
-/// on it), and they cost every request a third less than those of SipHash-2-4.
+/// It is a pseudo-random function: without the 128-bit secret, two keys collide with probability 2^-128, and no caller can search
+/// for a collision, because digests are never shown and the secret lives no longer than the process. No attack on SipHash-1-3 is
+/// known that beats guessing (the hash tables of Rust and Python use it), and it costs a third less than SipHash-2-4.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyDigest {
-    // Two halves and not a `u128`, whose alignment pads everything it stands in.
+    // Not a `u128`: its alignment would add padding.
     low: u64,
     high: u64,
 }
 
 impl KeyDigest {
-    /// Bits for the shard or bucket of a table; the digest is uniform already.
+    /// Bits for the shard or bucket of a table. The digest is uniform.
     pub(crate) fn low(self) -> u64 {
         self.low
     }
@@ -168,10 +165,10 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
-/// What stands for the last four characters of a key, which an issuer may show in its list of keys.
+/// Identifies the last four characters of a key, which an issuer may show in its list of keys.
 ///
-/// 32 bits of the same function over these characters alone. No key is so short, so it is no key's digest; and without the
-/// cache's secret it gives none of the characters away.
+/// 32 bits of the same function over these characters only. Keys are longer, so it is not the digest of a key. It reveals no
+/// character without the secret of the cache.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyTail(NonZeroU32);
 
@@ -181,11 +178,11 @@ impl fmt::Debug for KeyTail {
     }
 }
 
-/// The secret of one cache. Drawn when the layer is built, never stored or shown.
+/// The secret of one cache. Generated when the layer is built, never stored or shown.
 pub(crate) struct DigestSecret(Zeroizing<[u8; 16]>);
 
 impl DigestSecret {
-    /// From the operating system's random source.
+    /// Generates a secret with the operating system's random source.
     pub(crate) fn draw() -> Result<Self, getrandom::Error> {
         let mut secret = Zeroizing::new([0; 16]);
         getrandom::fill(&mut *secret)?;
@@ -206,16 +203,16 @@ impl DigestSecret {
         }
     }
 
-    /// The tail of a key, or of what an issuer shows of one. `None` when there are no four characters to it.
+    /// Returns the tail of a key, or of the suffix that an issuer shows. `None` for fewer than four characters of a key.
     pub(crate) fn tail(&self, key: &str) -> Option<KeyTail> {
         let tail = key.get(key.len().checked_sub(KEY_TAIL_LEN)?..)?;
-        // A mask, say, is no part of a key.
+        // Excludes masks such as `****`.
         if !tail.bytes().all(|b| is_token68_byte(b) || b == b'=') {
             return None;
         }
-        #[allow(clippy::cast_possible_truncation)] // The low half of the low half is meant.
+        #[allow(clippy::cast_possible_truncation)] // Truncated on purpose.
         let bits = self.digest(tail).low() as u32;
-        // Two of the 2^32 values become one.
+        // Zero is mapped to one.
         Some(KeyTail(NonZeroU32::new(bits).unwrap_or(NonZeroU32::MIN)))
     }
 }
@@ -234,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_8_to_512_bytes_of_b64token() {
+    fn key_is_8_to_512_bytes_of_b64token() {
         assert!(!is_key(b"1234567"));
         assert!(is_key(b"12345678"));
         assert!(is_key(&[b'a'; 512]));
@@ -253,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_outside_the_alphabet_is_found_wherever_it_stands() {
+    fn byte_outside_the_alphabet_is_found() {
         for len in MIN_KEY_LEN..70 {
             let key = vec![b'a'; len];
             assert!(is_key(&key), "{len}");
@@ -271,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_depends_on_every_byte_and_on_the_secret() {
+    fn digest_depends_on_all_bytes_and_the_secret() {
         let secret = DigestSecret::draw().unwrap();
         let key = "k".repeat(MAX_KEY_LEN);
         let digest = secret.digest(&key);
@@ -287,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_spreads_digests_and_finds_them_again() {
+    fn tables_distribute_digests() {
         let secret = DigestSecret::draw().unwrap();
         let tables = std::hash::RandomState::new();
         let hash = |key: &str| BuildHasher::hash_one(&tables, secret.digest(key));
@@ -298,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_is_of_the_last_four_characters_and_no_others() {
+    fn tail_depends_on_the_last_four_characters() {
         let secret = DigestSecret::draw().unwrap();
         let tail = secret.tail("k_live_abcdwxyz");
         assert!(tail.is_some() && tail == secret.tail("wxyz"));
@@ -308,14 +305,14 @@ mod tests {
         assert!(tail != DigestSecret::draw().unwrap().tail("wxyz"));
         assert!(secret.tail("****").is_none() && secret.tail("w yz").is_none());
         assert!(secret.tail("xyz").is_none() && secret.tail("").is_none());
-        // Four bytes from the end is no boundary of a character.
+        // Four bytes from the end is not a character boundary.
         assert!(secret.tail("aéxyz").is_none());
         assert_eq!(size_of::<Option<KeyTail>>(), 4);
         assert_eq!(format!("{tail:?}"), "Some(KeyTail(…))");
     }
 
     #[test]
-    fn nothing_about_a_key_is_printable() {
+    fn debug_output_has_no_secrets() {
         let secret = DigestSecret::draw().unwrap();
         let key = ApiKey::parse("k_live_secret").unwrap();
         let shown = format!("{key:?}{secret:?}{:?}", secret.digest("k_live_secret"));

@@ -1,9 +1,8 @@
-//! Scopes, and the policies that ask for them. Plain algebra: no HTTP in here.
+//! Scopes, and policies over scopes. Independent of HTTP.
 //!
-//! A *scope* is a name in RFC 6749's `scope-token` grammar, compared byte for byte: `read` does not contain
-//! `read:users`, and `Read` is another name. A *policy* is a list of alternatives, each a set of scopes that must
-//! all be held. A policy without an alternative denies; an alternative without a scope would let every key pass,
-//! so it cannot be built.
+//! A *scope* is a name in RFC 6749's `scope-token` grammar. Names are compared byte for byte: `read` does not include
+//! `read:users`, and `Read` is another name. A *policy* is a list of alternatives, each a set of required scopes. A policy
+//! without alternatives rejects every key. An alternative without scopes would permit every key, so it is an error.
 //!
 //! ```
 //! use tower_orgkey::{ScopePolicy, Scopes};
@@ -18,9 +17,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// The most scopes one key may hold.
+/// The maximum number of scopes of a key.
 pub const MAX_SCOPES: usize = 1_000;
-/// The longest name of a scope, in bytes.
+/// The maximum length of a scope, in bytes.
 pub const MAX_SCOPE_LEN: usize = 256;
 
 /// One scope: 1 to 256 bytes of RFC 6749 §3.3 `scope-token` (visible ASCII without `"` and `\`).
@@ -36,7 +35,11 @@ pub const MAX_SCOPE_LEN: usize = 256;
 pub struct Scope(Box<str>);
 
 impl Scope {
-    /// Takes a name that keeps the grammar.
+    /// Creates a scope.
+    ///
+    /// # Errors
+    ///
+    /// If the name is outside the grammar.
     pub fn new(name: impl Into<Box<str>>) -> Result<Self, InvalidScope> {
         let name = name.into();
         if is_scope(name.as_bytes()) {
@@ -46,7 +49,7 @@ impl Scope {
         }
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -107,7 +110,7 @@ pub(crate) const fn is_scope(name: &[u8]) -> bool {
     true
 }
 
-/// The scopes a key holds: a set, cheap to clone.
+/// The scopes of a key: a set that is cheap to clone.
 ///
 /// ```
 /// use tower_orgkey::Scopes;
@@ -121,15 +124,15 @@ pub(crate) const fn is_scope(name: &[u8]) -> bool {
 pub struct Scopes(Option<Arc<[Scope]>>);
 
 impl Scopes {
-    /// No scopes.
+    /// Returns the empty set.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// The set of these names.
+    /// Creates a set of these names.
     ///
-    /// A name outside the `scope-token` grammar is left out: no policy can ask for it, so holding it means
-    /// nothing. An issuer's list that is longer than [`MAX_SCOPES`] is the verifier's to refuse.
+    /// Names outside the `scope-token` grammar are skipped, because no policy can require them. The verifier has to check that
+    /// the list has at most [`MAX_SCOPES`] names.
     pub fn from_names<N: Into<Box<str>>>(names: impl IntoIterator<Item = N>) -> Self {
         names
             .into_iter()
@@ -137,35 +140,37 @@ impl Scopes {
             .collect()
     }
 
-    /// Whether the set holds exactly this name.
+    /// Returns whether the set has exactly this name.
     #[inline]
     pub fn contains(&self, name: &str) -> bool {
-        /// So many are compared faster than they are searched: most differ in length already.
-        const A_HANDFUL: usize = 8;
+        /// Up to this size, a linear search is faster than a binary one: most names differ in length.
+        const LINEAR_SEARCH: usize = 8;
 
         match &self.0 {
-            Some(held) if held.len() <= A_HANDFUL => held.iter().any(|held| held.as_str() == name),
-            Some(held) => is_among(held, name),
+            Some(held) if held.len() <= LINEAR_SEARCH => {
+                held.iter().any(|held| held.as_str() == name)
+            }
+            Some(held) => binary_search(held, name),
             None => false,
         }
     }
 
-    /// The scopes in byte order.
+    /// Iterates over the scopes in byte order.
     pub fn iter(&self) -> std::slice::Iter<'_, Scope> {
         self.as_slice().iter()
     }
 
-    /// How many there are.
+    /// Returns the number of scopes.
     pub fn len(&self) -> usize {
         self.as_slice().len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// How many hold this copy of the set; the empty one is nobody's.
+    /// The number of references to this allocation. 0 for the empty set.
     pub(crate) fn references(&self) -> usize {
         self.0.as_ref().map_or(0, Arc::strong_count)
     }
@@ -175,9 +180,9 @@ impl Scopes {
     }
 }
 
-/// Kept apart, so that the usual handful needs no registers for it.
+/// Out of line, so that the usual small set needs no registers for it.
 #[inline(never)]
-fn is_among(sorted: &[Scope], name: &str) -> bool {
+fn binary_search(sorted: &[Scope], name: &str) -> bool {
     sorted
         .binary_search_by(|held| held.as_str().cmp(name))
         .is_ok()
@@ -207,19 +212,19 @@ impl fmt::Debug for Scopes {
     }
 }
 
-/// What a route asks of a key: alternatives, each a set of scopes that must all be held.
+/// The scopes that a route requires: alternatives, each a set of scopes that a key must all have.
 ///
-/// See the [module's guide](crate::scope).
+/// See the [module documentation](crate::scope).
 #[derive(Clone, PartialEq, Eq)]
 pub struct ScopePolicy(Arc<[Box<[Scope]>]>);
 
 impl ScopePolicy {
-    /// The policy of these alternatives. No alternative at all is the policy that denies every key.
+    /// Creates a policy. Without alternatives, it rejects every key.
     ///
     /// # Panics
     ///
-    /// When an alternative is empty, or a name is outside RFC 6749's `scope-token`. Policies are written in code,
-    /// so this is found the first time the program starts; [`ScopePolicy::try_new`] returns the error instead.
+    /// If an alternative is empty, or a name is outside RFC 6749's `scope-token`. [`ScopePolicy::try_new`] returns an error
+    /// instead.
     #[track_caller]
     pub fn new<A, N>(alternatives: impl IntoIterator<Item = A>) -> Self
     where
@@ -232,7 +237,7 @@ impl ScopePolicy {
         }
     }
 
-    /// [`ScopePolicy::new`] for policies that are not written in code.
+    /// Like [`new`](Self::new), for policies that are not written in code.
     pub fn try_new<A, N>(
         alternatives: impl IntoIterator<Item = A>,
     ) -> Result<Self, InvalidScopePolicy>
@@ -257,7 +262,7 @@ impl ScopePolicy {
             .map(Self)
     }
 
-    /// Whether a key that holds these scopes satisfies one of the alternatives.
+    /// Returns whether a key with these scopes has all scopes of one alternative.
     pub fn permits(&self, held: &Scopes) -> bool {
         permits(self.alternatives(), held)
     }
@@ -286,15 +291,15 @@ impl fmt::Debug for ScopePolicy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidScopePolicy {
-    /// An alternative without a scope would let every key pass.
-    #[error("an alternative of a scope policy is empty, which would let every key pass")]
+    /// An alternative without scopes, which would permit every key.
+    #[error("an alternative of a scope policy is empty, which would permit every key")]
     EmptyAlternative,
-    /// A name outside the grammar, which no key could hold.
-    #[error("a scope policy names what is {0}")]
+    /// A name outside the grammar, which no key can have.
+    #[error("a scope policy has a name that is {0}")]
     Scope(#[source] InvalidScope),
 }
 
-/// The one decision, for policies built at run time and for those written in types.
+/// Decides for policies built at run time and for those of types.
 pub(crate) fn permits<'a, N: AsRef<str> + 'a>(
     mut alternatives: impl Iterator<Item = &'a [N]>,
     held: &Scopes,
@@ -303,8 +308,8 @@ pub(crate) fn permits<'a, N: AsRef<str> + 'a>(
         .any(|names| !names.is_empty() && names.iter().all(|name| held.contains(name.as_ref())))
 }
 
-/// The scopes a refusal names (RFC 6750 §3): those of the alternative that the key is nearest to, which is the one
-/// that lacks the fewest, and of several such the first. Separated by spaces.
+/// Returns the scopes that a rejection names (RFC 6750 §3), separated by spaces: those of the first alternative of which the key
+/// lacks the fewest.
 pub(crate) fn wanted<'a, N: AsRef<str> + 'a>(
     alternatives: impl Iterator<Item = &'a [N]>,
     held: &Scopes,
@@ -345,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_permits_who_holds_all_of_one_alternative() {
+    fn policy_needs_all_scopes_of_an_alternative() {
         let policy = ScopePolicy::new([vec!["a", "b"], vec!["c"]]);
         for (held, is_permitted) in [
             (&["a", "b"][..], true),
@@ -365,13 +370,13 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_without_alternatives_denies() {
+    fn policy_without_alternatives_rejects() {
         let none: [[&str; 0]; 0] = [];
         assert!(!ScopePolicy::new(none).permits(&Scopes::from_names(["a"])));
     }
 
     #[test]
-    fn an_empty_alternative_and_a_bad_name_are_errors() {
+    fn empty_alternatives_and_bad_names_are_errors() {
         assert_eq!(
             ScopePolicy::try_new([vec!["a"], vec![]]).unwrap_err(),
             InvalidScopePolicy::EmptyAlternative
@@ -388,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_nearest_alternative() {
+    fn rejection_names_the_nearest_alternative() {
         let policy = ScopePolicy::new([vec!["a", "b", "c"], vec!["d", "e"], vec!["f"]]);
         let wanted = |held: &[&str]| {
             wanted(
@@ -402,14 +407,14 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_policy_can_ask_for_are_left_out() {
+    fn names_outside_the_grammar_are_skipped() {
         let held = Scopes::from_names(["ok", "two words", "quo\"te", "new\nline", ""]);
         assert_eq!(held, Scopes::from_names(["ok"]));
         assert!(Scopes::from_names(["two words"]).is_empty());
     }
 
     #[test]
-    fn a_set_of_any_size_holds_its_own_names_and_no_others() {
+    fn set_of_any_size_has_exactly_its_names() {
         for size in 0..40 {
             let names: Vec<_> = (0..size).map(|n| format!("read:{n:02}")).collect();
             let held = Scopes::from_names(names.iter().rev().map(String::as_str));
@@ -423,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_knows_its_size_and_a_scope_of_any_length_is_written_as_its_name() {
+    fn set_has_a_size_and_an_order() {
         for names in [&[][..], &["b"], &["b", "a", "b"]] {
             let held = Scopes::from_names(names.iter().copied());
             let listed: Vec<_> = held.iter().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! For unit tests of your own: contexts without a server, and a clock that you move.
+//! For your unit tests: contexts without a server, and a clock that the test controls.
 //!
 //! ```
 //! use std::time::Duration;
@@ -30,7 +30,7 @@
 //! # }
 //! ```
 //!
-//! For tests of a whole application see [`kinde-emulator`](https://docs.rs/kinde-emulator).
+//! To test a whole application, see [`kinde-emulator`](https://docs.rs/kinde-emulator).
 
 use std::sync::Arc;
 #[cfg(feature = "usage")]
@@ -52,7 +52,7 @@ use crate::scope::Scopes;
 use crate::settings::OrgSettings;
 use crate::verify::Facts;
 
-/// What a handler that takes [`OrgSettings`] is given, without any layer.
+/// Creates the argument of a handler that takes [`OrgSettings`], without a layer.
 ///
 /// ```
 /// use tower_orgkey::settings::OrgSettings;
@@ -73,8 +73,8 @@ pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
     OrgSettings::new(org.org_code().clone(), Arc::new(settings))
 }
 
-/// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::usage::UsageLayerBuilder::test_wall_clock): it stands still
-/// until it is set, forward or back.
+/// A wall clock for [`UsageLayerBuilder::test_wall_clock`](crate::usage::UsageLayerBuilder::test_wall_clock): it
+/// changes only when it is set, forward or back.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -89,23 +89,23 @@ pub struct TestWallClock(Arc<Mutex<SystemTime>>);
 
 #[cfg(feature = "usage")]
 impl TestWallClock {
-    /// A clock that shows this time.
+    /// Creates a clock with this time.
     pub fn new(time: SystemTime) -> Self {
         Self(Arc::new(Mutex::new(time)))
     }
 
-    /// Sets it to this time.
+    /// Sets the time.
     pub fn set(&self, time: SystemTime) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = time;
     }
 
-    /// What it shows.
+    /// Returns the time.
     pub fn now(&self) -> SystemTime {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Makes an [`OrgContext`] without any layer. See the [module's guide](crate::test_util).
+/// Builds an [`OrgContext`] without a layer. See the [module documentation](crate::test_util).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct OrgContextBuilder {
@@ -114,11 +114,11 @@ pub struct OrgContextBuilder {
 }
 
 impl OrgContextBuilder {
-    /// A context of this organization, with no scopes, whose facts are brand-new.
+    /// Creates a builder for a context of this organization, without scopes and with age zero.
     ///
     /// # Panics
     ///
-    /// When the code is not 1 to 255 visible ASCII characters.
+    /// If the code is not 1 to 255 visible ASCII characters.
     #[track_caller]
     pub fn new(org_code: &'static str) -> Self {
         Self {
@@ -134,7 +134,7 @@ impl OrgContextBuilder {
     ///
     /// # Panics
     ///
-    /// When the id is not 1 to 255 visible ASCII characters.
+    /// If the id is not 1 to 255 visible ASCII characters.
     #[track_caller]
     pub fn key_id(mut self, key_id: &'static str) -> Self {
         self.facts.key_id = Some(KeyId::from_static(key_id));
@@ -153,17 +153,17 @@ impl OrgContextBuilder {
         self
     }
 
-    /// Sets the age of the facts; from 60 s on they are stale.
+    /// Sets the age of the verification result; from 60 s on it is stale.
     pub fn age(mut self, age: Duration) -> Self {
         self.age = age;
         self
     }
 
-    /// The context.
+    /// Builds the context.
     ///
     /// # Panics
     ///
-    /// When the operating system has no random numbers.
+    /// If the operating system has no random numbers.
     pub fn build(self) -> OrgContext {
         let secret = match DigestSecret::draw() {
             Ok(secret) => secret,
@@ -175,7 +175,7 @@ impl OrgContextBuilder {
             hard: soft * 15,
         };
         let entry = Entry::detached(self.facts, secret.digest("test-key"), None, lifetimes);
-        // An entry draws a soft TTL of up to 60 s; one of 51 s is stale at 60 s as well.
+        // The soft TTL of the entry is 51 to 60 s, so it is stale at 60 s.
         match OrgContext::new(Arc::new(entry), Tick::ZERO.after(self.age)) {
             Some(context) => context,
             None => unreachable!("`new` names an organization"),

@@ -4,13 +4,13 @@
 //! `Err`: a [`VerifyError`]. The layer answers the first with 401 and caches it for seconds. It answers the second with 503,
 //! or with an earlier result that may still be served, and never caches it as invalid.
 //!
-//! An error says what it is about, which decides who pays for it:
+//! The kind of an error decides which other verifications it affects:
 //!
 //! | error | about | effect |
 //! |---|---|---|
 //! | [`unavailable`](VerifyError::unavailable) | the issuer | counts towards the circuit breaker |
 //! | [`throttled`](VerifyError::throttled) | the issuer | pauses all verifications |
-//! | [`invalid_response`](VerifyError::invalid_response) | this key | this key alone is retried later and later, until ten keys in a row agree |
+//! | [`invalid_response`](VerifyError::invalid_response) | this key | only this key is delayed, unless ten keys in a row have invalid responses |
 //! | [`inconclusive`](VerifyError::inconclusive), [`misconfigured`](VerifyError::misconfigured) | neither | none beyond this verification |
 //!
 //! A verifier for an issuer of your own takes ten lines:
@@ -51,7 +51,7 @@ use crate::scope::Scopes;
 
 /// Verifies keys with an issuer.
 ///
-/// The layer runs at most one verification per key at a time, on a task of its own, and drops the future when a deadline
+/// The layer runs at most one verification per key at a time, on a separate task, and drops the future when a deadline
 /// passes, so the future must be cancel-safe at every `await`. A panic counts as [`VerifyError::unavailable`].
 ///
 /// See the [module documentation](crate::verify) for an example.
@@ -62,9 +62,9 @@ pub trait Verifier: Send + Sync + 'static {
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send;
 
-    /// Verifies a known key: one whose earlier result is still cached.
+    /// Verifies a known key: one with an earlier result that is still cached.
     ///
-    /// Calls [`verify`](Self::verify) unless overridden. An issuer whose "invalid" sometimes means something else (its own
+    /// Calls [`verify`](Self::verify) unless overridden. An issuer with an "invalid" that sometimes means something else (its own
     /// outage, or a rejected service token) overrides this method and asks for stronger evidence, because an invalid
     /// answer here rejects a customer that was accepted a minute ago.
     fn reverify(
@@ -120,7 +120,7 @@ impl Attempt {
         }
     }
 
-    /// Makes it an attempt for a known key, whose identifier at the issuer is `key_id` if the issuer named one.
+    /// Makes it an attempt for a known key. `key_id` is the key's identifier, if the issuer provides one.
     pub fn known(self, key_id: Option<KeyId>) -> Self {
         Self {
             is_known: true,
@@ -229,7 +229,7 @@ where
 #[derive(Clone, Debug)]
 pub struct Verification(pub(crate) Answered<Facts>);
 
-/// What is known of a good key: what the issuer said, and nothing that we concluded.
+/// The verification result of a valid key, as the issuer sent it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) org: Option<OrgCode>,
@@ -237,7 +237,7 @@ pub(crate) struct Facts {
     pub(crate) user: Option<Box<Box<str>>>,
     pub(crate) key_id: Option<KeyId>,
     pub(crate) scopes: Scopes,
-    /// Boxed: hardly an issuer tells it.
+    /// Boxed, because few issuers send it.
     pub(crate) expires_at: Option<Box<SystemTime>>,
 }
 
@@ -281,7 +281,7 @@ impl Verification {
         Self::new(Answer::Valid(Facts::default()))
     }
 
-    /// The key is invalid: unknown, revoked, rotated or inactive. Callers are not told which.
+    /// The key is invalid: unknown, revoked, rotated or inactive. The caller does not learn which.
     pub fn invalid() -> Self {
         Self::new(Answer::Invalid(Invalid::Definitive))
     }
@@ -371,7 +371,7 @@ pub struct VerifyError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyErrorKind {
-    /// The issuer is unreachable, too slow, or responds with an error of its own. Counts towards the circuit breaker.
+    /// The issuer is unreachable, too slow, or responds with a server error. Counts towards the circuit breaker.
     #[error("the issuer is unavailable")]
     Unavailable,
     /// The issuer asks for fewer calls. Pauses all verifications; does not count towards the circuit breaker.
@@ -380,9 +380,9 @@ pub enum VerifyErrorKind {
         /// How long the issuer asks to wait.
         retry_after: Option<Duration>,
     },
-    /// The issuer's response about this key makes no sense. Delays further verifications of this key. Counts towards the
-    /// circuit breaker only when the responses for ten keys in a row make no sense.
-    #[error("the issuer's response about this key makes no sense")]
+    /// The issuer's response about this key is invalid. Delays further verifications of this key. Counts towards the
+    /// circuit breaker only when the responses for ten keys in a row are invalid.
+    #[error("the issuer's response about this key is invalid")]
     InvalidResponse,
     /// The issuer is answering, but a further call that was needed for a verdict failed.
     #[error("the evidence is inconclusive")]
@@ -393,7 +393,7 @@ pub enum VerifyErrorKind {
 }
 
 impl VerifyError {
-    /// The issuer is unreachable, too slow, or responds with an error of its own.
+    /// The issuer is unreachable, too slow, or responds with a server error.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(VerifyErrorKind::Unavailable, source)
     }
@@ -406,7 +406,7 @@ impl VerifyError {
         }
     }
 
-    /// The issuer's response about this key makes no sense.
+    /// The issuer's response about this key is invalid.
     pub fn invalid_response(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(VerifyErrorKind::InvalidResponse, source)
     }

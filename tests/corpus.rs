@@ -1,4 +1,4 @@
-//! Replays the corpus of the fuzz targets, each input through the function that its target calls.
+//! Replays the corpus of the fuzz targets, each input with the function that its target calls.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot do without.
 
@@ -14,7 +14,7 @@ fn replay(target: &str, run: fn(&[u8])) {
     let mut inputs = 0;
     for file in fs::read_dir(&folder).unwrap() {
         let path = file.unwrap().path();
-        // Shown by a test that fails.
+        // Printed if the test fails.
         println!("{}", path.display());
         run(&fs::read(&path).unwrap());
         inputs += 1;
@@ -26,21 +26,21 @@ fn replay(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
-fn fault_44_the_corpus_of_credentials_holds() {
+fn fault_44_corpus_of_credentials_passes() {
     replay("credential", fuzzing::credential);
 }
 
 #[test]
-fn fault_23_the_corpus_of_verify_replies_holds() {
+fn fault_23_corpus_of_verify_replies_passes() {
     replay("verify_reply", fuzzing::verify_reply);
 }
 
 #[test]
-fn fault_19_the_corpus_of_token_replies_holds() {
+fn fault_19_corpus_of_token_replies_passes() {
     replay("token_reply", fuzzing::token_reply);
 }
 
 #[test]
-fn fault_09_the_corpus_of_waits_holds() {
+fn fault_09_corpus_of_waits_passes() {
     replay("wait", fuzzing::wait);
 }

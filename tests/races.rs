@@ -1,7 +1,7 @@
-//! Real threads and the real store: facts that are being loaded while somebody takes them away never come back.
+//! Races on real threads: a result that is invalidated during its lookup never returns.
 //!
-//! In each race a request loads a key's facts while, on another thread, the issuer changes its mind and the handle is told.
-//! The next request must not see what was true before. A million races; `TOWER_ORGKEY_FULL=1` runs ten.
+//! In each race a request verifies a key while, on another thread, the issuer changes the key and the handle blocks or
+//! invalidates it. The next request must not get the earlier result. A million races; ten million with `TOWER_ORGKEY_FULL=1`.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot do without.
 
@@ -17,20 +17,20 @@ use tower_orgkey::{
     VerifyError,
 };
 
-/// How many races go on at once. Each has a key and an organization of its own.
+/// The number of concurrent races. Each has its own key and organization.
 const LANES: usize = 8;
-/// Threads beyond the cores, so that the scheduler interrupts where it likes.
+/// More threads than cores, so that the scheduler interrupts them anywhere.
 const THREADS: usize = 4;
 
 const IDLE: u8 = 0;
 const ASKED: u8 = 1;
 const SERVED: u8 = 2;
 
-/// One key at the issuer. Each race is a generation, and the facts of a generation say so.
+/// One key at the issuer. Each race is a generation, which is part of its result.
 #[derive(Default)]
 struct Truth {
     generation: AtomicU64,
-    /// How far the request that loads has come.
+    /// The progress of the lookup.
     load: AtomicU8,
 }
 
@@ -45,7 +45,7 @@ impl Verifier for Issuer {
             .load
             .compare_exchange(IDLE, ASKED, Ordering::SeqCst, Ordering::SeqCst)
             .ok();
-        // The answer is decided; it may take its time to arrive.
+        // The answer is decided, but may arrive later.
         for _ in 0..fastrand::u8(0..4) {
             tokio::task::yield_now().await;
         }
@@ -63,7 +63,7 @@ fn key_id(lane: usize) -> KeyId {
     KeyId::new(format!("id_{lane}")).unwrap()
 }
 
-/// What a lane does to its key in a race.
+/// The update of a key in a race.
 #[derive(Clone, Copy, Debug)]
 enum Means {
     InvalidateKey,
@@ -106,7 +106,7 @@ impl Lane {
         }
     }
 
-    /// Lifts the block, if the means was one.
+    /// Removes the block, if it was one.
     fn give_back(&self, means: Means) -> bool {
         match means {
             Means::BlockKey => self.handle.unblock_key(&self.key),
@@ -120,17 +120,17 @@ impl Lane {
 #[derive(Debug, Default)]
 struct Tally {
     races: AtomicU64,
-    /// The facts were taken away after the issuer had decided on its answer and before anybody was served it.
+    /// The update came after the issuer had decided and before the response.
     overlapped: AtomicU64,
     resurrected: AtomicU64,
     passed_a_block: AtomicU64,
-    /// Neither served nor blocked: nothing here makes the layer say so.
+    /// Neither served nor blocked, which must not occur.
     other: AtomicU64,
 }
 
 type Answer = Response<Bytes>;
 
-/// The generation that a response was made from.
+/// The generation of a response.
 fn generation(response: &Answer) -> Option<u64> {
     std::str::from_utf8(response.body()).ok()?.parse().ok()
 }
@@ -144,7 +144,7 @@ async fn handler(request: Request<()>) -> Result<Answer, Infallible> {
 }
 
 #[test]
-fn fault_26_facts_taken_away_while_they_are_loaded_never_come_back() {
+fn fault_26_invalidated_results_never_return() {
     let is_full = std::env::var_os("TOWER_ORGKEY_FULL").is_some_and(|full| full == "1");
     let races: u64 = if is_full { 10_000_000 } else { 1_000_000 };
     let truths: Arc<[Truth]> = (0..LANES).map(|_| Truth::default()).collect();
@@ -204,7 +204,7 @@ where
             .unwrap()
     };
     while tally.races.fetch_add(1, Ordering::Relaxed) < races {
-        // Each race begins with a key that has to be asked about.
+        // Each race begins with a key that has to be verified.
         lane.handle.invalidate_key(&lane.key);
         truth.load.store(IDLE, Ordering::SeqCst);
         let load = {
@@ -246,7 +246,7 @@ where
             panic!("the load panicked")
         };
         if is_block {
-            // What the load brought meanwhile must not wait for the end of the block.
+            // The lookup's result must not return after the block.
             assert!(lane.give_back(means));
             let Ok(after) = door.clone().oneshot(request()).await;
             if generation(&after) != Some(present) {

@@ -1,4 +1,4 @@
-//! Streams end with their key: the example's own application, over real sockets.
+//! Streams end with their key: the application of the example, over real sockets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it did not expect.
 
@@ -21,7 +21,7 @@ mod example;
 const OURS: &str = "k_test_of_org_a";
 const THEIRS: &str = "k_test_of_org_b";
 
-/// Only a test that fails waits for so long.
+/// Only a failing test waits this long.
 const HANG: Duration = Duration::from_secs(20);
 
 async fn serve() -> (SocketAddr, ApiKeyHandle) {
@@ -54,7 +54,7 @@ async fn get_events(address: SocketAddr, key: &str) -> reqwest::Response {
         .unwrap()
 }
 
-/// The body as text, as it comes in, to its proper end.
+/// Reads the body as text, chunk by chunk, up to its end.
 fn events(response: reqwest::Response) -> impl Stream<Item = String> + Unpin {
     Box::pin(futures_util::stream::unfold(
         response,
@@ -84,12 +84,12 @@ async fn open_socket(
     }
 }
 
-/// Sees the stream produce.
+/// Waits until the stream produces.
 async fn is_alive<T>(stream: &mut (impl Stream<Item = T> + Unpin)) {
     for _ in 0..3 {
         tokio::time::timeout(HANG, stream.next())
             .await
-            .expect("the stream says something")
+            .expect("the stream produces")
             .expect("the stream goes on");
     }
 }
@@ -101,7 +101,7 @@ async fn rest<T>(stream: impl Stream<Item = T>) -> Vec<T> {
         .expect("the stream ends")
 }
 
-/// Opens all streams, does this to the key of the first organization, and looks which of them end.
+/// Opens all streams, updates the key of the first organization, and checks which of them end.
 async fn ends_only_ours(take_away: impl FnOnce(&ApiKeyHandle)) {
     let (address, keys) = serve().await;
     let mut our_events = events(get_events(address, OURS).await);
@@ -121,7 +121,7 @@ async fn ends_only_ours(take_away: impl FnOnce(&ApiKeyHandle)) {
         panic!("a socket ends with a close frame: {last:?}")
     };
     assert_eq!(u16::from(close.code), 1008);
-    // What was on its way already is not what is looked for: more than that.
+    // More than what was already sent.
     for _ in 0..20 {
         is_alive(&mut their_events).await;
         is_alive(&mut their_socket).await;
@@ -129,12 +129,12 @@ async fn ends_only_ours(take_away: impl FnOnce(&ApiKeyHandle)) {
 }
 
 #[tokio::test]
-async fn fault_58_a_blocked_secret_ends_its_streams_and_no_others() {
+async fn fault_58_blocked_secret_ends_its_streams() {
     ends_only_ours(|keys| keys.block_key(&ApiKey::parse(OURS).unwrap()).unwrap()).await;
 }
 
 #[tokio::test]
-async fn fault_58_a_blocked_key_id_ends_its_streams_and_no_others() {
+async fn fault_58_blocked_key_id_ends_its_streams() {
     ends_only_ours(|keys| {
         keys.block_key_id(&KeyId::from_static("api_key_a")).unwrap();
     })
@@ -142,22 +142,22 @@ async fn fault_58_a_blocked_key_id_ends_its_streams_and_no_others() {
 }
 
 #[tokio::test]
-async fn fault_58_a_blocked_organization_ends_its_streams_and_no_others() {
+async fn fault_58_blocked_organization_ends_its_streams() {
     ends_only_ours(|keys| keys.block_org(&OrgCode::from_static("org_a")).unwrap()).await;
 }
 
 #[tokio::test]
-async fn fault_58_an_invalidated_key_ends_its_streams_and_no_others() {
+async fn fault_58_invalidated_key_ends_its_streams() {
     ends_only_ours(|keys| keys.invalidate_key_id(&KeyId::from_static("api_key_a"))).await;
 }
 
 #[tokio::test]
-async fn fault_58_a_blocked_key_opens_no_stream() {
+async fn fault_58_blocked_key_opens_no_stream() {
     let (address, keys) = serve().await;
     keys.block_key_id(&KeyId::from_static("api_key_a")).unwrap();
-    let refused = get_events(address, OURS).await;
-    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
-    let refused = open_socket(address, OURS).await.unwrap_err();
-    assert_eq!(refused, StatusCode::UNAUTHORIZED);
+    let rejected = get_events(address, OURS).await;
+    assert_eq!(rejected.status(), StatusCode::UNAUTHORIZED);
+    let rejected = open_socket(address, OURS).await.unwrap_err();
+    assert_eq!(rejected, StatusCode::UNAUTHORIZED);
     assert!(open_socket(address, THEIRS).await.is_ok());
 }

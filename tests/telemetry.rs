@@ -1,4 +1,4 @@
-//! Names, labels and bounds of what the layer tells: a public contract.
+//! Names, labels and rate limits of telemetry: a public contract.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ const DOWN: &str = "k_test_down_0123456789";
 const BUSY: &str = "k_test_busy_0123456789";
 const OURS: &str = "k_test_ours_0123456789";
 const USER: &str = "k_test_user_0123456789";
-const JUNK: &str = "k_test_junk_0123456789";
+const INVALID_KEY: &str = "k_test_none_0123456789";
 
 fn layer(clock: TestClock) -> ApiKeyLayer {
     let verifier = verifier_fn(|key| async move {
@@ -99,7 +99,7 @@ fn snapshot(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_outcome_is_counted_once_under_its_own_label() {
+async fn each_outcome_is_counted_once() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
@@ -111,7 +111,7 @@ async fn every_outcome_is_counted_once_under_its_own_label() {
         ("/", Some(bearer(GOOD)), "allowed", 200),
         ("/mine", None, "credential-missing", 401),
         ("/", Some("Bearer".into()), "credential-malformed", 400),
-        ("/", Some(bearer(JUNK)), "invalid-token", 401),
+        ("/", Some(bearer(INVALID_KEY)), "invalid-token", 401),
         ("/", Some(bearer(USER)), "organization-required", 403),
         ("/read", Some(bearer(GOOD)), "allowed", 200),
         ("/write", Some(bearer(GOOD)), "insufficient-scope", 403),
@@ -150,7 +150,7 @@ async fn every_outcome_is_counted_once_under_its_own_label() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn look_ups_calls_and_states_are_told() {
+async fn look_ups_calls_and_states_are_recorded() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
@@ -159,7 +159,7 @@ async fn look_ups_calls_and_states_are_told() {
     let app = app(auth);
 
     let bearer = |key: &str| format!("Bearer {key}");
-    for key in [GOOD, GOOD, JUNK, JUNK, OURS] {
+    for key in [GOOD, GOOD, INVALID_KEY, INVALID_KEY, OURS] {
         status(&app, "/", Some(&bearer(key))).await;
     }
     clock.jump(Duration::from_secs(61));
@@ -192,7 +192,7 @@ async fn look_ups_calls_and_states_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_is_counted_as_a_pause_and_leaves_the_breaker_closed() {
+async fn a_429_is_counted_as_a_pause() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
@@ -213,7 +213,7 @@ async fn a_429_is_counted_as_a_pause_and_leaves_the_breaker_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_layers_the_one_that_refuses_counts() {
+async fn only_the_rejecting_layer_counts() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
@@ -252,11 +252,10 @@ impl std::io::Write for Lines {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_failures_is_logged_at_a_bounded_rate_and_a_change_of_state_once() {
+async fn failure_log_is_rate_limited() {
     let lines = Lines::default();
     let writer = lines.clone();
-    // While there is but one subscriber, whether an event is wanted at all is asked of the thread that comes by its place
-    // first: a test on another thread, which wants none, would decide for this one.
+    // With a single subscriber, `tracing` caches per callsite whether it is enabled, as decided on the first thread.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::INFO)
@@ -269,7 +268,7 @@ async fn a_flood_of_failures_is_logged_at_a_bounded_rate_and_a_change_of_state_o
     let verifier = {
         let calls = Arc::clone(&calls);
         verifier_fn(move |_| {
-            // Three good answers for each bad one keep the breaker closed.
+            // Three successful calls per failure keep the breaker closed.
             let is_bad = calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(4);
             async move {
                 if is_bad {
@@ -290,7 +289,7 @@ async fn a_flood_of_failures_is_logged_at_a_bounded_rate_and_a_change_of_state_o
     let text = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for n in 0..10_000 {
         status(&app, "/", Some(&format!("Bearer k_test_{n:016}"))).await;
-        // This second's event may have been another test's: goes on until the next.
+        // Another test may have emitted this second's event, so this continues until the next one.
         if n >= 2_000 {
             if text().contains("verification failed") {
                 break;
@@ -299,13 +298,13 @@ async fn a_flood_of_failures_is_logged_at_a_bounded_rate_and_a_change_of_state_o
         }
     }
     let text = text();
-    let told = text.matches("verification failed").count();
+    let logged = text.matches("verification failed").count();
+    assert!(calls.load(Ordering::SeqCst) >= 2_000, "too few calls");
+    // The limit is one per second of real time, and this test takes at most a few seconds.
     assert!(
-        calls.load(Ordering::SeqCst) >= 2_000,
-        "the verifier was asked"
+        (1..=60).contains(&logged),
+        "{logged} of 500 failures were logged"
     );
-    // The rate is one a second of real time, which this test takes a few of at the most.
-    assert!((1..=60).contains(&told), "{told} of 500 failures were told");
-    assert!(text.contains("connection reset"), "the reason is told");
-    assert!(!text.contains("k_test_"), "no key is told");
+    assert!(text.contains("connection reset"), "the reason is missing");
+    assert!(!text.contains("k_test_"), "a key was logged");
 }

@@ -1,11 +1,11 @@
-//! What a request costs in instructions and allocations, counted by valgrind.
+//! Instructions and allocations per request, counted by valgrind.
 //!
-//! A row runs twice in a process of its own, once for a few requests and once for many. The difference is the requests'
-//! alone: what a start-up costs is in both.
+//! A row runs twice in a child process, once for a few requests and once for many. The difference excludes the cost of the
+//! start-up.
 
 use std::process::Command;
 
-/// What one request costs.
+/// The cost of one request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counts {
     pub(crate) instructions: f64,

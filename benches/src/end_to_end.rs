@@ -1,4 +1,4 @@
-//! Over loopback, with a load generator beside the server: what is left of the bare server's throughput.
+//! Throughput over loopback, with a load generator, relative to a server without a layer.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command};
@@ -97,13 +97,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Serves a row for ever.
+/// Serves a row forever.
 pub(crate) fn serve(row: &str, address: &str) {
     let router: Router = match row {
         "bare" => rows::api(),

@@ -1,4 +1,4 @@
-//! Ten thousand requests that come at once with one cold key.
+//! Ten thousand concurrent requests with one unknown key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

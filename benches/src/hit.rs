@@ -1,4 +1,4 @@
-//! One request through every row: instructions and allocations by valgrind, time by turns.
+//! One request through every row: instructions and allocations by valgrind, and time.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::counts::{self, Counts};
 use crate::rows::{self, ALL, FLOOR, NO_OP, OURS, Row};
 use crate::table;
 
-/// How often the rows take turns, and for how many requests each time.
+/// The number of rounds, and of requests per row and round.
 const ROUNDS: usize = 61;
 const REQUESTS: u32 = 2_000;
 
@@ -24,7 +24,7 @@ pub(crate) fn of_all() {
     );
 }
 
-/// Prints what these rows cost. The rows they are measured against, and the floor, must be among them.
+/// Prints the costs of these rows. They must include the floor and the rows they are compared with.
 pub fn table(title: &str, rows: &[Row]) {
     let counts: BTreeMap<&str, Counts> = rows
         .iter()
@@ -66,7 +66,7 @@ pub fn table(title: &str, rows: &[Row]) {
     );
 }
 
-/// Nanoseconds of a request, the median of rounds in which every row had its turn.
+/// Nanoseconds per request: the median of rounds in which the rows alternate.
 fn times(rows: &[Row]) -> BTreeMap<&'static str, f64> {
     let mut rows: Vec<_> = rows
         .iter()
@@ -101,7 +101,7 @@ pub(crate) fn criterion(filter: Option<&str>) {
     criterion.final_summary();
 }
 
-/// What is held to its recorded value.
+/// The ratios that are compared with recorded values.
 fn ratios() -> BTreeMap<&'static str, f64> {
     let of = |name| counts::instructions(rows::find(name).name);
     let (no_op, floor, ours) = (of(NO_OP), of(FLOOR), of(OURS));
@@ -113,13 +113,13 @@ fn ratios() -> BTreeMap<&'static str, f64> {
             "organization-guard",
             gain(of("parameter-org") - of("parameter-auth")),
         ),
-        // Whole requests: these never see their handler.
+        // These requests do not reach the handler.
         ("refusal", of("ours-refused") / floor),
         ("malformed", of("ours-malformed") / floor),
     ])
 }
 
-/// How much of its recorded value a ratio may grow by.
+/// The permitted growth of a ratio over its recorded value.
 const MAY_GROW: f64 = 0.03;
 
 pub(crate) fn guard() -> ExitCode {

@@ -1,4 +1,4 @@
-//! Many keys, as an API with many customers has them.
+//! Many keys, distributed as in an API with many customers.
 
 use std::fmt::Write as _;
 
@@ -14,10 +14,10 @@ use tower_service::Service;
 
 use crate::rows::{self, REPORTS, SCOPE};
 
-/// How many keys an organization has.
+/// The number of keys per organization.
 const PER_ORG: u32 = 5;
 
-/// Scope sets repeat: an API offers its customers a few kinds of keys.
+/// Scope sets repeat, because an API has few kinds of keys.
 const KINDS: [&[&str]; 4] = [
     &["read:reports"],
     &["read:reports", "read:users"],
@@ -35,7 +35,7 @@ const KINDS: [&[&str]; 4] = [
 /// The nth key: a prefix and 32 hexadecimal digits.
 pub(crate) fn key(n: u32) -> String {
     let mut key = String::from("k_live_");
-    // The digits of one number would differ in the last places only.
+    // Plain numbers would differ in their last digits only.
     let mixed = u128::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
     let _ = write!(key, "{mixed:032x}");
     key
@@ -45,7 +45,7 @@ pub(crate) fn authorization(n: u32) -> HeaderValue {
     HeaderValue::try_from(format!("Bearer {}", key(n))).expect("a header's value")
 }
 
-/// A verifier in memory that says yes to every key, in new strings each time, as a parser of replies would.
+/// A verifier in memory for which every key is valid. It allocates new strings each time, like a parser of replies.
 pub(crate) fn builder() -> ApiKeyLayerBuilder {
     ApiKeyLayer::builder(verifier_fn(yes)).fixed_digest_secret(rows::SECRET)
 }
@@ -57,7 +57,7 @@ pub(crate) fn builder() -> ApiKeyLayerBuilder {
 fn yes(key: ApiKey) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
     let digits = &key.expose_secret()["k_live_".len()..];
     let mixed = u128::from_str_radix(digits, 16).expect("a key of ours");
-    // The inverse of what mixes, modulo 2^128: which key it is.
+    // The inverse of the multiplier modulo 2^128 yields the index of the key.
     let n = mixed.wrapping_mul(inverse(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835));
     let org = format!("org_{:010x}", n / u128::from(PER_ORG) * 0x5_1ED2);
     let kind = KINDS[(n % KINDS.len() as u128) as usize];
@@ -76,7 +76,7 @@ fn inverse(of: u128) -> u128 {
     inverse
 }
 
-/// An API behind this layer, which has been asked about the first so many keys.
+/// An API with this layer, which has verified this many keys.
 pub(crate) fn filled(auth: ApiKeyLayer, keys: u32) -> Router {
     let router = rows::api().layer((auth, require_scope(SCOPE)));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -84,7 +84,7 @@ pub(crate) fn filled(auth: ApiKeyLayer, keys: u32) -> Router {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        // Several at a time, as callers come; of one after another, each would leave the same gaps in the heap.
+        // Several at a time, as in production; one at a time, each would leave the same gaps in the heap.
         let callers: Vec<_> = (0..CALLERS)
             .map(|caller| {
                 tokio::spawn(ask(
@@ -120,13 +120,13 @@ pub(crate) fn call(router: &mut Router, authorization: HeaderValue) {
     assert_eq!(response.status(), StatusCode::OK);
 }
 
-/// Indices into so many keys.
+/// Uniform indexes of keys.
 #[expect(clippy::cast_possible_truncation, reason = "below the number of keys")]
 pub(crate) fn uniform(keys: u32, random: &mut u64) -> u32 {
     ((u128::from(next(random)) * u128::from(keys)) >> 64) as u32
 }
 
-/// The same by Zipf's law: the logarithm of the rank is uniform.
+/// Indexes by Zipf's law: the logarithm of the rank is uniform.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -137,7 +137,7 @@ pub(crate) fn zipf(keys: u32, random: &mut u64) -> u32 {
     (f64::from(keys).powf(unit) as u32).min(keys) - 1
 }
 
-/// `splitmix64`: the same row of numbers in every run.
+/// `splitmix64`: the same sequence in every run.
 fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;
@@ -146,7 +146,7 @@ fn next(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What this process occupies, in bytes.
+/// The resident memory of this process, in bytes.
 pub(crate) fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
     let pages: u64 = statm

@@ -1,6 +1,6 @@
-//! What the layer costs, beside a floor that is measured in the same run.
+//! The cost of the layer, relative to a floor that is measured in the same run.
 //!
-//! Seconds do not repeat on a shared machine. Instruction counts do, and so do ratios between rows that take turns.
+//! Times are not reproducible on a shared machine. Instruction counts are, and so are ratios between alternating rows.
 
 mod counts;
 mod end_to_end;
@@ -31,7 +31,7 @@ Without a bench, all of them, one after another.
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
   guard --record             writes that file";
 
-/// Runs the bench that the command line names, or all of them.
+/// Runs the bench named on the command line, or all benches.
 pub fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
         ),
         ["guard"] => return hit::guard(),
         ["guard", "--record"] => hit::record(),
-        // What the benches start as processes of their own.
+        // The child processes of the benches.
         ["row", name, times] => rows::repeat(
             rows::find(name),
             times.parse().expect("a number of requests"),

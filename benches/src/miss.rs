@@ -1,4 +1,4 @@
-//! A key that is not known: one call to the issuer, beside the same call made bare.
+//! An unknown key: one call to the issuer, compared with the same call without the layer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,7 +29,7 @@ struct Answered {
     is_valid: bool,
 }
 
-/// The issuer's endpoint over reqwest, with nothing around it.
+/// A call to the issuer's endpoint with reqwest only.
 #[derive(Clone)]
 struct OverHttp {
     client: reqwest::Client,
@@ -82,7 +82,7 @@ pub(crate) fn table() {
         let mut took = (Vec::new(), Vec::new());
         for n in 0..ROUNDS {
             let key = keys::key(n);
-            // On a task, as the server's requests are.
+            // On a task, like the server's requests.
             let asking = bare.clone();
             let begin = Instant::now();
             let answered = tokio::spawn(async move { asking.ask(&key).await }).await;
@@ -127,7 +127,7 @@ pub(crate) fn table() {
     );
 }
 
-/// A server on a thread of its own, that counts connections.
+/// A server on another thread that counts connections.
 fn serve(connections: Arc<AtomicU32>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("a socket");

@@ -1,4 +1,4 @@
-//! From one key to a million: what a hit costs, and what a key occupies.
+//! The cost of a hit and the memory per key, from one key to a million.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ const ROUNDS: usize = 11;
 const REQUESTS: u32 = 20_000;
 const SIZES: [u32; 5] = [1, 1_000, 10_000, 100_000, 1_000_000];
 
-/// Long enough for a million keys to be asked about before the first is stale.
+/// Long enough to verify a million keys before the first one is stale.
 const SOFT_TTL: Duration = Duration::from_secs(3_600);
 
 type Draw = fn(u32, &mut u64) -> u32;
@@ -106,7 +106,7 @@ fn times(rows: &mut [(&str, Router); 4], size: u32, draw: Draw) -> [f64; 4] {
     took.map(table::median)
 }
 
-/// Runs this program again, for a figure that needs a heap of its own.
+/// Runs this program again for a figure that needs a fresh heap.
 fn in_a_child(arguments: &[&str]) -> f64 {
     let program = std::env::current_exe().expect("this program");
     let output = Command::new(program)
@@ -117,9 +117,9 @@ fn in_a_child(arguments: &[&str]) -> f64 {
     said.trim().parse().expect("a figure")
 }
 
-/// Prints how many bytes a cached key occupies, all told.
+/// Prints the memory per cached key, in bytes.
 pub(crate) fn memory(size: u32) {
-    // The runtime, the code and the first of everything are not the keys'.
+    // Excludes the runtime, the code and one-time allocations.
     let layer = |capacity: u32| {
         keys::builder()
             .soft_ttl(SOFT_TTL)
@@ -143,7 +143,7 @@ pub(crate) fn memory(size: u32) {
     drop((warm, full));
 }
 
-/// Prints how many bytes so many refused keys occupy.
+/// Prints the memory of invalid keys, in bytes.
 pub(crate) fn junk(of: u32) {
     use tower::ServiceExt;
     use tower_orgkey::{ApiKeyLayer, Verification, test_util::TestClock, verifier_fn};
@@ -154,7 +154,7 @@ pub(crate) fn junk(of: u32) {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        // On a paused clock, since refusals are budgeted: a million of them take hours.
+        // On a paused clock, because invalid keys have a budget: a million of them take hours.
         let auth = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
             .test_clock(TestClock::new())
             .build()

@@ -1,4 +1,4 @@
-//! Hits on one key from every core: what a reader costs another.
+//! Hits on one key from every core: the contention between readers.
 
 use std::sync::Barrier;
 use std::thread;
@@ -75,7 +75,7 @@ pub(crate) fn table() {
     );
 }
 
-/// Nanoseconds of a request on each of so many threads.
+/// Nanoseconds per request on this number of threads.
 fn hammer(router: &Router, threads: usize) -> f64 {
     let barrier = Barrier::new(threads);
     let hammering = || {

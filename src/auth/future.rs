@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::layer::Core;
 use crate::api_keys::ApiKeys;
-use crate::pending::{Judge, Pending, Stop};
+use crate::pending::{Decide, Pending, Stop};
 use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
 use crate::telemetry::{self, Outcome};
 
@@ -42,10 +42,10 @@ pin_project! {
     }
 }
 
-impl<B> Judge<B> for Arc<Core> {
+impl<B> Decide<B> for Arc<Core> {
     type Source = ApiKeys;
 
-    fn judge(
+    fn decide(
         &self,
         request: &mut Request<B>,
         result: LookupResult<ApiKeys>,
@@ -94,7 +94,7 @@ where
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {
                         Ok(future) => State::Called { future },
-                        Err(Stop::Refused(rejection)) => State::Refused {
+                        Err(Stop::Rejected(rejection)) => State::Refused {
                             rejection: Some(rejection),
                         },
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::ConfigError;
 use crate::http_client::{self, Pinned};
 
-/// Builds a [`KindeVerifier`]. See the [module's guide](crate::kinde).
+/// Configures and builds a [`KindeVerifier`]. See the [module documentation](crate::kinde).
 ///
 /// Unless [`api_id`](Self::api_id) is set, the verifier accepts keys of every API of the Kinde environment.
 #[must_use]
@@ -34,7 +34,7 @@ pub struct KindeVerifierBuilder {
     clock: Clock,
 }
 
-/// Which credentials were chosen.
+/// The credentials of this service.
 enum Choice {
     Client {
         id: Zeroizing<String>,
@@ -61,8 +61,8 @@ impl KindeVerifierBuilder {
         }
     }
 
-    /// Our own credentials: those of a machine-to-machine application that may use the Kinde management API, with the scope
-    /// `read:api_keys`. Tokens are fetched with them and renewed ahead of their end, one at a time: each one is billed.
+    /// Sets the credentials of a machine-to-machine application that is authorized for the Kinde management API with the scope
+    /// `read:api_keys`. Access tokens are fetched with them and renewed before they expire, one at a time: Kinde bills each.
     pub fn client_credentials(
         mut self,
         client_id: impl Into<String>,
@@ -75,101 +75,101 @@ impl KindeVerifierBuilder {
         self
     }
 
-    /// A bearer token that never changes, such as a key of the environment, instead of client credentials. Nothing can renew
-    /// it: when Kinde refuses it, callers with unknown keys get 503.
+    /// Sets a static bearer token instead of client credentials. It is never renewed: if Kinde rejects it, callers with unknown
+    /// keys get 503.
     pub fn bearer_token(mut self, token: impl Into<String>) -> Self {
         self.choice = Some(Choice::Static(Zeroizing::new(token.into())));
         self
     }
 
-    /// No credentials at all. Kinde's description of the endpoint calls it public; its security scheme says otherwise.
+    /// Sends no credentials. Kinde's description of the endpoint calls it public; its security scheme does not.
     ///
-    /// Without a token nothing can be probed: a 401 or 403 is the key's once verify has answered 200 in this process,
-    /// and before that it is "cannot tell".
+    /// Without a token there are no probes: a 401 or 403 is about the key once verify has answered 200 in this process; before
+    /// that, the verifier cannot tell.
     pub fn without_credentials(mut self) -> Self {
         self.choice = Some(Choice::None);
         self
     }
 
-    /// The audience of our token; `<issuer>/api` unless set. Client credentials only.
+    /// Sets the audience of the access token; `<issuer>/api` unless set. For client credentials only.
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         self.audience = Some(audience.into());
         self
     }
 
-    /// The scopes of our token, separated by spaces: fewer than the application has. All of them unless set. Client
+    /// Sets the scopes of the access token, separated by spaces. All scopes of the application unless set. For client
     /// credentials only.
     pub fn scope(mut self, scope: impl Into<String>) -> Self {
         self.scope = Some(scope.into());
         self
     }
 
-    /// Admits only keys that were issued for the API with this id.
+    /// Accepts only keys that were issued for the API with this id.
     ///
     /// Unless set, a key of any API of the same Kinde environment is valid, with any scope of the same name: the verification
     /// response does not name the API.
     ///
-    /// Costs one call per key id and hour, for which the application needs the scope `read:api_keys`. A verification response
-    /// without `key_id` cannot be checked: the layer returns 503 to unknown keys, and the log names the cause.
+    /// This costs one call per key id and hour, for which the application needs the scope `read:api_keys`. A verification
+    /// response without `key_id` cannot be checked: the layer returns 503 for unknown keys, and the log names the cause.
     pub fn api_id(mut self, api_id: impl Into<String>) -> Self {
         self.api_id = Some(api_id.into());
         self
     }
 
-    /// Pins the reading of verify's 401 and 403. By evidence unless set.
+    /// Sets which credential a 401 or 403 from verify is about. Decided by evidence unless set.
     pub fn unauthorized_means(mut self, means: UnauthorizedMeans) -> Self {
         self.unauthorized = means;
         self
     }
 
-    /// Trusts these certificates too, one or more in PEM, for TLS to the issuer. May be called again.
+    /// Adds trusted root certificates for TLS to the issuer, one or more in PEM. May be called more than once.
     pub fn add_root_certificate_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.certificates.push(pem.as_ref().to_vec());
         self
     }
 
-    /// Goes through this proxy, `http://` or `https://`. None unless set: the environment's `HTTP_PROXY` and its kin are
-    /// never read.
+    /// Sets a proxy, `http://` or `https://`. None unless set; `HTTP_PROXY` and similar variables of the environment are never
+    /// read.
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = Some(Zeroizing::new(url.into()));
         self
     }
 
-    /// Lets the issuer's URL be `http://` on any host. Unless set, on loopback only.
+    /// Permits an `http://` issuer on any host. By default, only on loopback.
     ///
     /// # Warning
     ///
-    /// Every key and our own secret then cross the network in clear.
+    /// All keys and the client secret are then sent unencrypted.
     pub fn dangerously_allow_http(mut self) -> Self {
         self.allow_http = true;
         self
     }
 
-    /// How long a connection may take, TLS included. Not zero; 0.5 s unless set.
+    /// Sets the timeout for connecting, including the TLS handshake. Not zero; 0.5 s unless set.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Reads the time from a test's clock.
+    /// Reads the time from a [`TestClock`](crate::test_util::TestClock).
     #[cfg(feature = "test-util")]
     pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
         self.clock = Clock::Test(clock);
         self
     }
 
-    /// The verifier. Needs no runtime, and starts nothing.
+    /// Builds the verifier. Needs no runtime and spawns no task.
     ///
     /// # Errors
     ///
-    /// Names the setting that cannot be used, and never its value:
+    /// Names the invalid setting, never its value:
     ///
-    /// * `issuer`: not an absolute `http` or `https` URL, or one with a path, query, fragment or user; `http` beyond
-    ///   loopback; `https` with neither TLS feature on,
-    /// * `credentials`: none of the three choices was made,
-    /// * `client_credentials`, `bearer_token`, `audience`, `scope`, `api_id`: empty, or not fit to be sent; `api_id` without
+    /// * `issuer`: not an absolute `http` or `https` URL, or one with a path, query, fragment or user; `http` on a host other
+    ///   than loopback; `https` without a TLS feature,
+    /// * `credentials`: no credentials were chosen,
+    /// * `client_credentials`, `bearer_token`, `audience`, `scope`, `api_id`: empty, or not valid in a header; `api_id` without
     ///   credentials,
-    /// * `add_root_certificate_pem`, `proxy`, `connect_timeout`: not usable.
+    /// * `add_root_certificate_pem`, `proxy`, `connect_timeout`: invalid.
     pub fn build(self) -> Result<KindeVerifier, ConfigError> {
         let issuer = self.issuer()?;
         self.check_texts()?;
@@ -199,7 +199,7 @@ impl KindeVerifierBuilder {
             Some(Choice::None) if own_api.is_some() => {
                 return Err(ConfigError::new(
                     "api_id",
-                    "looking keys up needs credentials",
+                    "needs credentials, to look up keys",
                 ));
             }
             Some(Choice::None) => Credentials::None,
@@ -263,12 +263,12 @@ impl KindeVerifierBuilder {
 }
 
 fn proxy_at(url: &str) -> Result<reqwest::Proxy, ConfigError> {
-    let wrong = || ConfigError::new("proxy", "is no `http://` or `https://` URL");
-    let parsed = Url::parse(url).map_err(|_| wrong())?;
+    let invalid = || ConfigError::new("proxy", "is not an `http://` or `https://` URL");
+    let parsed = Url::parse(url).map_err(|_| invalid())?;
     if !matches!(parsed.scheme(), "http" | "https") {
-        return Err(wrong());
+        return Err(invalid());
     }
-    reqwest::Proxy::all(parsed).map_err(|_| wrong())
+    reqwest::Proxy::all(parsed).map_err(|_| invalid())
 }
 
 impl fmt::Debug for KindeVerifierBuilder {

@@ -6,7 +6,7 @@
 //! # fn layer(client_id: String, client_secret: String) -> Result<ApiKeyLayer, tower_orgkey::ConfigError> {
 //! let kinde = KindeVerifier::builder("https://acme.kinde.com")
 //!     .client_credentials(client_id, client_secret)
-//!     .api_id("7ccd126599aa422a771abcb341596881") // keys of this API alone
+//!     .api_id("7ccd126599aa422a771abcb341596881") // accept keys of this API only
 //!     .build()?;
 //! let auth = ApiKeyLayer::new(kinde);
 //! # Ok(auth)
@@ -25,21 +25,21 @@
 //! | 200, `is_valid` is `false`, or `status` is a string other than `active` | invalid, whatever else is in the reply |
 //! | 200, `is_valid` is `true`; `status` is absent, null or `active` | valid |
 //! | 200, `is_valid` is absent or null, and `code` is exactly `API_KEY_VERIFIED`; `status` is absent, null or `active` | valid |
-//! | 200, anything else: neither `is_valid` nor that code, a field of another type, not JSON, longer than 64 KiB | cannot tell; concerns this key alone |
+//! | 200, anything else: neither `is_valid` nor that code, a field of another type, not JSON, longer than 64 KiB | cannot tell; concerns this key only |
 //! | 400; 404 with a code other than `ROUTE_NOT_FOUND` | an unknown key is invalid; a known one once verify answers a later call |
 //! | 401, 403 | see below |
 //! | 429, 5xx, 3xx, any other status, no reply | cannot tell; concerns the issuer |
 //!
-//! Of a valid reply, `scopes` is an array of strings, null or absent (no scopes), and `org_code`, `key_id` and `user_id` are
-//! within their grammars, blank, null or absent; otherwise the layer cannot tell. No `org_code`, or a `user_id`, makes the
-//! key no organization's. All other fields are skipped.
+//! In a valid reply, `scopes` is an array of strings, null or absent (no scopes), and `org_code`, `key_id` and `user_id` are
+//! within their grammars, blank, null or absent; otherwise the layer cannot tell. No `org_code`, or a `user_id`, means that the
+//! key belongs to no organization. All other fields are skipped.
 //!
 //! # Keys of other APIs
 //!
-//! Verify names no API: without [`api_id`](KindeVerifierBuilder::api_id), keys of every API of the Kinde environment are valid.
-//! With it, each key's record is looked up by the reply's `key_id`. A reply without `key_id`, such as the example in Kinde's
-//! own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends none, leave `api_id`
-//! unset and give scopes names that only one API uses.
+//! The reply of verify does not name the API: without [`api_id`](KindeVerifierBuilder::api_id), keys of every API of the Kinde
+//! environment are valid. With it, each key's record is looked up by the reply's `key_id`. A reply without `key_id`, such as
+//! the example in Kinde's own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends
+//! none, leave `api_id` unset and give scopes names that only one API uses.
 //!
 //! # 401 and 403 are ambiguous
 //!
@@ -66,7 +66,7 @@
 //!   hard TTL otherwise.
 //! * In the last row, "while a known key's answer is" means: verify answered 401 or 403 about a known key under *t*, and
 //!   has not answered 200 under *t* to a later call. Otherwise a verify endpoint that answers 401 to everything would
-//!   turn valid new keys away with 401.
+//!   reject valid new keys with 401.
 //! * The probe is *unusable* once verify has answered 200 under a token that the probe had rejected before: the
 //!   application lacks the scope `read:api_keys`, or verify ignores tokens. One more probe is sent at once, and then one
 //!   every 15 minutes, until one is accepted. Meanwhile, if verify has not answered 200 under *t* for 60 s, the token is
@@ -79,7 +79,7 @@
 //!   confirms the answer.
 //! * Without credentials there is no token to probe with. Once verify has answered 200, a 401 or 403 is read as a 400: an
 //!   unknown key is invalid, and a known one after a later 200. Before that, both are undecided.
-//! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) replaces the table by a fixed reading.
+//! * [`unauthorized_means`](KindeVerifierBuilder::unauthorized_means) replaces the table by a fixed meaning.
 //!
 //! # The access token
 //!
@@ -101,19 +101,19 @@
 //!
 //! # The HTTP client
 //!
-//! It reads no proxy from the environment, follows no redirect, retries nothing, decodes no encoding, keeps no cookie, and
-//! speaks TLS 1.2 or later by the library that the features name (`rustls` before `native-tls`). [`http` is for loopback
-//! alone](KindeVerifierBuilder::dangerously_allow_http).
+//! The client reads no proxy from the environment, follows no redirects, retries nothing, decodes no content encoding and
+//! stores no cookies. It uses TLS 1.2 or later, by rustls, or by the platform's library if only the feature `native-tls` is
+//! on. It sends plain `http` to [loopback only](KindeVerifierBuilder::dangerously_allow_http).
 
 mod builder;
 mod evidence;
 mod http;
 mod own_api;
-mod poller;
+mod reconciler;
 mod token;
 mod verifier;
 pub(crate) mod wire;
 
 pub use self::builder::KindeVerifierBuilder;
-pub use self::poller::{KeyPoller, KeyPollerBuilder, WalkError, WalkReport};
+pub use self::reconciler::{KeyReconciler, KeyReconcilerBuilder, ReconcileError, ReconcileReport};
 pub use self::verifier::{KindeVerifier, UnauthorizedMeans};

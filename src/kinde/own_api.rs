@@ -12,23 +12,23 @@ use moka::sync::Cache;
 use tokio::time::timeout;
 
 use super::http::Http;
-use super::token::{Credentials, RenewalGate, Token};
+use super::token::{Credentials, RenewalBackoff, Token};
 use super::wire::{KeyReading, read_key};
 use crate::clock::{Clock, Tick};
 use crate::context::{KeyId, OrgCode};
 use crate::telemetry;
 use crate::verify::{Facts, VerifyError};
 
-/// How long a record of a key of this API is cached.
-const REMEMBERED: Duration = Duration::from_secs(60 * 60);
-/// How many records are cached: as many as a layer caches keys by default.
+/// The time for which a record of a key of this API is cached.
+const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
+/// The capacity of the cache of records: the default capacity of a layer.
 const CAPACITY: u64 = 100_000;
 
 /// Whether a key that verify accepted was issued for this API.
 #[derive(Debug)]
 pub(super) enum Ownership {
-    Ours,
-    NotOurs,
+    ThisApi,
+    OtherApi,
     /// The key has no record although verify has just accepted it: deleted meanwhile, or not created everywhere yet.
     NoRecord,
 }
@@ -37,21 +37,21 @@ pub(super) struct OwnApi {
     http: Arc<Http>,
     clock: Clock,
     api_id: String,
-    remembered: Cache<KeyId, Remembered>,
-    trouble: Mutex<Trouble>,
+    records: Cache<KeyId, CachedRecord>,
+    token_state: Mutex<TokenState>,
 }
 
 #[derive(Clone)]
-struct Remembered {
+struct CachedRecord {
     org: Option<OrgCode>,
     at: Tick,
 }
 
-/// The look-up rejects the token.
+/// Whether look-ups reject the token.
 #[derive(Default)]
-struct Trouble {
+struct TokenState {
     is_logged: bool,
-    renewals: RenewalGate,
+    renewals: RenewalBackoff,
 }
 
 /// The look-up of a key's record failed. Concerns neither the key nor verify.
@@ -71,12 +71,12 @@ impl OwnApi {
             http,
             clock,
             api_id,
-            remembered: Cache::builder()
+            records: Cache::builder()
                 .max_capacity(CAPACITY)
-                // Housekeeping: the time that counts is read from our own clock.
-                .time_to_live(REMEMBERED)
+                // Frees memory only; the TTL is checked with the clock of this crate.
+                .time_to_live(RECORD_TTL)
                 .build(),
-            trouble: Mutex::default(),
+            token_state: Mutex::default(),
         }
     }
 
@@ -94,17 +94,18 @@ impl OwnApi {
             ));
         };
         let now = self.clock.now();
-        let is_remembered = self.remembered.get(key_id).is_some_and(|remembered| {
-            remembered.org == facts.org && now.since(remembered.at) <= REMEMBERED
-        });
-        if is_remembered {
-            return Ok(Ownership::Ours);
+        let is_cached = self
+            .records
+            .get(key_id)
+            .is_some_and(|record| record.org == facts.org && now.since(record.at) <= RECORD_TTL);
+        if is_cached {
+            return Ok(Ownership::ThisApi);
         }
         let mut reading = self.look_up(key_id, facts, token, deadline).await?;
         let mut is_renewed = false;
         // The call carries no credential but the token, so a rejection is the token's and takes no probe. The token may have
         // been issued without its scopes, which verify does not notice, so verify's 200 is no reason to keep it.
-        if let KeyReading::TokenRefused(_) = reading
+        if let KeyReading::TokenRejected(_) = reading
             && let Some(token) = token
             && let Ok(Some(renewed)) = self.renewed(credentials, token, deadline).await
         {
@@ -114,25 +115,25 @@ impl OwnApi {
             is_renewed = true;
         }
         let ownership = match reading {
-            KeyReading::Ours => Ownership::Ours,
-            KeyReading::NotOurs => Ownership::NotOurs,
+            KeyReading::ThisApi => Ownership::ThisApi,
+            KeyReading::OtherApi => Ownership::OtherApi,
             KeyReading::NoRecord => Ownership::NoRecord,
-            KeyReading::TokenRefused(status) => return Err(self.rejected(status)),
+            KeyReading::TokenRejected(status) => return Err(self.rejected(status)),
             KeyReading::CannotTell(error) => return Err(LookUpFailed(error).into()),
         };
         {
-            let mut trouble = self.trouble();
-            trouble.is_logged = false;
+            let mut state = self.token_state();
+            state.is_logged = false;
             if is_renewed {
-                trouble.renewals.reset();
+                state.renewals.reset();
             }
         }
-        if matches!(ownership, Ownership::Ours) {
+        if matches!(ownership, Ownership::ThisApi) {
             let org = facts.org.clone();
-            self.remembered
-                .insert(key_id.clone(), Remembered { org, at: now });
+            self.records
+                .insert(key_id.clone(), CachedRecord { org, at: now });
         } else {
-            self.remembered.invalidate(key_id);
+            self.records.invalidate(key_id);
         }
         Ok(ownership)
     }
@@ -155,13 +156,13 @@ impl OwnApi {
         token: &Token,
         deadline: Duration,
     ) -> Result<Option<Token>, LookUpFailed> {
-        let gate = |now: Tick| self.trouble().renewals.pass(now);
-        within(deadline, credentials.renew(token.id, gate)).await
+        let allow = |now: Tick| self.token_state().renewals.allow(now);
+        within(deadline, credentials.renew(token.id, allow)).await
     }
 
     /// The look-up rejects the token, a renewed one included.
     fn rejected(&self, status: StatusCode) -> VerifyError {
-        let was_logged = std::mem::replace(&mut self.trouble().is_logged, true);
+        let was_logged = std::mem::replace(&mut self.token_state().is_logged, true);
         if !was_logged {
             telemetry::kinde::look_up_refused(status.as_u16());
         }
@@ -170,8 +171,10 @@ impl OwnApi {
         )
     }
 
-    fn trouble(&self) -> MutexGuard<'_, Trouble> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    fn token_state(&self) -> MutexGuard<'_, TokenState> {
+        self.token_state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::clock::{Clock, Tick};
 use crate::telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 
-/// The number of a token. Later tokens have greater numbers. 0 for a static token and for no token.
+/// The number of a token. Newer tokens have greater numbers. 0 for a static token and for no token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TokenId(u64);
 
@@ -69,10 +69,10 @@ impl Credentials {
     pub(super) async fn renew(
         &self,
         rejected: TokenId,
-        gate: impl FnOnce(Tick) -> bool,
+        allow: impl FnOnce(Tick) -> bool,
     ) -> Result<Option<Token>, VerifyError> {
         match self {
-            Self::Client(source) => source.renew(rejected, gate).await,
+            Self::Client(source) => source.renew(rejected, allow).await,
             Self::Static(_) | Self::None => Ok(None),
         }
     }
@@ -123,7 +123,7 @@ struct Failures {
     not_before: Tick,
 }
 
-/// What to log of a fetch.
+/// The event to log after a fetch.
 enum FetchEvent {
     Recovered,
     Failed(VerifyError, Option<&'static str>),
@@ -178,11 +178,11 @@ impl TokenSource {
     }
 
     /// Returns a newer token than this one, which the issuer rejected. Waits for a fetch that is in flight, and starts one if
-    /// there is none and the gate allows it. `None` when there is no newer token and the gate allows none.
+    /// there is none and `allow` permits it. `None` if there is no newer token and no fetch was permitted.
     pub(super) async fn renew(
         self: &Arc<Self>,
         rejected: TokenId,
-        gate: impl FnOnce(Tick) -> bool,
+        allow: impl FnOnce(Tick) -> bool,
     ) -> Result<Option<Token>, VerifyError> {
         if let Some(mut fetch) = {
             let mut state = self.state();
@@ -190,7 +190,7 @@ impl TokenSource {
             match &state.fetch {
                 _ if state.last_id != rejected => None,
                 Some(fetch) => Some(fetch.clone()),
-                None if state.may_fetch(now) && gate(now) => Some(self.fetch(&mut state)),
+                None if state.may_fetch(now) && allow(now) => Some(self.fetch(&mut state)),
                 None => return Ok(None),
             }
         } {
@@ -215,7 +215,7 @@ impl TokenSource {
         state.fetch = Some(fetch.clone());
         let source = Arc::clone(self);
         tokio::spawn(async move {
-            // Dropped last, also when the runtime shuts down, so that those who wait find the state updated.
+            // Dropped last, also when the runtime shuts down, so that waiters find the state updated.
             let _ended = ended;
             let in_flight = InFlight(&source);
             let sent_at = source.clock.now();
@@ -275,7 +275,7 @@ impl State {
                 });
                 return self.failures.take().map(|_| FetchEvent::Recovered);
             }
-            TokenReading::Refused(code) => {
+            TokenReading::Rejected(code) => {
                 let error = VerifyError::misconfigured(format!(
                     "the token endpoint rejects the client credentials: {code}"
                 ));
@@ -283,7 +283,7 @@ impl State {
             }
             TokenReading::CannotTell(error) => (error, None),
         };
-        let last = about_the_token(&error);
+        let last = for_verification(&error);
         let mut event = None;
         let mut waits = match self.failures.take() {
             Some(failures) if is_misconfigured(&failures.last) == is_misconfigured(&last) => {
@@ -291,14 +291,14 @@ impl State {
             }
             _ if is_misconfigured(&last) => {
                 event = Some(FetchEvent::Failed(error.clone(), code));
-                Waits::of_the_forbidden()
+                Waits::after_rejection()
             }
             _ => {
                 event = Some(FetchEvent::Failed(error.clone(), code));
-                Waits::of_the_unreachable()
+                Waits::after_failure()
             }
         };
-        let asked = error.retry_after().unwrap_or_default().min(LONGEST_PAUSE);
+        let asked = error.retry_after().unwrap_or_default().min(MAX_PAUSE);
         self.failures = Some(Failures {
             not_before: now.after(waits.next().max(asked)),
             last,
@@ -314,8 +314,8 @@ fn is_misconfigured(error: &VerifyError) -> bool {
 
 /// Turns an error of the token request into one for the verification that needs the token.
 ///
-/// Only verify's own 429 may pause verifications, and only verify's own reply may make no sense about a key.
-fn about_the_token(error: &VerifyError) -> VerifyError {
+/// Only verify's own 429 may pause verifications, and only verify's own reply can be an invalid response about a key.
+fn for_verification(error: &VerifyError) -> VerifyError {
     match error.kind() {
         VerifyErrorKind::Throttled { .. } => {
             VerifyError::inconclusive("the token endpoint asks for fewer calls")
@@ -344,53 +344,53 @@ impl TokenRequest {
     }
 }
 
-/// The longest pause that a 429 of the token endpoint is followed for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The max pause that a 429 of the token endpoint is followed for.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// Waits that double.
 #[derive(Debug)]
 pub(super) struct Waits {
     waits: ExponentialBackoff,
-    longest: Duration,
+    max: Duration,
 }
 
 impl Waits {
     /// 1 s, doubling to 60 s: for an endpoint that fails.
-    fn of_the_unreachable() -> Self {
+    fn after_failure() -> Self {
         Self::new(Duration::from_secs(1), Duration::from_secs(60))
     }
 
     /// 5 s, doubling to 15 min: for an endpoint that rejects the request. Each attempt may be billed.
-    pub(super) fn of_the_forbidden() -> Self {
+    pub(super) fn after_rejection() -> Self {
         Self::new(Duration::from_secs(5), Duration::from_secs(15 * 60))
     }
 
-    fn new(shortest: Duration, longest: Duration) -> Self {
+    fn new(min: Duration, max: Duration) -> Self {
         Self {
             waits: ExponentialBuilder::new()
-                .with_min_delay(shortest)
-                .with_max_delay(longest)
+                .with_min_delay(min)
+                .with_max_delay(max)
                 .without_max_times()
                 .build(),
-            longest,
+            max,
         }
     }
 
     pub(super) fn next(&mut self) -> Duration {
-        self.waits.next().unwrap_or(self.longest)
+        self.waits.next().unwrap_or(self.max)
     }
 }
 
 /// Limits how often a token is renewed early: once at any time, then after 5 s, doubling to 15 min until [reset](Self::reset).
 #[derive(Debug, Default)]
-pub(super) struct RenewalGate(Option<(Waits, Tick)>);
+pub(super) struct RenewalBackoff(Option<(Waits, Tick)>);
 
-impl RenewalGate {
+impl RenewalBackoff {
     /// Returns whether a token may be renewed now. If so, the renewal is counted.
-    pub(super) fn pass(&mut self, now: Tick) -> bool {
+    pub(super) fn allow(&mut self, now: Tick) -> bool {
         let (waits, not_before) = self
             .0
-            .get_or_insert_with(|| (Waits::of_the_forbidden(), Tick::ZERO));
+            .get_or_insert_with(|| (Waits::after_rejection(), Tick::ZERO));
         let may = now >= *not_before;
         if may {
             *not_before = now.after(waits.next());
@@ -409,7 +409,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_error_is_about_no_key_and_pauses_nothing() {
+    fn token_error_is_about_no_key_and_no_pause() {
         for (error, kind) in [
             (
                 VerifyError::throttled(Some(Duration::from_secs(30))),
@@ -428,7 +428,7 @@ mod tests {
                 VerifyErrorKind::Misconfigured,
             ),
         ] {
-            assert_eq!(about_the_token(&error).kind(), kind, "{error:?}");
+            assert_eq!(for_verification(&error).kind(), kind, "{error:?}");
         }
     }
 }

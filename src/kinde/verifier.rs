@@ -47,10 +47,10 @@ pub enum UnauthorizedMeans {
     /// # Warning
     ///
     /// When Kinde rejects the access token of this service, every key is invalid: callers get 401, also with known keys.
-    TheKey,
+    Key,
     /// Always the access token of this service: the caller gets 503, never 401. For an issuer that answers 200 or 400 for
     /// invalid keys.
-    OurToken,
+    AccessToken,
 }
 
 impl KindeVerifier {
@@ -78,7 +78,7 @@ impl Verifier for KindeVerifier {
         self.0.verify(key, &Attempt::new(DEADLINE)).await
     }
 
-    /// As [`verify`](Verifier::verify), but a 401 or 403 is confirmed only by a later 200 under the same token.
+    /// Like [`verify`](Verifier::verify), but a 401 or 403 is confirmed only by a later 200 under the same token.
     async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         let attempt = Attempt::new(DEADLINE).known(None);
         self.0.verify(key, &attempt).await
@@ -93,7 +93,7 @@ impl Verifier for KindeVerifier {
     }
 }
 
-/// What follows from a 401 or 403.
+/// The next step after a 401 or 403.
 enum Next {
     Answer(Invalid),
     /// Call verify again, with this token.
@@ -111,11 +111,11 @@ impl Kinde {
             let header = token.as_ref().map(|token| &token.header);
             let reply = within(deadline, self.http.verify(key, header)).await?;
             let verification = match read_verify(&reply) {
-                VerifyReading::Yes(facts) => {
+                VerifyReading::Valid(facts) => {
                     self.evidence.verify_answered(id, sent, is_retry);
                     self.check_api(facts, token.as_ref(), deadline).await?
                 }
-                VerifyReading::No => {
+                VerifyReading::Invalid => {
                     self.evidence.verify_answered(id, sent, is_retry);
                     Verification::invalid()
                 }
@@ -157,8 +157,8 @@ impl Kinde {
     ) -> Result<Next, VerifyError> {
         let deadline = attempt.deadline();
         let token = match (self.unauthorized, token) {
-            (UnauthorizedMeans::TheKey, _) => return Ok(Next::Answer(Invalid::Concluded)),
-            (UnauthorizedMeans::OurToken, _) => {
+            (UnauthorizedMeans::Key, _) => return Ok(Next::Answer(Invalid::Concluded)),
+            (UnauthorizedMeans::AccessToken, _) => {
                 let newer = self.renewed(token, answer, deadline).await;
                 return newer.map(Next::Retry).ok_or_else(token_rejected);
             }
@@ -209,7 +209,7 @@ impl Kinde {
             .flatten()
     }
 
-    /// Renews the token early, if the gate allows it. There is one retry.
+    /// Renews the token early, if the backoff allows it. There is one retry.
     async fn renewed(
         &self,
         token: Option<&Token>,
@@ -217,9 +217,9 @@ impl Kinde {
         deadline: Duration,
     ) -> Option<Token> {
         let token = token.filter(|_| !answer.is_retry)?;
-        let gate = |now| self.evidence.may_renew(now);
+        let allow = |now| self.evidence.may_renew(now);
         // A failure is logged by the token source, and leaves the answer undecided.
-        let renewed = within(deadline, self.credentials.renew(token.id, gate)).await;
+        let renewed = within(deadline, self.credentials.renew(token.id, allow)).await;
         renewed.ok().flatten()
     }
 
@@ -243,8 +243,8 @@ impl Kinde {
         if let Some(own_api) = &self.own_api {
             let check = own_api.check(&facts, &self.credentials, token, deadline);
             match check.await? {
-                Ownership::Ours => {}
-                Ownership::NotOurs => return Ok(Verification::invalid()),
+                Ownership::ThisApi => {}
+                Ownership::OtherApi => return Ok(Verification::invalid()),
                 Ownership::NoRecord => return Ok(Verification::invalid_unconfirmed()),
             }
         }

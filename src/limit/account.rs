@@ -1,224 +1,170 @@
-//! What one organization or key has used of its quotas.
+//! The usage of one organization or key, by the generic cell rate algorithm (GCRA).
 //!
-//! An account is one number: the moment from which on nothing is owed. How a request changes it is `governor`'s rule, the
-//! generic cell rate algorithm. Its own limiters keep a quota and a state of their own for as long as they live; here the
-//! quota may be another at each request, so a limiter is made on the stack for one request, over a clock that stands at zero,
-//! and is lent what is owed.
+//! The state under one quota is one number: the moment at which the quota is full again. A request moves it by the quota's
+//! period, and is rejected if it would then be further ahead than a full burst takes to refill.
 
-use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use governor::RateLimiter;
-use governor::clock::Clock;
-use governor::middleware::StateInformationMiddleware;
-use governor::nanos::Nanos;
-use governor::state::{NotKeyed, StateStore};
 
 use super::quota::Quota;
 use crate::clock::Tick;
 
-/// So many quotas of one organization or key are told apart.
+/// The maximum number of quotas per account.
 const QUOTAS: usize = 4;
 
-/// What a limit says to a request.
+/// The decision of a rate limit about one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It passes; so many more would at this moment, and the next one after `next`.
-    Pass { remaining: u32, next: Duration },
-    /// It does not; one would after `wait`.
-    Refuse { wait: Duration },
+pub(super) enum Decision {
+    /// The request passes. `remaining` more would pass now; if none would, the next one passes after `next`.
+    Allow { remaining: u32, next: Duration },
+    /// The request is rejected. One would pass after `wait`.
+    Reject { wait: Duration },
 }
 
-/// Stands still: what is owed is counted from the moment of the request.
-struct Standstill;
-
-impl Clock for Standstill {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        Nanos::new(0)
-    }
-}
-
-/// What is owed, lent to a limiter for one request.
-struct Debt(Cell<u64>);
-
-impl StateStore for Debt {
-    type Key = NotKeyed;
-
-    fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, decide: F) -> Result<T, E>
-    where
-        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
-    {
-        let (outcome, debt) = decide(Some(Nanos::new(self.0.get())))?;
-        self.0.set(debt.as_u64());
-        Ok(outcome)
-    }
-}
-
-/// What a limiter is, for one request.
-type Limiter = RateLimiter<NotKeyed, Debt, Standstill, StateInformationMiddleware>;
-
-/// What is owed under one quota.
-#[derive(Clone, Copy, Debug)]
-struct Account {
-    quota: Quota,
-    /// From this moment on nothing is.
-    until: Tick,
-}
-
-impl Account {
-    fn debt(&self, now: Tick) -> u64 {
-        self.until.0.saturating_sub(now.0)
-    }
-
-    fn spend(&mut self, now: Tick) -> Verdict {
-        let Some(quota) = self.quota.governors() else {
-            return closed(&self.quota);
-        };
-        let debt = Debt(Cell::new(self.debt(now)));
-        let limiter = Limiter::new(quota, debt, Standstill);
-        match limiter.check() {
-            Ok(snapshot) => {
-                let debt = limiter.into_state_store().0.get();
-                self.until = Tick(now.0.saturating_add(debt));
-                let tolerated = self.quota.fill() - self.quota.period();
-                Verdict::Pass {
-                    remaining: snapshot.remaining_burst_capacity(),
-                    next: Duration::from_nanos(debt.saturating_sub(tolerated)),
-                }
-            }
-            Err(not_until) => Verdict::Refuse {
-                wait: not_until.wait_time_from(Nanos::new(0)),
-            },
+impl Decision {
+    /// The decision under a quota that permits no request. Waiting does not help; the wait is the window.
+    pub(super) fn reject_all(quota: &Quota) -> Self {
+        Self::Reject {
+            wait: quota.window(),
         }
     }
 }
 
-/// The answer of a quota that lets nothing pass: there is no better time to name than its window's end.
-pub(super) fn closed(quota: &Quota) -> Verdict {
-    Verdict::Refuse {
-        wait: quota.window(),
+/// The usage of one quota.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    quota: Quota,
+    full_at: Tick,
+}
+
+impl Usage {
+    /// The time until the quota is full, in nanoseconds.
+    fn refill(&self, now: Tick) -> u64 {
+        self.full_at.0.saturating_sub(now.0)
+    }
+
+    fn request(&mut self, now: Tick) -> Decision {
+        let (period, burst) = (self.quota.period(), self.quota.refill());
+        if burst == 0 {
+            return Decision::reject_all(&self.quota);
+        }
+        // At most 2 × 2^62: see `MAX_REFILL`.
+        let refill = self.refill(now) + period;
+        if refill > burst {
+            return Decision::Reject {
+                wait: Duration::from_nanos(refill - burst),
+            };
+        }
+        self.full_at = Tick(now.0.saturating_add(refill));
+        let remaining = (burst - refill) / period;
+        Decision::Allow {
+            // At most the burst, which is a `u32`.
+            remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
+            next: Duration::from_nanos((refill + period).saturating_sub(burst)),
+        }
+    }
+
+    /// The refill time under another quota with the same used percentage, rounded up.
+    fn convert(&self, other: &Quota, now: Tick) -> u64 {
+        let refill = self.refill(now);
+        if refill == 0 {
+            return 0;
+        }
+        // A quota with usage permits requests, so its burst is not zero.
+        let (to, from) = (other.refill(), self.quota.refill());
+        let part = (u128::from(refill) * u128::from(to)).div_ceil(u128::from(from));
+        u64::try_from(part).map_or(to, |part| part.min(to))
     }
 }
 
-/// The accounts of one organization or key: one for each quota that it was given lately.
+/// The account of one organization or key.
 #[derive(Debug)]
-pub(super) struct Accounts(Mutex<Held>);
+pub(super) struct Account(Mutex<State>);
 
 #[derive(Debug)]
-struct Held {
-    /// The usual one.
-    first: Account,
-    others: Vec<Account>,
-    /// None of those that were forgotten for want of room owes anything from this moment on.
-    forgotten: Tick,
-    /// Nobody finds these accounts any more: what would be spent here has to be spent elsewhere.
-    is_given_up: bool,
+struct State {
+    /// One per quota, at most [`QUOTAS`].
+    usage: Vec<Usage>,
+    /// From then on every quota that was dropped from `usage` would be full.
+    dropped_full_at: Tick,
+    /// The account is no longer in the table, so a request must not use it.
+    is_removed: bool,
 }
 
-impl Accounts {
-    /// Accounts that owe nothing.
-    pub(super) fn new(quota: Quota) -> Self {
-        Self(Mutex::new(Held {
-            first: Account {
-                quota,
-                until: Tick::ZERO,
-            },
-            others: Vec::new(),
-            forgotten: Tick::ZERO,
-            is_given_up: false,
+impl Account {
+    /// An account without usage.
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(State {
+            usage: Vec::with_capacity(1),
+            dropped_full_at: Tick::ZERO,
+            is_removed: false,
         }))
     }
 
-    /// `None` if these accounts have been given up.
-    pub(super) fn spend(&self, quota: &Quota, now: Tick) -> Option<Verdict> {
-        let mut held = self.lock();
-        (!held.is_given_up).then(|| held.account(quota, now).spend(now))
+    /// Decides about a request and counts it if it passes. `None` if the account was removed.
+    pub(super) fn request(&self, quota: &Quota, now: Tick) -> Option<Decision> {
+        let mut state = self.lock();
+        (!state.is_removed).then(|| state.usage_of(quota, now).request(now))
     }
 
-    /// How long it takes until nothing is owed.
-    pub(super) fn debt(&self, now: Tick) -> Duration {
-        Duration::from_nanos(self.lock().debt(now))
+    /// The time until all quotas are full.
+    pub(super) fn refill(&self, now: Tick) -> Duration {
+        Duration::from_nanos(self.lock().refill(now))
     }
 
-    /// Gives the accounts up; if told to, only where nothing is owed. Whether they now are.
-    pub(super) fn give_up(&self, now: Tick, only_if_settled: bool) -> bool {
-        let mut held = self.lock();
-        held.is_given_up |= !only_if_settled || held.debt(now) == 0;
-        held.is_given_up
+    /// Marks the account as removed if it has no usage. Returns whether it is removed.
+    pub(super) fn remove_if_full(&self, now: Tick) -> bool {
+        let mut state = self.lock();
+        state.is_removed |= state.refill(now) == 0;
+        state.is_removed
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        // Whatever panics under the lock has changed one number or none.
+    /// Marks the account as removed.
+    pub(super) fn remove(&self) {
+        self.lock().is_removed = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock leaves at most one number changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
-    fn all(&self) -> impl Iterator<Item = &Account> {
-        std::iter::once(&self.first).chain(&self.others)
+impl State {
+    fn refill(&self, now: Tick) -> u64 {
+        let refills = self.usage.iter().map(|usage| usage.refill(now));
+        refills.max().unwrap_or_default()
     }
 
-    fn debt(&self, now: Tick) -> u64 {
-        self.all()
-            .map(|account| account.debt(now))
-            .max()
-            .unwrap_or_default()
-    }
-
-    fn account(&mut self, quota: &Quota, now: Tick) -> &mut Account {
-        if self.first.quota == *quota {
-            return &mut self.first;
-        }
-        let at = match self.others.iter().position(|held| held.quota == *quota) {
+    fn usage_of(&mut self, quota: &Quota, now: Tick) -> &mut Usage {
+        let at = match self.usage.iter().position(|usage| usage.quota == *quota) {
             Some(at) => at,
-            None => self.open(*quota, now),
+            None => self.add(*quota, now),
         };
-        &mut self.others[at]
+        &mut self.usage[at]
     }
 
-    /// Opens an account under another quota. It owes the same part of its whole as the account that owes most, so that no
-    /// new quota gives anything back; and no less than it did, should it be one that was forgotten.
+    /// Adds a quota with the highest used percentage of the others, and at least the usage it had if it was dropped before.
     #[cold]
-    fn open(&mut self, quota: Quota, now: Tick) -> usize {
-        let parts = self.all().map(|held| held.part_of(&quota, now));
-        let forgotten = self.forgotten.0.saturating_sub(now.0).min(quota.fill());
-        let debt = parts.fold(forgotten, u64::max);
-        let account = Account {
+    fn add(&mut self, quota: Quota, now: Tick) -> usize {
+        let dropped = self.dropped_full_at.0.saturating_sub(now.0);
+        let converted = self.usage.iter().map(|usage| usage.convert(&quota, now));
+        let refill = converted.fold(dropped.min(quota.refill()), u64::max);
+        let usage = Usage {
             quota,
-            until: Tick(now.0.saturating_add(debt)),
+            full_at: Tick(now.0.saturating_add(refill)),
         };
-        if self.others.len() + 1 < QUOTAS {
-            self.others.push(account);
-            return self.others.len() - 1;
+        if self.usage.len() < QUOTAS {
+            self.usage.push(usage);
+            return self.usage.len() - 1;
         }
-        // The one goes that owes nothing the soonest. There are others: `QUOTAS` is more than one.
-        let others = self.others.iter().enumerate();
-        let at = others
-            .min_by_key(|(_, held)| held.until)
+        let by_refill = self.usage.iter().enumerate();
+        let at = by_refill
+            .min_by_key(|(_, usage)| usage.full_at)
             .map_or(0, |(at, _)| at);
-        if self.first.until < self.others[at].until {
-            std::mem::swap(&mut self.first, &mut self.others[at]);
-        }
-        self.forgotten = self.forgotten.max(self.others[at].until);
-        self.others[at] = account;
+        self.dropped_full_at = self.dropped_full_at.max(self.usage[at].full_at);
+        self.usage[at] = usage;
         at
-    }
-}
-
-impl Account {
-    /// What would be owed under another quota if the same part of it were used up. Rounded up.
-    fn part_of(&self, other: &Quota, now: Tick) -> u64 {
-        let debt = self.debt(now);
-        if debt == 0 {
-            return 0;
-        }
-        // Who owes has a quota that lets something pass, and owes no more than the whole of it.
-        let (whole, fill) = (u128::from(other.fill()), u128::from(self.quota.fill()));
-        let part = (u128::from(debt) * whole).div_ceil(fill);
-        u64::try_from(part).map_or(other.fill(), |part| part.min(other.fill()))
     }
 }
 
@@ -228,78 +174,85 @@ mod tests {
 
     const START: Tick = Tick(1_000_000_000_000);
 
-    fn passed(accounts: &Accounts, quota: Quota, now: Tick) -> usize {
-        let pass = |_: &usize| matches!(accounts.spend(&quota, now), Some(Verdict::Pass { .. }));
-        (0..10_000).take_while(pass).count()
+    fn allowed(account: &Account, quota: Quota, now: Tick) -> usize {
+        let allows =
+            |_: &usize| matches!(account.request(&quota, now), Some(Decision::Allow { .. }));
+        (0..10_000).take_while(allows).count()
     }
 
     #[test]
-    fn a_new_quota_begins_as_far_used_up_as_the_one_before() {
+    fn new_quota_keeps_the_used_percentage() {
         let (small, large) = (Quota::per_minute(10), Quota::per_second(1_000));
-        let accounts = Accounts::new(small);
+        let account = Account::new();
         for _ in 0..5 {
-            assert!(accounts.spend(&small, START).is_some());
+            assert!(account.request(&small, START).is_some());
         }
-        assert_eq!(passed(&accounts, large, START), 500);
-        // What is used of the large one is not given back by the small one, nor the other way round.
-        assert_eq!(passed(&accounts, small, START), 5);
-        assert_eq!(passed(&accounts, large, START), 0);
+        assert_eq!(allowed(&account, large, START), 500);
+        assert_eq!(allowed(&account, small, START), 5);
+        assert_eq!(allowed(&account, large, START), 0);
         let later = START.after(Duration::from_secs(1));
-        assert_eq!(passed(&accounts, large, later), 1_000);
-        assert_eq!(passed(&accounts, small, later), 0);
+        assert_eq!(allowed(&account, large, later), 1_000);
+        assert_eq!(allowed(&account, small, later), 0);
     }
 
     #[test]
-    fn ever_new_quotas_give_nothing_back() {
-        let accounts = Accounts::new(Quota::per_minute(100));
-        assert_eq!(passed(&accounts, Quota::per_minute(100), START), 100);
+    fn many_quotas_yield_no_fresh_burst() {
+        let account = Account::new();
+        assert_eq!(allowed(&account, Quota::per_minute(100), START), 100);
         for n in 1..1_000 {
-            assert_eq!(passed(&accounts, Quota::per_minute(100 + n), START), 0);
-            assert_eq!(passed(&accounts, Quota::per_hour(n), START), 0);
+            assert_eq!(allowed(&account, Quota::per_minute(100 + n), START), 0);
+            assert_eq!(allowed(&account, Quota::per_hour(n), START), 0);
         }
-        assert!(accounts.lock().others.len() < QUOTAS);
+        assert_eq!(account.lock().usage.len(), QUOTAS);
     }
 
     #[test]
-    fn a_quota_that_was_forgotten_comes_back_owing_no_less() {
+    fn dropped_quota_returns_with_its_usage() {
         let daily = |n: u32| Quota::per(100 + n, Duration::from_secs(24 * 3_600));
-        let (minutely, quick) = (Quota::per_minute(60), Quota::per_second(5));
-        let accounts = Accounts::new(daily(0));
+        let (per_minute, per_second) = (Quota::per_minute(60), Quota::per_second(5));
+        let account = Account::new();
         for n in 0..3 {
-            assert!(accounts.spend(&daily(n), START).is_some());
+            assert!(account.request(&daily(n), START).is_some());
         }
-        assert!(passed(&accounts, minutely, START) > 50);
-        // Makes the minutely one be forgotten, which owes for a minute while the others owe for many.
-        assert_eq!(passed(&accounts, quick, START), 0);
-        assert!(accounts.lock().all().all(|held| held.quota != minutely));
+        assert!(allowed(&account, per_minute, START) > 50);
+        // Drops `per_minute`, which refills in a minute while the others take longer.
+        assert_eq!(allowed(&account, per_second, START), 0);
+        let has = |quota| {
+            account
+                .lock()
+                .usage
+                .iter()
+                .any(|usage| usage.quota == quota)
+        };
+        assert!(!has(per_minute));
         let later = START.after(Duration::from_secs(2));
-        assert_eq!(passed(&accounts, minutely, later), 2);
+        assert_eq!(allowed(&account, per_minute, later), 2);
     }
 
     #[test]
-    fn accounts_that_were_given_up_spend_nothing() {
+    fn removed_account_decides_nothing() {
         let quota = Quota::per_minute(2);
-        let accounts = Accounts::new(quota);
-        assert!(accounts.spend(&quota, START).is_some());
-        assert!(!accounts.give_up(START, true), "something is owed");
-        assert!(accounts.spend(&quota, START).is_some());
-        let settled = START.after(Duration::from_secs(60));
-        assert!(!accounts.give_up(Tick(settled.0 - 1), true));
-        assert!(accounts.give_up(settled, true));
-        assert_eq!(accounts.spend(&quota, settled), None);
+        let account = Account::new();
+        assert!(account.request(&quota, START).is_some());
+        assert!(!account.remove_if_full(START));
+        assert!(account.request(&quota, START).is_some());
+        let full = START.after(Duration::from_secs(60));
+        assert!(!account.remove_if_full(Tick(full.0 - 1)));
+        assert!(account.remove_if_full(full));
+        assert_eq!(account.request(&quota, full), None);
     }
 
     #[test]
-    fn the_wait_of_a_refusal_is_exact() {
+    fn wait_of_a_rejection_is_exact() {
         let quota = Quota::per_second(3).burst(2);
-        let accounts = Accounts::new(quota);
-        assert_eq!(passed(&accounts, quota, START), 2);
-        let Some(Verdict::Refuse { wait }) = accounts.spend(&quota, START) else {
-            panic!("passed")
+        let account = Account::new();
+        assert_eq!(allowed(&account, quota, START), 2);
+        let Some(Decision::Reject { wait }) = account.request(&quota, START) else {
+            panic!("allowed")
         };
         assert_eq!(wait, Duration::from_nanos(333_333_334));
         let then = START.after(wait);
-        assert_eq!(passed(&accounts, quota, Tick(then.0 - 1)), 0);
-        assert_eq!(passed(&accounts, quota, then), 1);
+        assert_eq!(allowed(&account, quota, Tick(then.0 - 1)), 0);
+        assert_eq!(allowed(&account, quota, then), 1);
     }
 }

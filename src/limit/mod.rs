@@ -1,10 +1,10 @@
-//! Limits: how many requests an organization or a key may make, and how many at once.
+//! Rate and concurrency limits per organization or per key.
 //!
-//! [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] stand *beneath* [`ApiKeyLayer`](crate::ApiKeyLayer), which
-//! tells them whose a request is, and before the guards and the handler. How much each organization has, your function
-//! says, from the request's [`OrgContext`](crate::OrgContext): plans differ. What is too much is refused with
-//! [429](crate::rejection#rate-limited) and `Retry-After`, in the layer's face; one organization at its limit costs
-//! another nothing.
+//! Put [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] inside [`ApiKeyLayer`](crate::ApiKeyLayer), which authenticates
+//! the request, and outside the guards and the handler. A function that you pass returns the limit of each request from its
+//! [`OrgContext`](crate::OrgContext), so limits can depend on the plan. A request above the limit is rejected with
+//! [429](crate::rejection#rate-limited) and `Retry-After`, in the response format of the `ApiKeyLayer`. The requests of one
+//! organization do not count against the limit of another.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -21,20 +21,20 @@
 //! });
 //! let exports = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(2));
 //!
-//! // The last `.route_layer` is the outermost: `auth`, then the rate, then what a route has of its own.
+//! // The last `.route_layer` is the outermost: `auth`, then `rate`, then the layers of a route.
 //! let app: Router = Router::new()
 //!     .route("/export", get(export).route_layer(exports).route_layer(require_scope("export")))
 //!     .route_layer(rate)
 //!     .route_layer(auth);
 //! ```
 //!
-//! # What counts
+//! # Which requests count
 //!
-//! Every request that the layer let pass with an organization counts, whatever becomes of it further in. A key that is
-//! malformed, refused, blocked or cannot be verified never gets here, so it uses nothing of anybody's. A guard *outside*
-//! of the limit spares it what the guard refuses; inside, a request without the scope counts: here it does against the
-//! rate, and not against the exports. A request that a limit refuses is not counted by that limit, nor by those inside of
-//! it; so a limit per key stands best outside of the organization's own:
+//! Every request that reaches the limit with an organization counts, whatever its response. A key that is malformed, invalid,
+//! blocked or cannot be verified is rejected before, and uses no quota. Requests that a guard *outside* the limit rejects do
+//! not count; those that a guard inside the limit rejects do. In the example, a request to `/export` without the scope counts
+//! against the rate, but not against the exports. A request that a limit rejects does not count against it, nor against limits
+//! inside it, so put a limit per key outside the limit of the organization:
 //!
 //! ```
 //! # use axum::{Router, routing::get};
@@ -47,59 +47,57 @@
 //!     .route_layer(auth);
 //! ```
 //!
-//! A request without a key, where [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) lets it pass, has no
-//! organization whose quota it could use: it passes, uncounted. Limit strangers by address, outside of the layer. Without
-//! the layer in front it is 500, and the log says so.
+//! A request without a key, which [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) permits, passes and is not
+//! counted. Limit such requests by address, outside `ApiKeyLayer`. Without an `ApiKeyLayer` around it, a limit responds with
+//! 500 and logs an error.
 //!
-//! Accounts are those of one process and its layer: *n* nodes behind a load balancer give an organization up to *n* times
-//! its quota.
+//! Limits are per process and layer: *n* nodes behind a load balancer give an organization up to *n* times its quota.
 //!
 //! # When a quota changes
 //!
-//! Your function's answer holds from the request on that it is given for: who bought a larger plan has its rate at once.
-//! A new quota begins as far used up as the one before was, so half a plan used is half of the next one used; the burst
-//! of the larger plan builds up at its rate. If the answer goes back and forth (by the scopes of an organization's keys,
-//! say), each quota has an account of its own, which only time gives anything back to: such an organization gets what its
-//! quotas allow together, and no change gives it a fresh burst. Of more than four quotas at a time one is forgotten, and
-//! on its return owes no less than it did. `None` counts nothing and forgets nothing.
+//! The quota that your function returns applies from that request on, so a plan change takes effect at once. A plan change
+//! keeps the used percentage: with half of the old quota used, half of the new one is used. The burst of a larger quota
+//! refills at its rate.
+//!
+//! If the function alternates between quotas (for example by the scopes of the keys of one organization), usage is counted
+//! per quota, and only time refills each. A change never yields a fresh burst. At most four quotas with usage are tracked per
+//! organization or key; a quota that was dropped starts with at least the usage it had. While the function returns `None`,
+//! nothing is counted and existing usage is kept.
 //!
 //! # Memory
 //!
-//! A rate limit holds an account for each organization, or key, that has used of its quota and not got all of it back
-//! yet; who has all of it needs none. So the [capacity](OrgRateLimitLayerBuilder::capacity), 100,000 accounts unless set,
-//! bounds memory (to some 40 MB), and how many can be held to their quotas at a time. Beyond it the account that owes
-//! least, of some that come in turn, is forgotten; its organization begins with a burst anew, and a warning is
-//! [logged](crate::telemetry). One organization's keys can have a hundredth of the capacity (at least ten accounts). Its
-//! further keys take over the accounts of its own, with what these owe: a flood of keys takes no more room than that, and
-//! gains nothing.
+//! A rate limit has an account for each organization or key without a full quota. The
+//! [capacity](OrgRateLimitLayerBuilder::capacity) bounds their number: 100,000 by default, which takes some 40 MB. Above it,
+//! the layer examines a few accounts and evicts the one that refills first. The evicted organization starts with a full quota,
+//! and a warning is [logged](crate::telemetry). The keys of one organization have at most a hundredth of the capacity, and at
+//! least ten accounts. Beyond that, a new key takes over an account of its organization with its usage, so an organization
+//! with many keys neither evicts the accounts of others nor gets more quota.
 //!
-//! A concurrency limit holds an entry for who has requests under way, while they are; its table keeps the size of its
-//! busiest moment.
+//! A concurrency limit has an entry for each organization or key with requests in flight. Its table does not shrink.
 //!
-//! # What is under way
+//! # When a request ends
 //!
-//! A request is under way from the decision until its response's body has ended, failed or was dropped, and not only
-//! until the response's head: an export that streams for minutes is what such a limit is there for. Its place is given
-//! back as well if the request's future is dropped, or the handler fails or panics. After an upgrade (a WebSocket, say)
-//! the response has ended, and what goes on is not counted.
+//! A concurrency limit counts a request as in flight until its response body ends, fails or is dropped, so it also limits
+//! responses that stream for minutes. The permit is released as well when the response future is dropped and when the handler
+//! fails or panics. After an upgrade (such as a WebSocket) the response has ended and the connection is not counted.
 //!
-//! So the type of the response's body changes to [`PermitBody`]. A router of axum takes every body. Directly beneath an
-//! `ApiKeyLayer` with a [rejection response](crate::RejectionResponse) for a body of your own, in one `ServiceBuilder`,
-//! put tower-http's `MapResponseBodyLayer` in between.
+//! The type of the response body therefore changes to [`PermitBody`]. A router of axum accepts every body type. If an
+//! `ApiKeyLayer` with a [rejection response](crate::RejectionResponse) for your own body type is directly outside the limit in
+//! one `ServiceBuilder`, put tower-http's `MapResponseBodyLayer` between them.
 //!
-//! # What it costs
+//! # Cost
 //!
-//! A request with a quota costs a look at the clock, a look-up in a lock-free index and the lock of its own account;
-//! nothing is allocated, unless the fields are asked for or the account is new. A place among those under way costs two
-//! look-ups under a lock that a 32nd part of the organizations share. `Retry-After` of a used-up rate is the time until
-//! the next request would pass; for a concurrency limit nobody can tell it, and it is 1 s.
+//! A request with a quota costs one clock read, one look-up in a lock-free index and the lock of its account. It allocates
+//! only for a new account or for the `RateLimit` fields. A concurrency limit costs two look-ups under a lock that is shared by
+//! one 32nd of the organizations. `Retry-After` of a rate limit is the time until the next request passes; for a concurrency
+//! limit that time is unknown, and it is 1 s.
 
 mod account;
-mod book;
+mod accounts;
 mod concurrency;
-mod fields;
 mod quota;
 mod rate;
+mod ratelimit_fields;
 mod subject;
 
 pub use self::concurrency::{

@@ -2,18 +2,18 @@ use std::fmt;
 use std::time::Duration;
 
 /// The longest window: a leap year.
-const LONGEST_WINDOW: u64 = 366 * 24 * 3600 * 1_000_000_000;
+const MAX_WINDOW: u64 = 366 * 24 * 3600 * 1_000_000_000;
 
-/// The longest that a used-up quota takes to be whole again: 146 years, so that sums of two of them fit into 64 bits.
-const LONGEST_FILL: u64 = 1 << 62;
+/// The longest time in which a burst refills: 146 years, so that the sum of two fits into 64 bits.
+const MAX_REFILL: u64 = 1 << 62;
 
-/// So many requests in so much time, and so many of them at once.
+/// A number of requests per window of time, with a burst.
 ///
-/// Requests are given back one by one, evenly over the window: after `per_minute(60)` is used up, one request passes in
-/// the next second and not sixty in the next minute. Unless [`burst`](Self::burst) says otherwise, a whole window's requests may
-/// come at once. In any stretch of time `d` at most `burst + d × requests / window` requests pass.
+/// The quota refills continuously: after `per_minute(60)` is used up, one request passes per second. The burst is the number
+/// of requests per window unless [`burst`](Self::burst) sets another. In any duration `d`, at most
+/// `burst + d × requests / window` requests pass.
 ///
-/// A quota of no requests lets none pass.
+/// A quota of zero requests rejects every request.
 ///
 /// ```
 /// use std::time::Duration;
@@ -29,32 +29,32 @@ pub struct Quota {
     burst: u32,
     /// Nanoseconds.
     window: u64,
-    /// Nanoseconds in which one request is given back. Rounded up: a quota is never exceeded.
+    /// Nanoseconds in which one request refills, rounded up so that the quota is never exceeded.
     period: u64,
 }
 
 impl Quota {
-    /// So many requests in a second.
+    /// A quota of `requests` per second.
     pub const fn per_second(requests: u32) -> Self {
         Self::per(requests, Duration::from_secs(1))
     }
 
-    /// So many requests in a minute.
+    /// A quota of `requests` per minute.
     pub const fn per_minute(requests: u32) -> Self {
         Self::per(requests, Duration::from_secs(60))
     }
 
-    /// So many requests in an hour.
+    /// A quota of `requests` per hour.
     pub const fn per_hour(requests: u32) -> Self {
         Self::per(requests, Duration::from_secs(3600))
     }
 
-    /// So many requests in a window of 1 ns to 366 days. What is shorter or longer is taken for the bound.
+    /// A quota of `requests` per `window`, which is clamped to 1 ns..=366 days.
     pub const fn per(requests: u32, window: Duration) -> Self {
         let window = match window.as_nanos() {
             0 => 1,
-            nanos if nanos > LONGEST_WINDOW as u128 => LONGEST_WINDOW,
-            // Within 64 bits, as the line above found.
+            nanos if nanos > MAX_WINDOW as u128 => MAX_WINDOW,
+            // At most `MAX_WINDOW`, as the line above checks.
             #[allow(clippy::cast_possible_truncation)]
             nanos => nanos as u64,
         };
@@ -72,17 +72,17 @@ impl Quota {
         quota.burst(requests)
     }
 
-    /// How many requests may come at once, after a pause that was long enough. As many as in a window unless set; with none,
-    /// nothing passes.
+    /// Sets how many requests can pass at once when the quota is full. The number of requests per window unless set; zero
+    /// rejects every request.
     ///
-    /// A burst that takes more than 146 years to be given back is cut to one that does not.
+    /// A burst that takes more than 146 years to refill is reduced to one that takes 146 years.
     pub const fn burst(mut self, requests: u32) -> Self {
-        let most = LONGEST_FILL / self.period;
-        self.burst = if requests as u64 > most {
-            // Smaller than a `u32`, as the line above found.
+        let max = MAX_REFILL / self.period;
+        self.burst = if requests as u64 > max {
+            // Less than a `u32`, as the line above checks.
             #[allow(clippy::cast_possible_truncation)]
             {
-                most as u32
+                max as u32
             }
         } else {
             requests
@@ -98,23 +98,17 @@ impl Quota {
         Duration::from_nanos(self.window)
     }
 
-    /// The time in which one request is given back, in nanoseconds.
+    /// The time in which one request refills, in nanoseconds.
     pub(super) fn period(&self) -> u64 {
         self.period
     }
 
-    /// The time in which a used-up burst is given back, in nanoseconds. Zero if nothing passes.
-    pub(super) fn fill(&self) -> u64 {
-        self.period * u64::from(self.burst)
-    }
-
-    /// `None` for a quota that lets nothing pass.
-    pub(super) fn governors(&self) -> Option<governor::Quota> {
-        let burst = std::num::NonZeroU32::new(self.burst)?;
+    /// The time in which the whole burst refills, in nanoseconds. Zero if the quota rejects every request.
+    pub(super) fn refill(&self) -> u64 {
         if self.requests == 0 {
-            return None;
+            return 0;
         }
-        Some(governor::Quota::with_period(Duration::from_nanos(self.period))?.allow_burst(burst))
+        self.period * u64::from(self.burst)
     }
 }
 
@@ -133,14 +127,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_request_is_given_back_in_no_less_than_its_part_of_the_window() {
+    fn period_is_rounded_up() {
         for (quota, period) in [
             (Quota::per_second(3), 333_333_334),
             (Quota::per_minute(60), 1_000_000_000),
             (Quota::per_hour(7), 514_285_714_286),
             (Quota::per(u32::MAX, Duration::from_secs(1)), 1),
             (Quota::per(5, Duration::ZERO), 1),
-            (Quota::per(1, Duration::MAX), LONGEST_WINDOW),
+            (Quota::per(1, Duration::MAX), MAX_WINDOW),
         ] {
             assert_eq!(quota.period(), period, "{quota:?}");
             assert!(u128::from(period) * u128::from(quota.requests) >= quota.window().as_nanos());
@@ -148,15 +142,15 @@ mod tests {
     }
 
     #[test]
-    fn no_quota_overflows_what_its_debts_are_counted_in() {
+    fn refill_time_is_bounded() {
         for requests in [0, 1, 2, 1_000, u32::MAX] {
             for window in [Duration::ZERO, Duration::from_secs(1), Duration::MAX] {
                 for burst in [0, 1, 1_000, u32::MAX] {
                     let quota = Quota::per(requests, window).burst(burst);
-                    let fill = u128::from(quota.period()) * u128::from(quota.burst);
-                    assert!(fill <= u128::from(LONGEST_FILL), "{quota:?}");
-                    assert_eq!(u128::from(quota.fill()), fill);
-                    assert_eq!(quota.governors().is_none(), requests == 0 || burst == 0);
+                    let refill = u128::from(quota.period()) * u128::from(quota.burst);
+                    assert!(refill <= u128::from(MAX_REFILL), "{quota:?}");
+                    let expected = if requests == 0 { 0 } else { refill };
+                    assert_eq!(u128::from(quota.refill()), expected);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Whose requests are counted together.
+//! The subject of a limit: an organization or a key.
 
 use std::hash::{Hash, Hasher};
 
@@ -9,7 +9,7 @@ use crate::context::{Anonymous, KeyId, OrgCode, OrgContext};
 use crate::key::KeyDigest;
 use crate::rejection::Rejection;
 
-/// What a limit is for.
+/// The kind of subject of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Per {
     Organization,
@@ -23,7 +23,7 @@ pub(super) struct Subject {
     key: Option<Key>,
 }
 
-/// A key goes by its id, which outlives a rotation. An issuer that gives its keys none leaves their digests.
+/// A key by its id, which a rotation does not change, or by its digest if the issuer provides no id.
 #[derive(Clone, PartialEq, Eq)]
 enum Key {
     Id(KeyId),
@@ -34,7 +34,7 @@ impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Id(id) => f.debug_tuple("Id").field(id).finish(),
-            // No digest is ever shown.
+            // A digest is never shown.
             Self::Digest(_) => f.debug_tuple("Digest").finish(),
         }
     }
@@ -50,7 +50,7 @@ impl Hash for Subject {
     }
 }
 
-/// The one hash of a subject, whether it is held or asked for.
+/// [`Subject`] and [`SubjectRef`] must have the same hash.
 fn hash<H: Hasher>(org: &OrgCode, key: Option<&KeyRef<'_>>, state: &mut H) {
     org.hash(state);
     match key {
@@ -60,9 +60,9 @@ fn hash<H: Hasher>(org: &OrgCode, key: Option<&KeyRef<'_>>, state: &mut H) {
     }
 }
 
-/// A subject that is asked for: found in a context, without counting a reference.
+/// A borrowed [`Subject`]. It costs no reference count.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct SubjectRef<'a> {
     pub(super) org: &'a OrgCode,
     key: Option<KeyRef<'a>>,
 }
@@ -73,8 +73,8 @@ enum KeyRef<'a> {
     Digest(KeyDigest),
 }
 
-impl<'a> Asked<'a> {
-    pub(super) fn of(context: &'a OrgContext, per: Per) -> Self {
+impl<'a> SubjectRef<'a> {
+    pub(super) fn new(context: &'a OrgContext, per: Per) -> Self {
         let key = match per {
             Per::Organization => None,
             Per::Key => Some(match context.key_id() {
@@ -100,33 +100,34 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl Hash for Asked<'_> {
+impl Hash for SubjectRef<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         hash(self.org, self.key.as_ref(), state);
     }
 }
 
-impl Equivalent<Subject> for Asked<'_> {
-    fn equivalent(&self, held: &Subject) -> bool {
-        let is_same_key = match (&self.key, &held.key) {
+impl Equivalent<Subject> for SubjectRef<'_> {
+    fn equivalent(&self, other: &Subject) -> bool {
+        let is_same_key = match (&self.key, &other.key) {
             (None, None) => true,
-            (Some(KeyRef::Id(asked)), Some(Key::Id(held))) => *asked == held,
-            (Some(KeyRef::Digest(asked)), Some(Key::Digest(held))) => asked == held,
+            (Some(KeyRef::Id(id)), Some(Key::Id(other))) => *id == other,
+            (Some(KeyRef::Digest(digest)), Some(Key::Digest(other))) => digest == other,
             _ => false,
         };
-        is_same_key && *self.org == held.org
+        is_same_key && *self.org == other.org
     }
 }
 
-/// Whose request this is; `None` for one that the layer let pass without a key. Without the layer it is refused.
+/// Returns the context of a request, or `None` if `ApiKeyLayer` let it pass without a key. Without the layer, the request is
+/// rejected.
 #[inline]
 pub(super) fn caller<'a>(
     extensions: &'a Extensions,
-    who_asks: &str,
+    component: &str,
 ) -> Result<Option<&'a OrgContext>, Rejection> {
     match extensions.get::<OrgContext>() {
         Some(context) => Ok(Some(context)),
         None if extensions.get::<Anonymous>().is_some() => Ok(None),
-        None => Err(Rejection::layer_missing(who_asks)),
+        None => Err(Rejection::layer_missing(component)),
     }
 }

@@ -65,7 +65,7 @@ where
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {
                         Ok(future) => State::Called { future },
-                        Err(Stop::Refused(rejection)) => State::Rejected {
+                        Err(Stop::Rejected(rejection)) => State::Rejected {
                             rejection: Some(rejection),
                         },
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),

@@ -15,7 +15,7 @@ use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
 use crate::context::{Anonymous, OrgCode, OrgContext};
 use crate::handle::ApiKeyHandle;
-use crate::pending::Judge;
+use crate::pending::Decide;
 use crate::rejection::Rejection;
 use crate::telemetry;
 
@@ -129,10 +129,10 @@ fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> De
     }
 }
 
-impl<B, T: Send + Sync + 'static> Judge<B> for Arc<Core<T>> {
+impl<B, T: Send + Sync + 'static> Decide<B> for Arc<Core<T>> {
     type Source = Loader<T>;
 
-    fn judge(
+    fn decide(
         &self,
         request: &mut Request<B>,
         result: LookupResult<Loader<T>>,

@@ -1,4 +1,4 @@
-//! What every public type is, whatever its parameters allow.
+//! The auto traits of the public types.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -29,7 +29,7 @@ macro_rules! all {
     };
 }
 
-/// What lives as long as the program.
+/// A type that is `'static`.
 trait Static: 'static {}
 impl<T: 'static> Static for T {}
 
@@ -88,7 +88,7 @@ all! {
     OrgContextBuilder: Clone, Static;
 }
 
-// Only what the body and the inner service are decides about a future.
+// The auto traits of a future depend only on the body and the inner service.
 assert_impl_all!(ResponseFuture<Probe, DefaultRejectionResponse, ()>: Send, Unpin, std::fmt::Debug);
 assert_impl_all!(ResponseFuture<Probe, Face, axum::body::Body>: Send, Unpin);
 assert_impl_all!(OrgRateLimitFuture<Ready>: Send, Sync, Unpin, std::fmt::Debug);
@@ -96,12 +96,12 @@ assert_impl_all!(OrgConcurrencyLimitFuture<Ready>: Send, Sync, Unpin, std::fmt::
 assert_impl_all!(PermitBody<axum::body::Body>: Send, Unpin, std::fmt::Debug, http_body::Body, From<Bytes>);
 assert_impl_all!(GuardFuture<Ready>: Send, Sync, Unpin, std::fmt::Debug);
 
-// A key cannot be printed, nor compared other than by its digest.
+// A key can be neither printed nor compared, except by its digest.
 assert_not_impl_any!(ApiKey: std::fmt::Display, PartialEq, AsRef<str>);
 
 /// The layer works over services and bodies that are not `Sync`.
 #[test]
-fn the_layer_asks_no_more_of_bodies_than_it_needs() {
+fn layer_needs_few_bounds_on_bodies() {
     struct Body(std::cell::Cell<u8>);
 
     fn is_service<S: tower::Service<Request<Body>>>(_: &S) -> bool
@@ -117,7 +117,7 @@ fn the_layer_asks_no_more_of_bodies_than_it_needs() {
 }
 
 #[test]
-fn the_futures_of_extractors_are_send() {
+fn extractor_futures_are_send() {
     fn is_send<F: Send>(_: &F) -> bool {
         true
     }

@@ -1,4 +1,4 @@
-//! Inner services that punish whoever forgets that readiness belongs to an instance.
+//! Inner services that fail if another instance than the ready one is called.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -32,7 +32,7 @@ where
     S::Error: Into<BoxError>,
 {
     let response = service.clone().oneshot(request(key));
-    // The clock stands still, so this passes only when nothing else can happen any more.
+    // The clock is paused, so this completes only when all tasks are idle.
     let response = tokio::time::timeout(Duration::from_secs(600), response).await;
     response
         .expect("a deadlock")
@@ -41,7 +41,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_57_who_waits_for_a_silent_issuer_holds_no_permit() {
+async fn fault_57_waiting_request_holds_no_permit() {
     let issuer = issuer();
     let handler = Handler::default();
     let service = ServiceBuilder::new()
@@ -49,20 +49,20 @@ async fn fault_57_who_waits_for_a_silent_issuer_holds_no_permit() {
         .layer(ConcurrencyLimitLayer::new(1))
         .service(handler.clone());
     assert_eq!(call(&service, ONE).await.unwrap(), 200);
-    let strangers: Vec<_> = (0..10)
+    let unknown_keys: Vec<_> = (0..10)
         .map(|_| {
             let mut service = service.clone();
             tokio::spawn(async move {
                 let ready = ServiceExt::<Request<()>>::ready(&mut service).await;
                 let response = ready.unwrap().call(request(SILENT)).await.unwrap();
-                // Kept until here, as a connection keeps its service: whatever it held, it held all the time.
+                // Kept until here, as a connection keeps its service, including its permit.
                 drop(service);
                 response.status()
             })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert_eq!(issuer.calls_for(SILENT), 1, "nobody waits for the issuer");
+    assert_eq!(issuer.calls_for(SILENT), 1, "the lookup was not started");
     let start = tokio::time::Instant::now();
     for _ in 0..100 {
         assert_eq!(call(&service, ONE).await.unwrap(), 200);
@@ -70,14 +70,14 @@ async fn fault_57_who_waits_for_a_silent_issuer_holds_no_permit() {
         assert_eq!(call(&service, TWO).await.unwrap(), 200);
     }
     assert_eq!(start.elapsed(), Duration::ZERO, "a known key waited");
-    for stranger in strangers {
-        assert_eq!(stranger.await.unwrap(), 503);
+    for unknown_key in unknown_keys {
+        assert_eq!(unknown_key.await.unwrap(), 503);
     }
     assert_eq!(handler.reached(), 201);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_misses_pass_one_by_one_through_a_limit_of_one() {
+async fn misses_pass_a_concurrency_limit_of_one() {
     let issuer = Issuer::new();
     issuer.fail(org("org_one", &[]));
     issuer.latency(Duration::from_millis(10));
@@ -103,7 +103,7 @@ async fn a_hundred_misses_pass_one_by_one_through_a_limit_of_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_buffer_outside_and_inside_serves_misses_and_hits() {
+async fn buffer_outside_and_inside_serves_requests() {
     let issuer = issuer();
     issuer.latency(Duration::from_millis(10));
     let probe = Probe::new();
@@ -132,7 +132,7 @@ async fn a_buffer_outside_and_inside_serves_misses_and_hits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn load_shed_inside_sheds_only_what_the_inner_service_cannot_take() {
+async fn load_shed_inside_follows_the_inner_service() {
     let issuer = issuer();
     let handler = tower::service_fn(async |_: Request<()>| {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -143,8 +143,8 @@ async fn load_shed_inside_sheds_only_what_the_inner_service_cannot_take() {
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(1))
         .service(handler);
-    // A stranger who waits takes no room.
-    let stranger = tokio::spawn({
+    // A waiting request with an unknown key takes no place.
+    let unknown_key = tokio::spawn({
         let service = service.clone();
         async move { call(&service, SILENT).await.unwrap() }
     });
@@ -155,7 +155,7 @@ async fn load_shed_inside_sheds_only_what_the_inner_service_cannot_take() {
         async move { call(&service, ONE).await.unwrap() }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    // Busy now: a hit and a miss are shed, and a refusal is a refusal.
+    // Busy: a hit and a miss are shed, and a rejection is unaffected.
     for key in [ONE, TWO] {
         let shed = call(&service, key).await.unwrap_err();
         assert!(shed.is::<tower::load_shed::error::Overloaded>(), "{shed}");
@@ -163,7 +163,7 @@ async fn load_shed_inside_sheds_only_what_the_inner_service_cannot_take() {
     assert_eq!(call(&service, BAD).await.unwrap(), 401);
     assert_eq!(busy.await.unwrap(), 200);
     assert_eq!(call(&service, TWO).await.unwrap(), 200);
-    assert_eq!(stranger.await.unwrap(), 503);
+    assert_eq!(unknown_key.await.unwrap(), 503);
 }
 
 /// Fails at `poll_ready` or in its future.
@@ -194,7 +194,7 @@ impl Service<Request<()>> for Fails {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_the_inner_service_come_out_as_they_are() {
+async fn inner_errors_are_passed_on() {
     let layer = ApiKeyLayer::new(issuer());
     let fails = layer.layer(Fails { at_ready: false });
     for _ in 0..2 {
@@ -206,6 +206,6 @@ async fn errors_of_the_inner_service_come_out_as_they_are() {
     let mut broken = layer.layer(Fails { at_ready: true });
     let ready = ServiceExt::<Request<()>>::ready(&mut broken).await;
     assert_eq!(ready.err(), Some("not ready"));
-    // A miss makes its own instance ready, and hears of it then.
+    // A miss makes its own instance ready and gets the error then.
     assert_eq!(broken.call(request(TWO)).await.unwrap_err(), "not ready");
 }

@@ -1,4 +1,4 @@
-//! The contract of `tower::Service`, and what the public types promise by their traits.
+//! The contract of `tower::Service`, and the auto traits of the public types.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 

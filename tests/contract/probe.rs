@@ -1,4 +1,4 @@
-//! A service that watches how it is treated.
+//! A service that records how it is called.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,7 +24,7 @@ pub(crate) struct Seen {
     called: Mutex<Vec<usize>>,
 }
 
-/// A clone is an instance of its own, and not ready.
+/// A clone is another instance, which is not ready.
 #[derive(Debug)]
 pub(crate) struct Probe {
     pub(crate) id: usize,
@@ -57,7 +57,7 @@ impl Seen {
         self.polls.load(Ordering::SeqCst)
     }
 
-    /// How many instances are ready and have not been called.
+    /// The number of instances that are ready and were not called.
     pub(crate) fn ready(&self) -> usize {
         self.ready.load(Ordering::SeqCst)
     }
@@ -67,17 +67,17 @@ impl Seen {
         self.violations.load(Ordering::SeqCst)
     }
 
-    /// Responses that were dropped before they were there.
+    /// Response futures that were dropped before completion.
     pub(crate) fn cancelled(&self) -> usize {
         self.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Which instances were called.
+    /// The instances that were called.
     pub(crate) fn called(&self) -> Vec<usize> {
         self.called.lock().unwrap().clone()
     }
 
-    /// No instance becomes ready until `release`.
+    /// Makes all instances pending until `release`.
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Ordering::SeqCst);
     }

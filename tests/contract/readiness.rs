@@ -59,7 +59,7 @@ async fn poll_ready_is_the_inner_services() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_hit_the_very_instance_that_was_made_ready_is_called() {
+async fn hit_calls_the_ready_instance() {
     let issuer = issuer();
     let (mut service, seen, clock) = service(&issuer);
     ready(&mut service).await;
@@ -84,7 +84,7 @@ async fn on_a_hit_the_very_instance_that_was_made_ready_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_the_answer() {
+async fn miss_drops_the_ready_instance() {
     let issuer = issuer();
     let gate = issuer.hold();
     let (mut service, seen, _) = service(&issuer);
@@ -92,12 +92,12 @@ async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_
     assert_eq!(seen.ready(), 1);
     let polls = seen.polls();
     let mut response = Box::pin(service.call(request(ONE)));
-    assert_eq!(seen.ready(), 0, "held while the issuer is asked");
+    assert_eq!(seen.ready(), 0, "a ready instance during the lookup");
     assert!(response.as_mut().now_or_never().is_none());
     tokio::task::yield_now().await;
     assert_eq!(issuer.in_flight(), 1);
     assert_eq!(seen.polls(), polls, "made ready too early");
-    // The answer is there, and the inner service is not.
+    // The lookup is complete, but the inner service is not ready.
     seen.hold();
     gate.add_permits(1);
     while issuer.finished() == 0 {
@@ -117,7 +117,7 @@ async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_never_calls_the_inner_service() {
+async fn rejection_does_not_call_the_inner_service() {
     let issuer = issuer();
     issuer.set("k_test_down_012345678", Say::Unavailable);
     let (mut service, seen, _) = service(&issuer);
@@ -134,7 +134,7 @@ async fn a_refusal_never_calls_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_response_cancels_the_inner_call_and_nothing_else() {
+async fn dropped_response_cancels_the_inner_call_only() {
     let issuer = issuer();
     let (mut service, seen, _) = service(&issuer);
     ready(&mut service).await;
@@ -151,7 +151,7 @@ async fn a_dropped_response_cancels_the_inner_call_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guards_forward_readiness_and_call_the_instance_they_made_ready() {
+async fn guards_call_the_ready_instance() {
     let probe = Probe::new();
     let seen = probe.seen();
     let scope = require_scope("a").layer(probe);
@@ -178,7 +178,7 @@ async fn guards_forward_readiness_and_call_the_instance_they_made_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_forward_readiness_and_call_the_instance_they_made_ready() {
+async fn limits_call_the_ready_instance() {
     let probe = Probe::new();
     let seen = probe.seen();
     let bodies = tower::util::MapResponseLayer::new(|response: http::Response<bytes::Bytes>| {
@@ -210,7 +210,7 @@ async fn limits_forward_readiness_and_call_the_instance_they_made_ready() {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What changes a key while a request of it waits.
+/// A change of a key while a request with it waits.
 struct Meanwhile {
     issuer: Issuer,
     clock: TestClock,
@@ -219,7 +219,7 @@ struct Meanwhile {
 }
 
 impl Meanwhile {
-    /// The status of another request with the key, which has it verified.
+    /// The status of another request with the key, which verifies it.
     async fn verified_again(&self) -> u16 {
         let service = self.layer.clone().max_age(Duration::ZERO);
         let response = answer(&service.layer(Handler::default()), ONE).await;
@@ -227,8 +227,7 @@ impl Meanwhile {
     }
 }
 
-/// The status, code and `Retry-After` of a request that was authenticated, waited for its inner service for a minute, and
-/// went on when that was ready.
+/// The status, code and `Retry-After` of a request that was authenticated and then waited a minute for its inner service.
 async fn waited(meanwhile: impl AsyncFnOnce(&Meanwhile)) -> (u16, Option<&'static str>, String) {
     let issuer = issuer();
     let clock = TestClock::new();
@@ -262,7 +261,7 @@ async fn waited(meanwhile: impl AsyncFnOnce(&Meanwhile)) -> (u16, Option<&'stati
     let status = response.status().as_u16();
     let is_called = !seen.called().is_empty();
     assert_eq!(is_called, status == 200, "{status}");
-    assert_eq!(seen.ready(), 0, "an instance is still held ready");
+    assert_eq!(seen.ready(), 0, "an instance is still ready");
     let retry_after = response.headers().get("retry-after");
     (
         status,
@@ -284,7 +283,7 @@ fn cannot_tell() -> (u16, Option<&'static str>, String) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_key_blocked_while_its_request_waits_is_401() {
+async fn fault_79_key_blocked_while_waiting_is_401() {
     type Block = fn(&ApiKeyHandle);
     let blocks: [Block; 3] = [
         |keys| keys.block_key(&ApiKey::parse(ONE).unwrap()).unwrap(),
@@ -306,7 +305,7 @@ async fn fault_79_a_key_blocked_while_its_request_waits_is_401() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_an_invalidation_is_for_later_requests() {
+async fn fault_79_invalidation_is_for_later_requests() {
     type Invalidate = fn(&ApiKeyHandle);
     let invalidations: [Invalidate; 4] = [
         |keys| keys.invalidate_key(&ApiKey::parse(ONE).unwrap()),
@@ -316,13 +315,13 @@ async fn fault_79_an_invalidation_is_for_later_requests() {
     ];
     for invalidate in invalidations {
         assert_eq!(waited(async |now| invalidate(&now.keys)).await, goes_on());
-        // What the issuer says after it counts.
-        for (says, status, expected) in [
+        // A later answer of the issuer counts.
+        for (answer, status, expected) in [
             (org("org_one", &["a"]), 200, goes_on()),
             (Say::No, 401, invalid()),
         ] {
             let verified = waited(async |now| {
-                now.issuer.set(ONE, says);
+                now.issuer.set(ONE, answer);
                 invalidate(&now.keys);
                 assert_eq!(now.verified_again().await, status);
             });
@@ -332,7 +331,7 @@ async fn fault_79_an_invalidation_is_for_later_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_result_that_runs_out_while_its_request_waits_is_503() {
+async fn fault_79_result_expired_while_waiting_is_503() {
     let hard = 15 * MINUTE;
     for (past, expected) in [(false, goes_on()), (true, cannot_tell())] {
         let outcome = waited(async |now| {
@@ -345,9 +344,9 @@ async fn fault_79_a_result_that_runs_out_while_its_request_waits_is_503() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_key_that_expires_while_its_request_waits_is_401() {
+async fn fault_79_key_expired_while_waiting_is_401() {
     let issuer = issuer();
-    // The wall clock is not paused, so this is a minute less the moment until the answer is read.
+    // The wall clock is not paused, so this is slightly less than a minute.
     issuer.set(ONE, expiring("org_one", SystemTime::now() + MINUTE));
     let (mut service, seen, clock) = service(&issuer);
     ready(&mut service).await;
@@ -365,30 +364,30 @@ async fn fault_79_a_key_that_expires_while_its_request_waits_is_401() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_what_the_issuer_says_meanwhile_counts() {
-    let refused = async |now: &Meanwhile| {
+async fn fault_79_later_answer_while_waiting_counts() {
+    let rejected = async |now: &Meanwhile| {
         now.issuer.set(ONE, Say::No);
         assert_eq!(now.verified_again().await, 401);
     };
-    assert_eq!(waited(refused).await, invalid());
+    assert_eq!(waited(rejected).await, invalid());
     // That answer is no longer cached.
-    let refused_long_ago = async |now: &Meanwhile| {
-        refused(now).await;
+    let rejected_long_ago = async |now: &Meanwhile| {
+        rejected(now).await;
         now.clock.jump(MINUTE);
     };
-    assert_eq!(waited(refused_long_ago).await, cannot_tell());
-    for (says, expected) in [
+    assert_eq!(waited(rejected_long_ago).await, cannot_tell());
+    for (answer, expected) in [
         (org("org_one", &["a"]), goes_on()),
         (org("org_one", &[]), cannot_tell()),
         (org("org_two", &["a"]), cannot_tell()),
     ] {
         let outcome = waited(async |now| {
-            now.issuer.set(ONE, says);
+            now.issuer.set(ONE, answer);
             assert_eq!(now.verified_again().await, 200);
         });
         assert_eq!(outcome.await, expected);
     }
-    // No answer, no news.
+    // Without an answer, nothing changes.
     let outage = async |now: &Meanwhile| {
         now.issuer.set(ONE, Say::Unavailable);
         assert_eq!(now.verified_again().await, 503);
@@ -398,7 +397,7 @@ async fn fault_79_what_the_issuer_says_meanwhile_counts() {
 
 /// Tower's limit makes a request that was authenticated wait for a permit.
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_key_blocked_while_its_request_waits_for_a_permit_is_401() {
+async fn fault_79_key_blocked_before_its_permit_is_401() {
     let issuer = issuer();
     issuer.set(TWO, org("org_two", &[]));
     let answers = issuer.hold();
@@ -445,7 +444,7 @@ async fn fault_79_a_key_blocked_while_its_request_waits_for_a_permit_is_401() {
     assert_eq!(outcome(&service, TWO).await, passed("org_two"));
 }
 
-/// Lets everything run that needs no time to pass, until this is so.
+/// Runs all tasks that do not wait for time, until the condition is true.
 async fn until(is_so: impl Fn() -> bool) {
     while !is_so() {
         tokio::task::yield_now().await;
@@ -454,13 +453,13 @@ async fn until(is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn neither_building_nor_layering_needs_a_runtime() {
+fn building_and_layering_need_no_runtime() {
     let layer = ApiKeyLayer::new(issuer());
     let built = ApiKeyLayer::builder(issuer()).build().unwrap();
     let service = layer.layer(Probe::new());
     let _ = (built.clone().layer(Probe::new()), service.clone(), layer);
-    // What is decided without the issuer needs none either.
+    // A decision without the issuer needs no runtime either.
     let mut service = service;
-    let refused = service.call(request("short")).now_or_never().unwrap();
-    assert_eq!(refused.unwrap().status(), 400);
+    let rejected = service.call(request("short")).now_or_never().unwrap();
+    assert_eq!(rejected.unwrap().status(), 400);
 }

@@ -1,6 +1,6 @@
-//! Faults of the issuer and of the way to it, seen through the layer and the Kinde verifier over real sockets.
+//! Faults of the issuer and of the network, with the layer and the Kinde verifier over real sockets.
 //!
-//! Between the verifier and the emulator stands a proxy. Every test asserts that its fault was injected, at one or the other.
+//! The verifier calls the emulator through a proxy. Each test asserts that one of them injected its fault.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
@@ -18,27 +18,26 @@ use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKeyLayer, BreakerState, Verifier, verifier_fn};
 
-use self::stage::{A_WHILE, JUNK, Stage, code, kinde};
+use self::stage::{A_WHILE, INVALID_KEY, Stage, code, kinde};
 use self::support::proxy::{Fault as OnTheWay, FaultProxy};
 
 #[tokio::test]
-async fn fault_01_an_issuer_that_is_gone_leaves_known_keys_alone_and_tells_strangers_to_come_back()
-{
+async fn fault_01_unreachable_issuer_costs_no_known_key() {
     let mut stage = Stage::set().await;
-    let stranger = stage.stranger();
+    let unknown_key = stage.unknown_key();
     stage.proxy.inject(OnTheWay::Refuse).await;
     assert!(stage.proxy.is_refusing().await);
-    stage.shows_an_outage(&stranger).await;
+    stage.shows_an_outage(&unknown_key).await;
     assert!(stage.proxy.is_refusing().await);
     for n in 0..5 {
-        assert_eq!(stage.status(&format!("{JUNK}{n}")).await, 503);
+        assert_eq!(stage.status(&format!("{INVALID_KEY}{n}")).await, 503);
     }
     assert!(
         matches!(
             stage.handle.upstream().unknown_breaker,
             BreakerState::Open { .. }
         ),
-        "it was tried, and then left alone"
+        "it was called, and then no more"
     );
     stage.clock.jump(Duration::from_secs(900));
     assert_eq!(
@@ -47,26 +46,26 @@ async fn fault_01_an_issuer_that_is_gone_leaves_known_keys_alone_and_tells_stran
         "past the hard TTL"
     );
     stage.proxy.heal();
-    stage.shows_recovery(&stranger).await;
+    stage.shows_recovery(&unknown_key).await;
 }
 
 #[tokio::test]
-async fn fault_01_connections_that_are_reset_as_they_begin_are_an_outage() {
+async fn fault_01_reset_connections_are_an_outage() {
     let mut stage = Stage::set().await;
-    let stranger = stage.stranger();
+    let unknown_key = stage.unknown_key();
     stage.emulator.reset_calls();
     stage.proxy.inject(OnTheWay::HangUp).await;
-    stage.shows_an_outage(&stranger).await;
+    stage.shows_an_outage(&unknown_key).await;
     assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
     assert_eq!(stage.emulator.calls().verify.total, 0);
     stage.proxy.heal();
-    stage.shows_recovery(&stranger).await;
+    stage.shows_recovery(&unknown_key).await;
 }
 
 #[tokio::test]
-async fn fault_02_silence_delays_no_known_key_in_both_soft_ttls_nor_behind_the_breaker() {
+async fn fault_02_silent_issuer_delays_no_known_key() {
     let mut stage = Stage::set().await;
-    let stranger = stage.stranger();
+    let unknown_key = stage.unknown_key();
     stage.emulator.reset_calls();
     stage.proxy.inject(OnTheWay::Silence).await;
     let at_once = |what: &str| {
@@ -76,19 +75,25 @@ async fn fault_02_silence_delays_no_known_key_in_both_soft_ttls_nor_behind_the_b
     at_once("fresh");
     stage.clock.jump(A_WHILE);
     at_once("stale, and its refresh begins");
-    at_once("while its refresh is under way");
+    at_once("while its refresh is in flight");
 
-    let junk = [1, 2, 3].map(|n| format!("{JUNK}{n}"));
-    let strangers = [stranger.secret(), JUNK, &junk[0], &junk[1], &junk[2]];
-    for refused in futures_util::future::join_all(strangers.map(|key| stage.call(key))).await {
-        assert_eq!(refused.status(), 503);
-        assert_eq!(code(&refused), "verifier-unavailable");
-        assert!(refused.headers().contains_key("retry-after"));
+    let invalid = [1, 2, 3].map(|n| format!("{INVALID_KEY}{n}"));
+    let unknown_keys = [
+        unknown_key.secret(),
+        INVALID_KEY,
+        &invalid[0],
+        &invalid[1],
+        &invalid[2],
+    ];
+    for rejected in futures_util::future::join_all(unknown_keys.map(|key| stage.call(key))).await {
+        assert_eq!(rejected.status(), 503);
+        assert_eq!(code(&rejected), "verifier-unavailable");
+        assert!(rejected.headers().contains_key("retry-after"));
     }
     assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
     assert!(
         stage.emulator.calls().verify.total >= 5,
-        "the issuer got the calls whose answers were lost"
+        "the issuer received the calls"
     );
     assert!(matches!(
         stage.handle.upstream().unknown_breaker,
@@ -96,62 +101,62 @@ async fn fault_02_silence_delays_no_known_key_in_both_soft_ttls_nor_behind_the_b
     ));
     at_once("behind the breaker");
     stage.proxy.heal();
-    stage.shows_recovery(&stranger).await;
+    stage.shows_recovery(&unknown_key).await;
 }
 
 #[tokio::test]
-async fn fault_02_an_issuer_that_never_answers_is_an_outage() {
+async fn fault_02_silent_issuer_is_an_outage() {
     let mut stage = Stage::set().await;
-    let stranger = stage.stranger();
+    let unknown_key = stage.unknown_key();
     stage.proxy.inject(OnTheWay::Silence).await;
-    stage.shows_an_outage(&stranger).await;
+    stage.shows_an_outage(&unknown_key).await;
     assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
     stage.proxy.heal();
-    stage.shows_recovery(&stranger).await;
+    stage.shows_recovery(&unknown_key).await;
 }
 
 #[tokio::test]
-async fn fault_03_a_body_that_comes_byte_for_byte_is_an_outage() {
+async fn fault_03_trickled_body_is_an_outage() {
     let mut stage = Stage::set().await;
-    let stranger = stage.stranger();
-    // Ten bytes in the time that an attempt has, of the shortest of answers.
+    let unknown_key = stage.unknown_key();
+    // Ten bytes of the shortest answer within the attempt deadline.
     let apart = Duration::from_millis(100);
     stage.proxy.inject(OnTheWay::Trickle { apart }).await;
-    stage.shows_an_outage(&stranger).await;
+    stage.shows_an_outage(&unknown_key).await;
     assert!(stage.proxy.injected() >= 5, "{}", stage.proxy.injected());
     stage.proxy.heal();
-    stage.shows_recovery(&stranger).await;
+    stage.shows_recovery(&unknown_key).await;
 }
 
 #[tokio::test]
-async fn fault_04_an_answer_that_breaks_off_is_neither_a_yes_nor_a_no() {
-    // All of `{"is_valid":false}` but its end, and none of a body.
+async fn fault_04_truncated_response_decides_nothing() {
+    // `{"is_valid":false}` without its last byte, and an empty body.
     for body in [17, 0] {
         for fault in [OnTheWay::Reset { body }, OnTheWay::Truncate { body }] {
             let mut stage = Stage::set().await;
-            let stranger = stage.stranger();
+            let unknown_key = stage.unknown_key();
             stage.emulator.reset_calls();
             stage.proxy.inject(fault).await;
-            stage.shows_an_outage(&stranger).await;
+            stage.shows_an_outage(&unknown_key).await;
             assert!(stage.proxy.injected() >= 5, "{fault:?}");
             assert!(
                 stage.emulator.calls().verify.total >= 5,
                 "{fault:?}: the issuer did answer"
             );
             stage.proxy.heal();
-            stage.shows_recovery(&stranger).await;
+            stage.shows_recovery(&unknown_key).await;
         }
     }
 }
 
 #[tokio::test]
-async fn fault_13_a_name_that_resolves_no_more_is_an_outage() {
+async fn fault_13_unresolved_name_is_an_outage() {
     const GONE: &str = "issuer.invalid";
 
     let emulator = KindeEmulator::start().await.unwrap();
     let proxy = FaultProxy::to(emulator.addr());
     let clock = TestClock::new();
-    // The issuer's name is part of a verifier, so the one whose name is gone takes the place of the other.
+    // The issuer's name is fixed per verifier, so another verifier replaces the first one.
     let resolves = kinde(&emulator, &proxy, &clock).build().unwrap();
     let does_not = KindeVerifier::builder(format!("http://{GONE}"))
         .dangerously_allow_http()
@@ -171,26 +176,26 @@ async fn fault_13_a_name_that_resolves_no_more_is_an_outage() {
     });
     let auth = ApiKeyLayer::builder(verifier).test_clock(clock.clone());
     let stage = Stage::with(emulator, proxy, clock, auth.build().unwrap()).await;
-    let stranger = stage.stranger();
+    let unknown_key = stage.unknown_key();
     assert!(tokio::net::lookup_host((GONE, 80)).await.is_err());
     is_gone.store(true, Ordering::SeqCst);
-    stage.shows_an_outage(&stranger).await;
+    stage.shows_an_outage(&unknown_key).await;
     assert!(unresolved.load(Ordering::SeqCst) >= 5);
     is_gone.store(false, Ordering::SeqCst);
-    stage.shows_recovery(&stranger).await;
+    stage.shows_recovery(&unknown_key).await;
 }
 
 #[tokio::test]
-async fn fault_08_a_429_with_its_reset_leaves_the_issuer_alone_and_the_breaker_closed() {
+async fn fault_08_429_pauses_calls_and_opens_no_breaker() {
     let stage = Stage::set().await;
-    let strangers = [stage.stranger(), stage.stranger()];
+    let unknown_keys = [stage.unknown_key(), stage.unknown_key()];
     let throttled = Fault::status(429).with_header("ratelimit-reset", "30");
     stage.emulator.inject(Endpoint::Verify, throttled);
     stage.emulator.reset_calls();
-    for stranger in &strangers {
-        let refused = stage.call(stranger.secret()).await;
-        assert_eq!(refused.status(), 503);
-        let wait: u64 = refused.headers()["retry-after"]
+    for unknown_key in &unknown_keys {
+        let rejected = stage.call(unknown_key.secret()).await;
+        assert_eq!(rejected.status(), 503);
+        let wait: u64 = rejected.headers()["retry-after"]
             .to_str()
             .unwrap()
             .parse()
@@ -207,40 +212,40 @@ async fn fault_08_a_429_with_its_reset_leaves_the_issuer_alone_and_the_breaker_c
     stage.emulator.clear_faults();
     stage.clock.jump(Duration::from_secs(31));
     assert_eq!(
-        stage.status(strangers[0].secret()).await,
+        stage.status(unknown_keys[0].secret()).await,
         200,
         "after the reset"
     );
 }
 
 #[tokio::test]
-async fn fault_33_junk_that_the_issuer_answers_with_400_is_401_and_no_outage() {
+async fn fault_33_400_for_invalid_keys_is_401() {
     let stage = Stage::set().await;
     stage
         .emulator
         .set_invalid_key_reply(InvalidKeyReply::BadRequest);
     stage.emulator.reset_calls();
     for n in 0..40 {
-        let refused = stage.call(&format!("k_live_junk_{n:08}")).await;
+        let rejected = stage.call(&format!("k_live_none_{n:08}")).await;
         assert_eq!(
-            (refused.status().as_u16(), code(&refused)),
+            (rejected.status().as_u16(), code(&rejected)),
             (401, "invalid-token")
         );
     }
     assert_eq!(
         stage.emulator.calls().verify.total,
         40,
-        "each was asked about"
+        "each key was verified"
     );
     assert_eq!(stage.handle.upstream().breaker, BreakerState::Closed);
     assert_eq!(stage.status(stage.known.secret()).await, 200);
-    assert_eq!(stage.status(stage.stranger().secret()).await, 200);
+    assert_eq!(stage.status(stage.unknown_key().secret()).await, 200);
 }
 
 #[tokio::test]
-async fn fault_33b_an_issuer_that_says_400_to_everything_gives_up_no_known_key() {
+async fn fault_33b_400_for_all_removes_no_known_key() {
     let stage = Stage::set().await;
-    let stranger = stage.stranger();
+    let unknown_key = stage.unknown_key();
     stage.emulator.inject(Endpoint::Verify, Fault::status(400));
     for seconds in [0, 130, 600] {
         stage.clock.jump(Duration::from_secs(seconds));
@@ -248,13 +253,13 @@ async fn fault_33b_an_issuer_that_says_400_to_everything_gives_up_no_known_key()
     }
     assert!(
         stage.emulator.calls().verify.faulted > 0,
-        "the known key was refused"
+        "the known key was rejected"
     );
-    assert_eq!(stage.status(stranger.secret()).await, 401);
+    assert_eq!(stage.status(unknown_key.secret()).await, 401);
     stage.clock.jump(Duration::from_secs(900));
     assert_eq!(
         stage.status(stage.known.secret()).await,
         401,
-        "past the hard TTL it is a stranger"
+        "past the hard TTL it is a unknown_key"
     );
 }

@@ -76,45 +76,44 @@ impl Stage {
         self.call(secret).await.status().as_u16()
     }
 
-    pub(crate) fn stranger(&self) -> IssuedKey {
+    pub(crate) fn unknown_key(&self) -> IssuedKey {
         self.emulator
             .issue_key(KeySpec::organization("org_stranger"))
     }
 
-    /// What a fault comes to that leaves us without an answer: known keys pass, nobody else does, and nobody is told that
-    /// his key is bad.
-    pub(crate) async fn shows_an_outage(&self, stranger: &IssuedKey) {
+    /// Checks the effect of a fault: known keys pass, unknown keys get 503, and no key gets 401.
+    pub(crate) async fn shows_an_outage(&self, unknown_key: &IssuedKey) {
         for age in [0, 70, 300] {
             self.clock.jump(Duration::from_secs(age));
             assert_eq!(self.status(self.known.secret()).await, 200, "{age} s later");
-            for unknown in [stranger.secret(), JUNK] {
-                let refused = self.call(unknown).await;
-                assert_eq!(refused.status(), 503, "{unknown}, {age} s later");
-                assert_eq!(code(&refused), "verifier-unavailable");
-                let wait = refused.headers()["retry-after"].to_str().unwrap();
+            for unknown in [unknown_key.secret(), INVALID_KEY] {
+                let rejected = self.call(unknown).await;
+                assert_eq!(rejected.status(), 503, "{unknown}, {age} s later");
+                assert_eq!(code(&rejected), "verifier-unavailable");
+                let wait = rejected.headers()["retry-after"].to_str().unwrap();
                 assert!(wait.parse::<u64>().unwrap() >= 1, "{wait}");
-                assert!(!refused.headers().contains_key("www-authenticate"));
+                assert!(!rejected.headers().contains_key("www-authenticate"));
             }
         }
     }
 
-    /// Nothing is left of it once the fault is gone.
-    pub(crate) async fn shows_recovery(&self, stranger: &IssuedKey) {
+    /// Checks that the fault has no effect after it ended.
+    pub(crate) async fn shows_recovery(&self, unknown_key: &IssuedKey) {
         self.clock.jump(A_WHILE);
-        assert_eq!(self.status(stranger.secret()).await, 200);
-        assert_eq!(self.status(JUNK).await, 401);
+        assert_eq!(self.status(unknown_key.secret()).await, 200);
+        assert_eq!(self.status(INVALID_KEY).await, 401);
         self.emulator.reset_calls();
         assert_eq!(self.status(self.known.secret()).await, 200);
         assert!(
             self.emulator.calls().verify.total > 0,
-            "the known key is asked about again"
+            "the known key is verified again"
         );
         assert_eq!(self.handle.upstream().breaker, BreakerState::Closed);
     }
 }
 
-/// A key that nobody issued.
-pub(crate) const JUNK: &str = "k_live_junk_00000000";
+/// A key that was not issued.
+pub(crate) const INVALID_KEY: &str = "k_live_none_00000000";
 
 /// A verifier that reaches the emulator through the proxy.
 pub(crate) fn kinde(
@@ -129,7 +128,7 @@ pub(crate) fn kinde(
     let kinde = KindeVerifier::builder(issuer)
         .client_credentials(emulator.client_id(), emulator.client_secret())
         .audience(emulator.audience())
-        // The attempt's own deadline is enough. A busy machine takes its time over the TLS of those who do answer.
+        // The attempt deadline suffices. On a busy machine a TLS handshake can take long.
         .connect_timeout(Duration::from_secs(5))
         .test_clock(clock.clone());
     match emulator.root_certificate_pem() {

@@ -1,4 +1,4 @@
-//! What a 401 or 403 from verify means: the table of the module documentation, with a token that the issuer accepts.
+//! The meaning of a 401 or 403 from verify: the table of the module documentation, with a token that the issuer accepts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ fn revoke(stage: &Stage, key: &'static str) {
 }
 
 #[tokio::test]
-async fn fault_17b_an_invalid_key_is_401_if_a_probe_passes() {
+async fn fault_17b_invalid_key_is_401_if_a_probe_passes() {
     for status in [401, 403] {
         let stage = Stage::new().await;
         stage.stub.on(Endpoint::Verify, move |request| {
@@ -68,14 +68,14 @@ async fn fault_17b_invalid_keys_cost_five_probes_a_second() {
 }
 
 #[tokio::test]
-async fn a_probe_sent_before_the_answer_counts_for_nobody() {
+async fn probe_sent_before_the_answer_is_ignored() {
     let stage = Stage::new().await;
     let is_sent = Arc::<AtomicBool>::default();
     let probe = Answer::json(200, "{}").once(&is_sent);
     stage.stub.always(Endpoint::Probe, probe);
     let second = async {
         until("the first probe", || stage.count(Endpoint::Probe) == 1).await;
-        // Called while the first probe is in flight, and answered at the earliest then.
+        // Called and answered while the first probe is in flight.
         let second = invalid_key(2);
         let end_probe = async {
             until("the second call", || stage.count(Endpoint::Verify) == 2).await;
@@ -90,7 +90,7 @@ async fn a_probe_sent_before_the_answer_counts_for_nobody() {
 }
 
 #[tokio::test]
-async fn a_dropped_verification_leaves_its_probe_running() {
+async fn dropped_verification_leaves_its_probe_running() {
     let stage = Stage::new().await;
     let is_answered = Arc::<AtomicBool>::default();
     let probe = Answer::json(200, "{}").once(&is_answered);
@@ -104,13 +104,13 @@ async fn a_dropped_verification_leaves_its_probe_running() {
 }
 
 #[tokio::test]
-async fn a_known_key_is_removed_by_a_later_200_only() {
+async fn known_key_is_removed_by_a_later_200_only() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     revoke(&stage, GOOD);
     for _ in 0..3 {
         stage.jump(130);
-        // A probe passes, and proves nothing about a known key.
+        // A probe passes, which decides nothing about a known key.
         assert_eq!(stage.get(GOOD).await, served());
         assert_eq!(stage.known(GOOD).await, (Said::Undecided, 1));
     }
@@ -120,7 +120,7 @@ async fn a_known_key_is_removed_by_a_later_200_only() {
 }
 
 #[tokio::test]
-async fn a_200_while_the_probe_runs_decides_for_known_keys() {
+async fn later_200_during_a_probe_decides() {
     let stage = Stage::new().await;
     assert_eq!(stage.unknown(GOOD).await, (Said::Valid, 1));
     revoke(&stage, GOOD);
@@ -139,7 +139,7 @@ async fn a_200_while_the_probe_runs_decides_for_known_keys() {
 }
 
 #[tokio::test]
-async fn fault_72_a_401_to_everything_removes_no_known_key() {
+async fn fault_72_401_for_all_removes_no_known_key() {
     for status in [401, 403] {
         let stage = Stage::new().await;
         assert_eq!(stage.get(GOOD).await, served());
@@ -160,7 +160,7 @@ async fn fault_72_a_401_to_everything_removes_no_known_key() {
         stage.jump(130);
         assert_eq!(stage.get(GOOD).await, unavailable());
         assert_eq!(stage.count(Endpoint::Token), 1);
-        // Verify answers again: known from here on which answer is about the key.
+        // Verify answers 200 again, so its answers are about the key.
         revoke(&stage, BAD);
         assert_eq!(stage.get(NEW).await, served());
         assert_eq!(stage.unknown(BAD).await, (Said::Concluded, 1));
@@ -172,7 +172,7 @@ async fn fault_76_many_revoked_known_keys_share_probes() {
     let stage = Stage::new().await;
     assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
     stage.stub.delay(Duration::from_millis(50));
-    // These are revoked; others are verified meanwhile.
+    // These are revoked, and others are verified.
     let revoked: Vec<_> = (0..200).map(invalid_key).collect();
     let valid: Vec<_> = (0..20).map(valid_key).collect();
     let began = Instant::now();
@@ -184,7 +184,7 @@ async fn fault_76_many_revoked_known_keys_share_probes() {
     let known = join_all(revoked.iter().map(|key| stage.known(key)));
     let (said, ()) = tokio::join!(known, others);
     for said in said {
-        // Either way the next 200 under this token confirms it at the latest.
+        // The next 200 under this token confirms it at the latest.
         let expected = [(Said::Concluded, 1), (Said::Undecided, 1)];
         assert!(expected.contains(&said), "{said:?}");
     }
@@ -195,7 +195,7 @@ async fn fault_76_many_revoked_known_keys_share_probes() {
 }
 
 #[tokio::test]
-async fn the_probes_body_is_not_read() {
+async fn probe_body_is_not_read() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Probe, Answer::Endless);
     assert_eq!(stage.get(BAD).await, rejected());
@@ -238,7 +238,7 @@ async fn without_credentials_a_401_to_all_removes_none() {
 }
 
 #[tokio::test]
-async fn a_static_token_is_probed_and_never_renewed() {
+async fn static_token_is_probed_and_never_renewed() {
     let stage = Stage::with(|builder| builder.bearer_token("static")).await;
     assert_eq!(stage.get(BAD).await, rejected());
     assert_eq!(stage.get(GOOD).await, served());
@@ -252,7 +252,7 @@ async fn a_static_token_is_probed_and_never_renewed() {
 
 #[tokio::test]
 async fn a_401_can_be_pinned_to_the_key() {
-    let stage = Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::TheKey)).await;
+    let stage = Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::Key)).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.always(Endpoint::Verify, Answer::status(403));
     stage.jump(130);
@@ -266,7 +266,7 @@ async fn a_401_can_be_pinned_to_the_key() {
 #[tokio::test]
 async fn a_401_can_be_pinned_to_the_token() {
     let stage =
-        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::OurToken)).await;
+        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::AccessToken)).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(130);
     for n in 0..5 {

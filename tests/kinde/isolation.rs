@@ -1,4 +1,4 @@
-//! Failures of one call cost no other: each call has its own deadline, and only verify's failures are the issuer's.
+//! The failure of one call affects no other: each has its own deadline, and only verify's failures count as the issuer's.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn slow_endpoints(api_id: Option<&str>) {
     })
     .await;
     stage.stub.always(Endpoint::Key, Answer::json(200, RECORD));
-    // Each key has a record of its own.
+    // Each key has its own record.
     stage.stub.on(Endpoint::Verify, |request| {
         if request.key().contains("good") {
             Answer::json(200, &YES.replace("api_key_0001", &request.key()))
@@ -116,7 +116,7 @@ async fn kind(stage: &Stage, attempt: Attempt) -> VerifyErrorKind {
 }
 
 #[tokio::test]
-async fn each_call_has_the_attempts_deadline() {
+async fn attempt_deadline_applies_to_each_call() {
     let attempt = || Attempt::new(Duration::from_millis(300));
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
     let slow = super::stage::token("token-1", "3600").after(Duration::from_millis(600));
@@ -124,7 +124,7 @@ async fn each_call_has_the_attempts_deadline() {
     let unavailable = VerifyErrorKind::Unavailable;
     assert_eq!(kind(&stage, attempt()).await, unavailable);
     assert_eq!(stage.count(Endpoint::Verify), 0);
-    // The fetch goes on, and the next verification finds the token.
+    // The fetch continues, and the next verification finds the token.
     let is_verified = async {
         while stage.count(Endpoint::Verify) == 0 {
             let _ = kind(&stage, attempt()).await;
@@ -151,7 +151,7 @@ async fn each_call_has_the_attempts_deadline() {
 }
 
 #[tokio::test]
-async fn a_failing_record_is_no_failure_of_the_issuer() {
+async fn failing_record_is_no_issuer_failure() {
     for record in [
         Answer::status(429).with("RateLimit-Reset", "30"),
         Answer::status(500),
@@ -175,7 +175,7 @@ async fn a_failing_record_is_no_failure_of_the_issuer() {
 }
 
 #[tokio::test]
-async fn a_reply_without_a_key_id_names_its_cause() {
+async fn reply_without_key_id_names_its_cause() {
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
     let without = YES.replace(r#""key_id":"api_key_0001","#, "");
     stage

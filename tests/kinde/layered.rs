@@ -1,4 +1,4 @@
-//! What callers see of Kinde's ambiguous answers, through the layer: noted, confirmed by a later 200, and rejected.
+//! Kinde's ambiguous answers through the layer: recorded, confirmed by a later 200, and rejected.
 
 use futures_util::future::join_all;
 
@@ -12,7 +12,7 @@ fn no_record() -> Answer {
 }
 
 #[tokio::test]
-async fn fault_75_an_invalid_key_is_503_then_401() {
+async fn fault_75_invalid_key_is_503_then_401() {
     for probe in [401, 403] {
         let stage = Stage::new().await;
         stage.stub.always(Endpoint::Probe, Answer::status(probe));
@@ -36,7 +36,7 @@ async fn fault_75_an_invalid_key_is_503_then_401() {
 }
 
 #[tokio::test]
-async fn fault_75_a_revoked_known_key_is_out_on_a_200() {
+async fn fault_75_revoked_key_is_removed_on_a_200() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Probe, Answer::status(401));
     assert_eq!(stage.get(GOOD).await, served());
@@ -55,7 +55,7 @@ async fn fault_75_a_revoked_known_key_is_out_on_a_200() {
 }
 
 #[tokio::test]
-async fn fault_68_a_200_decides_where_the_probe_fails() {
+async fn fault_68_200_decides_if_the_probe_fails() {
     for probe in [500, 429, 404] {
         let stage = Stage::new().await;
         stage.stub.always(Endpoint::Probe, Answer::status(probe));
@@ -69,7 +69,7 @@ async fn fault_68_a_200_decides_where_the_probe_fails() {
 }
 
 #[tokio::test]
-async fn fault_72_forty_known_keys_outlive_a_401_to_everything() {
+async fn fault_72_forty_known_keys_survive_401_for_all() {
     for status in [401, 403] {
         let stage = Stage::new().await;
         let keys: Vec<_> = (0..40).map(valid_key).collect();
@@ -94,7 +94,7 @@ async fn fault_72_forty_known_keys_outlive_a_401_to_everything() {
 }
 
 #[tokio::test]
-async fn fault_76_revoked_known_keys_are_out_on_a_200() {
+async fn fault_76_revoked_keys_are_removed_on_a_200() {
     for answer in [Answer::status(400), Answer::status(401), no_record()] {
         let stage = Stage::new().await;
         let revoked: Vec<_> = (0..200).map(invalid_key).collect();
@@ -122,7 +122,7 @@ async fn fault_76_revoked_known_keys_are_out_on_a_200() {
 }
 
 #[tokio::test]
-async fn a_lone_revoked_key_is_out_by_its_record() {
+async fn lone_revoked_key_is_removed_by_its_record() {
     for answer in [Answer::status(400), Answer::status(401), no_record()] {
         let stage = Stage::new().await;
         assert_eq!(stage.get(GOOD).await, served());

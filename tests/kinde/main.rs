@@ -1,4 +1,4 @@
-//! The Kinde verifier over real sockets, against a server whose every reply is scripted and every request recorded.
+//! The Kinde verifier over real sockets, with a stub server that scripts replies and records requests.
 
 #![cfg(feature = "kinde")]
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot read.
@@ -9,6 +9,7 @@ mod isolation;
 mod layered;
 #[path = "../support/log.rs"]
 mod log;
+mod logs;
 mod own_api;
 mod record;
 mod renewal;
@@ -16,6 +17,5 @@ mod replies;
 mod stage;
 mod stub;
 mod token;
-mod told;
 mod transport;
 mod unusable;

@@ -27,7 +27,7 @@ fn served() -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_key_of_this_api_is_looked_up_once_an_hour() {
+async fn record_is_looked_up_once_per_hour() {
     let stage = stage().await;
     assert_eq!(stage.get(GOOD).await, served());
     let looked_up = stage.stub.requests(Endpoint::Key).remove(0);
@@ -45,7 +45,7 @@ async fn a_key_of_this_api_is_looked_up_once_an_hour() {
 }
 
 #[tokio::test]
-async fn the_record_is_read_with_or_without_a_wrapping() {
+async fn record_may_be_wrapped() {
     let stage = stage().await;
     let bare = format!(r#"{{"id":"api_key_0001",{OURS}}}"#);
     stage.stub.always(Endpoint::Key, Answer::json(200, &bare));
@@ -53,7 +53,7 @@ async fn the_record_is_read_with_or_without_a_wrapping() {
 }
 
 #[tokio::test]
-async fn a_record_need_not_repeat_the_id_it_was_asked_for() {
+async fn record_need_not_have_an_id() {
     let stage = stage().await;
     let wrapped = format!(r#"{{"api_key":{{{OURS}}}}}"#);
     stage
@@ -64,7 +64,7 @@ async fn a_record_need_not_repeat_the_id_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_key_of_no_organization_is_ours_if_its_record_names_none_either() {
+async fn key_and_record_may_have_no_organization() {
     let stage = stage().await;
     let nobodys = YES.replace(r#""org_1""#, "null");
     stage
@@ -80,7 +80,7 @@ async fn a_key_of_no_organization_is_ours_if_its_record_names_none_either() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_api_or_organization_is_refused() {
+async fn key_of_another_api_is_invalid() {
     for fields in [
         r#""organization_id":"org_1","api_ids":["api_other"]"#,
         r#""organization_id":"org_1","api_ids":[]"#,
@@ -90,8 +90,8 @@ async fn a_key_of_another_api_or_organization_is_refused() {
     ] {
         let stage = stage().await;
         stage.stub.always(Endpoint::Key, record(fields));
-        let refused = (401, "invalid-token".to_owned());
-        assert_eq!(stage.get(GOOD).await, refused, "{fields}");
+        let rejected = (401, "invalid-token".to_owned());
+        assert_eq!(stage.get(GOOD).await, rejected, "{fields}");
         assert_eq!(stage.count(Endpoint::Key), 1);
     }
     let stage = stage().await;
@@ -109,7 +109,7 @@ async fn a_key_of_another_api_or_organization_is_refused() {
 }
 
 #[tokio::test]
-async fn a_record_that_makes_no_sense_proves_nothing() {
+async fn invalid_record_decides_nothing() {
     for answer in [
         record(r#""organization_id":"org_1""#),
         record(r#""organization_id":"org_1","api_ids":null"#),
@@ -145,7 +145,7 @@ async fn a_record_that_makes_no_sense_proves_nothing() {
         let stage = stage().await;
         assert_eq!(stage.get(GOOD).await, served(), "{what}");
         stage.stub.always(Endpoint::Key, answer);
-        // Past the hour, and past the layer's own memory.
+        // After an hour, when neither the record nor the key is cached.
         stage.jump(3_700);
         let (status, code) = stage.get(GOOD).await;
         assert_eq!((status, &*code), (503, "verifier-unavailable"), "{what}");
@@ -154,7 +154,7 @@ async fn a_record_that_makes_no_sense_proves_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_without_a_record_is_refused_as_long_as_nobody_knows_it() {
+async fn unknown_key_without_a_record_is_invalid() {
     let stage = stage().await;
     let none = Answer::json(404, r#"{"errors":[{"code":"API_KEY_NOT_FOUND"}]}"#);
     stage.stub.always(Endpoint::Key, none);
@@ -162,7 +162,7 @@ async fn a_key_without_a_record_is_refused_as_long_as_nobody_knows_it() {
 }
 
 #[tokio::test]
-async fn a_key_without_an_id_cannot_be_shown_to_be_ours() {
+async fn key_without_an_id_cannot_be_checked() {
     for key_id in ["null", r#""""#, r#"".""#, r#""..""#] {
         let stage = stage().await;
         let body = super::stage::YES.replace(r#""api_key_0001""#, key_id);
@@ -177,7 +177,7 @@ async fn a_key_without_an_id_cannot_be_shown_to_be_ours() {
 }
 
 #[tokio::test]
-async fn a_key_id_stays_one_segment_of_the_path() {
+async fn key_id_is_one_path_segment() {
     let stage = stage().await;
     let body = super::stage::YES.replace("api_key_0001", "../x?y#z/%2e%2e");
     stage
@@ -192,7 +192,7 @@ async fn a_key_id_stays_one_segment_of_the_path() {
 }
 
 #[tokio::test]
-async fn a_key_that_verify_refuses_is_not_looked_up() {
+async fn invalid_key_is_not_looked_up() {
     let stage = stage().await;
     stage.stub.always(Endpoint::Verify, no());
     assert_eq!(stage.get(GOOD).await.0, 401);
@@ -200,7 +200,7 @@ async fn a_key_that_verify_refuses_is_not_looked_up() {
 }
 
 #[tokio::test]
-async fn another_organization_under_the_same_id_is_looked_up_anew() {
+async fn changed_organization_is_looked_up_again() {
     let stage = stage().await;
     assert_eq!(stage.get(GOOD).await, served());
     let moved = super::stage::YES.replace("org_1", "org_2");
@@ -211,9 +211,9 @@ async fn another_organization_under_the_same_id_is_looked_up_anew() {
     assert_eq!(stage.count(Endpoint::Key), 2);
 }
 
-/// Verify may take a token without scopes; the look-up does not.
+/// Verify accepts a token without scopes, but the look-up does not.
 #[tokio::test]
-async fn a_token_that_may_not_look_up_is_replaced_and_not_again_at_once() {
+async fn token_without_scope_is_renewed_with_backoff() {
     for status in [401, 403] {
         let stage = stage().await;
         stage.stub.always(Endpoint::Verify, yes());

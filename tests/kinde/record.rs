@@ -1,4 +1,4 @@
-//! A known key whose invalid answer no other key's verification confirms: its record at the issuer may.
+//! Confirmation of an invalid answer about a known key by its record, if no other key is verified.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ fn record(status: &str) -> Answer {
     Answer::json(200, &body)
 }
 
-/// A stage where verify accepted a key a minute ago, and answers so from now on.
+/// A stage where verify accepted a key a minute ago and now gives this answer.
 async fn lone_key(answer: Answer) -> Stage {
     let stage = Stage::new().await;
     assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
@@ -38,7 +38,7 @@ fn invalid_answers() -> [(Answer, Said); 4] {
 }
 
 #[tokio::test]
-async fn a_record_confirms_a_lone_keys_invalid_answer() {
+async fn record_confirms_a_lone_keys_answer() {
     for (answer, _) in invalid_answers() {
         for record in [no_record(), record("revoked"), record("inactive")] {
             let stage = lone_key(answer.clone()).await;
@@ -81,7 +81,7 @@ async fn other_records_confirm_nothing() {
 }
 
 #[tokio::test]
-async fn a_record_is_looked_up_only_where_evidence_fails() {
+async fn record_is_looked_up_only_without_evidence() {
     for (answer, unconfirmed) in invalid_answers() {
         let stage = Stage::new().await;
         stage.stub.always(Endpoint::Key, no_record());
@@ -125,7 +125,7 @@ async fn one_record_is_looked_up_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_confirmed_key_makes_no_other_key_undecided() {
+async fn confirmed_key_makes_no_other_undecided() {
     let stage = lone_key(Answer::status(401)).await;
     stage.stub.always(Endpoint::Key, Answer::status(500));
     assert_eq!(stage.known_by_id(GOOD, ID).await, Said::Undecided);

@@ -47,7 +47,7 @@ fn first_two_tokens() -> [Option<String>; 2] {
 }
 
 #[tokio::test]
-async fn fault_17_a_rejected_token_is_503_for_unknown_keys() {
+async fn fault_17_rejected_token_is_503_for_unknown_keys() {
     for (verify, probe) in [(401, 401), (401, 403), (403, 401)] {
         let stage = Stage::new().await;
         assert_eq!(stage.get(GOOD).await, served());
@@ -71,7 +71,7 @@ async fn fault_17_a_rejected_token_is_503_for_unknown_keys() {
 }
 
 #[tokio::test]
-async fn fault_18_a_missing_scope_is_as_a_rejected_token() {
+async fn fault_18_missing_scope_is_a_rejected_token() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     reject_all_tokens(&stage, 403, 403);
@@ -85,7 +85,7 @@ async fn fault_18_a_missing_scope_is_as_a_rejected_token() {
 }
 
 #[tokio::test]
-async fn fault_17c_a_token_revoked_early_is_replaced() {
+async fn fault_17c_token_revoked_early_is_renewed() {
     for probe in [401, 403] {
         let stage = Stage::new().await;
         assert_eq!(stage.get(GOOD).await, served());
@@ -119,17 +119,17 @@ async fn revoked_a_second_after_its_last_200(probe: u16) {
 }
 
 #[tokio::test]
-async fn fault_73_a_token_revoked_after_a_200_is_renewed() {
+async fn fault_73_token_revoked_after_a_200_is_renewed() {
     revoked_a_second_after_its_last_200(401).await;
 }
 
 #[tokio::test]
-async fn fault_74_a_probe_403_is_as_a_401() {
+async fn fault_74_probe_403_is_like_401() {
     revoked_a_second_after_its_last_200(403).await;
 }
 
 #[tokio::test]
-async fn fault_74_a_token_without_scope_is_renewed_too() {
+async fn fault_74_token_without_scope_is_renewed() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Probe, Answer::status(403));
     for n in 1..=3 {
@@ -142,7 +142,7 @@ async fn fault_74_a_token_without_scope_is_renewed_too() {
 }
 
 #[tokio::test]
-async fn many_rejections_of_a_token_fetch_one_new_one() {
+async fn many_rejections_fetch_one_new_token() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.kill_token("token-1");
@@ -155,9 +155,9 @@ async fn many_rejections_of_a_token_fetch_one_new_one() {
     assert_eq!(stage.count(Endpoint::Token), 2);
 }
 
-/// Kinde once issued tokens without scopes for hours, every other time.
+/// Kinde once issued every other token without scopes, for hours.
 #[tokio::test]
-async fn a_token_issued_without_scopes_is_replaced() {
+async fn token_issued_without_scopes_is_renewed() {
     let stage = Stage::new().await;
     stage.kill_token("token-1");
     stage.kill_token("token-2");
@@ -169,7 +169,7 @@ async fn a_token_issued_without_scopes_is_replaced() {
 }
 
 #[tokio::test]
-async fn fault_17_a_dead_token_endpoint_rejects_no_key() {
+async fn fault_17_dead_token_endpoint_rejects_no_key() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.kill_token("token-1");
@@ -177,17 +177,17 @@ async fn fault_17_a_dead_token_endpoint_rejects_no_key() {
     stage.jump(130);
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.count(Endpoint::Token), 2);
-    // The rejected token is not presented again for want of another one.
+    // The rejected token is not used again although there is no other.
     assert_eq!(stage.count(Endpoint::Verify), 2);
     assert_eq!(stage.get(NEW).await.0, 503);
     assert_eq!(stage.known(GOOD).await, (Said::TokenRejected, 1));
 }
 
 #[tokio::test]
-async fn a_newer_token_is_tried_before_any_probe() {
+async fn newer_token_is_tried_before_a_probe() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
-    // Answered late: by then another verification has brought the next token in.
+    // Answered late, after another verification has fetched the next token.
     stage.jump(3_601);
     assert_eq!(stage.get(GOOD).await, served());
     assert_eq!(stage.count(Endpoint::Token), 2);
@@ -217,14 +217,14 @@ async fn a_newer_token_is_tried_before_any_probe() {
     assert_eq!(stage.count(Endpoint::Token), 3);
 }
 
-/// At the time for a new token, a verification is sent with the old one and has the next one fetched meanwhile. The old one
-/// is rejected when other calls are sent with the new one, which is answered so.
+/// A verification with the old token is in flight while the next token is fetched. The old token is rejected when other calls
+/// are sent with the new one, which gets this answer.
 async fn with_a_token_replaced_meanwhile<T>(
     stage: &Stage,
     new: Answer,
     verification: impl Future<Output = T>,
 ) -> T {
-    // A call about this key shows which token is in use, and no more: its answer is about neither.
+    // A call about this key only shows which token is in use.
     const ANOTHER: &str = "k_live_another_01";
 
     let is_replaced = Arc::<AtomicBool>::default();
@@ -253,7 +253,7 @@ async fn with_a_token_replaced_meanwhile<T>(
 }
 
 #[tokio::test]
-async fn a_retry_is_answered_under_the_new_token() {
+async fn retry_is_answered_under_the_new_token() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(3_100);
@@ -279,9 +279,9 @@ async fn fault_17_two_rejected_tokens_cost_no_third_one() {
 }
 
 #[tokio::test]
-async fn fault_17_a_pinned_401_costs_no_third_token() {
+async fn fault_17_pinned_401_costs_no_third_token() {
     let stage =
-        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::OurToken)).await;
+        Stage::with(|builder| builder.unauthorized_means(UnauthorizedMeans::AccessToken)).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(3_100);
     let answer = Answer::status(401);
@@ -293,7 +293,7 @@ async fn fault_17_a_pinned_401_costs_no_third_token() {
 }
 
 #[tokio::test]
-async fn a_token_that_came_while_probing_is_taken() {
+async fn token_fetched_during_a_probe_is_used() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(130);
@@ -323,7 +323,7 @@ async fn a_token_that_came_while_probing_is_taken() {
     });
     let key = ApiKey::parse(GOOD).unwrap();
     let second = async {
-        // Rejected after the first probe was sent, so it takes a probe of its own.
+        // Rejected after the first probe was sent, so it needs another probe.
         until("the first probe", || stage.count(Endpoint::Probe) >= 1).await;
         stage.kinde.reverify(&key).await
     };
@@ -335,7 +335,7 @@ async fn a_token_that_came_while_probing_is_taken() {
 }
 
 #[tokio::test]
-async fn a_failed_probe_leaves_a_newer_token_to_try() {
+async fn failed_probe_leaves_a_newer_token_to_try() {
     let stage = Stage::new().await;
     assert_eq!(stage.unknown(GOOD).await, (Said::Valid, 1));
     stage.kill_token("token-1");

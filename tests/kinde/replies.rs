@@ -1,4 +1,4 @@
-//! What each reply of verify's comes to, for an unknown key and for a known one.
+//! The effect of each reply of verify, for an unknown and for a known key.
 
 use std::convert::Infallible;
 
@@ -10,19 +10,19 @@ use tower_orgkey::{OrgContext, Scope, VerifyErrorKind};
 use super::stage::{GOOD, Stage, YES, yes};
 use super::stub::{Answer, Endpoint};
 
-const STRANGER: &str = "k_live_stranger1";
+const UNKNOWN_KEY: &str = "k_live_unknown_1";
 
-/// What a caller sees whose key the issuer answers so about.
+/// The effect of a reply.
 #[derive(Clone, Copy)]
 enum Seen {
-    /// Good, for both.
-    Yes,
-    /// Refused, for both: the known key is given up at once.
-    No,
-    /// Good, but no organization's, for both.
+    /// Valid, for both.
+    Valid,
+    /// Invalid, for both: the known key is removed at once.
+    Invalid,
+    /// Valid without an organization, for both.
     NoOrganization,
-    /// The stranger is refused, the known key goes on.
-    Doubted,
+    /// The unknown key is rejected; the known key is kept.
+    Unconfirmed,
     /// The unknown key gets 503, the known key is served. The error is about this key.
     InvalidResponse,
     /// The same, but the error is about the issuer.
@@ -33,7 +33,7 @@ enum Seen {
 const GUIDE: &str = r#"{ "code": "API_KEY_VERIFIED", "message": "API key verified", "scopes": ["read:users", "write:users"],
   "org_code": "org_abc123", "last_verified_on": "2024-11-18T13:32:03+11" }"#;
 
-/// The good reply with its fields replaced by others. A field without a value is left out.
+/// The valid reply with some fields replaced. A field without a value is omitted.
 fn yes_with(changes: &[(&str, &str)]) -> String {
     let mut fields: Vec<(String, String)> = [
         ("code", r#""API_KEY_VERIFIED""#),
@@ -67,12 +67,12 @@ async fn check(what: &str, answer: Answer, seen: Seen) {
     assert_eq!(stage.get(GOOD).await, (200, "org_1".into()), "{what}");
     stage.stub.always(Endpoint::Verify, answer);
     let calls = stage.count(Endpoint::Verify);
-    let stranger = stage.get(STRANGER).await;
+    let unknown_key = stage.get(UNKNOWN_KEY).await;
     assert!(
         stage.count(Endpoint::Verify) > calls,
         "{what}: no call was made"
     );
-    // Past twice the soft TTL a known key waits for its verification too.
+    // After twice the soft TTL, a request with a known key waits for its verification too.
     stage.jump(130);
     let calls = stage.count(Endpoint::Verify);
     let known = stage.get(GOOD).await;
@@ -81,20 +81,20 @@ async fn check(what: &str, answer: Answer, seen: Seen) {
         "{what}: no call was made"
     );
     let served = (200, "org_1");
-    let refused = (401, "invalid-token");
+    let rejected = (401, "invalid-token");
     let expected = match seen {
-        Seen::Yes => (served, served),
-        Seen::No => (refused, refused),
+        Seen::Valid => (served, served),
+        Seen::Invalid => (rejected, rejected),
         Seen::NoOrganization => (
             (403, "organization-required"),
             (403, "organization-required"),
         ),
-        Seen::Doubted => (refused, served),
+        Seen::Unconfirmed => (rejected, served),
         Seen::InvalidResponse | Seen::CannotTell => ((503, "verifier-unavailable"), served),
     };
-    let got = ((stranger.0, &*stranger.1), (known.0, &*known.1));
+    let got = ((unknown_key.0, &*unknown_key.1), (known.0, &*known.1));
     assert_eq!(got, expected, "{what}");
-    let error = stage.verify(STRANGER).await.err();
+    let error = stage.verify(UNKNOWN_KEY).await.err();
     let is_about_key = error.is_some_and(|error| error.kind() == VerifyErrorKind::InvalidResponse);
     let should_be = matches!(seen, Seen::InvalidResponse);
     assert_eq!(is_about_key, should_be, "{what}");
@@ -121,31 +121,31 @@ async fn context(stage: &Stage, key: &str) -> String {
 }
 
 #[tokio::test]
-async fn fault_23_the_reply_of_kindes_guide_is_valid() {
+async fn fault_23_reply_of_kindes_guide_is_valid() {
     let with_is_valid = GUIDE.replacen('{', r#"{ "is_valid": true,"#, 1);
     for body in [GUIDE, &with_is_valid] {
         let stage = Stage::new().await;
         stage.stub.always(Endpoint::Verify, Answer::json(200, body));
         let expected = "org_abc123 read:users write:users";
-        assert_eq!(context(&stage, STRANGER).await, expected, "{body}");
+        assert_eq!(context(&stage, UNKNOWN_KEY).await, expected, "{body}");
         // Past twice the soft TTL, the request waits for a second verification.
         stage.jump(130);
-        assert_eq!(context(&stage, STRANGER).await, expected, "{body}");
+        assert_eq!(context(&stage, UNKNOWN_KEY).await, expected, "{body}");
         assert_eq!(stage.count(Endpoint::Verify), 2, "{body}");
     }
 }
 
 #[tokio::test]
-async fn fault_22_the_guides_reply_with_a_no_is_a_no() {
+async fn fault_22_guides_reply_can_be_invalid() {
     for no in [r#""is_valid": false"#, r#""status": "revoked""#] {
         let body = GUIDE.replacen('{', &format!("{{ {no},"), 1);
-        check_200("no", &body, Seen::No).await;
+        check_200("no", &body, Seen::Invalid).await;
     }
 }
 
 #[tokio::test]
-async fn a_yes_is_read_with_whatever_else_stands_in_it() {
-    check("the whole reply", yes(), Seen::Yes).await;
+async fn valid_reply_may_have_other_fields() {
+    check("the whole reply", yes(), Seen::Valid).await;
     assert_eq!(yes_with(&[]), YES);
     let deep = "[".repeat(5_000) + &"]".repeat(5_000);
     for changes in [
@@ -178,12 +178,12 @@ async fn a_yes_is_read_with_whatever_else_stands_in_it() {
         &[("user_id", r#"" ""#)],
         &[("something_new", r#"{"is_valid":false}"#)],
     ] {
-        check_200("yes", &yes_with(changes), Seen::Yes).await;
+        check_200("yes", &yes_with(changes), Seen::Valid).await;
     }
 }
 
 #[tokio::test]
-async fn fault_22_a_no_is_a_no_whatever_else_stands_in_it() {
+async fn fault_22_invalid_whatever_the_other_fields() {
     for body in [
         r#"{"is_valid":false}"#.to_owned(),
         r#"{"is_valid":false,"status":"active","org_code":"org_1"}"#.to_owned(),
@@ -197,17 +197,17 @@ async fn fault_22_a_no_is_a_no_whatever_else_stands_in_it() {
         yes_with(&[("status", r#""""#)]),
         yes_with(&[("is_valid", r#""true""#), ("status", r#""revoked""#)]),
     ] {
-        check_200("no", &body, Seen::No).await;
+        check_200("no", &body, Seen::Invalid).await;
     }
 }
 
 #[tokio::test]
-async fn fault_21_a_no_for_a_known_key_is_a_no_at_once() {
-    check_200("no", r#"{"is_valid":false}"#, Seen::No).await;
+async fn fault_21_invalid_known_key_is_401_at_once() {
+    check_200("no", r#"{"is_valid":false}"#, Seen::Invalid).await;
 }
 
 #[tokio::test]
-async fn fault_24_no_organization_is_no_organization_and_a_users_key_is_none() {
+async fn fault_24_key_without_organization_is_403() {
     for changes in [
         &[("org_code", "null")][..],
         &[("org_code", "")],
@@ -221,7 +221,7 @@ async fn fault_24_no_organization_is_no_organization_and_a_users_key_is_none() {
 }
 
 #[tokio::test]
-async fn fault_23_fields_that_make_no_sense_prove_nothing() {
+async fn fault_23_invalid_fields_decide_nothing() {
     let long = format!("{:?}", "o".repeat(256));
     for changes in [
         &[("is_valid", ""), ("code", "")][..],
@@ -263,7 +263,7 @@ async fn fault_23_fields_that_make_no_sense_prove_nothing() {
 }
 
 #[tokio::test]
-async fn fault_23_a_member_that_stands_twice_proves_nothing() {
+async fn fault_23_duplicate_member_decides_nothing() {
     for twice in [
         r#""is_valid":true"#,
         r#""is_valid":false"#,
@@ -280,7 +280,7 @@ async fn fault_23_a_member_that_stands_twice_proves_nothing() {
 }
 
 #[tokio::test]
-async fn fault_25_scopes_out_of_bounds_prove_nothing() {
+async fn fault_25_scopes_out_of_bounds_decide_nothing() {
     let many = format!("[{}]", vec![r#""s""#; 1_001].join(","));
     let most = format!("[{}]", vec![r#""s""#; 1_000].join(","));
     let long = format!("[{:?}]", "s".repeat(257));
@@ -307,18 +307,18 @@ async fn fault_25_scopes_out_of_bounds_prove_nothing() {
         &longest,
         r#"["a\"b\\c","d\r\nSet-Cookie: e","two words",""]"#,
     ] {
-        check_200("scopes", &yes_with(&[("scopes", scopes)]), Seen::Yes).await;
+        check_200("scopes", &yes_with(&[("scopes", scopes)]), Seen::Valid).await;
     }
 }
 
 #[tokio::test]
-async fn fault_23_what_is_not_json_proves_nothing() {
+async fn fault_23_invalid_json_decides_nothing() {
     for body in [
         "",
         "null",
         "true",
         "[]",
-        // Not even where a list would fit the fields in their order.
+        // Not even an array with the fields in their order.
         r#"[true,"active","api_key_0001","org_1",null,[]]"#,
         "{",
         r#"{"is_valid":false"#,
@@ -335,18 +335,18 @@ async fn fault_23_what_is_not_json_proves_nothing() {
         check(media_type, answer, Seen::InvalidResponse).await;
     }
     let answer = is_valid_false().with("Content-Type", "APPLICATION/JSON;charset=utf-8");
-    check("JSON by its essence", answer, Seen::No).await;
+    check("JSON by its essence", answer, Seen::Invalid).await;
 }
 
 #[tokio::test]
-async fn a_body_of_more_than_64_kib_proves_nothing_encoded_or_not() {
+async fn body_over_64_kib_decides_nothing() {
     let padded = |len: usize| {
         let body = r#"{"is_valid":false,"padding":""}"#;
         body.replace("\"\"", &format!("\"{}\"", "x".repeat(len - body.len())))
     };
     let most = padded(64 * 1024);
     assert_eq!(most.len(), 64 * 1024);
-    check("64 KiB", Answer::json(200, &most), Seen::No).await;
+    check("64 KiB", Answer::json(200, &most), Seen::Invalid).await;
     let more = padded(64 * 1024 + 1);
     check(
         "a byte more",
@@ -357,40 +357,40 @@ async fn a_body_of_more_than_64_kib_proves_nothing_encoded_or_not() {
     let encoded = |body: &str| Answer::json(200, body).with("Content-Encoding", "gzip");
     check("encoded", encoded(&more), Seen::InvalidResponse).await;
     check(
-        "not asked to be encoded",
+        "no encoding was requested",
         encoded(&most),
         Seen::InvalidResponse,
     )
     .await;
     check("an endless body", Answer::Endless, Seen::InvalidResponse).await;
-    // A long error page says nothing about a key.
+    // A long error page decides nothing about a key.
     check("a long 400", Answer::json(400, &more), Seen::CannotTell).await;
 }
 
 #[tokio::test]
-async fn a_body_without_an_end_is_read_no_further_than_64_kib() {
+async fn endless_body_is_read_up_to_64_kib() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Verify, Answer::Endless);
     assert!(stage.verify(GOOD).await.is_err());
     let poured = stage.stub.poured();
-    // What the sockets' buffers take comes on top of what was read.
+    // The sockets' buffers add to what was read.
     assert!((64 * 1024..16 * 1024 * 1024).contains(&poured), "{poured}");
 }
 
 #[tokio::test]
-async fn a_400_refuses_a_stranger_and_no_known_key() {
-    check("400", Answer::status(400), Seen::Doubted).await;
+async fn a_400_rejects_unknown_keys_only() {
+    check("400", Answer::status(400), Seen::Unconfirmed).await;
     let empty = Answer::json(400, "").with("Content-Type", "");
-    check("400 without a body", empty, Seen::Doubted).await;
+    check("400 without a body", empty, Seen::Unconfirmed).await;
 }
 
 #[tokio::test]
-async fn a_404_is_about_the_key_only_if_its_code_says_something_else_than_the_route() {
+async fn a_404_needs_a_code_other_than_the_route() {
     let object = |code| format!(r#"{{"errors":{{"code":"{code}","message":"m"}}}}"#);
     let list = |code| format!(r#"{{"errors":[{{"code":"{code}","message":"m"}}]}}"#);
     for (body, seen) in [
-        (object("API_KEY_NOT_FOUND"), Seen::Doubted),
-        (list("API_KEY_NOT_FOUND"), Seen::Doubted),
+        (object("API_KEY_NOT_FOUND"), Seen::Unconfirmed),
+        (list("API_KEY_NOT_FOUND"), Seen::Unconfirmed),
         (object("ROUTE_NOT_FOUND"), Seen::CannotTell),
         (list("ROUTE_NOT_FOUND"), Seen::CannotTell),
         (r#"{"errors":[]}"#.to_owned(), Seen::CannotTell),
@@ -403,7 +403,7 @@ async fn a_404_is_about_the_key_only_if_its_code_says_something_else_than_the_ro
 }
 
 #[tokio::test]
-async fn fault_05_statuses_of_the_issuers_own_trouble_prove_nothing() {
+async fn fault_05_issuer_errors_decide_nothing() {
     for status in [
         201, 202, 204, 206, 300, 303, 304, 402, 405, 408, 410, 418, 422, 429, 500, 502, 503, 504,
     ] {
@@ -413,7 +413,7 @@ async fn fault_05_statuses_of_the_issuers_own_trouble_prove_nothing() {
 }
 
 #[tokio::test]
-async fn an_accepted_probe_rejects_unknown_keys_only() {
-    check("401", Answer::status(401), Seen::Doubted).await;
-    check("403", Answer::status(403), Seen::Doubted).await;
+async fn accepted_probe_rejects_unknown_keys_only() {
+    check("401", Answer::status(401), Seen::Unconfirmed).await;
+    check("403", Answer::status(403), Seen::Unconfirmed).await;
 }

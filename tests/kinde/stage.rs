@@ -1,4 +1,4 @@
-//! A stub that plays Kinde as long as nobody tells it otherwise, a verifier that calls it, and a layer over that.
+//! A stub that behaves like Kinde by default, a verifier that calls it, and a layer with this verifier.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -26,11 +26,11 @@ pub(crate) struct Stage {
     pub(crate) clock: TestClock,
     pub(crate) kinde: KindeVerifier,
     pub(crate) layer: ApiKeyLayer,
-    /// Tokens that verify refuses.
+    /// Tokens that verify rejects.
     pub(crate) dead_tokens: Arc<Mutex<HashSet<String>>>,
 }
 
-/// The reply for a good key of `org_1`.
+/// The reply for a valid key of `org_1`.
 pub(crate) fn yes() -> Answer {
     Answer::json(200, YES)
 }
@@ -54,7 +54,7 @@ impl Stage {
         let clock = TestClock::new();
         let builder = KindeVerifier::builder(stub.url())
             .client_credentials("the client", SECRET)
-            // A machine with two cores and many tests on it.
+            // Machines that run many tests are slow.
             .connect_timeout(Duration::from_secs(5))
             .test_clock(clock.clone());
         let kinde = configure(builder).build().unwrap();
@@ -76,13 +76,12 @@ impl Stage {
         self.stub.count(endpoint)
     }
 
-    /// Makes verify and the probe refuse a token from now on, with 401.
+    /// Makes verify and the probe reject a token with 401.
     pub(crate) fn kill_token(&self, token: &str) {
         self.dead_tokens.lock().unwrap().insert(token.into());
     }
 
-    /// What the layer answers to a request with this key: the status, and who the handler was told it is or the code of
-    /// the problem.
+    /// The layer's response to a request with this key: the status, and the organization or the code of the problem.
     pub(crate) async fn get(&self, key: &str) -> (u16, String) {
         get(&self.layer, key).await
     }
@@ -98,18 +97,18 @@ impl Stage {
         Said::read(&verified.unwrap()).0
     }
 
-    /// What the verifier says of an unknown key, and under which credential.
+    /// The verifier's answer about an unknown key, and its credential.
     pub(crate) async fn unknown(&self, key: &str) -> (Said, u64) {
         Said::read(&self.verify(key).await.unwrap())
     }
 
-    /// What the verifier says of a known key, and under which credential.
+    /// The verifier's answer about a known key, and its credential.
     pub(crate) async fn known(&self, key: &str) -> (Said, u64) {
         let verified = self.kinde.reverify(&ApiKey::parse(key).unwrap()).await;
         Said::read(&verified.unwrap())
     }
 
-    /// What the verifier says of a known key that the issuer named this identifier for.
+    /// The verifier's answer about a known key with this identifier.
     pub(crate) async fn known_by_id(&self, key: &str, key_id: &str) -> Said {
         let key_id = KeyId::new(key_id).unwrap();
         let attempt = Attempt::new(Duration::from_secs(5)).known(Some(key_id));
@@ -117,7 +116,7 @@ impl Stage {
     }
 }
 
-/// What a verification says.
+/// The answer of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     Valid,
@@ -130,7 +129,7 @@ pub(crate) enum Said {
 }
 
 impl Said {
-    /// Reads a verification and its credential from the `Debug` output: how certain an answer is, only the layer sees.
+    /// Reads a verification and its credential from the `Debug` output, because the certainty of an answer is private.
     pub(crate) fn read(verification: &Verification) -> (Self, u64) {
         let debug = format!("{verification:?}");
         let (answer, credential) = debug.rsplit_once(", credential: ").unwrap();
@@ -149,32 +148,32 @@ impl Said {
     }
 }
 
-/// Keys that nobody issued.
+/// Keys that were not issued.
 pub(crate) fn invalid_key(n: usize) -> String {
     format!("k_live_none_{n:06}")
 }
 
-/// Keys that the issuer knows, as [`GOOD`] is.
+/// Keys that were issued, like [`GOOD`].
 pub(crate) fn valid_key(n: usize) -> String {
     format!("k_live_good_{n:06}")
 }
 
-/// What a caller with a valid key gets.
+/// The response to a valid key.
 pub(crate) fn served() -> (u16, String) {
     (200, "org_1".into())
 }
 
-/// What a caller with an invalid key gets.
+/// The response to an invalid key.
 pub(crate) fn rejected() -> (u16, String) {
     (401, "invalid-token".into())
 }
 
-/// What a caller gets while the issuer rejects the token.
+/// The response while the issuer rejects the token.
 pub(crate) fn misconfigured() -> (u16, String) {
     (503, "verifier-misconfigured".into())
 }
 
-/// What a caller gets while nothing is known of the key.
+/// The response while the verifier cannot tell about an unknown key.
 pub(crate) fn unavailable() -> (u16, String) {
     (503, "verifier-unavailable".into())
 }
@@ -223,7 +222,7 @@ pub(crate) async fn get(layer: &ApiKeyLayer, key: &str) -> (u16, String) {
     (status, said)
 }
 
-/// Scripts a stub as Kinde: numbered tokens, the good keys good, all others refused with 401, the probe accepted.
+/// Makes a stub behave like Kinde: numbered tokens, 401 for invalid keys, an accepted probe.
 fn play(stub: &Stub) -> Arc<Mutex<HashSet<String>>> {
     let dead_tokens = Arc::<Mutex<HashSet<String>>>::default();
     let issued = Mutex::new(0);

@@ -1,4 +1,4 @@
-//! A server that says what it is told to, and remembers what it was asked.
+//! A server with scripted replies that records requests.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,10 +11,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-/// Only a test that fails waits for so long.
+/// Only a failing test waits this long.
 pub(crate) const HANG: Duration = Duration::from_secs(20);
 
-/// Waits until this is so, and fails when it never is.
+/// Waits until the condition is true, and fails if it never is.
 pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     let is_so = async {
         while !is_so() {
@@ -25,7 +25,7 @@ pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     assert!(waited.is_ok(), "{what} did not come");
 }
 
-/// A request as it came in.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -65,7 +65,7 @@ pub(crate) enum Endpoint {
     Elsewhere,
 }
 
-/// What the server does with a request.
+/// The server's response to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Reply {
@@ -73,7 +73,7 @@ pub(crate) enum Answer {
         headers: Vec<(String, String)>,
         body: Vec<u8>,
     },
-    /// These bytes and no more, then the end of the connection.
+    /// These bytes, then the end of the connection.
     Bytes(Vec<u8>),
     /// These bytes, then a reset.
     Reset(Vec<u8>),
@@ -85,7 +85,7 @@ pub(crate) enum Answer {
     Endless,
     /// Another answer, after a wait.
     After(Duration, Box<Answer>),
-    /// Another answer, as soon as this is so.
+    /// Another answer, once the flag is set.
     Once(Arc<AtomicBool>, Box<Answer>),
 }
 
@@ -139,9 +139,9 @@ pub(crate) struct Stub {
 struct Shared {
     scripts: Mutex<HashMap<Endpoint, Script>>,
     requests: Mutex<Vec<(Endpoint, Request)>>,
-    /// How long every answer takes.
+    /// The duration of every answer.
     delay: Mutex<Duration>,
-    /// Bytes of endless bodies that were written.
+    /// The number of bytes that were written of endless bodies.
     poured: AtomicUsize,
     connections: AtomicUsize,
 }
@@ -194,7 +194,7 @@ impl Stub {
         format!("http://{}", self.addr)
     }
 
-    /// From now on the endpoint answers so.
+    /// Sets the answer of an endpoint.
     pub(crate) fn on(
         &self,
         endpoint: Endpoint,
@@ -212,7 +212,7 @@ impl Stub {
         self.on(endpoint, move |_| answer.clone())
     }
 
-    /// From now on every endpoint takes so long to answer.
+    /// Sets the duration of every answer.
     pub(crate) fn delay(&self, wait: Duration) {
         *self.shared.delay.lock().unwrap() = wait;
     }
@@ -289,7 +289,7 @@ impl Shared {
                     write!(head, "Content-Length: {}\r\n", body.len()).unwrap();
                 }
                 head += "\r\n";
-                // In one piece: the second of two would wait for the first one's acknowledgement.
+                // One write, because a second one would wait for the acknowledgement of the first.
                 let reply = [head.as_bytes(), &body].concat();
                 stream.write_all(&reply).await.ok()?;
                 stream.flush().await.ok()
@@ -346,7 +346,7 @@ async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Request> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
-        // Something else than HTTP: a handshake of TLS, say.
+        // Not HTTP, for example a TLS handshake.
         if !head[0].is_ascii_uppercase() {
             return None;
         }
@@ -372,7 +372,7 @@ async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Request> {
     })
 }
 
-/// A stream whose end can be made a reset.
+/// A stream that can end with a reset.
 pub(crate) trait Linger {
     fn reset_on_close(&self);
 }

@@ -1,4 +1,4 @@
-//! Our own token: how it is fetched, renewed and kept.
+//! The access token: fetching, renewal and caching.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ fn kind<T>(result: Result<T, tower_orgkey::VerifyError>) -> VerifyErrorKind {
     result.err().unwrap().kind()
 }
 
-/// Waits for what happens on a task of its own.
+/// Waits for the effect of another task.
 async fn until(is_so: impl Fn() -> bool) {
     for _ in 0..1_000 {
         if is_so() {
@@ -26,7 +26,7 @@ async fn until(is_so: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_by_form_and_sent_with_the_key() {
+async fn token_is_requested_by_form_and_sent() {
     let stage = Stage::with(|builder| builder.scope("read:api_keys")).await;
     assert!(stage.verify(GOOD).await.unwrap().is_valid());
     let asked = stage.stub.requests(Endpoint::Token).remove(0);
@@ -72,7 +72,7 @@ fn url(form: &str) -> HashMap<String, String> {
 }
 
 #[tokio::test]
-async fn the_audience_is_what_was_set_and_no_scope_is_sent_unless_set() {
+async fn audience_and_scope_are_sent_as_set() {
     let stage = Stage::with(|builder| builder.audience("https://other/api/v1")).await;
     stage.verify(GOOD).await.unwrap();
     let form = url(&stage.stub.requests(Endpoint::Token)[0].body);
@@ -81,7 +81,7 @@ async fn the_audience_is_what_was_set_and_no_scope_is_sent_unless_set() {
 }
 
 #[tokio::test]
-async fn a_static_token_is_sent_as_it_is_and_no_credentials_send_none() {
+async fn static_token_is_sent_unchanged() {
     let stage = Stage::with(|builder| builder.bearer_token("static.token")).await;
     stage.verify(GOOD).await.unwrap();
     let verify = stage.stub.requests(Endpoint::Verify).remove(0);
@@ -95,7 +95,7 @@ async fn a_static_token_is_sent_as_it_is_and_no_credentials_send_none() {
 }
 
 #[tokio::test]
-async fn fault_15_many_verifications_at_the_end_of_a_token_share_one_new_one() {
+async fn fault_15_expired_token_is_renewed_once() {
     let stage = Stage::new().await;
     stage.get(GOOD).await;
     stage.jump(3_601);
@@ -114,7 +114,7 @@ async fn fault_15_many_verifications_at_the_end_of_a_token_share_one_new_one() {
 }
 
 #[tokio::test]
-async fn a_token_is_renewed_ahead_while_the_old_one_serves() {
+async fn token_is_renewed_while_the_old_one_serves() {
     let stage = Stage::new().await;
     stage.verify(GOOD).await.unwrap();
     stage.jump(2_699); // 75 % of 3,600 s is 2,700 s.
@@ -143,7 +143,7 @@ async fn a_token_is_renewed_ahead_while_the_old_one_serves() {
 }
 
 #[tokio::test]
-async fn fault_16_the_old_token_serves_to_its_end_while_there_is_no_new_one() {
+async fn fault_16_old_token_is_used_until_it_expires() {
     let stage = Stage::new().await;
     stage.verify(GOOD).await.unwrap();
     stage.stub.always(Endpoint::Token, Answer::status(503));
@@ -153,7 +153,7 @@ async fn fault_16_the_old_token_serves_to_its_end_while_there_is_no_new_one() {
         assert!(stage.verify(GOOD).await.unwrap().is_valid());
         failed += 1;
         until(|| stage.count(Endpoint::Token) == 1 + failed).await;
-        // A second one at once does not try again.
+        // A second verification does not retry at once.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(stage.verify(GOOD).await.unwrap().is_valid());
         assert_eq!(stage.count(Endpoint::Token), 1 + failed);
@@ -161,12 +161,12 @@ async fn fault_16_the_old_token_serves_to_its_end_while_there_is_no_new_one() {
     stage.jump(400);
     assert_eq!(kind(stage.verify(GOOD).await), VerifyErrorKind::Unavailable);
     assert_eq!(stage.count(Endpoint::Verify), 11);
-    // The layer goes on for a key that it knows, and 503 is all that others get.
+    // A known key is served, and unknown keys get 503.
     assert_eq!(stage.get(GOOD).await.0, 503);
 }
 
 #[tokio::test]
-async fn fault_19_a_reply_without_a_usable_token_leaves_the_last_good_one() {
+async fn fault_19_invalid_token_reply_keeps_the_old_token() {
     let with_lifetime = |expires_in: &str| token("token-x", expires_in);
     let useless = [
         with_lifetime("0"),
@@ -221,7 +221,7 @@ async fn fault_19_a_reply_without_a_usable_token_leaves_the_last_good_one() {
         );
         stage.jump(200);
         assert!(stage.verify(GOOD).await.is_err(), "{what}");
-        // No busy loop: what has just failed is not tried again at once.
+        // No busy loop: a failed request is not retried at once.
         let tried = stage.count(Endpoint::Token);
         for _ in 0..20 {
             assert!(stage.verify(GOOD).await.is_err(), "{what}");
@@ -231,7 +231,7 @@ async fn fault_19_a_reply_without_a_usable_token_leaves_the_last_good_one() {
 }
 
 #[tokio::test]
-async fn fault_19_an_unsaid_lifetime_is_five_minutes_and_a_huge_one_a_day() {
+async fn fault_19_lifetime_has_default_and_maximum() {
     let unsaid = Answer::json(200, r#"{"access_token":"t"}"#);
     for (answer, last) in [
         (unsaid, 300),
@@ -255,7 +255,7 @@ async fn fault_19_an_unsaid_lifetime_is_five_minutes_and_a_huge_one_a_day() {
 }
 
 #[tokio::test]
-async fn refused_credentials_are_not_presented_again_at_once() {
+async fn rejected_credentials_are_retried_with_backoff() {
     let oauth = |status, code| Answer::json(status, &format!(r#"{{"error":"{code}"}}"#));
     for answer in [
         oauth(401, "invalid_client"),
@@ -289,7 +289,7 @@ async fn refused_credentials_are_not_presented_again_at_once() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_fails_is_tried_after_a_second_doubling_to_a_minute() {
+async fn failed_token_request_is_retried_with_backoff() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Token, Answer::status(500));
     assert_eq!(kind(stage.verify(GOOD).await), VerifyErrorKind::Unavailable);
@@ -309,7 +309,7 @@ async fn an_endpoint_that_fails_is_tried_after_a_second_doubling_to_a_minute() {
 }
 
 #[tokio::test]
-async fn a_429_of_the_token_endpoint_pauses_it_alone() {
+async fn token_endpoint_429_pauses_token_requests_only() {
     let stage = Stage::new().await;
     let answer = Answer::status(429).with("RateLimit-Reset", "30");
     stage.stub.always(Endpoint::Token, answer);
@@ -326,7 +326,7 @@ async fn a_429_of_the_token_endpoint_pauses_it_alone() {
 }
 
 #[tokio::test]
-async fn nonsense_of_the_token_endpoint_is_about_no_key() {
+async fn invalid_token_reply_is_about_no_key() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Token, Answer::json(200, "{}"));
     let error = kind(stage.verify(GOOD).await);
@@ -334,7 +334,7 @@ async fn nonsense_of_the_token_endpoint_is_about_no_key() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_over_when_it_comes_is_not_fetched_again_at_once() {
+async fn expired_new_token_is_not_refetched_at_once() {
     let stage = Stage::new().await;
     let clock = stage.clock.clone();
     let is_slow = AtomicBool::new(true);
@@ -351,7 +351,7 @@ async fn a_token_that_is_over_when_it_comes_is_not_fetched_again_at_once() {
 }
 
 #[tokio::test]
-async fn a_verification_that_is_dropped_leaves_its_token_to_the_next() {
+async fn dropped_verification_leaves_its_token() {
     let stage = Stage::new().await;
     let slow = token("token-slow", "3600").after(Duration::from_millis(300));
     stage.stub.always(Endpoint::Token, slow);

@@ -1,4 +1,4 @@
-//! What happens to a call on its way.
+//! Faults of the connection to the issuer.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,34 +10,34 @@ use tower_orgkey::test_util::TestClock;
 use super::stage::{GOOD, Said, Stage, default_layer, get, served, unavailable, yes};
 use super::stub::{Answer, Endpoint, Stub};
 
-const STRANGER: &str = "k_live_good_9999";
+const UNKNOWN_KEY: &str = "k_live_good_9999";
 
 #[tokio::test]
-async fn fault_02_an_issuer_that_never_answers() {
+async fn fault_02_silent_issuer_is_unavailable() {
     let stage = Stage::new().await;
     let layer = default_layer(&stage);
     assert_eq!(get(&layer, GOOD).await, served());
     stage.stub.always(Endpoint::Verify, Answer::Silence);
-    assert_eq!(get(&layer, STRANGER).await, unavailable());
+    assert_eq!(get(&layer, UNKNOWN_KEY).await, unavailable());
     stage.jump(130);
     assert_eq!(get(&layer, GOOD).await, served());
-    assert!(stage.count(Endpoint::Verify) >= 3, "it was not asked");
+    assert!(stage.count(Endpoint::Verify) >= 3, "verify was not called");
 }
 
 #[tokio::test]
-async fn fault_03_a_body_that_trickles_in() {
+async fn fault_03_trickled_body_is_unavailable() {
     let stage = Stage::new().await;
     let layer = default_layer(&stage);
     assert_eq!(get(&layer, GOOD).await, served());
     stage.stub.always(Endpoint::Verify, Answer::Trickle);
-    assert_eq!(get(&layer, STRANGER).await, unavailable());
+    assert_eq!(get(&layer, UNKNOWN_KEY).await, unavailable());
     stage.jump(130);
     assert_eq!(get(&layer, GOOD).await, served());
     assert!(stage.stub.poured() > 0, "nothing trickled in");
 }
 
 #[tokio::test]
-async fn fault_04_a_reset_or_an_early_end_is_no_refusal() {
+async fn fault_04_reset_or_truncation_is_not_invalid() {
     let head = |status: &str, len: usize| {
         format!(
             "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len}\r\n\r\n"
@@ -64,8 +64,8 @@ async fn fault_04_a_reset_or_an_early_end_is_no_refusal() {
         assert_eq!(stage.get(GOOD).await, served(), "{what}");
         stage.stub.always(Endpoint::Verify, answer);
         let asked = stage.count(Endpoint::Verify);
-        assert_eq!(stage.get(STRANGER).await, unavailable(), "{what}");
-        let error = stage.verify(STRANGER).await.err().unwrap();
+        assert_eq!(stage.get(UNKNOWN_KEY).await, unavailable(), "{what}");
+        let error = stage.verify(UNKNOWN_KEY).await.err().unwrap();
         assert_eq!(error.kind(), VerifyErrorKind::Unavailable, "{what}");
         stage.jump(130);
         assert_eq!(stage.get(GOOD).await, served(), "{what}");
@@ -75,7 +75,7 @@ async fn fault_04_a_reset_or_an_early_end_is_no_refusal() {
 }
 
 #[tokio::test]
-async fn fault_09_a_429_says_how_long_or_does_not() {
+async fn fault_09_429_may_have_a_wait() {
     let huge = "9".repeat(100_000);
     for (name, value, expected) in [
         ("RateLimit-Reset", "30", Some(30)),
@@ -101,7 +101,7 @@ async fn fault_09_a_429_says_how_long_or_does_not() {
 }
 
 #[tokio::test]
-async fn fault_09_a_429_says_how_long_whatever_becomes_of_its_body() {
+async fn fault_09_429_needs_no_complete_body() {
     let stage = Stage::new().await;
     let cut = b"HTTP/1.1 429 X\r\nRateLimit-Reset: 30\r\nContent-Length: 99\r\n\r\n{";
     stage
@@ -114,7 +114,7 @@ async fn fault_09_a_429_says_how_long_whatever_becomes_of_its_body() {
 }
 
 #[tokio::test]
-async fn fault_14_a_redirect_is_not_followed_to_any_host() {
+async fn fault_14_redirects_are_not_followed() {
     let other = Stub::start().await;
     let stage = Stage::with(|builder| builder.api_id("api")).await;
     other
@@ -144,32 +144,29 @@ async fn fault_14_a_redirect_is_not_followed_to_any_host() {
     stage.jump(3_601);
     assert!(stage.verify(GOOD).await.is_err());
     for endpoint in [Endpoint::Probe, Endpoint::Key, Endpoint::Token] {
-        assert!(stage.count(endpoint) > 0, "{endpoint:?} was not asked");
+        assert!(stage.count(endpoint) > 0, "{endpoint:?} was not called");
     }
     assert_eq!(other.connections(), 0);
 }
 
-/// What a child of this test does, with proxies in its environment.
+/// Runs in a child process with proxies in its environment.
 #[tokio::test]
-async fn verifies_past_the_environments_proxies() {
+async fn verifies_without_environment_proxies() {
     let stage = Stage::new().await;
     assert!(stage.verify(GOOD).await.unwrap().is_valid());
     assert_eq!(stage.get(GOOD).await, served());
-    // The environment is the parent's doing; alone, this is a test like any other.
+    // The parent sets the environment; without it, this is an ordinary test.
     if std::env::var_os("PROXIED").is_some() {
         assert!(std::env::var_os("HTTP_PROXY").is_some());
     }
 }
 
 #[tokio::test]
-async fn fault_14b_the_environments_proxies_are_not_used() {
+async fn fault_14b_environment_proxies_are_not_used() {
     let proxy = Stub::start().await;
     let mut child = Command::new(std::env::current_exe().unwrap());
     child
-        .args([
-            "--exact",
-            "transport::verifies_past_the_environments_proxies",
-        ])
+        .args(["--exact", "transport::verifies_without_environment_proxies"])
         .env("PROXIED", "1")
         .env_remove("NO_PROXY")
         .env_remove("no_proxy");
@@ -187,7 +184,7 @@ async fn fault_14b_the_environments_proxies_are_not_used() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_named_is_used() {
+async fn configured_proxy_is_used() {
     let proxy = Stub::start().await;
     proxy.always(Endpoint::Elsewhere, yes());
     let kinde = KindeVerifier::builder("http://issuer.invalid")
@@ -204,7 +201,7 @@ async fn a_proxy_that_is_named_is_used() {
 }
 
 #[tokio::test]
-async fn fault_13_a_name_that_does_not_resolve() {
+async fn fault_13_unresolved_name_is_unavailable() {
     let clock = TestClock::new();
     let kinde = KindeVerifier::builder("http://issuer.invalid")
         .dangerously_allow_http()
@@ -216,7 +213,7 @@ async fn fault_13_a_name_that_does_not_resolve() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_that_nobody_asked_for() {
+async fn requests_have_expected_headers_only() {
     let stage = Stage::new().await;
     stage.stub.on(Endpoint::Verify, |request| {
         if request.key() == GOOD {
@@ -237,12 +234,12 @@ async fn nothing_is_sent_that_nobody_asked_for() {
             assert_eq!(names, ["accept", "host", "user-agent"], "{endpoint:?}");
         }
     }
-    // One connection for all of it, but for the probe, whose body is left unread.
+    // One connection for all calls except the probe: its body is not read.
     assert!(stage.stub.connections() <= 2);
 }
 
 #[tokio::test]
-async fn a_call_that_breaks_off_is_not_repeated_by_the_client() {
+async fn failed_call_is_not_retried_by_the_client() {
     for answer in [
         Answer::Bytes(Vec::new()),
         Answer::status(503),

@@ -11,7 +11,7 @@ use super::stub::{Answer, Endpoint, until};
 
 const NEW: &str = "k_live_good_0002";
 
-/// A stage where it is known that the probe answers everything with this status. Verify accepts token 2.
+/// A stage where the probe is known to be unusable: it answers this status. Verify accepts token 2.
 async fn with_unusable_probe(status: u16) -> Stage {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Probe, Answer::status(status));
@@ -19,7 +19,7 @@ async fn with_unusable_probe(status: u16) -> Stage {
     // Until verify accepts the token after the probe has rejected it, it may as well have been revoked.
     assert_eq!(stage.unknown(BAD).await, (Said::TokenRejected, 2));
     assert_eq!(stage.unknown(NEW).await, (Said::Valid, 2));
-    // It may have been granted the scope meanwhile.
+    // The scope may have been granted in between.
     assert_eq!(stage.unknown(BAD).await, (Said::Undecided, 2));
     assert_eq!(stage.count(Endpoint::Probe), 3);
     assert_eq!(stage.count(Endpoint::Token), 2);
@@ -27,7 +27,7 @@ async fn with_unusable_probe(status: u16) -> Stage {
 }
 
 #[tokio::test]
-async fn fault_56_an_invalid_key_costs_no_probe_and_no_token() {
+async fn fault_56_invalid_key_costs_no_probe_or_token() {
     let stage = with_unusable_probe(403).await;
     for n in 0..14 {
         assert_eq!(stage.unknown(NEW).await, (Said::Valid, 2));
@@ -49,7 +49,7 @@ async fn fault_56_an_invalid_key_costs_no_probe_and_no_token() {
 }
 
 #[tokio::test]
-async fn fault_56_an_earlier_calls_200_is_no_proof() {
+async fn fault_56_earlier_calls_200_decides_nothing() {
     let stage = Stage::with(|builder| builder.bearer_token("static")).await;
     stage.stub.always(Endpoint::Probe, Answer::status(403));
     let is_probed = Arc::<AtomicBool>::default();
@@ -76,7 +76,7 @@ async fn fault_56_an_earlier_calls_200_is_no_proof() {
 }
 
 #[tokio::test]
-async fn fault_56_a_revoked_known_key_goes_on_a_later_200() {
+async fn fault_56_revoked_key_is_removed_on_a_200() {
     let stage = with_unusable_probe(403).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.on(Endpoint::Verify, |request| {
@@ -96,7 +96,7 @@ async fn fault_56_a_revoked_known_key_goes_on_a_later_200() {
 }
 
 #[tokio::test]
-async fn fault_56_a_token_revoked_then_is_replaced_too() {
+async fn fault_56_revoked_token_is_renewed_too() {
     let stage = with_unusable_probe(403).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.kill_token("token-2");
@@ -107,7 +107,7 @@ async fn fault_56_a_token_revoked_then_is_replaced_too() {
 }
 
 #[tokio::test]
-async fn fault_74_a_dead_token_is_503_until_it_is_renewed() {
+async fn fault_74_revoked_token_is_503_until_renewed() {
     let stage = with_unusable_probe(403).await;
     stage.jump(1);
     stage.kill_token("token-2");
@@ -134,7 +134,7 @@ async fn fault_56_invalid_keys_alone_cost_few_tokens() {
 }
 
 #[tokio::test]
-async fn a_granted_scope_makes_the_probe_usable_again() {
+async fn granted_scope_makes_the_probe_usable() {
     let stage = with_unusable_probe(403).await;
     stage.stub.always(Endpoint::Probe, Answer::json(200, "{}"));
     assert_eq!(stage.unknown(BAD).await, (Said::Undecided, 2));
@@ -147,7 +147,7 @@ async fn a_granted_scope_makes_the_probe_usable_again() {
 }
 
 #[tokio::test]
-async fn fault_75_an_invalid_key_waits_for_the_next_200() {
+async fn fault_75_invalid_key_waits_for_the_next_200() {
     let stage = Stage::new().await;
     stage.stub.always(Endpoint::Probe, Answer::status(401));
     for _ in 0..3 {
@@ -156,7 +156,7 @@ async fn fault_75_an_invalid_key_waits_for_the_next_200() {
     assert_eq!(stage.count(Endpoint::Token), 2);
     let stage = with_unusable_probe(401).await;
     for n in 0..50 {
-        // Verify accepts the token now and then.
+        // Verify accepts the token from time to time.
         if n % 10 == 0 {
             assert_eq!(stage.unknown(NEW).await, (Said::Valid, 2));
         }
@@ -170,7 +170,7 @@ async fn fault_75_an_invalid_key_waits_for_the_next_200() {
 }
 
 #[tokio::test]
-async fn fault_75_a_revoked_known_key_goes_on_a_later_200() {
+async fn fault_75_revoked_key_goes_on_a_later_200() {
     let stage = with_unusable_probe(401).await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.stub.on(Endpoint::Verify, |request| {

@@ -1,4 +1,4 @@
-//! How many at once.
+//! Concurrency limits.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tower_orgkey::{OrgConcurrencyLimitLayer, RejectionKind};
 
 use crate::*;
 
-/// A body whose frames a test sends, and which ends when the sender is dropped.
+/// A body with the frames that a test sends. It ends when the sender is dropped.
 #[derive(Debug)]
 struct Stream(Option<mpsc::UnboundedReceiver<Result<Bytes, &'static str>>>);
 
@@ -56,7 +56,7 @@ impl From<Bytes> for Stream {
 
 type Sender = mpsc::UnboundedSender<Result<Bytes, &'static str>>;
 
-/// What a handler does with a request.
+/// The behavior of a handler.
 #[derive(Clone)]
 enum Do {
     Never,
@@ -85,13 +85,13 @@ impl Service<Request<()>> for Handler {
     fn call(&mut self, _: Request<()>) -> Self::Future {
         let Self { does, streams } = self.clone();
         if let Do::PanicAtOnce = does {
-            panic!("as told")
+            panic!("on purpose")
         }
         async move {
             match does {
                 Do::Never => std::future::pending().await,
-                Do::Fail => Err("as told"),
-                Do::Panic | Do::PanicAtOnce => panic!("as told"),
+                Do::Fail => Err("on purpose"),
+                Do::Panic | Do::PanicAtOnce => panic!("on purpose"),
                 Do::Empty => Ok(Response::new(Stream(None))),
                 Do::Stream => {
                     let (sender, receiver) = mpsc::unbounded_channel();
@@ -130,7 +130,7 @@ impl Stage {
         Self::new(OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(1)))
     }
 
-    /// A handler beside it, under the same limit.
+    /// Another handler under the same limit.
     fn does(&self, does: Do) -> OrgConcurrencyLimit<Handler> {
         let (streams, _) = mpsc::unbounded_channel();
         self.limit.layer(Handler { does, streams })
@@ -148,12 +148,12 @@ impl Stage {
 }
 
 #[test]
-fn a_place_is_held_until_the_body_has_ended() {
+fn permit_is_held_until_the_body_ends() {
     let mut stage = Stage::one_at_a_time();
     let org = org("org_1");
     let mut response = stage.call(&org).unwrap();
     let stream = stage.streams.try_recv().unwrap();
-    assert!(!stage.passes(&org), "the head alone ends nothing");
+    assert!(!stage.passes(&org), "the head does not release the permit");
     stream.send(Ok(Bytes::from_static(b"a part"))).unwrap();
     assert!(
         response
@@ -173,14 +173,14 @@ fn a_place_is_held_until_the_body_has_ended() {
             .unwrap()
             .is_none()
     );
-    // The response itself is still there.
+    // The response itself was not dropped yet.
     assert!(stage.passes(&org));
     assert_eq!(stage.limit.accounts(), 0, "a body that was dropped unread");
     drop(response);
 }
 
 #[test]
-fn a_body_that_fails_or_is_dropped_or_is_empty_gives_its_place_back() {
+fn ended_body_releases_the_permit() {
     let mut stage = Stage::one_at_a_time();
     let org = org("org_1");
     let mut failing = stage.call(&org).unwrap();
@@ -188,7 +188,7 @@ fn a_body_that_fails_or_is_dropped_or_is_empty_gives_its_place_back() {
         .streams
         .try_recv()
         .unwrap()
-        .send(Err("as told"))
+        .send(Err("on purpose"))
         .unwrap();
     assert!(
         failing
@@ -208,18 +208,18 @@ fn a_body_that_fails_or_is_dropped_or_is_empty_gives_its_place_back() {
     assert_eq!(
         stage.limit.accounts(),
         0,
-        "nobody need ask an empty body for a frame"
+        "an empty body may never be polled"
     );
     assert!(http_body::Body::is_end_stream(empty.body()));
     assert_eq!(http_body::Body::size_hint(empty.body()).exact(), Some(0));
-    // What is taken out of its wrapper is nobody's business any more.
+    // `into_inner` releases the permit.
     let unwrapped = stage.call(&org).unwrap().into_body().into_inner();
     assert_eq!(stage.limit.accounts(), 0);
     drop((failing, unwrapped));
 }
 
 #[test]
-fn a_call_that_is_dropped_or_fails_or_panics_gives_its_place_back() {
+fn ended_call_releases_the_permit() {
     let mut stage = Stage::one_at_a_time();
     let org = org("org_1");
     let mut never = Box::pin(stage.does(Do::Never).call(request_of(&org)));
@@ -243,26 +243,26 @@ fn a_call_that_is_dropped_or_fails_or_panics_gives_its_place_back() {
 }
 
 #[test]
-fn the_refusal_is_429_and_one_organization_at_its_limit_costs_another_nothing() {
+fn full_organization_gets_429_alone() {
     let mut stage = Stage::new(OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(2)));
     let held = [
         stage.call(&org("org_1")).unwrap(),
         stage.call(&org("org_1")).unwrap(),
     ];
-    let refused = stage.call(&org("org_1")).unwrap();
-    assert_eq!(refused.status(), 429);
-    assert_eq!(refused.headers()[RETRY_AFTER], "1");
-    let kind = refused.extensions().get::<Rejection>().unwrap().kind();
+    let rejected = stage.call(&org("org_1")).unwrap();
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(rejected.headers()[RETRY_AFTER], "1");
+    let kind = rejected.extensions().get::<Rejection>().unwrap().kind();
     assert_eq!(kind, RejectionKind::ConcurrencyLimited);
     for _ in 0..2 {
         assert!(held.iter().all(|response| response.status() == 200));
         assert!(stage.passes(&org("org_2")));
     }
-    assert_eq!(stage.limit.accounts(), 1, "a refusal holds no place");
+    assert_eq!(stage.limit.accounts(), 1, "a rejection holds no permit");
 }
 
 #[test]
-fn limits_are_per_key_where_told_none_is_none_and_of_nothing_nothing_passes() {
+fn limits_can_be_per_key_none_or_zero() {
     let mut stage = Stage::new(OrgConcurrencyLimitLayer::per_key(|_: &OrgContext| Some(1)));
     let held = stage.call(&key("org_1", "key_1"));
     assert!(!stage.passes(&key("org_1", "key_1")));
@@ -279,11 +279,15 @@ fn limits_are_per_key_where_told_none_is_none_and_of_nothing_nothing_passes() {
             .all(|called| called.as_ref().unwrap().status() == 200)
     );
     assert!(!stage.passes(&org("org_1")));
-    assert_eq!(stage.limit.accounts(), 0, "who has no limit is not counted");
+    assert_eq!(
+        stage.limit.accounts(),
+        0,
+        "a request without a limit is not counted"
+    );
 }
 
 #[test]
-fn a_new_limit_holds_from_the_next_request_on() {
+fn new_limit_applies_to_the_next_request() {
     let most = Arc::new(AtomicUsize::new(3));
     let mut stage = {
         let most = Arc::clone(&most);
@@ -308,20 +312,20 @@ fn a_new_limit_holds_from_the_next_request_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn never_more_are_under_way_than_may_however_many_try() {
-    const MOST: usize = 5;
-    let under_way = Arc::new(AtomicUsize::new(0));
+async fn concurrent_requests_never_exceed_the_limit() {
+    const MAX: usize = 5;
+    let in_flight = Arc::new(AtomicUsize::new(0));
     let passed = Arc::new(AtomicUsize::new(0));
-    let limit = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(MOST));
+    let limit = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(MAX));
     let service = {
-        let (under_way, passed) = (Arc::clone(&under_way), Arc::clone(&passed));
+        let (in_flight, passed) = (Arc::clone(&in_flight), Arc::clone(&passed));
         limit.layer(service_fn(move |_: Request<()>| {
-            let (under_way, passed) = (Arc::clone(&under_way), Arc::clone(&passed));
+            let (in_flight, passed) = (Arc::clone(&in_flight), Arc::clone(&passed));
             async move {
-                let before = under_way.fetch_add(1, Ordering::SeqCst);
-                assert!(before < MOST, "{before} were there already");
+                let before = in_flight.fetch_add(1, Ordering::SeqCst);
+                assert!(before < MAX, "{before} in flight");
                 tokio::task::yield_now().await;
-                under_way.fetch_sub(1, Ordering::SeqCst);
+                in_flight.fetch_sub(1, Ordering::SeqCst);
                 passed.fetch_add(1, Ordering::SeqCst);
                 Ok::<_, Infallible>(Response::new(Body::empty()))
             }
@@ -342,6 +346,6 @@ async fn never_more_are_under_way_than_may_however_many_try() {
     for task in tasks {
         task.await.unwrap();
     }
-    assert!(passed.load(Ordering::SeqCst) > MOST);
+    assert!(passed.load(Ordering::SeqCst) > MAX);
     assert_eq!(limit.accounts(), 0);
 }

@@ -1,12 +1,12 @@
-//! Limits of organizations and keys, through their layers.
+//! Limits of organizations and keys.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod composition;
 mod concurrency;
-mod order;
 mod properties;
 mod rate;
 mod threads;
@@ -40,7 +40,7 @@ fn request_of(context: &OrgContext) -> Request<()> {
     request
 }
 
-/// A limit over a handler that answers at once.
+/// A limit with a handler that responds at once.
 type Limited = Box<dyn FnMut(&OrgContext) -> Response<Body>>;
 
 fn limited(limit: &OrgRateLimitLayer) -> Limited {
@@ -61,7 +61,7 @@ fn quota(quota: Quota) -> OrgRateLimitLayerBuilder {
     OrgRateLimitLayer::builder(move |_: &OrgContext| Some(quota))
 }
 
-/// How long a refused request has to wait; `None` for one that passed.
+/// The `Retry-After` of a rejected request; `None` for one that passed.
 fn wait(response: &Response<Body>) -> Option<Duration> {
     response.extensions().get::<Rejection>()?.retry_after()
 }
@@ -70,7 +70,7 @@ fn passes(limited: &mut Limited, context: &OrgContext) -> bool {
     wait(&limited(context)).is_none()
 }
 
-/// How many pass before the first that does not.
+/// The number of requests that pass before one is rejected.
 fn passed(limited: &mut Limited, context: &OrgContext) -> usize {
     (0..100_000)
         .take_while(|_| passes(limited, context))

@@ -1,4 +1,4 @@
-//! What holds of every sequence of requests.
+//! Properties of arbitrary sequences of requests.
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
@@ -20,10 +20,10 @@ impl Plan {
         Quota::per(self.requests, self.window).burst(self.burst)
     }
 
-    /// The most that may pass in a stretch of time, in whole requests.
-    fn most(self, stretch: Duration) -> u128 {
-        let given_back = stretch.as_nanos() * u128::from(self.requests) / self.window.as_nanos();
-        u128::from(self.burst) + given_back
+    /// The maximum number of requests in this duration.
+    fn max(self, duration: Duration) -> u128 {
+        let refilled = duration.as_nanos() * u128::from(self.requests) / self.window.as_nanos();
+        u128::from(self.burst) + refilled
     }
 }
 
@@ -35,25 +35,25 @@ fn plan() -> impl Strategy<Value = Plan> {
     })
 }
 
-/// A pause in microseconds, and whose request comes after it.
-fn steps(whose: usize) -> impl Strategy<Value = Vec<(u64, usize)>> {
+/// A pause in microseconds, and the index of the request that follows.
+fn steps(indexes: usize) -> impl Strategy<Value = Vec<(u64, usize)>> {
     let pause = prop_oneof![5 => Just(0), 3 => 0..200_000_u64, 1 => 0..5_000_000_u64];
-    prop::collection::vec((pause, 0..whose), 1..200)
+    prop::collection::vec((pause, 0..indexes), 1..200)
 }
 
-/// Whether, in every stretch from one that passed to another, no more passed than may.
+/// Checks the maximum for the interval between any two requests that passed.
 fn is_within(plan: Plan, passed: &[Duration]) -> Result<(), TestCaseError> {
     for (first, from) in passed.iter().enumerate() {
         for (last, to) in passed.iter().enumerate().skip(first) {
             let number = (last - first + 1) as u128;
-            let most = plan.most(to.saturating_sub(*from));
-            prop_assert!(number <= most, "{number} of {most} from {from:?} to {to:?}");
+            let max = plan.max(to.saturating_sub(*from));
+            prop_assert!(number <= max, "{number} of {max} from {from:?} to {to:?}");
         }
     }
     Ok(())
 }
 
-/// A runtime whose clock stands still, and with it a test's.
+/// A runtime with a paused clock.
 fn paused() -> Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_time().start_paused(true).build().unwrap()
@@ -63,7 +63,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_stretch_of_time_has_more_than_burst_and_rate_and_each_organization_is_as_if_alone(
+    fn rate_is_bounded_and_organizations_independent(
         plans in [plan(), plan(), plan()],
         steps in steps(3),
     ) {
@@ -78,7 +78,7 @@ proptest! {
         let _entered = runtime.enter();
         let clock = TestClock::new();
         let mut together = limited(&layer(&clock));
-        // Three more, each of which sees one organization only.
+        // Three more, each for one organization only.
         let mut alone: Vec<Limited> = ORGS.iter().map(|_| limited(&layer(&clock))).collect();
         let mut passed: [Vec<Duration>; 3] = Default::default();
         let mut earliest: [Option<Duration>; 3] = [None; 3];
@@ -91,7 +91,7 @@ proptest! {
             prop_assert_eq!(wait(&answer), wait(&as_alone));
             let now = clock.elapsed();
             if let Some(earliest) = earliest[at] {
-                prop_assert_eq!(wait(&answer).is_none(), now >= earliest, "not when it was told");
+                prop_assert_eq!(wait(&answer).is_none(), now >= earliest, "not at the promised time");
             }
             earliest[at] = wait(&answer).map(|wait| now + wait);
             if wait(&answer).is_none() {
@@ -103,10 +103,10 @@ proptest! {
         }
     }
 
-    /// However the answers of the function change, none of the quotas is exceeded by what passed under it. There are more
-    /// quotas here than are told apart at a time.
+    /// However the quota changes, none is exceeded by the requests that passed under it. There are more quotas than are tracked
+    /// at a time.
     #[test]
-    fn no_change_of_quotas_exceeds_any_of_them(
+    fn changing_quotas_are_never_exceeded(
         plans in prop::collection::vec(plan(), 7),
         steps in steps(7),
     ) {
@@ -133,7 +133,7 @@ proptest! {
     }
 
     #[test]
-    fn as_many_pass_at_once_as_the_field_says(plan in plan(), before in 0..40_usize, pause in 0..3_000_u64) {
+    fn ratelimit_field_is_exact(plan in plan(), before in 0..40_usize, pause in 0..3_000_u64) {
         let runtime = paused();
         let _entered = runtime.enter();
         let clock = TestClock::new();
@@ -145,12 +145,12 @@ proptest! {
         clock.jump(Duration::from_millis(pause));
         let answer = limited(&org);
         let field = answer.headers()["ratelimit"].to_str().unwrap();
-        let told: usize = field
+        let remaining: usize = field
             .strip_prefix("\"p\";r=")
             .and_then(|rest| rest.split(';').next())
             .unwrap()
             .parse()
             .unwrap();
-        prop_assert_eq!(passed(&mut limited, &org), told);
+        prop_assert_eq!(passed(&mut limited, &org), remaining);
     }
 }

@@ -1,4 +1,4 @@
-//! Rates, on a clock that stands still unless told to go.
+//! Rate limits, on a paused clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,7 @@ use crate::support::log::Log;
 use crate::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_passes_and_then_one_by_one_at_the_rate() {
+async fn burst_passes_then_requests_at_the_rate() {
     let clock = TestClock::new();
     let limit = build(quota(Quota::per_minute(60).burst(10)), &clock);
     let mut limited = limited(&limit);
@@ -26,30 +26,30 @@ async fn a_burst_passes_and_then_one_by_one_at_the_rate() {
     assert_eq!(
         passed(&mut limited, &org),
         10,
-        "no pause saves up more than a burst"
+        "a pause refills at most a burst"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refusal_is_429_and_says_honestly_when_to_try_again() {
+async fn rejection_is_429_with_an_exact_wait() {
     let clock = TestClock::new();
     let limit = build(quota(Quota::per(2, secs(5))), &clock);
     let mut limited = limited(&limit);
     let org = org("org_1");
     assert_eq!(passed(&mut limited, &org), 2);
-    let refused = limited(&org);
-    assert_eq!(refused.status(), 429);
-    assert_eq!(wait(&refused), Some(Duration::from_millis(2_500)));
+    let rejected = limited(&org);
+    assert_eq!(rejected.status(), 429);
+    assert_eq!(wait(&rejected), Some(Duration::from_millis(2_500)));
     assert_eq!(
-        refused.headers()[RETRY_AFTER],
+        rejected.headers()[RETRY_AFTER],
         "3",
         "whole seconds, rounded up"
     );
-    assert_eq!(refused.headers()[CACHE_CONTROL], "no-store");
-    assert!(!refused.headers().contains_key("ratelimit"));
-    let rejection = refused.extensions().get::<Rejection>().unwrap();
+    assert_eq!(rejected.headers()[CACHE_CONTROL], "no-store");
+    assert!(!rejected.headers().contains_key("ratelimit"));
+    let rejection = rejected.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.kind(), RejectionKind::RateLimited);
-    // Refusals use nothing: it does not get later for asking.
+    // Rejected requests use no quota.
     assert_eq!(wait(&limited(&org)), Some(Duration::from_millis(2_500)));
     clock.jump(Duration::from_millis(2_499));
     assert_eq!(wait(&limited(&org)), Some(Duration::from_millis(1)));
@@ -58,7 +58,7 @@ async fn the_refusal_is_429_and_says_honestly_when_to_try_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_organization_at_its_limit_costs_another_nothing() {
+async fn organizations_have_separate_quotas() {
     let clock = TestClock::new();
     let limit = build(quota(Quota::per_minute(3)), &clock);
     let mut limited = limited(&limit);
@@ -70,7 +70,7 @@ async fn one_organization_at_its_limit_costs_another_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_keys_of_an_organization_share_its_quota_unless_each_has_its_own() {
+async fn keys_share_a_quota_unless_per_key() {
     let clock = TestClock::new();
     let together = build(quota(Quota::per_minute(3)), &clock);
     let mut limited_together = limited(&together);
@@ -80,13 +80,13 @@ async fn the_keys_of_an_organization_share_its_quota_unless_each_has_its_own() {
 
     let each = build(quota(Quota::per_minute(3)).per_key(), &clock);
     let mut limited_each = limited(&each);
-    // Two contexts of one key: its id outlives a rotation.
+    // Two contexts of one key: a rotation does not change its id.
     assert_eq!(passed(&mut limited_each, &key("org_1", "key_1")), 3);
     assert!(!passes(&mut limited_each, &key("org_1", "key_1")));
     assert_eq!(passed(&mut limited_each, &key("org_1", "key_2")), 3);
-    // Another issuer's organization may have a key of the same id.
+    // An organization of another issuer may have a key with the same id.
     assert_eq!(passed(&mut limited_each, &key("org_2", "key_1")), 3);
-    // Without ids, the keys themselves are told apart.
+    // Without ids, the keys are distinguished by digest.
     let nameless = org("org_1");
     assert_eq!(passed(&mut limited_each, &nameless), 3);
     assert!(!passes(&mut limited_each, &nameless));
@@ -95,7 +95,7 @@ async fn the_keys_of_an_organization_share_its_quota_unless_each_has_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn none_is_no_limit_and_a_quota_of_nothing_lets_nothing_pass() {
+async fn none_is_unlimited_and_zero_rejects_all() {
     let clock = TestClock::new();
     let limit = build(
         OrgRateLimitLayer::builder(|org: &OrgContext| match org.org_code().as_str() {
@@ -107,16 +107,16 @@ async fn none_is_no_limit_and_a_quota_of_nothing_lets_nothing_pass() {
     );
     let mut limited = limited(&limit);
     assert_eq!(passed(&mut limited, &org("org_free")), 100_000);
-    for closed in ["org_none", "org_no_burst"] {
-        assert_eq!(wait(&limited(&org(closed))), Some(secs(60)), "{closed}");
+    for org_code in ["org_none", "org_no_burst"] {
+        assert_eq!(wait(&limited(&org(org_code))), Some(secs(60)), "{org_code}");
     }
     clock.jump(secs(3_600));
     assert!(!passes(&mut limited, &org("org_none")));
-    assert_eq!(limit.accounts(), 0, "nobody owes anything");
+    assert_eq!(limit.accounts(), 0, "no account has usage");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_plan_holds_from_the_next_request_on_and_no_change_gives_a_fresh_burst() {
+async fn plan_change_keeps_the_used_percentage() {
     let clock = TestClock::new();
     let plan = Arc::new(AtomicU32::new(60));
     let limit = {
@@ -128,7 +128,7 @@ async fn a_new_plan_holds_from_the_next_request_on_and_no_change_gives_a_fresh_b
     let org = org("org_1");
     assert_eq!(passed(&mut limited, &org), 60);
 
-    // Bought more: the larger rate at once, its burst by and by.
+    // A larger plan: its rate applies at once, its burst refills.
     plan.store(6_000, Ordering::SeqCst);
     assert_eq!(passed(&mut limited, &org), 0);
     clock.jump(Duration::from_millis(10));
@@ -136,18 +136,18 @@ async fn a_new_plan_holds_from_the_next_request_on_and_no_change_gives_a_fresh_b
     clock.jump(secs(30));
     assert_eq!(passed(&mut limited, &org), 3_000);
 
-    // Back and forth, at one moment: nothing more.
+    // Many changes at one moment yield nothing more.
     for n in 0..100 {
         plan.store([60, 6_000, 600, 59, 61, 6_001][n % 6], Ordering::SeqCst);
         let passed = passed(&mut limited, &org);
-        // The first one had thirty seconds to get half of its own back.
+        // The first quota has refilled by half in thirty seconds.
         assert_eq!(passed, if n == 0 { 30 } else { 0 }, "change {n}");
     }
     assert_eq!(limit.accounts(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn clones_are_one_limit_and_two_layers_are_two() {
+async fn clones_share_a_limit_and_layers_do_not() {
     let clock = TestClock::new();
     let limit = build(quota(Quota::per_minute(4)), &clock);
     let (mut one, mut two) = (limited(&limit), limited(&limit.clone()));
@@ -160,7 +160,7 @@ async fn clones_are_one_limit_and_two_layers_are_two() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_fields_tell_how_a_caller_stands_on_every_answer() {
+async fn every_response_has_ratelimit_fields() {
     let clock = TestClock::new();
     let limit = build(
         quota(Quota::per_minute(3)).ratelimit_fields("default"),
@@ -168,7 +168,7 @@ async fn the_fields_tell_how_a_caller_stands_on_every_answer() {
     );
     let mut limited = limited(&limit);
     let org = org("org_1");
-    let mut told = || {
+    let mut fields = || {
         let response = limited(&org);
         assert_eq!(
             response.headers()["ratelimit-policy"],
@@ -183,14 +183,14 @@ async fn the_fields_tell_how_a_caller_stands_on_every_answer() {
         (200, r#""default";r=0;t=20"#),
         (429, r#""default";r=0;t=20"#),
     ] {
-        assert_eq!(told(), (status, limit.to_owned()));
+        assert_eq!(fields(), (status, limit.to_owned()));
     }
     clock.jump(secs(11));
-    assert_eq!(told(), (429, r#""default";r=0;t=9"#.to_owned()));
+    assert_eq!(fields(), (429, r#""default";r=0;t=9"#.to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_that_forgets_who_is_not_idle_says_so() {
+async fn eviction_of_an_active_account_is_logged() {
     let (log, _guard) = Log::capture();
     let clock = TestClock::new();
     let limit = build(quota(Quota::per_minute(60)).capacity(10), &clock);
@@ -200,16 +200,16 @@ async fn a_limit_that_forgets_who_is_not_idle_says_so() {
         .collect();
     for (n, name) in names.iter().enumerate() {
         assert!(passes(&mut limited, &org(name)));
-        // One request is given back in a second, so only few owe anything at a time; in the end nobody gets anything back.
+        // One request refills per second, so few accounts have usage at a time; in the end the clock stops.
         clock.jump(secs(u64::from(n < 20)));
-        let told = log.lines("WARN", "a limit holds fewer accounts than");
-        assert_eq!(told.len(), usize::from(n == 30), "{n}: {told:?}");
+        let lines = log.lines("WARN", "a limit holds fewer accounts than");
+        assert_eq!(lines.len(), usize::from(n == 30), "{n}: {lines:?}");
         assert!(limit.accounts() <= 10);
     }
 }
 
 #[test]
-fn settings_that_make_no_sense_are_errors_that_name_them() {
+fn invalid_settings_are_named() {
     let field = |builder: OrgRateLimitLayerBuilder| builder.build().unwrap_err().field();
     let builder = || quota(Quota::per_second(1));
     assert_eq!(field(builder().capacity(9)), "capacity");

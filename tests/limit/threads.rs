@@ -1,6 +1,6 @@
-//! Many threads at once.
+//! Rate limits on many threads.
 //!
-//! Outside of its runtime a paused clock goes on, so the quotas here give back one request in minutes or more.
+//! On threads outside the runtime the clock is not paused, so these quotas refill one request in minutes or more.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -14,7 +14,7 @@ const THREADS: usize = 8;
 const DAY: Duration = secs(24 * 3_600);
 
 #[tokio::test(start_paused = true)]
-async fn exactly_the_burst_passes_however_many_try_at_once() {
+async fn concurrent_requests_pass_exactly_the_burst() {
     let clock = TestClock::new();
     let limit = build(quota(Quota::per(500, DAY)), &clock);
     let (begin, total) = (Barrier::new(THREADS), AtomicUsize::new(0));
@@ -32,10 +32,10 @@ async fn exactly_the_burst_passes_however_many_try_at_once() {
     assert_eq!(limit.accounts(), 1);
 }
 
-/// Taking idle accounts from the shelf races with requests that find them there and spend: nothing may be spent on an account
-/// that nobody finds any more.
+/// The removal of accounts without usage races with requests that have found them: no request may be counted on an account that
+/// was removed.
 #[tokio::test(start_paused = true)]
-async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst() {
+async fn removal_during_use_yields_no_second_burst() {
     const ROUNDS: usize = 2_000;
     const BURST: usize = 20;
     let clock = TestClock::new();
@@ -44,7 +44,7 @@ async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst()
         .map(|n| &*String::leak(format!("org_{n}")))
         .collect();
     let (begin, end) = (Barrier::new(THREADS), Barrier::new(THREADS));
-    // Nothing is asserted before all are through: a thread that panicked would keep the others waiting.
+    // Asserts only at the end, because a thread that panics would block the others.
     let (passed, rounds) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let newcomers = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -59,7 +59,7 @@ async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst()
                     if begin.wait().is_leader() {
                         let passed = passed.swap(0, Ordering::SeqCst);
                         rounds.lock().unwrap().push(passed);
-                        // Everybody has everything back.
+                        // All quotas are full again.
                         clock.jump(DAY);
                     }
                     end.wait();
@@ -81,7 +81,7 @@ async fn an_account_that_is_tidied_away_while_it_is_used_gives_no_second_burst()
     });
     let mut rounds = rounds.into_inner().unwrap();
     rounds.push(passed.into_inner());
-    // The first was counted before anybody began.
+    // The first count is from before the first round.
     assert_eq!(rounds.remove(0), 0);
     assert_eq!(rounds.len(), ROUNDS);
     rounds.retain(|passed| *passed != BURST);

@@ -1,14 +1,13 @@
-//! The two published bounds on how old facts may be, and the refresh between them.
+//! The two published bounds on the age of a result, and the refresh between them.
 
 use std::time::Duration;
 
-use crate::kit::{App, HARD, Mood, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, HARD, SOFT, millis, pass, secs};
 
 const KNOWN: &str = "known-key";
 
 #[tokio::test(start_paused = true)]
-async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_however_rarely_used()
-{
+async fn revoked_key_is_accepted_for_two_soft_ttls() {
     const LATENCY: Duration = millis(900);
     const UNTIL: Duration = secs(2_000);
 
@@ -19,7 +18,7 @@ async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_ho
             app.issuer.takes(LATENCY);
             let app = app.knowing(&[KNOWN]).await;
             let began = app.now();
-            // Used at the interval for a while, so that the revocation meets entries of every age.
+            // Requests arrive at the interval for a while, so that entries of all ages are revoked.
             while app.now() < began + secs(300) + phase {
                 assert_eq!(app.get(KNOWN).await.status, 200);
                 pass(interval.min(began + secs(300) + phase - app.now())).await;
@@ -35,8 +34,8 @@ async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_ho
                     status => assert_eq!(status, 401),
                 }
             }
-            let refused = app.issuer.logged(|call| call.at >= revoked).len();
-            assert!(refused >= 1, "the issuer was never asked");
+            let rejected = app.issuer.logged(|call| call.at >= revoked).len();
+            assert!(rejected >= 1, "no call was invalid");
             let bound = 2 * SOFT + LATENCY;
             assert!(
                 accepted - revoked <= bound,
@@ -53,49 +52,53 @@ async fn a_revoked_key_is_accepted_at_most_two_soft_ttls_and_one_verification_ho
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_ends_stale_facts_at_once_for_everybody() {
+async fn invalid_answer_removes_a_stale_result() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.revoke(KNOWN);
     pass(SOFT).await;
     assert!(app.get_now(KNOWN).is_stale());
     pass(millis(30)).await;
     assert_eq!(app.get_now(KNOWN).status, 401);
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     assert_eq!(app.get_now(KNOWN).status, 401);
     pass(secs(61)).await;
     app.get(KNOWN).await.is_unavailable();
 }
 
 #[tokio::test(start_paused = true)]
-async fn facts_are_served_to_the_hard_ttl_and_not_a_millisecond_longer_however_the_issuer_fails() {
-    for mood in Mood::OUTAGES {
+async fn results_are_served_exactly_to_the_hard_ttl() {
+    for behavior in Behavior::OUTAGES {
         let app = App::new().knowing(&[KNOWN]).await;
         let verified = app.issuer.logged(|_| true)[0].at;
-        app.issuer.is(mood);
+        app.issuer.is(behavior);
         for minutes in 1..15 {
             app.jump_to(verified + secs(60 * minutes));
-            assert_eq!(app.get(KNOWN).await.status, 200, "{mood:?}");
+            assert_eq!(app.get(KNOWN).await.status, 200, "{behavior:?}");
         }
-        assert!(app.issuer.faults() >= 3, "{mood:?}");
-        // A lookup that fails in the last seconds, so that the last request has to wait for none.
+        assert!(app.issuer.faults() >= 3, "{behavior:?}");
+        // A lookup that fails in the last seconds, so that the last request does not wait for one.
         app.jump_to(verified + HARD - secs(4));
-        assert_eq!(app.get(KNOWN).await.status, 200, "{mood:?}");
+        assert_eq!(app.get(KNOWN).await.status, 200, "{behavior:?}");
         app.jump_to(verified + HARD - millis(1));
         let last = app.get(KNOWN).await;
-        assert_eq!((last.status, last.took), (200, Duration::ZERO), "{mood:?}");
+        assert_eq!(
+            (last.status, last.took),
+            (200, Duration::ZERO),
+            "{behavior:?}"
+        );
         assert_eq!(last.age(), HARD - millis(1));
         app.jump_to(verified + HARD);
-        assert_eq!(app.get(KNOWN).await.status, 503, "{mood:?}");
+        assert_eq!(app.get(KNOWN).await.status, 503, "{behavior:?}");
         app.clock.jump(millis(1));
-        assert_eq!(app.get(KNOWN).await.status, 503, "{mood:?}");
+        assert_eq!(app.get(KNOWN).await.status, 503, "{behavior:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_ends_past_the_hard_ttl_ends_in_503() {
+async fn wait_past_the_hard_ttl_is_503() {
     let app = App::new().knowing(&[KNOWN]).await;
     let verified = app.issuer.logged(|_| true)[0].at;
-    app.issuer.is(Mood::Silent);
+    app.issuer.is(Behavior::Silent);
     app.jump_to(verified + HARD - millis(500));
     let answer = app.get(KNOWN).await;
     answer.is_unavailable();
@@ -108,10 +111,10 @@ async fn a_wait_that_ends_past_the_hard_ttl_ends_in_503() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn facts_are_served_to_the_hard_ttl_behind_the_breaker_in_a_pause_and_with_no_room_to_ask() {
+async fn hard_ttl_holds_while_no_call_is_permitted() {
     const KEYS: usize = 400;
 
-    for what in ["breaker", "pause", "room", "rate"] {
+    for what in ["breaker", "pause", "queue", "rate"] {
         let app = App::with(|builder| match what {
             "rate" => builder.max_calls_per_second(100),
             _ => builder,
@@ -137,22 +140,22 @@ async fn facts_are_served_to_the_hard_ttl_behind_the_breaker_in_a_pause_and_with
                 app.open_breaker_by(&keys[..6]).await;
             }
             "pause" => {
-                app.issuer.is(Mood::TooMany(Some(secs(60))));
+                app.issuer.is(Behavior::TooMany(Some(secs(60))));
                 app.jump_to(first + HARD - secs(30));
-                app.get("stranger-0").await.is_unavailable();
+                app.get("unknown_key-0").await.is_unavailable();
                 assert!(app.handle.upstream().paused_for.is_some());
             }
             _ => {
-                app.issuer.is(Mood::Silent);
+                app.issuer.is(Behavior::Silent);
                 app.jump_to(first + HARD - secs(9));
             }
         }
-        if what == "room" || what == "rate" {
+        if what == "queue" || what == "rate" {
             // All at once: 64 calls; what the rate lets through in 2.5 s waits; the rest is served at once.
             let waiting: Vec<_> = keys.iter().map(|key| app.begin(key)).collect();
             pass(millis(1)).await;
             let upstream = app.handle.upstream();
-            let expected = if what == "room" {
+            let expected = if what == "queue" {
                 (64, KEYS - 64)
             } else {
                 (1, 249)
@@ -175,7 +178,7 @@ async fn facts_are_served_to_the_hard_ttl_behind_the_breaker_in_a_pause_and_with
                     let answer = app.get_now(key);
                     assert_eq!(answer.status, 200, "{what}");
                 }
-                assert_eq!(app.issuer.faults(), faults, "nothing was asked");
+                assert_eq!(app.issuer.faults(), faults, "a call was made");
             }
             _ => assert!(
                 keys.iter()
@@ -191,7 +194,7 @@ async fn facts_are_served_to_the_hard_ttl_behind_the_breaker_in_a_pause_and_with
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_refresh_at_a_time_stands_behind_any_number_of_hits_and_delays_none() {
+async fn stale_hits_share_one_refresh_and_do_not_wait() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.takes(millis(900));
     pass(SOFT).await;
@@ -212,47 +215,47 @@ async fn one_refresh_at_a_time_stands_behind_any_number_of_hits_and_delays_none(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_failed_is_tried_again_a_twelfth_of_the_soft_ttl_later() {
-    for mood in [Mood::Fails, Mood::BadRequest] {
+async fn failed_refresh_waits_a_twelfth() {
+    for behavior in [Behavior::Fails, Behavior::BadRequest] {
         let app = App::new().knowing(&[KNOWN]).await;
-        app.issuer.is(mood);
+        app.issuer.is(behavior);
         pass(SOFT).await;
         for _ in 0..40 {
             assert!(app.get_now(KNOWN).is_stale());
             pass(secs(1)).await;
         }
         let at = refreshes(&app);
-        assert!(at.len() >= 5, "{mood:?}: {at:?}");
+        assert!(at.len() >= 5, "{behavior:?}: {at:?}");
         assert!(
             at.windows(2).all(|pair| pair[1] - pair[0] >= secs(5)),
-            "{mood:?}: {at:?}"
+            "{behavior:?}: {at:?}"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_found_no_room_is_tried_again_a_twelfth_of_the_soft_ttl_later() {
+async fn rejected_refresh_waits_a_twelfth_as_well() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::TooMany(Some(secs(7))));
+    app.issuer.is(Behavior::TooMany(Some(secs(7))));
     pass(SOFT).await;
     for _ in 0..20 {
         assert!(app.get_now(KNOWN).is_stale());
         pass(secs(1)).await;
     }
     let at = refreshes(&app);
-    // Tried after five seconds, in the pause, and after ten.
+    // Tried after five seconds, during the pause, and after ten.
     let waited = at[1] - at[0];
     assert!(waited >= secs(10) && waited < secs(12), "{at:?}");
 }
 
-/// When the known key was asked about.
+/// The times of the calls about the known key.
 fn refreshes(app: &App) -> Vec<Duration> {
     let calls = app.issuer.logged(|call| call.known);
     calls.iter().map(|call| call.at).collect()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_nobody_uses_is_not_asked_about() {
+async fn unused_key_is_not_refreshed() {
     let app = App::new().knowing(&[KNOWN]).await;
     for _ in 0..1_000 {
         pass(secs(1)).await;
@@ -263,9 +266,9 @@ async fn a_key_that_nobody_uses_is_not_asked_about() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_19b_a_key_that_a_refresh_finds_expired_is_refused_from_then_on() {
+async fn fault_19b_refreshed_expiry_takes_effect() {
     let app = App::new().knowing(&[KNOWN]).await;
-    // The facts held name no expiry; the issuer now says that the key is over.
+    // The cached result has no expiry; the next answer has one that is past.
     app.issuer.change(KNOWN, |key| {
         key.expires_at = Some(std::time::SystemTime::UNIX_EPOCH);
     });
@@ -274,7 +277,7 @@ async fn fault_19b_a_key_that_a_refresh_finds_expired_is_refused_from_then_on() 
     pass(millis(30)).await;
     assert_eq!(app.issuer.calls(), 2);
     assert_eq!(app.get_now(KNOWN).status, 401);
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     pass(secs(5)).await;
     app.get(KNOWN).await.is_unavailable();
 }

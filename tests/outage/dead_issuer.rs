@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tower_orgkey::BreakerState;
 
-use crate::kit::{App, HARD, Mood, Outcome, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, HARD, Outcome, SOFT, millis, pass, secs};
 
 const KNOWN: &str = "known-key";
 
 #[tokio::test(start_paused = true)]
-async fn fault_01_refused_connections_leave_known_keys_alone_and_strangers_get_503() {
+async fn fault_01_refused_connections_cost_no_known_key() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.issue("new-key-0");
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
 
     assert!(!app.get_now(KNOWN).is_stale());
     let retry_after = app.get("new-key-0").await.is_unavailable();
@@ -31,14 +31,14 @@ async fn fault_01_refused_connections_leave_known_keys_alone_and_strangers_get_5
     assert!(app.issuer.faults() >= 4);
     let reached = app.reached();
     app.get("new-key-0").await.is_unavailable();
-    app.get("junk-junk").await.is_unavailable();
+    app.get("none-none").await.is_unavailable();
     assert_eq!(app.reached(), reached);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_02_a_silent_issuer_delays_no_known_key_in_both_soft_ttls_nor_behind_the_breaker() {
+async fn fault_02_silent_issuer_delays_no_known_key() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::Silent);
+    app.issuer.is(Behavior::Silent);
 
     assert_eq!(app.get_now(KNOWN).status, 200);
     pass(SOFT + secs(1)).await;
@@ -46,14 +46,14 @@ async fn fault_02_a_silent_issuer_delays_no_known_key_in_both_soft_ttls_nor_behi
         assert_eq!(app.get_now(KNOWN).status, 200);
     }
     pass(millis(1)).await;
-    assert_eq!(app.issuer.under_way(), 1, "one refresh");
+    assert_eq!(app.issuer.in_flight(), 1, "one refresh");
     assert_eq!(app.get_now(KNOWN).status, 200);
 
-    let strangers: Vec<_> = (0..5)
-        .map(|n| app.begin(&format!("stranger-{n}")))
+    let unknown_keys: Vec<_> = (0..5)
+        .map(|n| app.begin(&format!("unknown_key-{n}")))
         .collect();
-    for stranger in strangers {
-        let answer = stranger.await.unwrap();
+    for unknown_key in unknown_keys {
+        let answer = unknown_key.await.unwrap();
         answer.is_unavailable();
         assert!(answer.took <= millis(2_500), "{:?}", answer.took);
     }
@@ -66,23 +66,23 @@ async fn fault_02_a_silent_issuer_delays_no_known_key_in_both_soft_ttls_nor_behi
     // The first request past both soft TTLs waits for a lookup. Once that has failed, the next ones do not.
     let probe = app.begin(KNOWN);
     pass(millis(1)).await;
-    assert_eq!(app.issuer.under_way(), 1);
+    assert_eq!(app.issuer.in_flight(), 1);
     assert_eq!(probe.await.unwrap().status, 200);
     assert!(app.get_now(KNOWN).age() > 2 * SOFT);
-    app.get("stranger-9").await.is_unavailable();
+    app.get("unknown_key-9").await.is_unavailable();
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_02_callers_of_a_silent_issuer_leave_no_tasks_behind() {
+async fn fault_02_silent_issuer_leaves_no_tasks() {
     let app = App::new();
-    app.issuer.is(Mood::Silent);
+    app.issuer.is(Behavior::Silent);
     let before = tokio::runtime::Handle::current()
         .metrics()
         .num_alive_tasks();
     for second in 0..60 {
         for n in 0..500 {
             let app = app.clone();
-            let secret = format!("stranger-{second}-{n}");
+            let secret = format!("unknown_key-{second}-{n}");
             drop(app.try_now(&secret));
         }
         pass(secs(1)).await;
@@ -93,7 +93,7 @@ async fn fault_02_callers_of_a_silent_issuer_leave_no_tasks_behind() {
         assert!(alive - before <= 500 + 1, "{alive} tasks");
     }
     assert!(app.issuer.faults() > 48);
-    assert!(app.issuer.most_under_way() <= 48);
+    assert!(app.issuer.max_in_flight() <= 48);
     pass(secs(10)).await;
     let alive = tokio::runtime::Handle::current()
         .metrics()
@@ -101,14 +101,14 @@ async fn fault_02_callers_of_a_silent_issuer_leave_no_tasks_behind() {
     assert_eq!(alive, before);
     let upstream = app.handle.upstream();
     assert_eq!((upstream.in_flight, upstream.waiting), (0, 0));
-    assert_eq!(app.issuer.under_way(), 0);
+    assert_eq!(app.issuer.in_flight(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_05_failures_open_the_breaker_and_are_remembered_against_no_key() {
+async fn fault_05_failures_open_the_breaker_only() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.issue("new-key-0");
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     app.get("new-key-0").await.is_unavailable();
     app.open_breaker().await;
     let faults = app.issuer.faults();
@@ -119,13 +119,9 @@ async fn fault_05_failures_open_the_breaker_and_are_remembered_against_no_key() 
     let retry_after = app.get_now("new-key-0").is_unavailable();
     assert!((4..=5).contains(&retry_after));
     assert_eq!(app.get_now(KNOWN).status, 200);
-    assert_eq!(
-        app.issuer.faults(),
-        faults,
-        "nothing is asked while it is open"
-    );
+    assert_eq!(app.issuer.faults(), faults, "a call while it was open");
 
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     pass(secs(5)).await;
     assert_eq!(app.get("new-key-0").await.status, 200);
     assert_eq!(app.handle.upstream().breaker, BreakerState::Closed);
@@ -133,8 +129,7 @@ async fn fault_05_failures_open_the_breaker_and_are_remembered_against_no_key() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_06_an_hour_without_the_issuer_costs_known_keys_nothing_and_its_return_brings_no_herd()
- {
+async fn fault_06_recovery_after_an_hour_has_no_herd() {
     const KEYS: usize = 300;
     const CALLS_PER_SECOND: u32 = 30;
 
@@ -149,12 +144,12 @@ async fn fault_06_an_hour_without_the_issuer_costs_known_keys_nothing_and_its_re
         assert_eq!(app.get(key).await.status, 200);
     }
 
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     let died = app.now();
     let mut probes = 0;
     while app.now() < died + secs(3_600) {
         for (n, key) in keys.iter().enumerate() {
-            // Most requests are polled once, as a server would; some are waited for.
+            // Most requests are polled once, as a server does; some are awaited.
             let answer = match app.try_now(key) {
                 Some(answer) => answer,
                 None => app.get(key).await,
@@ -164,10 +159,10 @@ async fn fault_06_an_hour_without_the_issuer_costs_known_keys_nothing_and_its_re
         probes = app.issuer.faults();
         pass(secs(1)).await;
     }
-    // The breaker settles at one probe in 48 to 60 s; before it opened, up to 64 calls were under way.
+    // In the end the breaker lets one call through per 48 to 60 s; before it opened, up to 64 calls were in flight.
     assert!((60..=64 + 3_600 / 48 + 10).contains(&probes), "{probes}");
 
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     let back = app.now();
     let mut first_success = None;
     let mut all_fresh = None;
@@ -181,7 +176,7 @@ async fn fault_06_an_hour_without_the_issuer_costs_known_keys_nothing_and_its_re
         }
         first_success = app
             .issuer
-            .logged(|call| call.at >= back && call.outcome == Outcome::Yes)
+            .logged(|call| call.at >= back && call.outcome == Outcome::Valid)
             .first()
             .map(|call| call.at);
         if fresh == KEYS {
@@ -203,20 +198,20 @@ async fn fault_06_an_hour_without_the_issuer_costs_known_keys_nothing_and_its_re
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_06_unknown_keys_are_verified_within_ten_seconds_of_the_first_probe_that_succeeds() {
+async fn fault_06_unknown_keys_recover_in_ten_seconds() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.open_breaker().await;
     for _ in 0..3_600 {
         pass(secs(1)).await;
-        drop(app.try_now("stranger-0"));
+        drop(app.try_now("unknown_key-0"));
     }
     assert!(app.issuer.faults() >= 50);
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     let faults = app.issuer.faults();
     let first = loop {
         pass(secs(1)).await;
-        app.get("stranger-0").await;
-        if let [first, ..] = &app.issuer.logged(|call| call.outcome == Outcome::No)[..] {
+        app.get("unknown_key-0").await;
+        if let [first, ..] = &app.issuer.logged(|call| call.outcome == Outcome::Invalid)[..] {
             break first.at;
         }
     };
@@ -236,10 +231,10 @@ async fn fault_06_unknown_keys_are_verified_within_ten_seconds_of_the_first_prob
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_07_past_the_hard_ttl_a_key_gets_503_and_not_401() {
+async fn fault_07_past_the_hard_ttl_is_503() {
     let app = App::new().knowing(&[KNOWN]).await;
     let verified = app.issuer.logged(|_| true)[0].at;
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     app.jump_to(verified + HARD - Duration::from_nanos(1));
     assert_eq!(app.get(KNOWN).await.status, 200);
     app.jump_to(verified + HARD);
@@ -247,7 +242,7 @@ async fn fault_07_past_the_hard_ttl_a_key_gets_503_and_not_401() {
     app.clock.jump(secs(3_600));
     app.get(KNOWN).await.is_unavailable();
     assert!(app.issuer.faults() >= 4);
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     app.clock.jump(secs(5));
     assert_eq!(
         app.get(KNOWN).await.status,
@@ -257,9 +252,9 @@ async fn fault_07_past_the_hard_ttl_a_key_gets_503_and_not_401() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_11_a_flapping_issuer_costs_one_retry_and_most_strangers_pass() {
+async fn fault_11_flapping_issuer_costs_one_retry() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::Flaps(2));
+    app.issuer.is(Behavior::Flaps(2));
     let mut passed = 0;
     for n in 0..200 {
         let secret = format!("new-key-{n}");
@@ -277,20 +272,20 @@ async fn fault_11_a_flapping_issuer_costs_one_retry_and_most_strangers_pass() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_11_retries_are_at_most_a_tenth_of_the_calls_and_one_a_second() {
+async fn fault_11_retries_are_bounded() {
     const SECONDS: usize = 60;
 
     // Half of the calls failing opens the breaker, so that it is the breaker that limits them; a third does not.
-    for mood in [Mood::Flaps(2), Mood::Flaps(3)] {
+    for behavior in [Behavior::Flaps(2), Behavior::Flaps(3)] {
         let app = App::new().knowing(&[KNOWN]).await;
-        app.issuer.is(mood);
-        let mut strangers = 0;
+        app.issuer.is(behavior);
+        let mut unknown_keys = 0;
         for _ in 0..SECONDS {
             for _ in 0..40 {
-                let secret = format!("new-key-{strangers}");
+                let secret = format!("new-key-{unknown_keys}");
                 app.issuer.issue(&secret);
                 drop(app.begin(&secret));
-                strangers += 1;
+                unknown_keys += 1;
                 pass(millis(25)).await;
                 assert_eq!(app.get(KNOWN).await.status, 200);
             }
@@ -303,16 +298,16 @@ async fn fault_11_retries_are_at_most_a_tenth_of_the_calls_and_one_a_second() {
         assert!(retries >= 5, "{retries} retries");
         assert!(
             retries <= first.len() / 10 + SECONDS + 10,
-            "{retries} retries of {} calls, {mood:?}",
+            "{retries} retries of {} calls, {behavior:?}",
             first.len()
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_keys_are_never_retried_and_said_to_be_known() {
+async fn known_keys_are_reverified_without_retries() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     pass(SOFT).await;
     assert_eq!(app.get_now(KNOWN).status, 200);
     pass(secs(2)).await;
@@ -330,7 +325,7 @@ async fn known_keys_are_never_retried_and_said_to_be_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_12_a_slow_issuer_delays_no_hit() {
+async fn fault_12_slow_issuer_delays_no_hit() {
     let app = App::new();
     app.issuer.takes(millis(900));
     let app = app.knowing(&[KNOWN]).await;
@@ -345,11 +340,11 @@ async fn fault_12_a_slow_issuer_delays_no_hit() {
         pass(millis(100)).await;
     }
     assert_eq!(app.issuer.logged(|call| call.known).len(), 1, "one refresh");
-    assert!(app.issuer.most_under_way() == 48);
+    assert!(app.issuer.max_in_flight() == 48);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_12_callers_less_patient_than_the_issuer_do_not_start_over() {
+async fn fault_12_impatient_callers_share_one_lookup() {
     let app = App::new();
     app.issuer.issue(KNOWN);
     app.issuer.takes(millis(900));
@@ -366,11 +361,11 @@ async fn fault_12_callers_less_patient_than_the_issuer_do_not_start_over() {
     pass(millis(500)).await;
     assert_eq!(app.get_now(KNOWN).status, 200);
     assert_eq!(app.issuer.calls(), 1);
-    assert!(app.issuer.logged(|_| true)[0].outcome == Outcome::Yes);
+    assert!(app.issuer.logged(|_| true)[0].outcome == Outcome::Valid);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_36_a_flight_outlives_the_callers_who_gave_up_on_it() {
+async fn fault_36_lookup_outlives_its_callers() {
     let app = App::with(|builder| {
         builder
             .attempt_deadline(secs(4))
@@ -378,12 +373,12 @@ async fn fault_36_a_flight_outlives_the_callers_who_gave_up_on_it() {
             .flight_deadline(secs(10))
     });
     app.issuer.issue("new-key-0");
-    app.issuer.is(Mood::Silent);
+    app.issuer.is(Behavior::Silent);
     let early = app.begin("new-key-0");
     pass(secs(3)).await;
     // Comes three seconds later, and waits for its own four.
     let late = app.begin("new-key-0");
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     app.issuer.takes(millis(1_500));
     let early = early.await.unwrap();
     early.is_unavailable();

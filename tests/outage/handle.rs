@@ -1,17 +1,17 @@
-//! What an operator decrees, and when it lands: before, during and after a verification.
+//! Blocks and invalidations before, during and after a verification.
 
 use std::time::Duration;
 
 use tower_orgkey::{KeyId, OrgCode};
 
-use crate::kit::{App, Mood, SOFT, key, millis, pass, secs};
+use crate::kit::{App, Behavior, SOFT, key, millis, pass, secs};
 
 const KEY: &str = "the-key-0";
 const ID: &str = "id_the-key-0";
 const ORG: &str = "org_1";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Decree {
+enum Update {
     BlockKey,
     BlockId,
     BlockOrg,
@@ -21,14 +21,14 @@ enum Decree {
     InvalidateAll,
 }
 
-use Decree::{
+use Update::{
     BlockId, BlockKey, BlockOrg, InvalidateAll, InvalidateId, InvalidateKey, InvalidateOrg,
 };
 
-const BLOCKS: [Decree; 3] = [BlockKey, BlockId, BlockOrg];
-const INVALIDATIONS: [Decree; 4] = [InvalidateKey, InvalidateId, InvalidateOrg, InvalidateAll];
+const BLOCKS: [Update; 3] = [BlockKey, BlockId, BlockOrg];
+const INVALIDATIONS: [Update; 4] = [InvalidateKey, InvalidateId, InvalidateOrg, InvalidateAll];
 
-impl Decree {
+impl Update {
     fn all() -> impl Iterator<Item = Self> {
         BLOCKS.into_iter().chain(INVALIDATIONS)
     }
@@ -60,7 +60,7 @@ impl Decree {
     }
 }
 
-/// The key is good at the issuer; so is a bystander of another organization, who is known.
+/// A valid unknown key, and a known key of another organization.
 async fn app() -> App {
     let app = App::new();
     app.issuer.issue_as("bystander", "org_2", "id_bystander");
@@ -70,60 +70,63 @@ async fn app() -> App {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_26_a_decree_before_the_first_load_holds_for_it() {
-    for decree in Decree::all() {
+async fn fault_26_block_before_the_first_lookup_applies() {
+    for update in Update::all() {
         let app = app().await;
-        decree.apply(&app);
+        update.apply(&app);
         let answer = app.get(KEY).await;
-        if decree.is_block() {
-            assert_eq!(answer.status, 401, "{decree:?}");
+        if update.is_block() {
+            assert_eq!(answer.status, 401, "{update:?}");
             pass(secs(3_600)).await;
-            assert_eq!(app.get(KEY).await.status, 401, "{decree:?}");
+            assert_eq!(app.get(KEY).await.status, 401, "{update:?}");
         } else {
-            assert_eq!(answer.status, 200, "{decree:?}");
+            assert_eq!(answer.status, 200, "{update:?}");
         }
-        let calls = usize::from(decree != BlockKey);
+        let calls = usize::from(update != BlockKey);
         assert!(app.issuer.calls_for(KEY) >= calls);
-        assert!(decree != BlockKey || app.issuer.calls_for(KEY) == 0);
+        assert!(update != BlockKey || app.issuer.calls_for(KEY) == 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_26_a_decree_after_a_load_is_in_force_for_the_next_request() {
-    for decree in Decree::all() {
+async fn fault_26_block_applies_to_the_next_request() {
+    for update in Update::all() {
         let app = app().await;
         assert_eq!(app.get(KEY).await.status, 200);
-        decree.apply(&app);
+        update.apply(&app);
         let bystander = app.try_now("bystander");
         assert_eq!(
             bystander.is_some_and(|answer| answer.status == 200),
-            decree != InvalidateAll,
-            "{decree:?}"
+            update != InvalidateAll,
+            "{update:?}"
         );
-        if decree.is_block() {
-            assert_eq!(app.get_now(KEY).status, 401, "{decree:?}");
-            // The issuer is not asked about what is blocked, nor does its absence matter.
-            app.issuer.is(Mood::Fails);
+        if update.is_block() {
+            assert_eq!(app.get_now(KEY).status, 401, "{update:?}");
+            // A blocked key needs no call to the issuer.
+            app.issuer.is(Behavior::Fails);
             pass(2 * SOFT).await;
-            assert_eq!(app.get_now(KEY).status, 401, "{decree:?}");
+            assert_eq!(app.get_now(KEY).status, 401, "{update:?}");
             assert_eq!(app.issuer.calls_for(KEY), 1);
         } else {
-            let decreed = app.now();
+            let updated_at = app.now();
             let answer = app.get(KEY).await;
             assert_eq!(answer.status, 200);
-            assert!(app.now() - answer.age() >= decreed, "{decree:?}: old facts");
+            assert!(
+                app.now() - answer.age() >= updated_at,
+                "{update:?}: an old result"
+            );
             assert_eq!(app.issuer.calls_for(KEY), 2);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_26_what_was_invalidated_is_not_served_without_the_issuer() {
-    for decree in INVALIDATIONS {
+async fn fault_26_invalidated_key_needs_the_issuer() {
+    for update in INVALIDATIONS {
         let app = app().await;
         assert_eq!(app.get(KEY).await.status, 200);
-        app.issuer.is(Mood::Fails);
-        decree.apply(&app);
+        app.issuer.is(Behavior::Fails);
+        update.apply(&app);
         app.get(KEY).await.is_unavailable();
         assert!(app.issuer.faults() >= 1);
         app.open_breaker().await;
@@ -132,121 +135,121 @@ async fn fault_26_what_was_invalidated_is_not_served_without_the_issuer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_26_a_refusal_that_was_invalidated_is_asked_about_anew() {
-    for decree in [InvalidateKey, InvalidateAll] {
+async fn fault_26_invalidated_invalid_key_is_verified() {
+    for update in [InvalidateKey, InvalidateAll] {
         let app = App::new();
         assert_eq!(app.get(KEY).await.status, 401);
         assert_eq!(app.get_now(KEY).status, 401);
         app.issuer.issue_as(KEY, ORG, ID);
-        decree.apply(&app);
-        assert_eq!(app.get(KEY).await.status, 200, "{decree:?}");
+        update.apply(&app);
+        assert_eq!(app.get(KEY).await.status, 200, "{update:?}");
         assert_eq!(app.issuer.calls(), 2);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_27_a_thousand_waiters_and_those_who_come_later_get_nothing_from_before_the_decree() {
-    for decree in Decree::all() {
+async fn fault_27_waiters_get_no_earlier_answer() {
+    for update in Update::all() {
         let app = app().await;
         app.issuer.takes(millis(500));
         let waiters: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
         pass(millis(100)).await;
         assert_eq!(app.issuer.calls_for(KEY), 1, "one call for all of them");
-        // The answer under way is a yes; the key is deleted at the issuer, and then decreed upon here.
+        // The answer in flight is valid; the key is deleted at the issuer and then blocked or invalidated here.
         app.issuer.revoke(KEY);
-        decree.apply(&app);
+        update.apply(&app);
         let later: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
         pass(millis(300)).await;
         let too_early = waiters.iter().filter(|waiter| waiter.is_finished()).count();
-        assert!(too_early == 0 || decree == BlockKey, "{decree:?}");
+        assert!(too_early == 0 || update == BlockKey, "{update:?}");
         let latest: Vec<_> = (0..10).map(|_| app.begin(KEY)).collect();
         for answer in waiters.into_iter().chain(later).chain(latest) {
-            assert_eq!(answer.await.unwrap().status, 401, "{decree:?}");
+            assert_eq!(answer.await.unwrap().status, 401, "{update:?}");
         }
-        assert_eq!(app.reached(), 1, "the bystander, and nobody else");
+        assert_eq!(app.reached(), 1, "only the other key passes");
         let calls = app.issuer.calls_for(KEY);
-        assert_eq!(calls, if decree.is_block() { 1 } else { 2 }, "{decree:?}");
-        // Nor was it written.
-        assert_eq!(app.get_now(KEY).status, 401, "{decree:?}");
-        if decree.is_block() {
-            assert!(decree.lift(&app));
-            assert_eq!(app.get(KEY).await.status, 401, "{decree:?}");
+        assert_eq!(calls, if update.is_block() { 1 } else { 2 }, "{update:?}");
+        // It was not cached either.
+        assert_eq!(app.get_now(KEY).status, 401, "{update:?}");
+        if update.is_block() {
+            assert!(update.lift(&app));
+            assert_eq!(app.get(KEY).await.status, 401, "{update:?}");
             assert_eq!(
                 app.issuer.calls_for(KEY),
                 2,
-                "{decree:?}: an unblocked key is verified anew"
+                "{update:?}: an unblocked key is verified again"
             );
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_27_waiters_for_a_key_that_stays_good_are_served_by_a_call_from_after_the_decree() {
-    for decree in INVALIDATIONS {
+async fn fault_27_waiters_get_a_later_answer() {
+    for update in INVALIDATIONS {
         let app = app().await;
         app.issuer.takes(millis(500));
         let waiters: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
         pass(millis(100)).await;
-        decree.apply(&app);
-        let decreed = app.now();
+        update.apply(&app);
+        let updated_at = app.now();
         let later: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
         for answer in waiters.into_iter().chain(later) {
             let answer = answer.await.unwrap();
-            assert_eq!(answer.status, 200, "{decree:?}");
+            assert_eq!(answer.status, 200, "{update:?}");
         }
         let calls = app.issuer.logged(|call| call.key == KEY);
-        assert_eq!(calls.len(), 2, "{decree:?}: one more for all of them");
-        assert!(calls[1].at >= decreed);
+        assert_eq!(calls.len(), 2, "{update:?}: one more for all of them");
+        assert!(calls[1].at >= updated_at);
         assert_eq!(app.now() - app.get_now(KEY).age(), calls[1].at);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn invalidating_a_key_or_everything_sends_those_who_wait_to_ask_anew_at_once() {
-    for decree in [InvalidateKey, InvalidateAll] {
+async fn invalidation_restarts_waiting_lookups() {
+    for update in [InvalidateKey, InvalidateAll] {
         let app = app().await;
         app.issuer.takes(millis(500));
         let waiter = app.begin(KEY);
         pass(millis(100)).await;
-        assert_eq!(app.issuer.calls_for(KEY), 1, "{decree:?}");
-        decree.apply(&app);
+        assert_eq!(app.issuer.calls_for(KEY), 1, "{update:?}");
+        update.apply(&app);
         pass(millis(1)).await;
-        assert_eq!(app.issuer.calls_for(KEY), 2, "{decree:?}");
-        assert_eq!(waiter.await.unwrap().status, 200, "{decree:?}");
+        assert_eq!(app.issuer.calls_for(KEY), 2, "{update:?}");
+        assert_eq!(waiter.await.unwrap().status, 200, "{update:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_27_a_refresh_under_way_brings_nothing_back() {
-    for decree in Decree::all() {
+async fn fault_27_refresh_in_flight_restores_nothing() {
+    for update in Update::all() {
         let app = app().await;
         assert_eq!(app.get(KEY).await.status, 200);
         app.issuer.takes(millis(500));
         pass(SOFT).await;
         assert!(app.get_now(KEY).is_stale());
         pass(millis(100)).await;
-        assert_eq!(app.issuer.calls_for(KEY), 2, "a refresh is under way");
+        assert_eq!(app.issuer.calls_for(KEY), 2, "a refresh is in flight");
         app.issuer.revoke(KEY);
-        decree.apply(&app);
-        // Nobody asks until it has landed.
+        update.apply(&app);
+        // No request starts a lookup until it has completed.
         pass(millis(500)).await;
-        assert_eq!(app.issuer.under_way(), 0);
-        assert_eq!(app.get(KEY).await.status, 401, "{decree:?}");
+        assert_eq!(app.issuer.in_flight(), 0);
+        assert_eq!(app.get(KEY).await.status, 401, "{update:?}");
         assert_eq!(
             app.issuer.calls_for(KEY),
-            if decree.is_block() { 2 } else { 3 }
+            if update.is_block() { 2 } else { 3 }
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_27_decrees_upon_decrees_start_no_call_for_every_waiter() {
+async fn fault_27_many_updates_start_few_calls() {
     let app = app().await;
     app.issuer.takes(millis(100));
     let waiters: Vec<_> = (0..1_000).map(|_| app.begin(KEY)).collect();
-    for decree in INVALIDATIONS.iter().cycle().take(20) {
+    for update in INVALIDATIONS.iter().cycle().take(20) {
         pass(millis(10)).await;
-        decree.apply(&app);
+        update.apply(&app);
     }
     for waiter in waiters {
         assert_eq!(waiter.await.unwrap().status, 200);
@@ -255,7 +258,7 @@ async fn fault_27_decrees_upon_decrees_start_no_call_for_every_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unblocked_key_is_verified_anew_and_what_was_verified_before_the_block_stays_away() {
+async fn unblocked_key_is_verified_again() {
     for block in BLOCKS {
         let app = app().await;
         assert!(!block.lift(&app), "there was none");
@@ -264,16 +267,16 @@ async fn an_unblocked_key_is_verified_anew_and_what_was_verified_before_the_bloc
         assert_eq!(app.get_now(KEY).status, 401);
         assert!(block.lift(&app));
         assert!(!block.lift(&app));
-        app.issuer.is(Mood::Fails);
+        app.issuer.is(Behavior::Fails);
         app.get(KEY).await.is_unavailable();
-        app.issuer.is(Mood::Answers);
+        app.issuer.is(Behavior::Answers);
         assert_eq!(app.get(KEY).await.status, 200, "{block:?}");
         assert!(app.get_now(KEY).age() < secs(1));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_blocked_thrice_passes_when_the_last_block_is_lifted() {
+async fn key_passes_after_its_last_block_is_removed() {
     let app = app().await;
     for block in BLOCKS {
         block.apply(&app);
@@ -286,7 +289,7 @@ async fn a_key_blocked_thrice_passes_when_the_last_block_is_lifted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn blocks_are_bounded_and_one_too_many_is_an_error_that_drops_nothing() {
+async fn block_above_the_capacity_is_an_error() {
     const MOST: usize = 100_000;
 
     let app = app().await;
@@ -317,7 +320,7 @@ async fn blocks_are_bounded_and_one_too_many_is_an_error_that_drops_nothing() {
             format!("the list of blocked {what} is full")
         );
     }
-    // What stands in the lists may be blocked again, and the first of them is in force still, in each list.
+    // Blocked items can be blocked again, and the first block of each list still applies.
     for block in BLOCKS {
         block.apply(&app);
     }
@@ -333,7 +336,7 @@ async fn blocks_are_bounded_and_one_too_many_is_an_error_that_drops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_statistics_add_up() {
+async fn statistics_are_consistent() {
     let app = app().await;
     let mut requests = 1;
     let mut add = |n: u64| requests += n;
@@ -350,7 +353,7 @@ async fn the_statistics_add_up() {
     }
     add(10);
     pass(SOFT).await;
-    // A refresh that finds the question on its way already is no request that asked.
+    // A refresh that joins a lookup in flight starts none.
     let strict = app.max_age(Duration::ZERO).begin(KEY);
     pass(millis(1)).await;
     for _ in 0..10 {
@@ -359,12 +362,12 @@ async fn the_statistics_add_up() {
     add(11);
     assert_eq!(strict.await.unwrap().status, 200);
     for _ in 0..5 {
-        app.get("junk-junk").await;
+        app.get("none-none").await;
     }
     add(5);
-    // No key, so nothing was looked up, though it is as long as one.
+    // Not a key, although it has the length of one, so nothing was looked up.
     for _ in 0..5 {
-        assert_eq!(app.get("junk,junk").await.status, 400);
+        assert_eq!(app.get("none,none").await.status, 400);
     }
     app.handle.block_org(&OrgCode::from_static(ORG)).unwrap();
     app.get_now(KEY);
@@ -376,7 +379,7 @@ async fn the_statistics_add_up() {
         requests
     );
     assert_eq!((stats.hits, stats.stale_hits, stats.refusals), (10, 10, 5));
-    // The bystander's, the key's first and its strict one, and the junk's.
+    // One of the other key, two of the key (one with `max_age`), one of the invalid key.
     assert_eq!(stats.misses - stats.coalesced, 4);
     assert_eq!(app.issuer.calls() as u64, stats.misses - stats.coalesced);
     assert_eq!((stats.entries, stats.evictions), (2, 0));
@@ -385,7 +388,7 @@ async fn the_statistics_add_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn evictions_are_counted_and_entries_stay_within_the_capacity() {
+async fn evictions_are_counted() {
     let app = App::with(|builder| builder.capacity(50));
     for n in 0..2_000 {
         let secret = format!("new-key-{n}");

@@ -31,45 +31,45 @@ pub(crate) const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Lets paused time pass, timer by timer.
+/// Advances the paused clock, timer by timer.
 pub(crate) async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// How the issuer behaves.
+/// The behavior of the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Behavior {
     Answers,
-    /// Refuses the connection, or answers with an error of its own: at once.
+    /// Fails at once: a refused connection or a 5xx.
     Fails,
-    /// Takes the call and says nothing.
+    /// Accepts calls and never answers.
     Silent,
-    /// One call in so many fails.
+    /// One of this many calls fails.
     Flaps(usize),
     TooMany(Option<Duration>),
-    /// The same, after so long.
+    /// The same, after the first duration.
     TooManyAfter(Duration, Duration),
-    /// 400 to everything.
+    /// Answers 400 to all calls.
     BadRequest,
-    /// Refuses our own credentials.
+    /// Rejects the credentials of the verifier.
     Misconfigured,
-    /// Fails for keys that it did not issue, and answers for the others.
+    /// Fails for unknown keys only.
     FailsForUnknown,
-    /// 429 to all calls in a second beyond this many.
+    /// Answers 429 to calls above this number per second.
     Bears(usize),
 }
 
-/// What the issuer says about one key, whatever its mood is.
+/// The issuer's reply about one key, whatever its behavior.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Says {
-    /// A reply that makes no sense.
-    Nonsense,
-    /// "Invalid", in a way that may mean something else.
+pub(crate) enum KeyReply {
+    /// An invalid response.
+    InvalidResponse,
+    /// An unconfirmed invalid answer.
     Unconfirmed,
 }
 
-impl Mood {
-    /// Every way of not answering.
+impl Behavior {
+    /// All kinds of outages.
     pub(crate) const OUTAGES: [Self; 5] = [
         Self::Fails,
         Self::Silent,
@@ -82,18 +82,18 @@ impl Mood {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) key: String,
-    /// When it was sent.
+    /// The time when it was sent.
     pub(crate) at: Duration,
-    /// Whether the key was said to be known.
+    /// Whether the layer called it a known key.
     pub(crate) known: bool,
     pub(crate) outcome: Outcome,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    UnderWay,
-    Yes,
-    No,
+    InFlight,
+    Valid,
+    Invalid,
     Fault,
 }
 
@@ -107,16 +107,16 @@ pub(crate) struct Key {
 
 #[derive(Debug)]
 struct State {
-    mood: Mood,
+    behavior: Behavior,
     latency: Duration,
     keys: HashMap<String, Key>,
-    says: HashMap<String, Says>,
+    replies: HashMap<String, KeyReply>,
     calls: Vec<Call>,
-    under_way: usize,
-    most_under_way: usize,
+    in_flight: usize,
+    max_in_flight: usize,
 }
 
-/// An issuer in memory: a yes for the keys that it issued, a no for all others, or whatever its mood is.
+/// An issuer in memory. Keys that it issued are valid and all others are invalid, unless its behavior is another.
 #[derive(Clone, Debug)]
 pub(crate) struct Issuer {
     clock: TestClock,
@@ -126,13 +126,13 @@ pub(crate) struct Issuer {
 impl Issuer {
     pub(crate) fn new(clock: TestClock) -> Self {
         let state = State {
-            mood: Mood::Answers,
+            behavior: Behavior::Answers,
             latency: millis(20),
             keys: HashMap::new(),
-            says: HashMap::new(),
+            replies: HashMap::new(),
             calls: Vec::new(),
-            under_way: 0,
-            most_under_way: 0,
+            in_flight: 0,
+            max_in_flight: 0,
         };
         Self {
             clock,
@@ -144,15 +144,15 @@ impl Issuer {
         self.state.lock().unwrap()
     }
 
-    pub(crate) fn is(&self, mood: Mood) {
-        self.state().mood = mood;
+    pub(crate) fn is(&self, behavior: Behavior) {
+        self.state().behavior = behavior;
     }
 
     pub(crate) fn takes(&self, latency: Duration) {
         self.state().latency = latency;
     }
 
-    /// Issues a key of the organization `org_1` whose id is `id_` and the secret.
+    /// Issues a key of the organization `org_1`. Its id is `id_` and the secret.
     pub(crate) fn issue(&self, secret: &str) {
         self.issue_as(secret, "org_1", &format!("id_{secret}"));
     }
@@ -178,9 +178,9 @@ impl Issuer {
         );
     }
 
-    /// Answers so about this key from now on.
-    pub(crate) fn says(&self, secret: &str, says: Says) {
-        self.state().says.insert(secret.to_owned(), says);
+    /// Sets the reply about this key.
+    pub(crate) fn set_reply(&self, secret: &str, reply: KeyReply) {
+        self.state().replies.insert(secret.to_owned(), reply);
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -204,20 +204,20 @@ impl Issuer {
             .collect()
     }
 
-    /// How many hold this issuer: a layer's cache, calls in flight, and the test itself.
+    /// The number of references: a layer's cache, calls in flight, and the test.
     pub(crate) fn holders(&self) -> usize {
         Arc::strong_count(&self.state)
     }
 
-    pub(crate) fn under_way(&self) -> usize {
-        self.state().under_way
+    pub(crate) fn in_flight(&self) -> usize {
+        self.state().in_flight
     }
 
-    pub(crate) fn most_under_way(&self) -> usize {
-        self.state().most_under_way
+    pub(crate) fn max_in_flight(&self) -> usize {
+        self.state().max_in_flight
     }
 
-    /// The most calls in any second, wherever it begins.
+    /// The maximum number of calls in any second.
     pub(crate) fn most_in_a_second(&self, from: Duration) -> usize {
         let times: Vec<_> = self
             .logged(|call| call.at >= from)
@@ -236,14 +236,14 @@ impl Issuer {
     }
 
     async fn called(&self, key: &ApiKey, known: bool) -> Result<Verification, VerifyError> {
-        struct UnderWay<'a>(&'a Issuer);
-        impl Drop for UnderWay<'_> {
+        struct InFlight<'a>(&'a Issuer);
+        impl Drop for InFlight<'_> {
             fn drop(&mut self) {
-                self.0.state().under_way -= 1;
+                self.0.state().in_flight -= 1;
             }
         }
 
-        let (call, mood, latency, answer, says) = {
+        let (call, behavior, latency, answer, reply) = {
             let mut state = self.state();
             let call = state.calls.len();
             let now = self.clock.elapsed();
@@ -252,53 +252,53 @@ impl Issuer {
                 .take_while(|call| call.at.as_secs() == now.as_secs())
                 .count();
             let is_issued = state.keys.contains_key(key.expose_secret());
-            let mood = match state.mood {
-                Mood::Bears(most) if in_this_second >= most => Mood::TooMany(None),
-                Mood::FailsForUnknown if !is_issued => Mood::Fails,
-                Mood::Bears(_) | Mood::FailsForUnknown => Mood::Answers,
-                mood => mood,
+            let behavior = match state.behavior {
+                Behavior::Bears(most) if in_this_second >= most => Behavior::TooMany(None),
+                Behavior::FailsForUnknown if !is_issued => Behavior::Fails,
+                Behavior::Bears(_) | Behavior::FailsForUnknown => Behavior::Answers,
+                behavior => behavior,
             };
             state.calls.push(Call {
                 key: key.expose_secret().to_owned(),
                 at: self.clock.elapsed(),
                 known,
-                outcome: Outcome::UnderWay,
+                outcome: Outcome::InFlight,
             });
-            state.under_way += 1;
-            state.most_under_way = state.most_under_way.max(state.under_way);
-            // Whether a key is good is decided when the call arrives, as at a database.
+            state.in_flight += 1;
+            state.max_in_flight = state.max_in_flight.max(state.in_flight);
+            // The answer is decided when the call arrives, as in a database.
             let answer = state.keys.get(key.expose_secret()).cloned();
-            let says = state.says.get(key.expose_secret()).copied();
-            (call, mood, state.latency, answer, says)
+            let reply = state.replies.get(key.expose_secret()).copied();
+            (call, behavior, state.latency, answer, reply)
         };
-        let _under_way = UnderWay(self);
+        let _under_way = InFlight(self);
         let ended = |outcome| self.state().calls[call].outcome = outcome;
-        let mood = match mood {
-            Mood::Flaps(n) if call.is_multiple_of(n) => Mood::Fails,
-            Mood::Flaps(_) => Mood::Answers,
-            mood => mood,
+        let behavior = match behavior {
+            Behavior::Flaps(n) if call.is_multiple_of(n) => Behavior::Fails,
+            Behavior::Flaps(_) => Behavior::Answers,
+            behavior => behavior,
         };
-        match mood {
-            Mood::Answers | Mood::Flaps(_) => {
+        match behavior {
+            Behavior::Answers | Behavior::Flaps(_) => {
                 if !latency.is_zero() {
                     tokio::time::sleep(latency).await;
                 }
-                match says {
-                    Some(Says::Nonsense) => {
+                match reply {
+                    Some(KeyReply::InvalidResponse) => {
                         ended(Outcome::Fault);
                         return Err(VerifyError::invalid_response("2,000 scopes"));
                     }
-                    Some(Says::Unconfirmed) => {
-                        ended(Outcome::No);
+                    Some(KeyReply::Unconfirmed) => {
+                        ended(Outcome::Invalid);
                         return Ok(Verification::invalid_unconfirmed());
                     }
                     None => {}
                 }
                 let Some(key) = answer else {
-                    ended(Outcome::No);
+                    ended(Outcome::Invalid);
                     return Ok(Verification::invalid());
                 };
-                ended(Outcome::Yes);
+                ended(Outcome::Valid);
                 let mut yes = Verification::of_organization(OrgCode::new(key.org).unwrap())
                     .with_key_id(KeyId::new(key.id).unwrap());
                 if let Some(at) = key.expires_at {
@@ -309,31 +309,33 @@ impl Issuer {
                 }
                 Ok(yes)
             }
-            Mood::Fails => {
+            Behavior::Fails => {
                 ended(Outcome::Fault);
                 Err(VerifyError::unavailable("connection refused"))
             }
-            Mood::Silent => {
+            Behavior::Silent => {
                 ended(Outcome::Fault);
                 std::future::pending().await
             }
-            Mood::TooMany(retry_after) => {
+            Behavior::TooMany(retry_after) => {
                 ended(Outcome::Fault);
                 Err(VerifyError::throttled(retry_after))
             }
-            Mood::TooManyAfter(latency, retry_after) => {
+            Behavior::TooManyAfter(latency, retry_after) => {
                 tokio::time::sleep(latency).await;
                 ended(Outcome::Fault);
                 Err(VerifyError::throttled(Some(retry_after)))
             }
-            Mood::BadRequest => {
-                ended(Outcome::No);
+            Behavior::BadRequest => {
+                ended(Outcome::Invalid);
                 Ok(Verification::invalid_unconfirmed())
             }
-            Mood::FailsForUnknown | Mood::Bears(_) => unreachable!("decided when the call came"),
-            Mood::Misconfigured => {
+            Behavior::FailsForUnknown | Behavior::Bears(_) => {
+                unreachable!("decided when the call came")
+            }
+            Behavior::Misconfigured => {
                 ended(Outcome::Fault);
-                Err(VerifyError::misconfigured("our token is refused"))
+                Err(VerifyError::misconfigured("the token is rejected"))
             }
         }
     }
@@ -349,11 +351,11 @@ impl Verifier for Issuer {
     }
 }
 
-/// Who presents a key.
+/// The peer of a request.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Peer(pub(crate) u64);
 
-/// The handler's own account of a request that reached it.
+/// A request as the handler saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
     pub(crate) org: OrgContext,
@@ -383,14 +385,14 @@ impl Service<Request<()>> for Handler {
     }
 }
 
-/// What a caller saw.
+/// The response to a caller.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) retry_after: Option<u64>,
     pub(crate) code: Option<&'static str>,
     pub(crate) org: Option<OrgContext>,
-    /// How long the caller waited.
+    /// The time the caller waited.
     pub(crate) took: Duration,
 }
 
@@ -414,7 +416,7 @@ impl Answer {
     }
 }
 
-/// A layer over an issuer in memory, and a service under it.
+/// A layer with an issuer in memory and an inner service.
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) clock: TestClock,
@@ -432,7 +434,7 @@ impl App {
 
     pub(crate) fn with(settings: impl FnOnce(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder) -> Self {
         let clock = TestClock::new();
-        // A machine that has been up for a while.
+        // The machine has been running for a while.
         clock.jump(secs(1_000));
         let issuer = Issuer::new(clock.clone());
         let builder = ApiKeyLayer::builder(issuer.clone())
@@ -442,7 +444,7 @@ impl App {
         Self::over(layer, issuer, clock)
     }
 
-    /// An application over another verifier. Its issuer is not called.
+    /// An application with another verifier. Its issuer is not called.
     pub(crate) fn over_verifier(verifier: impl Verifier) -> Self {
         let clock = TestClock::new();
         clock.jump(secs(1_000));
@@ -465,13 +467,13 @@ impl App {
         }
     }
 
-    /// Routes of the same layer that live on facts of at most this age.
+    /// Routes of the same layer with this `max_age`.
     pub(crate) fn max_age(&self, max_age: Duration) -> Self {
         let layer = self.layer.clone().max_age(max_age);
         Self::over(layer, self.issuer.clone(), self.clock.clone())
     }
 
-    /// An application that knows these keys: each was verified just now.
+    /// An application with these keys, each just verified.
     pub(crate) async fn knowing(self, secrets: &[&str]) -> Self {
         for secret in secrets {
             self.issuer.issue(secret);
@@ -490,7 +492,7 @@ impl App {
         read(secret, &response.unwrap(), self.clock.elapsed() - began)
     }
 
-    /// A request on a task of its own.
+    /// Sends a request on another task.
     pub(crate) fn begin(&self, secret: &str) -> JoinHandle<Answer> {
         self.begin_from(secret, None)
     }
@@ -500,7 +502,7 @@ impl App {
         tokio::spawn(async move { app.get_from(&secret, peer).await })
     }
 
-    /// The answer of a request that waits for nothing at all.
+    /// The response to a request that must not wait.
     #[track_caller]
     pub(crate) fn get_now(&self, secret: &str) -> Answer {
         match self.try_now(secret) {
@@ -509,7 +511,7 @@ impl App {
         }
     }
 
-    /// The answer of a request, if it waits for nothing at all; otherwise its caller goes away.
+    /// The response to a request if it does not wait; otherwise the request is dropped.
     pub(crate) fn try_now(&self, secret: &str) -> Option<Answer> {
         let response = pin!(self.service.clone().call(request(secret, None)));
         match response.poll(&mut Context::from_waker(Waker::noop())) {
@@ -518,7 +520,7 @@ impl App {
         }
     }
 
-    /// How many requests reached the handler.
+    /// The number of requests that reached the handler.
     pub(crate) fn reached(&self) -> usize {
         self.handler.reached.load(Ordering::Relaxed)
     }
@@ -532,9 +534,9 @@ impl App {
         self.clock.jump(time.checked_sub(self.now()).unwrap());
     }
 
-    /// Lets known keys fail until the breaker is open for all keys. Their results must not be fresh.
+    /// Makes known keys fail until the breaker is open for all keys. Their results must not be fresh.
     pub(crate) async fn open_breaker_by(&self, known: &[String]) {
-        self.issuer.is(Mood::Fails);
+        self.issuer.is(Behavior::Fails);
         for key in known {
             assert_eq!(self.get(key).await.status, 200);
         }
@@ -545,12 +547,12 @@ impl App {
         );
     }
 
-    /// Lets unknown keys fail until the breaker is open for unknown keys.
+    /// Makes unknown keys fail until the breaker is open for unknown keys.
     pub(crate) async fn open_breaker(&self) {
-        self.issuer.is(Mood::Fails);
+        self.issuer.is(Behavior::Fails);
         let before = self.issuer.faults();
         for n in 0..10 {
-            self.get(&format!("stranger-{n}")).await;
+            self.get(&format!("unknown_key-{n}")).await;
         }
         assert!(self.issuer.faults() > before, "nothing failed");
         let breaker = self.handle.upstream().unknown_breaker;
@@ -572,7 +574,7 @@ fn request(secret: &str, peer: Option<Peer>) -> Request<()> {
     request
 }
 
-/// Reads a response, and checks what holds for each of them.
+/// Reads a response and checks the properties of all responses.
 #[track_caller]
 fn read(secret: &str, response: &Response<Bytes>, took: Duration) -> Answer {
     let status = response.status().as_u16();

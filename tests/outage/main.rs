@@ -1,8 +1,8 @@
-//! The issuer's trouble, in paused time: what callers see, and what the issuer is asked meanwhile.
+//! Outages of the issuer on the paused clock: the responses to callers, and the calls to the issuer.
 //!
 //! Tests named `fault_…` carry the number of their row in `tests/FAULTS.md`; each asserts that its fault was injected.
 
-// The lints know a test by its attribute, and not the functions that tests share; their clock only moves forward.
+// The lints do not recognize shared functions of tests as tests; their clock only moves forward.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,7 +13,8 @@
 mod ages;
 mod dead_issuer;
 mod handle;
-mod junk;
+mod invalid_keys;
+mod isolation;
 mod kit;
 mod max_age;
 mod pressure;
@@ -21,4 +22,3 @@ mod revoked;
 mod shutdown;
 mod throttled;
 mod until_invalid;
-mod who_pays;

@@ -1,13 +1,13 @@
-//! Routes that may not live on remembered facts.
+//! Routes with `max_age`.
 
 use std::time::Duration;
 
-use crate::kit::{App, Mood, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, SOFT, millis, pass, secs};
 
 const KNOWN: &str = "known-key";
 
 #[tokio::test(start_paused = true)]
-async fn with_zero_every_request_is_verified_by_a_call_begun_after_it_arrived() {
+async fn max_age_zero_verifies_every_request() {
     let app = App::new();
     app.issuer.takes(Duration::ZERO);
     let app = app.knowing(&[KNOWN]).await;
@@ -28,7 +28,7 @@ async fn with_zero_every_request_is_verified_by_a_call_begun_after_it_arrived() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn facts_younger_than_the_age_will_do_and_others_will_not() {
+async fn results_within_max_age_are_used() {
     let app = App::new().knowing(&[KNOWN]).await;
     let strict = app.max_age(secs(10));
     let verified = app.issuer.logged(|_| true)[0].at;
@@ -38,32 +38,32 @@ async fn facts_younger_than_the_age_will_do_and_others_will_not() {
     app.jump_to(verified + secs(10));
     assert_eq!(strict.get(KNOWN).await.status, 200);
     assert_eq!(app.issuer.calls(), 2);
-    // Longer than the soft TTL, it loosens nothing.
+    // Above the soft TTL it has no effect.
     let loose = app.max_age(secs(3_600));
     pass(2 * SOFT).await;
     assert!(loose.try_now(KNOWN).is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_issuer_it_is_503_and_what_is_held_stays_for_the_other_routes() {
-    for mood in Mood::OUTAGES {
+async fn failed_forced_verification_keeps_the_entry() {
+    for behavior in Behavior::OUTAGES {
         let app = App::new().knowing(&[KNOWN]).await;
-        app.issuer.is(mood);
+        app.issuer.is(behavior);
         for max_age in [Duration::ZERO, secs(10)] {
             let strict = app.max_age(max_age);
             pass(secs(11)).await;
             let reached = strict.reached();
-            assert_eq!(strict.get(KNOWN).await.status, 503, "{mood:?}");
+            assert_eq!(strict.get(KNOWN).await.status, 503, "{behavior:?}");
             assert_eq!(strict.reached(), reached);
-            assert_eq!(app.get_now(KNOWN).status, 200, "{mood:?}");
+            assert_eq!(app.get_now(KNOWN).status, 200, "{behavior:?}");
         }
-        assert!(app.issuer.faults() >= 1, "{mood:?}");
+        assert!(app.issuer.faults() >= 1, "{behavior:?}");
         assert_eq!(app.handle.stats().entries, 1);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_takes_the_key_from_the_other_routes_too() {
+async fn forced_invalid_answer_applies_to_all_routes() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.revoke(KNOWN);
     assert_eq!(app.get_now(KNOWN).status, 200);
@@ -73,13 +73,13 @@ async fn a_refusal_takes_the_key_from_the_other_routes_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_sent_before_the_request_is_not_waited_for_unless_it_is_young_enough() {
+async fn earlier_call_is_joined_only_within_max_age() {
     let app = App::new();
     app.issuer.issue("new-key-0");
     app.issuer.takes(millis(500));
     let first = app.begin("new-key-0");
     pass(millis(100)).await;
-    // Revoked after the first call had its answer.
+    // Revoked after the first call was answered.
     app.issuer.revoke("new-key-0");
     let young_enough = app.max_age(millis(200)).begin("new-key-0");
     pass(millis(1)).await;
@@ -100,7 +100,7 @@ async fn a_call_sent_before_the_request_is_not_waited_for_unless_it_is_young_eno
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_call_that_answers_last_brings_no_revoked_key_back() {
+async fn older_late_answer_restores_no_revoked_key() {
     let app = App::new();
     app.issuer.issue("new-key-0");
     app.issuer.takes(millis(800));
@@ -112,7 +112,7 @@ async fn an_older_call_that_answers_last_brings_no_revoked_key_back() {
         app.max_age(Duration::ZERO).get("new-key-0").await.status,
         401
     );
-    // Grounded by the younger no, the slow one's caller is asked for anew.
+    // The newer invalid answer cancels the slow lookup, and its caller starts another one.
     assert_eq!(slow.await.unwrap().status, 401);
     pass(secs(1)).await;
     assert_eq!(app.get_now("new-key-0").status, 401);

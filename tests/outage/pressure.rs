@@ -1,19 +1,19 @@
-//! Bounds on what the issuer is asked: at once, in a second, while it fails.
+//! Bounds on the calls to the issuer: in flight, per second, and while it fails.
 
 use std::time::Duration;
 
 use tower_orgkey::BreakerState;
 
-use crate::kit::{App, Mood, Peer, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, Peer, SOFT, millis, pass, secs};
 
 #[tokio::test(start_paused = true)]
-async fn sixty_four_calls_at_once_a_quarter_for_known_keys() {
+async fn at_most_64_calls_a_quarter_for_known_keys() {
     let known: Vec<_> = (0..30).map(|n| format!("known-{n:04}")).collect();
     let known: Vec<_> = known.iter().map(String::as_str).collect();
     let app = App::new().knowing(&known).await;
     pass(SOFT).await;
     app.issuer.takes(millis(900));
-    let strangers: Vec<_> = (0..400)
+    let unknown_keys: Vec<_> = (0..400)
         .map(|n| {
             let secret = format!("new-key-{n}");
             app.issuer.issue(&secret);
@@ -23,46 +23,46 @@ async fn sixty_four_calls_at_once_a_quarter_for_known_keys() {
     pass(millis(1)).await;
     let upstream = app.handle.upstream();
     assert_eq!((upstream.in_flight, upstream.waiting), (48, 352));
-    assert_eq!(app.issuer.under_way(), 48);
+    assert_eq!(app.issuer.in_flight(), 48);
     for key in &known {
         assert_eq!(app.get_now(key).status, 200);
     }
     pass(millis(1)).await;
     let upstream = app.handle.upstream();
     assert_eq!((upstream.in_flight, upstream.waiting), (64, 352 + 14));
-    assert_eq!(app.issuer.under_way(), 64);
+    assert_eq!(app.issuer.in_flight(), 64);
 
-    for stranger in strangers {
-        let answer = stranger.await.unwrap();
+    for unknown_key in unknown_keys {
+        let answer = unknown_key.await.unwrap();
         assert!(answer.took <= millis(2_500));
         assert!(answer.status == 200 || answer.is_unavailable() >= 1);
     }
     pass(secs(10)).await;
-    assert_eq!(app.issuer.most_under_way(), 64);
+    assert_eq!(app.issuer.max_in_flight(), 64);
     let upstream = app.handle.upstream();
     assert_eq!((upstream.in_flight, upstream.waiting), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_keys_get_their_reserve_while_strangers_hang() {
+async fn known_keys_have_a_reserve_of_calls() {
     let app = App::new().knowing(&["known-key"]).await;
     app.issuer.takes(millis(900));
     pass(2 * SOFT).await;
     for n in 0..300 {
-        drop(app.begin_from(&format!("stranger-{n}"), Some(Peer(n))));
+        drop(app.begin_from(&format!("unknown_key-{n}"), Some(Peer(n))));
     }
     pass(millis(1)).await;
-    assert_eq!(app.issuer.under_way(), 48);
+    assert_eq!(app.issuer.in_flight(), 48);
     let known = app.begin("known-key");
     pass(millis(1)).await;
-    assert_eq!(app.issuer.under_way(), 49);
+    assert_eq!(app.issuer.in_flight(), 49);
     let known = known.await.unwrap();
     assert_eq!((known.status, known.took), (200, millis(900)));
     assert!(!known.is_stale());
 }
 
 #[tokio::test(start_paused = true)]
-async fn breaker_probes_go_one_at_a_time_however_many_ask() {
+async fn half_open_breaker_permits_one_call() {
     let app = App::new();
     for n in 0..300 {
         app.issuer.issue(&format!("new-key-{n}"));
@@ -84,11 +84,11 @@ async fn breaker_probes_go_one_at_a_time_however_many_ask() {
             app.handle.upstream().unknown_breaker,
             BreakerState::HalfOpen
         );
-        // The probe may be answered at once or hang; 300 ask at the same time.
+        // The half-open call may be answered at once or hang; 300 requests arrive at the same time.
         app.issuer.is(if round % 2 == 0 {
-            Mood::Silent
+            Behavior::Silent
         } else {
-            Mood::Fails
+            Behavior::Fails
         });
         round += 1;
         let callers: Vec<_> = (0..300)
@@ -105,43 +105,43 @@ async fn breaker_probes_go_one_at_a_time_however_many_ask() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_503_says_when_to_come_back_for_each_reason() {
-    // The issuer fails: a second, for want of anything better.
+async fn each_503_has_its_retry_after() {
+    // The issuer fails: the default of one second.
     let app = App::new();
-    app.issuer.is(Mood::Fails);
-    assert_eq!(app.get("stranger-x").await.is_unavailable(), 1);
+    app.issuer.is(Behavior::Fails);
+    assert_eq!(app.get("unknown_key-x").await.is_unavailable(), 1);
 
-    // The breaker is open: what remains of it.
+    // The breaker is open: its remaining time.
     app.open_breaker().await;
     let BreakerState::Open { remaining } = app.handle.upstream().unknown_breaker else {
         panic!("not open")
     };
     assert_eq!(
-        app.get_now("stranger-x").is_unavailable(),
+        app.get_now("unknown_key-x").is_unavailable(),
         (remaining + Duration::from_nanos(999_999_999)).as_secs()
     );
     app.clock.jump(remaining);
 
-    // Its probe is under way: soon.
-    app.issuer.is(Mood::Silent);
-    let probe = app.begin("stranger-y");
+    // The half-open call is in flight: one second.
+    app.issuer.is(Behavior::Silent);
+    let probe = app.begin("unknown_key-y");
     pass(millis(1)).await;
-    assert_eq!(app.issuer.under_way(), 1);
-    assert_eq!(app.get_now("stranger-x").is_unavailable(), 1);
+    assert_eq!(app.issuer.in_flight(), 1);
+    assert_eq!(app.get_now("unknown_key-x").is_unavailable(), 1);
     probe.await.unwrap().is_unavailable();
 
-    // A pause: what remains of it.
+    // A pause: its remaining time.
     let app = App::new();
-    app.issuer.is(Mood::TooMany(Some(secs(42))));
-    assert_eq!(app.get("stranger-x").await.is_unavailable(), 42);
+    app.issuer.is(Behavior::TooMany(Some(secs(42))));
+    assert_eq!(app.get("unknown_key-x").await.is_unavailable(), 42);
     app.clock.jump(millis(1_500));
-    assert_eq!(app.get_now("stranger-x").is_unavailable(), 41);
+    assert_eq!(app.get_now("unknown_key-x").is_unavailable(), 41);
 
-    // Those who waited when it began hear of it.
+    // Requests that waited when it began are rejected with it.
     let app = App::with(|builder| builder.max_calls_per_second(1));
-    app.issuer.is(Mood::TooMany(Some(secs(42))));
+    app.issuer.is(Behavior::TooMany(Some(secs(42))));
     let waiting: Vec<_> = (0..2)
-        .map(|n| app.begin(&format!("stranger-{n}")))
+        .map(|n| app.begin(&format!("unknown_key-{n}")))
         .collect();
     for waiting in waiting {
         let answer = waiting.await.unwrap();
@@ -149,45 +149,45 @@ async fn a_503_says_when_to_come_back_for_each_reason() {
     }
     assert_eq!(app.issuer.faults(), 1);
 
-    // Our own credentials are refused: an operator has to act.
+    // The credentials are rejected: an operator has to act.
     let app = App::new();
-    app.issuer.is(Mood::Misconfigured);
-    let answer = app.get("stranger-x").await;
+    app.issuer.is(Behavior::Misconfigured);
+    let answer = app.get("unknown_key-x").await;
     assert_eq!(
         (answer.code, answer.retry_after),
         (Some("verifier-misconfigured"), Some(10))
     );
     assert_eq!(app.issuer.faults(), 1);
 
-    // Calls take long, and many wait: as long as those in front take.
+    // Slow calls and a long queue: the expected wait.
     let app = App::new();
     app.issuer.takes(millis(900));
     let first: Vec<_> = (0..48)
-        .map(|n| app.begin(&format!("stranger-{n}")))
+        .map(|n| app.begin(&format!("unknown_key-{n}")))
         .collect();
     for first in first {
         assert_eq!(first.await.unwrap().status, 401);
     }
     for n in 48..96 + 200 {
-        drop(app.begin(&format!("stranger-{n}")));
+        drop(app.begin(&format!("unknown_key-{n}")));
     }
     pass(millis(1)).await;
     let waiting = app.handle.upstream().waiting;
     assert!((120..150).contains(&waiting), "{waiting}");
-    assert_eq!(app.get_now("stranger-x").is_unavailable(), 3);
+    assert_eq!(app.get_now("unknown_key-x").is_unavailable(), 3);
 
-    // The calls in a second are few, and many wait: as long as those in front take.
+    // A low rate and a long queue: the expected wait.
     let app = App::with(|builder| builder.max_calls_per_second(10));
     for n in 0..257 {
-        drop(app.begin(&format!("stranger-{n}")));
+        drop(app.begin(&format!("unknown_key-{n}")));
     }
     pass(millis(1)).await;
     assert_eq!(app.handle.upstream().waiting, 24);
-    assert_eq!(app.get_now("stranger-x").is_unavailable(), 3);
+    assert_eq!(app.get_now("unknown_key-x").is_unavailable(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_second_has_more_calls_than_were_set_whoever_asks() {
+async fn calls_per_second_never_exceed_the_rate() {
     const LIMIT: u32 = 100;
 
     let app = App::with(|builder| builder.max_calls_per_second(LIMIT));
@@ -199,7 +199,7 @@ async fn no_second_has_more_calls_than_were_set_whoever_asks() {
             app.issuer.issue(&secret);
             drop(app.begin(&secret));
         }
-        // The known among them are asked about again and again.
+        // The known keys are refreshed again and again.
         drop(app.try_now(&format!("new-key-{}", n / 2)));
         pass(millis(10)).await;
     }
@@ -209,7 +209,7 @@ async fn no_second_has_more_calls_than_were_set_whoever_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_keys_that_want_more_refreshes_than_the_rate_allows_do_not_keep_unknown_ones_out() {
+async fn refreshes_above_the_rate_admit_unknown_keys() {
     const LIMIT: u32 = 20;
     const KNOWN: usize = 2_000;
 
@@ -220,7 +220,7 @@ async fn known_keys_that_want_more_refreshes_than_the_rate_allows_do_not_keep_un
         pass(millis(50)).await;
         assert_eq!(app.get(key).await.status, 200);
     }
-    // From the second minute on, all of them are past both soft TTLs: 2,000 want a call, and 20 a second get one.
+    // From the second minute on, all are past both soft TTLs: 2,000 need a call, and 20 per second get one.
     pass(2 * SOFT).await;
     let began = app.now();
     let mut new = Vec::new();
@@ -254,11 +254,11 @@ async fn known_keys_that_want_more_refreshes_than_the_rate_allows_do_not_keep_un
 }
 
 #[tokio::test(start_paused = true)]
-async fn retries_count_against_the_calls_in_a_second() {
+async fn retries_count_against_the_rate() {
     const LIMIT: u32 = 20;
 
     let app = App::with(|builder| builder.max_calls_per_second(LIMIT));
-    app.issuer.is(Mood::Flaps(3));
+    app.issuer.is(Behavior::Flaps(3));
     for n in 0..600 {
         let secret = format!("new-key-{n}");
         app.issuer.issue(&secret);
@@ -271,16 +271,16 @@ async fn retries_count_against_the_calls_in_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_for_which_the_rate_has_no_room_is_not_sent() {
+async fn retry_above_the_rate_is_not_sent() {
     let app = App::with(|builder| builder.max_calls_per_second(1));
-    app.issuer.is(Mood::Fails);
-    assert_eq!(app.get("stranger-0").await.is_unavailable(), 1);
+    app.issuer.is(Behavior::Fails);
+    assert_eq!(app.get("unknown_key-0").await.is_unavailable(), 1);
     assert_eq!(app.issuer.faults(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_wait_has_an_end() {
-    // One call a second, and far more askers than that: a caller waits 2.5 s, a flight 10 s, and no longer.
+async fn waits_are_bounded() {
+    // One call per second, and far more requests: a caller waits at most 2.5 s, a lookup at most 10 s.
     let app = App::with(|builder| builder.max_calls_per_second(1));
     let callers: Vec<_> = (0..200)
         .map(|n| {
@@ -307,7 +307,7 @@ async fn every_wait_has_an_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_state_can_be_read_for_a_readiness_probe() {
+async fn state_is_readable_for_a_readiness_probe() {
     let app = App::new();
     let upstream = app.handle.upstream();
     assert_eq!(upstream.unknown_breaker, BreakerState::Closed);
@@ -325,7 +325,7 @@ async fn the_state_can_be_read_for_a_readiness_probe() {
         app.handle.upstream().unknown_breaker,
         BreakerState::HalfOpen
     );
-    app.issuer.is(Mood::Answers);
-    assert_eq!(app.get("stranger-0").await.status, 401);
+    app.issuer.is(Behavior::Answers);
+    assert_eq!(app.get("unknown_key-0").await.status, 401);
     assert_eq!(app.handle.upstream().unknown_breaker, BreakerState::Closed);
 }

@@ -1,11 +1,11 @@
-//! Row 55: a runtime that ends while verifications are under way, and a layer that outlives it.
+//! Row 55: a runtime that ends while lookups are in flight, and a layer that outlives it.
 
 use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::kit::{App, Mood, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, SOFT, millis, pass, secs};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread()
@@ -31,28 +31,28 @@ fn watched(test: impl FnOnce() + Send + 'static) {
 }
 
 #[test]
-fn fault_55_a_runtime_that_ends_during_a_refresh_ends_at_once_and_the_layer_works_in_the_next() {
+fn fault_55_runtime_ends_during_a_refresh() {
     watched(|| {
         let first = runtime();
         let app = first.block_on(async {
             let app = App::new().knowing(&["known-key"]).await;
-            app.issuer.is(Mood::Silent);
+            app.issuer.is(Behavior::Silent);
             app.clock.jump(SOFT);
             assert!(app.get_now("known-key").is_stale());
             drop(app.begin("new-key-0"));
             pass(millis(1)).await;
-            assert_eq!((app.issuer.under_way(), app.issuer.faults()), (2, 2));
+            assert_eq!((app.issuer.in_flight(), app.issuer.faults()), (2, 2));
             app
         });
         drop(first);
-        assert_eq!(app.issuer.under_way(), 0);
+        assert_eq!(app.issuer.in_flight(), 0);
         let upstream = app.handle.upstream();
         assert_eq!((upstream.in_flight, upstream.waiting), (0, 0));
 
         runtime().block_on(async {
-            app.issuer.is(Mood::Answers);
+            app.issuer.is(Behavior::Answers);
             app.issuer.issue("new-key-0");
-            // Each runtime has a paused clock of its own; this one may lag behind.
+            // Each runtime has its own paused clock; this one may lag behind.
             app.clock.jump(secs(10));
             assert_eq!(app.get("new-key-0").await.status, 200);
             assert_eq!(app.get_now("known-key").status, 200);
@@ -63,7 +63,7 @@ fn fault_55_a_runtime_that_ends_during_a_refresh_ends_at_once_and_the_layer_work
 }
 
 #[test]
-fn fault_55_a_verification_that_never_began_when_its_runtime_ended_is_begun_in_the_next() {
+fn fault_55_unstarted_lookup_starts_later() {
     watched(|| {
         let first = runtime();
         let app = first.block_on(async {
@@ -91,18 +91,18 @@ fn fault_55_a_verification_that_never_began_when_its_runtime_ended_is_begun_in_t
 }
 
 #[test]
-fn fault_55_a_runtime_that_ends_with_a_full_waiting_room_ends_at_once() {
+fn fault_55_runtime_ends_with_a_full_queue() {
     watched(|| {
-        for (limit, askers) in [(1, 100), (50, 300), (1_000, 400)] {
+        for (limit, callers) in [(1, 100), (50, 300), (1_000, 400)] {
             let first = runtime();
             let app = first.block_on(async {
                 let app = App::with(|builder| builder.max_calls_per_second(limit));
                 app.issuer.takes(millis(900));
                 let mut n = 0;
                 for _ in 0..10 {
-                    for _ in 0..askers / 10 {
+                    for _ in 0..callers / 10 {
                         n += 1;
-                        drop(app.begin(&format!("stranger-{n}")));
+                        drop(app.begin(&format!("unknown_key-{n}")));
                     }
                     pass(millis(10)).await;
                 }
@@ -123,7 +123,7 @@ fn fault_55_a_runtime_that_ends_with_a_full_waiting_room_ends_at_once() {
                 app.issuer.issue("new-key-1");
                 app.clock.jump(secs(10));
                 assert_eq!(app.get("new-key-0").await.status, 200);
-                // Waits for time to pass, so somebody watches the clock again.
+                // Waits for time to pass, so that the clock advances.
                 assert_eq!(app.get("new-key-1").await.status, 200);
             });
         }
@@ -131,7 +131,7 @@ fn fault_55_a_runtime_that_ends_with_a_full_waiting_room_ends_at_once() {
 }
 
 #[test]
-fn fault_55_a_runtime_with_several_threads_ends_at_once_too() {
+fn fault_55_multi_thread_runtime_ends_at_once() {
     watched(|| {
         let first = Builder::new_multi_thread()
             .worker_threads(2)
@@ -140,9 +140,9 @@ fn fault_55_a_runtime_with_several_threads_ends_at_once_too() {
             .unwrap();
         let app = first.block_on(async {
             let app = App::with(|builder| builder.max_calls_per_second(50));
-            app.issuer.is(Mood::Silent);
+            app.issuer.is(Behavior::Silent);
             for n in 0..300 {
-                drop(app.begin(&format!("stranger-{n}")));
+                drop(app.begin(&format!("unknown_key-{n}")));
             }
             while app.issuer.faults() == 0 {
                 tokio::task::yield_now().await;
@@ -153,7 +153,7 @@ fn fault_55_a_runtime_with_several_threads_ends_at_once_too() {
         let upstream = app.handle.upstream();
         assert_eq!((upstream.in_flight, upstream.waiting), (0, 0));
         runtime().block_on(async {
-            app.issuer.is(Mood::Answers);
+            app.issuer.is(Behavior::Answers);
             app.issuer.issue("new-key-0");
             app.clock.jump(secs(60));
             assert_eq!(app.get("new-key-0").await.status, 200);

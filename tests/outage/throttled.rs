@@ -4,25 +4,25 @@ use std::time::Duration;
 
 use tower_orgkey::BreakerState;
 
-use crate::kit::{App, HARD, Mood, Outcome, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, HARD, Outcome, SOFT, millis, pass, secs};
 
 const KNOWN: &str = "known-key";
 
 #[tokio::test(start_paused = true)]
-async fn fault_08_a_429_pauses_all_calls_for_as_long_as_it_says_beyond_a_trickle() {
+async fn fault_08_429_pauses_all_but_a_trickle() {
     let app = App::new().knowing(&[KNOWN]).await;
     app.issuer.issue("new-key-0");
-    app.issuer.is(Mood::TooMany(Some(secs(30))));
+    app.issuer.is(Behavior::TooMany(Some(secs(30))));
     assert_eq!(app.get("new-key-0").await.is_unavailable(), 30);
     assert_eq!(app.issuer.faults(), 1, "a 429 is not worth a retry");
     let paused = app.now();
     assert_eq!(app.handle.upstream().paused_for, Some(secs(30)));
 
-    app.issuer.is(Mood::Answers);
-    assert_eq!(app.get_now("stranger-0").is_unavailable(), 30);
+    app.issuer.is(Behavior::Answers);
+    assert_eq!(app.get_now("unknown_key-0").is_unavailable(), 30);
     app.clock.jump(SOFT);
     // The pause is over by now; so is the soft TTL.
-    app.issuer.is(Mood::TooMany(Some(secs(30))));
+    app.issuer.is(Behavior::TooMany(Some(secs(30))));
     assert_eq!(app.get_now(KNOWN).status, 200);
     pass(millis(1)).await;
     assert_eq!(app.issuer.faults(), 2, "a refresh is answered 429 as well");
@@ -31,12 +31,14 @@ async fn fault_08_a_429_pauses_all_calls_for_as_long_as_it_says_beyond_a_trickle
     let mut trickled = 0;
     while app.now() < again + secs(29) {
         assert_eq!(app.get(KNOWN).await.status, 200);
-        let stranger = app.get(&format!("stranger-{}", app.now().as_secs())).await;
+        let unknown_key = app
+            .get(&format!("unknown_key-{}", app.now().as_secs()))
+            .await;
         let left = (again + secs(30)).saturating_sub(app.now()).as_secs_f64();
         if app.issuer.faults() > 2 + trickled {
             trickled += 1;
         } else {
-            let said = f64::from(u32::try_from(stranger.is_unavailable()).unwrap());
+            let said = f64::from(u32::try_from(unknown_key.is_unavailable()).unwrap());
             assert!(said >= left, "{said} of {left}");
         }
         pass(secs(1)).await;
@@ -52,12 +54,12 @@ async fn fault_08_a_429_pauses_all_calls_for_as_long_as_it_says_beyond_a_trickle
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_08_any_number_of_429s_opens_no_breaker() {
+async fn fault_08_429s_open_no_breaker() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::TooMany(Some(secs(1))));
+    app.issuer.is(Behavior::TooMany(Some(secs(1))));
     let verified = app.now();
     while app.now() < verified + HARD - secs(10) {
-        app.get(&format!("stranger-{}", app.now().as_secs()))
+        app.get(&format!("unknown_key-{}", app.now().as_secs()))
             .await
             .is_unavailable();
         assert_eq!(app.handle.upstream().breaker, BreakerState::Closed);
@@ -65,36 +67,36 @@ async fn fault_08_any_number_of_429s_opens_no_breaker() {
         pass(secs(1)).await;
     }
     assert!(app.issuer.faults() >= 400, "{}", app.issuer.faults());
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     app.issuer.issue("new-key-0");
     pass(secs(2)).await;
     assert_eq!(app.get("new-key-0").await.status, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_08_a_retry_that_a_pause_has_overtaken_is_not_sent_and_its_caller_told_how_long() {
+async fn fault_08_paused_retry_is_not_sent() {
     let app = App::new();
     app.issuer.issue("new-key-0");
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     let to_be_repeated = app.begin("new-key-0");
     pass(millis(1)).await;
-    app.issuer.is(Mood::TooMany(Some(secs(30))));
-    assert_eq!(app.get("stranger-0").await.is_unavailable(), 30);
+    app.issuer.is(Behavior::TooMany(Some(secs(30))));
+    assert_eq!(app.get("unknown_key-0").await.is_unavailable(), 30);
     assert_eq!(app.issuer.faults(), 2);
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     assert_eq!(to_be_repeated.await.unwrap().is_unavailable(), 30);
     assert_eq!(app.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_08_a_caller_whose_failure_opened_the_breaker_is_not_told_of_a_shorter_pause() {
+async fn fault_08_retry_after_is_the_longest_wait() {
     let app = App::new();
-    app.issuer.is(Mood::TooManyAfter(millis(2), secs(1)));
-    let throttled = app.begin("stranger-0");
+    app.issuer.is(Behavior::TooManyAfter(millis(2), secs(1)));
+    let throttled = app.begin("unknown_key-0");
     pass(millis(1)).await;
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     let failed: Vec<_> = (1..6)
-        .map(|n| app.begin(&format!("stranger-{n}")))
+        .map(|n| app.begin(&format!("unknown_key-{n}")))
         .collect();
     assert_eq!(throttled.await.unwrap().is_unavailable(), 1);
     let mut longest = 0;
@@ -107,7 +109,7 @@ async fn fault_08_a_caller_whose_failure_opened_the_breaker_is_not_told_of_a_sho
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_09_a_429_without_a_sensible_wait_backs_off_on_its_own_up_to_a_minute() {
+async fn fault_09_429_without_a_wait_backs_off() {
     for (said, pauses) in [
         (None, [1, 2, 4, 8, 16, 32, 60, 60]),
         (Some(Duration::ZERO), [1, 2, 4, 8, 16, 32, 60, 60]),
@@ -116,10 +118,10 @@ async fn fault_09_a_429_without_a_sensible_wait_backs_off_on_its_own_up_to_a_min
         (Some(secs(61)), [60; 8]),
     ] {
         let app = App::new().knowing(&[KNOWN]).await;
-        app.issuer.is(Mood::TooMany(said));
+        app.issuer.is(Behavior::TooMany(said));
         for (n, pause) in pauses.into_iter().enumerate() {
-            let stranger = app.get(&format!("stranger-{n}")).await;
-            assert_eq!(stranger.is_unavailable(), pause, "{said:?}, {n}");
+            let unknown_key = app.get(&format!("unknown_key-{n}")).await;
+            assert_eq!(unknown_key.is_unavailable(), pause, "{said:?}, {n}");
             assert_eq!(app.issuer.faults(), n + 1);
             assert_eq!(app.get(KNOWN).await.status, 200);
             app.clock.jump(secs(pause));
@@ -128,7 +130,7 @@ async fn fault_09_a_429_without_a_sensible_wait_backs_off_on_its_own_up_to_a_min
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_lowers_the_rate_which_rises_again_and_never_above_what_was_set() {
+async fn rate_recovers_after_a_429() {
     const LIMIT: u32 = 40;
 
     let app = App::with(|builder| builder.max_calls_per_second(LIMIT));
@@ -136,11 +138,11 @@ async fn a_429_lowers_the_rate_which_rises_again_and_never_above_what_was_set() 
         app.handle.upstream().calls_per_second,
         Some(f64::from(LIMIT))
     );
-    let mut strangers = 0;
+    let mut unknown_keys = 0;
     let mut ask = |app: &App| {
         for _ in 0..5 {
-            strangers += 1;
-            let secret = format!("new-key-{strangers:06}");
+            unknown_keys += 1;
+            let secret = format!("new-key-{unknown_keys:06}");
             app.issuer.issue(&secret);
             drop(app.begin(&secret));
         }
@@ -150,12 +152,12 @@ async fn a_429_lowers_the_rate_which_rises_again_and_never_above_what_was_set() 
         pass(millis(100)).await;
     }
     assert!(app.issuer.most_in_a_second(Duration::ZERO) <= LIMIT as usize + 1);
-    app.issuer.is(Mood::TooMany(Some(secs(2))));
+    app.issuer.is(Behavior::TooMany(Some(secs(2))));
     ask(&app);
     pass(millis(100)).await;
     assert!(app.issuer.faults() >= 1);
     let faults = app.issuer.faults();
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     assert_eq!(
         app.handle.upstream().calls_per_second,
         Some(f64::from(LIMIT) / 2.0)
@@ -180,7 +182,7 @@ async fn a_429_lowers_the_rate_which_rises_again_and_never_above_what_was_set() 
     assert!(most <= LIMIT as usize + 1, "{most}");
     assert!(
         app.issuer
-            .logged(|call| call.outcome == Outcome::Yes && call.at >= resumed)
+            .logged(|call| call.outcome == Outcome::Valid && call.at >= resumed)
             .len()
             >= 400
     );

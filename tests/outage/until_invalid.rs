@@ -1,4 +1,4 @@
-//! Rows 58, 80 and 81: what goes on for long ends with its key, and is not woken for others.
+//! Rows 58, 80 and 81: a stream ends with its key and is not woken by other keys.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use tokio::task::JoinHandle;
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{KeyId, OrgCode, OrgContext};
 
-use crate::kit::{App, HARD, Issuer, Mood, Outcome, Peer, SOFT, key, millis, pass, secs};
+use crate::kit::{App, Behavior, HARD, Issuer, Outcome, Peer, SOFT, key, millis, pass, secs};
 
 const KEY: &str = "the-key-0";
 
-/// A stream that its key's request opened.
+/// A stream that a request opened.
 async fn open(app: &App) -> JoinHandle<()> {
     let org = app.get(KEY).await.org.unwrap();
     let stream = tokio::spawn(org.until_invalid());
@@ -28,9 +28,9 @@ async fn app() -> App {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
-    type Decree = fn(&App);
-    let decrees: [Decree; 7] = [
+async fn fault_58_block_or_invalidation_ends_a_stream() {
+    type Update = fn(&App);
+    let updates: [Update; 7] = [
         |app| app.handle.block_key(&key(KEY)).unwrap(),
         |app| {
             let id = KeyId::from_static("id_the-key-0");
@@ -49,16 +49,16 @@ async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
         |app| app.handle.invalidate_org(&OrgCode::from_static("org_1")),
         |app| app.handle.invalidate_all(),
     ];
-    for decree in decrees {
+    for update in updates {
         let app = app().await;
         app.issuer.issue_as("bystander", "org_2", "id_2");
         let stream = open(&app).await;
-        // Decrees about others are none of its business.
+        // Updates about other keys have no effect.
         app.handle.block_key(&key("bystander")).unwrap();
         app.handle.invalidate_org(&OrgCode::from_static("org_2"));
         pass(millis(1)).await;
         assert!(!stream.is_finished());
-        decree(&app);
+        update(&app);
         let then = app.now();
         stream.await.unwrap();
         assert_eq!(app.now(), then);
@@ -66,7 +66,7 @@ async fn fault_58_a_block_or_an_invalidation_ends_a_stream_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_block_ends_a_thousand_streams() {
+async fn fault_58_block_ends_a_thousand_streams() {
     let app = app().await;
     let org = app.get(KEY).await.org.unwrap();
     let streams: Vec<_> = (0..1_000)
@@ -76,23 +76,23 @@ async fn fault_58_a_block_ends_a_thousand_streams() {
     app.handle
         .block_org(&OrgCode::from_static("org_1"))
         .unwrap();
-    let decreed = app.now();
+    let updated_at = app.now();
     for stream in streams {
         stream.await.unwrap();
     }
-    assert_eq!(app.now(), decreed);
-    // One that is opened on old facts ends before it begins.
+    assert_eq!(app.now(), updated_at);
+    // One that is opened with an expired result ends at once.
     org.until_invalid().await;
-    assert_eq!(app.now(), decreed);
+    assert_eq!(app.now(), updated_at);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_refusal_anew_ends_a_stream() {
+async fn fault_58_invalid_answer_ends_a_stream() {
     let app = app().await;
     let stream = open(&app).await;
     app.issuer.revoke(KEY);
     pass(SOFT).await;
-    assert!(!stream.is_finished(), "nothing has asked yet");
+    assert!(!stream.is_finished(), "no call was made yet");
     assert_eq!(app.get_now(KEY).status, 200);
     let asked = app.now();
     stream.await.unwrap();
@@ -101,17 +101,17 @@ async fn fault_58_a_refusal_anew_ends_a_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_doubtful_refusal_ends_a_stream_when_it_is_confirmed() {
+async fn fault_58_confirmed_invalid_answer_ends_a_stream() {
     let app = app().await;
     let stream = open(&app).await;
-    app.issuer.is(Mood::BadRequest);
+    app.issuer.is(Behavior::BadRequest);
     pass(SOFT).await;
     app.get_now(KEY);
     pass(secs(1)).await;
     assert_eq!(app.issuer.calls(), 2);
     assert!(!stream.is_finished());
     assert_eq!(app.get_now(KEY).status, 200);
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     app.issuer.issue("other-key");
     assert_eq!(app.get("other-key").await.status, 200);
     let confirmed = app.now();
@@ -121,27 +121,23 @@ async fn fault_58_a_doubtful_refusal_ends_a_stream_when_it_is_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_the_hard_ttl_ends_a_stream_and_nothing_does_before() {
-    for mood in [Mood::Answers, Mood::Fails] {
+async fn fault_58_hard_ttl_ends_a_stream() {
+    for behavior in [Behavior::Answers, Behavior::Fails] {
         let app = app().await;
         let verified = app.issuer.logged(|_| true)[0].at;
         let stream = open(&app).await;
-        app.issuer.is(mood);
+        app.issuer.is(behavior);
         pass(verified + HARD - millis(5) - app.now()).await;
         assert!(!stream.is_finished());
         stream.await.unwrap();
         let late = app.now() - (verified + HARD);
         assert!(late <= millis(2), "{late:?}");
-        assert_eq!(
-            app.issuer.calls(),
-            1,
-            "nothing is asked on behalf of a stream"
-        );
+        assert_eq!(app.issuer.calls(), 1, "a stream makes no calls");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_machine_that_slept_ends_a_stream_within_ten_seconds_of_waking() {
+async fn fault_58_stream_ends_soon_after_a_suspend() {
     let app = app().await;
     let stream = open(&app).await;
     app.clock.jump(secs(3_600));
@@ -151,10 +147,10 @@ async fn fault_58_a_machine_that_slept_ends_a_stream_within_ten_seconds_of_wakin
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_the_expiry_of_the_key_ends_a_stream() {
+async fn fault_58_key_expiry_ends_a_stream() {
     let app = App::new();
     app.issuer.issue(KEY);
-    // The wall clock is not paused, so this is 30 s less the moment until the answer is read.
+    // The wall clock is not paused, so this is slightly less than 30 s.
     app.issuer.change(KEY, |key| {
         key.expires_at = Some(SystemTime::now() + secs(30));
     });
@@ -168,7 +164,7 @@ async fn fault_58_the_expiry_of_the_key_ends_a_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_stream_lives_as_long_as_its_key_is_refreshed() {
+async fn fault_58_refreshes_prolong_a_stream() {
     let app = app().await;
     let stream = open(&app).await;
     let opened = app.now();
@@ -185,7 +181,7 @@ async fn fault_58_a_stream_lives_as_long_as_its_key_is_refreshed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_eviction_for_want_of_room_ends_no_stream() {
+async fn fault_58_eviction_ends_no_stream() {
     let app = App::with(|builder| builder.capacity(10))
         .knowing(&[KEY])
         .await;
@@ -207,11 +203,11 @@ async fn fault_58_eviction_for_want_of_room_ends_no_stream() {
         app.handle.stats()
     );
     let calls = app.issuer.calls_for(KEY);
-    assert!(app.try_now(KEY).is_none(), "the key is still held");
+    assert!(app.try_now(KEY).is_none(), "the key is still cached");
     assert!(!stream.is_finished());
     pass(secs(1)).await;
     assert_eq!(app.issuer.calls_for(KEY), calls + 1);
-    // Back again, its youngest facts are what counts.
+    // After its return, the newest result counts.
     pass(verified + HARD - app.now()).await;
     assert!(!stream.is_finished());
     app.handle.block_key(&key(KEY)).unwrap();
@@ -219,7 +215,7 @@ async fn fault_58_eviction_for_want_of_room_ends_no_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_key_that_changed_hands_ends_the_streams_of_its_former_owner() {
+async fn fault_58_changed_organization_ends_streams() {
     type Change = fn(&mut crate::kit::Key);
     let changes: [Change; 2] = [
         |key| key.org = "org_2".to_owned(),
@@ -238,7 +234,7 @@ async fn fault_58_a_key_that_changed_hands_ends_the_streams_of_its_former_owner(
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_58_a_no_about_an_evicted_key_ends_its_stream_at_once() {
+async fn fault_58_invalid_evicted_key_ends_its_stream() {
     let app = App::with(|builder| builder.capacity(10))
         .knowing(&[KEY])
         .await;
@@ -258,22 +254,22 @@ async fn fault_58_a_no_about_an_evicted_key_ends_its_stream_at_once() {
     assert_eq!(
         app.issuer.calls_for(KEY),
         calls + 1,
-        "the key is still held"
+        "the key is still cached"
     );
     let asked = app.now();
     stream.await.unwrap();
     assert_eq!(app.now(), asked);
 }
 
-/// A context without its layer: the layer, its service and its handle are dropped.
+/// A context after its layer, service and handle were dropped.
 struct Orphan {
     org: OrgContext,
     clock: TestClock,
-    /// When its key was verified.
+    /// The time when its key was verified.
     verified: Duration,
 }
 
-/// Opens a stream, drops the layer while it waits, and gives out what is left of both.
+/// Opens a stream, drops the layer while it waits, and returns the rest.
 async fn orphan(app: App) -> (JoinHandle<()>, Orphan) {
     let stream = open(&app).await;
     let orphan = Orphan {
@@ -284,13 +280,13 @@ async fn orphan(app: App) -> (JoinHandle<()>, Orphan) {
     let issuer: Issuer = app.issuer.clone();
     assert!(issuer.holders() > 1);
     drop(app);
-    // The one that is left is the test's.
+    // The remaining reference is the test's.
     assert_eq!(issuer.holders(), 1, "the layer was not dropped");
     (stream, orphan)
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_80_a_stream_ends_at_the_hard_ttl_without_its_layer() {
+async fn fault_80_stream_without_layer_ends_at_hard_ttl() {
     let (waiting, orphan) = orphan(app().await).await;
     let opened_late = tokio::spawn(orphan.org.until_invalid());
     let end = orphan.verified + HARD;
@@ -301,17 +297,17 @@ async fn fault_80_a_stream_ends_at_the_hard_ttl_without_its_layer() {
         let late = orphan.clock.elapsed() - end;
         assert!(late <= millis(2), "{late:?}");
     }
-    // One that is opened now ends before it begins.
+    // One that is opened now ends at once.
     let then = orphan.clock.elapsed();
     orphan.org.until_invalid().await;
     assert_eq!(orphan.clock.elapsed(), then);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_80_a_stream_ends_when_its_key_expires_without_its_layer() {
+async fn fault_80_stream_without_layer_ends_at_expiry() {
     let app = App::new();
     app.issuer.issue(KEY);
-    // The wall clock is not paused, so this is 30 s less the moment until the answer is read.
+    // The wall clock is not paused, so this is slightly less than 30 s.
     app.issuer.change(KEY, |key| {
         key.expires_at = Some(SystemTime::now() + secs(30));
     });
@@ -326,7 +322,7 @@ async fn fault_80_a_stream_ends_when_its_key_expires_without_its_layer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_80_a_machine_that_slept_ends_a_stream_without_its_layer() {
+async fn fault_80_stream_without_layer_ends_after_suspend() {
     let (waiting, orphan) = orphan(app().await).await;
     let opened_late = tokio::spawn(orphan.org.until_invalid());
     pass(millis(1)).await;
@@ -353,7 +349,7 @@ impl<F: Future> Future for Counted<F> {
     }
 }
 
-/// Opens so many streams of this key on tasks of their own, which count their polls here.
+/// Opens streams of this key, each on its own task, and counts their polls.
 async fn open_counted(
     app: &App,
     secret: &str,
@@ -370,7 +366,7 @@ async fn open_counted(
     (0..n).map(open).collect()
 }
 
-/// 20 s are quiet, and in the next 20 s a hundred invalid keys come each second.
+/// 20 s without requests, then 20 s with a hundred invalid keys per second.
 #[tokio::test(start_paused = true)]
 async fn fault_81_invalid_keys_wake_no_stream() {
     const KEYS: usize = 100;
@@ -391,19 +387,22 @@ async fn fault_81_invalid_keys_wake_no_stream() {
     let before = polls.load(Ordering::Relaxed);
     pass(secs(20)).await;
     let quiet = polled_during(before);
-    // They look at the clock now and then, in case the machine slept.
+    // They check the clock periodically, in case the machine was suspended.
     assert!(quiet <= 2 * STREAMS, "{quiet}");
 
     let before = polls.load(Ordering::Relaxed);
     let mut invalid = Vec::new();
     for n in 0..20 * 100 {
-        invalid.push(app.begin_from(&format!("junk-{n:06}"), Some(Peer(n))));
+        invalid.push(app.begin_from(&format!("none-{n:06}"), Some(Peer(n))));
         pass(millis(10)).await;
     }
     let flooded = polled_during(before);
-    let refused = app.issuer.logged(|call| call.outcome == Outcome::No).len();
-    assert!(refused >= 500, "the issuer refused {refused}");
-    assert_eq!(flooded, quiet, "woken by {refused} invalid keys");
+    let rejected = app
+        .issuer
+        .logged(|call| call.outcome == Outcome::Invalid)
+        .len();
+    assert!(rejected >= 500, "{rejected} invalid answers");
+    assert_eq!(flooded, quiet, "woken by {rejected} invalid keys");
     assert!(streams.iter().all(|stream| !stream.is_finished()));
     for invalid in invalid {
         let status = invalid.await.unwrap().status;
@@ -412,14 +411,14 @@ async fn fault_81_invalid_keys_wake_no_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_81_a_revoked_key_wakes_its_own_streams_alone() {
+async fn fault_81_revoked_key_wakes_its_own_streams() {
     const STREAMS: usize = 10_000;
 
     let app = App::new().knowing(&[KEY, "other-key"]).await;
     let (mine, others) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let open = open_counted(&app, KEY, 10, &mine).await;
     let bystanders = open_counted(&app, "other-key", STREAMS, &others).await;
-    // Between two looks at the clock.
+    // Between two checks of the clock.
     pass(SOFT + secs(5)).await;
     app.issuer.revoke(KEY);
     let (mine_before, others_before) = [&mine, &others]

@@ -1,4 +1,4 @@
-//! An issuer in memory that counts what it is asked.
+//! An issuer in memory that counts its calls.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Semaphore;
 use tower_orgkey::{ApiKey, KeyId, OrgCode, Scopes, Verification, Verifier, VerifyError};
 
-/// What the issuer says to a key.
+/// The issuer's answer about a key.
 #[derive(Clone, Debug)]
 pub(crate) enum Say {
     Yes(Verification),
@@ -21,11 +21,11 @@ pub(crate) enum Say {
     Silence,
     /// Panics at the first poll.
     Panic,
-    /// Panics before it has made a future.
+    /// Panics before it returns a future.
     PanicAtOnce,
 }
 
-/// A good key of this organization with these scopes.
+/// A valid key of this organization with these scopes.
 pub(crate) fn org(code: &str, scopes: &[&str]) -> Say {
     Say::Yes(verification(code, scopes))
 }
@@ -40,14 +40,14 @@ pub(crate) fn expiring(code: &str, at: SystemTime) -> Say {
     Say::Yes(verification(code, &[]).with_expires_at(at))
 }
 
-/// Clones are one issuer.
+/// Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Issuer(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
     keys: Mutex<HashMap<String, Say>>,
-    mood: Mutex<Option<Say>>,
+    override_all: Mutex<Option<Say>>,
     latency: Mutex<Duration>,
     gate: Mutex<Option<Arc<Semaphore>>>,
     calls: AtomicUsize,
@@ -67,7 +67,7 @@ impl Issuer {
         Self::default()
     }
 
-    /// An issuer that knows these keys and refuses all others.
+    /// An issuer with these keys; all others are invalid.
     pub(crate) fn knowing<const N: usize>(keys: [(&str, Say); N]) -> Self {
         let issuer = Self::new();
         for (key, say) in keys {
@@ -80,33 +80,33 @@ impl Issuer {
         self.0.keys.lock().unwrap().insert(key.to_owned(), say);
     }
 
-    /// Says this to every key until [`recover`](Self::recover).
+    /// Gives this answer about every key until [`recover`](Self::recover).
     pub(crate) fn fail(&self, say: Say) {
-        *self.0.mood.lock().unwrap() = Some(say);
+        *self.0.override_all.lock().unwrap() = Some(say);
     }
 
     pub(crate) fn recover(&self) {
-        *self.0.mood.lock().unwrap() = None;
+        *self.0.override_all.lock().unwrap() = None;
     }
 
-    /// Takes so long for an answer.
+    /// Sets the duration of a call.
     pub(crate) fn latency(&self, latency: Duration) {
         *self.0.latency.lock().unwrap() = latency;
     }
 
-    /// Holds every answer back until the semaphore has a permit for it.
+    /// Delays every answer until the semaphore has a permit for it.
     pub(crate) fn hold(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
         gate
     }
 
-    /// How many calls have begun.
+    /// The number of calls that have begun.
     pub(crate) fn calls(&self) -> usize {
         self.0.calls.load(Ordering::SeqCst)
     }
 
-    /// How many of them were about a key that is known.
+    /// The number of calls about a known key.
     pub(crate) fn calls_again(&self) -> usize {
         self.0.calls_again.load(Ordering::SeqCst)
     }
@@ -120,7 +120,7 @@ impl Issuer {
         self.0.finished.load(Ordering::SeqCst)
     }
 
-    /// How many calls were given up before they had an answer.
+    /// The number of calls that were dropped before their answer.
     pub(crate) fn dropped(&self) -> usize {
         self.0.dropped.load(Ordering::SeqCst) - self.in_flight()
     }
@@ -137,17 +137,17 @@ impl Issuer {
         self.0.panicked.load(Ordering::SeqCst)
     }
 
-    /// The key it was last asked about.
+    /// The key of the last call.
     pub(crate) fn last(&self) -> Option<String> {
         self.0.last.lock().unwrap().clone()
     }
 
-    /// When each call began.
+    /// The start times of all calls.
     pub(crate) fn call_times(&self) -> Vec<tokio::time::Instant> {
         self.0.at.lock().unwrap().clone()
     }
 
-    /// How many hold this issuer: a layer's cache, flights under way, and the test itself.
+    /// The number of references: a layer's cache, lookups in flight, and the test.
     pub(crate) fn holders(&self) -> usize {
         Arc::strong_count(&self.0)
     }
@@ -164,8 +164,8 @@ impl Issuer {
             .unwrap()
             .entry(key.to_owned())
             .or_default() += 1;
-        let mood = state.mood.lock().unwrap().clone();
-        mood.or_else(|| state.keys.lock().unwrap().get(key).cloned())
+        let override_all = state.override_all.lock().unwrap().clone();
+        override_all.or_else(|| state.keys.lock().unwrap().get(key).cloned())
     }
 
     async fn answer(&self, say: Option<Say>) -> Result<Verification, VerifyError> {
@@ -194,7 +194,7 @@ impl Issuer {
     }
 }
 
-/// Counts a call for as long as its future lives.
+/// Counts a call as in flight until its future is dropped.
 struct Call(Issuer);
 
 impl Call {
@@ -233,7 +233,7 @@ impl Verifier for Issuer {
     }
 }
 
-/// A verifier that panics before it has made a future.
+/// A verifier that panics before it returns a future.
 #[derive(Clone, Debug)]
 pub(crate) struct PanicsAtOnce(pub(crate) Issuer);
 
@@ -242,8 +242,8 @@ impl Verifier for PanicsAtOnce {
         &self,
         key: &ApiKey,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        let mood = self.0.0.mood.lock().unwrap().clone();
-        if matches!(mood, Some(Say::PanicAtOnce)) {
+        let override_all = self.0.0.override_all.lock().unwrap().clone();
+        if matches!(override_all, Some(Say::PanicAtOnce)) {
             self.0.0.calls.fetch_add(1, Ordering::SeqCst);
             self.0.0.panicked.fetch_add(1, Ordering::SeqCst);
             panic!("a verifier that panics on purpose");

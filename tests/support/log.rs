@@ -1,4 +1,4 @@
-//! A log that a test can read, for the events of its own thread.
+//! Captures the events of the test's thread.
 
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -10,10 +10,10 @@ use tracing_subscriber::fmt::MakeWriter;
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Takes every event of every target on this thread until the guard is dropped.
+    /// Captures all events of this thread until the guard is dropped.
     pub(crate) fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
-        /// While there is but one subscriber, whether an event is wanted at all is asked of the thread that comes by its
-        /// place first, and then never again: a test on another thread, which wants none, would decide for this one.
+        /// With a single subscriber, `tracing` caches per callsite whether it is enabled, as decided on the first thread. A
+        /// second one disables this cache, so that tests on other threads do not disable events of this one.
         static SECOND: LazyLock<Dispatch> =
             LazyLock::new(|| Dispatch::new(tracing::subscriber::NoSubscriber::new()));
 
@@ -32,9 +32,9 @@ impl Log {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    /// The lines at this level that hold this text.
-    pub(crate) fn lines(&self, level: &str, holding: &str) -> Vec<String> {
-        let is_wanted = |line: &&str| line.contains(level) && line.contains(holding);
+    /// The lines with this level and text.
+    pub(crate) fn lines(&self, level: &str, text: &str) -> Vec<String> {
+        let is_wanted = |line: &&str| line.contains(level) && line.contains(text);
         self.text()
             .lines()
             .filter(is_wanted)

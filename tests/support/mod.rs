@@ -1,5 +1,5 @@
-//! What several test binaries share: an issuer whose answers and moods a test sets, services to stand behind the layer,
-//! a client that shows the bytes of an answer, a proxy that spoils them, and a log that can be read.
+//! Shared by several test binaries: an issuer in memory, inner services, an HTTP client that shows the bytes of a response, a
+//! proxy that injects faults, and a captured log.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 

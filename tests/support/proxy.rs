@@ -1,7 +1,7 @@
-//! A TCP proxy between a client and a server, which spoils what it carries in the way that a test asks for.
+//! A TCP proxy between a client and a server that injects faults.
 //!
-//! It knows nothing of TLS, and of HTTP only where an answer's body begins. A fault holds for the connections that stand as
-//! well as for those to come, from the moment that [`FaultProxy::inject`] returns.
+//! It does not support TLS, and of HTTP it finds only the start of a response body. When [`FaultProxy::inject`] returns, the
+//! fault applies to open and new connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,29 +13,29 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What goes wrong between the client and the server.
+/// A fault between the client and the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nobody listens, and the connections that stood are reset. The proxy sees none of those who are refused, so it cannot
-    /// count them: see [`FaultProxy::is_refusing`].
+    /// New connections are refused and open ones reset. The proxy cannot count refused connections: see
+    /// [`FaultProxy::is_refusing`].
     Refuse,
-    /// Connections are taken and reset at once; so are those that stood.
+    /// New connections are accepted and reset at once; open ones are reset.
     HangUp,
-    /// The server gets the request, and the client no answer.
+    /// The server gets the request, but the client gets no response.
     Silence,
-    /// The answer's head, so many bytes of its body, and a reset.
+    /// The response head, this many bytes of the body, and a reset.
     Reset { body: usize },
-    /// The answer's head, so many bytes of its body, and an orderly end.
+    /// The response head, this many bytes of the body, and an orderly close.
     Truncate { body: usize },
-    /// The answer's head, and then its body byte for byte, so far apart.
+    /// The response head, then the body byte by byte at this interval.
     Trickle { apart: Duration },
-    /// New connections lead to another server; those that stood are reset.
+    /// New connections go to another server; open ones are reset.
     Divert(SocketAddr),
 }
 
 pub(crate) struct FaultProxy {
     addr: SocketAddr,
-    /// Bound and never listening: nobody else gets the port while connections to it are refused.
+    /// Bound without listening, which reserves the port while connections to it are refused.
     _port: TcpSocket,
     listening: Option<JoinHandle<()>>,
     line: Arc<Line>,
@@ -48,7 +48,7 @@ struct Line {
 }
 
 impl FaultProxy {
-    /// Carries everything to this address, on the runtime that this is called on.
+    /// Starts a proxy to this address on the current runtime.
     pub(crate) fn to(server: SocketAddr) -> Self {
         let port = socket("127.0.0.1:0".parse().unwrap());
         let addr = port.local_addr().unwrap();
@@ -71,13 +71,13 @@ impl FaultProxy {
         self.addr
     }
 
-    /// From now on this goes wrong, and nothing else.
+    /// Injects this fault in place of any other.
     pub(crate) async fn inject(&mut self, fault: Fault) {
         if fault == Fault::Refuse
             && let Some(listening) = self.listening.take()
         {
             listening.abort();
-            // Its end is what is awaited; that it was aborted is no news.
+            // Only its end matters; the result is always `Cancelled`.
             let _ = listening.await;
         } else {
             self.listen();
@@ -86,18 +86,18 @@ impl FaultProxy {
         self.line.fault.send_replace(Some(fault));
     }
 
-    /// From now on nothing goes wrong.
+    /// Removes the fault.
     pub(crate) fn heal(&mut self) {
         self.line.fault.send_replace(None);
         self.listen();
     }
 
-    /// How often the fault that was injected last has spoiled a connection or an answer.
+    /// The number of connections or responses that the last fault affected.
     pub(crate) fn injected(&self) -> usize {
         self.line.injected.load(Ordering::SeqCst)
     }
 
-    /// Whether a connection is refused, found out by trying.
+    /// Connects, and returns whether the connection is refused.
     pub(crate) async fn is_refusing(&self) -> bool {
         let tried = TcpStream::connect(self.addr).await;
         tried.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
@@ -112,7 +112,7 @@ impl FaultProxy {
     }
 }
 
-/// A socket at this address, which others of ours may have too.
+/// A socket at this address, which may be shared.
 fn socket(addr: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
     #[cfg(unix)]
@@ -159,7 +159,7 @@ impl Line {
         let mut answer = Answer::default();
         loop {
             tokio::select! {
-                // A fault comes before the bytes that arrived after it.
+                // Checks the fault before bytes that arrived after it.
                 biased;
                 changed = faults.changed() => {
                     let fault = *faults.borrow();
@@ -191,7 +191,7 @@ impl Line {
         }
     }
 
-    /// Hands the client what the fault leaves of the answer so far.
+    /// Sends the client the part of the response that the fault permits.
     async fn give(
         &self,
         client: &mut TcpStream,
@@ -239,7 +239,7 @@ impl Line {
         }
     }
 
-    /// Counts an answer once, in however many pieces it comes.
+    /// Counts a response once, even if it arrives in pieces.
     fn count_answer(&self, answer: &mut Answer) {
         if !answer.is_counted {
             answer.is_counted = true;
@@ -249,7 +249,7 @@ impl Line {
 }
 
 impl Fault {
-    /// Whether it ends the connections that stand.
+    /// Whether the fault resets open connections.
     fn cuts(self) -> bool {
         matches!(self, Self::Refuse | Self::HangUp | Self::Divert(_))
     }
@@ -261,7 +261,7 @@ enum After {
     Reset,
 }
 
-/// What the server has sent since the client last did, and how much of it the client has got.
+/// The server's response since the last request, and how much of it was sent to the client.
 #[derive(Default)]
 struct Answer {
     bytes: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Services to stand behind the layer, called without a socket.
+//! Inner services that are called without a socket.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use tower::{Layer, Service, ServiceExt};
 use tower_orgkey::{ApiKeyLayer, ApiKeyService, OrgContext, Rejection, RejectionKind};
 
-/// Answers with the organization and its scopes, and counts the calls that reach it.
+/// Responds with the organization and counts its calls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Handler(Arc<AtomicUsize>);
 
@@ -57,7 +57,7 @@ pub(crate) fn request(key: &str) -> Request<()> {
         .unwrap()
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The organization that the handler saw.
@@ -85,7 +85,7 @@ pub(crate) fn passed(org: &str) -> Outcome {
     Outcome::Passed(org.to_owned())
 }
 
-/// The answer to a request with this key.
+/// The response to a request with this key.
 pub(crate) async fn answer<S>(api: &S, key: &str) -> Response<Bytes>
 where
     S: Service<Request<()>, Response = Response<Bytes>, Error = Infallible> + Clone,
@@ -96,7 +96,7 @@ where
     }
 }
 
-/// What becomes of a request with this key.
+/// The outcome of a request with this key.
 pub(crate) async fn outcome<S>(api: &S, key: &str) -> Outcome
 where
     S: Service<Request<()>, Response = Response<Bytes>, Error = Infallible> + Clone,

@@ -1,4 +1,4 @@
-//! A real socket, and a client that shows an answer byte for byte.
+//! A server on a real socket, and a client that shows the bytes of a response.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::log::Log;
 
-/// Serves the router on a port of its own, for as long as the test's runtime lives.
+/// Serves the router on a free port until the runtime ends.
 pub(crate) async fn serve(app: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -18,11 +18,11 @@ pub(crate) async fn serve(app: Router) -> SocketAddr {
     address
 }
 
-/// An answer as it came over the wire.
+/// A response as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// Names in lower case, in the order of the wire, without `date`.
+    /// Names in lower case, in the order of the response, without `date`.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
@@ -53,7 +53,7 @@ impl Answer {
     }
 }
 
-/// A request to be sent as it is written here.
+/// A request that is sent unchanged.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     address: SocketAddr,
@@ -110,7 +110,7 @@ impl Ask {
 
     pub(crate) async fn send(&self) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        // A server that refuses a request half-way may close before all of it is written.
+        // A server that rejects a request early may close the connection before all of it is written.
         let _ = stream.write_all(&self.bytes()).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -118,7 +118,7 @@ impl Ask {
     }
 }
 
-/// Reads one answer that ends with its connection.
+/// Reads one response that ends with its connection.
 pub(crate) fn parse(bytes: &[u8]) -> Answer {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let (head, body) = text
@@ -141,8 +141,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Answer {
     }
 }
 
-/// Sends the request until the log has a line of this level that holds all these texts, and returns the last answer and
-/// that line. What every request could cause is logged once a second at most, for the whole process.
+/// Sends the request until the log has a line with this level and all these texts, and returns the last response and the line.
+/// Repeated events are logged at most once per second per process.
 pub(crate) async fn until_told(
     log: &Log,
     level: &str,
@@ -164,5 +164,5 @@ pub(crate) async fn until_told(
     };
     tokio::time::timeout(Duration::from_secs(60), tell)
         .await
-        .unwrap_or_else(|_| panic!("not told: {level} {holding:?} in {}", log.text()))
+        .unwrap_or_else(|_| panic!("not logged: {level} {holding:?} in {}", log.text()))
 }

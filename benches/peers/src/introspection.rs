@@ -1,4 +1,4 @@
-//! An issuer is asked about a token, and its answer is kept.
+//! Token introspection with a cache.
 
 use std::net::SocketAddr;
 
@@ -42,7 +42,7 @@ struct Asked {
     token: String,
 }
 
-/// An issuer with what introspection needs of it, on a thread of its own.
+/// An issuer with an introspection endpoint, on another thread.
 fn issuer() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("a socket");

@@ -1,4 +1,4 @@
-//! A signed token is verified on every request.
+//! JWT verification on every request.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ const AUDIENCE: &str = "api";
 const ISSUER: &str = "http://issuer.example.com";
 const KEY_ID: &str = "one";
 
-/// What a token says of its bearer: as much as a key's facts.
+/// The claims of a token, with the same content as a verification result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Said {
     iss: String,
@@ -37,7 +37,7 @@ struct Said {
     org_code: String,
 }
 
-/// A token by this key, as a header.
+/// A token signed with this key, as a header value.
 fn bearer(algorithm: Algorithm, key: &EncodingKey) -> &'static str {
     let header = Header {
         kid: Some(KEY_ID.to_owned()),
@@ -130,7 +130,7 @@ pub(crate) fn authorizer_eddsa() -> Call {
     )
 }
 
-/// A response that can be made of this layer's error, which is one of an older axum's.
+/// Converts this layer's error, which has the type of an older axum.
 struct Answer(Response);
 
 impl From<AuthError> for Answer {

@@ -1,7 +1,7 @@
-//! The layer beside what one would take instead, on the same router, in one run.
+//! Compares the layer with alternatives, on the same router and in one run.
 //!
-//! Each peer as its documentation shows it, with what it offers of organization and scopes. They do different things: a JWT
-//! is verified on every request and cannot be revoked; an introspection asks an issuer, as this layer does.
+//! Each alternative is set up as its documentation shows, with its support for organizations and scopes. They differ: a JWT is
+//! verified on every request and cannot be revoked; introspection calls an issuer, like this layer.
 
 mod introspection;
 mod jwt;
@@ -21,7 +21,7 @@ const PEERS: &[Row] = &[
     Row { name: "authorizer-eddsa", says: "jwt-authorizer: EdDSA, a layer", under: Under::Router, build: jwt::authorizer_eddsa },
 ];
 
-/// Those of the other benches that belong beside them.
+/// The rows of the other benches for comparison.
 const OURS: [&str; 6] = [
     rows::NO_OP,
     "static-bearer",
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             "peers: one request, whole and over a layer that does nothing",
             &rows,
         ),
-        // What the bench starts as a process of its own.
+        // The child process of the bench.
         ["row", name, times] => {
             let row = rows.iter().find(|row| row.name == name);
             let row = row.unwrap_or_else(|| panic!("no row `{name}`"));

@@ -1,4 +1,4 @@
-//! The parts that are features of their own, each before the same handler as the layer and its guard.
+//! The optional features, each with the same handler as the layer and its guard.
 
 use std::convert::Infallible;
 
@@ -30,7 +30,7 @@ fn usage() -> Call {
     passes(api().layer(layers))
 }
 
-/// Takes every event.
+/// Accepts every event.
 struct Nowhere;
 
 impl AuditSink for Nowhere {

@@ -1,4 +1,4 @@
-//! What any layer costs that does a part of what ours does, without a cache.
+//! The cost of layers that do a part of this layer's work, without a cache.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ pub(super) fn no_op() -> Call {
     passes(bare())
 }
 
-/// An API behind a layer that does nothing.
+/// An API with a layer that does nothing.
 pub(crate) fn bare() -> Router {
     api().layer(NoOpLayer)
 }
@@ -81,7 +81,7 @@ impl<S: Service<R>, R> Service<R> for NoOp<S> {
     }
 }
 
-/// What is known of a key, as a server of one's own would hold it.
+/// A verification result, as a hand-written server would store it.
 #[derive(Clone, Debug)]
 #[expect(
     dead_code,
@@ -103,7 +103,7 @@ impl Facts {
     }
 }
 
-/// Finds the facts of a bearer key by a function, and puts them into the extensions.
+/// Looks up the result of a bearer key with a function and inserts it into the extensions.
 #[derive(Clone, Copy)]
 pub(super) struct KeyLayer<F>(pub(super) F);
 
@@ -187,7 +187,7 @@ where
     }
 }
 
-/// Lets a request pass whose facts hold a scope.
+/// Lets a request pass if its result has a scope.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScopeLayer(pub(super) &'static str);
 

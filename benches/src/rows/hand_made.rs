@@ -1,4 +1,4 @@
-//! The floor over a cache, and what one writes without having measured.
+//! The floor with a cache, and a straightforward hand-written layer.
 
 use std::fmt::Write as _;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -21,7 +21,7 @@ pub(super) fn papaya() -> Call {
     passes(over_papaya([KEY.to_owned()]))
 }
 
-/// The floor over a papaya map of these keys.
+/// The floor with a papaya map of these keys.
 pub(crate) fn over_papaya(of: impl IntoIterator<Item = String>) -> Router {
     let facts = Arc::new(Facts::of_the_key());
     let keys = papaya::HashMap::with_hasher(DigestBuildHasher::default());
@@ -42,7 +42,7 @@ pub(super) fn moka() -> Call {
     passes(over_moka([KEY.to_owned()]))
 }
 
-/// The floor over a moka cache of these keys.
+/// The floor with a moka cache of these keys.
 pub(crate) fn over_moka(of: impl IntoIterator<Item = String>) -> Router {
     let facts = Arc::new(Facts::of_the_key());
     let keys = moka::sync::Cache::builder()
@@ -82,7 +82,7 @@ impl Hasher for DigestHasher {
         unreachable!("only digests are hashed")
     }
 
-    #[allow(clippy::cast_possible_truncation)] // The low half is meant.
+    #[allow(clippy::cast_possible_truncation)] // Truncated on purpose.
     fn write_u128(&mut self, digest: u128) {
         self.0 = digest as u64;
     }
@@ -94,7 +94,7 @@ pub(super) fn from_fn() -> Call {
     passes(typical_router())
 }
 
-/// An API behind what one writes without having measured.
+/// An API with a straightforward hand-written layer.
 pub(crate) fn typical_router() -> Router {
     let known = Known::builder()
         .max_capacity(100_000)
@@ -124,13 +124,13 @@ async fn typical(State(known): State<Known>, mut request: Request, next: Next) -
     next.run(request).await
 }
 
-/// Stands for the call over the network: these rows hold what they ask for.
+/// In place of a network call, which these rows never make.
 async fn ask_the_issuer() -> Result<Facts, Arc<str>> {
     Err("not asked".into())
 }
 
 fn hex_digest(key: &str) -> String {
-    // By the byte, as the answers and examples do that one finds.
+    // Byte by byte, like many published examples.
     let mut hex = String::with_capacity(64);
     for byte in Sha256::digest(key) {
         let _ = write!(hex, "{byte:02x}");

@@ -1,4 +1,4 @@
-//! The rows: what is put before the same handler, and one request through it.
+//! The rows: layers around the same handler, and one request through each.
 
 #[cfg(feature = "books")]
 pub(crate) mod books;
@@ -17,7 +17,7 @@ use tower_service::Service;
 
 pub const KEY: &str = "k_live_0123456789abcdef0123456789abcdef";
 pub const SCOPE: &str = "read:reports";
-/// The scopes of the key, as many as a key of an integration has.
+/// The scopes of the key: as many as a typical integration has.
 pub(crate) const SCOPES: [&str; 4] = ["read:reports", "read:users", "write:reports", "write:users"];
 pub(crate) const SECRET: [u8; 16] = *b"a fixed secret :";
 
@@ -25,17 +25,17 @@ pub const BEARER: &str = "Bearer k_live_0123456789abcdef0123456789abcdef";
 const JUNK: &str = "Bearer k_live_ffffffffffffffffffffffffffffffff";
 const MALFORMED: &str = "Bearer k_live_0123456789 abcdef0123456789abcde";
 
-/// One request through a row, from the building of it to the dropping of the response.
+/// One request through a row, from its construction until the response is dropped.
 pub type Call = Box<dyn FnMut()>;
 
-/// What a row is measured against.
+/// The baseline of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Under {
     /// An axum router with one layer that does nothing.
     Router,
-    /// The same, for a route with a parameter.
+    /// The same, with a path parameter.
     Parameter,
-    /// A plain Tower service, with such a layer.
+    /// A plain Tower service with such a layer.
     Service,
 }
 
@@ -89,7 +89,7 @@ pub fn find(name: &str) -> Row {
         .unwrap_or_else(|| panic!("no row `{name}`"))
 }
 
-/// All rows there are in this build.
+/// All rows of this build.
 fn every() -> impl Iterator<Item = Row> {
     #[cfg(feature = "books")]
     let more = books::ALL;
@@ -98,7 +98,7 @@ fn every() -> impl Iterator<Item = Row> {
     ALL.iter().chain(more).copied()
 }
 
-/// Runs a row so many times, for those who count from outside.
+/// Runs a row this many times, for an external profiler.
 pub fn repeat(row: Row, times: u64) {
     let mut call = (row.build)();
     for _ in 0..times {
@@ -125,14 +125,14 @@ pub(crate) fn request_with(path: &'static str, authorization: HeaderValue) -> Re
 pub const REPORTS: &str = "/reports";
 const ORG_REPORTS: &str = "/orgs/org_1234567890/reports";
 
-/// The API that is protected, before any layer.
+/// The API without a layer.
 pub fn api() -> Router {
     Router::new()
         .route(REPORTS, get(async || "ok"))
         .route("/orgs/{org_code}/reports", get(async || "ok"))
 }
 
-/// One request through a router, which is resolved first: else axum puts every layer on anew for each request.
+/// One request through a router that was resolved before; otherwise axum applies all layers for each request.
 pub fn through(
     path: &'static str,
     authorization: &'static str,
@@ -162,7 +162,7 @@ where
     })
 }
 
-/// A good key at the route without a parameter.
+/// A valid key on the route without a parameter.
 pub fn passes(router: Router) -> Call {
     through(REPORTS, BEARER, StatusCode::OK, router)
 }

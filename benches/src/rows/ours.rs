@@ -1,4 +1,4 @@
-//! The crate's own layer, in its default configuration.
+//! The layer of this crate in its default configuration.
 
 use axum::Router;
 use axum::routing::get;
@@ -51,7 +51,7 @@ pub(super) fn malformed() -> Call {
     through(REPORTS, MALFORMED, StatusCode::BAD_REQUEST, api)
 }
 
-/// A layer that has been asked about the key, and about one that is not good.
+/// A layer that has verified the key and an invalid key.
 pub(crate) fn warm_layer() -> ApiKeyLayer {
     let auth = ApiKeyLayer::builder(verifier_fn(answer))
         .fixed_digest_secret(SECRET)
@@ -64,7 +64,7 @@ pub(crate) fn warm_layer() -> ApiKeyLayer {
     auth
 }
 
-/// A request that may wait, so that the next one like it need not.
+/// A request that may wait for a lookup, so that the next one is a hit.
 pub(super) fn ask(router: &Router, authorization: &'static str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,4 +1,4 @@
-//! Layers over a plain Tower service, where nothing has put extensions in before.
+//! Layers around a plain Tower service, where requests have no extensions yet.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,16 +1,13 @@
-//! One clock for every deadline: monotonic, and it counts the time the machine was asleep.
+//! The clock of all deadlines: monotonic, and running while the machine sleeps.
 //!
-//! [`std::time::Instant`] stops during suspend on Linux and macOS, so an entry could outlive its bound by
-//! the length of a nap. Here time is read from `CLOCK_BOOTTIME` (Linux, Android), from Apple's
-//! `CLOCK_MONOTONIC`, which counts sleep, and from `Instant` elsewhere. Wall clocks are never read for a
-//! deadline: they step.
+//! [`std::time::Instant`] stops during suspend on Linux and macOS, so an entry could outlive its bound by the length of a
+//! suspend. This clock reads `CLOCK_BOOTTIME` (Linux, Android), Apple's `CLOCK_MONOTONIC`, which includes suspends, and
+//! `Instant` elsewhere. A wall clock is not used for deadlines, because it can step.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Nanoseconds on this crate's clock, since an origin of the clock's own.
-///
-/// 64 bits of nanoseconds last 584 years.
+/// Nanoseconds since the origin of the clock. 64 bits suffice for 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tick(pub u64);
 
@@ -43,7 +40,7 @@ pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Where the time comes from.
+/// The source of the time.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
     /// The system's clock.
@@ -77,7 +74,7 @@ fn system_now() -> Tick {
     const CLOCK: ClockId = ClockId::Monotonic;
 
     let time = clock_gettime(CLOCK);
-    // Neither field is negative: the clock counts up from boot.
+    // Neither field is negative, because the clock starts at boot.
     Tick(time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned())
 }
 

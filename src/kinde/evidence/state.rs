@@ -1,4 +1,4 @@
-//! What verify and the probe have answered, and what follows for a 401 or 403. No I/O, and no clock but the caller's.
+//! The answers of verify and the probe, and the decision about a 401 or 403. No I/O; the caller passes in the time.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use http::status::StatusCode;
 
 use crate::clock::Tick;
 use crate::context::KeyId;
-use crate::kinde::token::{RenewalGate, TokenId};
+use crate::kinde::token::{RenewalBackoff, TokenId};
 
-/// How long a 200 from verify counts as recent.
+/// The time for which a 200 from verify counts as recent.
 pub(super) const RECENT: Duration = Duration::from_secs(60);
-/// How long no probe is sent once the probe is unusable.
+/// The time between probes while the probe is unusable.
 pub(super) const NO_PROBES: Duration = Duration::from_secs(15 * 60);
 
 /// A position in the order in which calls were sent and replies were read.
@@ -33,7 +33,7 @@ pub(in crate::kinde) struct Unauthorized {
     pub(in crate::kinde) is_retry: bool,
 }
 
-/// What follows from a 401 or 403.
+/// The decision about a 401 or 403.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::kinde) enum Decision {
     /// The key is invalid.
@@ -44,7 +44,7 @@ pub(in crate::kinde) enum Decision {
     Undecided { is_misconfigured: bool },
 }
 
-/// What to log, after the lock is released.
+/// The event to log after the lock is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     TokenRejected {
@@ -55,7 +55,7 @@ pub(super) enum Event {
     ProbeUnusable,
 }
 
-/// What the probe found.
+/// The result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Accepted,
@@ -102,7 +102,7 @@ pub(super) struct State {
     is_unusable_logged: bool,
     /// When the rejection was read that was logged.
     rejection_logged: Option<Seq>,
-    renewals: RenewalGate,
+    renewals: RenewalBackoff,
 }
 
 impl State {
@@ -239,7 +239,7 @@ impl State {
 
     /// Returns whether a token may be renewed early now. If so, the renewal is counted.
     pub(super) fn may_renew(&mut self, now: Tick) -> bool {
-        self.renewals.pass(now)
+        self.renewals.allow(now)
     }
 
     /// The answer about a known key remains unconfirmed.

@@ -1,7 +1,7 @@
-//! Fields that may hold anything: each reads every JSON value, and says what it found.
+//! Fields that deserialize from any JSON value.
 //!
-//! With `#[serde(default)]` a missing field is `Absent`. A value of another type never fails the whole reply, because a
-//! reply whose `is_valid` is `false` is a refusal whatever stands in the rest of it.
+//! With `#[serde(default)]` a missing field is `Absent`. A value of another type does not fail the whole reply, because a reply
+//! with `"is_valid": false` means that the key is invalid, whatever its other fields.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -19,7 +19,7 @@ pub(super) enum Field<T> {
 }
 
 impl Field<String> {
-    /// The text, `None` when it is absent, null or blank, or an error when it is no text.
+    /// Returns the string, or `None` if it is absent, null or blank.
     pub(super) fn text(self) -> Result<Option<String>, Mistyped> {
         match self {
             Self::Is(text) if !text.trim().is_empty() => Ok(Some(text)),
@@ -29,11 +29,11 @@ impl Field<String> {
     }
 }
 
-/// A field holds a value of another type.
+/// A field has a value of another type.
 #[derive(Debug)]
 pub(super) struct Mistyped;
 
-/// What a [`Field`] may hold.
+/// The type of a [`Field`].
 pub(super) trait Content: Sized {
     fn bool(_: bool) -> Field<Self> {
         Field::Mistyped
@@ -74,7 +74,7 @@ impl Content for String {
     }
 }
 
-/// A list of texts and nothing else.
+/// An array of strings only.
 impl Content for Vec<String> {
     fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Field<Self>, A::Error> {
         let mut texts = Vec::new();
@@ -117,7 +117,7 @@ impl<'de, T: Content> Visitor<'de> for FieldVisitor<T> {
         Ok(T::bool(is))
     }
 
-    #[allow(clippy::cast_precision_loss)] // Numbers are lifetimes, and are capped far below 2^53.
+    #[allow(clippy::cast_precision_loss)] // Numbers are lifetimes far below 2^53.
     fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
         Ok(T::number(number as f64))
     }

@@ -6,22 +6,22 @@ use serde::de::MapAccess;
 use serde::de::value::MapAccessDeserializer;
 
 use super::fields::{Content, Field};
-use super::verify::names_no_route;
+use super::verify::is_about_key;
 use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::context::{KeyId, OrgCode};
 use crate::verify::VerifyError;
 
-/// What the key's own record says of a key that verify accepted.
+/// The meaning of the record of a key that verify accepted.
 #[derive(Debug)]
 pub(crate) enum KeyReading {
     /// Issued for this API, to the organization that verify named.
-    Ours,
+    ThisApi,
     /// Issued for another API or to another organization, or no longer active.
-    NotOurs,
-    /// There is no such record, although verify has just named it.
+    OtherApi,
+    /// The key has no record, although verify has just accepted it.
     NoRecord,
-    /// 401 or 403: our token is refused. There is nobody else's credential in such a call.
-    TokenRefused(StatusCode),
+    /// 401 or 403. The call has no other credential than the access token.
+    TokenRejected(StatusCode),
     CannotTell(VerifyError),
 }
 
@@ -31,7 +31,7 @@ struct Body {
     api_key: Field<Record>,
 }
 
-/// The part of a key's record that decides.
+/// The fields of a record that decide.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Record {
@@ -56,8 +56,8 @@ pub(crate) fn read_key(
     match reply.status {
         StatusCode::OK => read_body(reply, key_id, org, api_id)
             .unwrap_or_else(|invalid| KeyReading::CannotTell(invalid.about_issuer())),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => KeyReading::TokenRefused(reply.status),
-        StatusCode::NOT_FOUND if names_no_route(reply) => KeyReading::NoRecord,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => KeyReading::TokenRejected(reply.status),
+        StatusCode::NOT_FOUND if is_about_key(reply) => KeyReading::NoRecord,
         _ => KeyReading::CannotTell(cannot_tell(reply)),
     }
 }
@@ -67,23 +67,22 @@ pub(crate) fn shows_no_active_key(reply: &Reply, key_id: &KeyId) -> bool {
     match reply.status {
         StatusCode::OK => read_record(reply, key_id)
             .is_ok_and(|record| matches!(record.status, Field::Is(status) if status != "active")),
-        StatusCode::NOT_FOUND => names_no_route(reply),
+        StatusCode::NOT_FOUND => is_about_key(reply),
         _ => false,
     }
 }
 
 fn read_record(reply: &Reply, key_id: &KeyId) -> Result<Record, InvalidBody> {
-    // Kinde wraps what it returns into a member of its own on some endpoints and not on others, and has published no
-    // example of this reply.
+    // Kinde wraps the objects of some endpoints into a member, and has published no example of this reply.
     let record = match read_json::<Body>(reply)?.api_key {
         Field::Is(record) => record,
         Field::Absent => read_json::<Record>(reply)?,
-        Field::Null | Field::Mistyped => return Err(InvalidBody("`api_key` is no object")),
+        Field::Null | Field::Mistyped => return Err(InvalidBody("`api_key` is not an object")),
     };
     match &record.id {
         Field::Absent => {}
         Field::Is(id) if *key_id == **id => {}
-        _ => return Err(InvalidBody("the key's record is of another key")),
+        _ => return Err(InvalidBody("the record is that of another key")),
     }
     Ok(record)
 }
@@ -96,28 +95,30 @@ fn read_body(
 ) -> Result<KeyReading, InvalidBody> {
     let record = read_record(reply, key_id)?;
     let Field::Is(api_ids) = record.api_ids else {
-        return Err(InvalidBody("`api_ids` is missing or no list of texts"));
+        return Err(InvalidBody(
+            "`api_ids` is missing or not an array of strings",
+        ));
     };
     if matches!(record.status, Field::Is(status) if status != "active") {
-        return Ok(KeyReading::NotOurs);
+        return Ok(KeyReading::OtherApi);
     }
-    let held_by = record.organization_id.text();
+    let owner = record.organization_id.text();
     let agree = match (
-        held_by.map_err(|_| InvalidBody("`organization_id` is no text"))?,
+        owner.map_err(|_| InvalidBody("`organization_id` is not a string"))?,
         org,
     ) {
         (None, None) => true,
-        (Some(held_by), Some(org)) => *org == *held_by,
+        (Some(owner), Some(org)) => *org == *owner,
         _ => {
             return Err(InvalidBody(
-                "verify and the key's record do not agree on whether there is an organization",
+                "only one of verify and the record names an organization",
             ));
         }
     };
-    let is_ours = agree && api_ids.iter().any(|id| id == api_id);
-    Ok(if is_ours {
-        KeyReading::Ours
+    let is_this_api = agree && api_ids.iter().any(|id| id == api_id);
+    Ok(if is_this_api {
+        KeyReading::ThisApi
     } else {
-        KeyReading::NotOurs
+        KeyReading::OtherApi
     })
 }

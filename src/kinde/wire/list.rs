@@ -1,4 +1,4 @@
-//! The reply to `GET /api/v1/api_keys`: one page of the keys that there are.
+//! The reply to `GET /api/v1/api_keys`: one page of the list of keys.
 
 use http::status::StatusCode;
 use serde::Deserialize;
@@ -10,12 +10,12 @@ use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::context::KeyId;
 use crate::verify::VerifyError;
 
-/// What the list says.
+/// The meaning of a list reply.
 #[derive(Debug)]
 pub(crate) enum ListReading {
     Page(Page),
-    /// 401 or 403: our token is refused. There is nobody else's credential in such a call.
-    TokenRefused,
+    /// 401 or 403. The call has no other credential than the access token.
+    TokenRejected,
     CannotTell(VerifyError),
 }
 
@@ -28,9 +28,9 @@ pub(crate) struct Page {
 #[derive(Debug)]
 pub(crate) struct ListedKey {
     pub(crate) id: KeyId,
-    /// Said to be of another status than the one that was asked for.
+    /// Has another status than the requested `active`.
     pub(crate) is_inactive: bool,
-    /// The last characters of the secret, where they are shown.
+    /// The last characters of the secret, if the reply has them.
     pub(crate) suffix: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl Content for Records {
     fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Field<Self>, A::Error> {
         let mut records = Vec::new();
         while let Some(record) = list.next_element::<Field<Record>>()? {
-            // One without an id will be found wanting.
+            // A record without an id is rejected below.
             records.push(match record {
                 Field::Is(record) => record,
                 _ => Record::default(),
@@ -58,7 +58,7 @@ impl Content for Records {
     }
 }
 
-/// The part of a key's record that is compared.
+/// The fields of a record that are compared.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Record {
@@ -79,21 +79,19 @@ pub(crate) fn read_list(reply: &Reply) -> ListReading {
             Ok(page) => ListReading::Page(page),
             Err(invalid) => ListReading::CannotTell(invalid.about_issuer()),
         },
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ListReading::TokenRefused,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ListReading::TokenRejected,
         _ => ListReading::CannotTell(cannot_tell(reply)),
     }
 }
 
-/// Strict throughout: what a page lacks counts as absent, so a page that is half understood would take keys away.
+/// Parses a page strictly: a key that is missing from the list is invalidated.
 fn read_page(reply: &Reply) -> Result<Page, InvalidBody> {
     let body: Body = read_json(reply)?;
     let Field::Is(Records(records)) = body.api_keys else {
-        return Err(InvalidBody("`api_keys` is missing or no list"));
+        return Err(InvalidBody("`api_keys` is missing or not an array"));
     };
     let Field::Is(has_more) = body.has_more else {
-        return Err(InvalidBody(
-            "`has_more` is missing or neither true nor false",
-        ));
+        return Err(InvalidBody("`has_more` is missing or not a boolean"));
     };
     let keys = records
         .into_iter()
@@ -106,11 +104,12 @@ fn read_record(record: Record) -> Result<ListedKey, InvalidBody> {
     let Field::Is(id) = record.id else {
         return Err(InvalidBody("a listed key has no id"));
     };
-    let id = KeyId::new(id).map_err(|_| InvalidBody("a listed key's id is outside its grammar"))?;
+    let id =
+        KeyId::new(id).map_err(|_| InvalidBody("the id of a listed key is outside its grammar"))?;
     let is_inactive = match record.status {
         Field::Is(status) => status != "active",
         Field::Absent | Field::Null => false,
-        Field::Mistyped => return Err(InvalidBody("a listed key's status is no text")),
+        Field::Mistyped => return Err(InvalidBody("the status of a listed key is not a string")),
     };
     let suffix = match record.key_suffix {
         Field::Is(suffix) => Some(suffix),
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_read_by_id_status_and_suffix_and_the_rest_is_skipped() {
+    fn page_has_ids_statuses_and_suffixes() {
         let page = page(
             r#"{"code":"OK","has_more":true,"next":[1,{}],"api_keys":[
                 {"id":"a","status":"active","key_suffix":"wxyz","created_by":{"name":1}},
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_half_understood_is_no_page() {
+    fn invalid_pages_are_rejected() {
         assert!(page(r#"{"api_keys":[],"has_more":false}"#).is_some());
         for body in [
             "{}",
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn other_statuses_tell_nothing_or_speak_of_our_token() {
+    fn other_statuses_have_no_page() {
         let body = r#"{"api_keys":[],"has_more":false}"#;
         for status in [201, 204, 302, 400, 404, 429, 500, 503] {
             let reading = read_list(&reply(status, body));
@@ -194,7 +193,7 @@ mod tests {
         }
         for status in [401, 403] {
             let reading = read_list(&reply(status, body));
-            assert!(matches!(reading, ListReading::TokenRefused), "{status}");
+            assert!(matches!(reading, ListReading::TokenRejected), "{status}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What Kinde's replies say: pure functions over status, headers and bytes, with no I/O and no clock.
+//! Parses Kinde's replies: pure functions of status, headers and body, without I/O or a clock.
 //!
-//! Nothing in here trusts a reply. A field that decides is read strictly, and a reply that contains it twice is invalid,
-//! because two readers could see two values in it. A field that does not decide (`message`, `last_verified_on`,
+//! Replies are not trusted. A field that decides is parsed strictly, and a reply that contains it twice is invalid, because
+//! two parsers could read two values. A field that does not decide (`message`, `last_verified_on`,
 //! `verification_count`, `code` beside an `is_valid`, any field added later) is skipped unread, so it never fails a
 //! verification.
 
@@ -24,11 +24,11 @@ pub(crate) use self::token::{TokenReading, bearer, read_token};
 pub(crate) use self::verify::{VerifyReading, read_verify};
 use crate::verify::VerifyError;
 
-/// One whole reply.
+/// A complete reply.
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// At most [`MAX_BODY`] bytes, or [`MAX_PAGE`] of a list; empty for statuses whose body nobody reads.
+    /// At most [`MAX_BODY`] bytes, or [`MAX_PAGE`] of a list; empty for statuses that need no body.
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
@@ -37,14 +37,14 @@ pub(crate) const MAX_BODY: usize = 64 * 1024;
 /// The longest page of a list that is read, in bytes: 500 keys of 8 KiB each.
 pub(crate) const MAX_PAGE: usize = 4 * 1024 * 1024;
 
-/// A wait longer than this is not believed; nobody closes an API for a year.
-const LONGEST_WAIT: u64 = 24 * 60 * 60;
+/// The longest `Retry-After` that is accepted, in seconds.
+const MAX_RETRY_AFTER: u64 = 24 * 60 * 60;
 
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// How long the issuer asks to be left alone: `RateLimit-Reset`, which Kinde sends, else `Retry-After`.
+/// Returns how long the issuer asks to wait: `RateLimit-Reset`, which Kinde sends, else `Retry-After`.
 ///
-/// Both in whole seconds, from 1 s to 24 h. A date, a fraction, a sign, zero or a longer wait counts as not said.
+/// Both have whole seconds, from 1 s to 24 h. A date, a fraction, a sign, zero or a longer wait is ignored.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     [RATE_LIMIT_RESET, RETRY_AFTER]
         .iter()
@@ -53,17 +53,17 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn delta_seconds(value: &[u8]) -> Option<Duration> {
     let digits = value.trim_ascii();
-    // `u64::from_str` would take a plus sign.
+    // `u64::from_str` accepts a plus sign.
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
     let seconds: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    (1..=LONGEST_WAIT)
+    (1..=MAX_RETRY_AFTER)
         .contains(&seconds)
         .then(|| Duration::from_secs(seconds))
 }
 
-/// The JSON in a reply, if its media type is `application/json`, whatever its parameters, and it has no content encoding.
+/// Parses the body if its media type is `application/json`, with any parameters, and it has no content encoding.
 fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, InvalidBody> {
     if !is_json(&reply.headers) {
         return Err(InvalidBody(
@@ -75,7 +75,7 @@ fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, InvalidBody>
             "the reply has a content encoding, although the request accepts none",
         ));
     }
-    // The parser would take a list for an object, and read its items as fields in the order of their declaration.
+    // serde also deserializes a struct from an array.
     if !reply.body.trim_ascii_start().starts_with(b"{") {
         return Err(InvalidBody("the reply is not a JSON object"));
     }
@@ -97,7 +97,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What every endpoint's other statuses come to: nothing is known.
+/// The error for a status that no endpoint gives a meaning.
 pub(super) fn cannot_tell(reply: &Reply) -> VerifyError {
     match reply.status {
         StatusCode::TOO_MANY_REQUESTS => VerifyError::throttled(retry_after(&reply.headers)),

@@ -1,4 +1,4 @@
-//! Among others: no reply, whatever it holds, makes a reader panic or say more than it may.
+//! No reply makes a parser panic, or has a meaning that its text does not support.
 
 use http::HeaderValue;
 use proptest::prelude::*;
@@ -65,23 +65,23 @@ fn read_all(reply: &Reply) -> (VerifyReading, TokenReading, KeyReading) {
 
 proptest! {
     #[test]
-    fn bytes_of_any_kind_are_read_without_a_panic_and_never_as_a_yes(
+    fn arbitrary_bytes_never_mean_valid_or_invalid(
         status in 200u16..600,
         body in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let (verify, token, key) = read_all(&reply(status, body));
-        prop_assert!(!matches!(verify, VerifyReading::Yes(_) | VerifyReading::No));
+        prop_assert!(!matches!(verify, VerifyReading::Valid(_) | VerifyReading::Invalid));
         if let VerifyReading::CannotTell(error) = verify {
             let is_about_key = error.kind() == VerifyErrorKind::InvalidResponse;
             prop_assert_eq!(is_about_key, status == 200);
         }
         let is_token = matches!(token, TokenReading::Token { .. });
         prop_assert!(!is_token);
-        prop_assert!(!matches!(key, KeyReading::Ours | KeyReading::NotOurs));
+        prop_assert!(!matches!(key, KeyReading::ThisApi | KeyReading::OtherApi));
     }
 
     #[test]
-    fn a_yes_and_a_no_stand_in_the_reply_in_so_many_words(members in members()) {
+    fn valid_and_invalid_need_explicit_fields(members in members()) {
         let all = |name: &str| -> Vec<&str> {
             let named = members.iter().filter(|(held, _)| held == name);
             named.map(|(_, value)| value.as_str()).collect()
@@ -90,7 +90,7 @@ proptest! {
         let is_missing = |name: &str| matches!(all(name)[..], [] | ["null"]);
         let is_active = all("status") == [r#""active""#];
         match verify {
-            VerifyReading::Yes(facts) => {
+            VerifyReading::Valid(facts) => {
                 let is_verified = all("code") == [r#""API_KEY_VERIFIED""#];
                 prop_assert!(all("is_valid") == ["true"] || (is_missing("is_valid") && is_verified));
                 prop_assert!(is_active || is_missing("status"));
@@ -99,7 +99,7 @@ proptest! {
                     all("org_code").iter().any(|org| org.starts_with('"') && org.trim_matches('"').trim() != "")
                 );
             }
-            VerifyReading::No => {
+            VerifyReading::Invalid => {
                 let is_other = matches!(all("status")[..], [status] if status.starts_with('"') && !is_active);
                 prop_assert!(all("is_valid") == ["false"] || is_other);
             }
@@ -112,14 +112,14 @@ proptest! {
             prop_assert!(header.is_sensitive() && all("access_token").len() == 1);
             prop_assert!(lifetime <= Duration::from_secs(24 * 60 * 60) && lifetime >= Duration::from_secs(1));
         }
-        if let KeyReading::Ours = key {
+        if let KeyReading::ThisApi = key {
             prop_assert_eq!(all("api_ids"), [r#"["a","b"]"#]);
             prop_assert_eq!(all("organization_id"), [r#""org_1""#]);
         }
     }
 
     #[test]
-    fn a_wait_is_within_its_bounds(value in prop::collection::vec(0x20u8..0x7f, 0..30)) {
+    fn retry_after_is_bounded(value in prop::collection::vec(0x20u8..0x7f, 0..30)) {
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, HeaderValue::from_bytes(&value).unwrap());
         if let Some(wait) = retry_after(&headers) {
@@ -130,8 +130,8 @@ proptest! {
 
 fn meaning(body: &str) -> &'static str {
     match read_verify(&reply(200, body)) {
-        VerifyReading::Yes(_) => "valid",
-        VerifyReading::No => "invalid",
+        VerifyReading::Valid(_) => "valid",
+        VerifyReading::Invalid => "invalid",
         VerifyReading::CannotTell(error) if error.kind() == VerifyErrorKind::InvalidResponse => {
             "cannot tell"
         }
@@ -209,18 +209,18 @@ fn only_replies_of_verify_are_about_a_key() {
 }
 
 #[test]
-fn a_token_is_shown_by_nothing() {
+fn token_is_not_in_debug_output() {
     let body = r#"{"access_token":"s3cret","expires_in":60}"#;
     let reading = read_token(&reply(200, body));
     assert!(matches!(reading, TokenReading::Token { .. }));
     let shown = format!("{reading:?}{:?}", bearer("s3cret"));
     assert!(!shown.contains("s3cret"), "{shown}");
-    let refused = read_token(&reply(400, r#"{"error":"s3cret"}"#));
-    assert!(matches!(refused, TokenReading::Refused("other")));
+    let rejected = read_token(&reply(400, r#"{"error":"s3cret"}"#));
+    assert!(matches!(rejected, TokenReading::Rejected("other")));
 }
 
 #[test]
-fn our_credentials_are_refused_by_a_401_or_by_a_400_that_names_an_error() {
+fn rejected_credentials_have_a_known_code() {
     let oauth = r#"{"error":"invalid_client","error_description":"who are you?"}"#;
     let of_kinde = r#"{"errors":[{"code":"BAD_REQUEST","message":"m"}]}"#;
     for (status, body, expected) in [
@@ -236,7 +236,7 @@ fn our_credentials_are_refused_by_a_401_or_by_a_400_that_names_an_error() {
         (500, oauth, None),
     ] {
         let code = match read_token(&reply(status, body)) {
-            TokenReading::Refused(code) => Some(code),
+            TokenReading::Rejected(code) => Some(code),
             _ => None,
         };
         assert_eq!(code, expected, "{status} {body}");
@@ -244,7 +244,7 @@ fn our_credentials_are_refused_by_a_401_or_by_a_400_that_names_an_error() {
 }
 
 #[test]
-fn a_token_of_16_kib_is_sent_and_a_longer_one_is_not() {
+fn token_has_at_most_16_kib() {
     assert!(bearer(&"t".repeat(16 * 1024)).is_some());
     assert!(bearer(&"t".repeat(16 * 1024 + 1)).is_none());
 }
@@ -258,7 +258,7 @@ fn wait(pairs: &[(&'static str, &str)]) -> Option<u64> {
 }
 
 #[test]
-fn fault_09_a_wait_is_whole_seconds_within_a_day_or_not_said() {
+fn fault_09_retry_after_is_whole_seconds() {
     assert_eq!(wait(&[]), None);
     assert_eq!(wait(&[("ratelimit-reset", "30")]), Some(30));
     assert_eq!(wait(&[("retry-after", " 7 ")]), Some(7));
@@ -292,7 +292,7 @@ fn fault_09_a_wait_is_whole_seconds_within_a_day_or_not_said() {
 }
 
 #[test]
-fn json_is_told_by_the_essence_of_the_one_media_type() {
+fn only_application_json_is_read() {
     let with = |values: &[&'static str]| {
         let mut headers = HeaderMap::new();
         for value in values {
@@ -317,7 +317,7 @@ fn json_is_told_by_the_essence_of_the_one_media_type() {
 }
 
 #[test]
-fn an_encoded_body_is_not_read() {
+fn encoded_body_is_not_read() {
     let mut encoded = reply(200, "{}");
     assert!(read_json::<serde_json::Value>(&encoded).is_ok());
     encoded

@@ -11,7 +11,7 @@ use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::verify::VerifyError;
 
-/// What the token endpoint says.
+/// The meaning of a token reply.
 #[derive(Debug)]
 pub(crate) enum TokenReading {
     Token {
@@ -19,20 +19,19 @@ pub(crate) enum TokenReading {
         header: HeaderValue,
         lifetime: Duration,
     },
-    /// The endpoint refuses our credentials; somebody has to mend them. The code is one that RFC 6749 §5.2 lists.
-    Refused(&'static str),
+    /// The endpoint rejects the client credentials. The code is one of RFC 6749 §5.2, or `other`.
+    Rejected(&'static str),
     CannotTell(VerifyError),
 }
 
-/// The lifetime of a token whose reply does not say: short, for a token used too long fails, and one renewed too
-/// early costs one more call.
-pub(crate) const UNSAID_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// No token is used for longer, whatever its reply says. Kinde's longest default is a day.
-pub(crate) const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// The longest token that is sent. Servers refuse longer headers.
+/// The lifetime of a token without `expires_in`. Short, because an early renewal only costs a call.
+pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
+/// The longest time for which a token is used. Kinde's default is a day.
+pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest token, in bytes. Servers reject longer headers.
 const MAX_TOKEN_LEN: usize = 16 * 1024;
 
-/// RFC 6749 §5.2: what may be logged of a refusal. Anything else the endpoint says stays unsaid.
+/// The error codes of RFC 6749 §5.2. Any other text of the endpoint is not logged.
 const CODES: [&str; 6] = [
     "invalid_request",
     "invalid_client",
@@ -43,7 +42,7 @@ const CODES: [&str; 6] = [
 ];
 const OTHER_CODE: &str = "other";
 
-/// A text that is a secret.
+/// A string that is zeroized on drop.
 struct Secret(Zeroizing<String>);
 
 impl Content for Secret {
@@ -75,8 +74,8 @@ pub(crate) fn read_token(reply: &Reply) -> TokenReading {
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match read_json(reply) {
             Ok(ErrorBody {
                 error: Field::Is(error),
-            }) => TokenReading::Refused(known_code(&error)),
-            _ if reply.status == StatusCode::UNAUTHORIZED => TokenReading::Refused(OTHER_CODE),
+            }) => TokenReading::Rejected(known_code(&error)),
+            _ if reply.status == StatusCode::UNAUTHORIZED => TokenReading::Rejected(OTHER_CODE),
             _ => TokenReading::CannotTell(cannot_tell(reply)),
         },
         _ => TokenReading::CannotTell(cannot_tell(reply)),
@@ -93,7 +92,7 @@ fn known_code(error: &str) -> &'static str {
 fn read_body(reply: &Reply) -> Result<TokenReading, InvalidBody> {
     let body: Body = read_json(reply)?;
     let Field::Is(Secret(token)) = body.access_token else {
-        return Err(InvalidBody("the token's reply holds no token"));
+        return Err(InvalidBody("the reply has no `access_token`"));
     };
     match body.token_type {
         Field::Absent | Field::Null => {}
@@ -101,9 +100,9 @@ fn read_body(reply: &Reply) -> Result<TokenReading, InvalidBody> {
         _ => return Err(InvalidBody("the token is not a bearer token")),
     }
     let lifetime = match body.expires_in {
-        Field::Absent | Field::Null => UNSAID_LIFETIME,
+        Field::Absent | Field::Null => DEFAULT_LIFETIME,
         Field::Is(seconds) if seconds >= 1.0 => {
-            Duration::from_secs_f64(seconds.min(LONGEST_LIFETIME.as_secs_f64()))
+            Duration::from_secs_f64(seconds.min(MAX_LIFETIME.as_secs_f64()))
         }
         _ => return Err(InvalidBody("the token's lifetime is not a positive number")),
     };
@@ -111,17 +110,17 @@ fn read_body(reply: &Reply) -> Result<TokenReading, InvalidBody> {
     Ok(TokenReading::Token { header, lifetime })
 }
 
-/// `Bearer <token>` as a header value whose memory is overwritten when the last clone is dropped, or `None` when the
-/// token is empty, too long, or not visible ASCII throughout.
+/// Returns `Bearer <token>` as a header value that is zeroized when its last clone is dropped, or `None` if the token is
+/// empty, too long or not visible ASCII.
 pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
     const SCHEME: &str = "Bearer ";
 
-    let is_sane =
+    let is_valid =
         (1..=MAX_TOKEN_LEN).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic());
-    if !is_sane {
+    if !is_valid {
         return None;
     }
-    // Of the right size from the start: a vector that grows leaves copies behind.
+    // Allocated in full, because a vector that grows leaves copies of the secret in memory.
     let mut value = Zeroizing::new(Vec::with_capacity(SCHEME.len() + token.len()));
     value.extend_from_slice(SCHEME.as_bytes());
     value.extend_from_slice(token.as_bytes());

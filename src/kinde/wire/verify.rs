@@ -9,15 +9,15 @@ use crate::context::{KeyId, OrgCode};
 use crate::scope::{MAX_SCOPE_LEN, MAX_SCOPES, Scopes};
 use crate::verify::{Facts, VerifyError};
 
-/// What verify says.
+/// The meaning of a verify reply.
 #[derive(Debug)]
 pub(crate) enum VerifyReading {
-    Yes(Facts),
-    /// A no about this key and nothing else.
-    No,
-    /// A no, in a way that the issuer also uses for requests that it does not understand.
+    Valid(Facts),
+    /// The key is invalid, definitively.
+    Invalid,
+    /// The key is probably invalid; the issuer also sends this status for requests that it does not understand.
     Unconfirmed,
-    /// 401 or 403: a no about the key, or about our token.
+    /// 401 or 403, which is about the key or about the access token.
     KeyOrToken(StatusCode),
     CannotTell(VerifyError),
 }
@@ -43,7 +43,7 @@ pub(crate) fn read_verify(reply: &Reply) -> VerifyReading {
         StatusCode::OK => read_body(reply)
             .unwrap_or_else(|invalid| VerifyReading::CannotTell(invalid.about_key())),
         StatusCode::BAD_REQUEST => VerifyReading::Unconfirmed,
-        StatusCode::NOT_FOUND if names_no_route(reply) => VerifyReading::Unconfirmed,
+        StatusCode::NOT_FOUND if is_about_key(reply) => VerifyReading::Unconfirmed,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => VerifyReading::KeyOrToken(reply.status),
         _ => VerifyReading::CannotTell(cannot_tell(reply)),
     }
@@ -54,14 +54,14 @@ pub(crate) fn read_verify(reply: &Reply) -> VerifyReading {
 fn read_body(reply: &Reply) -> Result<VerifyReading, InvalidBody> {
     let body: Body = read_json(reply)?;
     match (&body.is_valid, &body.status) {
-        (Field::Is(false), _) => return Ok(VerifyReading::No),
-        (_, Field::Is(status)) if status != "active" => return Ok(VerifyReading::No),
+        (Field::Is(false), _) => return Ok(VerifyReading::Invalid),
+        (_, Field::Is(status)) if status != "active" => return Ok(VerifyReading::Invalid),
         (_, Field::Mistyped) => return Err(InvalidBody("`status` is not a string")),
         (Field::Mistyped, _) => return Err(InvalidBody("`is_valid` is not a boolean")),
         (Field::Is(true), _) => {}
         (Field::Absent | Field::Null, _) => read_code(reply)?,
     }
-    read_facts(body).map(VerifyReading::Yes)
+    read_facts(body).map(VerifyReading::Valid)
 }
 
 /// Checks that the code of a reply without `is_valid` says that the key was verified.
@@ -99,16 +99,14 @@ fn read_scopes(scopes: Field<Vec<String>>) -> Result<Scopes, InvalidBody> {
         Field::Mistyped => return Err(InvalidBody("`scopes` is not an array of strings")),
     };
     if names.len() > MAX_SCOPES || names.iter().any(|name| name.len() > MAX_SCOPE_LEN) {
-        return Err(InvalidBody(
-            "`scopes` holds too many scopes, or too long ones",
-        ));
+        return Err(InvalidBody("`scopes` has too many or too long scopes"));
     }
     Ok(Scopes::from_names(names))
 }
 
-/// Whether a 404 carries a code, and another one than that of a route that does not exist. One without a code comes from
-/// somebody who does not know what a key is: a proxy, another host.
-pub(super) fn names_no_route(reply: &Reply) -> bool {
+/// Returns whether a 404 has a code other than that of a missing route. A 404 without a code comes from a proxy or another
+/// host.
+pub(super) fn is_about_key(reply: &Reply) -> bool {
     #[derive(Deserialize)]
     struct Body {
         #[serde(default)]
@@ -123,7 +121,7 @@ pub(super) fn names_no_route(reply: &Reply) -> bool {
     }
 }
 
-/// The codes of `errors`, which is one object on some endpoints and a list of them on others.
+/// The codes of `errors`, which is an object on some endpoints and an array of objects on others.
 struct Codes(Vec<String>);
 
 /// An object that has a code: an error, or a reply.

@@ -9,8 +9,8 @@ use pin_project_lite::pin_project;
 use super::permits::Permit;
 
 pin_project! {
-    /// The response body of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): the inner service's, holding the request's
-    /// place until it ends, fails or is dropped.
+    /// The response body of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): the body of the inner service, with the
+    /// permit of the request until the body ends, fails or is dropped.
     pub struct PermitBody<B> {
         #[pin]
         body: B,
@@ -20,21 +20,21 @@ pin_project! {
 
 impl<B: Body> PermitBody<B> {
     pub(super) fn new(body: B, permit: Option<Permit>) -> Self {
-        // Nobody may ever ask a body for a frame that has none.
+        // A body without frames might never be polled.
         let permit = permit.filter(|_| !body.is_end_stream());
         Self { body, permit }
     }
 }
 
 impl<B> PermitBody<B> {
-    /// The inner service's body alone, without the request's place.
+    /// Returns the body of the inner service and releases the permit.
     pub fn into_inner(self) -> B {
         self.body
     }
 }
 
 impl<B: From<Bytes>> From<Bytes> for PermitBody<B> {
-    /// A body that holds no place: that of a refusal.
+    /// The body of a rejection, which has no permit.
     fn from(bytes: Bytes) -> Self {
         Self {
             body: B::from(bytes),
@@ -53,7 +53,7 @@ impl<B: Body> Body for PermitBody<B> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
         let frame = ready!(this.body.as_mut().poll_frame(cx));
-        // A client may stop asking after the last frame, and keep the body.
+        // The body may be kept without being polled again after the last frame.
         if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
             *this.permit = None;
         }

@@ -13,9 +13,10 @@ use super::permits::Permit;
 use crate::rejection::{Rejection, undressed};
 
 pin_project! {
-    /// The response future of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): the inner service's, or a refusal.
+    /// The response future of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): that of the inner service, or a
+    /// rejection.
     ///
-    /// Dropping it gives the request's place back.
+    /// Dropping it releases the permit of the request.
     pub struct OrgConcurrencyLimitFuture<F> {
         #[pin]
         state: State<F>,
@@ -26,24 +27,24 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        Passed { #[pin] future: F },
-        Refused { rejection: Option<Rejection> },
+        Inner { #[pin] future: F },
+        Rejected { rejection: Option<Rejection> },
     }
 }
 
 impl<F> OrgConcurrencyLimitFuture<F> {
     #[inline]
-    pub(super) fn pass(future: F, permit: Option<Permit>) -> Self {
+    pub(super) fn inner(future: F, permit: Option<Permit>) -> Self {
         Self {
-            state: State::Passed { future },
+            state: State::Inner { future },
             permit,
         }
     }
 
     #[inline]
-    pub(super) fn refuse(rejection: Rejection) -> Self {
+    pub(super) fn reject(rejection: Rejection) -> Self {
         Self {
-            state: State::Refused {
+            state: State::Rejected {
                 rejection: Some(rejection),
             },
             permit: None,
@@ -61,13 +62,13 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         Poll::Ready(match this.state.project() {
-            StateProj::Passed { future } => {
+            StateProj::Inner { future } => {
                 let result = ready!(future.poll(cx));
-                // On to the body, or back at once after an error.
+                // The body takes the permit; after an error it is released here.
                 let permit = this.permit.take();
                 result.map(|response| response.map(|body| PermitBody::new(body, permit)))
             }
-            StateProj::Refused { rejection } => {
+            StateProj::Rejected { rejection } => {
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));

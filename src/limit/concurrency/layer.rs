@@ -6,36 +6,37 @@ use tower_layer::Layer;
 use super::permits::{Permit, Permits};
 use super::service::OrgConcurrencyLimit;
 use crate::context::OrgContext;
-use crate::limit::subject::{Asked, Per};
+use crate::limit::subject::{Per, SubjectRef};
 
-/// The layer that lets an organization, or each of its keys, have so many requests under way at a time.
+/// A layer that limits the requests in flight of each organization or key.
 ///
-/// A request is under way until its response's body has ended or was dropped. See the [module's guide](crate::limit) for
-/// where it stands. Clones count together; two layers share nothing.
+/// A request is in flight until its response body ends or is dropped. See the [module documentation](crate::limit) for the
+/// order of layers. Clones share one limit; two layers share nothing.
 #[derive(Clone)]
 #[must_use]
 pub struct OrgConcurrencyLimitLayer {
     core: Arc<Core>,
 }
 
-/// The user's function.
+/// Returns the limit of a request.
 type LimitFn = dyn Fn(&OrgContext) -> Option<usize> + Send + Sync;
 
-/// What a layer and its clones share.
+/// The state that a layer and its clones share.
 struct Core {
     limit: Box<LimitFn>,
     per: Per,
     permits: Arc<Permits>,
 }
 
-/// All places are taken.
-pub(super) struct Full;
+/// All permits are in use.
+pub(super) struct NoPermit;
 
 impl OrgConcurrencyLimitLayer {
-    /// The limit of each organization, by what your function makes of it; `None` is no limit, and of 0 nothing passes.
+    /// Limits each organization to the number of requests in flight that `limit` returns. `None` is no limit; `Some(0)` rejects
+    /// every request.
     ///
-    /// The function is asked at every request, so it looks things up and loads nothing. A new answer holds from that
-    /// request on; what is under way is not disturbed.
+    /// The function is called for every request, so it must not block. A new limit applies from that request on; requests in
+    /// flight continue.
     ///
     /// ```
     /// use tower_orgkey::{OrgConcurrencyLimitLayer, OrgContext};
@@ -43,17 +44,17 @@ impl OrgConcurrencyLimitLayer {
     /// let exports = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(4));
     /// ```
     pub fn new(limit: impl Fn(&OrgContext) -> Option<usize> + Send + Sync + 'static) -> Self {
-        Self::counting(Per::Organization, Box::new(limit))
+        Self::with_limit(Per::Organization, Box::new(limit))
     }
 
-    /// The limit of each key; otherwise as [`new`](Self::new).
+    /// Like [`new`](Self::new), but limits each key.
     ///
-    /// A key goes by its id, or where the issuer gives its keys no ids, by the key itself.
+    /// A key is identified by its id, or by the key itself if the issuer provides no id.
     pub fn per_key(limit: impl Fn(&OrgContext) -> Option<usize> + Send + Sync + 'static) -> Self {
-        Self::counting(Per::Key, Box::new(limit))
+        Self::with_limit(Per::Key, Box::new(limit))
     }
 
-    fn counting(per: Per, limit: Box<LimitFn>) -> Self {
+    fn with_limit(per: Per, limit: Box<LimitFn>) -> Self {
         Self {
             core: Arc::new(Core {
                 limit,
@@ -63,19 +64,19 @@ impl OrgConcurrencyLimitLayer {
         }
     }
 
-    /// How many organizations, or keys, that have a limit have requests under way at this moment.
+    /// Returns the number of organizations or keys that have a limit and requests in flight.
     pub fn accounts(&self) -> usize {
         self.core.permits.len()
     }
 
-    /// A place for a request of this caller, if it needs one.
+    /// Acquires a permit if the request has a limit.
     #[inline]
-    pub(super) fn admit(&self, context: &OrgContext) -> Result<Option<Permit>, Full> {
+    pub(super) fn acquire(&self, context: &OrgContext) -> Result<Option<Permit>, NoPermit> {
         let Some(limit) = (self.core.limit)(context) else {
             return Ok(None);
         };
-        let subject = Asked::of(context, self.core.per).to_subject();
-        let permit = self.core.permits.take(subject, limit).ok_or(Full)?;
+        let subject = SubjectRef::new(context, self.core.per).to_subject();
+        let permit = self.core.permits.acquire(subject, limit).ok_or(NoPermit)?;
         Ok(Some(permit))
     }
 }

@@ -1,4 +1,4 @@
-//! The concurrency limit: a layer, its service and future, and the body that holds a place until it ends.
+//! The concurrency limit: its layer, service and future, and the response body that holds the permit.
 
 mod body;
 mod future;

@@ -1,4 +1,4 @@
-//! How many requests of each organization or key are under way.
+//! The permits in use, by organization or key.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::limit::subject::Subject;
 
-/// Into so many parts the table is cut, each with a lock of its own that is held for a look-up.
+/// The number of shards, each with a lock that is held for one look-up.
 const SHARDS: usize = 32;
 
-/// Who has requests under way has an entry here, and nobody else.
+/// Has an entry for each organization or key with requests in flight.
 #[derive(Debug)]
 pub(super) struct Permits {
     shards: [Mutex<HashMap<Subject, usize>>; SHARDS],
@@ -24,12 +24,12 @@ impl Permits {
         }
     }
 
-    /// A place among at most `limit`, unless all are taken.
-    pub(super) fn take(self: &Arc<Self>, subject: Subject, limit: usize) -> Option<Permit> {
+    /// Acquires one of at most `limit` permits. `None` if all are in use.
+    pub(super) fn acquire(self: &Arc<Self>, subject: Subject, limit: usize) -> Option<Permit> {
         let mut shard = self.shard(&subject);
         match shard.get_mut(&subject) {
-            Some(taken) if *taken >= limit => return None,
-            Some(taken) => *taken += 1,
+            Some(used) if *used >= limit => return None,
+            Some(used) => *used += 1,
             None if limit == 0 => return None,
             None => {
                 shard.insert(subject.clone(), 1);
@@ -42,7 +42,7 @@ impl Permits {
         })
     }
 
-    /// How many organizations or keys have requests under way.
+    /// Returns the number of organizations or keys with requests in flight.
     pub(super) fn len(&self) -> usize {
         let locked = self.shards.iter().map(lock);
         locked.map(|shard| shard.len()).sum()
@@ -57,11 +57,11 @@ impl Permits {
 }
 
 fn lock(shard: &Mutex<HashMap<Subject, usize>>) -> MutexGuard<'_, HashMap<Subject, usize>> {
-    // Whatever panics under the lock (nothing but want of memory) has changed one entry or none.
+    // A panic under the lock leaves at most one entry changed.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A request's place among those under way. Given back when dropped.
+/// The permit of one request, released on drop.
 #[derive(Debug)]
 pub(super) struct Permit {
     permits: Arc<Permits>,
@@ -71,9 +71,9 @@ pub(super) struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut shard = self.permits.shard(&self.subject);
-        if let Some(taken) = shard.get_mut(&self.subject) {
-            *taken -= 1;
-            if *taken == 0 {
+        if let Some(used) = shard.get_mut(&self.subject) {
+            *used -= 1;
+            if *used == 0 {
                 shard.remove(&self.subject);
             }
         }
@@ -83,29 +83,29 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::subject::{Asked, Per};
+    use crate::limit::subject::{Per, SubjectRef};
     use crate::test_util::OrgContextBuilder;
 
     fn subject(org: &'static str) -> Subject {
         let context = OrgContextBuilder::new(org).build();
-        Asked::of(&context, Per::Organization).to_subject()
+        SubjectRef::new(&context, Per::Organization).to_subject()
     }
 
     #[test]
-    fn an_entry_lives_as_long_as_its_permits() {
+    fn entry_is_removed_with_its_last_permit() {
         let permits = Arc::new(Permits::new());
         let held: Vec<Permit> = (0..3)
-            .filter_map(|_| permits.take(subject("org_1"), 2))
+            .filter_map(|_| permits.acquire(subject("org_1"), 2))
             .collect();
         assert_eq!((held.len(), permits.len()), (2, 1));
-        let other = permits.take(subject("org_2"), 1);
+        let other = permits.acquire(subject("org_2"), 1);
         assert!(other.is_some());
-        assert!(permits.take(subject("org_2"), 0).is_none());
+        assert!(permits.acquire(subject("org_2"), 0).is_none());
         assert_eq!(permits.len(), 2);
         drop(held);
         assert_eq!(permits.len(), 1);
-        assert!(permits.take(subject("org_1"), 0).is_none());
+        assert!(permits.acquire(subject("org_1"), 0).is_none());
         drop(other);
-        assert_eq!(permits.len(), 0, "a refusal leaves nothing behind");
+        assert_eq!(permits.len(), 0, "a rejection leaves no entry");
     }
 }

@@ -8,16 +8,14 @@ use tower_service::Service;
 
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
-use super::layer::{Full, OrgConcurrencyLimitLayer};
+use super::layer::{NoPermit, OrgConcurrencyLimitLayer};
 use crate::limit::subject::caller;
 use crate::rejection::Rejection;
 
-/// Nobody knows when one of the requests under way will end. The least that `Retry-After` can say.
+/// The least value of `Retry-After`: it is unknown when a request in flight will end.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The service that [`OrgConcurrencyLimitLayer`] makes.
-///
-/// See the [module's guide](crate::limit).
+/// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct OrgConcurrencyLimit<S> {
@@ -46,15 +44,15 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let admitted = match caller(request.extensions(), "a concurrency limit") {
-            Ok(Some(context)) => self.limit.admit(context),
+        let permit = match caller(request.extensions(), "a concurrency limit") {
+            Ok(Some(context)) => self.limit.acquire(context),
             Ok(None) => Ok(None),
-            Err(rejection) => return OrgConcurrencyLimitFuture::refuse(rejection),
+            Err(rejection) => return OrgConcurrencyLimitFuture::reject(rejection),
         };
-        match admitted {
-            Ok(permit) => OrgConcurrencyLimitFuture::pass(self.inner.call(request), permit),
-            Err(Full) => {
-                OrgConcurrencyLimitFuture::refuse(Rejection::concurrency_limited(RETRY_AFTER))
+        match permit {
+            Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
+            Err(NoPermit) => {
+                OrgConcurrencyLimitFuture::reject(Rejection::concurrency_limited(RETRY_AFTER))
             }
         }
     }

@@ -5,15 +5,15 @@ use super::layer::{Core, OrgRateLimitLayer, QuotaFn};
 use crate::clock::Clock;
 use crate::config::ConfigError;
 use crate::context::OrgContext;
-use crate::limit::book::Book;
-use crate::limit::fields::PolicyName;
+use crate::limit::accounts::Accounts;
 use crate::limit::quota::Quota;
+use crate::limit::ratelimit_fields::PolicyName;
 use crate::limit::subject::Per;
 
-/// The fewest accounts that a limit can be told to hold.
-const LEAST_CAPACITY: usize = 10;
+/// The smallest capacity that can be configured.
+const MIN_CAPACITY: usize = 10;
 
-/// Builds an [`OrgRateLimitLayer`] with settings of your own.
+/// Configures and builds an [`OrgRateLimitLayer`].
 ///
 /// ```
 /// use tower_orgkey::{OrgContext, OrgRateLimitLayer, Quota};
@@ -47,27 +47,27 @@ impl OrgRateLimitLayerBuilder {
         }
     }
 
-    /// Counts the requests of each key for itself, and not those of an organization together.
+    /// Counts per key. By default, requests are counted per organization.
     ///
-    /// A key goes by its id, so a rotation changes nothing; where the issuer gives its keys no ids, by the key itself.
+    /// A key is identified by its id, which a rotation does not change, or by the key itself if the issuer provides no id.
     pub fn per_key(mut self) -> Self {
         self.per = Per::Key;
         self
     }
 
-    /// Tells callers how they stand, in the fields `RateLimit-Policy` and `RateLimit` of every response to a request that has a
-    /// quota, the 429 included. Off unless called.
+    /// Adds the fields `RateLimit-Policy` and `RateLimit` to every response to a request with a quota, including a 429. Off by
+    /// default.
     ///
-    /// The name tells several limits apart: 1 to 64 printable ASCII characters without `"` and `\`. The fields are those of
-    /// [draft-ietf-httpapi-ratelimit-headers-11], of May 2026; they follow the draft until it is an RFC.
+    /// The policy name distinguishes several limits: 1 to 64 printable ASCII characters without `"` and `\`. The fields follow
+    /// [draft-ietf-httpapi-ratelimit-headers-11] of May 2026, and later drafts until it is an RFC.
     ///
     /// ```text
     /// RateLimit-Policy: "default";q=100;w=60
     /// RateLimit: "default";r=50;t=30
     /// ```
     ///
-    /// `q` requests are given back in `w` seconds (left out where that is no whole number). `r` more pass in the next `t`
-    /// seconds without a pause after them; on a 429, `r` is 0 and `t` is `Retry-After`.
+    /// `q` requests refill in `w` seconds (omitted if that is not a whole number). `r` more requests pass within the next `t`
+    /// seconds; on a 429, `r` is 0 and `t` is `Retry-After`.
     ///
     /// [draft-ietf-httpapi-ratelimit-headers-11]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-11
     pub fn ratelimit_fields(mut self, policy: impl Into<String>) -> Self {
@@ -75,42 +75,46 @@ impl OrgRateLimitLayerBuilder {
         self
     }
 
-    /// How many organizations, or keys, can be held to their quotas at a time: those that have used of theirs and did not
-    /// get all of it back yet. At least 10; 100,000 unless set. Each takes some 400 bytes.
+    /// Sets for how many organizations or keys usage is tracked at a time. At least 10; 100,000 by default. An account takes
+    /// some 400 bytes, and is removed after its quota is full again.
     ///
-    /// See the [guide](crate::limit#memory) for what happens beyond.
+    /// See [Memory](crate::limit#memory) for evictions above this number.
     pub fn capacity(mut self, accounts: usize) -> Self {
         self.capacity = accounts;
         self
     }
 
-    /// Reads the time from a test's clock.
+    /// Reads the time from a [`TestClock`](crate::test_util::TestClock).
     #[cfg(feature = "test-util")]
     pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
         self.clock = Clock::Test(clock);
         self
     }
 
-    /// The layer. Needs no runtime, and starts nothing.
+    /// Builds the layer. Needs no runtime and spawns no task.
+    ///
+    /// # Errors
+    ///
+    /// If the capacity is less than 10 or the policy name is invalid.
     pub fn build(self) -> Result<OrgRateLimitLayer, ConfigError> {
-        if self.capacity < LEAST_CAPACITY {
+        if self.capacity < MIN_CAPACITY {
             return Err(ConfigError::new("capacity", "must be at least 10 accounts"));
         }
-        let wrong_name = || {
+        let invalid_name = || {
             ConfigError::new(
                 "ratelimit_fields",
                 "must be 1 to 64 printable ASCII characters without `\"` and `\\`",
             )
         };
         let fields = match self.fields {
-            Some(name) => Some(PolicyName::new(&name).ok_or_else(wrong_name)?),
+            Some(name) => Some(PolicyName::new(&name).ok_or_else(invalid_name)?),
             None => None,
         };
-        Ok(OrgRateLimitLayer::over(Arc::new(Core {
+        Ok(OrgRateLimitLayer::from_core(Arc::new(Core {
             quota: self.quota,
             per: self.per,
             fields,
-            book: Book::new(self.capacity),
+            accounts: Accounts::new(self.capacity),
             clock: self.clock,
         })))
     }

@@ -7,39 +7,39 @@ use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
-use crate::limit::fields::Fields;
+use crate::limit::ratelimit_fields::RateLimitFields;
 use crate::rejection::{Rejection, undressed};
 
 pin_project! {
-    /// The response future of [`OrgRateLimit`](super::OrgRateLimit): the inner service's, or a refusal.
+    /// The response future of [`OrgRateLimit`](super::OrgRateLimit): that of the inner service, or a rejection.
     pub struct OrgRateLimitFuture<F> {
         #[pin]
         state: State<F>,
-        fields: Option<Fields>,
+        fields: Option<RateLimitFields>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        Passed { #[pin] future: F },
-        Refused { rejection: Option<Rejection> },
+        Inner { #[pin] future: F },
+        Rejected { rejection: Option<Rejection> },
     }
 }
 
 impl<F> OrgRateLimitFuture<F> {
     #[inline]
-    pub(super) fn pass(future: F, fields: Option<Fields>) -> Self {
+    pub(super) fn inner(future: F, fields: Option<RateLimitFields>) -> Self {
         Self {
-            state: State::Passed { future },
+            state: State::Inner { future },
             fields,
         }
     }
 
     #[inline]
-    pub(super) fn refuse(rejection: Rejection, fields: Option<Fields>) -> Self {
+    pub(super) fn reject(rejection: Rejection, fields: Option<RateLimitFields>) -> Self {
         Self {
-            state: State::Refused {
+            state: State::Rejected {
                 rejection: Some(rejection),
             },
             fields,
@@ -57,8 +57,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = match this.state.project() {
-            StateProj::Passed { future } => ready!(future.poll(cx))?,
-            StateProj::Refused { rejection } => {
+            StateProj::Inner { future } => ready!(future.poll(cx))?,
+            StateProj::Rejected { rejection } => {
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));

@@ -7,39 +7,39 @@ use super::builder::OrgRateLimitLayerBuilder;
 use super::service::OrgRateLimit;
 use crate::clock::Clock;
 use crate::context::OrgContext;
-use crate::limit::account::{Verdict, closed};
-use crate::limit::book::Book;
-use crate::limit::fields::{Fields, PolicyName};
+use crate::limit::account::Decision;
+use crate::limit::accounts::Accounts;
 use crate::limit::quota::Quota;
-use crate::limit::subject::{Asked, Per};
+use crate::limit::ratelimit_fields::{PolicyName, RateLimitFields};
+use crate::limit::subject::{Per, SubjectRef};
 
-/// The layer that lets an organization, or each of its keys, make so many requests in so much time.
+/// A layer that limits the request rate of each organization or key.
 ///
-/// See the [module's guide](crate::limit) for where it stands. Clones share their accounts, so a clone on each of several
-/// routes is one limit for all of them; two layers share nothing.
+/// See the [module documentation](crate::limit) for the order of layers. Clones share one limit, also on different routes; two
+/// layers share nothing.
 #[derive(Clone)]
 #[must_use]
 pub struct OrgRateLimitLayer {
     core: Arc<Core>,
 }
 
-/// The user's function.
+/// Returns the quota of a request.
 pub(super) type QuotaFn = dyn Fn(&OrgContext) -> Option<Quota> + Send + Sync;
 
-/// What a layer and its clones share.
+/// The state that a layer and its clones share.
 pub(super) struct Core {
     pub(super) quota: Box<QuotaFn>,
     pub(super) per: Per,
     pub(super) fields: Option<PolicyName>,
-    pub(super) book: Book,
+    pub(super) accounts: Accounts,
     pub(super) clock: Clock,
 }
 
 impl OrgRateLimitLayer {
-    /// The limit of each organization, by what your function makes of it; `None` is no limit.
+    /// Limits each organization to the quota that `quota` returns; `None` is no limit.
     ///
-    /// The function is asked at every request, so it looks things up and loads nothing. If its answer changes, the new quota
-    /// holds from that request on; see the [guide](crate::limit#when-a-quota-changes).
+    /// The function is called for every request, so it must not block. A new quota applies from that request on; see
+    /// [When a quota changes](crate::limit#when-a-quota-changes).
     ///
     /// ```
     /// use tower_orgkey::{OrgContext, OrgRateLimitLayer, Quota};
@@ -56,12 +56,12 @@ impl OrgRateLimitLayer {
         Self::with_defaults(Self::builder(quota))
     }
 
-    /// The limit of each key; otherwise as [`new`](Self::new).
+    /// Like [`new`](Self::new), but limits each key.
     pub fn per_key(quota: impl Fn(&OrgContext) -> Option<Quota> + Send + Sync + 'static) -> Self {
         Self::with_defaults(Self::builder(quota).per_key())
     }
 
-    /// A builder for settings of your own.
+    /// Returns a builder, to change the defaults.
     pub fn builder(
         quota: impl Fn(&OrgContext) -> Option<Quota> + Send + Sync + 'static,
     ) -> OrgRateLimitLayerBuilder {
@@ -71,36 +71,39 @@ impl OrgRateLimitLayer {
     fn with_defaults(builder: OrgRateLimitLayerBuilder) -> Self {
         match builder.build() {
             Ok(layer) => layer,
-            Err(error) => unreachable!("the defaults do not contradict each other: {error}"),
+            Err(error) => unreachable!("the defaults are valid: {error}"),
         }
     }
 
-    pub(super) fn over(core: Arc<Core>) -> Self {
+    pub(super) fn from_core(core: Arc<Core>) -> Self {
         Self { core }
     }
 
-    /// How many accounts are held at this moment, idle ones included that nobody has taken away yet. Never more than the
-    /// [capacity](OrgRateLimitLayerBuilder::capacity).
+    /// Returns the number of accounts, at most the [capacity](OrgRateLimitLayerBuilder::capacity). Includes accounts without
+    /// usage that were not removed yet.
     pub fn accounts(&self) -> usize {
-        self.core.book.len()
+        self.core.accounts.len()
     }
 
-    /// The answer to a request of this caller, and what the response shall tell of it.
+    /// Decides about a request and returns the fields of its response.
     #[inline]
-    pub(super) fn judge(&self, context: &OrgContext) -> (Option<Verdict>, Option<Fields>) {
+    pub(super) fn decide(
+        &self,
+        context: &OrgContext,
+    ) -> (Option<Decision>, Option<RateLimitFields>) {
         let core = &*self.core;
         let Some(quota) = (core.quota)(context) else {
             return (None, None);
         };
-        let verdict = if quota.fill() == 0 {
-            closed(&quota)
+        let decision = if quota.refill() == 0 {
+            Decision::reject_all(&quota)
         } else {
-            let who = Asked::of(context, core.per);
-            core.book.spend(who, &quota, core.clock.now())
+            let subject = SubjectRef::new(context, core.per);
+            core.accounts.request(subject, &quota, core.clock.now())
         };
-        let fields = core.fields.as_ref();
-        let fields = fields.map(|name| Fields::new(name, quota, verdict));
-        (Some(verdict), fields)
+        let name = core.fields.as_ref();
+        let fields = name.map(|name| RateLimitFields::new(name, quota, decision));
+        (Some(decision), fields)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The rate limit: a layer, its service and its future.
+//! The rate limit: its layer, service and future.
 
 mod builder;
 mod future;

@@ -6,13 +6,11 @@ use tower_service::Service;
 
 use super::future::OrgRateLimitFuture;
 use super::layer::OrgRateLimitLayer;
-use crate::limit::account::Verdict;
+use crate::limit::account::Decision;
 use crate::limit::subject::caller;
 use crate::rejection::Rejection;
 
-/// The service that [`OrgRateLimitLayer`] makes.
-///
-/// See the [module's guide](crate::limit).
+/// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct OrgRateLimit<S> {
@@ -41,17 +39,17 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let (verdict, fields) = match caller(request.extensions(), "a rate limit") {
-            Ok(Some(context)) => self.limit.judge(context),
+        let (decision, fields) = match caller(request.extensions(), "a rate limit") {
+            Ok(Some(context)) => self.limit.decide(context),
             Ok(None) => (None, None),
-            Err(rejection) => return OrgRateLimitFuture::refuse(rejection, None),
+            Err(rejection) => return OrgRateLimitFuture::reject(rejection, None),
         };
-        match verdict {
-            Some(Verdict::Refuse { wait }) => {
-                OrgRateLimitFuture::refuse(Rejection::rate_limited(wait), fields)
+        match decision {
+            Some(Decision::Reject { wait }) => {
+                OrgRateLimitFuture::reject(Rejection::rate_limited(wait), fields)
             }
-            Some(Verdict::Pass { .. }) | None => {
-                OrgRateLimitFuture::pass(self.inner.call(request), fields)
+            Some(Decision::Allow { .. }) | None => {
+                OrgRateLimitFuture::inner(self.inner.call(request), fields)
             }
         }
     }

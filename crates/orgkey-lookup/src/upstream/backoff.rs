@@ -1,4 +1,4 @@
-//! Keys whose responses make no sense: each is verified again later and later, and costs no other key anything.
+//! The backoff of keys with invalid responses. It delays each such key, and no other key.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::source::IndexKey;
 
-const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
-/// A key that is not presented for this long after its wait begins with the first one again.
-const FORGOTTEN: Duration = Duration::from_secs(60);
+const MIN_DELAY: Duration = Duration::from_secs(1);
+const MAX_DELAY: Duration = Duration::from_secs(60);
+/// The delay of a key that is not presented for this long after its wait starts over.
+const RESET_AFTER: Duration = Duration::from_secs(60);
 /// Keys beyond this many are not delayed.
 const MAX_KEYS: usize = 10_000;
 
@@ -52,15 +52,15 @@ impl<K: IndexKey> KeyBackoff<K> {
     /// Delays the key: by 1 s, doubling to 60 s. Returns the delay.
     pub(super) fn delay(&self, key: &K, now: Tick) -> Duration {
         let mut keys = self.keys();
-        let is_remembered = |delay: &Delay| now < delay.until.after(FORGOTTEN);
+        let is_current = |delay: &Delay| now < delay.until.after(RESET_AFTER);
         if keys.len() >= MAX_KEYS && !keys.contains_key(key) {
-            keys.retain(|_, delay| is_remembered(delay));
+            keys.retain(|_, delay| is_current(delay));
             if keys.len() >= MAX_KEYS {
-                return FIRST;
+                return MIN_DELAY;
             }
         }
-        let before = keys.get(key).filter(|delay| is_remembered(delay));
-        let wait = before.map_or(FIRST, |delay| (delay.wait * 2).min(LONGEST));
+        let before = keys.get(key).filter(|delay| is_current(delay));
+        let wait = before.map_or(MIN_DELAY, |delay| (delay.wait * 2).min(MAX_DELAY));
         let until = now.after(wait);
         keys.insert(key.clone(), Delay { wait, until });
         self.len.store(keys.len(), Ordering::Release);
@@ -103,9 +103,9 @@ mod tests {
             now = now.after(wait);
             assert_eq!(backoff.check(&key, now), Ok(()));
         }
-        assert_eq!(backoff.delay(&key, now.after(LONGEST / 2)), LONGEST);
-        let forgotten = now.after(LONGEST / 2 + LONGEST + FORGOTTEN);
-        assert_eq!(backoff.delay(&key, forgotten), FIRST);
+        assert_eq!(backoff.delay(&key, now.after(MAX_DELAY / 2)), MAX_DELAY);
+        let forgotten = now.after(MAX_DELAY / 2 + MAX_DELAY + RESET_AFTER);
+        assert_eq!(backoff.delay(&key, forgotten), MIN_DELAY);
         backoff.forget(&key);
         assert_eq!(backoff.check(&key, forgotten), Ok(()));
         assert_eq!(backoff.keys().len(), 0);
@@ -120,7 +120,7 @@ mod tests {
         }
         assert_eq!(backoff.keys().len(), MAX_KEYS);
         assert_eq!(backoff.check(&key(MAX_KEYS), at(0)), Ok(()));
-        backoff.delay(&key(MAX_KEYS), at(1 + FORGOTTEN.as_secs()));
+        backoff.delay(&key(MAX_KEYS), at(1 + RESET_AFTER.as_secs()));
         assert_eq!(backoff.keys().len(), 1);
     }
 }

@@ -1,6 +1,6 @@
-//! The circuit breaker: stops calling an issuer that fails, and tries it again now and then.
+//! The circuit breaker: stops the calls to a failing issuer, and tests periodically whether it has recovered.
 //!
-//! There are two circuits, because anybody can present an unknown key, and nobody else may pay for what happens to it:
+//! There are two circuits, because anyone can send an unknown key, and its failures must not affect known keys:
 //!
 //! * The *known* circuit counts calls for known and recently valid keys. While it is open, no key is verified.
 //! * The *unknown* circuit counts calls for unknown keys. While it is open, no unknown key is verified.
@@ -8,11 +8,11 @@
 //! A circuit opens on at least 20 calls in 10 s of which half failed, or on failures of 5 distinct keys in a row. A key's
 //! failures count once in 10 s. It stays open for 5 s, doubling to 60 s and shortened at random by up to a fifth. Then it is
 //! half open: one call is let through, and its outcome closes the circuit or opens it again. The call of a known key closes
-//! both. A known key that asked while its circuit was open goes first: unknown keys wait up to 5 s longer for it. A key whose
-//! half-open call failed lets others go first for as long.
+//! both. If a known key was rejected while its circuit was open, a known key makes the half-open call: unknown keys wait up to
+//! 5 s longer. The key that made the last failed half-open call lets others go first, also for up to 5 s.
 //!
-//! A failure is "the issuer is unavailable". Answers that reject the key, a 429 and rejected credentials of our own show that
-//! the issuer is alive. A response that makes no sense is about its key, until those of 10 distinct keys in a row make none.
+//! A failure is "the issuer is unavailable". An invalid answer about the key, a 429 and rejected credentials of the verifier show
+//! that the issuer is alive. An invalid response concerns its key only, unless 10 distinct keys in a row have one.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,26 +26,25 @@ const BUCKETS: usize = 10;
 const MIN_CALLS: u32 = 20;
 /// Distinct keys that fail in a row.
 const MAX_FAILING: usize = 5;
-/// Distinct keys whose responses make no sense, in a row. Several organizations may have a key that the issuer describes
-/// in a way we do not understand.
-const MAX_SENSELESS: usize = 10;
-const FIRST_OPEN: Duration = Duration::from_secs(5);
-const LONGEST_OPEN: Duration = Duration::from_secs(60);
-/// How long a half-open circuit waits for those who go first.
+/// Distinct keys with invalid responses in a row. The verifier may be unable to parse the responses of several organizations.
+const MAX_INVALID_RESPONSES: usize = 10;
+const MIN_OPEN: Duration = Duration::from_secs(5);
+const MAX_OPEN: Duration = Duration::from_secs(60);
+/// The time for which a half-open circuit waits for keys that go first.
 const PRECEDENCE: Duration = Duration::from_secs(5);
-/// What a caller is told while the half-open call is in flight.
+/// The `Retry-After` while the half-open call is in flight.
 const RETRY_AFTER_TRIAL: Duration = Duration::from_secs(1);
 
-/// What a call shows about the issuer.
+/// The evidence of a call about the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Health {
     /// The issuer answered the question.
     Answered,
     /// The issuer is unavailable.
     Failed,
-    /// The response about this key makes no sense.
-    Senseless,
-    /// The issuer is alive, and no more is known: 429, rejected credentials of our own, missing evidence.
+    /// The response about this key is invalid.
+    InvalidResponse,
+    /// The issuer is alive: 429, rejected credentials of the verifier, missing evidence.
     Alive,
 }
 
@@ -59,10 +58,10 @@ pub(super) struct Breaker<S: Source> {
 struct State<K> {
     known: CircuitState<K>,
     unknown: CircuitState<K>,
-    /// Whether a known key was turned away since the known circuit opened.
-    has_known_asked: bool,
-    /// Distinct keys whose responses made no sense since the last one that did, of either circuit.
-    senseless: HashSet<K>,
+    /// Whether a known key was rejected since the known circuit opened.
+    has_rejected_known: bool,
+    /// Distinct keys with invalid responses since the last valid one, of either circuit.
+    invalid_responses: HashSet<K>,
 }
 
 #[derive(Debug)]
@@ -75,7 +74,7 @@ struct CircuitState<K> {
     slots: [Slot<K>; BUCKETS],
     /// Distinct keys that failed since the last success.
     failing: HashSet<K>,
-    /// The key whose half-open call failed last.
+    /// The key of the last half-open call that failed.
     last_trial: Option<K>,
 }
 
@@ -123,8 +122,8 @@ impl<S: Source> Breaker<S> {
             state: Mutex::new(State {
                 known: CircuitState::new(0),
                 unknown: CircuitState::new(0),
-                has_known_asked: false,
-                senseless: HashSet::new(),
+                has_rejected_known: false,
+                invalid_responses: HashSet::new(),
             }),
         }
     }
@@ -207,7 +206,7 @@ impl<S: Source> Call<'_, S> {
                 state.of(circuit).last_trial = Some(key.clone());
                 state.open(circuit, now)
             }
-            (Phase::Trial, Health::Senseless) => {
+            (Phase::Trial, Health::InvalidResponse) => {
                 let of = state.of(circuit);
                 of.last_trial = Some(key.clone());
                 of.turn(Phase::Open { until: now });
@@ -218,11 +217,11 @@ impl<S: Source> Call<'_, S> {
                 state.of(circuit).count_answer(now);
                 Vec::new()
             }
-            (_, Health::Senseless) if is_senseless => state.open(circuit, now),
+            (_, Health::InvalidResponse) if is_senseless => state.open(circuit, now),
             (_, Health::Failed) if state.of(circuit).count_failure(key, now) => {
                 state.open(circuit, now)
             }
-            (_, Health::Senseless | Health::Failed | Health::Alive) => Vec::new(),
+            (_, Health::InvalidResponse | Health::Failed | Health::Alive) => Vec::new(),
         };
         drop(state);
         let is_open = |&(_, change): &(Circuit, Change)| matches!(change, Change::Opened(_));
@@ -274,45 +273,45 @@ impl<K: IndexKey> State<K> {
                 until.since(now)
             }
         };
-        self.has_known_asked |= circuit == Circuit::Known;
+        self.has_rejected_known |= circuit == Circuit::Known;
         Err(wait)
     }
 
     /// Until when unknown keys leave the half-open call to a known key.
     fn known_first_until(&self, now: Tick) -> Tick {
         match self.known.phase {
-            Phase::Open { until } if self.has_known_asked => until.after(PRECEDENCE),
+            Phase::Open { until } if self.has_rejected_known => until.after(PRECEDENCE),
             // Its outcome is theirs, too.
             Phase::Trial => now.after(RETRY_AFTER_TRIAL),
             Phase::Open { .. } | Phase::Closed => Tick::ZERO,
         }
     }
 
-    /// Counts keys whose responses make no sense. Returns whether they are too many.
+    /// Counts keys with invalid responses. Returns whether there are too many in a row.
     fn note_sense(&mut self, health: Health, key: &K) -> bool {
         match health {
-            Health::Answered => self.senseless.clear(),
-            Health::Senseless if self.senseless.len() < MAX_SENSELESS => {
-                self.senseless.insert(key.clone());
+            Health::Answered => self.invalid_responses.clear(),
+            Health::InvalidResponse if self.invalid_responses.len() < MAX_INVALID_RESPONSES => {
+                self.invalid_responses.insert(key.clone());
             }
-            Health::Senseless | Health::Failed | Health::Alive => {}
+            Health::InvalidResponse | Health::Failed | Health::Alive => {}
         }
-        self.senseless.len() >= MAX_SENSELESS
+        self.invalid_responses.len() >= MAX_INVALID_RESPONSES
     }
 
     /// Opens a circuit. The known circuit opens for unknown keys too.
     fn open(&mut self, circuit: Circuit, now: Tick) -> Vec<(Circuit, Change)> {
         let of = self.of(circuit);
-        let open_for = FIRST_OPEN
+        let open_for = MIN_OPEN
             .saturating_mul(1 << of.openings.min(10))
-            .min(LONGEST_OPEN)
+            .min(MAX_OPEN)
             .mul_f64(1.0 - 0.2 * fastrand::f64());
         of.openings += 1;
         let until = now.after(open_for);
         of.turn(Phase::Open { until });
         let mut changes = vec![(circuit, Change::Opened(open_for))];
         if circuit == Circuit::Known {
-            self.has_known_asked = false;
+            self.has_rejected_known = false;
             let later = match self.unknown.phase {
                 Phase::Open { until: later } => until.max(later),
                 Phase::Closed | Phase::Trial => until,

@@ -1,4 +1,4 @@
-//! The dispatcher: the admission queue behind its lock, and the task that wakes it while time alone holds lookups back.
+//! The dispatcher: the admission queue behind its lock, and the task that wakes it while lookups wait only for time to pass.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -97,7 +97,7 @@ impl<S: Source> Dispatcher<S> {
         Ok(())
     }
 
-    /// Starts the lookups that may call now, and a timer if time alone holds the next one back.
+    /// Starts the lookups that may call now, and a timer if the next one waits only for time to pass.
     fn dispatch(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Tick) {
         let next = state.queue.start_ready(now);
         let wait = match next {

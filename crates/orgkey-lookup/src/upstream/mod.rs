@@ -1,6 +1,6 @@
 //! Limits, retries and isolates calls to the issuer.
 //!
-//! A lookup is first admitted: it learns at once whether it may call, has to wait, or is rejected. A rejected lookup of a
+//! A lookup is first admitted: it may call, has to wait, or is rejected. A rejected lookup of a
 //! known key is served from the cache; an unknown key gets 503 with a `Retry-After` that says how long it would have waited.
 //! Then it calls:
 //!
@@ -8,12 +8,12 @@
 //! backoff of the key ─▶ breaker ─▶ admission queue ─▶ call ─▶ (one retry, within the retry budget) ─▶ answer
 //! ```
 //!
-//! Who pays for a failure:
+//! What a failure affects:
 //!
-//! * An error about one key delays that key alone ([`backoff`]).
+//! * An error about one key delays only that key ([`backoff`]).
 //! * Failures of unknown keys stop the calls of unknown keys only; those of known keys stop all calls ([`breaker`]).
 //! * A 429 of the issuer stops and then slows all calls ([`throttle`]).
-//! * A lookup is rejected when it would wait for longer than a caller waits ([`queue`], behind the lock of [`dispatcher`]).
+//! * A lookup is rejected if its expected wait is longer than the caller deadline ([`queue`], behind the lock of [`dispatcher`]).
 //! * An organization that forces verifications waits for its own turn ([`pacing`]).
 //!
 //! Nothing here caches a result, and nothing is logged or measured while a lock is held.
@@ -46,7 +46,7 @@ use crate::source::{
     Telemetry,
 };
 
-/// How much a key's lookup matters.
+/// The priority of a key's lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// A result of the key is cached.
@@ -317,13 +317,13 @@ impl<S: Source> Upstream<S> {
             }
             Err(FailureKind::InvalidResponse) => {
                 self.key_backoff.delay(&subject.key, now);
-                Health::Senseless
+                Health::InvalidResponse
             }
             Err(FailureKind::Inconclusive | FailureKind::Misconfigured) => Health::Alive,
         }
     }
 
-    /// Returns what a caller is told about an error.
+    /// Turns an error into the response for a caller.
     fn cannot_tell(&self, error: &S::Error, subject: &Subject<S::Key>) -> CannotTell {
         let now = self.clock.now();
         let wait = match error.kind() {

@@ -1,8 +1,7 @@
-//! The pace of forced verifications: those of known keys that a route with `max_age` asks for although the cached result is
-//! good enough for every other route.
+//! The pace of forced verifications: those of known keys for a route with `max_age`, although the cached result is
+//! fresh for other routes.
 //!
-//! Each organization has a token bucket, so that one organization's requests to such routes do not use up what the issuer
-//! grants to all.
+//! Each organization has a token bucket, so that the requests of one organization do not use up the issuer's rate limit.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +13,7 @@ use crate::clock::Tick;
 /// Forced verifications of one organization per second, and at once.
 pub(super) const PER_SECOND: f64 = 25.0;
 const BURST: f64 = 25.0;
-/// Beyond so many organizations, those with a full bucket are forgotten.
+/// Beyond so many organizations, those with a full bucket are removed.
 const SWEEP_AT: usize = 4_096;
 
 #[derive(Debug, Default)]
@@ -48,7 +47,7 @@ impl ForcedPace {
 mod tests {
     use super::*;
 
-    const LONGEST: Duration = Duration::from_secs(2);
+    const MAX_DELAY: Duration = Duration::from_secs(2);
 
     fn at(millis: u64) -> Tick {
         Tick::ZERO.after(Duration::from_millis(millis))
@@ -58,7 +57,7 @@ mod tests {
     fn an_organization_waits_for_its_own_turn_only() {
         let pace = ForcedPace::default();
         let one = "org_1";
-        let take = |org, now| pace.take(Some(org), LONGEST, now);
+        let take = |org, now| pace.take(Some(org), MAX_DELAY, now);
         for _ in 0..25 {
             assert_eq!(take(&one, at(0)), Ok(Duration::ZERO));
         }
@@ -67,8 +66,8 @@ mod tests {
         }
         assert_eq!(take(&one, at(0)), Err(Duration::from_millis(2_040)));
         assert_eq!(take("org_2", at(0)), Ok(Duration::ZERO));
-        assert_eq!(pace.take(None, LONGEST, at(0)), Ok(Duration::ZERO));
-        assert_eq!(take(&one, at(40)), Ok(LONGEST));
+        assert_eq!(pace.take(None, MAX_DELAY, at(0)), Ok(Duration::ZERO));
+        assert_eq!(take(&one, at(40)), Ok(MAX_DELAY));
     }
 
     #[test]
@@ -76,9 +75,9 @@ mod tests {
         let pace = ForcedPace::default();
         for n in 0..SWEEP_AT {
             let org = &format!("org_{n}");
-            assert!(pace.take(Some(&org), LONGEST, at(0)).is_ok());
+            assert!(pace.take(Some(&org), MAX_DELAY, at(0)).is_ok());
         }
-        assert!(pace.take(None, LONGEST, at(1_000)).is_ok());
+        assert!(pace.take(None, MAX_DELAY, at(1_000)).is_ok());
         assert_eq!(pace.0.lock().unwrap().len(), 1);
     }
 }

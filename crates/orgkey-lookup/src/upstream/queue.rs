@@ -2,13 +2,13 @@
 //!
 //! * At most 64 calls are in flight, a quarter of them reserved for known keys.
 //! * A lookup is admitted while its expected wait is below the caller deadline. The expected wait follows from the lookups
-//!   ahead of it, the mean duration of a call, the rate limit, the budget below and the share of unknown keys that use it. Other lookups are rejected at once, with
-//!   the expected wait for `Retry-After`.
+//!   ahead of it, the mean duration of a call, the rate limit, the budget below and the share of unknown keys that use it.
+//!   Other lookups are rejected at once, with the expected wait for `Retry-After`.
 //! * Known and unknown keys take turns. Known keys can be served from the cache meanwhile, so they must not starve the
 //!   others. Among the unknown, recently valid keys go first, then the others, in a fair queue by peer.
 //! * Every invalid key costs a token of a budget: 500 at once, 50 per second. The token of an unknown key is taken when its
-//!   call begins and returned unless the key is invalid, so valid keys alone are never slowed down. When invalid keys have
-//!   used the budget up, unknown keys go at the pace at which it refills.
+//!   call begins and returned unless the key is invalid, so valid keys are never slowed down. After invalid keys have used up the
+//!   budget, unknown keys are admitted at its refill rate.
 //!
 //! This is a state machine without a clock, a task or a lock: its callers pass in the time.
 
@@ -35,10 +35,10 @@ const FIRST_ESTIMATE: Duration = Duration::from_millis(100);
 /// The weight of a call in the means.
 const WEIGHT: f64 = 1.0 / 16.0;
 
-/// What a waiting lookup is sent: it may call now, or why not.
+/// The message to a waiting lookup: it may call now, or why not.
 pub(super) type Turn = Result<(), CannotTell>;
 
-/// What bounds a lookup's wait.
+/// The bound of a lookup's wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitLimits {
     /// Lookups that would wait for longer are rejected.
@@ -53,7 +53,7 @@ pub(super) struct AdmissionQueue {
     known: VecDeque<oneshot::Sender<Turn>>,
     recently_valid: VecDeque<oneshot::Sender<Turn>>,
     unknown: FairQueue,
-    /// Who goes first if both wait.
+    /// The class that goes first if both wait.
     is_turn_of_unknown: bool,
     calls_of_known: usize,
     calls_of_unknown: usize,
@@ -251,7 +251,7 @@ impl AdmissionQueue {
     /// Returns whether no other lookup goes before this one.
     fn is_first(&mut self, priority: Priority, now: Tick) -> bool {
         match priority {
-            // What holds back unknown keys alone (the reserve, the budget) does not hold back a known one.
+            // The reserve and the budget apply to unknown keys only.
             Priority::Known => {
                 self.known.is_empty()
                     && self

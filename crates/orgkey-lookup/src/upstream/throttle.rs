@@ -4,7 +4,7 @@
 //!
 //! * All calls pause for as long as the issuer asks, at most 60 s. If it does not say, the pause is 1 s, doubling with each 429
 //!   in a row. During a pause one call for an unknown key is let through every 10 s.
-//! * The rate is halved. It then rises by a tenth per second to its former value.
+//! * The rate is halved. It then rises by a tenth per second to its earlier value.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ async fn fault_13_impostor_gets_no_key_and_no_token() {
         let (log, _guard) = Log::capture();
         let impostor = impostor.verify_without_token().start().await.unwrap();
         let mut stage = Stage::over(tls().start().await.unwrap()).await;
-        let unknown = stage.stranger();
+        let unknown = stage.unknown_key();
         stage.proxy.inject(Fault::Divert(impostor.addr())).await;
         stage.shows_an_outage(&unknown).await;
         assert!(stage.proxy.injected() >= 5, "{what}");

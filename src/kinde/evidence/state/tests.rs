@@ -105,7 +105,7 @@ fn nothing(_: &mut Issuer) {}
 /// The table in the module documentation of `kinde`, below "a newer token exists".
 #[test]
 #[allow(clippy::too_many_lines)] // A table.
-fn a_401_is_decided_by_the_table() {
+fn evidence_table_decides_a_401() {
     let cases = [
         Case {
             what: "no evidence",
@@ -320,7 +320,7 @@ fn only_a_later_200_makes_the_probe_unusable() {
 }
 
 #[test]
-fn another_tokens_200_keeps_the_probe_usable() {
+fn other_tokens_200_keeps_the_probe_usable() {
     let mut issuer = Issuer::default();
     issuer.probe(OTHER, REJECTED);
     issuer.ok(THIS);
@@ -329,7 +329,7 @@ fn another_tokens_200_keeps_the_probe_usable() {
 }
 
 #[test]
-fn an_unusable_probe_is_tried_again_and_logged_once() {
+fn unusable_probe_is_retried_and_logged_once() {
     let mut issuer = Issuer::default();
     issuer.probe(THIS, REJECTED);
     issuer.ok(THIS);
@@ -359,7 +359,7 @@ fn an_unusable_probe_is_tried_again_and_logged_once() {
 }
 
 #[test]
-fn a_rejected_token_is_logged_once_until_a_later_200() {
+fn rejected_token_is_logged_once() {
     let mut issuer = Issuer::default();
     for _ in 0..2 {
         let token_rejected = Event::TokenRejected {
@@ -378,7 +378,7 @@ fn a_rejected_token_is_logged_once_until_a_later_200() {
 }
 
 #[test]
-fn only_a_renewal_that_helped_resets_the_gate() {
+fn only_a_renewal_that_helped_resets_the_backoff() {
     for (is_retry, waits) in [(false, [5, 10, 20]), (true, [0, 0, 0])] {
         let mut issuer = Issuer::default();
         assert!(issuer.state.may_renew(issuer.now));
@@ -397,7 +397,7 @@ fn only_a_renewal_that_helped_resets_the_gate() {
 }
 
 #[test]
-fn a_late_200_of_an_older_token_changes_nothing() {
+fn late_200_of_an_older_token_is_ignored() {
     let mut issuer = Issuer::default();
     issuer.ok(THIS);
     issuer.ok(OTHER);
@@ -408,7 +408,7 @@ fn a_late_200_of_an_older_token_changes_nothing() {
 }
 
 #[test]
-fn a_record_confirms_the_answers_about_its_key() {
+fn record_confirms_the_answers_about_its_key() {
     let confirm = |issuer: &mut Issuer| {
         let key_id = KeyId::from_static("api_key_1");
         issuer.state.confirm(&key_id);
@@ -433,13 +433,13 @@ fn a_record_confirms_the_answers_about_its_key() {
 }
 
 #[test]
-fn an_answer_confirmed_meanwhile_is_not_left_unconfirmed() {
+fn confirmed_answer_is_not_left_unconfirmed() {
     let mut issuer = Issuer::default();
     let answer = issuer.unauthorized(THIS, true, false);
     issuer.ok(THIS);
     issuer.state.leave_unconfirmed(&answer, None);
     assert!(issuer.state.unconfirmed.is_none());
-    // Nor does one of an older token replace one of a newer token.
+    // One of an older token does not replace one of a newer token either.
     issuer.known_no(THIS, None);
     issuer.known_no(OTHER, None);
     let token = issuer.state.unconfirmed.as_ref().unwrap().token;

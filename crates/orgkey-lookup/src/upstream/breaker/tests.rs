@@ -171,7 +171,7 @@ fn it_opens_for_longer_each_time() {
         let open_for = remaining(&breaker, Known, now);
         let longest = Duration::from_secs(longest);
         assert!(open_for <= longest && open_for >= longest.mul_f64(0.79));
-        // In turn: a key whose trial failed lets the other one go first.
+        // In turn: after a failed trial, a key lets the other one go first.
         let key = keys[n % 2];
         assert_eq!(breaker.begin(Known, &key, now).unwrap_err(), open_for);
         now = now.after(open_for);
@@ -219,7 +219,7 @@ fn outcomes_from_before_opening_change_nothing() {
         Health::Failed,
         Health::Answered,
         Health::Alive,
-        Health::Senseless,
+        Health::InvalidResponse,
     ];
 
     let breaker = breaker();
@@ -295,19 +295,19 @@ fn a_keys_failures_count_once_in_ten_seconds() {
 }
 
 #[test]
-fn ten_senseless_keys_in_a_row_open_it() {
+fn ten_invalid_responses_in_a_row_open_it() {
     for circuit in [Known, Unknown] {
         let breaker = breaker();
         let keys = keys(20);
         for _ in 0..100 {
             for &key in &keys[..9] {
-                assert!(!end(&breaker, circuit, key, Health::Senseless, at(0)));
+                assert!(!end(&breaker, circuit, key, Health::InvalidResponse, at(0)));
             }
         }
         // An answer about any key shows that the issuer makes sense.
         assert!(!end(&breaker, Known, keys[19], Health::Answered, at(0)));
         for (n, &key) in keys[..10].iter().enumerate() {
-            let opened = end(&breaker, circuit, key, Health::Senseless, at(0));
+            let opened = end(&breaker, circuit, key, Health::InvalidResponse, at(0));
             assert_eq!(opened, n == 9, "{n}");
         }
         remaining(&breaker, circuit, at(0));
@@ -315,12 +315,12 @@ fn ten_senseless_keys_in_a_row_open_it() {
 }
 
 #[test]
-fn senseless_trial_leaves_next_to_another_key() {
+fn invalid_trial_leaves_next_to_another_key() {
     let breaker = breaker();
     let keys = keys(2);
     open(&breaker, Known, at(0));
     let now = at(5_000);
-    assert!(!end(&breaker, Known, keys[0], Health::Senseless, now));
+    assert!(!end(&breaker, Known, keys[0], Health::InvalidResponse, now));
     assert_eq!(breaker.check(Known, &keys[0], now), Err(PRECEDENCE));
     assert!(!end(&breaker, Known, keys[1], Health::Answered, now));
     assert_eq!(breaker.state(Known, now), BreakerState::Closed);

@@ -44,7 +44,7 @@ fn started(places: &mut [oneshot::Receiver<Turn>]) -> usize {
     turns.flatten().count()
 }
 
-/// A queue whose budget was used up by invalid keys.
+/// A queue with a budget that invalid keys have used up.
 fn with_empty_budget() -> AdmissionQueue {
     let mut queue = queue(None);
     for _ in 0..500 {
@@ -171,7 +171,7 @@ fn the_budget_bounds_the_wait_of_each_peer() {
     // 50 per second, for at most 2.5 s.
     assert_eq!(queue.waiting(), 124);
     assert_eq!(rejected.retry_after, Duration::from_millis(2_500));
-    // A peer whose turn comes next does not wait for the flood of another one.
+    // The next peer in turn does not wait for the flood of another one.
     let _other = waits(enter(&mut queue, unknown(2)));
     let _recent = waits(enter(&mut queue, RECENT));
     called(enter(&mut queue, KNOWN));

@@ -1,4 +1,4 @@
-//! Between the layer and the handler: what counts, and in whose face it is refused.
+//! Limits in a stack: which requests count, and the response format of rejections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,30 +18,33 @@ use crate::*;
 
 const ONE: &str = "k_test_one_0123456789";
 const TWO: &str = "k_test_two_0123456789";
-const NOBODY: &str = "k_test_nobody_0123456";
-const DOUBTFUL: &str = "k_test_doubtful_01234";
+const NO_ORGANIZATION: &str = "k_test_no_org_0123456";
+const UNAVAILABLE: &str = "k_test_unavail_012345";
 
 fn issuer() -> Issuer {
     Issuer::knowing([
         (ONE, support::org("org_one", &["read:reports"])),
         (TWO, support::org("org_one", &["read:reports"])),
-        (NOBODY, Say::Yes(Verification::without_organization())),
-        (DOUBTFUL, Say::Unavailable),
+        (
+            NO_ORGANIZATION,
+            Say::Yes(Verification::without_organization()),
+        ),
+        (UNAVAILABLE, Say::Unavailable),
     ])
 }
 
-/// A limit that counts how often its function is asked: whoever it does not ask for uses nothing.
-fn counted(most: u32) -> (OrgRateLimitLayer, Arc<AtomicUsize>) {
-    let asked = Arc::new(AtomicUsize::new(0));
+/// A limit that counts the calls of its function. Without a call, a request uses no quota.
+fn counted(requests: u32) -> (OrgRateLimitLayer, Arc<AtomicUsize>) {
+    let calls = Arc::new(AtomicUsize::new(0));
     let quota = {
-        let asked = Arc::clone(&asked);
+        let calls = Arc::clone(&calls);
         move |_: &OrgContext| {
-            asked.fetch_add(1, Ordering::SeqCst);
-            Some(Quota::per_hour(most))
+            calls.fetch_add(1, Ordering::SeqCst);
+            Some(Quota::per_hour(requests))
         }
     };
     let builder = OrgRateLimitLayer::builder(quota).ratelimit_fields("hourly");
-    (builder.build().unwrap(), asked)
+    (builder.build().unwrap(), calls)
 }
 
 fn app() -> Router {
@@ -57,14 +60,14 @@ fn app() -> Router {
         )
 }
 
-fn wears_no_fields(answer: &Answer) {
+fn has_no_fields(answer: &Answer) {
     assert_eq!(answer.header("ratelimit"), None);
     assert_eq!(answer.header("ratelimit-policy"), None);
 }
 
 #[tokio::test]
-async fn a_key_that_is_refused_uses_nobodys_quota() {
-    let (limit, asked) = counted(2);
+async fn rejected_key_uses_no_quota() {
+    let (limit, calls) = counted(2);
     let auth = ApiKeyLayer::new(issuer());
     let keys = auth.handle();
     let address = serve(app().route_layer(limit.clone()).route_layer(auth)).await;
@@ -72,8 +75,8 @@ async fn a_key_that_is_refused_uses_nobodys_quota() {
     for (key, status) in [
         (Some("k_test_unknown_01234"), 401),
         (Some("short"), 400),
-        (Some(NOBODY), 403),
-        (Some(DOUBTFUL), 503),
+        (Some(NO_ORGANIZATION), 403),
+        (Some(UNAVAILABLE), 503),
         (Some(TWO), 401),
         (None, 401),
     ] {
@@ -83,9 +86,9 @@ async fn a_key_that_is_refused_uses_nobodys_quota() {
             None => ask.send().await,
         };
         assert_eq!(answer.status, status);
-        wears_no_fields(&answer);
+        has_no_fields(&answer);
     }
-    assert_eq!((asked.load(Ordering::SeqCst), limit.accounts()), (0, 0));
+    assert_eq!((calls.load(Ordering::SeqCst), limit.accounts()), (0, 0));
     for (status, left) in [(200, 1), (200, 0), (429, 0)] {
         let answer = get(address, "/").key(ONE).send().await;
         assert_eq!(answer.status, status);
@@ -102,7 +105,7 @@ async fn a_key_that_is_refused_uses_nobodys_quota() {
 }
 
 #[tokio::test]
-async fn a_guards_refusal_counts_inside_of_the_limit_and_not_outside_of_it() {
+async fn guard_rejections_count_inside_the_limit_only() {
     for (is_inside, left) in [(true, 0), (false, 1)] {
         let (limit, _) = counted(2);
         let guard = require_scope("write:reports");
@@ -117,12 +120,12 @@ async fn a_guards_refusal_counts_inside_of_the_limit_and_not_outside_of_it() {
             .route("/read", route(async || "read").route_layer(limit))
             .route_layer(ApiKeyLayer::new(issuer()));
         let address = serve(app).await;
-        let refused = get(address, "/write").key(ONE).send().await;
+        let rejected = get(address, "/write").key(ONE).send().await;
         assert_eq!(
-            (refused.status, refused.code().as_str()),
+            (rejected.status, rejected.code().as_str()),
             (403, "insufficient-scope")
         );
-        assert_eq!(refused.header("ratelimit").is_some(), is_inside);
+        assert_eq!(rejected.header("ratelimit").is_some(), is_inside);
         let answer = get(address, "/read").key(ONE).send().await;
         let field = answer.header("ratelimit").unwrap().to_owned();
         assert!(
@@ -133,13 +136,13 @@ async fn a_guards_refusal_counts_inside_of_the_limit_and_not_outside_of_it() {
 }
 
 #[tokio::test]
-async fn the_refusal_wears_the_users_face_and_keeps_the_fields() {
+async fn rejection_has_the_custom_format_and_fields() {
     let (limit, _) = counted(1);
     let auth = ApiKeyLayer::new(issuer()).with_rejection_response(|rejection: &Rejection| {
         (
             rejection.status(),
-            [("x-face", "mine")],
-            format!("mine: {}", rejection.code()),
+            [("x-format", "custom")],
+            format!("custom: {}", rejection.code()),
         )
             .into_response()
     });
@@ -149,11 +152,11 @@ async fn the_refusal_wears_the_users_face_and_keeps_the_fields() {
         .route_layer(limit)
         .route_layer(auth);
     let address = serve(app).await;
-    // Passes the rate, and its field survives the refusal beneath it.
+    // Passes the rate limit. Its fields are kept in the inner rejection.
     let busy = get(address, "/busy").key(ONE).send().await;
     assert_eq!(
         (busy.status, busy.body.as_str()),
-        (429, "mine: concurrency-limited")
+        (429, "custom: concurrency-limited")
     );
     assert_eq!(busy.header("retry-after"), Some("1"));
     assert!(
@@ -162,30 +165,30 @@ async fn the_refusal_wears_the_users_face_and_keeps_the_fields() {
             .starts_with("\"hourly\";r=0;")
     );
 
-    let refused = get(address, "/").key(ONE).send().await;
+    let rejected = get(address, "/").key(ONE).send().await;
     assert_eq!(
-        (refused.status, refused.body.as_str()),
-        (429, "mine: rate-limited")
+        (rejected.status, rejected.body.as_str()),
+        (429, "custom: rate-limited")
     );
-    assert_eq!(refused.header("x-face"), Some("mine"));
+    assert_eq!(rejected.header("x-format"), Some("custom"));
     assert_eq!(
-        refused.header("content-type"),
+        rejected.header("content-type"),
         Some("text/plain; charset=utf-8")
     );
-    assert_eq!(refused.header("cache-control"), Some("no-store"));
-    let wait = refused.header("retry-after").unwrap().to_owned();
+    assert_eq!(rejected.header("cache-control"), Some("no-store"));
+    let wait = rejected.header("retry-after").unwrap().to_owned();
     let left = format!("\"hourly\";r=0;t={wait}");
-    assert_eq!(refused.header("ratelimit"), Some(left.as_str()));
+    assert_eq!(rejected.header("ratelimit"), Some(left.as_str()));
     assert_eq!(
-        refused.header("ratelimit-policy"),
+        rejected.header("ratelimit-policy"),
         Some("\"hourly\";q=1;w=3600")
     );
     assert!((3_500..=3_600).contains(&wait.parse().unwrap()), "{wait}");
 }
 
 #[tokio::test]
-async fn several_limits_each_have_their_say() {
-    let limit = |name: &str, most| quota(Quota::per_hour(most)).ratelimit_fields(name);
+async fn several_limits_append_their_fields() {
+    let limit = |name: &str, requests| quota(Quota::per_hour(requests)).ratelimit_fields(name);
     let app = app()
         .route_layer(limit("organization", 100).build().unwrap())
         .route_layer(limit("key", 10).per_key().build().unwrap())
@@ -198,8 +201,8 @@ async fn several_limits_each_have_their_say() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_key_passes_uncounted_where_the_layer_lets_it() {
-    let (limit, asked) = counted(0);
+async fn anonymous_request_is_not_counted() {
+    let (limit, calls) = counted(0);
     let none_at_once = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(0));
     let auth = ApiKeyLayer::builder(issuer())
         .allow_anonymous()
@@ -213,36 +216,36 @@ async fn a_request_without_a_key_passes_uncounted_where_the_layer_lets_it() {
     for _ in 0..3 {
         let answer = get(address, "/").send().await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "open"));
-        wears_no_fields(&answer);
+        has_no_fields(&answer);
     }
-    assert_eq!(asked.load(Ordering::SeqCst), 0);
-    // A guard inside still asks who it is, and a key is counted.
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    // A guard inside still requires a key, and a request with a key is counted.
     assert_eq!(get(address, "/read").send().await.status, 401);
     assert_eq!(get(address, "/").key(ONE).send().await.status, 429);
 }
 
 #[tokio::test]
-async fn without_the_layer_in_front_it_is_500_and_the_log_says_so() {
+async fn missing_layer_is_500_and_logged() {
     let (log, _guard) = Log::capture();
     let (limit, _) = counted(5);
     let handler =
         || service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Body::empty())));
     let mut rate = limit.layer(handler());
-    let refused = rate.call(Request::new(())).await.unwrap();
-    assert_eq!(refused.status(), 500);
-    assert!(!refused.headers().contains_key("ratelimit"));
+    let rejected = rate.call(Request::new(())).await.unwrap();
+    assert_eq!(rejected.status(), 500);
+    assert!(!rejected.headers().contains_key("ratelimit"));
     let mut concurrency = OrgConcurrencyLimitLayer::new(|_: &OrgContext| None).layer(handler());
     assert_eq!(
         concurrency.call(Request::new(())).await.unwrap().status(),
         500
     );
-    let loud = log.lines("ERROR", "no `ApiKeyLayer` stands in front");
-    assert!(!loud.is_empty(), "{}", log.text());
+    let lines = log.lines("ERROR", "no `ApiKeyLayer` stands in front");
+    assert!(!lines.is_empty(), "{}", log.text());
 }
 
-/// Whoever has read an answer to its end finds the place free, however the answer was sent.
+/// The permit is free once a client has read the whole response, however it was sent.
 #[tokio::test]
-async fn requests_one_after_the_other_never_meet_a_limit_of_one() {
+async fn sequential_requests_pass_a_limit_of_one() {
     let chunks = async || {
         let chunks = ["in ", "three ", "parts"].map(Ok::<_, Infallible>);
         Body::from_stream(futures_util::stream::iter(chunks))
@@ -262,9 +265,9 @@ async fn requests_one_after_the_other_never_meet_a_limit_of_one() {
     }
 }
 
-/// Plain Tower, with no router to make one body out of all.
+/// Plain Tower services, without a router that unifies the body types.
 #[tokio::test]
-async fn the_layers_compose_in_one_stack() {
+async fn layers_compose_in_one_stack() {
     let (limit, _) = counted(2);
     let mut stack = ServiceBuilder::new()
         .layer(ApiKeyLayer::new(issuer()))

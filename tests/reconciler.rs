@@ -1,4 +1,4 @@
-//! What is taken away in Kinde's own pages takes effect within one walk and one verification.
+//! A rotation or deletion in Kinde takes effect within one reconciliation and one verification.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
@@ -23,11 +23,11 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, advance};
 use tower::ServiceExt;
-use tower_orgkey::kinde::{KeyPoller, KeyPollerBuilder, KindeVerifier};
+use tower_orgkey::kinde::{KeyReconciler, KeyReconcilerBuilder, KindeVerifier};
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind, telemetry};
 
-/// Only a test that fails waits for so long.
+/// Only a failing test waits this long.
 const HANG: Duration = Duration::from_secs(30);
 
 struct Stage {
@@ -36,7 +36,7 @@ struct Stage {
     kinde: KindeVerifier,
     keys: ApiKeyHandle,
     app: Router,
-    /// Of the last request that was let through.
+    /// The context of the last request that passed.
     context: watch::Receiver<Option<OrgContext>>,
 }
 
@@ -50,7 +50,7 @@ impl Stage {
             .build()
             .unwrap();
         let auth = ApiKeyLayer::builder(kinde.clone())
-            // So that it is the poller that takes effect, and not the soft TTL.
+            // Long, so that only the reconciler takes effect.
             .soft_ttl(Duration::from_secs(600))
             .hard_ttl(Duration::from_secs(3600))
             .allow_user_keys()
@@ -58,8 +58,8 @@ impl Stage {
             .build()
             .unwrap();
         let keys = auth.handle();
-        let (told, context) = watch::channel(None);
-        let handler = move |org: OrgContext| async move { drop(told.send(Some(org))) };
+        let (sender, context) = watch::channel(None);
+        let handler = move |org: OrgContext| async move { drop(sender.send(Some(org))) };
         let app = Router::new().route("/", get(handler)).route_layer(auth);
         Self {
             emulator,
@@ -71,8 +71,8 @@ impl Stage {
         }
     }
 
-    fn poller(&self) -> KeyPollerBuilder {
-        KeyPoller::builder(&self.kinde, self.keys.clone()).calls_per_second(1_000)
+    fn reconciler(&self) -> KeyReconcilerBuilder {
+        KeyReconciler::builder(&self.kinde, self.keys.clone()).calls_per_second(1_000)
     }
 
     fn issue(&self, org_code: &str) -> IssuedKey {
@@ -85,7 +85,7 @@ impl Stage {
         self.app.clone().oneshot(request).await.unwrap().status()
     }
 
-    /// A key that is held.
+    /// Issues a key and verifies it.
     async fn known(&self, org_code: &str) -> IssuedKey {
         let key = self.issue(org_code);
         assert_eq!(self.get(key.secret()).await, StatusCode::OK);
@@ -96,38 +96,38 @@ impl Stage {
         self.emulator.calls().verify.total
     }
 
-    /// The key is served from what is held.
-    async fn is_held(&self, key: &IssuedKey) {
+    /// Checks that the key is served from the cache.
+    async fn is_cached(&self, key: &IssuedKey) {
         let before = self.verifications();
         assert_eq!(self.get(key.secret()).await, StatusCode::OK);
-        assert_eq!(self.verifications(), before, "asked again");
+        assert_eq!(self.verifications(), before, "verified again");
     }
 
-    /// The key is good, and it took one more verification to know.
-    async fn is_verified_anew(&self, key: &IssuedKey) {
+    /// Checks that the key is valid after one more verification.
+    async fn is_verified_again(&self, key: &IssuedKey) {
         let before = self.verifications();
         assert_eq!(self.get(key.secret()).await, StatusCode::OK);
         assert_eq!(self.verifications(), before + 1);
     }
 
-    async fn is_refused(&self, key: &IssuedKey) {
+    async fn is_rejected(&self, key: &IssuedKey) {
         assert_eq!(self.get(key.secret()).await, StatusCode::UNAUTHORIZED);
     }
 }
 
 #[tokio::test]
-async fn fault_27b_a_rotated_secret_ends_with_the_next_walk_and_the_new_one_works_at_once() {
+async fn fault_27b_rotated_secret_is_invalidated() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let old = stage.known("org_a").await;
     let bystander = stage.known("org_b").await;
     let new = stage.emulator.rotate(old.id());
     stage.clock.jump(Duration::from_secs(10));
-    // The fault is there: nobody has told us.
-    stage.is_held(&old).await;
-    stage.is_verified_anew(&new).await;
+    // The fault was injected: the cache does not know of the rotation.
+    stage.is_cached(&old).await;
+    stage.is_verified_again(&new).await;
 
-    let report = poller.walk_once().await.unwrap();
+    let report = reconciler.reconcile_once().await.unwrap();
     assert_eq!(
         (
             report.calls,
@@ -137,37 +137,37 @@ async fn fault_27b_a_rotated_secret_ends_with_the_next_walk_and_the_new_one_work
         ),
         (1, 2, 3, 1)
     );
-    stage.is_refused(&old).await;
-    stage.is_held(&new).await;
-    stage.is_held(&bystander).await;
-    // Nothing is left to do, and nothing was blocked.
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 0);
-    stage.is_held(&new).await;
+    stage.is_rejected(&old).await;
+    stage.is_cached(&new).await;
+    stage.is_cached(&bystander).await;
+    // Nothing remains to be invalidated, and nothing was blocked.
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 0);
+    stage.is_cached(&new).await;
 }
 
 #[tokio::test]
-async fn fault_27b_a_key_taken_away_in_any_manner_ends_with_the_next_walk() {
+async fn fault_27b_removed_key_is_invalidated() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
-    let ways: [fn(&KindeEmulator, &str); 3] = [
+    let mut reconciler = stage.reconciler().build().unwrap();
+    let removals: [fn(&KindeEmulator, &str); 3] = [
         |emulator, id| emulator.delete(id),
         |emulator, id| emulator.revoke(id),
         |emulator, id| emulator.deactivate(id),
     ];
     let bystander = stage.known("org_b").await;
-    for take_away in ways {
+    for remove in removals {
         let key = stage.known("org_a").await;
-        take_away(&stage.emulator, key.id());
+        remove(&stage.emulator, key.id());
         stage.clock.jump(Duration::from_secs(10));
-        stage.is_held(&key).await;
-        assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
-        stage.is_refused(&key).await;
-        stage.is_held(&bystander).await;
+        stage.is_cached(&key).await;
+        assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 1);
+        stage.is_rejected(&key).await;
+        stage.is_cached(&bystander).await;
     }
 }
 
 #[tokio::test]
-async fn fault_27b_a_key_that_rested_for_14_minutes_is_verified_anew_with_or_without_a_poller() {
+async fn fault_27b_idle_key_is_verified_again() {
     let stage = Stage::set().await;
     let auth = ApiKeyLayer::builder(stage.kinde.clone())
         .test_clock(stage.clock.clone())
@@ -184,42 +184,42 @@ async fn fault_27b_a_key_that_rested_for_14_minutes_is_verified_anew_with_or_wit
     let new = stage.emulator.rotate(rotated.id());
     stage.emulator.delete(deleted.id());
     stage.clock.jump(Duration::from_secs(10));
-    stage.is_held(&rotated).await;
-    stage.is_held(&deleted).await;
-    stage.is_verified_anew(&new).await;
+    stage.is_cached(&rotated).await;
+    stage.is_cached(&deleted).await;
+    stage.is_verified_again(&new).await;
     stage.clock.jump(Duration::from_secs(14 * 60));
-    stage.is_refused(&rotated).await;
-    stage.is_refused(&deleted).await;
-    stage.is_verified_anew(&new).await;
+    stage.is_rejected(&rotated).await;
+    stage.is_rejected(&deleted).await;
+    stage.is_verified_again(&new).await;
 }
 
 #[tokio::test]
-async fn fault_27b_a_list_that_still_shows_a_key_does_not_keep_it_alive() {
+async fn fault_27b_outdated_list_keeps_no_key_valid() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
-    let listed_for_ever = format!(
+    let listed_forever = format!(
         r#"{{"has_more":false,"api_keys":[{{"id":"{}","status":"active"}}]}}"#,
         key.id()
     );
-    let fault = Fault::reply(200, "application/json", listed_for_ever);
+    let fault = Fault::reply(200, "application/json", listed_forever);
     stage.emulator.inject(Endpoint::ListKeys, fault);
     stage.emulator.delete(key.id());
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 0);
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 0);
     stage.clock.jump(Duration::from_secs(2 * 600));
-    stage.is_refused(&key).await;
+    stage.is_rejected(&key).await;
     assert!(stage.emulator.calls().list_keys.faulted > 0);
 }
 
 #[tokio::test]
-async fn a_walk_reads_every_page_before_it_judges() {
+async fn all_pages_are_read_before_invalidations() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().page_size(2).build().unwrap();
+    let mut reconciler = stage.reconciler().page_size(2).build().unwrap();
     let mut known = Vec::new();
     for _ in 0..5 {
         known.push(stage.known("org_a").await);
     }
-    let report = poller.walk_once().await.unwrap();
+    let report = reconciler.reconcile_once().await.unwrap();
     assert_eq!(
         (
             report.calls,
@@ -237,14 +237,14 @@ async fn a_walk_reads_every_page_before_it_judges() {
     );
     assert_eq!(query, expected);
     for key in &known {
-        stage.is_held(key).await;
+        stage.is_cached(key).await;
     }
 }
 
 #[tokio::test]
-async fn a_walk_that_fails_half_way_proves_nothing() {
+async fn failed_reconciliation_changes_nothing() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().page_size(1).build().unwrap();
+    let mut reconciler = stage.reconciler().page_size(1).build().unwrap();
     let known = [
         stage.known("org_a").await,
         stage.known("org_a").await,
@@ -278,7 +278,7 @@ async fn a_walk_that_fails_half_way_proves_nothing() {
         stage.emulator.reset_calls();
         let what = format!("{fault:?} {before}");
         stage.emulator.inject(Endpoint::ListKeys, fault.every(2));
-        poller.walk_once().await.expect_err(&what);
+        reconciler.reconcile_once().await.expect_err(&what);
         let calls = stage.emulator.calls();
         assert_eq!(
             (calls.list_keys.total, calls.list_keys.faulted),
@@ -286,86 +286,86 @@ async fn a_walk_that_fails_half_way_proves_nothing() {
             "{what}"
         );
         for key in known.iter().chain([&gone, &rotated]) {
-            stage.is_held(key).await;
+            stage.is_cached(key).await;
         }
     }
     stage.emulator.clear_faults();
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 2);
-    stage.is_refused(&gone).await;
-    stage.is_refused(&rotated).await;
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 2);
+    stage.is_rejected(&gone).await;
+    stage.is_rejected(&rotated).await;
 }
 
 #[tokio::test]
-async fn a_page_that_never_comes_ends_the_walk() {
+async fn page_has_a_deadline() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     stage
         .emulator
         .inject(Endpoint::ListKeys, Fault::no_response());
-    let walked = tokio::time::timeout(HANG, poller.walk_once()).await;
+    let result = tokio::time::timeout(HANG, reconciler.reconcile_once()).await;
     assert_eq!(
-        walked.unwrap().unwrap_err().kind(),
+        result.unwrap().unwrap_err().kind(),
         VerifyErrorKind::Unavailable
     );
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
-    stage.is_held(&key).await;
+    stage.is_cached(&key).await;
 }
 
 #[tokio::test]
-async fn keys_verified_after_the_walk_began_are_left_alone() {
+async fn keys_verified_after_the_start_are_kept() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let again = stage.known("org_a").await;
     let control = stage.known("org_a").await;
     stage.emulator.inject(Endpoint::ListKeys, Fault::hold());
-    let walking = tokio::spawn(async move { (poller.walk_once().await, poller) });
+    let task = tokio::spawn(async move { (reconciler.reconcile_once().await, reconciler) });
     let arrived = stage.emulator.wait_for_calls(Endpoint::ListKeys, 1);
     tokio::time::timeout(HANG, arrived).await.unwrap();
-    // One is new, the other was held and is verified once more, both while the walk is under way.
+    // During the reconciliation, one key is new and another, cached one is verified again.
     let new = stage.known("org_a").await;
     stage
         .keys
         .invalidate_key(&ApiKey::parse(again.secret()).unwrap());
-    stage.is_verified_anew(&again).await;
+    stage.is_verified_again(&again).await;
     for key in [&new, &again, &control] {
         stage.emulator.delete(key.id());
     }
     stage.emulator.clear_faults();
-    let (report, mut poller) = tokio::time::timeout(HANG, walking).await.unwrap().unwrap();
+    let (report, mut reconciler) = tokio::time::timeout(HANG, task).await.unwrap().unwrap();
     let report = report.unwrap();
     assert_eq!(
         (report.listed, report.compared, report.invalidated),
         (0, 2, 1)
     );
-    stage.is_held(&new).await;
-    stage.is_held(&again).await;
-    stage.is_refused(&control).await;
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 2);
-    stage.is_refused(&new).await;
-    stage.is_refused(&again).await;
+    stage.is_cached(&new).await;
+    stage.is_cached(&again).await;
+    stage.is_rejected(&control).await;
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 2);
+    stage.is_rejected(&new).await;
+    stage.is_rejected(&again).await;
 }
 
 #[tokio::test]
-async fn a_walk_that_is_dropped_has_changed_nothing() {
+async fn dropped_reconciliation_changes_nothing() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     stage.emulator.delete(key.id());
     stage.emulator.inject(Endpoint::ListKeys, Fault::hold());
     tokio::select! {
-        _ = poller.walk_once() => panic!("the page is held back"),
+        _ = reconciler.reconcile_once() => panic!("the page is delayed"),
         () = stage.emulator.wait_for_calls(Endpoint::ListKeys, 1) => {}
     }
     stage.emulator.clear_faults();
-    stage.is_held(&key).await;
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
+    stage.is_cached(&key).await;
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 1);
 }
 
 #[tokio::test]
-async fn a_list_that_goes_round_is_given_up_and_proves_nothing() {
+async fn repeating_list_is_an_error() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     for (keys, calls) in [
         (r#"{"id":"a"}"#, 2),
@@ -377,42 +377,36 @@ async fn a_list_that_goes_round_is_given_up_and_proves_nothing() {
         stage.emulator.reset_calls();
         let fault = Fault::reply(200, "application/json", body);
         stage.emulator.inject(Endpoint::ListKeys, fault);
-        poller.walk_once().await.unwrap_err();
+        reconciler.reconcile_once().await.unwrap_err();
         let seen = stage.emulator.calls().list_keys;
         assert_eq!((seen.total, seen.faulted), (calls, calls), "{keys}");
-        stage.is_held(&key).await;
+        stage.is_cached(&key).await;
     }
 }
 
 #[tokio::test]
-async fn a_list_longer_than_the_budget_of_a_walk_proves_nothing() {
+async fn list_longer_than_max_calls_is_an_error() {
     let stage = Stage::set().await;
-    let walks = |calls| {
-        stage
-            .poller()
-            .page_size(1)
-            .max_calls_per_walk(calls)
-            .build()
-    };
+    let reconciler = |calls| stage.reconciler().page_size(1).max_calls(calls).build();
     let mut known = Vec::new();
     for _ in 0..8 {
         known.push(stage.known("org_a").await);
     }
     let gone = stage.known("org_a").await;
     stage.emulator.delete(gone.id());
-    walks(7).unwrap().walk_once().await.unwrap_err();
+    reconciler(7).unwrap().reconcile_once().await.unwrap_err();
     assert_eq!(stage.emulator.calls().list_keys.ok, 7);
     for key in known.iter().chain([&gone]) {
-        stage.is_held(key).await;
+        stage.is_cached(key).await;
     }
-    let report = walks(8).unwrap().walk_once().await.unwrap();
+    let report = reconciler(8).unwrap().reconcile_once().await.unwrap();
     assert_eq!((report.listed, report.invalidated), (8, 1));
 }
 
 #[tokio::test]
-async fn a_suffix_that_is_not_shown_proves_nothing() {
+async fn missing_or_odd_suffix_is_ignored() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let old = stage.known("org_a").await;
     stage.emulator.rotate(old.id());
     for suffix in [
@@ -430,18 +424,18 @@ async fn a_suffix_that_is_not_shown_proves_nothing() {
         );
         let fault = Fault::reply(200, "application/json", body);
         stage.emulator.inject(Endpoint::ListKeys, fault);
-        let report = poller.walk_once().await.unwrap();
+        let report = reconciler.reconcile_once().await.unwrap();
         assert_eq!((report.listed, report.invalidated), (1, 0), "{suffix}");
-        stage.is_held(&old).await;
+        stage.is_cached(&old).await;
     }
     stage.emulator.clear_faults();
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 1);
 }
 
 #[tokio::test]
-async fn an_inactive_key_is_absent_even_where_the_list_shows_it() {
+async fn inactive_listed_key_counts_as_missing() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     let body = format!(
         r#"{{"has_more":false,"api_keys":[{{"id":"{}","status":"revoked"}}]}}"#,
@@ -450,28 +444,28 @@ async fn an_inactive_key_is_absent_even_where_the_list_shows_it() {
     let fault = Fault::reply(200, "application/json", body);
     stage.emulator.inject(Endpoint::ListKeys, fault);
     stage.emulator.revoke(key.id());
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
-    stage.is_refused(&key).await;
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 1);
+    stage.is_rejected(&key).await;
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_its_key_is_found_gone() {
+async fn invalidated_key_ends_its_stream() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let bystander = stage.known("org_a").await;
-    let going_on = stage.context.borrow().clone().unwrap().until_invalid();
+    let other_ends = stage.context.borrow().clone().unwrap().until_invalid();
     let gone = stage.known("org_a").await;
     let ends = stage.context.borrow().clone().unwrap().until_invalid();
     stage.emulator.delete(gone.id());
-    let (ends, going_on) = (tokio::spawn(ends), tokio::spawn(going_on));
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
+    let (ends, other_ends) = (tokio::spawn(ends), tokio::spawn(other_ends));
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 1);
     tokio::time::timeout(HANG, ends).await.unwrap().unwrap();
-    stage.is_held(&bystander).await;
-    assert!(!going_on.is_finished());
+    stage.is_cached(&bystander).await;
+    assert!(!other_ends.is_finished());
 }
 
 #[tokio::test]
-async fn what_a_poller_does_is_counted_and_told_without_any_key() {
+async fn reconciliations_are_counted_and_logged() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -485,24 +479,24 @@ async fn what_a_poller_does_is_counted_and_told_without_any_key() {
     let _recorder = metrics::set_default_local_recorder(&recorder);
 
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
-    poller.walk_once().await.unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
+    reconciler.reconcile_once().await.unwrap();
     let key = stage.known("org_a").await;
     let new = stage.emulator.rotate(key.id());
     stage
         .emulator
         .inject(Endpoint::ListKeys, Fault::status(500));
     for _ in 0..3 {
-        poller.walk_once().await.unwrap_err();
+        reconciler.reconcile_once().await.unwrap_err();
     }
     stage.emulator.clear_faults();
-    poller.walk_once().await.unwrap();
+    reconciler.reconcile_once().await.unwrap();
     for _ in 0..25 {
         stage.known("org_a").await;
     }
     let fault = Fault::with_member("api_keys", "[]");
     stage.emulator.inject(Endpoint::ListKeys, fault);
-    assert!(!poller.walk_once().await.unwrap().is_believed);
+    assert!(!reconciler.reconcile_once().await.unwrap().is_confirmed);
 
     let counted: BTreeMap<String, u64> = snapshotter
         .snapshot()
@@ -524,27 +518,27 @@ async fn what_a_poller_does_is_counted_and_told_without_any_key() {
         })
         .filter(|(name, _)| name.starts_with("orgkey_poller"))
         .collect();
-    let walks = |result: &str| counted.get(&format!("{} {result}", telemetry::POLLER_WALKS));
-    assert_eq!(walks("idle"), Some(&1));
-    assert_eq!(walks("failed"), Some(&3));
-    assert_eq!(walks("complete"), Some(&1));
-    assert_eq!(walks("not-believed"), Some(&1));
+    let runs = |result: &str| counted.get(&format!("{} {result}", telemetry::POLLER_WALKS));
+    assert_eq!(runs("idle"), Some(&1));
+    assert_eq!(runs("failed"), Some(&3));
+    assert_eq!(runs("complete"), Some(&1));
+    assert_eq!(runs("not-believed"), Some(&1));
     let total = |name: &str| counted[&format!("{name} ")];
     assert_eq!(total(telemetry::POLLER_CALLS), 5);
     assert_eq!(total(telemetry::POLLER_INVALIDATED), 1);
 
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let told = |message: &str| text.matches(message).count();
-    assert_eq!(told("the poller cannot walk the issuer's keys"), 1);
-    assert_eq!(told("the poller walks the issuer's keys again"), 1);
-    assert_eq!(told("keys were rotated or taken away at the issuer"), 1);
+    let logged = |message: &str| text.matches(message).count();
+    assert_eq!(logged("the poller cannot walk the issuer's keys"), 1);
+    assert_eq!(logged("the poller walks the issuer's keys again"), 1);
+    assert_eq!(logged("keys were rotated or taken away at the issuer"), 1);
     assert_eq!(
-        told("the issuer's list speaks against most of the keys held"),
+        logged("the issuer's list speaks against most of the keys held"),
         1
     );
     for secret in [key.secret(), new.secret(), &stage.emulator.client_secret()] {
-        assert_eq!(told(secret), 0);
-        assert_eq!(told(&secret[secret.len() - 8..]), 0);
+        assert_eq!(logged(secret), 0);
+        assert_eq!(logged(&secret[secret.len() - 8..]), 0);
     }
 }
 
@@ -564,18 +558,18 @@ impl std::io::Write for Lines {
 }
 
 #[tokio::test]
-async fn what_the_list_cannot_hold_is_left_alone() {
+async fn keys_outside_the_list_are_not_compared() {
     let stage = Stage::set().await;
-    let mut poller = stage
-        .poller()
+    let mut reconciler = stage
+        .reconciler()
         .only(|key_id| key_id.as_str().starts_with("api_key_"))
         .build()
         .unwrap();
-    // A user's key is in no list of organizations' keys.
+    // The list has no keys of users.
     let users = KeySpec::user("kp_1").in_organization("org_a");
     let users = stage.emulator.issue_key(users);
     assert_eq!(stage.get(users.secret()).await, StatusCode::OK);
-    // A key of another issuer neither.
+    // The list has no keys of other issuers.
     let fault = Fault::with_member("key_id", r#""other_1""#);
     stage.emulator.inject(Endpoint::Verify, fault);
     let others = stage.known("org_a").await;
@@ -583,65 +577,65 @@ async fn what_the_list_cannot_hold_is_left_alone() {
     let ours = stage.known("org_a").await;
     let fault = Fault::with_member("api_keys", "[]");
     stage.emulator.inject(Endpoint::ListKeys, fault);
-    let report = poller.walk_once().await.unwrap();
+    let report = reconciler.reconcile_once().await.unwrap();
     assert_eq!((report.compared, report.invalidated), (1, 1));
-    stage.is_held(&users).await;
-    stage.is_held(&others).await;
-    stage.is_verified_anew(&ours).await;
+    stage.is_cached(&users).await;
+    stage.is_cached(&others).await;
+    stage.is_verified_again(&ours).await;
 }
 
 #[tokio::test]
-async fn nothing_is_asked_where_nothing_is_held() {
+async fn empty_cache_costs_no_call() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     stage.issue("org_a");
-    let report = poller.walk_once().await.unwrap();
+    let report = reconciler.reconcile_once().await.unwrap();
     assert_eq!((report.calls, report.compared), (0, 0));
     assert_eq!(stage.emulator.calls().total(), 0);
 }
 
 #[tokio::test]
-async fn a_list_that_lacks_most_keys_is_believed_when_the_next_one_does_too() {
+async fn list_lacking_most_keys_needs_confirmation() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let mut known = Vec::new();
     for _ in 0..25 {
         known.push(stage.known("org_a").await);
     }
     let empty = || Fault::with_member("api_keys", "[]");
     stage.emulator.inject(Endpoint::ListKeys, empty());
-    let report = poller.walk_once().await.unwrap();
-    assert_eq!((report.is_believed, report.invalidated), (false, 0));
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.is_confirmed, report.invalidated), (false, 0));
     for key in &known {
-        stage.is_held(key).await;
+        stage.is_cached(key).await;
     }
-    // It was a moment's fault: the next list is whole, so one after it has to be confirmed once more.
+    // The next list is complete, so a later incomplete one needs confirmation again.
     stage.emulator.clear_faults();
-    let report = poller.walk_once().await.unwrap();
-    assert_eq!((report.is_believed, report.invalidated), (true, 0));
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.is_confirmed, report.invalidated), (true, 0));
     stage.emulator.inject(Endpoint::ListKeys, empty());
-    assert!(!poller.walk_once().await.unwrap().is_believed);
-    let report = poller.walk_once().await.unwrap();
-    assert_eq!((report.is_believed, report.invalidated), (true, 25));
-    // Even so nobody is banned.
+    assert!(!reconciler.reconcile_once().await.unwrap().is_confirmed);
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.is_confirmed, report.invalidated), (true, 25));
+    // No key was blocked.
     for key in &known {
-        stage.is_verified_anew(key).await;
+        stage.is_verified_again(key).await;
     }
-    // Ends that are all other ones look just as much like a fault.
+    // A list with other suffixes for all keys needs confirmation too.
     let fault = Fault::rewrite(|body| {
         body.replace("\"key_suffix\":\"", "\"key_suffix\":\"0000\",\"was\":\"")
     });
     stage.emulator.inject(Endpoint::ListKeys, fault);
-    let report = poller.walk_once().await.unwrap();
-    assert_eq!((report.is_believed, report.invalidated), (false, 0));
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 25);
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.is_confirmed, report.invalidated), (false, 0));
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 25);
 }
 
 #[tokio::test]
-async fn a_list_that_lacks_half_of_many_keys_is_believed_at_once_and_one_that_lacks_more_is_not() {
-    for (of, is_believed) in [(40, true), (39, false)] {
+async fn list_lacking_half_needs_no_confirmation() {
+    for (of, is_confirmed) in [(40, true), (39, false)] {
         let stage = Stage::set().await;
-        let mut poller = stage.poller().build().unwrap();
+        let mut reconciler = stage.reconciler().build().unwrap();
         for n in 0..of {
             let key = stage.known("org_a").await;
             if n < 20 {
@@ -649,63 +643,63 @@ async fn a_list_that_lacks_half_of_many_keys_is_believed_at_once_and_one_that_la
             }
         }
         stage.clock.jump(Duration::from_secs(10));
-        let report = poller.walk_once().await.unwrap();
-        assert_eq!(report.is_believed, is_believed, "20 of {of}");
-        assert_eq!(report.invalidated, if is_believed { 20 } else { 0 });
+        let report = reconciler.reconcile_once().await.unwrap();
+        assert_eq!(report.is_confirmed, is_confirmed, "20 of {of}");
+        assert_eq!(report.invalidated, if is_confirmed { 20 } else { 0 });
     }
 }
 
 #[tokio::test]
-async fn a_token_that_was_revoked_early_is_replaced_once() {
+async fn token_revoked_early_is_renewed_once() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     stage.emulator.revoke_tokens();
     stage.emulator.reset_calls();
-    let report = poller.walk_once().await.unwrap();
+    let report = reconciler.reconcile_once().await.unwrap();
     assert_eq!((report.calls, report.listed, report.invalidated), (2, 1, 0));
     let calls = stage.emulator.calls();
     assert_eq!((calls.token.total, calls.list_keys.token_rejected), (1, 1));
-    stage.is_held(&key).await;
+    stage.is_cached(&key).await;
 }
 
 #[tokio::test]
-async fn a_token_that_may_not_list_costs_no_token_a_walk() {
+async fn token_without_scope_is_not_renewed_each_time() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     stage
         .emulator
         .inject(Endpoint::ListKeys, Fault::reject_token());
     stage.emulator.reset_calls();
     for _ in 0..10 {
-        let error = poller.walk_once().await.unwrap_err();
+        let error = reconciler.reconcile_once().await.unwrap_err();
         assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
     }
     let calls = stage.emulator.calls();
-    // One attempt to mend it; the next is due after 5 s on a clock that this test does not move.
+    // One renewal; the next one is permitted after 5 s on a clock that this test does not move.
     assert_eq!((calls.token.total, calls.list_keys.faulted), (1, 11));
-    stage.is_held(&key).await;
+    stage.is_cached(&key).await;
 }
 
 #[tokio::test]
-async fn a_secret_verified_before_there_was_a_poller_is_not_compared_by_its_end() {
+async fn earlier_secrets_have_no_digest_to_compare() {
     let stage = Stage::set().await;
     let before = stage.known("org_a").await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let after = stage.known("org_a").await;
     stage.emulator.rotate(before.id());
     stage.emulator.rotate(after.id());
-    assert_eq!(poller.walk_once().await.unwrap().invalidated, 1);
-    stage.is_held(&before).await;
-    stage.is_refused(&after).await;
+    assert_eq!(reconciler.reconcile_once().await.unwrap().invalidated, 1);
+    stage.is_cached(&before).await;
+    stage.is_rejected(&after).await;
 }
 
 #[tokio::test]
-async fn a_poller_walks_in_every_period_until_it_is_dropped() {
+async fn reconciler_runs_once_per_period() {
     let stage = Stage::set().await;
-    let poller = stage
-        .poller()
+    let reconciler = stage
+        .reconciler()
         .period(Duration::from_secs(1))
         .build()
         .unwrap();
@@ -713,9 +707,9 @@ async fn a_poller_walks_in_every_period_until_it_is_dropped() {
     stage
         .emulator
         .inject(Endpoint::ListKeys, Fault::status(500).times(1));
-    let polling = tokio::spawn(poller.run());
-    let walked = stage.emulator.wait_for_calls(Endpoint::ListKeys, 2);
-    tokio::time::timeout(HANG, walked).await.unwrap();
+    let task = tokio::spawn(reconciler.run());
+    let result = stage.emulator.wait_for_calls(Endpoint::ListKeys, 2);
+    tokio::time::timeout(HANG, result).await.unwrap();
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
     stage.emulator.delete(key.id());
     let effect = async {
@@ -724,26 +718,26 @@ async fn a_poller_walks_in_every_period_until_it_is_dropped() {
         }
     };
     tokio::time::timeout(HANG, effect).await.unwrap();
-    polling.abort();
-    assert!(polling.await.unwrap_err().is_cancelled());
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
 }
 
-/// Keeps paused time where it is, until it is dropped, but for `advance`: what crosses a socket takes none of it.
+/// Stops the paused clock, except for `advance`, until the guard is dropped, so that socket I/O takes no time.
 fn stop_the_clock() -> std::sync::mpsc::Sender<()> {
     let (held, until_dropped) = std::sync::mpsc::channel();
-    // Time does not pass on its own while a thread is at work.
+    // The clock does not advance automatically while a blocking task runs.
     tokio::task::spawn_blocking(move || until_dropped.recv());
     held
 }
 
-/// Gives every task that is awake 20 turns: more than those here take to come to a timer or a socket.
+/// Polls every woken task 20 times: enough for the tasks here to reach a timer or a socket.
 async fn settle() {
     for _ in 0..20 {
         yield_now().await;
     }
 }
 
-/// Waits for what crosses a socket while the clock stands still, and fails when it does not come in real time.
+/// Waits for socket I/O while the clock is stopped, and fails after a timeout in real time.
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
@@ -761,11 +755,11 @@ fn count(snapshotter: &Snapshotter, name: &str) -> u64 {
     snapshot.into_iter().filter_map(of_name).sum()
 }
 
-/// When walks ended.
+/// The end times of reconciliations.
 #[derive(Clone, Default)]
-struct Walks(Arc<Mutex<Vec<Instant>>>);
+struct EndTimes(Arc<Mutex<Vec<Instant>>>);
 
-impl CounterFn for Walks {
+impl CounterFn for EndTimes {
     fn increment(&self, _: u64) {
         self.0.lock().unwrap().push(Instant::now());
     }
@@ -773,7 +767,7 @@ impl CounterFn for Walks {
     fn absolute(&self, _: u64) {}
 }
 
-impl Recorder for Walks {
+impl Recorder for EndTimes {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -797,34 +791,37 @@ impl Recorder for Walks {
     }
 }
 
-/// When so many pollers that start together, with periods of 60 s, walk within this time. In milliseconds since their start.
-async fn walks(pollers: usize, within: Duration) -> Vec<u128> {
-    let walks = Walks::default();
-    let _recorder = metrics::set_default_local_recorder(&walks);
-    // Nothing is held, so nothing is asked, and a walk takes no time.
+/// The times at which reconcilers with a period of 60 s that start together reconcile within this time, in milliseconds since
+/// their start.
+async fn run_times(reconcilers: usize, within: Duration) -> Vec<u128> {
+    let run_times = EndTimes::default();
+    let _recorder = metrics::set_default_local_recorder(&run_times);
+    // No key is cached, so a reconciliation makes no call and takes no time.
     let kinde = KindeVerifier::builder("http://127.0.0.1:1")
         .bearer_token("static")
         .build()
         .unwrap();
     let keys = ApiKeyLayer::new(kinde.clone()).handle();
     let began = Instant::now();
-    let mut polling = JoinSet::new();
-    for _ in 0..pollers {
-        let poller = KeyPoller::builder(&kinde, keys.clone()).build().unwrap();
-        polling.spawn(poller.run());
+    let mut tasks = JoinSet::new();
+    for _ in 0..reconcilers {
+        let reconciler = KeyReconciler::builder(&kinde, keys.clone())
+            .build()
+            .unwrap();
+        tasks.spawn(reconciler.run());
     }
     tokio::time::sleep(within).await;
-    let times = walks.0.lock().unwrap();
+    let times = run_times.0.lock().unwrap();
     times.iter().map(|at| (*at - began).as_millis()).collect()
 }
 
-/// The odds that one of ten tenths gets none of 300 even draws are one in five million millions.
+/// The probability that one of ten tenths gets none of 300 uniform draws is 2 × 10^-13.
 const DRAWS: usize = 300;
 
 #[tokio::test(start_paused = true)]
-async fn the_first_walks_of_pollers_that_start_together_are_spread_over_a_period() {
-    // Nobody's second walk comes before 54 s.
-    let first = walks(DRAWS, Duration::from_secs(54)).await;
+async fn first_runs_are_spread_over_a_period() {
+    // No second reconciliation starts before 54 s.
+    let first = run_times(DRAWS, Duration::from_secs(54)).await;
     for tenth in 0..9 {
         let begins = tenth * 6_000;
         let tenth = begins..begins + 6_000;
@@ -832,22 +829,22 @@ async fn the_first_walks_of_pollers_that_start_together_are_spread_over_a_period
     }
     assert!(first.len() < DRAWS, "none in the last tenth");
     for _ in 0..DRAWS {
-        // The clock of the timers counts whole milliseconds.
-        let walks = walks(1, Duration::from_millis(60_002)).await;
-        assert!(!walks.is_empty(), "not within a period");
+        // Timers have a resolution of one millisecond.
+        let run_times = run_times(1, Duration::from_millis(60_002)).await;
+        assert!(!run_times.is_empty(), "not within a period");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_walk_begins_anywhere_in_the_last_tenth_of_a_period() {
-    let walks = walks(
+async fn later_runs_are_shortened_by_up_to_10_percent() {
+    let run_times = run_times(
         1,
         Duration::from_secs(60) * u32::try_from(DRAWS + 2).unwrap(),
     )
     .await;
-    let waits: Vec<_> = walks.windows(2).map(|two| two[1] - two[0]).collect();
+    let waits: Vec<_> = run_times.windows(2).map(|two| two[1] - two[0]).collect();
     assert!(waits.len() >= DRAWS, "{}", waits.len());
-    // The clock of the timers counts whole milliseconds.
+    // Timers have a resolution of one millisecond.
     let is_in_time = |wait: &u128| (53_998..=60_002).contains(wait);
     assert!(waits.iter().all(is_in_time), "{waits:?}");
     for tenth in 0..10 {
@@ -858,7 +855,7 @@ async fn the_next_walk_begins_anywhere_in_the_last_tenth_of_a_period() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_puts_the_next_walk_off_for_as_long_as_it_says() {
+async fn next_run_waits_as_long_as_a_429_asks() {
     let (log, _log) = log::Log::capture();
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
@@ -866,16 +863,16 @@ async fn a_429_puts_the_next_walk_off_for_as_long_as_it_says() {
     let _clock = stop_the_clock();
     let stage = Stage::set().await;
     let period = Duration::from_secs(1);
-    let poller = stage.poller().period(period).build().unwrap();
+    let reconciler = stage.reconciler().period(period).build().unwrap();
     stage.known("org_a").await;
     let throttled = Fault::status(429).with_header("ratelimit-reset", "30");
     stage.emulator.inject(Endpoint::ListKeys, throttled);
-    tokio::spawn(poller.run());
+    tokio::spawn(reconciler.run());
     let calls = || count(&snapshotter, telemetry::POLLER_CALLS);
     settle().await;
     advance(period).await;
-    let is_told = || !log.lines("WARN", "cannot walk").is_empty();
-    until("the warning", is_told).await;
+    let is_logged = || !log.lines("WARN", "cannot walk").is_empty();
+    until("the warning", is_logged).await;
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
     assert_eq!(calls(), 1);
     advance(Duration::from_secs(29)).await;
@@ -887,51 +884,51 @@ async fn a_429_puts_the_next_walk_off_for_as_long_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_whole_budget_of_a_walk_can_be_used_at_the_default_pace() {
+async fn default_rate_suffices_for_all_calls() {
     let _clock = stop_the_clock();
     let stage = Stage::set().await;
-    let poller = KeyPoller::builder(&stage.kinde, stage.keys.clone()).page_size(1);
-    let mut poller = poller.build().unwrap();
+    let reconciler = KeyReconciler::builder(&stage.kinde, stage.keys.clone()).page_size(1);
+    let mut reconciler = reconciler.build().unwrap();
     stage.known("org_a").await;
     for _ in 1..400 {
         stage.issue("org_a");
     }
-    // The walk judges what was verified before it.
+    // Only keys that were verified before the reconciliation are compared.
     advance(Duration::from_millis(1)).await;
-    let walking = tokio::spawn(async move { poller.walk_once().await });
-    let asked = || stage.emulator.calls().list_keys.total;
+    let task = tokio::spawn(async move { reconciler.reconcile_once().await });
+    let calls = || stage.emulator.calls().list_keys.total;
     for call in 1..=400 {
-        until("the next call", || asked() >= call || walking.is_finished()).await;
+        until("the next call", || calls() >= call || task.is_finished()).await;
         settle().await;
-        assert!(asked() <= call, "ahead of its pace");
+        assert!(calls() <= call, "ahead of its pace");
         advance(Duration::from_millis(200)).await;
     }
-    let report = walking.await.unwrap().unwrap();
+    let report = task.await.unwrap().unwrap();
     assert_eq!((report.calls, report.listed), (400, 400));
 }
 
 #[tokio::test]
-async fn a_walk_that_asked_nothing_does_not_show_that_walks_work_again() {
+async fn run_without_calls_is_no_recovery() {
     let (log, _log) = log::Log::capture();
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     stage.known("org_a").await;
     let fault = Fault::status(500).times(1);
     stage.emulator.inject(Endpoint::ListKeys, fault);
-    poller.walk_once().await.unwrap_err();
+    reconciler.reconcile_once().await.unwrap_err();
     stage.keys.invalidate_all();
-    assert_eq!(poller.walk_once().await.unwrap().calls, 0);
-    let told = || log.lines("INFO", "walks the issuer's keys again").len();
-    assert_eq!(told(), 0);
+    assert_eq!(reconciler.reconcile_once().await.unwrap().calls, 0);
+    let logged = || log.lines("INFO", "walks the issuer's keys again").len();
+    assert_eq!(logged(), 0);
     stage.known("org_a").await;
-    assert_eq!(poller.walk_once().await.unwrap().calls, 1);
-    assert_eq!(told(), 1);
+    assert_eq!(reconciler.reconcile_once().await.unwrap().calls, 1);
+    assert_eq!(logged(), 1);
 }
 
 #[tokio::test]
-async fn a_page_of_4_mib_is_read_and_a_longer_one_is_not() {
+async fn page_has_at_most_4_mib() {
     let stage = Stage::set().await;
-    let mut poller = stage.poller().build().unwrap();
+    let mut reconciler = stage.reconciler().build().unwrap();
     let key = stage.known("org_a").await;
     let page = format!(r#"{{"has_more":false,"api_keys":[{{"id":"{}"}}]"#, key.id());
     for (len, is_read) in [(4 << 20, true), ((4 << 20) + 1, false)] {
@@ -940,39 +937,36 @@ async fn a_page_of_4_mib_is_read_and_a_longer_one_is_not() {
         assert_eq!(body.len(), len);
         let fault = Fault::reply(200, "application/json", body);
         stage.emulator.inject(Endpoint::ListKeys, fault);
-        assert_eq!(poller.walk_once().await.is_ok(), is_read, "{len}");
+        assert_eq!(reconciler.reconcile_once().await.is_ok(), is_read, "{len}");
     }
     assert_eq!(stage.emulator.calls().list_keys.faulted, 2);
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_used_are_named() {
+async fn invalid_settings_are_named() {
     let stage = Stage::set().await;
-    let field = |builder: KeyPollerBuilder| builder.build().unwrap_err().field();
-    assert_eq!(field(stage.poller().period(Duration::ZERO)), "period");
+    let field = |builder: KeyReconcilerBuilder| builder.build().unwrap_err().field();
+    assert_eq!(field(stage.reconciler().period(Duration::ZERO)), "period");
     for (period, is_usable) in [
         (Duration::from_millis(999), false),
         (Duration::from_secs(1), true),
         (Duration::from_secs(43_200), true),
         (Duration::from_secs(43_201), false),
     ] {
-        let built = stage.poller().period(period).build();
+        let built = stage.reconciler().period(period).build();
         assert_eq!(built.is_ok(), is_usable, "{period:?}");
     }
-    assert_eq!(field(stage.poller().page_size(0)), "page_size");
-    assert_eq!(field(stage.poller().page_size(501)), "page_size");
+    assert_eq!(field(stage.reconciler().page_size(0)), "page_size");
+    assert_eq!(field(stage.reconciler().page_size(501)), "page_size");
+    assert_eq!(field(stage.reconciler().max_calls(0)), "max_calls");
     assert_eq!(
-        field(stage.poller().max_calls_per_walk(0)),
-        "max_calls_per_walk"
-    );
-    assert_eq!(
-        field(stage.poller().calls_per_second(0)),
+        field(stage.reconciler().calls_per_second(0)),
         "calls_per_second"
     );
     let kinde = KindeVerifier::builder(stage.emulator.issuer_url())
         .without_credentials()
         .build()
         .unwrap();
-    let builder = KeyPoller::builder(&kinde, stage.keys.clone());
+    let builder = KeyReconciler::builder(&kinde, stage.keys.clone());
     assert_eq!(field(builder), "credentials");
 }

@@ -1,13 +1,13 @@
-//! Floods of keys that never were any good.
+//! Floods of invalid keys.
 
-use crate::kit::{App, HARD, Mood, Outcome, Peer, SOFT, millis, pass, secs};
+use crate::kit::{App, Behavior, HARD, Outcome, Peer, SOFT, millis, pass, secs};
 
 const KNOWN: &str = "known-key";
 const FLOOD: Peer = Peer(1);
 const CUSTOMER: Peer = Peer(2);
 
-/// Ten thousand requests a second of junk that is sent so many times, for some seconds, from one peer or none told apart.
-/// Asks on behalf of the known key all along, and counts what became of the junk.
+/// Sends 10,000 requests per second with invalid keys for some seconds, each key `times` times, with or without peers. Sends
+/// requests with the known key meanwhile, and counts the responses to invalid keys.
 struct Flood {
     sent: u64,
     times: u64,
@@ -20,7 +20,7 @@ impl Flood {
     async fn rage(&mut self, app: &App, milliseconds: u64) {
         for _ in 0..milliseconds {
             for _ in 0..Self::PER_MILLISECOND {
-                let secret = format!("junk-{:08}", self.sent / self.times);
+                let secret = format!("none-{:08}", self.sent / self.times);
                 self.sent += 1;
                 drop(app.begin_from(&secret, self.peer));
             }
@@ -31,11 +31,11 @@ impl Flood {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_32_junk_hurts_no_known_key_asks_no_more_than_its_budget_and_opens_no_breaker() {
+async fn fault_32_invalid_keys_cost_only_their_budget() {
     for times in [1, 3, 10] {
         for peer in [Some(FLOOD), None] {
-            let app = App::new().knowing(&["former-key"]).await;
-            // The former key expired an hour ago: nothing is held of it but that it was good.
+            let app = App::new().knowing(&["valid-before"]).await;
+            // The recently valid key expired an hour ago.
             pass(HARD + secs(3_600)).await;
             let app = app.knowing(&[KNOWN]).await;
             let began = app.now();
@@ -46,28 +46,32 @@ async fn fault_32_junk_hurts_no_known_key_asks_no_more_than_its_budget_and_opens
             };
             flood.rage(&app, 3_000).await;
 
-            let former = app.begin_from("former-key", peer);
+            let recently_valid = app.begin_from("valid-before", peer);
             app.issuer.issue("new-key-0");
             let new = app.begin_from("new-key-0", Some(CUSTOMER));
             flood.rage(&app, 2_000).await;
-            assert!(former.is_finished());
-            let former = former.await.unwrap();
-            assert_eq!(former.status, 200, "{times} times, {peer:?}");
-            assert!(former.took <= millis(200), "{:?}", former.took);
-            // Told apart from the flood or from the crowd that is not told apart, it gets the next turn but one.
+            assert!(recently_valid.is_finished());
+            let recently_valid = recently_valid.await.unwrap();
+            assert_eq!(recently_valid.status, 200, "{times} times, {peer:?}");
+            assert!(
+                recently_valid.took <= millis(200),
+                "{:?}",
+                recently_valid.took
+            );
+            // As a separate peer, it gets the next turn but one.
             assert!(new.is_finished());
             let new = new.await.unwrap();
             assert_eq!(new.status, 200, "{times} times, {peer:?}");
             assert!(new.took <= millis(200), "{:?}", new.took);
 
-            let refused = app
+            let rejected = app
                 .issuer
-                .logged(|call| call.at >= began && call.outcome == Outcome::No)
+                .logged(|call| call.at >= began && call.outcome == Outcome::Invalid)
                 .len();
             let budget = 500 + 50 * 5 + 1;
             assert!(
-                (500..=budget).contains(&refused),
-                "{refused} refusals, {times} times"
+                (500..=budget).contains(&rejected),
+                "{rejected} invalid answers, {times} times"
             );
             assert_eq!(app.issuer.faults(), 0);
             assert_eq!(
@@ -81,39 +85,39 @@ async fn fault_32_junk_hurts_no_known_key_asks_no_more_than_its_budget_and_opens
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_32_junk_sees_401_or_503_and_nothing_else() {
+async fn fault_32_invalid_keys_get_401_or_503() {
     let app = App::new().knowing(&[KNOWN]).await;
     let answers: Vec<_> = (0..2_000)
-        .map(|n| app.begin_from(&format!("junk-{n:06}"), Some(FLOOD)))
+        .map(|n| app.begin_from(&format!("none-{n:06}"), Some(FLOOD)))
         .collect();
-    let (mut refused, mut unavailable) = (0, 0);
+    let (mut rejected, mut unavailable) = (0, 0);
     for answer in answers {
         match answer.await.unwrap().status {
-            401 => refused += 1,
+            401 => rejected += 1,
             503 => unavailable += 1,
             status => panic!("{status}"),
         }
     }
-    assert!(refused >= 256, "{refused}");
-    assert_eq!(refused + unavailable, 2_000);
+    assert!(rejected >= 256, "{rejected}");
+    assert_eq!(rejected + unavailable, 2_000);
     assert_eq!(app.reached(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_32_refused_junk_is_not_asked_about_again() {
+async fn fault_32_cached_invalid_key_costs_no_call() {
     let app = App::new();
     for _ in 0..100 {
         for n in 0..100 {
-            let status = app.get(&format!("junk-{n:06}")).await.status;
+            let status = app.get(&format!("none-{n:06}")).await.status;
             assert_eq!(status, 401);
         }
     }
-    // 20 ms each, so the last of them is refused anew after two seconds: all in the first five.
+    // 20 ms each, so the last one is invalid after two seconds: all within the first five.
     assert_eq!(app.issuer.calls(), 100);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cold_start_of_good_keys_alone_is_never_throttled() {
+async fn cold_start_of_valid_keys_is_not_throttled() {
     let app = App::new();
     let mut passed = 0;
     for batch in 0..20 {
@@ -135,44 +139,47 @@ async fn a_cold_start_of_good_keys_alone_is_never_throttled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_33_junk_that_makes_the_issuer_say_400_is_401_and_no_outage() {
+async fn fault_33_400_for_invalid_keys_is_401() {
     let app = App::new().knowing(&[KNOWN]).await;
-    app.issuer.is(Mood::BadRequest);
+    app.issuer.is(Behavior::BadRequest);
     for n in 0..200 {
-        assert_eq!(app.get(&format!("junk-{n:06}")).await.status, 401);
+        assert_eq!(app.get(&format!("none-{n:06}")).await.status, 401);
         assert_eq!(app.get_now(KNOWN).status, 200);
     }
-    let refused = app.issuer.logged(|call| call.outcome == Outcome::No).len();
-    assert_eq!(refused, 200);
+    let rejected = app
+        .issuer
+        .logged(|call| call.outcome == Outcome::Invalid)
+        .len();
+    assert_eq!(rejected, 200);
     assert_eq!(
         app.handle.upstream().breaker,
         tower_orgkey::BreakerState::Closed
     );
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     app.issuer.issue("new-key-0");
     assert_eq!(app.get("new-key-0").await.status, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_33b_an_issuer_that_says_400_to_everything_gives_up_no_known_key() {
+async fn fault_33b_400_for_all_removes_no_known_key() {
     for n_known in [1, 30] {
         let keys: Vec<_> = (0..n_known).map(|n| format!("known-{n:04}")).collect();
         let keys: Vec<_> = keys.iter().map(String::as_str).collect();
         let app = App::new().knowing(&keys).await;
         let verified = app.issuer.logged(|_| true)[0].at;
-        app.issuer.is(Mood::BadRequest);
-        let mut junk = 0;
+        app.issuer.is(Behavior::BadRequest);
+        let mut invalid = 0;
         while app.now() < verified + HARD - secs(11) {
             for known in &keys {
                 assert_eq!(app.get(known).await.status, 200);
             }
-            junk += 1;
-            assert_eq!(app.get(&format!("junk-{junk:06}")).await.status, 401);
+            invalid += 1;
+            assert_eq!(app.get(&format!("none-{invalid:06}")).await.status, 401);
             pass(secs(10)).await;
         }
         let doubted = app
             .issuer
-            .logged(|call| call.known && call.outcome == Outcome::No)
+            .logged(|call| call.known && call.outcome == Outcome::Invalid)
             .len();
         assert!(doubted >= 50, "{doubted}");
         app.jump_to(verified + HARD - millis(1));
@@ -183,16 +190,16 @@ async fn fault_33b_an_issuer_that_says_400_to_everything_gives_up_no_known_key()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_400_about_a_known_key_counts_when_the_issuer_then_answers_another_call() {
-    // A yes is an answer, and so is a no.
-    for (other, status) in [("other-key", 200), ("junk-0000", 401)] {
+async fn a_400_for_a_known_key_needs_a_later_answer() {
+    // A valid answer and an invalid one both count as answers.
+    for (other, status) in [("other-key", 200), ("none-0000", 401)] {
         let app = App::new().knowing(&[KNOWN, "other-key"]).await;
         pass(SOFT).await;
-        app.issuer.is(Mood::BadRequest);
+        app.issuer.is(Behavior::BadRequest);
         assert_eq!(app.get_now(KNOWN).status, 200);
         pass(secs(1)).await;
         assert_eq!(app.get_now(KNOWN).status, 200);
-        app.issuer.is(Mood::Answers);
+        app.issuer.is(Behavior::Answers);
         assert_eq!(app.get(other).await.status, status);
         pass(millis(30)).await;
         assert_eq!(app.get_now(KNOWN).status, 401, "{other}");

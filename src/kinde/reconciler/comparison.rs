@@ -1,4 +1,4 @@
-//! One walk: its calls, and what the pages say of the keys held.
+//! The calls of a reconciliation, and the comparison of its pages with the cached keys.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::KeyPoller;
+use super::KeyReconciler;
 use crate::context::KeyId;
 use crate::handle::{ApiKeyHandle, CachedKey};
 use crate::kinde::token::{Credentials, Token};
@@ -14,78 +14,78 @@ use crate::kinde::wire::{ListReading, ListedKey, Page, read_list};
 use crate::telemetry::poller as telemetry;
 use crate::verify::VerifyError;
 
-/// What is held, less what the pages have shown to be good.
+/// The cached keys that no page has shown to be valid yet.
 pub(super) struct Comparison {
     keys: ApiKeyHandle,
-    /// Not seen yet.
-    unseen: HashMap<KeyId, Vec<CachedKey>>,
+    /// Not listed yet.
+    unlisted: HashMap<KeyId, Vec<CachedKey>>,
     rotated: Vec<CachedKey>,
-    /// Hashes of all ids seen: a list that repeats itself is not being walked, whatever it says.
-    seen: HashSet<u64>,
+    /// Hashes of all listed ids. A list that repeats an id is invalid.
+    listed: HashSet<u64>,
     hasher: RandomState,
 }
 
 impl Comparison {
-    pub(super) fn new(keys: ApiKeyHandle, held: HashMap<KeyId, Vec<CachedKey>>) -> Self {
+    pub(super) fn new(keys: ApiKeyHandle, cached: HashMap<KeyId, Vec<CachedKey>>) -> Self {
         Self {
             keys,
-            unseen: held,
+            unlisted: cached,
             rotated: Vec::new(),
-            seen: HashSet::new(),
+            listed: HashSet::new(),
             hasher: RandomState::new(),
         }
     }
 
-    pub(super) fn see(&mut self, listed: Vec<ListedKey>) -> Result<(), VerifyError> {
-        for key in listed {
-            if !self.seen.insert(self.hasher.hash_one(&key.id)) {
-                return Err(VerifyError::unavailable("the list shows a key twice"));
+    pub(super) fn add(&mut self, page: Vec<ListedKey>) -> Result<(), VerifyError> {
+        for key in page {
+            if !self.listed.insert(self.hasher.hash_one(&key.id)) {
+                return Err(VerifyError::unavailable("the list has a key twice"));
             }
-            // The filter was for active keys; one that is listed in spite of it is as good as absent.
+            // The request asks for active keys only, so an inactive one counts as missing.
             if key.is_inactive {
                 continue;
             }
-            let Some(held) = self.unseen.remove(&key.id) else {
+            let Some(cached) = self.unlisted.remove(&key.id) else {
                 continue;
             };
             let tail = key.suffix.and_then(|suffix| self.keys.listed_tail(&suffix));
             self.rotated
-                .extend(held.into_iter().filter(|held| held.differs_from(tail)));
+                .extend(cached.into_iter().filter(|key| key.differs_from(tail)));
         }
         Ok(())
     }
 
-    /// What a whole list speaks against: keys that it does not show, or shows with another secret.
-    pub(super) fn condemned(self) -> Vec<CachedKey> {
-        let mut condemned = self.rotated;
-        condemned.extend(self.unseen.into_values().flatten());
-        condemned
+    /// Returns the cached keys that the complete list lacks, or has with another secret.
+    pub(super) fn outdated(self) -> Vec<CachedKey> {
+        let mut outdated = self.rotated;
+        outdated.extend(self.unlisted.into_values().flatten());
+        outdated
     }
 }
 
-impl KeyPoller {
-    /// The page after this key, at the poller's pace.
+impl KeyReconciler {
+    /// Reads the page after this key, at the configured rate.
     pub(super) async fn page(&mut self, after: Option<&KeyId>) -> Result<Page, VerifyError> {
         let Some(token) = self.kinde.credentials.token().await? else {
-            return Err(token_refused());
+            return Err(token_rejected());
         };
         match self.call(after, &token).await? {
             ListReading::Page(page) => return Ok(page),
             ListReading::CannotTell(error) => return Err(error),
-            ListReading::TokenRefused => {}
+            ListReading::TokenRejected => {}
         }
-        // It may be a token that was revoked early, or one that was made without its scopes.
+        // The token may have been revoked early, or issued without its scopes.
         let Credentials::Client(source) = &self.kinde.credentials else {
-            return Err(token_refused());
+            return Err(token_rejected());
         };
         let renewals = &mut self.renewals;
-        let Some(renewed) = source.renew(token.id, |now| renewals.pass(now)).await? else {
-            return Err(token_refused());
+        let Some(renewed) = source.renew(token.id, |now| renewals.allow(now)).await? else {
+            return Err(token_rejected());
         };
         match self.call(after, &renewed).await? {
             ListReading::Page(page) => Ok(page),
             ListReading::CannotTell(error) => Err(error),
-            ListReading::TokenRefused => Err(token_refused()),
+            ListReading::TokenRejected => Err(token_rejected()),
         }
     }
 
@@ -94,9 +94,9 @@ impl KeyPoller {
         after: Option<&KeyId>,
         token: &Token,
     ) -> Result<ListReading, VerifyError> {
-        if self.calls >= self.settings.max_calls_per_walk {
+        if self.calls >= self.settings.max_calls {
             return Err(VerifyError::unavailable(
-                "the list does not end within the walk's budget of calls",
+                "the list is longer than `max_calls` pages",
             ));
         }
         tokio::time::sleep_until(self.next_call).await;
@@ -112,10 +112,8 @@ impl KeyPoller {
     }
 }
 
-fn token_refused() -> VerifyError {
-    VerifyError::misconfigured(
-        "our own token may not list keys; it needs the scope `read:api_keys`",
-    )
+fn token_rejected() -> VerifyError {
+    VerifyError::misconfigured("the token may not list keys; it needs the scope `read:api_keys`")
 }
 
 #[cfg(test)]
@@ -125,8 +123,8 @@ mod tests {
     use crate::kinde::KindeVerifier;
 
     #[tokio::test(start_paused = true)]
-    async fn calls_go_out_at_the_pollers_pace_whatever_becomes_of_them() {
-        // A port that is held, and that nothing listens on.
+    async fn failing_calls_keep_to_the_rate() {
+        // A bound port without a listener.
         let port = tokio::net::TcpSocket::new_v4().unwrap();
         port.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let kinde = KindeVerifier::builder(format!("http://{}", port.local_addr().unwrap()))
@@ -134,15 +132,15 @@ mod tests {
             .build()
             .unwrap();
         let keys = ApiKeyLayer::new(kinde.clone()).handle();
-        let poller = KeyPoller::builder(&kinde, keys).calls_per_second(5);
-        let mut poller = poller.build().unwrap();
-        let pace = Duration::from_millis(200);
+        let reconciler = KeyReconciler::builder(&kinde, keys).calls_per_second(5);
+        let mut reconciler = reconciler.build().unwrap();
+        let interval = Duration::from_millis(200);
         for _ in 0..3 {
-            let not_before = poller.next_call;
-            poller.page(None).await.unwrap_err();
+            let not_before = reconciler.next_call;
+            reconciler.page(None).await.unwrap_err();
             assert!(Instant::now() >= not_before);
-            assert!(poller.next_call >= not_before + pace);
+            assert!(reconciler.next_call >= not_before + interval);
         }
-        assert_eq!(poller.calls, 3);
+        assert_eq!(reconciler.calls, 3);
     }
 }

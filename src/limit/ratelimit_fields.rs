@@ -1,17 +1,17 @@
-//! `RateLimit` and `RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers-11 has them.
+//! The fields `RateLimit` and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-11.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::account::Verdict;
+use super::account::Decision;
 use super::quota::Quota;
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// A policy's name: what may stand between the quotes of a structured field's string, and needs no escape there.
+/// The name of a policy: a string of a structured field that needs no escapes.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyName(Arc<str>);
 
@@ -22,31 +22,31 @@ impl PolicyName {
     }
 }
 
-/// What a response tells of a quota.
+/// The fields of one response.
 #[derive(Clone, Debug)]
-pub(super) struct Fields {
+pub(super) struct RateLimitFields {
     name: PolicyName,
     quota: Quota,
-    verdict: Verdict,
+    decision: Decision,
 }
 
-impl Fields {
-    pub(super) fn new(name: &PolicyName, quota: Quota, verdict: Verdict) -> Self {
+impl RateLimitFields {
+    pub(super) fn new(name: &PolicyName, quota: Quota, decision: Decision) -> Self {
         Self {
             name: name.clone(),
             quota,
-            verdict,
+            decision,
         }
     }
 
-    /// Adds the fields. Both are lists: other limits may have their say beside this one.
+    /// Appends the fields. Both are lists, so other limits can append to them too.
     pub(super) fn write(&self, headers: &mut HeaderMap) {
         let name = &*self.name.0;
         let window = self.quota.window();
         let window = if window.subsec_nanos() == 0 {
             format!(";w={}", window.as_secs())
         } else {
-            // The field knows whole seconds only, and may be left out.
+            // The parameter is optional and has whole seconds.
             String::new()
         };
         let policy = format!("\"{name}\";q={}{window}", self.quota.requests());
@@ -60,21 +60,21 @@ impl Fields {
         }
     }
 
-    /// So many requests in so many seconds do not meet a refusal, nor use more than the quota gives back meanwhile: who keeps to
-    /// it goes on for ever.
+    /// The number of requests that pass within a number of seconds, which is the time in which they refill. A client that keeps
+    /// to it is never rejected.
     fn service_limit(&self) -> (u32, u64) {
-        match self.verdict {
-            Verdict::Pass { remaining: 0, next } => (0, seconds(next)),
-            Verdict::Pass { remaining, .. } => {
-                let given_back = self.quota.period().saturating_mul(u64::from(remaining));
-                (remaining, seconds(Duration::from_nanos(given_back)))
+        match self.decision {
+            Decision::Allow { remaining: 0, next } => (0, seconds(next)),
+            Decision::Allow { remaining, .. } => {
+                let refill = self.quota.period().saturating_mul(u64::from(remaining));
+                (remaining, seconds(Duration::from_nanos(refill)))
             }
-            Verdict::Refuse { wait } => (0, seconds(wait)),
+            Decision::Reject { wait } => (0, seconds(wait)),
         }
     }
 }
 
-/// Whole seconds, rounded up; at least one, as `Retry-After` has it.
+/// Whole seconds, rounded up, at least one, like `Retry-After`.
 fn seconds(time: Duration) -> u64 {
     (time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1)
 }
@@ -83,44 +83,44 @@ fn seconds(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn written(quota: Quota, verdict: Verdict) -> (String, String) {
+    fn written(quota: Quota, decision: Decision) -> (String, String) {
         let name = PolicyName::new("daily").unwrap();
         let mut headers = HeaderMap::new();
-        Fields::new(&name, quota, verdict).write(&mut headers);
+        RateLimitFields::new(&name, quota, decision).write(&mut headers);
         let value = |name: &HeaderName| headers[name].to_str().unwrap().to_owned();
         (value(&RATELIMIT_POLICY), value(&RATELIMIT))
     }
 
     #[test]
-    fn the_fields_are_those_of_the_draft() {
-        let pass = |remaining, next| Verdict::Pass {
+    fn fields_follow_the_draft() {
+        let allow = |remaining, next| Decision::Allow {
             remaining,
             next: Duration::from_millis(next),
         };
         let per_minute = Quota::per_minute(100);
-        for (quota, verdict, policy, limit) in [
+        for (quota, decision, policy, limit) in [
             (
                 per_minute,
-                pass(50, 0),
+                allow(50, 0),
                 r#""daily";q=100;w=60"#,
                 "r=50;t=30",
             ),
             (
                 per_minute,
-                pass(99, 0),
+                allow(99, 0),
                 r#""daily";q=100;w=60"#,
                 "r=99;t=60",
             ),
-            (per_minute, pass(0, 1), r#""daily";q=100;w=60"#, "r=0;t=1"),
+            (per_minute, allow(0, 1), r#""daily";q=100;w=60"#, "r=0;t=1"),
             (
                 Quota::per_second(10).burst(100),
-                pass(99, 0),
+                allow(99, 0),
                 r#""daily";q=10;w=1"#,
                 "r=99;t=10",
             ),
             (
                 Quota::per(5, Duration::from_millis(1_500)),
-                Verdict::Refuse {
+                Decision::Reject {
                     wait: Duration::from_millis(1_001),
                 },
                 r#""daily";q=5"#,
@@ -128,17 +128,17 @@ mod tests {
             ),
         ] {
             let expected = (policy.to_owned(), format!("\"daily\";{limit}"));
-            assert_eq!(written(quota, verdict), expected);
+            assert_eq!(written(quota, decision), expected);
         }
     }
 
     #[test]
-    fn a_name_is_what_needs_no_escape() {
-        for good in ["default", "per minute", "a;b=c", &"x".repeat(64)] {
-            assert!(PolicyName::new(good).is_some(), "{good}");
+    fn policy_name_needs_no_escapes() {
+        for valid in ["default", "per minute", "a;b=c", &"x".repeat(64)] {
+            assert!(PolicyName::new(valid).is_some(), "{valid}");
         }
-        for bad in ["", "a\"b", "a\\b", "a\nb", "caf\u{e9}", &"x".repeat(65)] {
-            assert!(PolicyName::new(bad).is_none(), "{bad}");
+        for invalid in ["", "a\"b", "a\\b", "a\nb", "caf\u{e9}", &"x".repeat(65)] {
+            assert!(PolicyName::new(invalid).is_none(), "{invalid}");
         }
     }
 }

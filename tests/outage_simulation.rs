@@ -1,9 +1,9 @@
-//! The worst hour: 100,000 known keys over an issuer that is dead for an hour and asks for patience for another.
+//! Outage simulation: 100,000 known keys, and an issuer that is down for an hour and answers 429 to excess calls in the next.
 //!
 //! In paused time and in memory. 1,000 requests a second; 10,000 with `TOWER_ORGKEY_FULL=1` in the environment. Prints the
-//! figures that stand in `BENCHMARKS.md`: run it with `--nocapture`.
+//! figures of `BENCHMARKS.md`: run it with `--nocapture`.
 
-// The lints know a test by its attribute, and not the functions that tests share; their clock only moves forward.
+// The lints do not recognize shared functions of tests as tests; their clock only moves forward.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -29,16 +29,16 @@ use tower_orgkey::{
 };
 
 const KEYS: usize = 100_000;
-/// One key a second that nobody knows yet.
+/// One new key per second.
 const NEW_KEYS: usize = 2 * 3_600;
 const HARD_TTL: Duration = Duration::from_secs(65 * 60);
 const CALLS_PER_SECOND: u32 = 200;
-/// What the issuer bears after its return: less than it is asked.
-const BEARABLE: u32 = 150;
+/// The calls per second that the issuer permits after its return: fewer than the layer sends.
+const PERMITTED_PER_SECOND: u32 = 150;
 const HOUR: Duration = Duration::from_secs(3_600);
 const STEP: Duration = Duration::from_millis(10);
 
-/// An issuer in memory that remembers when it last said yes to each key.
+/// An issuer in memory that records when it last called each key valid.
 #[derive(Clone)]
 struct Issuer(Arc<State>);
 
@@ -47,8 +47,8 @@ struct State {
     org: OrgCode,
     is_dead: AtomicBool,
     is_back: AtomicBool,
-    /// When the last call to which it said yes was sent, in nanoseconds; zero for never.
-    said_yes: Vec<AtomicU64>,
+    /// The time when the last call with a valid answer was sent, in nanoseconds; zero for never.
+    valid_at: Vec<AtomicU64>,
     calls: Mutex<Vec<Duration>>,
     too_many: Mutex<TooMany>,
 }
@@ -62,13 +62,13 @@ struct TooMany {
 }
 
 impl TooMany {
-    /// Whether a call is one too many: then the issuer wants to be left alone for 5 s.
+    /// Returns whether this call gets a 429; then all calls of the next 5 s do.
     fn is(&mut self, now: Duration) -> bool {
         if self.second != now.as_secs() {
             (self.second, self.calls) = (now.as_secs(), 0);
         }
         self.calls += 1;
-        if self.calls > BEARABLE && now >= self.until {
+        if self.calls > PERMITTED_PER_SECOND && now >= self.until {
             self.until = now + Duration::from_secs(5);
         }
         let is = now < self.until;
@@ -90,7 +90,7 @@ impl Verifier for Issuer {
             if number.is_multiple_of(2) {
                 return Err(VerifyError::unavailable("connection refused"));
             }
-            // Silence, until somebody's deadline.
+            // No answer.
             return std::future::pending().await;
         }
         if state.is_back.load(Ordering::Relaxed) && state.too_many.lock().unwrap().is(sent) {
@@ -98,7 +98,7 @@ impl Verifier for Issuer {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
         let nanos = u64::try_from(sent.as_nanos()).unwrap();
-        state.said_yes[index(key.expose_secret())].store(nanos, Ordering::Relaxed);
+        state.valid_at[index(key.expose_secret())].store(nanos, Ordering::Relaxed);
         Ok(Verification::of_organization(state.org.clone()))
     }
 }
@@ -111,7 +111,7 @@ fn index(secret: &str) -> usize {
     secret["k_live_".len()..].parse().unwrap()
 }
 
-/// A body that costs nothing and says how old the facts were.
+/// A body with the age of the result.
 enum Body {
     Passed { is_stale: bool, age: Duration },
     Refused,
@@ -144,7 +144,7 @@ impl Service<Request<()>> for Handler {
     }
 }
 
-/// What became of the requests of an hour.
+/// The responses of an hour.
 #[derive(Default)]
 struct Tally {
     requests: AtomicU64,
@@ -162,19 +162,16 @@ fn add(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Counts an answer, and holds it to what the issuer last said of the key.
+/// Counts a response and compares it with the issuer's last answer about the key.
 fn judge(issuer: &State, tally: &Tally, index: usize, response: &Response<Body>) {
     let now = issuer.clock.elapsed();
-    let yes = issuer.said_yes[index].load(Ordering::Relaxed);
+    let yes = issuer.valid_at[index].load(Ordering::Relaxed);
     let since_yes = (yes != 0).then(|| now - Duration::from_nanos(yes));
     match (response.status().as_u16(), response.body()) {
         (200, Body::Passed { is_stale, age }) => {
             let since_yes = since_yes.expect("accepted without any yes");
             assert!(since_yes < HARD_TTL, "accepted {since_yes:?} after its yes");
-            assert_eq!(
-                *age, since_yes,
-                "the context misstates the age of its facts"
-            );
+            assert_eq!(*age, since_yes, "the age of the context is wrong");
             add(if *is_stale {
                 &tally.stale
             } else {
@@ -194,11 +191,11 @@ fn judge(issuer: &State, tally: &Tally, index: usize, response: &Response<Body>)
                 add(&tally.past);
             }
         }
-        (status, _) => panic!("{status} for a key that was never refused"),
+        (status, _) => panic!("{status} for a key that was never rejected"),
     }
 }
 
-/// The most calls in any second, wherever it begins.
+/// The maximum number of calls in any second.
 fn most_in_a_second(calls: &[Duration]) -> usize {
     let mut first = 0;
     let mut most = 0;
@@ -212,8 +209,7 @@ fn most_in_a_second(calls: &[Duration]) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_and_spares_the_issuer()
- {
+async fn fault_06_outage_simulation_fails_no_known_key() {
     let is_full = std::env::var_os("TOWER_ORGKEY_FULL").is_some_and(|full| full == "1");
     let per_step = if is_full { 100 } else { 10 };
 
@@ -224,7 +220,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
         org: OrgCode::from_static("org_1"),
         is_dead: AtomicBool::new(false),
         is_back: AtomicBool::new(false),
-        said_yes: (0..KEYS + NEW_KEYS).map(|_| AtomicU64::new(0)).collect(),
+        valid_at: (0..KEYS + NEW_KEYS).map(|_| AtomicU64::new(0)).collect(),
         calls: Mutex::default(),
         too_many: Mutex::default(),
     }));
@@ -242,7 +238,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
         .collect();
     let state = Arc::clone(&issuer.0);
 
-    // A request is polled once, as a server would; one that has to wait goes on by itself.
+    // A request is polled once, as a server does; one that has to wait is spawned.
     let mut send = |index: usize, tally: &Arc<Tally>| {
         let mut request = Request::new(());
         request
@@ -266,7 +262,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
         }
     };
 
-    // Warm up: every key is verified, at the pace that is allowed.
+    // Warm-up: every key is verified, at the permitted rate.
     let warm = Arc::new(Tally::default());
     for index in 0..KEYS {
         send(index, &warm);
@@ -304,7 +300,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
         let calls = issuer.0.calls.lock().unwrap()[calls_before..].to_vec();
         hours.push((tally, calls, opened));
     }
-    // Those who still wait hear within the deadline of a caller.
+    // Waiting requests end within the caller deadline.
     tokio::time::sleep(Duration::from_secs(3)).await;
 
     println!(
@@ -329,7 +325,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
     let too_many = issuer.0.too_many.lock().unwrap().answers;
     let known = (0..KEYS)
         .filter(|&index| {
-            let yes = issuer.0.said_yes[index].load(Ordering::Relaxed);
+            let yes = issuer.0.valid_at[index].load(Ordering::Relaxed);
             clock.elapsed() - Duration::from_nanos(yes) < HARD_TTL
         })
         .count();
@@ -342,7 +338,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
         "keys pass their bound within the hour"
     );
     assert_eq!(dead.new_keys_passed.load(Ordering::Relaxed), 0);
-    // Before it opened, at most what may be under way at once went out; from then on, one probe at a time.
+    // Before the breaker opened, at most the permitted calls in flight; afterwards, one half-open call at a time.
     let opened = opened.unwrap();
     assert!(opened <= 64, "{opened}");
     let probes = &calls[opened..];
@@ -358,7 +354,7 @@ async fn fault_06_the_worst_hour_fails_no_known_key_accepts_none_past_its_bound_
     assert!(most_in_a_second(calls) <= (CALLS_PER_SECOND + CALLS_PER_SECOND / 100) as usize);
     assert!(calls.len() > 150_000, "{} calls", calls.len());
     assert!(recovery.past.load(Ordering::Relaxed) > 0);
-    // Nobody is left out for good: neither those who had passed their bound, nor, after them, the new ones.
+    // All keys recover: first those past their hard TTL, then the new ones.
     assert!(known > KEYS * 99 / 100, "{known}");
     assert!(recovery.new_keys_passed.load(Ordering::Relaxed) > 0);
 }

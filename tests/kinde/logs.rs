@@ -1,4 +1,4 @@
-//! What is logged: each fault once, and once when it is over.
+//! Log events: each fault is logged once when it begins and once when it ends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -21,7 +21,7 @@ const NEW: &str = "k_live_good_0002";
 const PROBE_YES: &str = r#"{"api_keys":[],"has_more":false}"#;
 
 #[tokio::test]
-async fn fault_17_a_rejected_token_is_logged_once() {
+async fn fault_17_rejected_token_is_logged_once() {
     let (log, _guard) = Log::capture();
     let stage = Stage::new().await;
     for time in 1..=2 {
@@ -30,26 +30,26 @@ async fn fault_17_a_rejected_token_is_logged_once() {
             assert_eq!(stage.get(&invalid_key(10 * time + n)).await.0, 503);
             stage.jump(6);
         }
-        let told = log.lines("ERROR", "the issuer refuses our own token");
-        assert_eq!(told.len(), time, "{told:?}");
-        assert!(told[0].contains("verify_status=401 probe_status=401"));
+        let logged = log.lines("ERROR", "the issuer refuses our own token");
+        assert_eq!(logged.len(), time, "{logged:?}");
+        assert!(logged[0].contains("verify_status=401 probe_status=401"));
         for key in [GOOD, NEW] {
             assert_eq!(stage.get(key).await.0, 200);
         }
-        let told = log.lines("INFO", "the issuer accepts our own token again");
-        assert_eq!(told.len(), time, "{told:?}");
+        let logged = log.lines("INFO", "the issuer accepts our own token again");
+        assert_eq!(logged.len(), time, "{logged:?}");
         let accepted = Answer::json(200, PROBE_YES);
         stage.stub.always(Endpoint::Probe, accepted);
         let said = stage.unknown(&invalid_key(10 * time)).await.0;
         assert_eq!(said, Said::Concluded);
         stage.jump(130);
     }
-    let told = log.lines("WARN", "without the scope");
-    assert!(told.is_empty(), "{told:?}");
+    let logged = log.lines("WARN", "without the scope");
+    assert!(logged.is_empty(), "{logged:?}");
 }
 
 #[tokio::test]
-async fn fault_56_a_missing_scope_is_logged_once() {
+async fn fault_56_missing_scope_is_logged_once() {
     let (log, _guard) = Log::capture();
     let stage = Stage::new().await;
     for time in 1..=2 {
@@ -58,8 +58,8 @@ async fn fault_56_a_missing_scope_is_logged_once() {
         assert_eq!(stage.unknown(GOOD).await.0, Said::Valid);
         for _ in 0..2 {
             assert_eq!(stage.unknown(BAD).await.0, Said::Undecided);
-            let told = log.lines("WARN", "without the scope `read:api_keys`");
-            assert_eq!(told.len(), time, "{told:?}");
+            let logged = log.lines("WARN", "without the scope `read:api_keys`");
+            assert_eq!(logged.len(), time, "{logged:?}");
             // The next probe is due.
             stage.jump(1_000);
         }
@@ -71,7 +71,7 @@ async fn fault_56_a_missing_scope_is_logged_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_may_not_look_keys_up_is_told_once_until_it_may() {
+async fn missing_look_up_scope_is_logged_once() {
     let (log, _guard) = Log::capture();
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
     for time in 1..=2 {
@@ -79,18 +79,18 @@ async fn a_token_that_may_not_look_keys_up_is_told_once_until_it_may() {
         for key in [GOOD, NEW, "k_live_good_0003"] {
             assert_eq!(stage.get(key).await.0, 503);
         }
-        let told = log.lines("ERROR", "our own token may not look keys up");
-        assert_eq!(told.len(), time, "{told:?}");
+        let logged = log.lines("ERROR", "our own token may not look keys up");
+        assert_eq!(logged.len(), time, "{logged:?}");
         let ours = r#"{"organization_id":"org_1","api_ids":["api_ours"]}"#;
         stage.stub.always(Endpoint::Key, Answer::json(200, ours));
         assert_eq!(stage.get(GOOD).await.0, 200);
-        // Past what is remembered of the key.
+        // After the cached record of the key has expired.
         stage.jump(3_700);
     }
 }
 
 #[tokio::test]
-async fn fault_23_a_missing_key_id_is_logged_by_name() {
+async fn fault_23_missing_key_id_is_logged_by_name() {
     let (log, _guard) = Log::capture();
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
     let body = YES.replace(r#""key_id":"api_key_0001","#, "");
@@ -109,7 +109,7 @@ async fn fault_23_a_missing_key_id_is_logged_by_name() {
             if let Some(warning) = warnings.into_iter().next() {
                 return warning;
             }
-            // At most one of these warnings a second; the last one was another test's.
+            // At most one of these warnings per second, and another test may have emitted one.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
@@ -122,13 +122,13 @@ async fn fault_23_a_missing_key_id_is_logged_by_name() {
 }
 
 #[tokio::test]
-async fn fault_16_a_token_that_cannot_be_fetched_is_told_once_and_once_when_it_can() {
+async fn fault_16_failing_token_request_is_logged_once() {
     let (log, _guard) = Log::capture();
     let stage = Stage::new().await;
     for time in 1..=2 {
-        for (answer, told) in [
+        for (answer, times) in [
             (Answer::status(500), 2 * time - 1),
-            // Another trouble than before.
+            // Another failure than before.
             (Answer::json(401, r#"{"error":"invalid_client"}"#), 2 * time),
         ] {
             stage.stub.always(Endpoint::Token, answer);
@@ -137,7 +137,7 @@ async fn fault_16_a_token_that_cannot_be_fetched_is_told_once_and_once_when_it_c
                 stage.jump(61);
             }
             let lines = log.lines("ERROR", "cannot fetch our own token");
-            assert_eq!(lines.len(), told, "{lines:?}");
+            assert_eq!(lines.len(), times, "{lines:?}");
         }
         let works = token("token-x", "3600");
         stage.stub.always(Endpoint::Token, works);
@@ -150,9 +150,9 @@ async fn fault_16_a_token_that_cannot_be_fetched_is_told_once_and_once_when_it_c
 }
 
 #[tokio::test]
-async fn fault_01_a_refused_connection_is_no_matter_of_certificates() {
+async fn fault_01_refused_connection_is_no_tls_error() {
     let (log, _guard) = Log::capture();
-    // Held, so that nobody else takes it, and not listened on.
+    // Bound without listening, which reserves the port.
     let port = TcpSocket::new_v4().unwrap();
     port.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let issuer = format!("http://{}", port.local_addr().unwrap());
@@ -162,8 +162,8 @@ async fn fault_01_a_refused_connection_is_no_matter_of_certificates() {
         .unwrap();
     let error = kinde.verify(&ApiKey::parse(GOOD).unwrap()).await;
     assert_eq!(error.err().unwrap().kind(), VerifyErrorKind::Unavailable);
-    let told = log.lines("", "certificate");
-    assert_eq!(told, Vec::<String>::new());
+    let logged = log.lines("", "certificate");
+    assert_eq!(logged, Vec::<String>::new());
 }
 
 /// Starts another verification on each of this crate's events.
@@ -176,7 +176,7 @@ impl<S: Subscriber> Layer<S> for CallsBack {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() == TARGET {
             self.events.fetch_add(1, Ordering::SeqCst);
-            // Takes all locks on the way to its first call.
+            // Takes all locks before its first call.
             let key = ApiKey::parse(NEW).unwrap();
             let _ = self.kinde.verify(&key).now_or_never();
         }
@@ -200,10 +200,10 @@ async fn events_call_back() -> usize {
     assert!(stage.verify(GOOD).await.is_err());
     stage.jump(61);
     stage.stub.always(Endpoint::Token, works);
-    // It may not look keys up.
+    // It may not look up keys.
     stage.stub.always(Endpoint::Key, Answer::status(403));
     assert!(stage.verify(GOOD).await.is_err());
-    // It is rejected, accepted again, and rejected by the probe alone.
+    // It is rejected, accepted again, and rejected by the probe only.
     stage.stub.always(Endpoint::Probe, Answer::status(403));
     assert_eq!(stage.unknown(BAD).await.0, Said::TokenRejected);
     assert!(stage.verify(GOOD).await.is_err());
@@ -212,7 +212,7 @@ async fn events_call_back() -> usize {
 }
 
 #[test]
-fn a_subscriber_may_call_the_verifier() {
+fn subscriber_may_call_the_verifier() {
     // Makes `tracing` ask each thread's own subscriber whether it wants an event.
     drop(Log::capture());
     let (done, is_done) = mpsc::channel();

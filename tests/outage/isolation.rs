@@ -1,4 +1,4 @@
-//! Who pays for a failure: nobody but the keys that it is about.
+//! Failures affect only the keys that they are about.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -13,7 +13,7 @@ use tower_orgkey::{
     ApiKey, ApiKeyHandle, Attempt, BreakerState, OrgCode, Verification, Verifier, VerifyError,
 };
 
-use crate::kit::{App, HARD, Mood, SOFT, Says, millis, pass, secs};
+use crate::kit::{App, Behavior, HARD, KeyReply, SOFT, millis, pass, secs};
 
 const KNOWN: &str = "known-key";
 const LATENCY: Duration = millis(600);
@@ -26,11 +26,11 @@ fn is_closed(app: &App) {
     assert_eq!(both, (BreakerState::Closed, BreakerState::Closed));
 }
 
-/// An issuer whose every call takes 600 ms, and two of them for a key that is invalid or new.
+/// An issuer with calls of 600 ms each; an invalid or new key takes two.
 #[derive(Clone, Default)]
 struct TwoSlowCalls {
     calls: Arc<AtomicUsize>,
-    /// Whether a valid key takes a second call, too.
+    /// Whether a valid key takes a second call too.
     looks_valid_keys_up: bool,
 }
 
@@ -62,7 +62,7 @@ impl Verifier for TwoSlowCalls {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_67_slow_endpoints_cost_neither_known_nor_new_keys() {
+async fn fault_67_slow_endpoints_reject_no_valid_key() {
     for looks_valid_keys_up in [false, true] {
         for pause in [millis(10_000), millis(1_000), millis(100)] {
             let verifier = TwoSlowCalls {
@@ -95,14 +95,14 @@ async fn fault_67_slow_endpoints_cost_neither_known_nor_new_keys() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_70_keys_whose_reply_is_nonsense_cost_no_other_key() {
+async fn fault_70_invalid_responses_cost_no_other_key() {
     for senseless in [1, 5] {
         let app = App::new().knowing(&[KNOWN, "once-valid"]).await;
         let mut keys: Vec<_> = (1..senseless).map(|n| format!("senseless-{n}")).collect();
         // One that was valid before.
         keys.push("once-valid".to_owned());
         for key in &keys {
-            app.issuer.says(key, Says::Nonsense);
+            app.issuer.set_reply(key, KeyReply::InvalidResponse);
         }
         let mut oldest = Duration::ZERO;
         for n in 0..6_000 {
@@ -136,11 +136,11 @@ async fn fault_70_keys_whose_reply_is_nonsense_cost_no_other_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_71_unknown_keys_that_fail_keep_no_known_key_from_its_refresh() {
+async fn fault_71_failing_unknown_keys_delay_no_refresh() {
     let known: Vec<_> = (0..10).map(|n| format!("known-{n:04}")).collect();
     let secrets: Vec<_> = known.iter().map(String::as_str).collect();
     let app = App::new().knowing(&secrets).await;
-    app.issuer.is(Mood::FailsForUnknown);
+    app.issuer.is(Behavior::FailsForUnknown);
     let mut was_open = false;
     let unknown = |n: usize| drop(app.begin(&format!("invalid-{n}")));
     for n in 0..3_000 {
@@ -154,9 +154,9 @@ async fn fault_71_unknown_keys_that_fail_keep_no_known_key_from_its_refresh() {
     }
     assert!(was_open, "unknown keys failed");
 
-    // The issuer fails for everybody, and then for unknown keys only. No key is fresh by then.
+    // The issuer fails for all keys, then for unknown keys only. By then no key is fresh.
     pass(SOFT).await;
-    app.issuer.is(Mood::Fails);
+    app.issuer.is(Behavior::Fails);
     let mut n = 3_000;
     let remaining = loop {
         n += 1;
@@ -169,7 +169,7 @@ async fn fault_71_unknown_keys_that_fail_keep_no_known_key_from_its_refresh() {
             break remaining;
         }
     };
-    app.issuer.is(Mood::FailsForUnknown);
+    app.issuer.is(Behavior::FailsForUnknown);
     let until = app.now() + remaining;
     while app.now() < until {
         n += 1;
@@ -193,7 +193,7 @@ async fn fault_71_unknown_keys_that_fail_keep_no_known_key_from_its_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_76_any_number_of_revoked_keys_is_out_in_time() {
+async fn fault_76_many_revoked_keys_are_removed_in_time() {
     for number in [20, 200, 2_000] {
         let app = App::new();
         app.issuer.takes(millis(50));
@@ -212,10 +212,10 @@ async fn fault_76_any_number_of_revoked_keys_is_out_in_time() {
             }
         }
         for key in &revoked {
-            app.issuer.says(key, Says::Unconfirmed);
+            app.issuer.set_reply(key, KeyReply::Unconfirmed);
         }
         let revoked_at = app.now();
-        // Every key comes every ten seconds, and a new one besides.
+        // Each key is sent every ten seconds, and so is a new one.
         let mut new = 0;
         while app.now() < revoked_at + 2 * SOFT {
             for key in revoked.iter().chain(&others) {
@@ -233,7 +233,7 @@ async fn fault_76_any_number_of_revoked_keys_is_out_in_time() {
         let asked: Vec<_> = revoked.iter().map(|key| app.begin(key)).collect();
         for asked in asked {
             let status = asked.await.unwrap().status;
-            // Beyond the budget for invalid keys a key is not even asked about.
+            // Above the budget for invalid keys, a key is not verified.
             let is_out = status == 401 || (number > 500 && status == 503);
             assert!(is_out, "{status}, of {number}");
         }
@@ -244,7 +244,7 @@ async fn fault_76_any_number_of_revoked_keys_is_out_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_77_a_thousand_new_keys_in_a_tenth_of_a_second() {
+async fn fault_77_thousand_new_keys_are_admitted() {
     let app = App::new();
     app.issuer.takes(millis(50));
     let mut new = Vec::new();
@@ -259,11 +259,11 @@ async fn fault_77_a_thousand_new_keys_in_a_tenth_of_a_second() {
     for new in new {
         assert_eq!(new.await.unwrap().status, 200);
     }
-    assert_eq!(app.issuer.most_under_way(), 48);
+    assert_eq!(app.issuer.max_in_flight(), 48);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_78_forced_verifications_cost_no_other_organization() {
+async fn fault_78_forced_verifications_are_paced() {
     const BEARABLE: usize = 100;
 
     let app = App::new().knowing(&[KNOWN]).await;
@@ -272,7 +272,7 @@ async fn fault_78_forced_verifications_cost_no_other_organization() {
         app.issuer.issue_as(key, "org_forced", key);
         assert_eq!(app.get(key).await.status, 200);
     }
-    app.issuer.is(Mood::Bears(BEARABLE));
+    app.issuer.is(Behavior::Bears(BEARABLE));
     let strict = app.max_age(Duration::ZERO);
     let began = app.now();
     let mut asked = Vec::new();
@@ -301,21 +301,17 @@ async fn fault_78_forced_verifications_cost_no_other_organization() {
     }
     // Requests for one key share its next verification.
     assert!(served >= 11_500, "{served} of 12,000");
-    assert_eq!(
-        app.issuer.faults(),
-        0,
-        "the issuer was never asked too much"
-    );
+    assert_eq!(app.issuer.faults(), 0, "a call exceeded the rate");
 }
 
 #[tokio::test(start_paused = true)]
-async fn unknown_keys_reject_no_known_lookup_in_the_queue() {
+async fn unknown_keys_displace_no_known_lookup() {
     let app = App::with(|builder| builder.max_calls_per_second(10));
     let known: Vec<_> = (0..10).map(|n| format!("known-{n:04}")).collect();
     let secrets: Vec<_> = known.iter().map(String::as_str).collect();
     let app = app.knowing(&secrets).await;
     pass(2 * SOFT).await;
-    app.issuer.is(Mood::FailsForUnknown);
+    app.issuer.is(Behavior::FailsForUnknown);
     let asked: Vec<_> = known.iter().map(|key| app.begin(key)).collect();
     for n in 0..10 {
         drop(app.begin(&format!("unknown-{n}")));
@@ -329,14 +325,14 @@ async fn unknown_keys_reject_no_known_lookup_in_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_invalidated_in_flight_is_recently_valid() {
+async fn key_invalidated_in_flight_is_recently_valid() {
     let app = App::new().knowing(&[KNOWN]).await;
     pass(2 * SOFT).await;
     app.issuer.takes(millis(900));
     let asked = app.begin(KNOWN);
     pass(millis(1)).await;
     app.open_breaker().await;
-    app.issuer.is(Mood::FailsForUnknown);
+    app.issuer.is(Behavior::FailsForUnknown);
     app.handle.invalidate_all();
     assert_eq!(asked.await.unwrap().status, 200);
 }
@@ -429,14 +425,14 @@ async fn trouble(reader: &Reader) {
         .await;
     let _ = reader.handle.set(app.handle.clone());
     pass(SOFT).await;
-    app.issuer.is(Mood::BadRequest);
+    app.issuer.is(Behavior::BadRequest);
     for _ in 0..4 {
         for key in &secrets {
             assert_eq!(app.get(key).await.status, 200);
         }
         pass(secs(6)).await;
     }
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     let crowd: Vec<_> = (0..200).map(|n| app.begin(&format!("crowd-{n}"))).collect();
     for one in crowd {
         one.await.unwrap();
@@ -444,11 +440,11 @@ async fn trouble(reader: &Reader) {
     app.open_breaker().await;
     pass(2 * SOFT).await;
     app.open_breaker_by(&known).await;
-    app.issuer.is(Mood::Answers);
+    app.issuer.is(Behavior::Answers);
     pass(secs(12)).await;
     assert_eq!(app.get("unknown-9").await.status, 401);
     assert_eq!(app.get(&known[0]).await.status, 200);
-    app.issuer.is(Mood::TooMany(None));
+    app.issuer.is(Behavior::TooMany(None));
     app.get("unknown-8").await.is_unavailable();
     for key in &known {
         app.handle.invalidate_key(&crate::kit::key(key));
@@ -459,7 +455,7 @@ async fn trouble(reader: &Reader) {
 #[test]
 fn fault_82_telemetry_may_read_the_layer() {
     let (done, is_done) = mpsc::channel();
-    // On a thread of its own: a deadlock is a failure, and no hang.
+    // On another thread, so that a deadlock fails the test.
     std::thread::spawn(move || {
         let reader = Arc::new(Reader {
             handle: OnceLock::new(),
@@ -488,12 +484,12 @@ fn fault_82_telemetry_may_read_the_layer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_hour_of_everything_fails_no_known_key() {
+async fn hour_of_mixed_faults_fails_no_known_key() {
     const KEYS: usize = 10_000;
 
     let app = App::new();
     app.issuer.issue("senseless");
-    app.issuer.says("senseless", Says::Nonsense);
+    app.issuer.set_reply("senseless", KeyReply::InvalidResponse);
     let keys: Vec<_> = (0..KEYS).map(|n| format!("known-{n:06}")).collect();
     for batch in keys.chunks(40) {
         let loads: Vec<_> = batch
@@ -516,7 +512,7 @@ async fn an_hour_of_everything_fails_no_known_key() {
             invalid += 1;
             drop(app.try_now(&format!("invalid-{invalid}")));
         }
-        // Each known key comes once a minute: more than 64 calls of 600 ms can refresh.
+        // Each known key is sent once a minute: more than 64 calls of 600 ms can refresh.
         for _ in 0..17 {
             asked.push(app.begin(&keys[next]));
             next = (next + 1) % KEYS;
