@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 use crate::scope::Scopes;
 use crate::verify::Facts;
 

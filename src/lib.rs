@@ -97,6 +97,7 @@ pub mod guard;
 mod handle;
 #[cfg(any(feature = "kinde", feature = "openmeter"))]
 mod http_client;
+mod identifier;
 mod interner;
 mod key;
 #[cfg(feature = "kinde")]

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 
 use super::peer::AuditPeer;
 use crate::clock::Tick;
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::rejection::Rejection;
 use crate::witness::{Asked, Caller, Left};
 

@@ -1,7 +1,7 @@
 use super::event::{AuditEvent, AuditEventKind, AuditedRequest};
 use super::ocsf::{Class, Verdict};
 use super::sink::{AuditSink, SinkError};
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::telemetry::AUDIT_TARGET;
 
 /// Writes each event through [`tracing`], under the target [`AUDIT_TARGET`]: the default sink.

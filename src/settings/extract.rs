@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::context::{OrgCode, OrgContext};
+use crate::context::OrgContext;
+use crate::identifier::OrgCode;
 use crate::rejection::Rejection;
 use crate::telemetry;
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 
 /// Whose requests are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ mod text {
     use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::Serializer;
 
-    use crate::context::{KeyId, OrgCode};
+    use crate::identifier::{KeyId, OrgCode};
 
     pub(super) trait Text: AsRef<str> + Sized {
         fn read(text: &str) -> Option<Self>;

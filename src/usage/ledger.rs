@@ -6,7 +6,7 @@ use super::account::{Account, KeyName};
 use super::counts::Counts;
 use super::ring::Ring;
 use super::routes::RouteId;
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 
 /// What a row counts.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, KeyName, Route};
 use super::counts::Counts;
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 
 /// What was counted since the layer was built: a value, to be kept, sent or compared.
 ///
