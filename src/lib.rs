@@ -94,6 +94,7 @@ mod credential;
 pub mod fuzzing;
 pub mod guard;
 mod handle;
+mod identifier;
 mod interner;
 mod key;
 #[cfg(feature = "kinde")]

@@ -45,7 +45,7 @@ use std::time::{Duration, SystemTime};
 
 use orgkey_lookup::{Answer, Answered, Invalid};
 
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::scope::Scopes;
 

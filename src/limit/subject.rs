@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 use http::Extensions;
 use papaya::Equivalent;
 
-use crate::context::{Anonymous, KeyId, OrgCode, OrgContext};
+use crate::context::{Anonymous, OrgContext};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::KeyDigest;
 use crate::rejection::Rejection;
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::context::{OrgCode, OrgContext};
+use crate::context::OrgContext;
+use crate::identifier::OrgCode;
 use crate::rejection::Rejection;
 use crate::telemetry;
 
@@ -135,7 +136,7 @@ impl<T: fmt::Debug> fmt::Debug for OrgSettings<T> {
 }
 
 #[cfg(feature = "axum")]
-mod extract {
+mod axum_extract {
     use axum::extract::{FromRequestParts, OptionalFromRequestParts};
     use http::request::Parts;
 

@@ -14,7 +14,7 @@ use orgkey_lookup::{
 };
 
 use super::loader::{SettingsError, SettingsErrorKind, SettingsLoader};
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 use crate::telemetry::settings as telemetry;
 
 /// The cache of a layer and its clones.

@@ -1,4 +1,4 @@
-//! What is remembered, for how long, and how often the issuer is asked: through the layer, on a paused clock.
+//! The cache, through the layer, on a paused clock: what is cached, for how long, and how many calls are made.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 #![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
@@ -7,9 +7,9 @@
 mod support;
 
 mod blocked;
-mod flight;
-mod judged_again;
-mod refusals;
+mod decisions;
+mod in_flight;
+mod invalid_keys;
 mod runtimes;
 mod staleness;
 
@@ -29,7 +29,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A layer whose clock is the paused one, plus what it is told to jump.
+/// A builder with a test clock.
 fn builder(verifier: impl Verifier) -> (ApiKeyLayerBuilder, TestClock) {
     let clock = TestClock::new();
     let builder = ApiKeyLayer::builder(verifier).test_clock(clock.clone());
@@ -41,7 +41,7 @@ fn layer(verifier: impl Verifier) -> (ApiKeyLayer, TestClock) {
     (builder.build().unwrap(), clock)
 }
 
-fn refused() -> Outcome {
+fn rejected() -> Outcome {
     Outcome::Refused(RejectionKind::InvalidToken)
 }
 
@@ -49,7 +49,7 @@ fn unavailable() -> Outcome {
     Outcome::Refused(RejectionKind::VerifierUnavailable)
 }
 
-/// Lets everything run that needs no time to pass.
+/// Runs all tasks that are ready.
 async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;

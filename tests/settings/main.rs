@@ -1,4 +1,4 @@
-//! Settings of organizations: through the layer, behind a layer of keys, over a store that counts what it is asked.
+//! Settings of organizations, through the layer, with a store in memory that counts its calls.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot do.
 #![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
@@ -9,14 +9,14 @@ mod probe;
 mod support;
 
 mod breaker;
-mod faces;
+mod extract;
 mod invalidation;
 mod loads;
+mod properties;
 mod races;
 mod readiness;
 mod store;
 mod telemetry;
-mod uncrossed;
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -37,7 +37,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A layer of keys that lets everybody in: `k_test_<org>` is a key of `<org>`.
+/// A layer of keys that accepts every key: `k_test_<org>` is a key of `<org>`.
 fn auth() -> (ApiKeyLayer, TestClock) {
     let verifier = verifier_fn(|key| async move {
         let org = OrgCode::new(&key.expose_secret()["k_test_".len()..]).unwrap();
@@ -59,14 +59,14 @@ fn code(org: &str) -> OrgCode {
     OrgCode::new(org).unwrap()
 }
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// The handler saw these settings.
+    /// The handler got these settings.
     Plan(Plan),
-    /// The handler saw the default.
+    /// The handler got the default.
     Default(Plan),
-    /// Refused with 503, and when to try again in seconds.
+    /// Rejected with 503, and the seconds of `Retry-After`.
     Unavailable(u64),
 }
 
@@ -96,7 +96,7 @@ impl Outcome {
     }
 }
 
-/// Keys, settings and a handler that hands on what it was given.
+/// Both layers, and a handler that returns the settings as an extension.
 #[derive(Clone)]
 struct App {
     store: Store,
@@ -145,13 +145,13 @@ impl App {
         outcome
     }
 
-    /// Begins a request on a task of its own.
+    /// Spawns a request.
     fn begin(&self, org: &'static str) -> tokio::task::JoinHandle<Outcome> {
         let app = self.clone();
         tokio::spawn(async move { app.get(org).await })
     }
 
-    /// The answer to a request that waits for nothing.
+    /// Sends a request, and checks that it does not wait.
     async fn get_now(&self, org: &str) -> Outcome {
         let before = self.clock.elapsed();
         let outcome = self.get(org).await;
@@ -160,7 +160,7 @@ impl App {
     }
 }
 
-/// Lets everything run that needs no time to pass.
+/// Runs all tasks that are ready.
 async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Real threads: settings that are being loaded while somebody invalidates them never come back.
+//! Settings that are invalidated while they are loaded, on several threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ const RACES: u64 = 20_000;
 struct Plan(OrgCode, u64);
 
 #[test]
-fn settings_invalidated_while_they_are_loaded_never_come_back_and_are_nobody_elses() {
+fn invalidated_settings_never_return() {
     let truths: Arc<[AtomicU64]> = (0..LANES).map(|_| AtomicU64::new(0)).collect();
     let auth = ApiKeyLayer::new(verifier_fn(|key| async move {
         let org = code(&key.expose_secret()["k_test_".len()..]);
@@ -95,7 +95,7 @@ fn settings_invalidated_while_they_are_loaded_never_come_back_and_are_nobody_els
     );
 }
 
-/// The generation that a request of this organization is given.
+/// Returns the generation that a request of this organization gets.
 async fn see<S>(door: S, org: OrgCode) -> u64
 where
     S: Service<Request<()>, Response = Response<bytes::Bytes>, Error = std::convert::Infallible>,

@@ -8,7 +8,7 @@ use tower_service::Service;
 
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
-use super::layer::{NoPermit, OrgConcurrencyLimitLayer};
+use super::layer::OrgConcurrencyLimitLayer;
 use crate::limit::subject::caller;
 use crate::observer::RequestObservation;
 use crate::rejection::Rejection;
@@ -54,13 +54,10 @@ where
                 return OrgConcurrencyLimitFuture::reject(rejection);
             }
         };
-        match permit {
-            Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
-            Err(NoPermit) => {
-                let rejection = Rejection::concurrency_limited(RETRY_AFTER);
-                let rejection = RequestObservation::rejected(extensions, rejection);
-                OrgConcurrencyLimitFuture::reject(rejection)
-            }
+        if let Ok(permit) = permit {
+            return OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit);
         }
+        let rejection = Rejection::concurrency_limited(RETRY_AFTER);
+        OrgConcurrencyLimitFuture::reject(RequestObservation::rejected(extensions, rejection))
     }
 }

@@ -59,6 +59,10 @@ pub(super) enum Freshness {
 }
 
 impl<S: Source> Entry<S> {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different thing that an entry keeps"
+    )]
     pub(super) fn new(
         mut value: S::Value,
         key: S::Key,
