@@ -1,113 +1,140 @@
-//! What the layers of settings tell. A layer's cache and the loader behind it speak under names of their own, so that those of
-//! the keys stay what they are.
+//! Events and metrics of settings. Their names differ from those of the keys.
 
 use std::error::Error;
 use std::time::Duration;
 
-use orgkey_lookup::Found;
+use orgkey_lookup::{Answered, BreakerState, Circuit, Found, Label, Telemetry};
 
-use super::{RateLimitedLog, TARGET};
+use super::loader::{SettingsError, SettingsErrorKind};
+use super::source::{Loader, Settings};
+use crate::identifier::OrgCode;
+use crate::telemetry::{RateLimitedLog, TARGET};
+#[cfg(feature = "metrics")]
+use crate::telemetry::{
+    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
+    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
+};
 
-/// Counts what requests found of their organization's settings.
-pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
-/// Counts requests that were given the default, since there were no settings to be had.
-pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
-/// Counts calls to the settings loader by their result.
-pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
-/// How long calls to the settings loader took, in seconds.
-pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
-/// The state of the circuit breaker before the settings loader: 0 closed, 1 half open, 2 open.
-pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
-/// Counts the pauses that the settings loader asked for.
-pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
-/// Calls to the settings loader under way.
-pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
-/// Loads of settings that wait for their turn.
-pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
-/// Organizations whose settings are held.
-pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";
+/// Events and metrics about a loader, labelled with the type of the settings.
+#[derive(Debug)]
+pub(super) struct LoaderTelemetry;
+
+fn name<T>() -> &'static str {
+    std::any::type_name::<T>()
+}
 
 /// Sets a gauge of the settings of one type.
 #[cfg(feature = "metrics")]
 macro_rules! set_of {
-    ($name:expr, $of:expr, $value:expr) => {
+    ($name:expr, $value:expr) => {
         // Exact to 2^53.
         #[allow(clippy::cast_precision_loss)]
-        metrics::gauge!($name, "settings" => $of).set($value as f64)
+        metrics::gauge!($name, "settings" => name::<T>()).set($value as f64)
     };
 }
 
 #[cfg(not(feature = "metrics"))]
 macro_rules! set_of {
-    ($name:expr, $of:expr, $value:expr) => {
-        let _ = ($of, $value);
+    ($name:expr, $value:expr) => {
+        let _ = $value;
     };
 }
 
-/// A handler asks for settings of a type that no layer has given this request.
-pub(crate) fn layer_missing(who_asks: &str, of: &str) {
-    static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(left_out) = LOG.admit() {
-        tracing::error!(
-            target: TARGET,
-            who_asks,
-            settings = of,
-            left_out,
-            "refused with 500: no `OrgSettingsLayer` of this type stands between this route and its `ApiKeyLayer`; add it with \
-             `.route_layer(settings)` before `.route_layer(auth)`"
-        );
+impl<T: Send + Sync + 'static> Telemetry<Loader<T>> for LoaderTelemetry {
+    const HAS_GAUGES: bool = cfg!(feature = "metrics");
+
+    #[inline]
+    fn looked_up(found: Found) {
+        let result = match found {
+            Found::Fresh => "fresh",
+            Found::Stale => "stale",
+            // A loader finds no organization invalid.
+            Found::Invalid | Found::Miss => "asked",
+        };
+        count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
+    }
+
+    fn entries(number: usize) {
+        set_of!(SETTINGS_ENTRIES, number);
+    }
+
+    fn called(
+        _: &Label,
+        org: &OrgCode,
+        outcome: &Result<Answered<Settings<T>>, SettingsError>,
+        took: Duration,
+    ) {
+        let (result, error) = match outcome {
+            Ok(_) => ("loaded", None),
+            Err(error) => match error.kind() {
+                SettingsErrorKind::Unavailable => ("unavailable", Some(error)),
+                // `throttled` reports the pause.
+                SettingsErrorKind::Throttled { .. } => ("throttled", None),
+                SettingsErrorKind::Broken => ("broken", Some(error)),
+            },
+        };
+        called(name::<T>(), org.as_str(), result, error, took);
+    }
+
+    fn occupied(_: &Label, calls: usize, waiting: usize) {
+        set_of!(SETTINGS_IN_FLIGHT, calls);
+        set_of!(SETTINGS_WAITING, waiting);
+    }
+
+    fn breaker_state(_: &Label, circuit: Circuit, state: BreakerState) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!(SETTINGS_BREAKER, "settings" => name::<T>(), "circuit" => circuit.name())
+            .set(f64::from(state.as_gauge()));
+        #[cfg(not(feature = "metrics"))]
+        let _ = (circuit, state);
+    }
+
+    fn breaker_opened(_: &Label, circuit: Circuit, open_for: Duration) {
+        let (settings, circuit) = (name::<T>(), circuit.name());
+        tracing::warn!(target: TARGET, settings, circuit, ?open_for, "settings circuit breaker opened");
+    }
+
+    fn breaker_tries(_: &Label, circuit: Circuit) {
+        let (settings, circuit) = (name::<T>(), circuit.name());
+        tracing::info!(target: TARGET, settings, circuit, "settings circuit breaker half open");
+    }
+
+    fn breaker_closed(_: &Label, circuit: Circuit) {
+        let (settings, circuit) = (name::<T>(), circuit.name());
+        tracing::info!(target: TARGET, settings, circuit, "settings circuit breaker closed");
+    }
+
+    fn throttled(_: &Label, pause: Duration) {
+        let settings = name::<T>();
+        #[cfg(feature = "metrics")]
+        metrics::counter!(SETTINGS_THROTTLED, "settings" => settings).increment(1);
+        tracing::warn!(target: TARGET, settings, ?pause, "settings loader asks for fewer calls");
     }
 }
 
-/// A request looked for its organization's settings.
-#[inline]
-pub(crate) fn looked_up(found: Found) {
-    let result = match found {
-        Found::Fresh => "fresh",
-        Found::Stale => "stale",
-        // A loader refuses nobody.
-        Found::Invalid | Found::Miss => "asked",
-    };
-    count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
-}
-
-/// A request was given the default.
-pub(crate) fn defaulted() {
-    #[cfg(feature = "metrics")]
-    metrics::counter!(SETTINGS_DEFAULTS).increment(1);
-}
-
-pub(crate) fn entries(of: &'static str, number: usize) {
-    set_of!(SETTINGS_ENTRIES, of, number);
-}
-
-pub(crate) fn occupied(of: &'static str, calls: usize, waiting: usize) {
-    set_of!(SETTINGS_IN_FLIGHT, of, calls);
-    set_of!(SETTINGS_WAITING, of, waiting);
-}
-
-/// A call to the loader has ended.
-pub(crate) fn called(
-    of: &'static str,
+/// Emits one load. Not generic, so that all types share one rate limit.
+fn called(
+    settings: &'static str,
     org_code: &str,
     result: &'static str,
-    error: Option<&(dyn Error + 'static)>,
+    error: Option<&SettingsError>,
     took: Duration,
 ) {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    tracing::debug!(target: TARGET, settings = of, result, org_code, ?took, "asked the settings loader");
+    tracing::debug!(target: TARGET, settings, result, org_code, ?took, "asked the settings loader");
     #[cfg(feature = "metrics")]
     {
-        metrics::counter!(SETTINGS_LOADS, "settings" => of, "result" => result).increment(1);
-        metrics::histogram!(SETTINGS_LATENCY, "settings" => of).record(took.as_secs_f64());
+        metrics::counter!(SETTINGS_LOADS, "settings" => settings, "result" => result).increment(1);
+        metrics::histogram!(SETTINGS_LATENCY, "settings" => settings).record(took.as_secs_f64());
     }
     if let Some(error) = error
         && let Some(left_out) = LOG.admit()
     {
+        let error = error as &(dyn Error + 'static);
         tracing::warn!(
             target: TARGET,
             error,
-            settings = of,
+            settings,
             org_code,
             left_out,
             "an organization's settings could not be loaded"
@@ -115,28 +142,23 @@ pub(crate) fn called(
     }
 }
 
-/// Sets the state of a circuit: 0 closed, 1 half open, 2 open.
-pub(crate) fn breaker_state(of: &'static str, circuit: &'static str, state: u8) {
+/// Counts a request that got the default.
+pub(super) fn defaulted() {
     #[cfg(feature = "metrics")]
-    metrics::gauge!(SETTINGS_BREAKER, "settings" => of, "circuit" => circuit).set(f64::from(state));
-    #[cfg(not(feature = "metrics"))]
-    let _ = (of, circuit, state);
+    metrics::counter!(SETTINGS_DEFAULTS).increment(1);
 }
 
-pub(crate) fn breaker_opened(of: &'static str, circuit: &'static str, open_for: Duration) {
-    tracing::warn!(target: TARGET, settings = of, circuit, ?open_for, "settings circuit breaker opened");
-}
-
-pub(crate) fn breaker_tries(of: &'static str, circuit: &'static str) {
-    tracing::info!(target: TARGET, settings = of, circuit, "settings circuit breaker half open");
-}
-
-pub(crate) fn breaker_closed(of: &'static str, circuit: &'static str) {
-    tracing::info!(target: TARGET, settings = of, circuit, "settings circuit breaker closed");
-}
-
-pub(crate) fn throttled(of: &'static str, pause: Duration) {
-    #[cfg(feature = "metrics")]
-    metrics::counter!(SETTINGS_THROTTLED, "settings" => of).increment(1);
-    tracing::warn!(target: TARGET, settings = of, ?pause, "settings loader asks for fewer calls");
+/// Emits that no layer added settings of this type to a request.
+pub(super) fn layer_missing(who_asks: &str, settings: &str) {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(left_out) = LOG.admit() {
+        tracing::error!(
+            target: TARGET,
+            who_asks,
+            settings,
+            left_out,
+            "refused with 500: no `OrgSettingsLayer` of this type stands between this route and its `ApiKeyLayer`; add it with \
+             `.route_layer(settings)` before `.route_layer(auth)`"
+        );
+    }
 }
