@@ -97,7 +97,6 @@ pub(crate) mod limit;
 pub(crate) mod poller;
 mod rate_limited_log;
 mod requests;
-mod upstream;
 #[cfg(feature = "usage")]
 pub(crate) mod usage;
 
@@ -105,10 +104,6 @@ pub(crate) use self::rate_limited_log::RateLimitedLog;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
-pub(crate) use self::upstream::{
-    breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called, occupied,
-    throttled, unconfirmed_invalid_answers,
-};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";
