@@ -77,24 +77,11 @@ pub(crate) mod limit;
 pub(crate) mod poller;
 mod rate_limited_log;
 mod requests;
-#[cfg(feature = "settings")]
-pub(crate) mod settings;
-mod upstream;
 
-use self::rate_limited_log::RateLimitedLog;
+pub(crate) use self::rate_limited_log::RateLimitedLog;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
-#[cfg(feature = "settings")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
-pub use self::settings::{
-    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
-    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
-};
-pub(crate) use self::upstream::{
-    breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called, occupied,
-    throttled, unconfirmed_invalid_answers,
-};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";
@@ -125,3 +112,22 @@ pub const POLLER_WALKS: &str = "orgkey_poller_walks_total";
 pub const POLLER_CALLS: &str = "orgkey_poller_calls_total";
 /// Counts the keys that the poller invalidated.
 pub const POLLER_INVALIDATED: &str = "orgkey_poller_invalidated_total";
+
+/// Counts what requests found in the cache of settings.
+pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
+/// Counts requests that got the default, because their settings could not be loaded.
+pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
+/// Counts calls to the settings loader by their result.
+pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
+/// The duration of calls to the settings loader, in seconds.
+pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
+/// The state of the circuit breaker of the settings loader: 0 closed, 1 half open, 2 open.
+pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
+/// Counts the pauses that the settings loader asked for.
+pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
+/// Calls to the settings loader in flight.
+pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
+/// Loads of settings that wait for their turn.
+pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
+/// Organizations with cached settings.
+pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";
