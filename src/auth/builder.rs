@@ -99,7 +99,7 @@ impl ApiKeyLayerBuilder {
 
         /// Sets how long a verification may take with its retry and its waits. At least the caller deadline, at most 60 s;
         /// 10 s unless set.
-        flight_deadline(deadline: Duration) => flight_deadline;
+        lookup_deadline(deadline: Duration) => lookup_deadline;
     }
 
     /// The `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.

@@ -347,7 +347,7 @@ async fn junk_takes_little_more_room_than_a_tenth_of_the_capacity() {
             tokio::time::advance(10 * SECOND).await;
         }
         assert_eq!(outcome(&api, &format!("k_junk_{n:08}")).await, refused());
-        most = most.max(layer.handle().stats().refused_entries);
+        most = most.max(layer.handle().stats().invalid_entries);
     }
     assert_eq!(issuer.calls(), 10_000);
     // The tenth, and what the policy has yet to be told of.
