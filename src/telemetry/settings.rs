@@ -1,5 +1,4 @@
-//! What the layers of settings tell. A layer's cache and the loader behind it speak under names of their own, so that those of
-//! the keys stay what they are.
+//! Events and metrics of the settings layers. Their names differ from those of keys, so that neither affects the other.
 
 use std::error::Error;
 use std::time::Duration;
@@ -8,23 +7,23 @@ use orgkey_lookup::Found;
 
 use super::{RateLimitedLog, TARGET};
 
-/// Counts what requests found of their organization's settings.
+/// Counts what requests found in the cache of settings.
 pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
-/// Counts requests that were given the default, since there were no settings to be had.
+/// Counts requests that got the default because no settings were available.
 pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
 /// Counts calls to the settings loader by their result.
 pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
-/// How long calls to the settings loader took, in seconds.
+/// The duration of calls to the settings loader, in seconds.
 pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
-/// The state of the circuit breaker before the settings loader: 0 closed, 1 half open, 2 open.
+/// The state of the circuit breaker of the settings loader: 0 closed, 1 half open, 2 open.
 pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
-/// Counts the pauses that the settings loader asked for.
+/// Counts the pauses that the settings loader requested.
 pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
-/// Calls to the settings loader under way.
+/// Calls to the settings loader in flight.
 pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
 /// Loads of settings that wait for their turn.
 pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
-/// Organizations whose settings are held.
+/// Cached settings of organizations.
 pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";
 
 /// Sets a gauge of the settings of one type.
@@ -44,34 +43,34 @@ macro_rules! set_of {
     };
 }
 
-/// A handler asks for settings of a type that no layer has given this request.
-pub(crate) fn layer_missing(who_asks: &str, of: &str) {
+/// Emits that a handler takes settings of a type for which the request passed no layer.
+pub(crate) fn layer_missing(component: &str, of: &str) {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(left_out) = LOG.admit() {
+    if let Some(suppressed) = LOG.admit() {
         tracing::error!(
             target: TARGET,
-            who_asks,
+            component,
             settings = of,
-            left_out,
-            "refused with 500: no `OrgSettingsLayer` of this type stands between this route and its `ApiKeyLayer`; add it with \
+            suppressed,
+            "rejected with 500: no `OrgSettingsLayer` of this type between this route and its `ApiKeyLayer`; add it with \
              `.route_layer(settings)` before `.route_layer(auth)`"
         );
     }
 }
 
-/// A request looked for its organization's settings.
+/// Counts what a request found in the cache.
 #[inline]
 pub(crate) fn looked_up(found: Found) {
     let result = match found {
         Found::Fresh => "fresh",
         Found::Stale => "stale",
-        // A loader refuses nobody.
-        Found::Invalid | Found::Miss => "asked",
+        // A loader has no invalid results.
+        Found::Invalid | Found::Miss => "miss",
     };
-    count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
+    count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "miss");
 }
 
-/// A request was given the default.
+/// Counts a request that got the default.
 pub(crate) fn defaulted() {
     #[cfg(feature = "metrics")]
     metrics::counter!(SETTINGS_DEFAULTS).increment(1);
@@ -86,7 +85,7 @@ pub(crate) fn occupied(of: &'static str, calls: usize, waiting: usize) {
     set_of!(SETTINGS_WAITING, of, waiting);
 }
 
-/// A call to the loader has ended.
+/// Emits the result of a call to the loader.
 pub(crate) fn called(
     of: &'static str,
     org_code: &str,
@@ -95,22 +94,22 @@ pub(crate) fn called(
     took: Duration,
 ) {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    tracing::debug!(target: TARGET, settings = of, result, org_code, ?took, "asked the settings loader");
+    tracing::debug!(target: TARGET, settings = of, result, org_code, ?took, "settings load finished");
     #[cfg(feature = "metrics")]
     {
         metrics::counter!(SETTINGS_LOADS, "settings" => of, "result" => result).increment(1);
         metrics::histogram!(SETTINGS_LATENCY, "settings" => of).record(took.as_secs_f64());
     }
     if let Some(error) = error
-        && let Some(left_out) = LOG.admit()
+        && let Some(suppressed) = LOG.admit()
     {
         tracing::warn!(
             target: TARGET,
             error,
             settings = of,
             org_code,
-            left_out,
-            "an organization's settings could not be loaded"
+            suppressed,
+            "settings load failed"
         );
     }
 }
