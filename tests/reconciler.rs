@@ -516,26 +516,23 @@ async fn reconciliations_are_counted_and_logged() {
             }
             _ => None,
         })
-        .filter(|(name, _)| name.starts_with("orgkey_poller"))
+        .filter(|(name, _)| name.starts_with("orgkey_reconciler"))
         .collect();
-    let runs = |result: &str| counted.get(&format!("{} {result}", telemetry::POLLER_WALKS));
+    let runs = |result: &str| counted.get(&format!("{} {result}", telemetry::RECONCILER_RUNS));
     assert_eq!(runs("idle"), Some(&1));
     assert_eq!(runs("failed"), Some(&3));
     assert_eq!(runs("complete"), Some(&1));
-    assert_eq!(runs("not-believed"), Some(&1));
+    assert_eq!(runs("unconfirmed"), Some(&1));
     let total = |name: &str| counted[&format!("{name} ")];
-    assert_eq!(total(telemetry::POLLER_CALLS), 5);
-    assert_eq!(total(telemetry::POLLER_INVALIDATED), 1);
+    assert_eq!(total(telemetry::RECONCILER_CALLS), 5);
+    assert_eq!(total(telemetry::RECONCILER_INVALIDATED), 1);
 
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let logged = |message: &str| text.matches(message).count();
-    assert_eq!(logged("the poller cannot walk the issuer's keys"), 1);
-    assert_eq!(logged("the poller walks the issuer's keys again"), 1);
-    assert_eq!(logged("keys were rotated or taken away at the issuer"), 1);
-    assert_eq!(
-        logged("the issuer's list speaks against most of the keys held"),
-        1
-    );
+    assert_eq!(logged("reconciliation failed"), 1);
+    assert_eq!(logged("reconciliation succeeded again"), 1);
+    assert_eq!(logged("cached keys invalidated"), 1);
+    assert_eq!(logged("issuer's key list contradicts most cached keys"), 1);
     for secret in [key.secret(), new.secret(), &stage.emulator.client_secret()] {
         assert_eq!(logged(secret), 0);
         assert_eq!(logged(&secret[secret.len() - 8..]), 0);
@@ -775,7 +772,7 @@ impl Recorder for EndTimes {
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        if key.name() == telemetry::POLLER_WALKS {
+        if key.name() == telemetry::RECONCILER_RUNS {
             Counter::from_arc(Arc::new(self.clone()))
         } else {
             Counter::noop()
@@ -868,10 +865,10 @@ async fn next_run_waits_as_long_as_a_429_asks() {
     let throttled = Fault::status(429).with_header("ratelimit-reset", "30");
     stage.emulator.inject(Endpoint::ListKeys, throttled);
     tokio::spawn(reconciler.run());
-    let calls = || count(&snapshotter, telemetry::POLLER_CALLS);
+    let calls = || count(&snapshotter, telemetry::RECONCILER_CALLS);
     settle().await;
     advance(period).await;
-    let is_logged = || !log.lines("WARN", "cannot walk").is_empty();
+    let is_logged = || !log.lines("WARN", "reconciliation failed").is_empty();
     until("the warning", is_logged).await;
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
     assert_eq!(calls(), 1);
@@ -918,7 +915,7 @@ async fn run_without_calls_is_no_recovery() {
     reconciler.reconcile_once().await.unwrap_err();
     stage.keys.invalidate_all();
     assert_eq!(reconciler.reconcile_once().await.unwrap().calls, 0);
-    let logged = || log.lines("INFO", "walks the issuer's keys again").len();
+    let logged = || log.lines("INFO", "reconciliation succeeded again").len();
     assert_eq!(logged(), 0);
     stage.known("org_a").await;
     assert_eq!(reconciler.reconcile_once().await.unwrap().calls, 1);

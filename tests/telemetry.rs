@@ -173,8 +173,8 @@ async fn look_ups_calls_and_states_are_recorded() {
     let of = |name: &str, label: &str| seen.get(&format!("{name}{{{label}}}")).copied();
     assert_eq!(of(telemetry::LOOKUPS, "result=fresh"), Some(1));
     assert_eq!(of(telemetry::LOOKUPS, "result=stale"), Some(1));
-    assert_eq!(of(telemetry::LOOKUPS, "result=refused"), Some(1));
-    assert_eq!(of(telemetry::LOOKUPS, "result=asked"), Some(8));
+    assert_eq!(of(telemetry::LOOKUPS, "result=invalid"), Some(1));
+    assert_eq!(of(telemetry::LOOKUPS, "result=miss"), Some(8));
     assert_eq!(
         of(telemetry::ISSUER_CALLS, "result=valid"),
         Some(2),

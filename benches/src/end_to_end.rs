@@ -46,13 +46,13 @@ pub(crate) fn table() {
         .collect();
     table::print(
         &format!(
-            "end to end: one server thread under `wrk -t1 -c32`, median of {ROUNDS} rounds by turns"
+            "end to end: one server thread under `wrk -t1 -c32`, median of {ROUNDS} alternating rounds"
         ),
         &[
             "row",
             "requests per second",
-            "of the bare server's",
-            "of the `from_fn`'s",
+            "relative to the bare server",
+            "relative to `from_fn`",
         ],
         &lines,
     );

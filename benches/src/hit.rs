@@ -19,7 +19,7 @@ const REQUESTS: u32 = 2_000;
 
 pub(crate) fn of_all() {
     table(
-        "hit: one request, whole and over a layer that does nothing",
+        "hit: cost of one request, total and above a layer that does nothing",
         ALL,
     );
 }
@@ -57,7 +57,7 @@ pub fn table(title: &str, rows: &[Row]) {
             "row",
             "instructions",
             "over (0)",
-            "of the floor's",
+            "relative to the floor",
             "allocations",
             "time",
             "over (0)",
@@ -114,7 +114,7 @@ fn ratios() -> BTreeMap<&'static str, f64> {
             gain(of("parameter-org") - of("parameter-auth")),
         ),
         // These requests do not reach the handler.
-        ("refusal", of("ours-refused") / floor),
+        ("rejection", of("ours-invalid") / floor),
         ("malformed", of("ours-malformed") / floor),
     ])
 }

@@ -25,9 +25,9 @@ Without a bench, all of them, one after another.
   scale        one key to a million: the cost of a hit, the bytes of a key
   threads      one key, from every core
   herd         ten thousand requests at once with one cold key
-  miss         a cold key, beside the bare call to the issuer
+  miss         a cold key, compared with a plain call to the issuer
   end_to_end   requests per second over loopback, under wrk
-  books        audit, usage, limits and settings, each on and off; a build of its own
+  layers        audit, usage, limits and settings, each on and off; built separately
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
   guard --record             writes that file";
 
@@ -51,13 +51,13 @@ pub fn main() -> ExitCode {
         ["miss"] => miss::table(),
         ["end_to_end"] => end_to_end::table(),
         ["hit", "--criterion", ref filter @ ..] => hit::criterion(filter.first().copied()),
-        #[cfg(feature = "books")]
-        ["books"] => hit::table(
-            "books: what each part adds to a hit",
+        #[cfg(feature = "layers")]
+        ["layers"] => hit::table(
+            "layers: cost of audit, usage, limits and settings per hit",
             &[rows::NO_OP, rows::FLOOR]
                 .map(rows::find)
                 .into_iter()
-                .chain(rows::books::ALL.iter().copied())
+                .chain(rows::layers::ALL.iter().copied())
                 .collect::<Vec<_>>(),
         ),
         ["guard"] => return hit::guard(),
@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
             times.parse().expect("a number of requests"),
         ),
         ["memory", keys] => scale::memory(keys.parse().expect("a number of keys")),
-        ["junk", keys] => scale::junk(keys.parse().expect("a number of keys")),
+        ["invalid", keys] => scale::invalid(keys.parse().expect("a number of keys")),
         ["serve", row, address] => end_to_end::serve(row, address),
         _ => {
             eprintln!("{USAGE}");

@@ -49,9 +49,9 @@ impl<T: Send + Sync + 'static> Telemetry<Loader<T>> for LoaderTelemetry {
             Found::Fresh => "fresh",
             Found::Stale => "stale",
             // A loader finds no organization invalid.
-            Found::Invalid | Found::Miss => "asked",
+            Found::Invalid | Found::Miss => "miss",
         };
-        count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "asked");
+        count!(SETTINGS_LOOKUPS, "result" = result; "fresh" "stale" "miss");
     }
 
     fn entries(number: usize) {
@@ -121,14 +121,14 @@ fn called(
     took: Duration,
 ) {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    tracing::debug!(target: TARGET, settings, result, org_code, ?took, "asked the settings loader");
+    tracing::debug!(target: TARGET, settings, result, org_code, ?took, "settings load finished");
     #[cfg(feature = "metrics")]
     {
         metrics::counter!(SETTINGS_LOADS, "settings" => settings, "result" => result).increment(1);
         metrics::histogram!(SETTINGS_LATENCY, "settings" => settings).record(took.as_secs_f64());
     }
     if let Some(error) = error
-        && let Some(left_out) = LOG.admit()
+        && let Some(suppressed) = LOG.admit()
     {
         let error = error as &(dyn Error + 'static);
         tracing::warn!(
@@ -136,8 +136,8 @@ fn called(
             error,
             settings,
             org_code,
-            left_out,
-            "an organization's settings could not be loaded"
+            suppressed,
+            "settings load failed"
         );
     }
 }
@@ -149,15 +149,15 @@ pub(super) fn defaulted() {
 }
 
 /// Emits that no layer added settings of this type to a request.
-pub(super) fn layer_missing(who_asks: &str, settings: &str) {
+pub(super) fn layer_missing(component: &str, settings: &str) {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(left_out) = LOG.admit() {
+    if let Some(suppressed) = LOG.admit() {
         tracing::error!(
             target: TARGET,
-            who_asks,
+            component,
             settings,
-            left_out,
-            "refused with 500: no `OrgSettingsLayer` of this type stands between this route and its `ApiKeyLayer`; add it with \
+            suppressed,
+            "rejected with 500: no `OrgSettingsLayer` of this type between this route and its `ApiKeyLayer`; add it with \
              `.route_layer(settings)` before `.route_layer(auth)`"
         );
     }

@@ -156,12 +156,12 @@ async fn cached_invalid_keys_are_counted() {
     let mut held = Vec::new();
     for key in [ONE, TWO, BAD] {
         assert_eq!(outcome(&api, key).await, rejected());
-        held.push(handle.stats().refused_entries);
+        held.push(handle.stats().invalid_entries);
     }
     issuer.set(ONE, org("org_one", &[]));
     tokio::time::advance(5 * SECOND).await;
     assert_eq!(outcome(&api, ONE).await, passed("org_one"));
-    held.push(handle.stats().refused_entries);
+    held.push(handle.stats().invalid_entries);
     assert_eq!(held, [1, 2, 3, 2]);
     assert_eq!(handle.stats().entries, 1);
 }

@@ -1,4 +1,4 @@
-//! What a caller sees, over a real socket.
+//! What a client sees, over a socket.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
@@ -30,7 +30,7 @@ use tower_orgkey::{
 use support::wire::serve;
 use support::{Issuer, Say, org};
 
-/// Good keys of two organizations, and one of each other sort.
+/// Valid keys of two organizations, and one key of each other kind.
 const ONE: &str = "k_test_one_0123456789";
 const TWO: &str = "k_test_two_0123456789";
 const NOBODY: &str = "k_test_nobody_0123456";

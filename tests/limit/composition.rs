@@ -239,7 +239,7 @@ async fn missing_layer_is_500_and_logged() {
         concurrency.call(Request::new(())).await.unwrap().status(),
         500
     );
-    let lines = log.lines("ERROR", "no `ApiKeyLayer` stands in front");
+    let lines = log.lines("ERROR", "no `ApiKeyLayer` outside of this route");
     assert!(!lines.is_empty(), "{}", log.text());
 }
 

@@ -202,7 +202,7 @@ async fn eviction_of_an_active_account_is_logged() {
         assert!(passes(&mut limited, &org(name)));
         // One request refills per second, so few accounts have usage at a time; in the end the clock stops.
         clock.jump(secs(u64::from(n < 20)));
-        let lines = log.lines("WARN", "a limit holds fewer accounts than");
+        let lines = log.lines("WARN", "limit table full");
         assert_eq!(lines.len(), usize::from(n == 30), "{n}: {lines:?}");
         assert!(limit.accounts() <= 10);
     }

@@ -181,12 +181,12 @@ async fn missing_or_misordered_layers_are_500() {
             Router::new()
                 .route("/", taken())
                 .route_layer(colors.clone()),
-            "no `ApiKeyLayer` stands in front",
+            "no `ApiKeyLayer` outside of this route",
         ),
         (
             "no layer at all",
             Router::new().route("/", taken()),
-            "no `ApiKeyLayer` stands in front",
+            "no `ApiKeyLayer` outside of this route",
         ),
         (
             "settings outside of keys",
@@ -194,7 +194,7 @@ async fn missing_or_misordered_layers_are_500() {
                 .route("/", taken())
                 .route_layer(auth)
                 .route_layer(colors),
-            "no `ApiKeyLayer` stands in front",
+            "no `ApiKeyLayer` outside of this route",
         ),
     ];
     for (name, app, message) in cases {

@@ -209,7 +209,7 @@ async fn the_builder_sets_the_bounds() {
             .hard_ttl(20 * SECOND)
             .attempt_deadline(100 * MS)
             .caller_deadline(300 * MS)
-            .flight_deadline(SECOND)
+            .lookup_deadline(SECOND)
             .max_calls_per_second(1_000)
             .capacity(10)
     });

@@ -121,7 +121,7 @@ async fn the_log_names_the_org_of_a_failed_load() {
     let mut told = None;
     for _ in 0..1_000 {
         app.get("broken").await;
-        let failed = log.lines("WARN", "an organization's settings could not be loaded");
+        let failed = log.lines("WARN", "settings load failed");
         told = failed.into_iter().find(|line| line.contains("\"broken\""));
         if told.is_some() {
             break;
@@ -141,7 +141,7 @@ async fn the_log_names_the_org_of_a_failed_load() {
     ] {
         assert_eq!(log.lines(level, message).len(), 1, "{message}");
     }
-    let loads = log.lines("DEBUG", "asked the settings loader");
+    let loads = log.lines("DEBUG", "settings load finished");
     assert_eq!(loads.len(), app.store.calls());
     for level in ["WARN", "ERROR", "INFO"] {
         let of_the_issuer = log.lines(level, "issuer");

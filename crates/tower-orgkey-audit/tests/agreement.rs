@@ -25,7 +25,7 @@ use tower_orgkey_usage::{Account, UsageLayer};
 const ORGANIZATIONS: usize = 10_000;
 const REQUESTS: usize = 1_000_000;
 const CALLERS: usize = 4;
-/// As many as are sure to find room in the audit trail's queue before it is waited for.
+/// A number of requests that fits into the queue of the audit trail.
 const A_ROUND: usize = 4_000;
 
 /// Counts of each organization, and of unauthenticated requests at the end.
@@ -92,7 +92,7 @@ struct Lines {
 struct Line {
     #[serde(default = "one")]
     count: u64,
-    /// Lines that stand for several refusals have no one reason.
+    /// Lines for several rejections have no single reason.
     #[serde(default)]
     status_code: String,
     actor: Option<Actor>,
@@ -139,18 +139,18 @@ impl io::Write for Written {
     }
 }
 
-/// What clients were answered.
+/// The responses that clients got.
 struct Seen {
     ok: Arc<Tally>,
     forbidden: Arc<Tally>,
     unauthorized: AtomicU64,
 }
 
-/// One of a fixed row of requests: mostly good ones, some without their scope, some junk.
+/// Returns one of a fixed sequence of requests: most valid, some without the scope, some with invalid keys.
 async fn call(app: Router, nth: usize, seen: &Seen) {
-    // An odd factor walks through all organizations in an order that looks like none.
+    // An odd factor visits all organizations in an irregular order.
     let org = nth * 7_919 % ORGANIZATIONS;
-    // Another one on each of the hundred walks, so that every organization makes every kind.
+    // Differs in each of the hundred rounds, so that every organization makes requests of every kind.
     let (path, key) = match (nth + nth / ORGANIZATIONS) % 16 {
         3 => ("/reports/17", format!("key-{org:05}-idler")),
         7 => ("/reports/17", format!("junk-{:05}", org % 100)),
@@ -231,7 +231,7 @@ async fn audit_usage_handlers_and_clients_agree() {
         let requests = (ok + forbidden, forbidden);
         assert_eq!(counted[&org], requests, "{}: usage", code(org));
     }
-    // Unauthenticated rejections are sampled; lines with a count stand for the suppressed ones.
+    // Unauthenticated rejections are sampled; lines with a count have the suppressed ones.
     let unauthorized = seen.unauthorized.load(Ordering::Relaxed);
     let audited_unauthenticated: u64 = lines
         .of

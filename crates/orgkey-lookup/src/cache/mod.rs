@@ -247,7 +247,7 @@ impl<S: Source> Cache<S> {
             Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
             Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
-                if entry.claim_refresh(now, now.after(self.config.flight_deadline)) =>
+                if entry.claim_refresh(now, now.after(self.config.lookup_deadline)) =>
             {
                 (CacheResult::ServeAndRefresh(entry), Found::Stale)
             }

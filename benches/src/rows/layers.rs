@@ -13,12 +13,12 @@ use super::{BEARER, Call, Row, SCOPE, Under, api, passes};
 
 #[rustfmt::skip]
 pub(crate) const ALL: &[Row] = &[
-    Row { name: "books-off", says: "`(auth, require_scope(..))`, all features compiled in, none used", under: Under::Router, build: off },
-    Row { name: "books-usage", says: "and `UsageLayer`", under: Under::Router, build: usage },
-    Row { name: "books-audit", says: "and `AuditLayer`, its thread's work included, into a sink that writes nothing", under: Under::Router, build: audit },
-    Row { name: "books-rate", says: "and `OrgRateLimitLayer`", under: Under::Router, build: rate },
-    Row { name: "books-concurrency", says: "and `OrgConcurrencyLimitLayer`", under: Under::Router, build: concurrency },
-    Row { name: "books-settings", says: "and `OrgSettingsLayer`", under: Under::Router, build: settings },
+    Row { name: "layers-off", says: "`(auth, require_scope(..))`, all features compiled in, none used", under: Under::Router, build: off },
+    Row { name: "layers-usage", says: "and `UsageLayer`", under: Under::Router, build: usage },
+    Row { name: "layers-audit", says: "and `AuditLayer`, its thread's work included, into a sink that writes nothing", under: Under::Router, build: audit },
+    Row { name: "layers-rate", says: "and `OrgRateLimitLayer`", under: Under::Router, build: rate },
+    Row { name: "layers-concurrency", says: "and `OrgConcurrencyLimitLayer`", under: Under::Router, build: concurrency },
+    Row { name: "layers-settings", says: "and `OrgSettingsLayer`", under: Under::Router, build: settings },
 ];
 
 fn off() -> Call {
