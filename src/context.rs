@@ -371,7 +371,7 @@ mod extract {
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
             Self::optional(&parts.extensions, "the extractor `Option<OrgContext>`")
-                .map(|org| org.cloned())
+                .map(Option::<&Self>::cloned)
         }
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct KeyRules {
     pub(crate) max_len: usize,
     /// `None` if all credentials are keys. Boxed, so that this common case is one comparison.
     pub(crate) filter: Option<Box<KeyFilter>>,
+    /// Whether other credentials are passed to the inner service.
+    pub(crate) passes_others: bool,
 }
 
 impl Default for KeyRules {
@@ -36,15 +38,18 @@ impl Default for KeyRules {
         Self {
             max_len: DEFAULT_MAX_KEY_LEN,
             filter: None,
+            passes_others: false,
         }
     }
 }
+
+type Accepts = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Accepts credentials with one of the prefixes, and those for which one of the functions returns true.
 #[derive(Default)]
 pub(crate) struct KeyFilter {
     pub(crate) prefixes: Vec<String>,
-    pub(crate) functions: Vec<Box<dyn Fn(&str) -> bool + Send + Sync>>,
+    pub(crate) functions: Vec<Accepts>,
 }
 
 impl KeyFilter {
@@ -82,6 +87,11 @@ pub(crate) enum Credential<'a> {
 impl CredentialSource {
     pub(crate) fn new(header: CredentialHeader, rules: KeyRules) -> Self {
         Self { header, rules }
+    }
+
+    /// Whether credentials that are not keys are passed to the inner service.
+    pub(crate) fn passes_others(&self) -> bool {
+        self.rules.passes_others
     }
 
     pub(crate) fn header(&self) -> &HeaderName {
@@ -357,7 +367,7 @@ mod tests {
     fn filter_precedes_length_and_grammar() {
         let filter = KeyFilter {
             prefixes: vec!["k_live_".into(), "k_test_".into()],
-            functions: vec![Box::new(|credential| credential.ends_with(".ours"))],
+            functions: vec![Box::new(|credential| credential.ends_with("-ours"))],
         };
         let source = bearer_source(KeyRules {
             filter: Some(Box::new(filter)),
@@ -367,7 +377,7 @@ mod tests {
         for (value, is_key) in [
             ("k_live_1", Some(true)),
             ("k_test_1", Some(true)),
-            ("12345678.ours", Some(true)),
+            ("12345678-ours", Some(true)),
             ("K_LIVE_1", Some(false)),
             ("xk_live_1", Some(false)),
             ("a", Some(false)),
@@ -388,7 +398,7 @@ mod tests {
             };
             assert_eq!(read, is_key, "{value}");
         }
-        let mut headers = with(b"Bearer \xff\xff\xff\xff\xff\xff\xff\xff.ours");
+        let mut headers = with(b"Bearer \xff\xff\xff\xff\xff\xff\xff\xff-ours");
         assert_eq!(read_from(&source, &mut headers), Credential::Other);
         headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer other"));
         assert_eq!(read_from(&source, &mut headers), Credential::Malformed);

@@ -43,7 +43,6 @@ pub struct ApiKeyLayerBuilder {
     allow_user_keys: bool,
     strip_credential: bool,
     rules: KeyRules,
-    pass_other_credentials: bool,
     peer: Option<PeerFn>,
     #[cfg(feature = "test-util")]
     digest_secret: Option<[u8; 16]>,
@@ -61,7 +60,6 @@ impl ApiKeyLayerBuilder {
             allow_user_keys: false,
             strip_credential: false,
             rules: KeyRules::default(),
-            pass_other_credentials: false,
             peer: None,
             #[cfg(feature = "test-util")]
             digest_secret: None,
@@ -204,7 +202,7 @@ impl ApiKeyLayerBuilder {
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
     pub fn pass_other_credentials_to_inner_auth(mut self) -> Self {
-        self.pass_other_credentials = true;
+        self.rules.passes_others = true;
         self
     }
 
@@ -316,7 +314,6 @@ impl ApiKeyLayerBuilder {
                 allow_anonymous: self.allow_anonymous,
                 allow_user_keys: self.allow_user_keys,
                 strip_credential: self.strip_credential,
-                pass_other_credentials: self.pass_other_credentials,
                 peer: self.peer,
             }),
             format: ResponseFormat {

@@ -32,7 +32,6 @@ pub(crate) struct Core {
     pub(super) cache: Arc<Cache>,
     pub(super) allow_anonymous: bool,
     pub(super) allow_user_keys: bool,
-    pub(super) pass_other_credentials: bool,
     pub(super) strip_credential: bool,
     pub(super) peer: Option<PeerFn>,
 }

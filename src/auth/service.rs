@@ -118,7 +118,7 @@ impl Core {
         let key = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => key,
             absent @ (Credential::Absent | Credential::OtherScheme) => {
-                let is_other = absent == Credential::OtherScheme && self.pass_other_credentials;
+                let is_other = absent == Credential::OtherScheme && self.credential.passes_others();
                 match self.stripped(request.extensions()) {
                     Some(key) => key,
                     None if is_other => return other_credential(request),
@@ -126,7 +126,9 @@ impl Core {
                     None => return reject(request, Rejection::missing_credential()),
                 }
             }
-            Credential::Other if self.pass_other_credentials => return other_credential(request),
+            Credential::Other if self.credential.passes_others() => {
+                return other_credential(request);
+            }
             Credential::Other => return reject(request, Rejection::invalid_token()),
             Credential::Malformed => return reject(request, Rejection::malformed_credential()),
         };
