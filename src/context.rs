@@ -26,7 +26,7 @@ use crate::clock::Tick;
 #[doc(inline)]
 pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
 use crate::observer::RequestObservation;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
 
 /// The organization, key and scopes of an authenticated request.
@@ -35,7 +35,8 @@ use crate::scope::Scopes;
 ///
 /// The extractor rejects a request with 500 if the route has no layer, and with 401 if the request has no key and
 /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let it pass. `Option<OrgContext>` is `None` for such a
-/// request.
+/// request. Both reject a request with 401 if its credential is not a key and was
+/// [passed on](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth).
 #[derive(Clone)]
 pub struct OrgContext {
     /// Has an organization, as `new` checks.
@@ -147,8 +148,9 @@ impl OrgContext {
     /// Returns the context that the layer put into a request's extensions.
     ///
     /// The error is the rejection to respond with: 401 for a request that
-    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let through without a key, and 500, with an event
-    /// in the log, if no [`ApiKeyLayer`](crate::ApiKeyLayer) is outside of the service.
+    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let through without a key, or that was passed on with
+    /// [another credential](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth), and 500, with an event in the
+    /// log, if no [`ApiKeyLayer`](crate::ApiKeyLayer) is outside of the service.
     ///
     /// ```
     /// use http::Request;
@@ -184,8 +186,33 @@ impl OrgContext {
     ) -> Result<&'a Self, Rejection> {
         match extensions.get::<Self>() {
             Some(context) => Ok(context),
-            None if extensions.get::<Anonymous>().is_some() => Err(Rejection::missing_credential()),
-            None => Err(Rejection::layer_missing(component)),
+            None => Err(Self::missing(extensions, component)),
+        }
+    }
+
+    /// Like [`required_by`](Self::required_by), but returns `None` for a request without a key that the layer allowed.
+    #[inline]
+    pub(crate) fn optional<'a>(
+        extensions: &'a Extensions,
+        component: &str,
+    ) -> Result<Option<&'a Self>, Rejection> {
+        match Self::required_by(extensions, component) {
+            Ok(context) => Ok(Some(context)),
+            Err(rejection) if rejection.kind() == RejectionKind::CredentialMissing => Ok(None),
+            Err(rejection) => Err(rejection),
+        }
+    }
+
+    /// Returns why a request has no context.
+    #[cold]
+    fn missing(extensions: &Extensions, component: &str) -> Rejection {
+        if extensions.get::<OtherCredential>().is_some() {
+            // Also if an outer layer allowed the request without a key: another credential is not anonymous.
+            Rejection::invalid_token()
+        } else if extensions.get::<Anonymous>().is_some() {
+            Rejection::missing_credential()
+        } else {
+            Rejection::layer_missing(component)
         }
     }
 }
@@ -202,16 +229,20 @@ impl fmt::Debug for OrgContext {
     }
 }
 
-/// In the extensions of a request that the layer let pass without a key.
+/// In the extensions of a request without a key that the layer allowed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Anonymous;
+
+/// In the extensions of a request with a credential that is not a key, which the layer passed to an inner authentication.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OtherCredential;
 
 #[cfg(feature = "axum")]
 mod extract {
     use axum::extract::{FromRequestParts, OptionalFromRequestParts};
     use http::request::Parts;
 
-    use super::{Anonymous, OrgContext};
+    use super::OrgContext;
     use crate::rejection::Rejection;
 
     impl<S: Send + Sync> FromRequestParts<S> for OrgContext {
@@ -226,13 +257,8 @@ mod extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-            match parts.extensions.get::<Self>() {
-                Some(context) => Ok(Some(context.clone())),
-                None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
-                None => Err(Rejection::layer_missing(
-                    "the extractor `Option<OrgContext>`",
-                )),
-            }
+            Self::optional(&parts.extensions, "the extractor `Option<OrgContext>`")
+                .map(Option::<&Self>::cloned)
         }
     }
 }

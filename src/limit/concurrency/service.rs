@@ -1,7 +1,6 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
@@ -11,7 +10,7 @@ use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
 use crate::limit::subject::caller;
 use crate::observer::RequestObservation;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionBody};
 
 /// The least value of `Retry-After`: it is unknown when a request in flight will end.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ impl<S> OrgConcurrencyLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgConcurrencyLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: Body + From<Bytes>,
+    ResBody: Body + RejectionBody,
 {
     type Response = Response<PermitBody<ResBody>>;
     type Error = S::Error;
