@@ -25,9 +25,11 @@ use crate::api_keys::Entry;
 use crate::clock::Tick;
 #[doc(inline)]
 pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
-use crate::observer::RequestObservation;
+use crate::observer::{OuterObservation, RequestObservation};
 use crate::rejection::Rejection;
 use crate::scope::Scopes;
+#[cfg(any(feature = "limit", feature = "settings"))]
+use crate::telemetry;
 
 /// The organization, key and scopes of an authenticated request.
 ///
@@ -180,12 +182,12 @@ impl OrgContext {
     #[inline]
     pub(crate) fn required_by<'a>(
         extensions: &'a Extensions,
-        component: &str,
+        component: &'static str,
     ) -> Result<&'a Self, Rejection> {
         match extensions.get::<Self>() {
             Some(context) => Ok(context),
             None if extensions.get::<Anonymous>().is_some() => Err(Rejection::missing_credential()),
-            None => Err(Rejection::layer_missing(component)),
+            None => Err(undecided(extensions, component)),
         }
     }
 }
@@ -206,12 +208,38 @@ impl fmt::Debug for OrgContext {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Anonymous;
 
+/// Removes the decision of an outer `ApiKeyLayer` from a request. Returns whether there was one.
+pub(crate) fn remove_decision(extensions: &mut Extensions) -> bool {
+    let context = extensions.remove::<OrgContext>();
+    extensions.remove::<Anonymous>().is_some() || context.is_some()
+}
+
+/// The rejection of a request without a decision, with the component that needs one in the log.
+#[cold]
+pub(crate) fn undecided(extensions: &Extensions, component: &'static str) -> Rejection {
+    if OuterObservation::has_removed_decision(extensions) {
+        // That layer logs where it belongs.
+        return Rejection::internal();
+    }
+    Rejection::layer_missing(component)
+}
+
+/// As [`undecided`], for a layer that must be inside `ApiKeyLayer`.
+#[cfg(any(feature = "limit", feature = "settings"))]
+#[cold]
+pub(crate) fn undecided_layer(extensions: &Extensions, layer: &'static str) -> Rejection {
+    if !OuterObservation::has_removed_decision(extensions) {
+        telemetry::layer_outside(layer);
+    }
+    Rejection::internal()
+}
+
 #[cfg(feature = "axum")]
 mod extract {
     use axum::extract::{FromRequestParts, OptionalFromRequestParts};
     use http::request::Parts;
 
-    use super::{Anonymous, OrgContext};
+    use super::{Anonymous, OrgContext, undecided};
     use crate::rejection::Rejection;
 
     impl<S: Send + Sync> FromRequestParts<S> for OrgContext {
@@ -229,7 +257,8 @@ mod extract {
             match parts.extensions.get::<Self>() {
                 Some(context) => Ok(Some(context.clone())),
                 None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
-                None => Err(Rejection::layer_missing(
+                None => Err(undecided(
+                    &parts.extensions,
                     "the extractor `Option<OrgContext>`",
                 )),
             }

@@ -59,7 +59,11 @@ fn record_met(observation: &RequestObservation, policy: impl Policy) {
 
 /// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
 #[cold]
-pub(super) fn refusal(extensions: &Extensions, policy: impl Policy, who_asks: &str) -> Rejection {
+pub(super) fn refusal(
+    extensions: &Extensions,
+    policy: impl Policy,
+    who_asks: &'static str,
+) -> Rejection {
     if let Some(observation) = RequestObservation::of(extensions) {
         observation.record_requirement(policy.requirement(false));
     }

@@ -359,7 +359,7 @@ impl Rejection {
     }
 
     /// A guard or extractor finds no trace of the layer. The log says loudly what the caller is not told.
-    pub(crate) fn layer_missing(who_asks: &str) -> Self {
+    pub(crate) fn layer_missing(who_asks: &'static str) -> Self {
         telemetry::layer_missing(who_asks);
         Self::internal()
     }

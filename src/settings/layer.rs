@@ -13,7 +13,7 @@ use super::handle::{Control, OrgSettingsHandle};
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
-use crate::context::{Anonymous, OrgContext};
+use crate::context::{Anonymous, OrgContext, undecided_layer};
 use crate::handle::ApiKeyHandle;
 use crate::identifier::OrgCode;
 use crate::observer::RequestObservation;
@@ -127,7 +127,7 @@ fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> De
         // Settings that an outer layer added are not read without an organization.
         Decision::Pass
     } else {
-        Decision::Reject(Rejection::layer_missing("an `OrgSettingsLayer`"))
+        Decision::Reject(undecided_layer(extensions, "OrgSettingsLayer"))
     }
 }
 

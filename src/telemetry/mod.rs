@@ -8,6 +8,8 @@
 //! | level | message begins | means |
 //! |---|---|---|
 //! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
+//! | error | `rejected with 500: this layer is inside` | `layer` must be outside the `ApiKeyLayer` |
+//! | error | `rejected with 500: this layer must be inside` | `layer` is outside the `ApiKeyLayer`, or there is none |
 //! | error | `refused with 500: require_org` | the route has no path parameter of that name |
 //! | error | `issuer rejects known keys` | so many `keys` were rejected, and no answer about another key confirms it: they are kept |
 //! | warn | `verification failed` | `error` says how, `cause` why; at most once per second |
@@ -73,6 +75,7 @@ mod macros;
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
 pub(crate) mod limit;
+mod placement;
 #[cfg(feature = "kinde")]
 pub(crate) mod poller;
 mod rate_limited_log;
@@ -81,7 +84,10 @@ mod requests;
 pub(crate) mod settings;
 mod upstream;
 
-use self::rate_limited_log::RateLimitedLog;
+pub(crate) use self::placement::layer_inside;
+#[cfg(any(feature = "limit", feature = "settings"))]
+pub(crate) use self::placement::layer_outside;
+use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};

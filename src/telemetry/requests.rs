@@ -3,9 +3,11 @@
 use orgkey_lookup::Found;
 use tracing::level_filters::LevelFilter;
 
+#[cfg(feature = "axum")]
+use super::RateLimitedLog;
 #[cfg(feature = "metrics")]
 use super::{LOOKUPS, REQUESTS, SERVED_AGE};
-use super::{RateLimitedLog, TARGET};
+use super::{RateLimitedLogs, TARGET};
 use crate::context::OrgContext;
 use crate::rejection::Rejection;
 
@@ -70,9 +72,9 @@ pub(crate) fn looked_up(found: Found) {
 }
 
 /// A guard or extractor was reached without the layer: 500 to the caller, and the fix to the operator.
-pub(crate) fn layer_missing(who_asks: &str) {
-    static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(left_out) = LOG.admit() {
+pub(crate) fn layer_missing(who_asks: &'static str) {
+    static LOGS: RateLimitedLogs = RateLimitedLogs::new();
+    if let Some(left_out) = LOGS.admit(who_asks, "") {
         tracing::error!(
             target: TARGET,
             who_asks,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use orgkey_lookup::Found;
 
-use super::{RateLimitedLog, TARGET};
+use super::{RateLimitedLog, RateLimitedLogs, TARGET};
 
 /// Counts what requests found of their organization's settings.
 pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
@@ -45,16 +45,16 @@ macro_rules! set_of {
 }
 
 /// A handler asks for settings of a type that no layer has given this request.
-pub(crate) fn layer_missing(who_asks: &str, of: &str) {
-    static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(left_out) = LOG.admit() {
+pub(crate) fn layer_missing(who_asks: &'static str, of: &'static str) {
+    static LOGS: RateLimitedLogs = RateLimitedLogs::new();
+    if let Some(left_out) = LOGS.admit(who_asks, of) {
         tracing::error!(
             target: TARGET,
             who_asks,
             settings = of,
             left_out,
             "refused with 500: no `OrgSettingsLayer` of this type stands between this route and its `ApiKeyLayer`; add it with \
-             `.route_layer(settings)` before `.route_layer(auth)`"
+             `.route_layer(settings)` before `.route_layer(auth)`, and after limits that read it"
         );
     }
 }
