@@ -1,10 +1,10 @@
 //! Rate and concurrency limits per organization or per key.
 //!
 //! Put [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] inside [`ApiKeyLayer`](crate::ApiKeyLayer), which authenticates
-//! the request, inside the settings that they read, and outside the guards and the handler. A function that you pass returns the limit of each request from its
-//! [`OrgContext`](crate::OrgContext), so limits can depend on the plan. A request above the limit is rejected with
-//! [429](crate::rejection#rate-limited) and `Retry-After`, in the response format of the `ApiKeyLayer`. The requests of one
-//! organization do not count against the limit of another.
+//! the request, inside the settings that they read, and outside the guards and the handler. A function that you pass returns
+//! the limit of each request from its [`OrgContext`](crate::OrgContext), so limits can depend on the plan. A request above the
+//! limit is rejected with [429](crate::rejection#rate-limited) and `Retry-After`, in the response format of the `ApiKeyLayer`.
+//! The requests of one organization do not count against the limit of another.
 //!
 //! ```
 //! use axum::{Router, routing::get};
