@@ -25,9 +25,11 @@ use crate::api_keys::Entry;
 use crate::clock::Tick;
 #[doc(inline)]
 pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
-use crate::observer::RequestObservation;
+use crate::observer::{OuterObservation, RequestObservation};
 use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
+#[cfg(any(feature = "limit", feature = "settings"))]
+use crate::telemetry;
 
 /// The organization, key and scopes of an authenticated request.
 ///
@@ -182,19 +184,24 @@ impl OrgContext {
     #[inline]
     pub(crate) fn required_by<'a>(
         extensions: &'a Extensions,
-        component: &str,
+        component: &'static str,
     ) -> Result<&'a Self, Rejection> {
         match extensions.get::<Self>() {
             Some(context) => Ok(context),
-            None => Err(Self::missing(extensions, component)),
+            None => Err(Self::missing(extensions, || {
+                undecided(extensions, component)
+            })),
         }
     }
 
     /// Like [`required_by`](Self::required_by), but returns `None` for a request without a key that the layer allowed.
-    #[inline]
+    #[cfg_attr(
+        not(feature = "axum"),
+        expect(dead_code, reason = "for the extractors")
+    )]
     pub(crate) fn optional<'a>(
         extensions: &'a Extensions,
-        component: &str,
+        component: &'static str,
     ) -> Result<Option<&'a Self>, Rejection> {
         match Self::required_by(extensions, component) {
             Ok(context) => Ok(Some(context)),
@@ -203,16 +210,34 @@ impl OrgContext {
         }
     }
 
-    /// Returns why a request has no context.
+    /// Like [`optional`](Self::optional), for a layer that must be inside `ApiKeyLayer`.
+    #[cfg(any(feature = "limit", feature = "settings"))]
+    #[inline]
+    pub(crate) fn optional_in_layer<'a>(
+        extensions: &'a Extensions,
+        layer: &'static str,
+    ) -> Result<Option<&'a Self>, Rejection> {
+        if let Some(context) = extensions.get::<Self>() {
+            return Ok(Some(context));
+        }
+        let rejection = Self::missing(extensions, || undecided_layer(extensions, layer));
+        if rejection.kind() == RejectionKind::CredentialMissing {
+            Ok(None)
+        } else {
+            Err(rejection)
+        }
+    }
+
+    /// Returns why a request has no context. `undecided` is the rejection of a request that passed no layer.
     #[cold]
-    fn missing(extensions: &Extensions, component: &str) -> Rejection {
+    fn missing(extensions: &Extensions, undecided: impl FnOnce() -> Rejection) -> Rejection {
         if extensions.get::<OtherCredential>().is_some() {
             // Also if an outer layer allowed the request without a key: another credential is not anonymous.
             Rejection::invalid_token()
         } else if extensions.get::<Anonymous>().is_some() {
             Rejection::missing_credential()
         } else {
-            Rejection::layer_missing(component)
+            undecided()
         }
     }
 }
@@ -236,6 +261,34 @@ pub(crate) struct Anonymous;
 /// In the extensions of a request with a credential that is not a key, which the layer passed to an inner authentication.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OtherCredential;
+
+/// Removes the decision of an outer `ApiKeyLayer` from a request. Returns whether there was one.
+pub(crate) fn remove_decision(extensions: &mut Extensions) -> bool {
+    let context = extensions.remove::<OrgContext>();
+    let anonymous = extensions.remove::<Anonymous>();
+    let other = extensions.remove::<OtherCredential>();
+    context.is_some() || anonymous.is_some() || other.is_some()
+}
+
+/// The rejection of a request without a decision, with the component that needs one in the log.
+#[cold]
+pub(crate) fn undecided(extensions: &Extensions, component: &'static str) -> Rejection {
+    if OuterObservation::has_removed_decision(extensions) {
+        // That layer logs where it belongs.
+        return Rejection::internal();
+    }
+    Rejection::layer_missing(component)
+}
+
+/// As [`undecided`], for a layer that must be inside `ApiKeyLayer`.
+#[cfg(any(feature = "limit", feature = "settings"))]
+#[cold]
+pub(crate) fn undecided_layer(extensions: &Extensions, layer: &'static str) -> Rejection {
+    if !OuterObservation::has_removed_decision(extensions) {
+        telemetry::layer_outside(layer);
+    }
+    Rejection::internal()
+}
 
 #[cfg(feature = "axum")]
 mod extract {

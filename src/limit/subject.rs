@@ -124,7 +124,7 @@ impl Equivalent<Subject> for SubjectRef<'_> {
 #[inline]
 pub(super) fn caller<'a>(
     extensions: &'a Extensions,
-    component: &str,
+    layer: &'static str,
 ) -> Result<Option<&'a OrgContext>, Rejection> {
-    OrgContext::optional(extensions, component)
+    OrgContext::optional_in_layer(extensions, layer)
 }

@@ -90,10 +90,13 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
 
     /// Returns the settings, or the rejection of a request without them.
     #[cfg_attr(
-        not(feature = "axum"),
-        expect(dead_code, reason = "for the extractors")
+        not(any(feature = "axum", feature = "limit")),
+        expect(dead_code, reason = "for the extractors and the limits")
     )]
-    fn require<'a>(extensions: &'a Extensions, component: &str) -> Result<&'a Self, Rejection> {
+    pub(crate) fn require<'a>(
+        extensions: &'a Extensions,
+        component: &'static str,
+    ) -> Result<&'a Self, Rejection> {
         // Without an organization, not the settings are missing but a key or the layer of keys.
         OrgContext::required_by(extensions, component)?;
         Self::of(extensions).ok_or_else(|| {

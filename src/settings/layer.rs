@@ -123,7 +123,7 @@ fn insert<T: Send + Sync + 'static>(extensions: &mut Extensions, entry: &Entry<L
 
 #[cold]
 fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Decision<T> {
-    match OrgContext::optional(extensions, "an `OrgSettingsLayer`") {
+    match OrgContext::optional_in_layer(extensions, "OrgSettingsLayer") {
         // Settings that an outer layer added are not read without an organization.
         Ok(_) => Decision::Pass,
         Err(rejection) => Decision::Reject(rejection),
