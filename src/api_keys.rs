@@ -14,7 +14,7 @@ use orgkey_lookup::{
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::telemetry;
-use crate::verify::{Attempt, DynVerifier, Facts, VerifyError, VerifyErrorKind};
+use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
 
 /// The cache of a layer and its clones.
 pub(crate) type Cache = orgkey_lookup::Cache<ApiKeys>;
@@ -24,6 +24,7 @@ pub(crate) type Entry = orgkey_lookup::Entry<ApiKeys>;
 /// Verification results of API keys.
 pub(crate) struct ApiKeys {
     verifier: Arc<dyn DynVerifier>,
+    issuers: Vec<Issuer>,
     secret: DigestSecret,
     interner: Interner,
     keeps_tails: AtomicBool,
@@ -32,11 +33,17 @@ pub(crate) struct ApiKeys {
 impl ApiKeys {
     pub(crate) fn new(verifier: Arc<dyn DynVerifier>, secret: DigestSecret) -> Self {
         Self {
+            issuers: verifier.issuers(),
             verifier,
             secret,
             interner: Interner::default(),
             keeps_tails: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the issuers of the verifier.
+    pub(crate) fn issuers(&self) -> &[Issuer] {
+        &self.issuers
     }
 
     #[inline]
@@ -66,6 +73,14 @@ impl Source for ApiKeys {
     type Error = VerifyError;
     type Telemetry = IssuerTelemetry;
 
+    fn upstreams(&self) -> Vec<Label> {
+        self.issuers.iter().map(Issuer::label).collect()
+    }
+
+    fn upstream_of(&self, key: &ApiKey) -> Option<usize> {
+        self.verifier.issuer_of(key)
+    }
+
     fn mark(&self, key: &ApiKey) -> Option<KeyTail> {
         if self.keeps_tails.load(Ordering::Relaxed) {
             self.secret.tail(key.expose_secret())
@@ -85,7 +100,7 @@ impl Source for ApiKeys {
             Some(facts) => attempt.known(facts.key_id.clone()),
             None => attempt,
         };
-        let mut answered = self.verifier.call(key, attempt).await?.0;
+        let mut answered = self.verifier.verify_attempt(key, attempt).await?.0;
         if let Answer::Valid(facts) = &mut answered.answer {
             self.interner.intern(facts);
         }
@@ -154,7 +169,7 @@ impl Telemetry<ApiKeys> for IssuerTelemetry {
     }
 
     fn called(
-        _: &Label,
+        issuer: &Label,
         _: &ApiKey,
         outcome: &Result<Answered<Facts>, VerifyError>,
         took: Duration,
@@ -174,35 +189,35 @@ impl Telemetry<ApiKeys> for IssuerTelemetry {
             },
         };
         let error = outcome.as_ref().err().map(|error| error as &dyn Error);
-        telemetry::issuer_called(result, error, took);
+        telemetry::issuer_called(issuer, result, error, took);
     }
 
-    fn occupied(_: &Label, calls: usize, waiting: usize) {
-        telemetry::occupied(calls, waiting);
+    fn occupied(issuer: &Label, calls: usize, waiting: usize) {
+        telemetry::occupied(issuer, calls, waiting);
     }
 
-    fn breaker_state(_: &Label, circuit: Circuit, state: BreakerState) {
-        telemetry::breaker_state(circuit.name(), state.as_gauge());
+    fn breaker_state(issuer: &Label, circuit: Circuit, state: BreakerState) {
+        telemetry::breaker_state(issuer, circuit.name(), state.as_gauge());
     }
 
-    fn breaker_opened(_: &Label, circuit: Circuit, open_for: Duration) {
-        telemetry::breaker_opened(circuit.name(), open_for);
+    fn breaker_opened(issuer: &Label, circuit: Circuit, open_for: Duration) {
+        telemetry::breaker_opened(issuer, circuit.name(), open_for);
     }
 
-    fn breaker_tries(_: &Label, circuit: Circuit) {
-        telemetry::breaker_tries(circuit.name());
+    fn breaker_tries(issuer: &Label, circuit: Circuit) {
+        telemetry::breaker_tries(issuer, circuit.name());
     }
 
-    fn breaker_closed(_: &Label, circuit: Circuit) {
-        telemetry::breaker_closed(circuit.name());
+    fn breaker_closed(issuer: &Label, circuit: Circuit) {
+        telemetry::breaker_closed(issuer, circuit.name());
     }
 
-    fn throttled(_: &Label, pause: Duration) {
-        telemetry::throttled(pause);
+    fn throttled(issuer: &Label, pause: Duration) {
+        telemetry::throttled(issuer, pause);
     }
 
-    fn unconfirmed_invalid_answers(_: &Label, keys: usize) {
-        telemetry::unconfirmed_invalid_answers(keys);
+    fn unconfirmed_invalid_answers(issuer: &Label, keys: usize) {
+        telemetry::unconfirmed_invalid_answers(issuer, keys);
     }
 }
 

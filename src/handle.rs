@@ -135,9 +135,24 @@ impl ApiKeyHandle {
         self.0.stats()
     }
 
-    /// Returns the state of the calls to the issuer, for a readiness probe.
+    /// Returns the state of the calls to the issuer, for a readiness probe. With several issuers, that of the first one.
     pub fn upstream(&self) -> UpstreamState {
         self.0.upstream(0)
+    }
+
+    /// Returns the name of each issuer and the state of the calls to it, in the order of
+    /// [`Verifier::issuers`](crate::Verifier::issuers). A single issuer has an empty name.
+    ///
+    /// ```
+    /// # use tower_orgkey::{ApiKeyHandle, BreakerState};
+    /// fn unavailable(keys: &ApiKeyHandle) -> Vec<&str> {
+    ///     let issuers = keys.issuers();
+    ///     let is_open = |state| matches!(state, BreakerState::Open { .. });
+    ///     issuers.filter(|(_, state)| is_open(state.breaker)).map(|(name, _)| name).collect()
+    /// }
+    /// ```
+    pub fn issuers(&self) -> impl Iterator<Item = (&str, UpstreamState)> {
+        self.0.upstreams().map(|(name, state)| (&**name, state))
     }
 }
 

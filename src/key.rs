@@ -108,7 +108,7 @@ fn is_token68(bytes: &[u8]) -> bool {
 }
 
 #[inline]
-fn is_token68_byte(byte: u8) -> bool {
+pub(crate) fn is_token68_byte(byte: u8) -> bool {
     outside_token68(byte) == 0
 }
 

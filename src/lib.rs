@@ -157,7 +157,7 @@ pub use self::settings::{OrgSettings, OrgSettingsLayer, settings_fn};
 
 // Verifiers.
 #[doc(inline)]
-pub use self::verify::{Verification, Verifier, VerifyError, verifier_fn};
+pub use self::verify::{PrefixVerifier, Verification, Verifier, VerifyError, verifier_fn};
 
 // Items of private modules.
 pub use self::config::ConfigError;
@@ -189,7 +189,7 @@ pub use self::scope::{InvalidScope, InvalidScopePolicy, InvalidScopes, Scope, Sc
 #[doc(hidden)]
 pub use self::settings::{OrgSettingsHandle, SettingsError, SettingsLoader};
 #[doc(hidden)]
-pub use self::verify::{Attempt, VerifierFn, VerifyErrorKind};
+pub use self::verify::{Attempt, BoxVerifier, VerifierFn, VerifyErrorKind};
 
 /// Compiles the examples of the README.
 #[cfg(doctest)]

@@ -37,6 +37,8 @@
 //! | debug | `verification finished` | one verification, with its `result`, how long it `took` and, if it failed, the `cause` |
 //! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
 //!
+//! With several issuers, the events about verifications have the field `issuer`: its name.
+//!
 //! # Metrics
 //!
 //! With the feature `metrics`, through the facade of that name. Labels are bounded: no key, no digest, no organization.
@@ -63,6 +65,9 @@
 //! | [`SETTINGS_THROTTLED`] | counter | `settings` |
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
+//!
+//! With several issuers, [`ISSUER_CALLS`], [`ISSUER_LATENCY`], [`BREAKER`], [`THROTTLED`], [`IN_FLIGHT`] and [`WAITING`] also have the
+//! label `issuer`: the name of the issuer.
 //!
 //! `settings` is the name of the type that is loaded, as the compiler gives it.
 
