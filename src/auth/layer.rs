@@ -33,6 +33,12 @@ pub(crate) struct Core {
     pub(super) allow_anonymous: bool,
     pub(super) allow_user_keys: bool,
     pub(super) strip_credential: bool,
+    /// Whether contexts keep the key, for [`OrgContext::revalidate`](crate::OrgContext::revalidate).
+    pub(super) keeps_key: bool,
+    /// The outer layers that this one accepts contexts of.
+    pub(super) accepted: Vec<Arc<Core>>,
+    /// Whether a request that passes needs more than its context.
+    pub(super) has_extras: bool,
     pub(super) peer: Option<PeerFn>,
 }
 

@@ -66,6 +66,7 @@ mod future;
 mod guarded;
 mod layer;
 mod service;
+mod stacked;
 mod stripped;
 
 pub use self::builder::ApiKeyLayerBuilder;

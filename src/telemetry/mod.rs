@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
 //! | error | `refused with 500: require_org` | the route has no path parameter of that name |
+//! | error | `key not kept` | `method` of an `OrgContext` needs the key, and the layer does not keep it; at most once per second |
 //! | error | `issuer rejects known keys` | so many `keys` were rejected, and no answer about another key confirms it: they are kept |
 //! | warn | `verification failed` | `error` says how, `cause` why; at most once per second |
 //! | warn | `circuit breaker opened` | no keys (`circuit` is `known`), or no unknown keys (`unknown`), are verified for `open_for` |
@@ -89,7 +90,9 @@ mod upstream;
 use self::rate_limited_log::RateLimitedLog;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
-pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
+pub(crate) use self::requests::{
+    Outcome, allowed, answered, key_not_kept, layer_missing, looked_up,
+};
 #[cfg(feature = "settings")]
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub use self::settings::{

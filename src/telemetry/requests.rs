@@ -83,6 +83,19 @@ pub(crate) fn layer_missing(who_asks: &str) {
     }
 }
 
+/// A context was asked to verify its key again, and its layer does not keep keys.
+pub(crate) fn key_not_kept(method: &'static str) {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(suppressed) = LOG.admit() {
+        tracing::error!(
+            target: TARGET,
+            method,
+            suppressed,
+            "key not kept: set `ApiKeyLayerBuilder::revalidation(true)`"
+        );
+    }
+}
+
 /// `require_org` names a parameter that the route does not have.
 #[cfg(feature = "axum")]
 pub(crate) fn parameter_missing(parameter: &str) {
