@@ -16,6 +16,7 @@ mod observer;
 mod organization;
 mod rejections;
 mod secrecy;
+mod stacked;
 mod upright;
 
 use std::net::SocketAddr;

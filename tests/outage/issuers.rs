@@ -68,7 +68,7 @@ async fn fault_90_failing_issuer_affects_its_keys_only() {
             assert!(answer.took <= millis(25), "{behavior:?} {:?}", answer.took);
         }
         // Refreshed, and not only served.
-        assert_eq!(app.get("a-known-0").await.age(), Duration::ZERO);
+        assert!(app.get("a-known-0").await.age() <= millis(25));
         b.is(Behavior::Answers);
         pass(secs(90)).await;
         assert_eq!(app.get("b-known-0").await.status, 200);
@@ -78,7 +78,7 @@ async fn fault_90_failing_issuer_affects_its_keys_only() {
 #[tokio::test(start_paused = true)]
 async fn fault_90_invalid_keys_use_their_issuers_budget() {
     let (app, b) = two().await;
-    let invalid: Vec<_> = (0..500)
+    let invalid: Vec<_> = (0..2_000)
         .map(|n| app.begin_from(&format!("b-none-{n:04}"), Some(Peer(n))))
         .collect();
     pass(millis(500)).await;
@@ -93,7 +93,7 @@ async fn fault_90_invalid_keys_use_their_issuers_budget() {
         let status = invalid.await.unwrap().status;
         assert!(matches!(status, 401 | 503), "{status}");
     }
-    assert!(b.calls() < 500, "{}", b.calls());
+    assert!(b.calls() < 1_000, "{}", b.calls());
 }
 
 #[tokio::test(start_paused = true)]
