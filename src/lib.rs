@@ -32,12 +32,14 @@
 //! * [`ApiKeyLayer`] and its [builder](ApiKeyLayer::builder) are documented in [`auth`], with the order of layers.
 //! * [`ApiKeyHandle`] blocks and invalidates keys, key ids and organizations, and reads the state of the cache.
 //! * A [`Verifier`] connects an issuer: [`KindeVerifier`](kinde::KindeVerifier) for Kinde, or your own, see [`verify`].
+//!   [`PrefixVerifier`] chooses among several issuers.
 //!
 //! # In handlers
 //!
 //! * [`OrgContext`] is an extractor (feature `axum`) and an extension of the request. [`Scoped`] is the same, and also
 //!   requires scopes.
-//! * [`OrgContext::until_invalid`] ends a stream when its key becomes invalid.
+//! * [`OrgContext::until_invalid`] ends a stream when its key becomes invalid. [`OrgContext::revalidate`] verifies the key of a
+//!   long job again.
 //! * [`OrgSettings`] holds your own data about the organization (feature `settings`).
 //!
 //! # Guards and limits

@@ -185,6 +185,7 @@ async fn keys_of_other_issuers_are_not_compared() {
         .unwrap();
     let auth = ApiKeyLayer::builder(verifier)
         .soft_ttl(Duration::from_secs(600))
+        .hard_ttl(Duration::from_secs(3600))
         .test_clock(stage.clock.clone())
         .build()
         .unwrap();

@@ -163,7 +163,26 @@ async fn fault_58_blocked_organization_ends_its_streams() {
 
 #[tokio::test]
 async fn fault_58_invalidated_key_ends_its_streams() {
-    ends_only_ours(|keys| keys.invalidate_key_id(&KeyId::from_static("api_key_a"))).await;
+    let revoked = Arc::<AtomicBool>::default();
+    let (address, keys) = serve_with(TestClock::new(), Arc::clone(&revoked)).await;
+    let key_id = KeyId::from_static("api_key_a");
+    let mut our_events = events(get_events(address, OURS).await);
+    let mut our_socket = open_socket(address, OURS).await.unwrap();
+    let mut their_events = events(get_events(address, THEIRS).await);
+    is_alive(&mut our_events).await;
+    is_alive(&mut our_socket).await;
+    is_alive(&mut their_events).await;
+    keys.invalidate_key_id(&key_id);
+    rest(our_events).await;
+    // The socket verifies its key instead.
+    for _ in 0..20 {
+        is_alive(&mut our_socket).await;
+        is_alive(&mut their_events).await;
+    }
+    revoked.store(true, Ordering::SeqCst);
+    keys.invalidate_key_id(&key_id);
+    rest(our_socket).await;
+    is_alive(&mut their_events).await;
 }
 
 #[tokio::test]

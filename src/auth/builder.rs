@@ -34,6 +34,7 @@ use crate::verify::{DynVerifier, Organizations};
 /// # Ok::<(), tower_orgkey::ConfigError>(())
 /// ```
 #[must_use]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub struct ApiKeyLayerBuilder {
     verifier: Arc<dyn DynVerifier>,
     config: Config,

@@ -27,6 +27,7 @@ pub struct ApiKeyLayer<F = DefaultRejectionResponse> {
 }
 
 /// The state shared by the clones of a layer.
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub(crate) struct Core {
     pub(super) credential: CredentialSource,
     pub(super) cache: Arc<Cache>,

@@ -52,9 +52,9 @@ const MAX_NAME_LEN: usize = 32;
 /// # Ok::<(), tower_orgkey::ConfigError>(())
 /// ```
 #[derive(Clone)]
-pub struct PrefixVerifier(Arc<Issuers>);
+pub struct PrefixVerifier(Arc<Inner>);
 
-struct Issuers {
+struct Inner {
     issuers: Vec<Named>,
     /// Longest first, each with the index of its issuer.
     prefixes: Vec<(String, usize)>,
@@ -89,7 +89,7 @@ impl PrefixVerifier {
     }
 }
 
-impl Issuers {
+impl Inner {
     fn index_of(&self, key: &ApiKey) -> Option<usize> {
         let key = key.expose_secret();
         let mut prefixes = self.prefixes.iter();
@@ -300,7 +300,7 @@ impl PrefixVerifierBuilder {
             issuers.push(named);
         }
         all.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-        Ok(PrefixVerifier(Arc::new(Issuers {
+        Ok(PrefixVerifier(Arc::new(Inner {
             issuers,
             prefixes: all,
             organizations: self.organizations,
@@ -484,8 +484,8 @@ mod tests {
         for (known, own) in [("a:id:1", "id:1"), ("b:id", "b:id"), ("ab:id", "ab:id")] {
             let attempt =
                 Attempt::new(Duration::from_secs(1)).known(Some(KeyId::from_static(known)));
-            let verified = verifier.verify_attempt(&key("a_345678"), attempt).await;
-            let Answer::Valid(facts) = verified.unwrap().0.answer else {
+            let result = verifier.verify_attempt(&key("a_345678"), attempt).await;
+            let Answer::Valid(facts) = result.unwrap().0.answer else {
                 panic!("not valid")
             };
             assert_eq!(facts.org.unwrap(), own);
