@@ -203,7 +203,7 @@ async fn fault_94_revoked_key_ends_its_socket() {
     let mut ours = open_socket(address, OURS).await.unwrap();
     let mut theirs = open_socket(address, THEIRS).await.unwrap();
     is_alive(&mut ours).await;
-    // A valid key is verified, and its socket goes on.
+    // A valid key is verified, and its socket stays open.
     for _ in 0..20 {
         clock.jump(Duration::from_secs(61));
         is_alive(&mut ours).await;
