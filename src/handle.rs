@@ -31,7 +31,7 @@ use crate::key::{ApiKey, KeyDigest};
 ///
 /// The issuer does not announce that it revoked a key, so the time until the layer rejects the key depends on what calls the
 /// handle. The bounds are for one node. "A verification" is one call to the issuer, at most
-/// [`flight_deadline`](crate::ApiKeyLayerBuilder::flight_deadline).
+/// [`lookup_deadline`](crate::ApiKeyLayerBuilder::lookup_deadline).
 ///
 /// | source | a revoked key is accepted until |
 /// |---|---|
@@ -42,7 +42,7 @@ use crate::key::{ApiKey, KeyDigest};
 /// | a method of this handle | the method returns |
 /// | your revocation endpoint, as in `examples/revoke_endpoint.rs` | the endpoint responds |
 /// | the issuer's webhook, as in `examples/webhook` | it is delivered; Kinde has one for a deleted organization, and none for a key |
-/// | a poller, such as `kinde::KeyPoller` | a period, the time to read the list and one verification later: about 60 s by default, whatever the soft TTL |
+/// | [`kinde::KeyReconciler`](crate::kinde::KeyReconciler) | a period, the time to read the list and one verification later: about 60 s by default, whatever the soft TTL |
 ///
 /// An invalidated key is not served from the cache: it gets 503 while verifications fail. External sources, such as a webhook
 /// or a list of keys, should only invalidate. Then a forged, repeated or mistaken event causes one more verification at most,

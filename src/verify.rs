@@ -86,7 +86,7 @@ pub trait Verifier: Send + Sync + 'static {
     /// The provided method calls [`verify`](Self::verify) or [`reverify`](Self::reverify) and fails with
     /// [`VerifyError::unavailable`] when that takes longer than [`Attempt::deadline`]. A verifier that makes several calls
     /// per verification overrides this method and applies the deadline to each call, so that a slow second call is not
-    /// mistaken for a failing issuer. [`flight_deadline`](crate::ApiKeyLayerBuilder::flight_deadline) bounds the whole in
+    /// mistaken for a failing issuer. [`lookup_deadline`](crate::ApiKeyLayerBuilder::lookup_deadline) bounds the whole in
     /// any case.
     fn verify_attempt(
         &self,
@@ -326,8 +326,17 @@ where
 /// assert!(valid.is_valid() && !invalid.is_valid());
 /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Verification(pub(crate) Answered<Facts>);
+
+impl fmt::Debug for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verification")
+            .field("answer", &self.0.answer)
+            .field("credential", &self.0.credential)
+            .finish()
+    }
+}
 
 /// The verification result of a valid key, as the issuer sent it.
 #[derive(Clone, Debug, Default)]

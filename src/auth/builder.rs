@@ -13,11 +13,11 @@ use crate::clock::Clock;
 use crate::config::{ConfigError, config_setters};
 use crate::credential::CredentialSource;
 use crate::key::DigestSecret;
-use crate::rejection::{DefaultRejectionResponse, Face, Style};
+use crate::rejection::{Challenge, DefaultRejectionResponse, ResponseFormat};
 use crate::request_head::RequestHead;
 use crate::verify::{DynVerifier, Organizations};
 
-/// Builds an [`ApiKeyLayer`] with settings of your own.
+/// Configures an [`ApiKeyLayer`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -105,20 +105,21 @@ impl ApiKeyLayerBuilder {
 
         /// Sets how long a verification may take with its retry and its waits. At least the caller deadline, at most 60 s;
         /// 10 s unless set.
-        flight_deadline(deadline: Duration) => flight_deadline;
+        lookup_deadline(deadline: Duration) => lookup_deadline;
     }
 
-    /// The `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.
+    /// Sets the `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
-    /// Takes the key from a header of your own, which then holds the key and nothing else, instead of from
-    /// `Authorization: Bearer`. Challenges name `scheme`, without RFC 6750's attributes.
+    /// Reads the key from this header instead of from `Authorization: Bearer`. The value of the header is the key alone.
+    /// Challenges have the scheme `scheme`, without the attributes of RFC 6750.
     ///
-    /// Shared caches know that a response to a request with `Authorization` is private (RFC 9111 §3.5), and know nothing of
-    /// your header. So every response gets `Vary` with its name and, where the handler set none, `Cache-Control: private`.
+    /// Shared caches treat a response to a request with `Authorization` as private (RFC 9111 §3.5), but not to one with another
+    /// header. So every response gets `Vary` with the name of the header and, if the handler did not set `Cache-Control`,
+    /// `Cache-Control: private`.
     ///
     /// ```
     /// use http::HeaderName;
@@ -136,35 +137,34 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// Lets requests pass that present no key, or a credential of another scheme. Off unless called.
+    /// Allows requests without a key, or with a credential of another scheme. Off unless called.
     ///
     /// # Warning
     ///
-    /// A handler without [`OrgContext`](crate::OrgContext), [`Scoped`](crate::Scoped) or a guard is then open to everybody.
-    /// Guards and `OrgContext` answer 401; `Option<OrgContext>` is `None`. A bad, malformed or unverifiable key is refused
-    /// as ever: it is never anonymous.
+    /// A handler without [`OrgContext`](crate::OrgContext), [`Scoped`](crate::Scoped) or a guard is then open to all requests.
+    /// Guards and `OrgContext` respond with 401; `Option<OrgContext>` is `None`. A request with an invalid or malformed key, or
+    /// one that cannot be verified, is still rejected.
     pub fn allow_anonymous(mut self) -> Self {
         self.allow_anonymous = true;
         self
     }
 
-    /// Lets keys of users pass, if the issuer names an organization for them too. Off unless called.
+    /// Allows keys of users, if the issuer names an organization for them too. Off unless called.
     ///
     /// # Warning
     ///
-    /// Such a key acts for one person, and
-    /// [`OrgContext::user_id`](crate::OrgContext::user_id) says for whom; a handler that looks at the organization alone
-    /// gives that person whatever the organization may do.
+    /// Such a key acts for one user, whom [`OrgContext::user_id`](crate::OrgContext::user_id) names. A handler that checks only
+    /// the organization gives this user all rights of the organization.
     pub fn allow_user_keys(mut self) -> Self {
         self.allow_user_keys = true;
         self
     }
 
-    /// Whether the credential is removed from a request before the inner service sees it. Off unless set; it is marked
-    /// sensitive in any case.
+    /// Sets whether the credential is removed from the request before the inner service is called. Off unless set. The header is
+    /// marked as sensitive in any case.
     ///
-    /// A clone of this layer further in (on a route with [`max_age`](ApiKeyLayer::max_age), say) still finds the key: it is kept
-    /// in the request's extensions, as a type that only this crate can name. Other layers, and handlers, do not find it.
+    /// A clone of this layer further in, for example on a route with [`max_age`](ApiKeyLayer::max_age), still finds the key in the
+    /// request's extensions. Its type is private to this crate, so other layers and handlers cannot read it.
     pub fn strip_credential(mut self, strip: bool) -> Self {
         self.strip_credential = strip;
         self
@@ -228,11 +228,11 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// Tells callers apart, by whatever your function makes of a request (an address, usually).
+    /// Sets a function that identifies the peer of a request, usually by its address.
     ///
-    /// When junk has used up the budget of refusals, unknown keys wait for their turn, and the turns are shared fairly
-    /// among the peers. Called only for keys that have to be verified. Behind a proxy the address of the connection is
-    /// the proxy's; take the forwarded one only from a proxy that you trust.
+    /// When invalid keys have used up their budget, unknown keys wait in a queue that is fair between peers. The function is
+    /// called only for keys that have to be verified. Behind a proxy, the address of the connection is that of the proxy; use a
+    /// forwarded address only from a proxy that you trust.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -256,14 +256,14 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// Reads the time from a test's clock.
+    /// Reads the time from a clock for tests.
     #[cfg(feature = "test-util")]
     pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
         self.clock = Clock::Test(clock);
         self
     }
 
-    /// Digests keys under a secret that is known, so that two runs of a benchmark do the same work.
+    /// Sets the secret of the digest, so that two runs of a benchmark do the same work.
     #[cfg(feature = "test-util")]
     #[doc(hidden)]
     pub fn fixed_digest_secret(mut self, secret: [u8; 16]) -> Self {
@@ -271,29 +271,31 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// The layer. Needs no runtime, and starts nothing.
+    /// Builds the layer. Needs no runtime and spawns no task.
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
         self.config.check()?;
         let secret = DigestSecret::draw()
             .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
         #[cfg(feature = "test-util")]
         let secret = self.digest_secret.map_or(secret, DigestSecret::fixed);
-        let realm = self.realm.as_deref().unwrap_or(Style::DEFAULT_REALM);
-        let (credential, style) = match self.header {
+        let realm = self.realm.as_deref().unwrap_or(Challenge::DEFAULT_REALM);
+        let (credential, challenge) = match self.header {
             Some((AUTHORIZATION, _)) => {
                 return Err(ConfigError::new(
                     "credential_header",
-                    "`authorization` holds a scheme before the key",
+                    "`authorization` has a scheme before the key",
                 ));
             }
             Some((name, scheme)) => {
-                let style = Style::custom(&scheme, realm, &name)?;
-                (CredentialSource::Header(name), Some(style))
+                let challenge = Challenge::custom(&scheme, realm, &name)?;
+                (CredentialSource::Header(name), Some(challenge))
             }
-            None if realm == Style::DEFAULT_REALM => (CredentialSource::AuthorizationBearer, None),
+            None if realm == Challenge::DEFAULT_REALM => {
+                (CredentialSource::AuthorizationBearer, None)
+            }
             None => (
                 CredentialSource::AuthorizationBearer,
-                Some(Style::bearer(realm)?),
+                Some(Challenge::bearer(realm)?),
             ),
         };
         let keys = ApiKeys::new(self.verifier, secret);
@@ -310,9 +312,9 @@ impl ApiKeyLayerBuilder {
                 accepted,
                 peer: self.peer,
             }),
-            face: Face {
+            format: ResponseFormat {
                 respond: DefaultRejectionResponse,
-                style: style.map(Arc::new),
+                challenge: challenge.map(Arc::new),
             },
             max_age: None,
         })

@@ -10,7 +10,7 @@ use super::service::ApiKeyService;
 use crate::api_keys::Cache;
 use crate::credential::CredentialSource;
 use crate::handle::ApiKeyHandle;
-use crate::rejection::{DefaultRejectionResponse, Face};
+use crate::rejection::{DefaultRejectionResponse, ResponseFormat};
 use crate::request_head::RequestHead;
 use crate::verify::Verifier;
 
@@ -22,7 +22,7 @@ use crate::verify::Verifier;
 #[must_use]
 pub struct ApiKeyLayer<F = DefaultRejectionResponse> {
     pub(super) core: Arc<Core>,
-    pub(super) face: Face<F>,
+    pub(super) format: ResponseFormat<F>,
     pub(super) max_age: Option<Duration>,
 }
 
@@ -88,9 +88,9 @@ impl<F> ApiKeyLayer<F> {
     pub fn with_rejection_response<G>(self, respond: G) -> ApiKeyLayer<G> {
         ApiKeyLayer {
             core: self.core,
-            face: Face {
+            format: ResponseFormat {
                 respond,
-                style: self.face.style,
+                challenge: self.format.challenge,
             },
             max_age: self.max_age,
         }

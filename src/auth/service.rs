@@ -21,9 +21,9 @@ use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
 use crate::telemetry;
 
-/// The service that [`ApiKeyLayer`] makes.
+/// The service of [`ApiKeyLayer`].
 ///
-/// See the [module's guide](crate::auth).
+/// See the [module documentation](crate::auth).
 #[derive(Clone)]
 #[must_use]
 pub struct ApiKeyService<S, F = DefaultRejectionResponse> {
@@ -37,13 +37,13 @@ impl<S, F> ApiKeyService<S, F> {
     }
 }
 
-/// Which way a request goes.
-enum Way {
+/// The decision about a request.
+enum Decision {
     Pass {
         is_anonymous: bool,
     },
-    Refuse(Rejection),
-    /// Boxed, so that the decision of a hit is small: it is copied.
+    Reject(Rejection),
+    /// Boxed, because the decision of a hit is copied.
     Wait(Box<LookupRequest<ApiKeys>>),
 }
 
@@ -62,25 +62,25 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // Nothing but this function writes the future, so that it is built where it stays: it is some hundred bytes.
-        let face = self.layer.face.clone();
-        match self.layer.core.way(&mut request, self.layer.max_age) {
-            Way::Pass { is_anonymous } => ResponseFuture {
-                face,
+        // Only this function constructs the future, so that it is built in place: it is large.
+        let format = self.layer.format.clone();
+        match self.layer.core.decide(&mut request, self.layer.max_age) {
+            Decision::Pass { is_anonymous } => ResponseFuture {
+                format,
                 is_anonymous,
                 state: State::Called {
                     future: self.inner.call(request),
                 },
             },
-            Way::Refuse(rejection) => ResponseFuture {
-                face,
+            Decision::Reject(rejection) => ResponseFuture {
+                format,
                 is_anonymous: false,
-                state: State::Refused {
+                state: State::Rejected {
                     rejection: Some(rejection),
                 },
             },
-            Way::Wait(lookup) => ResponseFuture {
-                face,
+            Decision::Wait(lookup) => ResponseFuture {
+                format,
                 is_anonymous: false,
                 state: State::Waiting {
                     pending: self.wait(request, *lookup),
@@ -91,8 +91,8 @@ where
 }
 
 impl<S: Clone, F> ApiKeyService<S, F> {
-    /// The user's function that tells callers apart is asked here and not in [`Core::way`]: a function that nobody can look
-    /// into, and that sees where the request lies, would have the compiler copy the request of every hit.
+    /// Calls the user's function for the peer here instead of in [`Core::decide`]: an opaque function that gets a reference to
+    /// the request would make the compiler copy the request of every hit.
     #[cold]
     fn wait<ReqBody>(
         &mut self,
@@ -110,30 +110,30 @@ impl<S: Clone, F> ApiKeyService<S, F> {
 }
 
 impl Core {
-    /// Decides on a request, and puts into it what a decision to let it pass entails.
+    /// Decides about a request, and inserts the context if it passes.
     #[inline]
-    fn way<B>(
+    fn decide<B>(
         self: &Arc<Self>,
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
-    ) -> Way {
+    ) -> Decision {
         let key = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => key,
             Credential::Absent => match self.stripped(request.extensions()) {
                 Some(key) => key,
                 None if self.accepts(request.extensions(), max_age) => {
-                    return Way::Pass {
+                    return Decision::Pass {
                         is_anonymous: false,
                     };
                 }
                 None if self.allow_anonymous => return anonymous(request),
-                None => return refuse(request, Rejection::missing_credential()),
+                None => return reject(request, Rejection::missing_credential()),
             },
-            Credential::Malformed => return refuse(request, Rejection::malformed_credential()),
+            Credential::Malformed => return reject(request, Rejection::malformed_credential()),
         };
         let digest = self.cache.source().digest(key);
         let now = self.cache.clock().now();
-        // An age that reaches back to before the clock's origin excludes nothing.
+        // An age that reaches back before the origin of the clock excludes nothing.
         let oldest = match max_age {
             Some(max_age) => before(now, max_age),
             None => None,
@@ -148,26 +148,26 @@ impl Core {
                     }
                     entry
                 }
-                Some(CacheResult::Invalid) => return refuse(request, Rejection::invalid_token()),
-                None => return refuse(request, Rejection::malformed_credential()),
+                Some(CacheResult::Invalid) => return reject(request, Rejection::invalid_token()),
+                None => return reject(request, Rejection::malformed_credential()),
                 Some(CacheResult::LookUp) => {
                     return match ApiKey::from_bytes(key) {
-                        Ok(key) => Way::Wait(Box::new(LookupRequest {
+                        Ok(key) => Decision::Wait(Box::new(LookupRequest {
                             query: key,
                             key: digest,
                             oldest,
                             peer: None,
                         })),
-                        Err(_) => refuse(request, Rejection::malformed_credential()),
+                        Err(_) => reject(request, Rejection::malformed_credential()),
                     };
                 }
             },
         };
-        match self.admit(request, entry, now, true) {
-            Ok(()) => Way::Pass {
+        match self.authenticate(request, entry, now, true) {
+            Ok(()) => Decision::Pass {
                 is_anonymous: false,
             },
-            Err(rejection) => refuse(request, rejection),
+            Err(rejection) => reject(request, rejection),
         }
     }
 
@@ -186,18 +186,18 @@ impl Core {
         (!is_malformed).then(|| self.cache.classify(cached, &digest, oldest, now))
     }
 
-    /// Judges facts for this request, and gives it its context. `cached` facts were there before it came.
+    /// Decides about a verification result for this request, and inserts the context. `is_cached` if the request did not wait.
     #[inline(always)]
     #[expect(
         clippy::inline_always,
-        reason = "the compiler would not, since the seldom way judges too, and a call is a sixth of its price"
+        reason = "the compiler does not inline it, because misses call it too, and a call is a sixth of its cost"
     )]
-    pub(super) fn admit<B>(
+    pub(super) fn authenticate<B>(
         self: &Arc<Self>,
         request: &mut Request<B>,
         entry: Arc<Entry>,
         now: Tick,
-        cached: bool,
+        is_cached: bool,
     ) -> Result<(), Rejection> {
         if entry.value.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
@@ -213,12 +213,12 @@ impl Core {
             key = kept?;
         }
         telemetry::allowed(&context);
-        // The one lookup of the request's observation: guards find it in the context.
+        // The only lookup of the request's observation: guards find it in the context.
         let context = match RequestObservation::of(request.extensions()) {
             None => context,
-            Some(observation) => observation.observe(context, cached),
+            Some(observation) => observation.observe(context, is_cached),
         };
-        // Goes before what a layer further out may have put there for a request without a key.
+        // Replaces the context of an outer layer.
         request.extensions_mut().insert(context.with_key(key));
         Ok(())
     }
@@ -254,7 +254,7 @@ impl Core {
         (headers, extensions, Ok(key.map(Arc::new)))
     }
 
-    /// The key of a request whose credential a clone of this layer has removed.
+    /// Returns the key of a request if a clone of this layer has removed the credential.
     #[cold]
     fn stripped<'a>(self: &Arc<Self>, extensions: &'a Extensions) -> Option<&'a [u8]> {
         if self.strip_credential {
@@ -265,29 +265,29 @@ impl Core {
     }
 }
 
-/// Kept apart: most layers take facts of any age that may be served.
+/// Kept out of line: most layers have no maximum age.
 #[inline(never)]
 fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
     now.0.checked_sub(crate::clock::nanos(age)).map(Tick)
 }
 
 #[cold]
-fn refuse<B>(request: &Request<B>, rejection: Rejection) -> Way {
-    Way::Refuse(RequestObservation::rejected(
+fn reject<B>(request: &Request<B>, rejection: Rejection) -> Decision {
+    Decision::Reject(RequestObservation::rejected(
         request.extensions(),
         rejection,
     ))
 }
 
 #[cold]
-fn anonymous<B>(request: &mut Request<B>) -> Way {
+fn anonymous<B>(request: &mut Request<B>) -> Decision {
     let extensions = request.extensions_mut();
     if let Some(observation) = RequestObservation::of(extensions) {
         observation.record_anonymous();
     }
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
-    Way::Pass { is_anonymous: true }
+    Decision::Pass { is_anonymous: true }
 }
 
 impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {

@@ -188,7 +188,7 @@ impl Http {
             Err(error) => {
                 let is_certificate = error.is_connect() && is_about_certificates(&error);
                 if is_certificate && !self.is_distrusted.swap(true, Ordering::Relaxed) {
-                    telemetry::kinde::certificate_refused(&causes(&error));
+                    telemetry::kinde::certificate_not_trusted(&causes(&error));
                 }
                 Err(transport(error))
             }

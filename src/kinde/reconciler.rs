@@ -16,7 +16,7 @@ use super::token::RenewalBackoff;
 use super::verifier::{Kinde, KindeVerifier};
 use crate::handle::{ApiKeyHandle, CachedKey};
 use crate::identifier::KeyId;
-use crate::telemetry::poller as telemetry;
+use crate::telemetry::reconciler as telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 
 /// Reads Kinde's list of keys periodically and invalidates cached keys that were rotated, revoked or deleted.
@@ -179,16 +179,16 @@ impl KeyReconciler {
         };
         match &result {
             Ok(report) => {
-                let end = match report {
-                    ReconcileReport { calls: 0, .. } => telemetry::WalkEnd::Idle,
+                let outcome = match report {
+                    ReconcileReport { calls: 0, .. } => telemetry::RunResult::Idle,
                     ReconcileReport {
                         is_confirmed: true, ..
-                    } => telemetry::WalkEnd::Complete,
-                    _ => telemetry::WalkEnd::NotBelieved,
+                    } => telemetry::RunResult::Complete,
+                    _ => telemetry::RunResult::Unconfirmed,
                 };
-                telemetry::walked(end, report.compared, report.invalidated);
+                telemetry::ran(outcome, report.compared, report.invalidated);
                 if report.calls > 0 && std::mem::take(&mut self.is_failing) {
-                    telemetry::works_again();
+                    telemetry::recovered();
                 }
             }
             Err(error) => {
@@ -246,7 +246,7 @@ impl KeyReconciler {
         if report.is_confirmed {
             report.invalidated = self.keys.invalidate_cached(&outdated, began).await;
         } else {
-            telemetry::not_believed(outdated.len(), compared);
+            telemetry::unconfirmed(outdated.len(), compared);
         }
         Ok(report)
     }

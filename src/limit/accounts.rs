@@ -183,7 +183,7 @@ impl List {
         let ((at, position), _) = first?;
         let account = &self.orgs[at].accounts[position].1;
         if !account.remove_if_full(now) {
-            telemetry::limit::forgotten();
+            telemetry::limit::evicted();
             account.remove();
         }
         Some(self.remove((at, position)))

@@ -60,7 +60,7 @@
 //! The example does not see requests that end without a response. [`ObservedFuture`] does: it reports how a request ended,
 //! whether with a response, an error, a panic, or because its future was dropped.
 //!
-//! An observation is attached by type, and the type is this crate's: nothing that a client sends can replace it.
+//! Clients cannot replace an observation: it is found by its type, and never read from headers.
 
 mod future;
 mod layer;
@@ -114,7 +114,7 @@ pub enum Caller {
 }
 
 impl RequestObservation {
-    /// At most so many requirements are recorded for one request: a retry beneath the layer passes the guards again.
+    /// The maximum number of requirements that are recorded per request. A retry beneath the layer passes the guards again.
     const MAX_REQUIREMENTS: usize = 8;
 
     /// Returns the observation in a request's extensions, and inserts a new one if there is none.
@@ -165,7 +165,7 @@ impl RequestObservation {
         self.record().rejection.clone()
     }
 
-    /// Returns the rejection that a response stands for.
+    /// Returns the rejection that led to a response.
     ///
     /// That is the [`Rejection`] in the response's extensions. If a layer in between replaced the response by another one
     /// with the status of an error, it is the one that was [recorded](Self::rejection).
@@ -234,7 +234,7 @@ impl RequestObservation {
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        // Every change is one assignment or one push, so the record is whole after a panic too.
+        // Every change is one assignment or one push, so the record is consistent after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -256,7 +256,7 @@ mod tests {
     use crate::test_util::OrgContextBuilder;
 
     #[test]
-    fn a_context_and_its_observation_are_freed() {
+    fn context_and_observation_are_freed() {
         let mut extensions = Extensions::new();
         let observation = RequestObservation::attach(&mut extensions);
         let context = OrgContextBuilder::new("org_1").build();

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use http::Extensions;
 
+use super::telemetry;
 use crate::context::OrgContext;
 use crate::identifier::OrgCode;
 use crate::rejection::Rejection;
-use crate::telemetry;
 
 /// The settings of the organization that a request is authenticated for.
 ///
@@ -97,7 +97,7 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
         // Without an organization, not the settings are missing but a key or the layer of keys.
         OrgContext::required_by(extensions, component)?;
         Self::of(extensions).ok_or_else(|| {
-            telemetry::settings::layer_missing(component, std::any::type_name::<T>());
+            telemetry::layer_missing(component, std::any::type_name::<T>());
             Rejection::internal()
         })
     }

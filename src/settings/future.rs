@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use super::layer::Core;
 use crate::pending::{Pending, Stop};
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, unrendered};
 
 pin_project! {
     /// The response future of [`OrgSettingsService`](super::OrgSettingsService).
@@ -60,7 +60,7 @@ where
                     let rejection = rejection
                         .take()
                         .unwrap_or_else(|| unreachable!("polled after completion"));
-                    return Poll::Ready(Ok(undressed(rejection)));
+                    return Poll::Ready(Ok(unrendered(rejection)));
                 }
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {

@@ -13,13 +13,13 @@ use super::handle::{Control, OrgSettingsHandle};
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
+use super::telemetry;
 use crate::context::{Anonymous, OrgContext};
 use crate::handle::ApiKeyHandle;
 use crate::identifier::OrgCode;
 use crate::observer::RequestObservation;
 use crate::pending::Decide;
 use crate::rejection::Rejection;
-use crate::telemetry;
 
 /// A layer that adds the settings of its organization to a request, as [`OrgSettings<T>`](super::OrgSettings).
 ///
@@ -108,7 +108,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let Some(default) = &self.default else {
             return Err(Rejection::settings_unavailable(retry_after));
         };
-        telemetry::settings::defaulted();
+        telemetry::defaulted();
         OrgSettings::by_default(org, Arc::clone(default)).insert_into(extensions);
         Ok(())
     }

@@ -91,6 +91,7 @@ mod layer;
 mod loader;
 mod service;
 mod source;
+mod telemetry;
 
 pub use self::builder::OrgSettingsLayerBuilder;
 pub use self::extract::OrgSettings;

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::clock::Clock;
 
 /// Admits one event per second and counts the others.
-pub(super) struct RateLimitedLog {
+pub(crate) struct RateLimitedLog {
     second: AtomicU64,
     suppressed: AtomicU64,
 }
 
 impl RateLimitedLog {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             second: AtomicU64::new(0),
             suppressed: AtomicU64::new(0),
@@ -19,7 +19,7 @@ impl RateLimitedLog {
     }
 
     /// Returns the number of events suppressed since the last one, if an event may be emitted now.
-    pub(super) fn admit(&self) -> Option<u64> {
+    pub(crate) fn admit(&self) -> Option<u64> {
         // Seconds since boot plus one, so that the first event differs from the initial value.
         let now = Clock::System.now().0 / 1_000_000_000 + 1;
         let before = self.second.load(Ordering::Relaxed);

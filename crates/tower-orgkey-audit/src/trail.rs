@@ -15,7 +15,7 @@ use crate::sink::AuditSink;
 use crate::telemetry;
 use crate::tracing_sink::TracingSink;
 
-/// Exports audit events to a [sink](AuditSink), on a thread of its own.
+/// Exports audit events to a [sink](AuditSink), on a separate thread.
 ///
 /// Clones share one trail. See the [crate documentation](crate).
 #[derive(Clone)]

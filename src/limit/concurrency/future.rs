@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::body::PermitBody;
 use super::permits::Permit;
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, unrendered};
 
 pin_project! {
     /// The response future of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): that of the inner service, or a
@@ -72,7 +72,7 @@ where
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));
-                Ok(undressed(rejection))
+                Ok(unrendered(rejection))
             }
         })
     }

@@ -8,7 +8,7 @@ use http::Response;
 use pin_project_lite::pin_project;
 
 use crate::limit::ratelimit_fields::RateLimitFields;
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, unrendered};
 
 pin_project! {
     /// The response future of [`OrgRateLimit`](super::OrgRateLimit): that of the inner service, or a rejection.
@@ -62,7 +62,7 @@ where
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));
-                undressed(rejection)
+                unrendered(rejection)
             }
         };
         if let Some(fields) = this.fields {

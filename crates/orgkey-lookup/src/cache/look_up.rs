@@ -107,7 +107,7 @@ impl<S: Source> Cache<S> {
                         }
                         // A slow answer is still the newest one. Another lookup would take as long.
                         (BlockStatus::Clear, Freshness::Overdue)
-                            if now.since(entry.sent_at) <= self.config.flight_deadline =>
+                            if now.since(entry.sent_at) <= self.config.lookup_deadline =>
                         {
                             return LookupResult::Serve(entry, now);
                         }

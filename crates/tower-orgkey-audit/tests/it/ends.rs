@@ -1,4 +1,4 @@
-//! How a request ends, and that the layer changes nothing about it.
+//! How requests end, and that the layer does not change it.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -39,12 +39,12 @@ impl http_body::Body for Frames {
     }
 }
 
-#[allow(clippy::unnecessary_wraps)] // It stands in a list beside errors.
+#[allow(clippy::unnecessary_wraps)] // Used in a list with errors.
 fn data(text: &'static str) -> Result<Frame<Bytes>, &'static str> {
     Ok(Frame::data(Bytes::from_static(text.as_bytes())))
 }
 
-/// An outcome to come, behind both layers.
+/// A request in flight, beneath both layers.
 fn behind<S>(
     stage: &Stage,
     service: S,
@@ -114,7 +114,7 @@ async fn the_body_passes_and_its_end_is_recorded() {
 #[tokio::test]
 async fn dropped_and_ended_bodies_differ() {
     let stage = Stage::new();
-    // Announced: a server asks for no more than that.
+    // A server reads no more than the announced length.
     for (length, read, end) in [
         (None, 1, "dropped"),
         (Some("5"), 1, "dropped"),
@@ -237,7 +237,7 @@ async fn a_caught_panic_is_recorded() {
     let mut future =
         Box::pin(AssertUnwindSafe(late.oneshot(request("GET", "/panics", ONE))).catch_unwind());
     assert!((&mut future).await.is_err());
-    // Told as it passed by, not when the future is dropped.
+    // Recorded while it unwinds, not when the future is dropped.
     let event = stage.event().await;
     drop(future);
     assert_eq!(event["status_code"], "panicked");

@@ -1,4 +1,4 @@
-//! Whose a request is, where it went and what became of it.
+//! Accounts, routes and results of requests.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -65,7 +65,7 @@ async fn requests_count_for_account_key_and_route() {
     let mut upload = request("POST", "/upload", Some("key.org_1.k1"));
     *upload.body_mut() = Body::from(vec![0; 1_000]);
     assert_eq!(app.clone().oneshot(upload).await.unwrap().status(), 200);
-    // Of unknown size, but for what the header says.
+    // Of unknown size, except for the header.
     let mut upload = request("POST", "/upload", Some("key.org_1.k1"));
     *upload.body_mut() =
         Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
