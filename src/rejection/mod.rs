@@ -92,7 +92,7 @@ use http::StatusCode;
 use orgkey_lookup::CannotTell;
 
 pub(crate) use self::challenge::Challenge;
-pub use self::response::{DefaultRejectionResponse, RejectionResponse};
+pub use self::response::{DefaultRejectionResponse, RejectionBody, RejectionResponse};
 pub(crate) use self::response::{ResponseFormat, complete, render, unrendered};
 use crate::scope::is_scope;
 use crate::telemetry;
@@ -357,7 +357,7 @@ impl Rejection {
     }
 
     /// Logs that a guard or extractor is outside of the layer, and returns a rejection that does not say so.
-    pub(crate) fn layer_missing(component: &str) -> Self {
+    pub(crate) fn layer_missing(component: &'static str) -> Self {
         telemetry::layer_missing(component);
         Self::internal()
     }

@@ -8,7 +8,7 @@ use orgkey_lookup::{Answered, BreakerState, Circuit, Found, Label, Telemetry};
 use super::loader::{SettingsError, SettingsErrorKind};
 use super::source::{Loader, Settings};
 use crate::identifier::OrgCode;
-use crate::telemetry::{RateLimitedLog, TARGET};
+use crate::telemetry::{RateLimitedLog, RateLimitedLogs, TARGET};
 #[cfg(feature = "metrics")]
 use crate::telemetry::{
     SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
@@ -149,16 +149,16 @@ pub(super) fn defaulted() {
 }
 
 /// Emits that no layer added settings of this type to a request.
-pub(super) fn layer_missing(component: &str, settings: &str) {
-    static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(suppressed) = LOG.admit() {
+pub(super) fn layer_missing(component: &'static str, settings: &'static str) {
+    static LOGS: RateLimitedLogs = RateLimitedLogs::new();
+    if let Some(suppressed) = LOGS.admit(component, settings) {
         tracing::error!(
             target: TARGET,
             component,
             settings,
             suppressed,
             "rejected with 500: no `OrgSettingsLayer` of this type between this route and its `ApiKeyLayer`; add it with \
-             `.route_layer(settings)` before `.route_layer(auth)`"
+             `.route_layer(settings)` before `.route_layer(auth)`, and after limits that read it"
         );
     }
 }

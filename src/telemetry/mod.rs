@@ -11,6 +11,8 @@
 //! | level | message begins | fields, and when |
 //! |---|---|---|
 //! | error | ``rejected with 500: no `ApiKeyLayer` `` | `component` is a guard or an extractor without the layer |
+//! | error | `rejected with 500: this layer is inside` | `layer` must be outside the `ApiKeyLayer` |
+//! | error | `rejected with 500: this layer must be inside` | `layer` is outside the `ApiKeyLayer`, or there is none |
 //! | error | ``rejected with 500: `require_org` `` | the route has no path parameter of the name `parameter` |
 //! | error | ``rejected with 500: no `OrgSettingsLayer` `` | `component` takes settings of the type `settings`, and their layer is missing |
 //! | error | `key not kept` | `method` of an `OrgContext` needs the key, and the layer does not keep it |
@@ -83,12 +85,16 @@ mod macros;
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
 pub(crate) mod limit;
+mod placement;
 mod rate_limited_log;
 #[cfg(feature = "kinde")]
 pub(crate) mod reconciler;
 mod requests;
 
-pub(crate) use self::rate_limited_log::RateLimitedLog;
+pub(crate) use self::placement::layer_inside;
+#[cfg(any(feature = "limit", feature = "settings"))]
+pub(crate) use self::placement::layer_outside;
+pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{

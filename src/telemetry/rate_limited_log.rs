@@ -1,6 +1,7 @@
 //! Rate-limited log events, for what any request can cause.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::clock::Clock;
 
@@ -34,5 +35,31 @@ impl RateLimitedLog {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             None
         }
+    }
+}
+
+/// A rate-limited log for each cause. Causes are names that the program contains, so their number is bounded.
+pub(crate) struct RateLimitedLogs(Mutex<Vec<(Cause, RateLimitedLog)>>);
+
+/// A component, and the type that it is for, if any.
+type Cause = (&'static str, &'static str);
+
+impl RateLimitedLogs {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// As [`RateLimitedLog::admit`], for events of this cause.
+    pub(crate) fn admit(&self, component: &'static str, of: &'static str) -> Option<u64> {
+        let cause = (component, of);
+        // A push is the only change.
+        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, log)) = logs.iter().find(|(other, _)| *other == cause) {
+            return log.admit();
+        }
+        let log = RateLimitedLog::new();
+        let admitted = log.admit();
+        logs.push((cause, log));
+        admitted
     }
 }

@@ -6,7 +6,7 @@ use orgkey_lookup::{Answer, Invalid, Label};
 use super::{Attempt, BoxVerifier, Facts, Issuer, Verification, Verifier, VerifyError};
 use crate::config::ConfigError;
 use crate::identifier::{KeyId, OrgCode};
-use crate::key::{ApiKey, MAX_KEY_LEN, is_token68_byte};
+use crate::key::{ApiKey, MAX_KEY_LEN, is_token68};
 
 /// The maximum length of an issuer's name, in bytes.
 const MAX_NAME_LEN: usize = 32;
@@ -289,7 +289,7 @@ impl PrefixVerifierBuilder {
                 return invalid("issuer", "each issuer must have a prefix");
             }
             for prefix in prefixes {
-                if prefix.len() > MAX_KEY_LEN || !prefix.bytes().all(is_token68_byte) {
+                if prefix.len() > MAX_KEY_LEN || !is_token68(prefix.as_bytes()) {
                     return invalid("prefixes", "a prefix must be able to begin a key");
                 }
                 if all.iter().any(|(other, _)| *other == prefix) {

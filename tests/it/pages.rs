@@ -6,6 +6,7 @@ fn troubleshooting_lists_warnings_and_errors() {
     let written = [
         warnings_and_errors(include_str!("../../src/telemetry/kinde.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/limit.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/placement.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/reconciler.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/requests.rs")),
         warnings_and_errors(include_str!("../../src/settings/telemetry.rs")),

@@ -213,13 +213,14 @@ async fn audit_usage_handlers_and_clients_agree() {
     trail.shutdown(Duration::from_secs(60)).await.unwrap();
 
     let snapshot = usage.handle().snapshot();
-    let mut counted: HashMap<usize, (u64, u64)> = HashMap::new();
+    let mut counted: HashMap<usize, (u64, u64, u64)> = HashMap::new();
     for line in snapshot.lines() {
         let org = line.account.organization();
         let org = org.map_or(UNAUTHENTICATED, |org| number(org.as_str()));
         let sums = counted.entry(org).or_default();
         sums.0 += line.counts.requests();
         sums.1 += line.counts.rejected();
+        sums.2 += line.counts.served();
     }
     let lines = written.0.lock().unwrap();
     let line = |org, code: &str| lines.of.get(&(org, code.to_owned())).copied().unwrap_or(0);
@@ -228,7 +229,7 @@ async fn audit_usage_handlers_and_clients_agree() {
         assert_eq!(served.of(org), ok, "{}: the handler", code(org));
         let audited = (line(org, "allowed"), line(org, "insufficient-scope"));
         assert_eq!(audited, (ok, forbidden), "{}: the audit trail", code(org));
-        let requests = (ok + forbidden, forbidden);
+        let requests = (ok + forbidden, forbidden, ok);
         assert_eq!(counted[&org], requests, "{}: usage", code(org));
     }
     // Unauthenticated rejections are sampled; lines with a count have the suppressed ones.

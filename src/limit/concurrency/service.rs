@@ -1,7 +1,5 @@
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
@@ -11,10 +9,7 @@ use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
 use crate::limit::subject::caller;
 use crate::observer::RequestObservation;
-use crate::rejection::Rejection;
-
-/// The least value of `Retry-After`: it is unknown when a request in flight will end.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -33,7 +28,7 @@ impl<S> OrgConcurrencyLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgConcurrencyLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: Body + From<Bytes>,
+    ResBody: Body + RejectionBody,
 {
     type Response = Response<PermitBody<ResBody>>;
     type Error = S::Error;
@@ -46,18 +41,17 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let permit = match caller(extensions, "a concurrency limit") {
-            Ok(Some(context)) => self.limit.acquire(context),
+        let permit = match caller(extensions, "OrgConcurrencyLimitLayer") {
+            Ok(Some(context)) => self.limit.acquire(extensions, context),
             Ok(None) => Ok(None),
+            Err(rejection) => Err(rejection),
+        };
+        match permit {
+            Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
             Err(rejection) => {
                 let rejection = RequestObservation::rejected(extensions, rejection);
-                return OrgConcurrencyLimitFuture::reject(rejection);
+                OrgConcurrencyLimitFuture::reject(rejection)
             }
-        };
-        if let Ok(permit) = permit {
-            return OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit);
         }
-        let rejection = Rejection::concurrency_limited(RETRY_AFTER);
-        OrgConcurrencyLimitFuture::reject(RequestObservation::rejected(extensions, rejection))
     }
 }

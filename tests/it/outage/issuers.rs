@@ -135,8 +135,8 @@ async fn fault_91_keys_of_no_issuer_are_rejected() {
     assert_eq!(app.issuer.calls() + b.calls(), calls);
     let after = app.handle.stats();
     assert_eq!(
-        (after.entries, after.refused_entries),
-        (before.entries, before.refused_entries)
+        (after.entries, after.invalid_entries),
+        (before.entries, before.invalid_entries)
     );
     assert!(states(&app).iter().all(|(_, state)| is_calm(state)));
     for issuer in [&app.issuer, &b] {

@@ -181,7 +181,7 @@ async fn missing_or_misordered_layers_are_500() {
             Router::new()
                 .route("/", taken())
                 .route_layer(colors.clone()),
-            "no `ApiKeyLayer` outside of this route",
+            "this layer must be inside an `ApiKeyLayer`",
         ),
         (
             "no layer at all",
@@ -194,7 +194,7 @@ async fn missing_or_misordered_layers_are_500() {
                 .route("/", taken())
                 .route_layer(auth)
                 .route_layer(colors),
-            "no `ApiKeyLayer` outside of this route",
+            "this layer must be inside an `ApiKeyLayer`",
         ),
     ];
     for (name, app, message) in cases {

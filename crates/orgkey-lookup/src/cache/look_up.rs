@@ -279,7 +279,7 @@ mod tests {
             let result = Arc::clone(&cache).look_up(request(&name)).await;
             assert!(matches!(result, LookupResult::Invalid), "{result:?}");
         }
-        assert_eq!(cache.stats().refused_entries, 0);
+        assert_eq!(cache.stats().invalid_entries, 0);
         for upstream in 0..2 {
             let state = cache.upstream(upstream);
             assert_eq!((state.in_flight, state.waiting), (0, 0));
