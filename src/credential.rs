@@ -126,17 +126,28 @@ impl CredentialSource {
 impl CredentialSource {
     /// Removes the credential that [`read`](Self::read) found and returns its key. Another credential is kept.
     pub(crate) fn remove(&self, headers: &mut HeaderMap) -> Option<ApiKey> {
-        let value = headers.get(self.header())?.as_bytes();
-        let found = match &self.header {
-            CredentialHeader::AuthorizationBearer => self.rules.bearer(value),
-            CredentialHeader::Custom(_) => self.rules.presented(value),
-        };
-        let Credential::Presented(key) = found else {
+        let Credential::Presented(key) = self.find(headers)? else {
             return None;
         };
         let key = ApiKey::from_bytes(key);
         headers.remove(self.header());
         key.ok()
+    }
+
+    /// Returns the key that [`read`](Self::read) found.
+    pub(crate) fn key(&self, headers: &HeaderMap) -> Option<ApiKey> {
+        match self.find(headers)? {
+            Credential::Presented(key) => ApiKey::from_bytes(key).ok(),
+            _ => None,
+        }
+    }
+
+    fn find<'a>(&self, headers: &'a HeaderMap) -> Option<Credential<'a>> {
+        let value = headers.get(self.header())?.as_bytes();
+        Some(match &self.header {
+            CredentialHeader::AuthorizationBearer => self.rules.bearer(value),
+            CredentialHeader::Custom(_) => self.rules.presented(value),
+        })
     }
 }
 

@@ -32,12 +32,14 @@
 //! * [`ApiKeyLayer`] and its [builder](ApiKeyLayer::builder) are documented in [`auth`], with the order of layers.
 //! * [`ApiKeyHandle`] blocks and invalidates keys, key ids and organizations, and reads the state of the cache.
 //! * A [`Verifier`] connects an issuer: [`KindeVerifier`](kinde::KindeVerifier) for Kinde, or your own, see [`verify`].
+//!   [`PrefixVerifier`] chooses among several issuers.
 //!
 //! # In handlers
 //!
 //! * [`OrgContext`] is an extractor (feature `axum`) and an extension of the request. [`Scoped`] is the same, and also
 //!   requires scopes.
-//! * [`OrgContext::until_invalid`] ends a stream when its key becomes invalid.
+//! * [`OrgContext::until_invalid`] ends a stream when its key becomes invalid. [`OrgContext::revalidate`] verifies the key of a
+//!   long job again.
 //! * [`OrgSettings`] holds your own data about the organization (feature `settings`).
 //!
 //! # Guards and limits
@@ -159,7 +161,7 @@ pub use self::settings::{OrgSettings, OrgSettingsLayer, settings_fn};
 
 // Verifiers.
 #[doc(inline)]
-pub use self::verify::{Verification, Verifier, VerifyError, verifier_fn};
+pub use self::verify::{PrefixVerifier, Verification, Verifier, VerifyError, verifier_fn};
 
 // Items of private modules.
 pub use self::config::ConfigError;
@@ -191,7 +193,7 @@ pub use self::scope::{InvalidScope, InvalidScopePolicy, InvalidScopes, Scope, Sc
 #[doc(hidden)]
 pub use self::settings::{OrgSettingsHandle, SettingsError, SettingsLoader};
 #[doc(hidden)]
-pub use self::verify::{Attempt, VerifierFn, VerifyErrorKind};
+pub use self::verify::{Attempt, BoxVerifier, VerifierFn, VerifyErrorKind};
 
 /// Compiles the examples of the README.
 #[cfg(doctest)]

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use orgkey_lookup::{Answer, Answered, Failure, FailureKind, Source, Value};
+use orgkey_lookup::{Answer, Answered, Failure, FailureKind, Label, Source, Value};
 
 use self::telemetry::IssuerTelemetry;
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
-use crate::verify::{Attempt, DynVerifier, Facts, VerifyError, VerifyErrorKind};
+use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
 
 /// The cache of a layer and its clones.
 pub(crate) type Cache = orgkey_lookup::Cache<ApiKeys>;
@@ -22,6 +22,7 @@ pub(crate) type Entry = orgkey_lookup::Entry<ApiKeys>;
 /// Verification results of API keys.
 pub(crate) struct ApiKeys {
     verifier: Arc<dyn DynVerifier>,
+    issuers: Vec<Issuer>,
     secret: DigestSecret,
     interner: Interner,
     keeps_tails: AtomicBool,
@@ -30,11 +31,17 @@ pub(crate) struct ApiKeys {
 impl ApiKeys {
     pub(crate) fn new(verifier: Arc<dyn DynVerifier>, secret: DigestSecret) -> Self {
         Self {
+            issuers: verifier.issuers(),
             verifier,
             secret,
             interner: Interner::default(),
             keeps_tails: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the issuers of the verifier.
+    pub(crate) fn issuers(&self) -> &[Issuer] {
+        &self.issuers
     }
 
     #[inline]
@@ -64,6 +71,14 @@ impl Source for ApiKeys {
     type Error = VerifyError;
     type Telemetry = IssuerTelemetry;
 
+    fn upstreams(&self) -> Vec<Label> {
+        self.issuers.iter().map(Issuer::label).collect()
+    }
+
+    fn upstream_of(&self, key: &ApiKey) -> Option<usize> {
+        self.verifier.issuer_of(key)
+    }
+
     fn mark(&self, key: &ApiKey) -> Option<KeyTail> {
         if self.keeps_tails.load(Ordering::Relaxed) {
             self.secret.tail(key.expose_secret())
@@ -83,7 +98,7 @@ impl Source for ApiKeys {
             Some(facts) => attempt.known(facts.key_id.clone()),
             None => attempt,
         };
-        let mut answered = self.verifier.call(key, attempt).await?.0;
+        let mut answered = self.verifier.verify_attempt(key, attempt).await?.0;
         if let Answer::Valid(facts) = &mut answered.answer {
             self.interner.intern(facts);
         }

@@ -7,6 +7,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use orgkey_lookup::Config;
 
 use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
+use super::stacked::{Outer, accepted};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
 use crate::config::{ConfigError, config_setters};
@@ -14,7 +15,7 @@ use crate::credential::{CredentialHeader, CredentialSource, KeyFilter, KeyRules}
 use crate::key::{DigestSecret, MAX_KEY_LEN, MIN_KEY_LEN, is_token68};
 use crate::rejection::{Challenge, DefaultRejectionResponse, ResponseFormat};
 use crate::request_head::RequestHead;
-use crate::verify::DynVerifier;
+use crate::verify::{DynVerifier, Organizations};
 
 /// Configures an [`ApiKeyLayer`].
 ///
@@ -33,6 +34,7 @@ use crate::verify::DynVerifier;
 /// # Ok::<(), tower_orgkey::ConfigError>(())
 /// ```
 #[must_use]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub struct ApiKeyLayerBuilder {
     verifier: Arc<dyn DynVerifier>,
     config: Config,
@@ -42,6 +44,8 @@ pub struct ApiKeyLayerBuilder {
     allow_anonymous: bool,
     allow_user_keys: bool,
     strip_credential: bool,
+    keeps_key: bool,
+    outer: Vec<Outer>,
     rules: KeyRules,
     peer: Option<PeerFn>,
     #[cfg(feature = "test-util")]
@@ -59,6 +63,8 @@ impl ApiKeyLayerBuilder {
             allow_anonymous: false,
             allow_user_keys: false,
             strip_credential: false,
+            keeps_key: false,
+            outer: Vec::new(),
             rules: KeyRules::default(),
             peer: None,
             #[cfg(feature = "test-util")]
@@ -235,6 +241,64 @@ impl ApiKeyLayerBuilder {
         self
     }
 
+    /// Sets whether contexts keep the key of their request, in memory that is zeroized on drop. Off by default.
+    ///
+    /// Required by [`OrgContext::revalidate`](crate::OrgContext::revalidate) and
+    /// [`OrgContext::until_invalid_revalidating`](crate::OrgContext::until_invalid_revalidating). The key is kept until the last
+    /// clone of the context in the extensions of the request and the contexts that handlers keep are dropped. Observers get a
+    /// context without it.
+    pub fn revalidation(mut self, keep_key: bool) -> Self {
+        self.keeps_key = keep_key;
+        self
+    }
+
+    /// Accepts requests without a key for this layer that `outer`, a layer around this one, has authenticated. Not accepted by
+    /// default: the inner of two layers requires its own key.
+    ///
+    /// Use it for keys in two headers. A request with a valid key for both layers is rejected with 400. Keys in one header need
+    /// one layer, with a [`PrefixVerifier`](crate::verify::PrefixVerifier). A layer that `outer` accepts is accepted too.
+    ///
+    /// If this layer has a [`max_age`](ApiKeyLayer::max_age), it accepts only a verification result within that age, so set it
+    /// on `outer` too. It accepts a key of a user only with [`allow_user_keys`](Self::allow_user_keys).
+    ///
+    /// `organizations` says whether the verifiers of both layers have the same organizations.
+    ///
+    /// # Errors
+    ///
+    /// [`build`](Self::build) fails if `outer` does not [`allow_anonymous`](Self::allow_anonymous), because it would reject the
+    /// keys of this layer; if both take the key from the same header; and, with [`Organizations::Separate`], unless each issuer
+    /// has a separate namespace, as those of a `PrefixVerifier` with that setting have.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_orgkey::ApiKeyLayer;
+    /// use tower_orgkey::verify::Organizations;
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let kinde = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    /// # let table = kinde.clone();
+    ///
+    /// let outer = ApiKeyLayer::builder(table)
+    ///     .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+    ///     .allow_anonymous()
+    ///     .build()?;
+    /// let inner = ApiKeyLayer::builder(kinde)
+    ///     .allow_authenticated_by(&outer, Organizations::Shared)
+    ///     .build()?;
+    /// // `Router::new().route(…).route_layer(inner).route_layer(outer)`
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn allow_authenticated_by<F>(
+        mut self,
+        outer: &ApiKeyLayer<F>,
+        organizations: Organizations,
+    ) -> Self {
+        self.outer.push(Outer {
+            core: Arc::clone(&outer.core),
+            organizations,
+        });
+        self
+    }
+
     /// Sets a function that identifies the peer of a request, usually by its address.
     ///
     /// When invalid keys have used up their budget, unknown keys wait in a queue that is fair between peers. The function is
@@ -307,13 +371,18 @@ impl ApiKeyLayerBuilder {
             ),
         };
         let keys = ApiKeys::new(self.verifier, secret);
+        let credential = CredentialSource::new(header, self.rules);
+        let accepted = accepted(&self.outer, &credential, keys.issuers())?;
         Ok(ApiKeyLayer {
             core: Arc::new(Core {
-                credential: CredentialSource::new(header, self.rules),
+                credential,
                 cache: Cache::new(keys, self.config, self.clock),
                 allow_anonymous: self.allow_anonymous,
                 allow_user_keys: self.allow_user_keys,
                 strip_credential: self.strip_credential,
+                keeps_key: self.keeps_key,
+                has_extras: self.strip_credential || self.keeps_key || !accepted.is_empty(),
+                accepted,
                 peer: self.peer,
             }),
             format: ResponseFormat {

@@ -64,11 +64,7 @@ impl<B> Decide<B> for Arc<Core> {
     ) -> Result<(), Rejection> {
         let decision = match result {
             LookupResult::Serve(entry, now) => self.authenticate(request, entry, now, false),
-            LookupResult::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
-                Rejection::verifier_misconfigured(cannot_tell.retry_after)
-            } else {
-                Rejection::verifier_unavailable(cannot_tell.retry_after)
-            }),
+            LookupResult::CannotTell(cannot_tell) => Err(Rejection::cannot_tell(cannot_tell)),
             LookupResult::Invalid => Err(Rejection::invalid_token()),
         };
         decision.map_err(|rejection| RequestObservation::rejected(request.extensions(), rejection))

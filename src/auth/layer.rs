@@ -27,12 +27,19 @@ pub struct ApiKeyLayer<F = DefaultRejectionResponse> {
 }
 
 /// The state shared by the clones of a layer.
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub(crate) struct Core {
     pub(super) credential: CredentialSource,
     pub(super) cache: Arc<Cache>,
     pub(super) allow_anonymous: bool,
     pub(super) allow_user_keys: bool,
     pub(super) strip_credential: bool,
+    /// Whether contexts keep the key, for [`OrgContext::revalidate`](crate::OrgContext::revalidate).
+    pub(super) keeps_key: bool,
+    /// The outer layers that this one accepts contexts of.
+    pub(super) accepted: Vec<Arc<Core>>,
+    /// Whether a request that passes needs more than its context.
+    pub(super) has_extras: bool,
     pub(super) peer: Option<PeerFn>,
 }
 

@@ -78,6 +78,7 @@ mod future;
 mod guarded;
 mod layer;
 mod service;
+mod stacked;
 mod stripped;
 mod telemetry;
 

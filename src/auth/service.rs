@@ -121,6 +121,9 @@ impl Core {
                 let is_other = absent == Credential::OtherScheme && self.credential.passes_others();
                 match self.stripped(request.extensions()) {
                     Some(key) => key,
+                    None if self.accepts(request.extensions(), max_age) => {
+                        return Decision::Pass(Passed::Key);
+                    }
                     None if is_other => return other_credential(request),
                     None if self.allow_anonymous => return anonymous(request),
                     None => return reject(request, Rejection::missing_credential()),
@@ -202,35 +205,55 @@ impl Core {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
+        let mut key = None;
+        if self.has_extras {
+            // By value: a function that received the request's address would make the compiler copy every request.
+            let headers = mem::take(request.headers_mut());
+            let extensions = mem::take(request.extensions_mut());
+            let (headers, extensions, kept) = self.apply_extras(headers, extensions);
+            (*request.headers_mut(), *request.extensions_mut()) = (headers, extensions);
+            key = kept?;
+        }
         telemetry::allowed(&context);
         // The only lookup of the request's observation: guards find it in the context.
         let context = match RequestObservation::of(request.extensions()) {
             None => context,
             Some(observation) => observation.observe(context, is_cached),
         };
-        if self.strip_credential {
-            // By value: a function that got a reference to the request would make the compiler copy every request.
-            let headers = mem::take(request.headers_mut());
-            let extensions = mem::take(request.extensions_mut());
-            (*request.headers_mut(), *request.extensions_mut()) = self.strip(headers, extensions);
-        }
         // Replaces the context of an outer layer.
-        request.extensions_mut().insert(context);
+        request.extensions_mut().insert(context.with_key(key));
         Ok(())
     }
 
-    /// Removes the credential from the headers, and stores its key for a clone of this layer further in.
+    /// Applies the settings that few layers have: rejects a request that an accepted layer has authenticated too, returns the key
+    /// for the context, and removes the credential.
     #[cold]
-    fn strip(
+    fn apply_extras(
         self: &Arc<Self>,
         mut headers: HeaderMap,
         mut extensions: Extensions,
-    ) -> (HeaderMap, Extensions) {
-        // Without a credential, a clone further out has already removed it.
-        if let Some(key) = self.credential.remove(&mut headers) {
+    ) -> (
+        HeaderMap,
+        Extensions,
+        Result<Option<Arc<ApiKey>>, Rejection>,
+    ) {
+        if self.accepted_context(&extensions).is_some() {
+            let ambiguous = Err(Rejection::malformed_credential());
+            return (headers, extensions, ambiguous);
+        }
+        let key = if self.keeps_key {
+            let stripped = || ApiKey::from_bytes(self.stripped(&extensions)?).ok();
+            self.credential.key(&headers).or_else(stripped)
+        } else {
+            None
+        };
+        // Without a credential, a clone of this layer around it has already removed it.
+        if self.strip_credential
+            && let Some(key) = self.credential.remove(&mut headers)
+        {
             Stripped::put(&mut extensions, self, key);
         }
-        (headers, extensions)
+        (headers, extensions, Ok(key.map(Arc::new)))
     }
 
     /// Returns the key of a request if a clone of this layer has removed the credential.

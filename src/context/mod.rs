@@ -22,12 +22,14 @@ use std::time::Duration;
 
 use http::Extensions;
 use orgkey_lookup::cache::Standing;
+use orgkey_lookup::{LookupResult, Value};
 
-use crate::api_keys::Entry;
+use crate::api_keys::{Cache, Entry};
 use crate::clock::Tick;
 use crate::context::observer::{OuterObservation, RequestObservation};
 #[doc(inline)]
 pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
+use crate::key::ApiKey;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
 #[cfg(any(feature = "limit", feature = "settings"))]
@@ -48,6 +50,8 @@ pub struct OrgContext {
     authenticated_at: Tick,
     /// What an outer layer attached to the request, so that guards need not search for it.
     observation: Option<RequestObservation>,
+    /// With [`revalidation`](crate::ApiKeyLayerBuilder::revalidation).
+    key: Option<Arc<ApiKey>>,
 }
 
 impl OrgContext {
@@ -58,6 +62,7 @@ impl OrgContext {
             entry,
             authenticated_at,
             observation: None,
+            key: None,
         })
     }
 
@@ -102,8 +107,9 @@ impl OrgContext {
     ///
     /// Completes when the key is blocked or invalidated through the [`ApiKeyHandle`](crate::ApiKeyHandle), when the issuer says
     /// that it is invalid, when it expires, and when its result passes the hard TTL without a newer successful verification.
-    /// A stream never re-verifies its key; only other requests with the same key refresh it. So if its key is not used
-    /// otherwise, a stream ends at the hard TTL, 15 min unless set; its client then connects again and is verified.
+    /// A stream never verifies its key; only other requests with the same key refresh it. So if its key is not used otherwise, a
+    /// stream ends at the hard TTL, 15 min by default; its client then connects again and is verified.
+    /// [`until_invalid_revalidating`](Self::until_invalid_revalidating) verifies the key.
     ///
     /// The future does not depend on the lifetime of the request, the context or the layer. After the layer was dropped, it
     /// completes at the hard TTL or the expiry of the key. It never completes for a context of [`test_util`](crate::test_util).
@@ -125,6 +131,155 @@ impl OrgContext {
     pub fn until_invalid(&self) -> impl Future<Output = ()> + Send + use<> {
         let entry = Arc::clone(&self.entry);
         entry.ended()
+    }
+
+    /// Returns whether the key may still be used, as far as the layer knows. Makes no call. For jobs and long-lived responses.
+    ///
+    /// `false` if the key was blocked or invalidated, has expired, was found invalid, or belongs to another organization or user
+    /// now; if its result is past the hard TTL without a newer successful verification; and if the layer has forgotten the key,
+    /// because it had no room. [`revalidate`](Self::revalidate) then asks the issuer.
+    ///
+    /// A key that was revoked at the issuer is valid here until a verification says otherwise. Always `true` for a context of
+    /// [`test_util`](crate::test_util).
+    pub fn is_still_valid(&self) -> bool {
+        self.entry.is_still_valid()
+    }
+
+    /// Verifies the key of this request again, now, and returns a context with the new result. For jobs that outlast their
+    /// request.
+    ///
+    /// The result is of a call that was sent after this method was called. It is cached, so requests profit from it. Concurrent
+    /// callers share a call that has not been sent yet. The call is limited like those of a route with
+    /// [`max_age(Duration::ZERO)`](crate::ApiKeyLayer::max_age): 25 per second for each organization, after 25 at once, and it
+    /// fails early while the circuit breaker is open. The future waits for at most the
+    /// [caller deadline](crate::ApiKeyLayerBuilder::caller_deadline), and needs a tokio runtime. It does not keep the layer
+    /// alive.
+    ///
+    /// Scopes may have changed, so check those of the returned context. A context of [`test_util`](crate::test_util) returns a
+    /// clone.
+    ///
+    /// # Errors
+    ///
+    /// * 401 `invalid-token` if the key is invalid, blocked or expired, or belongs to another organization or user now.
+    /// * 503 if the verification failed, or the layer was dropped. The key may be valid: [`is_still_valid`](Self::is_still_valid)
+    ///   says whether the earlier result still holds.
+    /// * 500 without [`revalidation`](crate::ApiKeyLayerBuilder::revalidation). The log names the cause.
+    ///
+    /// ```
+    /// use tower_orgkey::{OrgContext, Rejection};
+    ///
+    /// async fn export(org: OrgContext) -> Result<(), Rejection> {
+    ///     let mut pages = 0;
+    ///     while next_page(&org).await {
+    ///         pages += 1;
+    ///         if pages % 1_000 == 0 {
+    ///             // Asks the issuer.
+    ///             org.revalidate().await?;
+    ///         } else if !org.is_still_valid() {
+    ///             return Err(Rejection::invalid_token());
+    ///         }
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # async fn next_page(_: &OrgContext) -> bool { false }
+    /// ```
+    pub fn revalidate(&self) -> impl Future<Output = Result<Self, Rejection>> + Send + use<> {
+        let context = self.clone();
+        async move {
+            if context.entry.is_detached() {
+                return Ok(context);
+            }
+            let key = context.kept_key("OrgContext::revalidate")?;
+            match Arc::clone(&context.entry).look_up_again(key).await {
+                LookupResult::Serve(entry, now)
+                    if entry.value.has_owner_of(&context.entry.value) =>
+                {
+                    Ok(Self {
+                        entry,
+                        authenticated_at: now,
+                        ..context
+                    })
+                }
+                LookupResult::Serve(..) | LookupResult::Invalid => Err(Rejection::invalid_token()),
+                LookupResult::CannotTell(cannot_tell) => Err(Rejection::cannot_tell(cannot_tell)),
+            }
+        }
+    }
+
+    /// Like [`until_invalid`](Self::until_invalid), and verifies the key again when its result is older than `period`. For
+    /// streams that may stay open for longer than the hard TTL.
+    ///
+    /// | event | completes |
+    /// |---|---|
+    /// | the key is revoked at the issuer, while verifications succeed | at most `period` and one verification later |
+    /// | verifications fail | at the hard TTL, counted from the last successful one |
+    /// | the key is blocked | at once |
+    /// | the key is invalidated | unless a verification within the [caller deadline](crate::ApiKeyLayerBuilder::caller_deadline) says that it is valid |
+    /// | the key expires, or belongs to another organization or user | at once when the layer learns it |
+    /// | the layer is dropped | at the hard TTL or the expiry of the key |
+    ///
+    /// So a stream with a valid key stays open while verifications succeed. Each `period` is shortened at random by up to 15 %,
+    /// so that the streams of a node do not call at the same time. Streams and requests with the same key share results and
+    /// calls: a result of any of them counts. A verification that fails is repeated after a twelfth of `period`. There is at
+    /// most one call per second for a key, whatever the period.
+    ///
+    /// A period of at least the soft TTL costs what a request per period costs. With a shorter one, the calls for results that
+    /// are still fresh count as forced verifications: 25 per second for each organization, as for [`revalidate`](Self::revalidate).
+    /// If an organization has more streams than that allows, their periods become longer.
+    ///
+    /// The future keeps the key in memory that is zeroized on drop. Without
+    /// [`revalidation`](crate::ApiKeyLayerBuilder::revalidation) it completes at once, and the log names the cause. It never
+    /// completes for a context of [`test_util`](crate::test_util).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_orgkey::{ApiKeyLayer, OrgContext};
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    ///
+    /// let auth = ApiKeyLayer::builder(verifier).revalidation(true).build()?;
+    ///
+    /// async fn socket(org: OrgContext) {
+    ///     org.until_invalid_revalidating(Duration::from_secs(60)).await;
+    ///     // Close the socket.
+    /// }
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn until_invalid_revalidating(
+        &self,
+        period: Duration,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let entry = Arc::clone(&self.entry);
+        let key = if entry.is_detached() {
+            None
+        } else {
+            self.kept_key("OrgContext::until_invalid_revalidating").ok()
+        };
+        async move {
+            match key {
+                Some(key) => entry.ended_with_lookups(key, period).await,
+                None if entry.is_detached() => std::future::pending().await,
+                None => {}
+            }
+        }
+    }
+
+    /// Returns the key for a verification. The error is 500, with an event in the log, if the layer does not keep it.
+    fn kept_key(&self, method: &'static str) -> Result<ApiKey, Rejection> {
+        match &self.key {
+            Some(key) => Ok(ApiKey::clone(key)),
+            None => Err(Rejection::key_not_kept(method)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn with_key(self, key: Option<Arc<ApiKey>>) -> Self {
+        Self { key, ..self }
+    }
+
+    /// Returns whether a layer with this cache created the context.
+    pub(crate) fn belongs_to(&self, cache: &Cache) -> bool {
+        self.entry.belongs_to(cache)
     }
 
     /// Checks again that the key may be used. Called after a request has waited, right before it continues.

@@ -89,6 +89,22 @@ struct Settings {
     max_calls: u32,
     calls_per_second: u32,
     only: Option<Filter>,
+    /// What the ids of the compared keys begin with, and Kinde's do not.
+    issuer: Option<String>,
+}
+
+impl Settings {
+    /// Returns the id of a cached key in Kinde's list, if it is to be compared.
+    fn listed_id(&self, key: &CachedKey) -> Option<KeyId> {
+        let key_id = key.key_id()?;
+        if self.only.as_ref().is_some_and(|only| !only(key_id)) {
+            return None;
+        }
+        match &self.issuer {
+            Some(issuer) => KeyId::new(key_id.as_str().strip_prefix(&**issuer)?).ok(),
+            None => Some(key_id.clone()),
+        }
+    }
 }
 
 /// The longest duration of a reconciliation. Keys that are verified meanwhile are not compared.
@@ -186,11 +202,15 @@ impl KeyReconciler {
     }
 
     async fn reconcile(&mut self) -> Result<ReconcileReport, VerifyError> {
-        let (mut cached, began) = self.keys.cached_keys();
-        if let Some(only) = &self.settings.only {
-            cached.retain(|key| key.key_id().is_some_and(only));
+        let (cached, began) = self.keys.cached_keys();
+        let mut by_id: HashMap<KeyId, Vec<CachedKey>> = HashMap::new();
+        let mut compared = 0;
+        for key in cached {
+            if let Some(listed_id) = self.settings.listed_id(&key) {
+                by_id.entry(listed_id).or_default().push(key);
+                compared += 1;
+            }
         }
-        let compared = cached.len();
         let mut report = ReconcileReport {
             calls: 0,
             listed: 0,
@@ -198,16 +218,10 @@ impl KeyReconciler {
             invalidated: 0,
             is_confirmed: true,
         };
-        if cached.is_empty() {
+        if by_id.is_empty() {
             return Ok(report);
         }
         self.calls = 0;
-        let mut by_id: HashMap<KeyId, Vec<CachedKey>> = HashMap::new();
-        for key in cached {
-            if let Some(key_id) = key.key_id() {
-                by_id.entry(key_id.clone()).or_default().push(key);
-            }
-        }
         let mut comparison = Comparison::new(self.keys.clone(), by_id);
         let mut cursor: Option<KeyId> = None;
         loop {

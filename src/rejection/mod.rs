@@ -89,6 +89,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use orgkey_lookup::CannotTell;
 
 pub(crate) use self::challenge::Challenge;
 pub use self::response::{DefaultRejectionResponse, RejectionBody, RejectionResponse};
@@ -359,6 +360,21 @@ impl Rejection {
     pub(crate) fn layer_missing(component: &'static str) -> Self {
         telemetry::layer_missing(component);
         Self::internal()
+    }
+
+    /// The layer does not keep the key that this method needs.
+    pub(crate) fn key_not_kept(method: &'static str) -> Self {
+        telemetry::key_not_kept(method);
+        Self::internal()
+    }
+
+    /// The verification failed.
+    pub(crate) fn cannot_tell(cannot_tell: CannotTell) -> Self {
+        if cannot_tell.is_misconfigured {
+            Self::verifier_misconfigured(cannot_tell.retry_after)
+        } else {
+            Self::verifier_unavailable(cannot_tell.retry_after)
+        }
     }
 
     fn as_custom(&self) -> Option<&Custom> {

@@ -15,6 +15,7 @@
 //! | error | `rejected with 500: this layer must be inside` | `layer` is outside the `ApiKeyLayer`, or there is none |
 //! | error | ``rejected with 500: `require_org` `` | the route has no path parameter of the name `parameter` |
 //! | error | ``rejected with 500: no `OrgSettingsLayer` `` | `component` takes settings of the type `settings`, and their layer is missing |
+//! | error | `key not kept` | `method` of an `OrgContext` needs the key, and the layer does not keep it |
 //! | error | `issuer rejects known keys` | the issuer rejects the number `keys` of known keys and answers no other key; the keys stay cached |
 //! | warn | `verification failed` | `error`, `cause` and `result` |
 //! | warn | `circuit breaker opened` | no keys (`circuit` is `known`) or no unknown keys (`unknown`) are verified for `open_for` |
@@ -43,6 +44,8 @@
 //! | debug | `request allowed` | `org_code`, `key_id` and `age` |
 //! | debug | `request rejected` | `outcome`, the code of the [rejection](crate::rejection) |
 //!
+//! With several issuers, the events about verifications have the field `issuer`: its name.
+//!
 //! # Metrics
 //!
 //! With the feature `metrics`, through the facade of that name. Labels are bounded: they contain no key, digest or organization.
@@ -70,6 +73,9 @@
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
 //!
+//! With several issuers, [`ISSUER_CALLS`], [`ISSUER_LATENCY`], [`BREAKER`], [`THROTTLED`], [`IN_FLIGHT`] and [`WAITING`] also have the
+//! label `issuer`: the name of the issuer.
+//!
 //! `settings` is the name of the loaded type, as [`std::any::type_name`] returns it.
 
 #[macro_use]
@@ -91,7 +97,7 @@ pub(crate) use self::placement::layer_outside;
 pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
-pub(crate) use self::requests::{layer_missing, looked_up};
+pub(crate) use self::requests::{key_not_kept, layer_missing, looked_up};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";

@@ -33,6 +33,19 @@ pub(crate) fn layer_missing(component: &'static str) {
     }
 }
 
+/// Emits that a context cannot verify its key again, because its layer does not keep keys.
+pub(crate) fn key_not_kept(method: &'static str) {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    if let Some(suppressed) = LOG.admit() {
+        tracing::error!(
+            target: TARGET,
+            method,
+            suppressed,
+            "key not kept: set `ApiKeyLayerBuilder::revalidation(true)`"
+        );
+    }
+}
+
 /// Emits that `require_org` names a parameter that the route does not have.
 #[cfg(feature = "axum")]
 pub(crate) fn parameter_missing(parameter: &str) {

@@ -22,7 +22,11 @@ use tokio::time::{Instant, advance};
 use tower::ServiceExt;
 use tower_orgkey::kinde::{KeyReconciler, KeyReconcilerBuilder, KindeVerifier};
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind, telemetry};
+use tower_orgkey::verify::{Organizations, PrefixVerifier};
+use tower_orgkey::{
+    ApiKey, ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, VerifyErrorKind,
+    telemetry, verifier_fn,
+};
 
 use crate::support::log::Log;
 
@@ -163,6 +167,46 @@ async fn fault_27b_removed_key_is_invalidated() {
         stage.is_rejected(&key).await;
         stage.is_cached(&bystander).await;
     }
+}
+
+#[tokio::test]
+async fn keys_of_other_issuers_are_not_compared() {
+    let stage = Stage::set().await;
+    let other = verifier_fn(|_| async {
+        Ok(Verification::of_organization(OrgCode::from_static("org_x"))
+            .with_key_id(KeyId::from_static("api_key_x")))
+    });
+    let verifier = PrefixVerifier::builder()
+        .issuer("kinde", [""], stage.kinde.clone())
+        .issuer("other", ["other-"], other)
+        .organizations(Organizations::Separate)
+        .build()
+        .unwrap();
+    let auth = ApiKeyLayer::builder(verifier)
+        .soft_ttl(Duration::from_secs(600))
+        .hard_ttl(Duration::from_secs(3600))
+        .test_clock(stage.clock.clone())
+        .build()
+        .unwrap();
+    let stage = Stage {
+        keys: auth.handle(),
+        app: Router::new()
+            .route("/", get(|_: OrgContext| async {}))
+            .route_layer(auth),
+        ..stage
+    };
+    let mut reconciler = stage.reconciler().issuer("kinde").build().unwrap();
+    let key = stage.known("org_a").await;
+    let kept = stage.known("org_a").await;
+    assert_eq!(stage.get("other-key-0").await, StatusCode::OK);
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.compared, report.invalidated), (2, 0));
+    stage.emulator.delete(key.id());
+    stage.clock.jump(Duration::from_secs(10));
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.compared, report.invalidated), (2, 1));
+    stage.is_rejected(&key).await;
+    stage.is_cached(&kept).await;
 }
 
 #[tokio::test]

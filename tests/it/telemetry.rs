@@ -13,6 +13,7 @@ use http::{Request, StatusCode};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::ServiceExt;
 use tower_orgkey::test_util::TestClock;
+use tower_orgkey::verify::{Organizations, PrefixVerifier};
 use tower_orgkey::{
     ApiKeyLayer, OrgCode, OrgContext, Scopes, Verification, VerifyError, require_org,
     require_scope, telemetry, verifier_fn,
@@ -253,6 +254,88 @@ async fn only_the_rejecting_layer_counts() {
             &1
         )]
     );
+}
+
+/// Two issuers, of which the second one fails.
+fn two_issuers(clock: TestClock) -> ApiKeyLayer {
+    let valid = |_| async { Ok(Verification::of_organization(OrgCode::from_static("org_1"))) };
+    let verifier = PrefixVerifier::builder()
+        .issuer("one", ["one_"], verifier_fn(valid))
+        .issuer(
+            "two",
+            ["two_"],
+            verifier_fn(|key| async move {
+                Err(match key.expose_secret() {
+                    "two_busy" => VerifyError::throttled(Some(Duration::from_secs(1))),
+                    _ => VerifyError::unavailable("connection refused"),
+                })
+            }),
+        )
+        .organizations(Organizations::Separate)
+        .build()
+        .unwrap();
+    let layer = ApiKeyLayer::builder(verifier).test_clock(clock);
+    layer.build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn issuers_have_a_label() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let app = app(two_issuers(TestClock::new()));
+    for n in 0..5 {
+        for issuer in ["one", "two"] {
+            status(&app, "/", Some(&format!("Bearer {issuer}_{n:08}"))).await;
+        }
+    }
+    status(&app, "/", Some("Bearer two_busy")).await;
+    let seen = snapshot(&snapshotter);
+    let of = |name: &str, labels: &str| seen.get(&format!("{name}{{{labels}}}")).copied();
+    let calls = telemetry::ISSUER_CALLS;
+    assert_eq!(of(calls, "result=valid,issuer=one"), Some(5));
+    assert!(of(calls, "result=unavailable,issuer=two") >= Some(5));
+    assert_eq!(of(calls, "result=valid"), None);
+    let breaker = telemetry::BREAKER;
+    assert_eq!(of(breaker, "circuit=unknown,issuer=two"), Some(2));
+    assert_ne!(of(breaker, "circuit=unknown,issuer=one"), Some(2));
+    assert_eq!(of(telemetry::ISSUER_LATENCY, "issuer=one"), Some(5));
+    assert_eq!(of(telemetry::IN_FLIGHT, "issuer=one"), Some(0));
+    assert_eq!(of(telemetry::WAITING, "issuer=two"), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_name_the_issuer() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let app = app(two_issuers(TestClock::new()));
+    for n in 0..5 {
+        status(&app, "/", Some(&format!("Bearer two_{n:08}"))).await;
+    }
+    let named = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let opened = named
+        .lines()
+        .find(|line| line.contains("circuit breaker opened"));
+    assert!(opened.unwrap().contains(r#"issuer="two""#), "{named}");
+    let finished = named
+        .lines()
+        .find(|line| line.contains("verification finished"));
+    assert!(finished.unwrap().contains(r#"issuer="two""#), "{named}");
+    assert!(!named.contains("two_0"), "a key was logged");
+
+    lines.0.lock().unwrap().clear();
+    let app = self::app(layer(TestClock::new()));
+    status(&app, "/", Some(&format!("Bearer {DOWN}"))).await;
+    let unnamed = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(unnamed.contains("verification finished"), "{unnamed}");
+    assert!(!unnamed.contains("issuer="), "{unnamed}");
 }
 
 /// Collects events as text.

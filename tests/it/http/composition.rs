@@ -400,6 +400,32 @@ async fn fault_83_inner_clone_uses_the_stripped_key() {
 }
 
 #[tokio::test]
+async fn fault_83_anonymous_requests_pass_a_clone() {
+    let issuer = issuer();
+    let auth = strips(&issuer).allow_anonymous().build().unwrap();
+    let inner = auth.clone().max_age(Duration::ZERO);
+    let app = Router::new()
+        .route("/", route(shown).route_layer(inner.clone()))
+        .route("/org", route(whoami).route_layer(inner.clone()))
+        .route(
+            "/guarded",
+            route(open)
+                .route_layer(require_scope("read:reports"))
+                .route_layer(inner),
+        )
+        .route_layer(auth);
+    let address = serve(app).await;
+    let answer = get(address, "/").send().await;
+    assert!(answer.body.starts_with("anonymous "), "{answer:?}");
+    for path in ["/org", "/guarded"] {
+        assert_eq!(status(address, path, None).await, 401);
+        assert_eq!(status(address, path, Some(ONE)).await, 200);
+        assert_eq!(status(address, path, Some(BAD)).await, 401);
+    }
+    assert_eq!(issuer.calls_for(ONE), 3);
+}
+
+#[tokio::test]
 async fn fault_83_other_layer_ignores_the_stripped_key() {
     let issuer = issuer();
     let auth = strips(&issuer).build().unwrap();

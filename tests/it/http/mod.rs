@@ -14,6 +14,7 @@ mod organization;
 mod other_credentials;
 mod rejections;
 mod secrecy;
+mod stacked;
 mod upright;
 
 use std::net::SocketAddr;

@@ -15,9 +15,10 @@ use http::{Request, Response};
 use tokio::task::JoinHandle;
 use tower::{Layer, Service, ServiceExt};
 use tower_orgkey::test_util::TestClock;
+use tower_orgkey::verify::Organizations;
 use tower_orgkey::{
     ApiKey, ApiKeyHandle, ApiKeyLayer, ApiKeyLayerBuilder, ApiKeyService, KeyId, OrgCode,
-    OrgContext, Rejection, Verification, Verifier, VerifyError,
+    OrgContext, PrefixVerifier, Rejection, Verification, Verifier, VerifyError,
 };
 
 pub(crate) const SOFT: Duration = secs(60);
@@ -453,6 +454,25 @@ impl App {
             .build()
             .unwrap();
         Self::over(layer, Issuer::new(clock.clone()), clock)
+    }
+
+    /// An application with two issuers, `a` and `b`; the keys of `a` begin with `a-` and those of `b` with `b-`. Returns the second issuer too.
+    pub(crate) fn of_two(organizations: Organizations) -> (Self, Issuer) {
+        let clock = TestClock::new();
+        clock.jump(secs(1_000));
+        let (a, b) = (Issuer::new(clock.clone()), Issuer::new(clock.clone()));
+        let verifier = PrefixVerifier::builder()
+            .issuer("a", ["a-"], a.clone())
+            .issuer("b", ["b-"], b.clone())
+            .organizations(organizations)
+            .build()
+            .unwrap();
+        let layer = ApiKeyLayer::builder(verifier)
+            .test_clock(clock.clone())
+            .peer(|head| head.extensions.get::<Peer>().copied())
+            .build()
+            .unwrap();
+        (Self::over(layer, a, clock), b)
     }
 
     fn over(layer: ApiKeyLayer, issuer: Issuer, clock: TestClock) -> Self {

@@ -341,7 +341,7 @@ mod tests {
     fn complete(cache: &Cache<TestSource>, name: &str, outcome: Outcome<Facts>) {
         let key = test_key(name);
         let version = cache.blocks.version();
-        let upstream = cache.source.upstream_of(&name.to_owned());
+        let upstream = cache.source.upstream_of(&name.to_owned()).unwrap();
         let mut shard = cache.in_flight.shard(&key);
         let lookup = shard.start(&key, version, upstream, ());
         drop(shard);

@@ -157,6 +157,13 @@ impl<S: Source> Cache<S> {
         self.at(upstream).upstream.state()
     }
 
+    /// Returns the label and the state of each upstream.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Label, UpstreamState)> {
+        self.upstreams
+            .iter()
+            .map(|at| (at.upstream.label(), at.upstream.state()))
+    }
+
     fn at(&self, upstream: usize) -> &UpstreamOfCache<S> {
         &self.upstreams[upstream.min(self.upstreams.len() - 1)]
     }
@@ -336,7 +343,11 @@ mod tests {
         (cache, entry)
     }
 
-    fn insert(cache: &Cache<TestSource>, facts: Facts, sent: Tick) -> Arc<Entry<TestSource>> {
+    pub(super) fn insert(
+        cache: &Cache<TestSource>,
+        facts: Facts,
+        sent: Tick,
+    ) -> Arc<Entry<TestSource>> {
         let entry = Arc::new(Entry::new(
             facts,
             test_key("key"),

@@ -42,7 +42,7 @@ pub struct Stats {
     pub coalesced: u64,
     /// Valid keys that were evicted because the cache was full.
     pub evictions: u64,
-    /// The state of the calls to the issuer.
+    /// The state of the calls to the issuer. With several issuers, that of the first one.
     pub upstream: UpstreamState,
 }
 
