@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Tally {
     plans: usize,
     defaults: usize,
-    refusals: usize,
+    rejections: usize,
 }
 
 async fn run(steps: &[Step], has_default: bool) -> Tally {
@@ -130,7 +130,7 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
             }
             outcome @ Outcome::Unavailable(_) => {
                 assert!(!has_default && outcome.is_unavailable());
-                tally.refusals += 1;
+                tally.rejections += 1;
             }
         }
     }
@@ -156,16 +156,16 @@ fn no_organization_is_given_anothers_settings_nor_its_own_from_before_an_invalid
             let mut total = total.borrow_mut();
             total.plans += tally.plans;
             total.defaults += tally.defaults;
-            total.refusals += tally.refusals;
+            total.rejections += tally.rejections;
             Ok(())
         })
         .unwrap();
     let total = total.into_inner();
     assert!(
-        total.plans > 1_000 && total.defaults > 10 && total.refusals > 10,
+        total.plans > 1_000 && total.defaults > 10 && total.rejections > 10,
         "too little happened: {} {} {}",
         total.plans,
         total.defaults,
-        total.refusals
+        total.rejections
     );
 }
