@@ -23,124 +23,13 @@ use orgkey_lookup::cache::Standing;
 
 use crate::api_keys::Entry;
 use crate::clock::Tick;
-use crate::observer::RequestObservation;
+#[doc(inline)]
+pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
+use crate::observer::{OuterObservation, RequestObservation};
 use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
-
-/// The maximum length of an organization code or key id, in bytes.
-pub const MAX_IDENTIFIER_LEN: usize = 255;
-
-/// The text is not an identifier: empty, longer than 255 bytes, or not visible ASCII throughout.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not an identifier: expected 1 to 255 visible ASCII characters")]
-pub struct InvalidIdentifier(());
-
-fn is_identifier(text: &str) -> bool {
-    (1..=MAX_IDENTIFIER_LEN).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
-macro_rules! identifier {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            /// Creates an identifier of 1 to 255 visible ASCII characters.
-            pub fn new(text: impl Into<Arc<str>>) -> Result<Self, InvalidIdentifier> {
-                let text = text.into();
-                if is_identifier(&text) { Ok(Self(text)) } else { Err(InvalidIdentifier(())) }
-            }
-
-            /// Like [`new`](Self::new), for an identifier written in code.
-            ///
-            /// # Panics
-            ///
-            /// If the text is not 1 to 255 visible ASCII characters.
-            #[track_caller]
-            pub fn from_static(text: &'static str) -> Self {
-                match Self::new(text) {
-                    Ok(identifier) => identifier,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-
-            /// Returns the text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl AsRef<str> for $name {
-            fn as_ref(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl std::borrow::Borrow<str> for $name {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl PartialEq<str> for $name {
-            fn eq(&self, other: &str) -> bool {
-                &*self.0 == other
-            }
-        }
-
-        impl PartialEq<&str> for $name {
-            fn eq(&self, other: &&str) -> bool {
-                &*self.0 == *other
-            }
-        }
-    };
-}
-
-identifier! {
-    /// An organization's code at the issuer: 1 to 255 visible ASCII characters, compared byte for byte.
-    ///
-    /// ```
-    /// use tower_orgkey::OrgCode;
-    ///
-    /// let org = OrgCode::new("org_1234567890")?;
-    /// assert_eq!(org, "org_1234567890");
-    /// assert!(OrgCode::new(" ").is_err());
-    /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
-    /// ```
-    OrgCode
-}
-
-impl OrgCode {
-    /// The number of references to this allocation.
-    pub(crate) fn references(&self) -> usize {
-        Arc::strong_count(&self.0)
-    }
-}
-
-identifier! {
-    /// A key's identifier at the issuer: 1 to 255 visible ASCII characters. Not a secret; a rotation does not change it.
-    ///
-    /// ```
-    /// use tower_orgkey::KeyId;
-    ///
-    /// assert_eq!(KeyId::new("api_key_0001")?, "api_key_0001");
-    /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
-    /// ```
-    KeyId
-}
+#[cfg(any(feature = "limit", feature = "settings"))]
+use crate::telemetry;
 
 /// The organization, key and scopes of an authenticated request.
 ///
@@ -295,19 +184,24 @@ impl OrgContext {
     #[inline]
     pub(crate) fn required_by<'a>(
         extensions: &'a Extensions,
-        component: &str,
+        component: &'static str,
     ) -> Result<&'a Self, Rejection> {
         match extensions.get::<Self>() {
             Some(context) => Ok(context),
-            None => Err(Self::missing(extensions, component)),
+            None => Err(Self::missing(extensions, || {
+                undecided(extensions, component)
+            })),
         }
     }
 
     /// Like [`required_by`](Self::required_by), but returns `None` for a request without a key that the layer allowed.
-    #[inline]
+    #[cfg_attr(
+        not(feature = "axum"),
+        expect(dead_code, reason = "for the extractors")
+    )]
     pub(crate) fn optional<'a>(
         extensions: &'a Extensions,
-        component: &str,
+        component: &'static str,
     ) -> Result<Option<&'a Self>, Rejection> {
         match Self::required_by(extensions, component) {
             Ok(context) => Ok(Some(context)),
@@ -316,16 +210,34 @@ impl OrgContext {
         }
     }
 
-    /// Returns why a request has no context.
+    /// Like [`optional`](Self::optional), for a layer that must be inside `ApiKeyLayer`.
+    #[cfg(any(feature = "limit", feature = "settings"))]
+    #[inline]
+    pub(crate) fn optional_in_layer<'a>(
+        extensions: &'a Extensions,
+        layer: &'static str,
+    ) -> Result<Option<&'a Self>, Rejection> {
+        if let Some(context) = extensions.get::<Self>() {
+            return Ok(Some(context));
+        }
+        let rejection = Self::missing(extensions, || undecided_layer(extensions, layer));
+        if rejection.kind() == RejectionKind::CredentialMissing {
+            Ok(None)
+        } else {
+            Err(rejection)
+        }
+    }
+
+    /// Returns why a request has no context. `undecided` is the rejection of a request that passed no layer.
     #[cold]
-    fn missing(extensions: &Extensions, component: &str) -> Rejection {
+    fn missing(extensions: &Extensions, undecided: impl FnOnce() -> Rejection) -> Rejection {
         if extensions.get::<OtherCredential>().is_some() {
             // Also if an outer layer allowed the request without a key: another credential is not anonymous.
             Rejection::invalid_token()
         } else if extensions.get::<Anonymous>().is_some() {
             Rejection::missing_credential()
         } else {
-            Rejection::layer_missing(component)
+            undecided()
         }
     }
 }
@@ -349,6 +261,34 @@ pub(crate) struct Anonymous;
 /// In the extensions of a request with a credential that is not a key, which the layer passed to an inner authentication.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OtherCredential;
+
+/// Removes the decision of an outer `ApiKeyLayer` from a request. Returns whether there was one.
+pub(crate) fn remove_decision(extensions: &mut Extensions) -> bool {
+    let context = extensions.remove::<OrgContext>();
+    let anonymous = extensions.remove::<Anonymous>();
+    let other = extensions.remove::<OtherCredential>();
+    context.is_some() || anonymous.is_some() || other.is_some()
+}
+
+/// The rejection of a request without a decision, with the component that needs one in the log.
+#[cold]
+pub(crate) fn undecided(extensions: &Extensions, component: &'static str) -> Rejection {
+    if OuterObservation::has_removed_decision(extensions) {
+        // That layer logs where it belongs.
+        return Rejection::internal();
+    }
+    Rejection::layer_missing(component)
+}
+
+/// As [`undecided`], for a layer that must be inside `ApiKeyLayer`.
+#[cfg(any(feature = "limit", feature = "settings"))]
+#[cold]
+pub(crate) fn undecided_layer(extensions: &Extensions, layer: &'static str) -> Rejection {
+    if !OuterObservation::has_removed_decision(extensions) {
+        telemetry::layer_outside(layer);
+    }
+    Rejection::internal()
+}
 
 #[cfg(feature = "axum")]
 mod extract {

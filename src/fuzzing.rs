@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::context::MAX_IDENTIFIER_LEN;
 use crate::credential::{Credential, CredentialHeader, CredentialSource, KeyRules};
+use crate::identifier::MAX_IDENTIFIER_LEN;
 use crate::key::{ApiKey, DEFAULT_MAX_KEY_LEN, MIN_KEY_LEN};
 use crate::kinde::wire::{
     Reply, TokenReading, VerifyReading, read_token, read_verify, retry_after,

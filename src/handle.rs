@@ -7,7 +7,7 @@ use orgkey_lookup::cache::Stats;
 use orgkey_lookup::{BlockListFull, UpstreamState};
 
 use crate::api_keys::Cache;
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::{ApiKey, KeyDigest};
 
 /// A handle that blocks and invalidates keys and returns statistics. Cheap to clone. All clones control the same layer.

@@ -83,6 +83,10 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
+// First, because modules declared later use its macros.
+#[macro_use]
+pub mod telemetry;
+
 mod api_keys;
 pub mod auth;
 mod config;
@@ -94,6 +98,7 @@ mod credential;
 pub mod fuzzing;
 pub mod guard;
 mod handle;
+mod identifier;
 mod interner;
 mod key;
 #[cfg(feature = "kinde")]
@@ -110,7 +115,6 @@ pub mod scope;
 #[cfg(feature = "settings")]
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub mod settings;
-pub mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;

@@ -41,9 +41,10 @@ use crate::api_keys::Entry;
 #[doc(inline)]
 pub use crate::clock::TestClock;
 use crate::clock::Tick;
-use crate::context::{KeyId, OrgCode, OrgContext};
+use crate::context::OrgContext;
 #[cfg(feature = "axum")]
 use crate::guard::{ScopeSet, Scoped};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::DigestSecret;
 use crate::scope::Scopes;
 #[cfg(feature = "settings")]

@@ -45,7 +45,7 @@ use std::time::{Duration, SystemTime};
 
 use orgkey_lookup::{Answer, Answered, Invalid};
 
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::scope::Scopes;
 
@@ -232,8 +232,17 @@ where
 /// assert!(valid.is_valid() && !invalid.is_valid());
 /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Verification(pub(crate) Answered<Facts>);
+
+impl fmt::Debug for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verification")
+            .field("answer", &self.0.answer)
+            .field("credential", &self.0.credential)
+            .finish()
+    }
+}
 
 /// The verification result of a valid key, as the issuer sent it.
 #[derive(Clone, Debug, Default)]

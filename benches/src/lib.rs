@@ -27,9 +27,10 @@ Without a bench, all of them, one after another.
   herd         ten thousand requests at once with one cold key
   miss         a cold key, compared with a plain call to the issuer
   end_to_end   requests per second over loopback, under wrk
-  layers        audit, usage, limits and settings, each on and off; built separately
+  whole        audit, usage, limits and settings, each and together; built separately
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
-  guard --record             writes that file";
+  guard --record             writes that file
+  whole --guard [--record]   the same for the whole stack, against `benches/whole.ratios`";
 
 /// Runs the bench named on the command line, or all benches.
 pub fn main() -> ExitCode {
@@ -51,17 +52,20 @@ pub fn main() -> ExitCode {
         ["miss"] => miss::table(),
         ["end_to_end"] => end_to_end::table(),
         ["hit", "--criterion", ref filter @ ..] => hit::criterion(filter.first().copied()),
-        #[cfg(feature = "layers")]
-        ["layers"] => hit::table(
-            "layers: cost of audit, usage, limits and settings per hit",
-            &[rows::NO_OP, rows::FLOOR]
-                .map(rows::find)
-                .into_iter()
-                .chain(rows::layers::ALL.iter().copied())
-                .collect::<Vec<_>>(),
-        ),
-        ["guard"] => return hit::guard(),
-        ["guard", "--record"] => hit::record(),
+        #[cfg(feature = "whole")]
+        ["whole"] => {
+            hit::table(
+                "whole: what each part adds to a hit, and all together",
+                &[rows::NO_OP, rows::FLOOR]
+                    .map(rows::find)
+                    .into_iter()
+                    .chain(rows::whole::ALL.iter().copied())
+                    .collect::<Vec<_>>(),
+            );
+            end_to_end::table();
+        }
+        ["guard"] | ["whole", "--guard"] => return hit::guard(),
+        ["guard", "--record"] | ["whole", "--guard", "--record"] => hit::record(),
         // The child processes of the benches.
         ["row", name, times] => rows::repeat(
             rows::find(name),

@@ -26,7 +26,7 @@
 //! }
 //!
 //! let app: Router = Router::new()
-//!     // Guards go innermost: they need the context from the layer.
+//!     // Guards go innermost: they need the context from the layer. Settings and limits go between `ApiKeyLayer` and guards.
 //!     .route("/reports", get(list).route_layer(require_scope("read:reports")))
 //!     // `route_layer` applies to the routes above this line; `layer` also covers 404 and the fallback.
 //!     .route_layer(ApiKeyLayer::new(verifier))

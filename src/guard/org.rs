@@ -7,7 +7,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::future::GuardFuture;
-use crate::context::{OrgCode, OrgContext};
+use crate::context::OrgContext;
+use crate::identifier::OrgCode;
 use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::{Rejection, RejectionBody};
 use crate::request_head::RequestHead;
@@ -113,7 +114,7 @@ mod path {
     use http::Request;
 
     use super::{Agreement, ClaimedOrg, PathParameter, sealed};
-    use crate::context::OrgCode;
+    use crate::identifier::OrgCode;
     use crate::telemetry;
 
     impl sealed::Sealed for PathParameter {}

@@ -62,7 +62,7 @@ fn record_met(observation: &RequestObservation, policy: impl Policy) {
 pub(super) fn rejection(
     extensions: &Extensions,
     policy: impl Policy,
-    component: &str,
+    component: &'static str,
 ) -> Rejection {
     if let Some(observation) = RequestObservation::of(extensions) {
         observation.record_requirement(policy.requirement(false));

@@ -33,7 +33,7 @@ use super::http::Http;
 use super::token::{Token, TokenId};
 use super::wire::shows_no_active_key;
 use crate::clock::{Clock, Tick};
-use crate::context::KeyId;
+use crate::identifier::KeyId;
 use crate::telemetry;
 
 /// The least time between the sendings of two probes.

@@ -20,7 +20,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::wire::{MAX_BODY, MAX_PAGE, Reply};
-use crate::context::KeyId;
+use crate::identifier::KeyId;
 use crate::key::ApiKey;
 use crate::telemetry;
 use crate::verify::VerifyError;

@@ -15,7 +15,7 @@ use super::http::Http;
 use super::token::{Credentials, RenewalBackoff, Token};
 use super::wire::{KeyReading, read_key};
 use crate::clock::{Clock, Tick};
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::telemetry;
 use crate::verify::{Facts, VerifyError};
 

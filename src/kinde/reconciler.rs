@@ -14,8 +14,8 @@ pub use self::builder::KeyReconcilerBuilder;
 use self::comparison::Comparison;
 use super::token::RenewalBackoff;
 use super::verifier::{Kinde, KindeVerifier};
-use crate::context::KeyId;
 use crate::handle::{ApiKeyHandle, CachedKey};
+use crate::identifier::KeyId;
 use crate::telemetry::reconciler as telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 

@@ -18,7 +18,7 @@ use super::account::{Account, Decision};
 use super::quota::Quota;
 use super::subject::{Subject, SubjectRef};
 use crate::clock::Tick;
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 use crate::telemetry;
 
 /// The number of accounts examined for removal per new account. More than one, so that accounts without usage are removed

@@ -60,10 +60,13 @@
 //! The example does not see requests that end without a response. [`ObservedFuture`] does: it reports how a request ended,
 //! whether with a response, an error, a panic, or because its future was dropped.
 //!
+//! A layer that must not be inside `ApiKeyLayer` uses [`OuterObservation`], which detects that and responds with 500.
+//!
 //! Clients cannot replace an observation: it is found by its type, and never read from headers.
 
 mod future;
 mod layer;
+mod outer;
 mod requirement;
 
 use std::fmt;
@@ -74,9 +77,10 @@ use http::{Extensions, Response};
 
 pub use self::future::{EarlyEnd, ObservedFuture, Observer, ResponseObserver};
 pub use self::layer::{ObserverLayer, ObserverService};
+pub use self::outer::OuterObservation;
 pub use self::requirement::Requirement;
 use crate::context::OrgContext;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionKind};
 
 /// Whether any observation was ever attached. While none was, requests are not searched for one.
 static IS_USED: AtomicBool = AtomicBool::new(false);
@@ -93,6 +97,14 @@ struct Record {
     requirements: Vec<Requirement>,
     rejection: Option<Rejection>,
     callbacks: Vec<Callback>,
+    /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
+    decisions: u32,
+}
+
+impl Record {
+    fn decided(&mut self) {
+        self.decisions = self.decisions.saturating_add(1);
+    }
 }
 
 type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
@@ -195,7 +207,12 @@ impl RequestObservation {
     #[inline(never)]
     pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Rejection {
         if let Some(observation) = Self::of(extensions) {
-            observation.record().rejection = Some(rejection.clone());
+            let mut record = observation.record();
+            record.rejection = Some(rejection.clone());
+            // A layer that finds no decision rejects with `Internal`.
+            if rejection.kind() != RejectionKind::Internal {
+                record.decided();
+            }
         }
         rejection
     }
@@ -210,7 +227,9 @@ impl RequestObservation {
     }
 
     pub(crate) fn record_anonymous(&self) {
-        self.record().caller = Some(Caller::Anonymous);
+        let mut record = self.record();
+        record.caller = Some(Caller::Anonymous);
+        record.decided();
     }
 
     /// Removes the caller of an outer layer.
@@ -227,6 +246,7 @@ impl RequestObservation {
                 context: context.clone(),
                 is_cached,
             });
+            record.decided();
             record.callbacks.clone()
         };
         // After the lock is released: a callback may read the observation.

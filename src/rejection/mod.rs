@@ -356,7 +356,7 @@ impl Rejection {
     }
 
     /// Logs that a guard or extractor is outside of the layer, and returns a rejection that does not say so.
-    pub(crate) fn layer_missing(component: &str) -> Self {
+    pub(crate) fn layer_missing(component: &'static str) -> Self {
         telemetry::layer_missing(component);
         Self::internal()
     }

@@ -13,12 +13,13 @@ use super::handle::{Control, OrgSettingsHandle};
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
-use crate::context::{OrgCode, OrgContext};
+use super::telemetry;
+use crate::context::OrgContext;
 use crate::handle::ApiKeyHandle;
+use crate::identifier::OrgCode;
 use crate::observer::RequestObservation;
 use crate::pending::Decide;
 use crate::rejection::Rejection;
-use crate::telemetry;
 
 /// A layer that adds the settings of its organization to a request, as [`OrgSettings<T>`](super::OrgSettings).
 ///
@@ -107,7 +108,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let Some(default) = &self.default else {
             return Err(Rejection::settings_unavailable(retry_after));
         };
-        telemetry::settings::defaulted();
+        telemetry::defaulted();
         OrgSettings::by_default(org, Arc::clone(default)).insert_into(extensions);
         Ok(())
     }
@@ -122,7 +123,7 @@ fn insert<T: Send + Sync + 'static>(extensions: &mut Extensions, entry: &Entry<L
 
 #[cold]
 fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Decision<T> {
-    match OrgContext::optional(extensions, "an `OrgSettingsLayer`") {
+    match OrgContext::optional_in_layer(extensions, "OrgSettingsLayer") {
         // Settings that an outer layer added are not read without an organization.
         Ok(_) => Decision::Pass,
         Err(rejection) => Decision::Reject(rejection),

@@ -11,6 +11,8 @@
 //! | level | message begins | fields, and when |
 //! |---|---|---|
 //! | error | ``rejected with 500: no `ApiKeyLayer` `` | `component` is a guard or an extractor without the layer |
+//! | error | `rejected with 500: this layer is inside` | `layer` must be outside the `ApiKeyLayer` |
+//! | error | `rejected with 500: this layer must be inside` | `layer` is outside the `ApiKeyLayer`, or there is none |
 //! | error | ``rejected with 500: `require_org` `` | the route has no path parameter of the name `parameter` |
 //! | error | ``rejected with 500: no `OrgSettingsLayer` `` | `component` takes settings of the type `settings`, and their layer is missing |
 //! | error | `issuer rejects known keys` | the issuer rejects the number `keys` of known keys and answers no other key; the keys stay cached |
@@ -77,28 +79,19 @@ mod macros;
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
 pub(crate) mod limit;
+mod placement;
 mod rate_limited_log;
 #[cfg(feature = "kinde")]
 pub(crate) mod reconciler;
 mod requests;
-#[cfg(feature = "settings")]
-pub(crate) mod settings;
-mod upstream;
 
-use self::rate_limited_log::RateLimitedLog;
+pub(crate) use self::placement::layer_inside;
+#[cfg(any(feature = "limit", feature = "settings"))]
+pub(crate) use self::placement::layer_outside;
+pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{Outcome, allowed, layer_missing, looked_up, responded};
-#[cfg(feature = "settings")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
-pub use self::settings::{
-    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
-    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
-};
-pub(crate) use self::upstream::{
-    breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called, occupied,
-    throttled, unconfirmed_invalid_answers,
-};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";
@@ -129,3 +122,22 @@ pub const RECONCILER_RUNS: &str = "orgkey_reconciler_runs_total";
 pub const RECONCILER_CALLS: &str = "orgkey_reconciler_calls_total";
 /// Counts the keys that the reconciler invalidated.
 pub const RECONCILER_INVALIDATED: &str = "orgkey_reconciler_invalidated_total";
+
+/// Counts what requests found in the cache of settings.
+pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
+/// Counts requests that got the default, because their settings could not be loaded.
+pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
+/// Counts calls to the settings loader by their result.
+pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
+/// The duration of calls to the settings loader, in seconds.
+pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
+/// The state of the circuit breaker of the settings loader: 0 closed, 1 half open, 2 open.
+pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
+/// Counts the pauses that the settings loader asked for.
+pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
+/// Calls to the settings loader in flight.
+pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
+/// Loads of settings that wait for their turn.
+pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
+/// Organizations with cached settings.
+pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";

@@ -3,9 +3,11 @@
 use orgkey_lookup::Found;
 use tracing::level_filters::LevelFilter;
 
+#[cfg(feature = "axum")]
+use super::RateLimitedLog;
 #[cfg(feature = "metrics")]
 use super::{LOOKUPS, REQUESTS, SERVED_AGE};
-use super::{RateLimitedLog, TARGET};
+use super::{RateLimitedLogs, TARGET};
 use crate::context::OrgContext;
 use crate::rejection::Rejection;
 
@@ -72,9 +74,9 @@ pub(crate) fn looked_up(found: Found) {
 }
 
 /// Emits that a request reached a guard or an extractor without the layer.
-pub(crate) fn layer_missing(component: &str) {
-    static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(suppressed) = LOG.admit() {
+pub(crate) fn layer_missing(component: &'static str) {
+    static LOGS: RateLimitedLogs = RateLimitedLogs::new();
+    if let Some(suppressed) = LOGS.admit(component, "") {
         tracing::error!(
             target: TARGET,
             component,

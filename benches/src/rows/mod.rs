@@ -1,11 +1,11 @@
 //! The rows: layers around the same handler, and one request through each.
 
-#[cfg(feature = "layers")]
-pub(crate) mod layers;
 pub(crate) mod floor;
 pub(crate) mod hand_made;
 pub(crate) mod ours;
 mod plain;
+#[cfg(feature = "whole")]
+pub(crate) mod whole;
 
 use axum::Router;
 use axum::body::Body;
@@ -91,9 +91,9 @@ pub fn find(name: &str) -> Row {
 
 /// All rows of this build.
 fn every() -> impl Iterator<Item = Row> {
-    #[cfg(feature = "layers")]
-    let more = layers::ALL;
-    #[cfg(not(feature = "layers"))]
+    #[cfg(feature = "whole")]
+    let more = whole::ALL;
+    #[cfg(not(feature = "whole"))]
     let more = &[];
     ALL.iter().chain(more).copied()
 }

@@ -5,6 +5,5 @@
 //!
 //! | binary | contents | needs |
 //! |---|---|---|
-//! | `model` | the public layer against a model, under random steps | `proptest-state-machine` |
-//! | `properties` | grammar, scopes and organizations against simpler implementations | `proptest` |
+//! | `model` | the public layer against a model, under random steps; grammar, scopes and organizations against simpler implementations | `proptest-state-machine`, `proptest` |
 //! | `tls` | TLS to the issuer, with the TLS library that the features select | `rcgen`, the feature `tls` of `kinde-emulator` |

@@ -14,7 +14,7 @@ use crate::future::ResponseFuture;
 use crate::routes::RouteId;
 use tower_orgkey::RequestHead;
 use tower_orgkey::observer::{
-    EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
+    EarlyEnd, ObservedFuture, Observer, OuterObservation, ResponseObserver,
 };
 
 /// The service of [`UsageLayer`](crate::UsageLayer). See the [crate documentation](crate).
@@ -50,7 +50,7 @@ where
         let call = Call {
             route: self.aggregator.route(RequestHead::of(&request)),
             request_bytes: declared_size(&request),
-            observation: RequestObservation::attach(request.extensions_mut()),
+            observation: OuterObservation::attach(request.extensions_mut(), "UsageLayer"),
             began: Instant::now(),
             aggregator: Arc::clone(&self.aggregator),
         };
@@ -72,7 +72,7 @@ fn declared_size<B: Body>(request: &Request<B>) -> u64 {
 /// A request in flight.
 pub(crate) struct Call {
     aggregator: Arc<Aggregator>,
-    observation: RequestObservation,
+    observation: OuterObservation,
     began: Instant,
     route: RouteId,
     request_bytes: u64,
@@ -103,6 +103,7 @@ impl<B: Body> ResponseObserver<B> for Call {
 
     #[inline]
     fn responded(self, response: Response<B>) -> Response<B> {
+        let response = self.observation.check(response);
         let rejection = self.observation.rejection_of(&response);
         let size = response.body().size_hint().exact().unwrap_or(0);
         self.count(

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::{KeyReconciler, Settings};
 use crate::config::ConfigError;
-use crate::context::KeyId;
 use crate::handle::ApiKeyHandle;
+use crate::identifier::KeyId;
 use crate::kinde::token::{Credentials, RenewalBackoff};
 use crate::kinde::verifier::{Kinde, KindeVerifier};
 

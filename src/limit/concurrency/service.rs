@@ -1,5 +1,4 @@
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
@@ -7,13 +6,10 @@ use tower_service::Service;
 
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
-use super::layer::{NoPermit, OrgConcurrencyLimitLayer};
+use super::layer::OrgConcurrencyLimitLayer;
 use crate::limit::subject::caller;
 use crate::observer::RequestObservation;
-use crate::rejection::{Rejection, RejectionBody};
-
-/// The least value of `Retry-After`: it is unknown when a request in flight will end.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -45,18 +41,14 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let permit = match caller(extensions, "a concurrency limit") {
-            Ok(Some(context)) => self.limit.acquire(context),
+        let permit = match caller(extensions, "OrgConcurrencyLimitLayer") {
+            Ok(Some(context)) => self.limit.acquire(extensions, context),
             Ok(None) => Ok(None),
-            Err(rejection) => {
-                let rejection = RequestObservation::rejected(extensions, rejection);
-                return OrgConcurrencyLimitFuture::reject(rejection);
-            }
+            Err(rejection) => Err(rejection),
         };
         match permit {
             Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
-            Err(NoPermit) => {
-                let rejection = Rejection::concurrency_limited(RETRY_AFTER);
+            Err(rejection) => {
                 let rejection = RequestObservation::rejected(extensions, rejection);
                 OrgConcurrencyLimitFuture::reject(rejection)
             }

@@ -40,9 +40,13 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let (decision, fields) = match caller(extensions, "a rate limit") {
-            Ok(Some(context)) => self.limit.decide(context),
-            Ok(None) => (None, None),
+        let decided = match caller(extensions, "OrgRateLimitLayer") {
+            Ok(Some(context)) => self.limit.decide(extensions, context),
+            Ok(None) => Ok((None, None)),
+            Err(rejection) => Err(rejection),
+        };
+        let (decision, fields) = match decided {
+            Ok(decided) => decided,
             Err(rejection) => {
                 let rejection = RequestObservation::rejected(extensions, rejection);
                 return OrgRateLimitFuture::reject(rejection, None);

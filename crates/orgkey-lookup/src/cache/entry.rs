@@ -59,6 +59,7 @@ pub(super) enum Freshness {
 }
 
 impl<S: Source> Entry<S> {
+    #[expect(clippy::too_many_arguments, reason = "the fields of an entry")]
     pub(super) fn new(
         mut value: S::Value,
         key: S::Key,

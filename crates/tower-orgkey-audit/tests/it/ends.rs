@@ -207,6 +207,40 @@ async fn a_dropped_future_is_recorded() {
     assert!(event.get("http_response").is_none());
 }
 
+/// As tower-http's `TimeoutLayer` does it.
+#[tokio::test(start_paused = true)]
+async fn an_inner_timeout_is_recorded_as_such() {
+    use axum::middleware::{Next, from_fn};
+    use axum::response::IntoResponse;
+
+    let stage = Stage::new();
+    let timeout = from_fn(async |request, next: Next| {
+        let response = tokio::time::timeout(LONG, next.run(request)).await;
+        response.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
+    });
+    let app = Router::new()
+        .route("/never", get(std::future::pending::<()>))
+        .route("/upstream", get(async || StatusCode::GATEWAY_TIMEOUT))
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(timeout)
+        .route_layer(stage.layer());
+    for (path, status) in [("/never", 408), ("/upstream", 504)] {
+        assert_eq!(send(&app, request("GET", path, ONE)).await.status(), status);
+    }
+    tokio::time::resume();
+    let events = stage.events().await;
+    assert_eq!(events.len(), 2);
+    for (event, status) in events.iter().zip([408, 504]) {
+        assert_eq!(event["status_code"], "timed-out");
+        assert_eq!(
+            (event["status_id"].as_u64(), event["action_id"].as_u64()),
+            (Some(2), Some(1))
+        );
+        assert_eq!(event["http_response"]["code"], status);
+        assert_eq!(event["actor"]["user"]["org"]["uid"], "org_one");
+    }
+}
+
 #[tokio::test]
 async fn a_drop_before_the_decision_is_no_event() {
     let stage = Stage::new();

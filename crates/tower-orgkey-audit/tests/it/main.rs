@@ -8,6 +8,7 @@ mod support;
 mod ends;
 mod events;
 mod files;
+mod placement;
 mod pressure;
 mod schema;
 mod secrecy;

@@ -9,6 +9,9 @@ mod circuits;
 mod history;
 mod machine;
 mod oracle;
+mod properties;
+#[path = "../../../../tests/support/mod.rs"]
+mod support;
 mod world;
 
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use kinde_emulator::KindeEmulator;
 
-use crate::outage_stage::Stage;
+use crate::support::emulated::Stage;
 use crate::support::log::Log;
 use crate::support::proxy::Fault;
 

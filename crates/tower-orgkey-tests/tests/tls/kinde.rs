@@ -12,8 +12,8 @@ use tower_orgkey::{ApiKeyLayer, telemetry};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use super::stage::{GOOD, get, layer_over, yes};
-use super::stub::{Endpoint, Stub};
+use crate::support::kinde::{GOOD, get, layer_over, yes};
+use crate::support::stub::{Endpoint, Stub};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 

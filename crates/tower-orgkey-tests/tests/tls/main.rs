@@ -5,15 +5,6 @@
 
 mod impostor;
 mod kinde;
-#[path = "../../../../tests/emulated_outage/stage.rs"]
-#[allow(dead_code, reason = "shared with the root package's tests")]
-mod outage_stage;
-#[path = "../../../../tests/kinde/stage.rs"]
-#[allow(dead_code, reason = "shared with the root package's tests")]
-mod stage;
-#[path = "../../../../tests/kinde/stub.rs"]
-#[allow(dead_code, reason = "shared with the root package's tests")]
-mod stub;
 mod stub_tls;
 #[path = "../../../../tests/support/mod.rs"]
 mod support;

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::stub::{Linger, Stub};
+use crate::support::stub::{Linger, Stub};
 
 impl Stub {
     pub(crate) async fn start_tls(config: rustls::ServerConfig) -> Self {

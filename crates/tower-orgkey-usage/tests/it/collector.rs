@@ -104,7 +104,7 @@ impl Collector {
         events
     }
 
-    /// Requests by subject, each event counted once; the minutes of a subject come in order.
+    /// Served requests by subject, each event counted once; the minutes of a subject come in order.
     pub(crate) fn bill(&self) -> Sums {
         let mut sums = Sums::new();
         let mut last: BTreeMap<String, String> = BTreeMap::new();
@@ -114,7 +114,7 @@ impl Collector {
             if let Some(before) = last.insert(subject.clone(), time.clone()) {
                 assert!(before <= time, "{subject}: {time} came after {before}");
             }
-            *sums.entry(subject).or_default() += event["data"]["requests"].as_u64().unwrap();
+            *sums.entry(subject).or_default() += event["data"]["served"].as_u64().unwrap();
         }
         sums
     }

@@ -113,7 +113,7 @@ async fn events_are_cloud_events() {
         "subject": "org_1",
         "datacontenttype": "application/json",
         "data": {
-            "key": "k1", "route": "/reports/{id}", "requests": 2, "rejected": 0, "rejections": {}, "failed": 0,
+            "key": "k1", "route": "/reports/{id}", "requests": 2, "served": 2, "rejected": 0, "rejections": {}, "failed": 0,
             "dropped": 0, "panicked": 0, "request_bytes": 0, "response_bytes": 10,
             "duration_seconds": event["data"]["duration_seconds"],
         },

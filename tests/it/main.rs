@@ -1,0 +1,21 @@
+//! Behavior of the layer, the guards, limits, settings and the Kinde verifier, seen through public items. A module per area.
+
+mod cache;
+mod contract;
+mod corpus;
+mod emulated_outage;
+mod faults;
+mod http;
+mod kinde;
+mod limit;
+mod modules;
+mod outage;
+mod pages;
+mod quickstart;
+mod reconciler;
+mod revoke_endpoint;
+mod settings;
+mod streams;
+#[path = "../support/mod.rs"]
+mod support;
+mod telemetry;

@@ -1,0 +1,85 @@
+//! Compares tables in the documentation with the code.
+
+#[test]
+fn troubleshooting_lists_warnings_and_errors() {
+    let explained = messages_in_table(include_str!("../../src/troubleshooting.md"));
+    let written = [
+        warnings_and_errors(include_str!("../../src/telemetry/kinde.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/limit.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/placement.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/reconciler.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/requests.rs")),
+        warnings_and_errors(include_str!("../../src/settings/telemetry.rs")),
+        warnings_and_errors(include_str!("../../src/api_keys/telemetry.rs")),
+    ]
+    .concat();
+    assert!(explained.len() > 2 && written.len() > 2);
+    for line in &explained {
+        assert!(
+            written.iter().any(|message| message.starts_with(line)),
+            "no message begins with: {line}"
+        );
+    }
+    for message in &written {
+        assert!(
+            explained.iter().any(|line| message.starts_with(line)),
+            "src/troubleshooting.md does not have: {message}"
+        );
+    }
+}
+
+#[test]
+fn log_messages_of_satellites_are_documented() {
+    for (readme, telemetry) in [
+        (
+            include_str!("../../crates/tower-orgkey-audit/README.md"),
+            include_str!("../../crates/tower-orgkey-audit/src/telemetry.rs"),
+        ),
+        (
+            include_str!("../../crates/tower-orgkey-usage/README.md"),
+            include_str!("../../crates/tower-orgkey-usage/src/telemetry.rs"),
+        ),
+    ] {
+        let documented: Vec<&str> = readme
+            .lines()
+            .filter(|line| line.starts_with("| error |") || line.starts_with("| warn |"))
+            .filter_map(|line| line.split('`').nth(1))
+            .collect();
+        let emitted = warnings_and_errors(telemetry);
+        assert!(documented.len() > 2, "{documented:?}");
+        assert_eq!(documented.len(), emitted.len(), "{emitted:?}");
+        for message in &emitted {
+            let is_documented = documented.iter().any(|begin| message.starts_with(begin));
+            assert!(is_documented, "not in the README: {message}");
+        }
+    }
+}
+
+/// Returns the first column of the table of messages, without the backticks.
+fn messages_in_table(page: &str) -> Vec<&str> {
+    page.lines()
+        .skip_while(|line| !line.starts_with("| message begins |"))
+        .skip(2)
+        .map_while(|line| line.strip_prefix("| "))
+        .filter_map(|row| row.split(" | ").next())
+        .map(|cell| match cell.strip_prefix("``") {
+            Some(cell) => cell.trim_end_matches("``"),
+            None => cell.trim_matches('`'),
+        })
+        .collect()
+}
+
+/// Returns the messages of these levels: the first string of each macro call, with continued lines joined.
+fn warnings_and_errors(source: &str) -> Vec<String> {
+    source
+        .split("tracing::error!(")
+        .skip(1)
+        .flat_map(|rest| rest.split("tracing::warn!(").take(1))
+        .chain(source.split("tracing::warn!(").skip(1))
+        .filter_map(|event| event.split_once('"')?.1.split_once('"'))
+        .map(|(message, _)| {
+            let lines: Vec<&str> = message.split("\\\n").map(str::trim_start).collect();
+            lines.concat()
+        })
+        .collect()
+}

@@ -1,0 +1,8 @@
+//! Floods, outages simulated over hours, and races on real threads: what takes long, or needs a process without other tests.
+//!
+//! `TOWER_ORGKEY_FULL=1` in the environment runs ten times the requests and races.
+
+mod limit_flood;
+mod outage_simulation;
+mod races;
+mod settings_races;
