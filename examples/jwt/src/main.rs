@@ -179,13 +179,13 @@ fn app(jwts: Jwts) -> Result<Router, ConfigError> {
         .with_state(jwts))
 }
 
-/// Signs a JWT that is valid for a while, as an identity provider does.
+/// Signs a JWT, as an identity provider does.
 fn sign(
     secret: &[u8],
     permissions: &[&str],
-    valid_for: Duration,
+    expires_at: SystemTime,
 ) -> Result<String, Box<dyn Error>> {
-    let exp = SystemTime::now().duration_since(UNIX_EPOCH)? + valid_for;
+    let exp = expires_at.duration_since(UNIX_EPOCH)?;
     let claims = Claims {
         sub: "kp_1".to_owned(),
         org_code: "org_1".to_owned(),
@@ -201,7 +201,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let secret = b"a secret of this example, 32 bytes long";
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
-    let jwt = sign(secret, &["read:reports"], Duration::from_secs(3_600))?;
+    let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
+    let jwt = sign(secret, &["read:reports"], in_an_hour)?;
     for path in ["reports", "profile", "export"] {
         for credential in ["k_live_0123456789", &jwt] {
             println!("curl -i -H 'Authorization: Bearer {credential}' http://{address}/{path}");
@@ -235,8 +236,12 @@ mod tests {
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
+    fn in_a_minute() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(60)
+    }
+
     fn jwt(permissions: &[&str]) -> String {
-        sign(SECRET, permissions, Duration::from_secs(60)).unwrap()
+        sign(SECRET, permissions, in_a_minute()).unwrap()
     }
 
     #[tokio::test]
@@ -261,7 +266,8 @@ mod tests {
             Duration::from_secs(60),
         )
         .unwrap();
-        let expired = sign(SECRET, &["read:reports"], Duration::ZERO).unwrap();
+        let past = SystemTime::now() - Duration::from_secs(2);
+        let expired = sign(SECRET, &["read:reports"], past).unwrap();
         for path in ["/reports", "/profile"] {
             for credential in [&*forged, &*expired, "k_live_unknown", "eyJ.unknown"] {
                 assert_eq!(

@@ -52,7 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Tally {
     plans: usize,
     defaults: usize,
-    refusals: usize,
+    rejections: usize,
 }
 
 async fn run(steps: &[Step], has_default: bool) -> Tally {
@@ -129,7 +129,7 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
             }
             outcome @ Outcome::Unavailable(_) => {
                 assert!(!has_default && outcome.is_unavailable());
-                tally.refusals += 1;
+                tally.rejections += 1;
             }
         }
     }
@@ -155,16 +155,16 @@ fn random_steps_never_mix_or_revive_settings() {
             let mut total = total.borrow_mut();
             total.plans += tally.plans;
             total.defaults += tally.defaults;
-            total.refusals += tally.refusals;
+            total.rejections += tally.rejections;
             Ok(())
         })
         .unwrap();
     let total = total.into_inner();
     assert!(
-        total.plans > 1_000 && total.defaults > 10 && total.refusals > 10,
+        total.plans > 1_000 && total.defaults > 10 && total.rejections > 10,
         "too little happened: {} {} {}",
         total.plans,
         total.defaults,
-        total.refusals
+        total.rejections
     );
 }
