@@ -165,7 +165,7 @@ pub use self::verify::{Verification, Verifier, VerifyError, verifier_fn};
 // Items of private modules.
 pub use self::config::ConfigError;
 pub use self::handle::ApiKeyHandle;
-pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
+pub use self::key::{ApiKey, DEFAULT_MAX_KEY_LEN, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::request_head::RequestHead;
 #[doc(inline)]
 pub use orgkey_lookup::cache::Stats;

@@ -55,6 +55,12 @@ use crate::scope::Scopes;
 /// passes, so the future must be cancel-safe at every `await`. A panic counts as [`VerifyError::unavailable`].
 ///
 /// See the [module documentation](crate::verify) for an example.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not verify keys",
+    label = "not a `Verifier`",
+    note = "implement `Verifier`, or pass a function `Fn(ApiKey) -> impl Future<Output = Result<Verification, VerifyError>> + Send` to `verifier_fn`",
+    note = "a builder is not a verifier: call its `build` first"
+)]
 pub trait Verifier: Send + Sync + 'static {
     /// Verifies a key that the layer does not know.
     fn verify(

@@ -10,8 +10,8 @@ use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
 use crate::config::{ConfigError, config_setters};
-use crate::credential::CredentialSource;
-use crate::key::DigestSecret;
+use crate::credential::{CredentialHeader, CredentialSource, KeyFilter, KeyRules};
+use crate::key::{DigestSecret, MAX_KEY_LEN, MIN_KEY_LEN, is_token68};
 use crate::rejection::{Challenge, DefaultRejectionResponse, ResponseFormat};
 use crate::request_head::RequestHead;
 use crate::verify::DynVerifier;
@@ -42,6 +42,7 @@ pub struct ApiKeyLayerBuilder {
     allow_anonymous: bool,
     allow_user_keys: bool,
     strip_credential: bool,
+    rules: KeyRules,
     peer: Option<PeerFn>,
     #[cfg(feature = "test-util")]
     digest_secret: Option<[u8; 16]>,
@@ -58,6 +59,7 @@ impl ApiKeyLayerBuilder {
             allow_anonymous: false,
             allow_user_keys: false,
             strip_credential: false,
+            rules: KeyRules::default(),
             peer: None,
             #[cfg(feature = "test-util")]
             digest_secret: None,
@@ -143,6 +145,75 @@ impl ApiKeyLayerBuilder {
         self
     }
 
+    /// Accepts only credentials with this prefix as keys. Call it several times to accept several prefixes. All credentials
+    /// unless set.
+    ///
+    /// For issuers with keys of a known form, and for routes that also accept other bearer tokens, such as JWTs of users. The
+    /// layer does not verify another credential and counts it against no budget. It rejects the request with 401, or
+    /// [passes it on](Self::pass_other_credentials_to_inner_auth).
+    ///
+    /// ```
+    /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    /// let auth = ApiKeyLayer::builder(verifier).only_prefix("k_live_").only_prefix("k_test_").build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn only_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.filter().prefixes.push(prefix.into());
+        self
+    }
+
+    /// Accepts credentials for which this function returns true as keys, in addition to those with a
+    /// [prefix](Self::only_prefix). All credentials unless set.
+    ///
+    /// The function gets what the client sent, which may have any length and need not be in the grammar of keys. It runs on every
+    /// request and must not block.
+    pub fn only_matching(mut self, accepts: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        self.filter().functions.push(Box::new(accepts));
+        self
+    }
+
+    fn filter(&mut self) -> &mut KeyFilter {
+        self.rules.filter.get_or_insert_default()
+    }
+
+    /// Passes requests with other credentials to the inner service, for another authentication there. Off unless called.
+    ///
+    /// Other credentials are bearer tokens that [`only_prefix`](Self::only_prefix) and [`only_matching`](Self::only_matching) do
+    /// not accept, and credentials of another scheme. They are passed on unchanged, whatever their length and grammar. Requests
+    /// without a credential, with a repeated header, or with an invalid key are rejected as before.
+    ///
+    /// Guards, limits, settings and the extractors [`OrgContext`](crate::OrgContext), `Option<OrgContext>` and
+    /// [`Scoped`](crate::Scoped) respond to such a request with 401, so it reaches only handlers that take neither.
+    ///
+    /// # Warning
+    ///
+    /// The layer does not verify these credentials. A handler without an inner authentication, an extractor or a guard is open
+    /// to every request with any other credential.
+    ///
+    /// ```
+    /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    /// // Users have JWTs, which a layer inside this one verifies.
+    /// let auth = ApiKeyLayer::builder(verifier)
+    ///     .only_prefix("k_live_")
+    ///     .pass_other_credentials_to_inner_auth()
+    ///     .build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn pass_other_credentials_to_inner_auth(mut self) -> Self {
+        self.rules.passes_others = true;
+        self
+    }
+
+    /// Sets the maximum length of a key, in bytes. 8 to 8,192; 512 unless set. Longer keys are rejected with 400.
+    ///
+    /// For verifiers that accept JWTs. Servers limit the length of headers too.
+    pub fn max_key_len(mut self, bytes: usize) -> Self {
+        self.rules.max_len = bytes;
+        self
+    }
+
     /// Allows keys of users, if the issuer names an organization for them too. Off unless called.
     ///
     /// # Warning
@@ -210,12 +281,13 @@ impl ApiKeyLayerBuilder {
     /// Builds the layer. Needs no runtime and spawns no task.
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
         self.config.check()?;
+        check_rules(&self.rules)?;
         let secret = DigestSecret::draw()
             .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
         #[cfg(feature = "test-util")]
         let secret = self.digest_secret.map_or(secret, DigestSecret::fixed);
         let realm = self.realm.as_deref().unwrap_or(Challenge::DEFAULT_REALM);
-        let (credential, challenge) = match self.header {
+        let (header, challenge) = match self.header {
             Some((AUTHORIZATION, _)) => {
                 return Err(ConfigError::new(
                     "credential_header",
@@ -224,20 +296,20 @@ impl ApiKeyLayerBuilder {
             }
             Some((name, scheme)) => {
                 let challenge = Challenge::custom(&scheme, realm, &name)?;
-                (CredentialSource::Header(name), Some(challenge))
+                (CredentialHeader::Custom(name), Some(challenge))
             }
             None if realm == Challenge::DEFAULT_REALM => {
-                (CredentialSource::AuthorizationBearer, None)
+                (CredentialHeader::AuthorizationBearer, None)
             }
             None => (
-                CredentialSource::AuthorizationBearer,
+                CredentialHeader::AuthorizationBearer,
                 Some(Challenge::bearer(realm)?),
             ),
         };
         let keys = ApiKeys::new(self.verifier, secret);
         Ok(ApiKeyLayer {
             core: Arc::new(Core {
-                credential,
+                credential: CredentialSource::new(header, self.rules),
                 cache: Cache::new(keys, self.config, self.clock),
                 allow_anonymous: self.allow_anonymous,
                 allow_user_keys: self.allow_user_keys,
@@ -251,6 +323,22 @@ impl ApiKeyLayerBuilder {
             max_age: None,
         })
     }
+}
+
+fn check_rules(rules: &KeyRules) -> Result<(), ConfigError> {
+    if !(MIN_KEY_LEN..=MAX_KEY_LEN).contains(&rules.max_len) {
+        return Err(ConfigError::new("max_key_len", "must be 8 to 8192"));
+    }
+    let prefixes = rules.filter.iter().flat_map(|filter| &filter.prefixes);
+    for prefix in prefixes {
+        if prefix.is_empty() || prefix.len() > rules.max_len || !is_token68(prefix.as_bytes()) {
+            return Err(ConfigError::new(
+                "only_prefix",
+                "no key begins like this: expected letters, digits and `-._~+/`",
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for ApiKeyLayerBuilder {

@@ -26,8 +26,19 @@ pin_project! {
         #[pin]
         pub(super) state: State<S, ReqBody>,
         pub(super) format: ResponseFormat<F>,
-        pub(super) is_anonymous: bool,
+        pub(super) passed: Passed,
     }
+}
+
+/// Why a request passes the layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Passed {
+    /// Its key is authenticated.
+    Key,
+    /// It has no key, and is allowed without one.
+    Anonymous,
+    /// Its credential is not a key, and is passed to an inner authentication.
+    OtherCredential,
 }
 
 pin_project! {
@@ -79,7 +90,7 @@ where
                     let polled = future.poll(cx);
                     if let Poll::Ready(Ok(response)) = &polled {
                         let rejection = response.extensions().get::<Rejection>();
-                        record_outcome(rejection, *this.is_anonymous);
+                        record_outcome(rejection, *this.passed);
                         if rejection.is_some() || this.format.vary().is_some() {
                             return polled.map_ok(|response| complete(this.format, response));
                         }
@@ -109,12 +120,15 @@ where
 }
 
 /// Counts the outcome of a request that passed. An inner layer has already counted a rejection that it rendered.
-fn record_outcome(rejection: Option<&Rejection>, is_anonymous: bool) {
+fn record_outcome(rejection: Option<&Rejection>, passed: Passed) {
     match rejection {
         Some(rejection) if rejection.is_rendered() => {}
         Some(rejection) => telemetry::responded(Outcome::Rejected(rejection)),
-        None if is_anonymous => telemetry::responded(Outcome::Anonymous),
-        None => telemetry::responded(Outcome::Allowed),
+        None => telemetry::responded(match passed {
+            Passed::Key => Outcome::Allowed,
+            Passed::Anonymous => Outcome::Anonymous,
+            Passed::OtherCredential => Outcome::OtherCredential,
+        }),
     }
 }
 

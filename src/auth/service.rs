@@ -7,12 +7,12 @@ use http::{Extensions, HeaderMap, Request, Response};
 use orgkey_lookup::{CacheResult, LookupRequest};
 use tower_service::Service;
 
-use super::future::{ResponseFuture, State};
+use super::future::{Passed, ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use super::stripped::Stripped;
 use crate::api_keys::{ApiKeys, Entry};
 use crate::clock::Tick;
-use crate::context::{Anonymous, OrgContext};
+use crate::context::{Anonymous, OrgContext, OtherCredential};
 use crate::credential::Credential;
 use crate::key::{ApiKey, KeyDigest, is_key};
 use crate::observer::RequestObservation;
@@ -39,9 +39,7 @@ impl<S, F> ApiKeyService<S, F> {
 
 /// The decision about a request.
 enum Decision {
-    Pass {
-        is_anonymous: bool,
-    },
+    Pass(Passed),
     Reject(Rejection),
     /// Boxed, because the decision of a hit is copied.
     Wait(Box<LookupRequest<ApiKeys>>),
@@ -65,23 +63,23 @@ where
         // Only this function constructs the future, so that it is built in place: it is large.
         let format = self.layer.format.clone();
         match self.layer.core.decide(&mut request, self.layer.max_age) {
-            Decision::Pass { is_anonymous } => ResponseFuture {
+            Decision::Pass(passed) => ResponseFuture {
                 format,
-                is_anonymous,
+                passed,
                 state: State::Called {
                     future: self.inner.call(request),
                 },
             },
             Decision::Reject(rejection) => ResponseFuture {
                 format,
-                is_anonymous: false,
+                passed: Passed::Key,
                 state: State::Rejected {
                     rejection: Some(rejection),
                 },
             },
             Decision::Wait(lookup) => ResponseFuture {
                 format,
-                is_anonymous: false,
+                passed: Passed::Key,
                 state: State::Waiting {
                     pending: self.wait(request, *lookup),
                 },
@@ -119,11 +117,19 @@ impl Core {
     ) -> Decision {
         let key = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => key,
-            Credential::Absent => match self.stripped(request.extensions()) {
-                Some(key) => key,
-                None if self.allow_anonymous => return anonymous(request),
-                None => return reject(request, Rejection::missing_credential()),
-            },
+            absent @ (Credential::Absent | Credential::OtherScheme) => {
+                let is_other = absent == Credential::OtherScheme && self.credential.passes_others();
+                match self.stripped(request.extensions()) {
+                    Some(key) => key,
+                    None if is_other => return other_credential(request),
+                    None if self.allow_anonymous => return anonymous(request),
+                    None => return reject(request, Rejection::missing_credential()),
+                }
+            }
+            Credential::Other if self.credential.passes_others() => {
+                return other_credential(request);
+            }
+            Credential::Other => return reject(request, Rejection::invalid_token()),
             Credential::Malformed => return reject(request, Rejection::malformed_credential()),
         };
         let digest = self.cache.source().digest(key);
@@ -159,9 +165,7 @@ impl Core {
             },
         };
         match self.authenticate(request, entry, now, true) {
-            Ok(()) => Decision::Pass {
-                is_anonymous: false,
-            },
+            Ok(()) => Decision::Pass(Passed::Key),
             Err(rejection) => reject(request, rejection),
         }
     }
@@ -262,7 +266,18 @@ fn anonymous<B>(request: &mut Request<B>) -> Decision {
     }
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
-    Decision::Pass { is_anonymous: true }
+    Decision::Pass(Passed::Anonymous)
+}
+
+#[cold]
+fn other_credential<B>(request: &mut Request<B>) -> Decision {
+    let extensions = request.extensions_mut();
+    if let Some(observation) = RequestObservation::of(extensions) {
+        observation.clear_caller();
+    }
+    extensions.remove::<OrgContext>();
+    extensions.insert(OtherCredential);
+    Decision::Pass(Passed::OtherCredential)
 }
 
 impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {

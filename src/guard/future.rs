@@ -3,11 +3,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
-use crate::rejection::{Rejection, unrendered};
+use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
     /// The response future of a guard: the future of the inner service, or a rejection.
@@ -47,7 +46,7 @@ impl<F> GuardFuture<F> {
 impl<F, B, E> Future for GuardFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: From<Bytes>,
+    B: RejectionBody,
 {
     type Output = Result<Response<B>, E>;
 

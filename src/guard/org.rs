@@ -2,7 +2,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -11,7 +10,7 @@ use super::future::GuardFuture;
 use crate::context::OrgContext;
 use crate::identifier::OrgCode;
 use crate::observer::{RequestObservation, Requirement};
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionBody};
 use crate::request_head::RequestHead;
 
 /// Requires that the path parameter of this name is the organization of the key.
@@ -206,7 +205,7 @@ impl<S, C, ReqBody, ResBody> Service<Request<ReqBody>> for RequireOrg<S, C>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     C: ClaimedOrg,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = S::Response;
     type Error = S::Error;

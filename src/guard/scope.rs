@@ -1,6 +1,5 @@
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Extensions, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -8,7 +7,7 @@ use tower_service::Service;
 use super::future::GuardFuture;
 use crate::context::OrgContext;
 use crate::observer::{RequestObservation, Requirement};
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionBody};
 use crate::scope::{ScopePolicy, Scopes, permits, wanted};
 
 /// A scope policy of a guard or of a type.
@@ -148,7 +147,7 @@ fn guard_rejection(extensions: &Extensions, policy: &ScopePolicy) -> Rejection {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScope<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = S::Response;
     type Error = S::Error;

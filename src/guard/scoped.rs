@@ -31,6 +31,10 @@ pub trait ScopeSet: Send + Sync + 'static {
     const ALTERNATIVES: &'static [&'static [&'static str]];
 }
 
+#[cfg(feature = "axum")]
+const NOT_A_POLICY: &str =
+    "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token";
+
 /// Returns whether the alternatives are valid. Evaluated at compile time.
 #[cfg_attr(
     not(feature = "axum"),
@@ -67,6 +71,21 @@ pub struct Scoped<S> {
 
 #[cfg(feature = "axum")]
 impl<S> Scoped<S> {
+    /// Creates the argument of a handler for a test. `None` if the context does not have the scopes.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn new(context: &OrgContext) -> Option<Self>
+    where
+        S: ScopeSet,
+    {
+        const { assert!(is_policy(S::ALTERNATIVES), "{}", NOT_A_POLICY) }
+        StaticPolicy(S::ALTERNATIVES)
+            .permits(context.scopes())
+            .then(|| Self {
+                context: context.clone(),
+                scopes: PhantomData,
+            })
+    }
+
     /// Returns the context.
     pub fn into_inner(self) -> OrgContext {
         self.context
@@ -127,10 +146,7 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
         _: &T,
     ) -> Result<Self, Self::Rejection> {
         const {
-            assert!(
-                is_policy(S::ALTERNATIVES),
-                "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token"
-            );
+            assert!(is_policy(S::ALTERNATIVES), "{}", NOT_A_POLICY);
         }
         let policy = StaticPolicy(S::ALTERNATIVES);
         let context = permitted(&parts.extensions, policy)

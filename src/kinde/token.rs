@@ -234,7 +234,7 @@ impl TokenSource {
         match event {
             Some(FetchEvent::Recovered) => telemetry::kinde::token_request_recovered(),
             Some(FetchEvent::Failed(error, code)) => {
-                telemetry::kinde::token_request_failed(&error, code)
+                telemetry::kinde::token_request_failed(&error, code);
             }
             None => {}
         }

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use http::Extensions;
 use papaya::Equivalent;
 
-use crate::context::{Anonymous, OrgContext, undecided_layer};
+use crate::context::OrgContext;
 use crate::identifier::{KeyId, OrgCode};
 use crate::key::KeyDigest;
 use crate::rejection::Rejection;
@@ -126,9 +126,5 @@ pub(super) fn caller<'a>(
     extensions: &'a Extensions,
     layer: &'static str,
 ) -> Result<Option<&'a OrgContext>, Rejection> {
-    match extensions.get::<OrgContext>() {
-        Some(context) => Ok(Some(context)),
-        None if extensions.get::<Anonymous>().is_some() => Ok(None),
-        None => Err(undecided_layer(extensions, layer)),
-    }
+    OrgContext::optional_in_layer(extensions, layer)
 }

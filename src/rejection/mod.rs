@@ -91,7 +91,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 pub(crate) use self::challenge::Challenge;
-pub use self::response::{DefaultRejectionResponse, RejectionResponse};
+pub use self::response::{DefaultRejectionResponse, RejectionBody, RejectionResponse};
 pub(crate) use self::response::{ResponseFormat, complete, render, unrendered};
 use crate::scope::is_scope;
 use crate::telemetry;

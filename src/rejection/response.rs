@@ -28,11 +28,49 @@ use super::{Challenge, Rejection, RejectionKind};
 ///         (rejection.status(), Json(json!({ "error": rejection.code() }))).into_response()
 ///     });
 /// ```
+///
+/// # The type of the layer
+///
+/// A function is a part of the type of the layer: `ApiKeyLayer<F>` instead of `ApiKeyLayer`, and a closure has no name. To pass
+/// such a layer to a function, or to store it, implement the trait for a type, and name that:
+///
+/// ```
+/// use axum::body::Body;
+/// use axum::http::Response;
+/// use axum::response::IntoResponse;
+/// use axum::{Router, routing::get};
+/// use tower_orgkey::{ApiKeyLayer, Rejection, RejectionResponse, Verification, verifier_fn};
+///
+/// #[derive(Clone)]
+/// struct JsonError;
+///
+/// impl RejectionResponse<Body> for JsonError {
+///     fn rejection_response(&mut self, rejection: &Rejection) -> Response<Body> {
+///         (rejection.status(), rejection.code()).into_response()
+///     }
+/// }
+///
+/// type Auth = ApiKeyLayer<JsonError>;
+///
+/// fn app(auth: Auth) -> Router {
+///     Router::new().route("/reports", get(async || "reports")).route_layer(auth)
+/// }
+///
+/// let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
+/// let app = app(auth.with_rejection_response(JsonError));
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot respond to a rejection with a body of type `{B}`",
+    label = "no rejection response for this body",
+    note = "the default response needs a body that implements `From<Bytes>`, such as `axum::body::Body` or `http_body_util::Full<Bytes>`",
+    note = "a layer directly inside of `ApiKeyLayer` that changes the body type causes this: move it outside, or call `with_rejection_response` with a function `FnMut(&Rejection) -> Response<{B}> + Clone`"
+)]
 pub trait RejectionResponse<B> {
     /// Creates the response.
     fn rejection_response(&mut self, rejection: &Rejection) -> Response<B>;
 }
 
+#[diagnostic::do_not_recommend]
 impl<B, F> RejectionResponse<B> for F
 where
     F: FnMut(&Rejection) -> Response<B> + Clone,
@@ -42,12 +80,27 @@ where
     }
 }
 
+/// A response body that can contain a problem document. Implemented for all bodies that implement `From<Bytes>`.
+///
+/// The bound of guards, limits and settings, which respond to the requests that they reject.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the body of a rejection",
+    label = "this body does not implement `From<Bytes>`",
+    note = "guards, limits and settings need a body that implements `From<Bytes>`, such as `axum::body::Body` or `http_body_util::Full<Bytes>`",
+    note = "a layer directly inside of the guard that changes the body type causes this: move it outside, or map the body with `tower_http::map_response_body`"
+)]
+pub trait RejectionBody: From<Bytes> {}
+
+#[diagnostic::do_not_recommend]
+impl<B: From<Bytes>> RejectionBody for B {}
+
 /// The default [`RejectionResponse`]: `application/problem+json` (RFC 9457), for all bodies that implement `From<Bytes>`.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct DefaultRejectionResponse;
 
-impl<B: From<Bytes>> RejectionResponse<B> for DefaultRejectionResponse {
+#[diagnostic::do_not_recommend]
+impl<B: RejectionBody> RejectionResponse<B> for DefaultRejectionResponse {
     fn rejection_response(&mut self, rejection: &Rejection) -> Response<B> {
         let mut response = Response::new(B::from(problem(rejection)));
         *response.status_mut() = rejection.status();
@@ -215,14 +268,37 @@ fn merge(into: &mut HeaderMap, from: HeaderMap) {
         if let Some(name) = name {
             current = (name == VARY || !into.contains_key(&name)).then_some(name);
         }
-        if let Some(name) = &current {
-            into.append(name.clone(), value);
+        match &current {
+            Some(name) if name == VARY => add_vary(into, &value),
+            Some(name) => {
+                into.append(name.clone(), value);
+            }
+            None => {}
         }
     }
 }
 
-fn add_vary(headers: &mut HeaderMap, value: &HeaderValue) {
-    headers.append(VARY, value.clone());
+/// Adds the names that `Vary` does not list yet.
+fn add_vary(headers: &mut HeaderMap, names: &HeaderValue) {
+    for name in list(names) {
+        let is_listed = |value| list(value).any(|listed| listed.eq_ignore_ascii_case(name));
+        if headers.get_all(VARY).iter().any(is_listed) {
+            continue;
+        }
+        if name.len() == names.len() {
+            headers.append(VARY, names.clone());
+        } else if let Ok(name) = HeaderValue::from_bytes(name) {
+            headers.append(VARY, name);
+        }
+    }
+}
+
+fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value
+        .as_bytes()
+        .split(|&b| b == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(feature = "axum")]
@@ -234,7 +310,7 @@ impl axum::response::IntoResponse for Rejection {
 }
 
 /// Renders a rejection in the default format, and marks it so that the layer renders it again in its own.
-pub(crate) fn unrendered<B: From<Bytes>>(rejection: Rejection) -> Response<B> {
+pub(crate) fn unrendered<B: RejectionBody>(rejection: Rejection) -> Response<B> {
     let mut format = ResponseFormat {
         respond: DefaultRejectionResponse,
         challenge: None,
@@ -313,6 +389,49 @@ mod tests {
             let response: Response<Bytes> = unrendered(rejection);
             assert_eq!(response.headers()[RETRY_AFTER], header, "{wait} ms");
         }
+    }
+
+    #[test]
+    fn vary_lists_each_name_once() {
+        let name = HeaderName::from_static("x-api-key");
+        let challenge = Some(Arc::new(Challenge::custom("ApiKey", "api", &name).unwrap()));
+        let mut format = ResponseFormat {
+            respond: DefaultRejectionResponse,
+            challenge,
+        };
+        let vary = |response: &Response<Bytes>| -> Vec<String> {
+            let values = response.headers().get_all(VARY).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect()
+        };
+        for (beneath, expected) in [
+            (&[][..], &["x-api-key"][..]),
+            (&["X-API-Key"], &["X-API-Key"]),
+            (&["origin, x-api-key"], &["origin, x-api-key"]),
+            (
+                &["x-api-key-2", "origin"],
+                &["x-api-key-2", "origin", "x-api-key"],
+            ),
+        ] {
+            let mut response = Response::new(Bytes::new());
+            for &value in beneath {
+                response
+                    .headers_mut()
+                    .append(VARY, HeaderValue::from_static(value));
+            }
+            let once = complete(&mut format, response);
+            assert_eq!(vary(&once), expected);
+            assert_eq!(vary(&complete(&mut format, once)), expected);
+        }
+        let mut beneath: Response<Bytes> = unrendered(Rejection::invalid_token());
+        beneath
+            .headers_mut()
+            .insert(VARY, HeaderValue::from_static("origin, X-Api-Key"));
+        assert_eq!(
+            vary(&complete(&mut format, beneath)),
+            ["x-api-key", "origin"]
+        );
     }
 
     #[test]

@@ -144,7 +144,7 @@ mod axum_extract {
     use http::request::Parts;
 
     use super::OrgSettings;
-    use crate::context::{Anonymous, OrgContext};
+    use crate::context::OrgContext;
     use crate::rejection::Rejection;
 
     impl<S: Send + Sync, T: Send + Sync + 'static> FromRequestParts<S> for OrgSettings<T> {
@@ -159,13 +159,14 @@ mod axum_extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-            let extensions = &parts.extensions;
-            if extensions.get::<OrgContext>().is_none() && extensions.get::<Anonymous>().is_some() {
-                return Ok(None);
+            const COMPONENT: &str = "the extractor `Option<OrgSettings>`";
+
+            match OrgContext::optional(&parts.extensions, COMPONENT)? {
+                None => Ok(None),
+                Some(_) => Self::require(&parts.extensions, COMPONENT)
+                    .cloned()
+                    .map(Some),
             }
-            Self::require(extensions, "the extractor `Option<OrgSettings>`")
-                .cloned()
-                .map(Some)
         }
     }
 }

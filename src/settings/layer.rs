@@ -14,7 +14,7 @@ use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
 use super::telemetry;
-use crate::context::{Anonymous, OrgContext, undecided_layer};
+use crate::context::OrgContext;
 use crate::handle::ApiKeyHandle;
 use crate::identifier::OrgCode;
 use crate::observer::RequestObservation;
@@ -123,11 +123,10 @@ fn insert<T: Send + Sync + 'static>(extensions: &mut Extensions, entry: &Entry<L
 
 #[cold]
 fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Decision<T> {
-    if extensions.get::<Anonymous>().is_some() {
+    match OrgContext::optional_in_layer(extensions, "OrgSettingsLayer") {
         // Settings that an outer layer added are not read without an organization.
-        Decision::Pass
-    } else {
-        Decision::Reject(undecided_layer(extensions, "OrgSettingsLayer"))
+        Ok(_) => Decision::Pass,
+        Err(rejection) => Decision::Reject(rejection),
     }
 }
 

@@ -213,6 +213,25 @@ async fn a_429_is_counted_as_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn passed_credentials_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let auth = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
+        .only_prefix("k_live_")
+        .pass_other_credentials_to_inner_auth()
+        .build()
+        .unwrap();
+    let app = Router::new()
+        .route("/", get(async || "open"))
+        .route_layer(auth);
+    assert_eq!(status(&app, "/", Some("Bearer eyJ.e30.c2ln")).await, 200);
+    let counted = snapshot(&snapshotter);
+    let name = format!("{}{{outcome=other-credential}}", telemetry::REQUESTS);
+    assert_eq!(counted.into_iter().collect::<Vec<_>>(), [(name, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_the_rejecting_layer_counts() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();

@@ -1,6 +1,5 @@
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
@@ -10,6 +9,7 @@ use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
 use crate::limit::subject::caller;
 use crate::observer::RequestObservation;
+use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ impl<S> OrgConcurrencyLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgConcurrencyLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: Body + From<Bytes>,
+    ResBody: Body + RejectionBody,
 {
     type Response = Response<PermitBody<ResBody>>;
     type Error = S::Error;

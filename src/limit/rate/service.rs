@@ -1,6 +1,5 @@
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
@@ -9,7 +8,7 @@ use super::layer::OrgRateLimitLayer;
 use crate::limit::account::Decision;
 use crate::limit::subject::caller;
 use crate::observer::RequestObservation;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionBody};
 
 /// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -28,7 +27,7 @@ impl<S> OrgRateLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgRateLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = S::Response;
     type Error = S::Error;

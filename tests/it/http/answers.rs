@@ -44,7 +44,7 @@ fn missing() -> Value {
         "credential-missing",
         401,
         "An API key is required",
-        "Present an organization's API key with the request.",
+        "Send an API key of an organization with the request.",
     )
 }
 
@@ -53,7 +53,7 @@ fn internal() -> Value {
         "internal",
         500,
         "Internal server error",
-        "The operator of this service has to act.",
+        "The operator of this service has to fix it.",
     )
 }
 
@@ -71,7 +71,7 @@ fn unavailable() -> Value {
         "verifier-unavailable",
         503,
         "The API key cannot be verified at the moment",
-        "Nothing is wrong with the key as far as is known. Try again later.",
+        "This says nothing about the key. Try again later.",
     )
 }
 
@@ -119,7 +119,7 @@ async fn fault_44_empty_credential_is_400_without_a_call() {
                 "credential-malformed",
                 400,
                 "The credential is malformed",
-                "Present exactly one API key, of 8 to 512 characters out of letters, digits and -._~+/, followed by = signs if any.",
+                "Send exactly one API key: letters, digits and -._~+/, followed by = signs if any, of the length that this API accepts.",
             ),
         );
     }
@@ -189,7 +189,7 @@ async fn fault_24_key_without_organization_is_403() {
         "organization-required",
         403,
         "The API key belongs to no organization",
-        "The key is good but belongs to a user or an environment. Use the key of an organization.",
+        "The key is valid but belongs to a user or an environment. Use a key of an organization.",
     );
     for key in [NOBODY, USER] {
         // A miss, then a hit.
@@ -234,7 +234,7 @@ fn insufficient(scope: &str) -> Value {
         "insufficient-scope",
         403,
         "The API key lacks a scope",
-        "The key does not hold the scopes that this operation asks for. Use a key that holds them.",
+        "The key lacks scopes that this operation requires. Use a key that has them.",
     );
     body["scope"] = scope.into();
     body
@@ -317,7 +317,7 @@ async fn fault_49_other_organization_is_403_without_lookup() {
         "organization-mismatch",
         403,
         "The API key belongs to another organization",
-        "The address names an organization that is not the key's own.",
+        "The URL names another organization than the one that the key belongs to.",
     );
     for path in ["/orgs/org_two", "/orgs/unknown", "/orgs/%FF"] {
         let answer = get(address, path).key(ONE).send().await;
@@ -338,7 +338,7 @@ async fn fault_49_other_organization_is_404_on_request() {
         "not-found",
         404,
         "Not found",
-        "There is nothing at this address.",
+        "There is no resource at this URL.",
     );
     for path in ["/hidden/org_two", "/hidden/%FF"] {
         let answer = get(address, path).key(ONE).send().await;
@@ -369,7 +369,7 @@ async fn failed_verification_is_503_without_challenge() {
             "verifier-misconfigured",
             503,
             "The API key cannot be verified at the moment",
-            "Nothing is wrong with the key as far as is known. The operator of this service has to act.",
+            "This says nothing about the key. The operator of this service has to fix it.",
         ),
     );
     // Neither is cached as invalid.

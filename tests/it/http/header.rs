@@ -70,6 +70,28 @@ async fn responses_vary_on_a_configured_header() {
 }
 
 #[tokio::test]
+async fn stacked_layers_vary_once() {
+    let issuer = issuer();
+    let outer = builder(&issuer).build().unwrap();
+    let inner = outer.clone().max_age(std::time::Duration::from_secs(60));
+    let cors = async || ([("vary", "origin, X-Api-Key")], "open");
+    let app = guarded()
+        .route("/cors", route(cors))
+        .route_layer(inner)
+        .route_layer(outer);
+    let address = serve(app).await;
+    for (path, key, vary) in [
+        ("/whoami", ONE, "x-api-key"),
+        ("/guarded", ONE, "x-api-key"),
+        ("/whoami", BAD, "x-api-key"),
+        ("/cors", ONE, "origin, X-Api-Key"),
+    ] {
+        let answer = with_key(get(address, path), key).send().await;
+        assert_eq!(answer.all("vary"), [vary], "{path} {key}");
+    }
+}
+
+#[tokio::test]
 async fn authorization_is_ignored_if_another_is_set() {
     let issuer = issuer();
     let app = guarded().route_layer(builder(&issuer).build().unwrap());

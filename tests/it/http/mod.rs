@@ -11,6 +11,7 @@ mod faces;
 mod header;
 mod observer;
 mod organization;
+mod other_credentials;
 mod rejections;
 mod secrecy;
 mod upright;

@@ -22,7 +22,7 @@ async fn closed_minutes_stay_closed_if_the_clock_steps() {
     assert_eq!(
         pusher.push_closed().await.pushed,
         0,
-        "the minute is under way"
+        "the minute is not over"
     );
     next_minute(&wall);
     assert_eq!(pusher.push_closed().await.pushed, 1);
@@ -188,7 +188,7 @@ async fn unfetched_minutes_are_bounded() {
     assert!((30..50).contains(&dropped), "{dropped}");
     drop(pusher);
     let stats = handle.stats();
-    assert_eq!(stats.dropped, 49, "the last minute is under way");
+    assert_eq!(stats.dropped, 49, "the last minute is not over");
     assert_eq!(of_org(&handle.snapshot(), "org_1"), 50);
 
     // Without a pusher nothing is queued or dropped; a new pusher starts empty.

@@ -150,7 +150,8 @@ impl RequestObservation {
         }
     }
 
-    /// Returns who made the request. `None` before `ApiKeyLayer` has decided, and if it rejected the request.
+    /// Returns who made the request. `None` before `ApiKeyLayer` has decided, if it rejected the request, and if it passed on
+    /// [another credential](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth).
     ///
     /// With two `ApiKeyLayer`s in a row, the inner one decides.
     pub fn caller(&self) -> Option<Caller> {
@@ -229,6 +230,11 @@ impl RequestObservation {
         let mut record = self.record();
         record.caller = Some(Caller::Anonymous);
         record.decided();
+    }
+
+    /// Removes the caller of an outer layer.
+    pub(crate) fn clear_caller(&self) {
+        self.record().caller = None;
     }
 
     /// The context must not carry an observation itself: the two would keep each other alive.

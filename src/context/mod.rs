@@ -26,7 +26,7 @@ use crate::clock::Tick;
 #[doc(inline)]
 pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
 use crate::observer::{OuterObservation, RequestObservation};
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
 #[cfg(any(feature = "limit", feature = "settings"))]
 use crate::telemetry;
@@ -37,7 +37,8 @@ use crate::telemetry;
 ///
 /// The extractor rejects a request with 500 if the route has no layer, and with 401 if the request has no key and
 /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let it pass. `Option<OrgContext>` is `None` for such a
-/// request.
+/// request. Both reject a request with 401 if its credential is not a key and was
+/// [passed on](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth).
 #[derive(Clone)]
 pub struct OrgContext {
     /// Has an organization, as `new` checks.
@@ -149,8 +150,9 @@ impl OrgContext {
     /// Returns the context that the layer put into a request's extensions.
     ///
     /// The error is the rejection to respond with: 401 for a request that
-    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let through without a key, and 500, with an event
-    /// in the log, if no [`ApiKeyLayer`](crate::ApiKeyLayer) is outside of the service.
+    /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) let through without a key, or that was passed on with
+    /// [another credential](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth), and 500, with an event in the
+    /// log, if no [`ApiKeyLayer`](crate::ApiKeyLayer) is outside of the service.
     ///
     /// ```
     /// use http::Request;
@@ -186,8 +188,56 @@ impl OrgContext {
     ) -> Result<&'a Self, Rejection> {
         match extensions.get::<Self>() {
             Some(context) => Ok(context),
-            None if extensions.get::<Anonymous>().is_some() => Err(Rejection::missing_credential()),
-            None => Err(undecided(extensions, component)),
+            None => Err(Self::missing(extensions, || {
+                undecided(extensions, component)
+            })),
+        }
+    }
+
+    /// Like [`required_by`](Self::required_by), but returns `None` for a request without a key that the layer allowed.
+    #[cfg_attr(
+        not(feature = "axum"),
+        expect(dead_code, reason = "for the extractors")
+    )]
+    pub(crate) fn optional<'a>(
+        extensions: &'a Extensions,
+        component: &'static str,
+    ) -> Result<Option<&'a Self>, Rejection> {
+        match Self::required_by(extensions, component) {
+            Ok(context) => Ok(Some(context)),
+            Err(rejection) if rejection.kind() == RejectionKind::CredentialMissing => Ok(None),
+            Err(rejection) => Err(rejection),
+        }
+    }
+
+    /// Like [`optional`](Self::optional), for a layer that must be inside `ApiKeyLayer`.
+    #[cfg(any(feature = "limit", feature = "settings"))]
+    #[inline]
+    pub(crate) fn optional_in_layer<'a>(
+        extensions: &'a Extensions,
+        layer: &'static str,
+    ) -> Result<Option<&'a Self>, Rejection> {
+        if let Some(context) = extensions.get::<Self>() {
+            return Ok(Some(context));
+        }
+        let rejection = Self::missing(extensions, || undecided_layer(extensions, layer));
+        if rejection.kind() == RejectionKind::CredentialMissing {
+            Ok(None)
+        } else {
+            Err(rejection)
+        }
+    }
+
+    /// Returns why a request has no context. `undecided` is the rejection of a request that passed no layer.
+    #[cold]
+    fn missing(extensions: &Extensions, undecided: impl FnOnce() -> Rejection) -> Rejection {
+        if extensions.get::<OtherCredential>().is_some() {
+            // Also if an outer layer allowed the request without a key: another credential is not anonymous.
+            Rejection::invalid_token()
+        } else if extensions.get::<Anonymous>().is_some() {
+            Rejection::missing_credential()
+        } else {
+            undecided()
         }
     }
 }
@@ -204,14 +254,20 @@ impl fmt::Debug for OrgContext {
     }
 }
 
-/// In the extensions of a request that the layer let pass without a key.
+/// In the extensions of a request without a key that the layer allowed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Anonymous;
+
+/// In the extensions of a request with a credential that is not a key, which the layer passed to an inner authentication.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OtherCredential;
 
 /// Removes the decision of an outer `ApiKeyLayer` from a request. Returns whether there was one.
 pub(crate) fn remove_decision(extensions: &mut Extensions) -> bool {
     let context = extensions.remove::<OrgContext>();
-    extensions.remove::<Anonymous>().is_some() || context.is_some()
+    let anonymous = extensions.remove::<Anonymous>();
+    let other = extensions.remove::<OtherCredential>();
+    context.is_some() || anonymous.is_some() || other.is_some()
 }
 
 /// The rejection of a request without a decision, with the component that needs one in the log.
@@ -239,7 +295,7 @@ mod extract {
     use axum::extract::{FromRequestParts, OptionalFromRequestParts};
     use http::request::Parts;
 
-    use super::{Anonymous, OrgContext, undecided};
+    use super::OrgContext;
     use crate::rejection::Rejection;
 
     impl<S: Send + Sync> FromRequestParts<S> for OrgContext {
@@ -254,14 +310,8 @@ mod extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-            match parts.extensions.get::<Self>() {
-                Some(context) => Ok(Some(context.clone())),
-                None if parts.extensions.get::<Anonymous>().is_some() => Ok(None),
-                None => Err(undecided(
-                    &parts.extensions,
-                    "the extractor `Option<OrgContext>`",
-                )),
-            }
+            Self::optional(&parts.extensions, "the extractor `Option<OrgContext>`")
+                .map(Option::<&Self>::cloned)
         }
     }
 }
