@@ -107,7 +107,6 @@ pub mod kinde;
 #[cfg(feature = "limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
-pub mod observer;
 mod pending;
 pub mod rejection;
 mod request_head;
@@ -136,7 +135,7 @@ pub use self::scope::Scopes;
 
 // For outer layers.
 #[doc(inline)]
-pub use self::observer::{ObserverLayer, RequestObservation};
+pub use self::context::observer::{self, ObserverLayer, RequestObservation};
 
 // Guards.
 #[doc(inline)]

@@ -265,7 +265,7 @@ impl ApiKeyLayerBuilder {
 
     /// Reads the time from a clock for tests.
     #[cfg(feature = "test-util")]
-    pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
+    pub fn test_clock(mut self, clock: crate::clock::TestClock) -> Self {
         self.clock = Clock::Test(clock);
         self
     }

@@ -11,11 +11,11 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
+use super::telemetry::{self, Outcome};
 use crate::api_keys::ApiKeys;
-use crate::observer::RequestObservation;
+use crate::context::observer::RequestObservation;
 use crate::pending::{Decide, Pending, Stop};
 use crate::rejection::{Rejection, RejectionResponse, ResponseFormat, complete, render};
-use crate::telemetry::{self, Outcome};
 
 pin_project! {
     /// The response future of [`ApiKeyService`](super::ApiKeyService).

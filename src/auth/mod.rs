@@ -79,6 +79,7 @@ mod guarded;
 mod layer;
 mod service;
 mod stripped;
+mod telemetry;
 
 pub use self::builder::ApiKeyLayerBuilder;
 pub use self::future::ResponseFuture;

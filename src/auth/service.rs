@@ -10,16 +10,16 @@ use tower_service::Service;
 use super::future::{Passed, ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use super::stripped::Stripped;
+use super::telemetry;
 use crate::api_keys::{ApiKeys, Entry};
 use crate::clock::Tick;
+use crate::context::observer::RequestObservation;
 use crate::context::{Anonymous, OrgContext, OtherCredential};
 use crate::credential::Credential;
 use crate::key::{ApiKey, KeyDigest, is_key};
-use crate::observer::RequestObservation;
 use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
-use crate::telemetry;
 
 /// The service of [`ApiKeyLayer`].
 ///

@@ -13,6 +13,8 @@
 //! }
 //! ```
 
+pub mod observer;
+
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -23,9 +25,9 @@ use orgkey_lookup::cache::Standing;
 
 use crate::api_keys::Entry;
 use crate::clock::Tick;
+use crate::context::observer::{OuterObservation, RequestObservation};
 #[doc(inline)]
 pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCode};
-use crate::observer::{OuterObservation, RequestObservation};
 use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
 #[cfg(any(feature = "limit", feature = "settings"))]

@@ -8,8 +8,8 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
+use crate::context::observer::{RequestObservation, Requirement};
 use crate::identifier::OrgCode;
-use crate::observer::{RequestObservation, Requirement};
 use crate::rejection::{Rejection, RejectionBody};
 use crate::request_head::RequestHead;
 

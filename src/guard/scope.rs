@@ -6,7 +6,7 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
-use crate::observer::{RequestObservation, Requirement};
+use crate::context::observer::{RequestObservation, Requirement};
 use crate::rejection::{Rejection, RejectionBody};
 use crate::scope::{ScopePolicy, Scopes, permits, wanted};
 

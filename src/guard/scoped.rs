@@ -6,7 +6,7 @@ use super::scope::{Policy, permitted, rejection};
 #[cfg(feature = "axum")]
 use crate::context::OrgContext;
 #[cfg(feature = "axum")]
-use crate::observer::Requirement;
+use crate::context::observer::Requirement;
 use crate::scope::is_scope;
 #[cfg(feature = "axum")]
 use crate::scope::{Scopes, permits, wanted};

@@ -15,9 +15,9 @@ use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
 use super::telemetry;
 use crate::context::OrgContext;
+use crate::context::observer::RequestObservation;
 use crate::handle::ApiKeyHandle;
 use crate::identifier::OrgCode;
-use crate::observer::RequestObservation;
 use crate::pending::Decide;
 use crate::rejection::Rejection;
 

@@ -9,7 +9,7 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
-use crate::observer::RequestObservation;
+use crate::context::observer::RequestObservation;
 use crate::pending::Pending;
 use crate::rejection::RejectionBody;
 

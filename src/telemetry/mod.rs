@@ -91,7 +91,7 @@ pub(crate) use self::placement::layer_outside;
 pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
-pub(crate) use self::requests::{Outcome, allowed, layer_missing, looked_up, responded};
+pub(crate) use self::requests::{layer_missing, looked_up};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";

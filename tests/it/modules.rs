@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A module and what it makes, or a layer and its service: each names the other.
+const PAIRS: &[(&str, &str)] = &[("handle", "builder"), ("layer", "service")];
+
 /// The modules that each module names as `crate::module`, in code that is not for tests.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
@@ -65,6 +68,9 @@ fn graph(source: &Path) -> Graph {
             uses.extend(modules_in(&fs::read_to_string(&file).unwrap()));
         }
         uses.remove(&module);
+        for (_, other) in PAIRS.iter().filter(|(of, _)| *of == module) {
+            uses.remove(*other);
+        }
     }
     // What is in no file of its own is an item that the crate exports, or a module that is inline.
     let modules: BTreeSet<String> = graph.keys().cloned().collect();
@@ -123,7 +129,7 @@ fn identifier(text: &str) -> Option<String> {
     let name: String = text
         .trim_start()
         .chars()
-        .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+        .take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_')
         .collect();
     (!name.is_empty()).then_some(name)
 }

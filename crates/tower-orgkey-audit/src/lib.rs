@@ -82,6 +82,7 @@ pub use self::body::AuditBody;
 pub use self::event::{
     AuditEvent, AuditEventKind, AuditedRequest, BodyEnd, LostEvents, SuppressedRejections,
 };
+pub use self::exporter::AuditStats;
 pub use self::future::AuditFuture;
 pub use self::json_lines::JsonLines;
 pub use self::layer::AuditLayer;
@@ -89,4 +90,4 @@ pub use self::peer::AuditPeer;
 pub use self::service::AuditService;
 pub use self::sink::{AuditSink, SinkError};
 pub use self::tracing_sink::TracingSink;
-pub use self::trail::{AuditStats, AuditTrail, AuditTrailBuilder, FlushError};
+pub use self::trail::{AuditTrail, AuditTrailBuilder, FlushError};

@@ -71,6 +71,7 @@
 
 mod account;
 mod aggregator;
+mod call;
 mod catch_unwind;
 mod clock_table;
 mod counts;

@@ -7,8 +7,8 @@ use tower_service::Service;
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
+use crate::context::observer::RequestObservation;
 use crate::limit::subject::caller;
-use crate::observer::RequestObservation;
 use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).

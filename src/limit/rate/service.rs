@@ -5,9 +5,9 @@ use tower_service::Service;
 
 use super::future::OrgRateLimitFuture;
 use super::layer::OrgRateLimitLayer;
+use crate::context::observer::RequestObservation;
 use crate::limit::account::Decision;
 use crate::limit::subject::caller;
-use crate::observer::RequestObservation;
 use crate::rejection::{Rejection, RejectionBody};
 
 /// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).

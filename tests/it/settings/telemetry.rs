@@ -76,14 +76,14 @@ async fn settings_and_key_metrics_are_separate() {
     assert_eq!(of(telemetry::BREAKER, "circuit=unknown"), None);
     assert_eq!(of(telemetry::THROTTLED, ""), None);
     assert_eq!(of(telemetry::IN_FLIGHT, ""), Some(0));
-    assert_eq!(of(telemetry::LOOKUPS, "result=asked"), Some(8));
+    assert_eq!(of(telemetry::LOOKUPS, "result=miss"), Some(8));
     assert_eq!(of(telemetry::LOOKUPS, "result=fresh"), Some(2));
     assert_eq!(of(telemetry::LOOKUPS, "result=stale"), Some(1));
 
     // The settings.
     let settings = format!("settings={}", std::any::type_name::<Plan>());
     let result = |result: &str| format!("{settings},result={result}");
-    assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=asked"), Some(8));
+    assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=miss"), Some(8));
     assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=fresh"), Some(2));
     assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=stale"), Some(1));
     assert_eq!(of(telemetry::SETTINGS_LOADS, &result("loaded")), Some(2));
