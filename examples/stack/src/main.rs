@@ -18,10 +18,9 @@ use http::{Request, StatusCode};
 use kinde_emulator::{KeySpec, KindeEmulator};
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
-use tower_http::ServiceBuilderExt;
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::CorsLayer;
-use tower_http::request_id::MakeRequestUuid;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::TraceLayer;
@@ -107,13 +106,13 @@ pub(crate) fn app(stack: &Stack, timeout: Duration) -> Router {
             ServiceBuilder::new()
                 .layer(SetSensitiveRequestHeadersLayer::new(once(AUTHORIZATION)))
                 // Before the span and the audit trail, which have the id.
-                .set_x_request_id(MakeRequestUuid)
+                .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
                 .layer(TraceLayer::new_for_http().make_span_with(span))
                 .layer(ObserverLayer::on_authenticated(|org: &OrgContext| {
                     Span::current().record("org_code", org.org_code().as_str());
                     Span::current().record("key_id", org.key_id().map(KeyId::as_str));
                 }))
-                .propagate_x_request_id()
+                .layer(PropagateRequestIdLayer::x_request_id())
                 .layer(CompressionLayer::new())
                 // A preflight request has no key.
                 .layer(CorsLayer::permissive()),
