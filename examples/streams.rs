@@ -1,6 +1,9 @@
 //! Server-sent events and a WebSocket that end when their key becomes invalid.
 //!
-//! The layer authenticates a request when it arrives. A stream lasts longer, so `OrgContext::until_invalid()` ends it.
+//! The layer authenticates a request when it arrives. A stream lasts longer, so `OrgContext::until_invalid()` ends it: at once
+//! when the key is blocked or invalidated here, and at the hard TTL when no request verifies it. The WebSocket may stay idle for
+//! days, so `OrgContext::until_invalid_revalidating()` verifies its key periodically. It ends soon after the key was revoked at
+//! the issuer.
 //!
 //! ```text
 //! cargo run --example streams
@@ -8,6 +11,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -25,7 +29,11 @@ use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification
 #[derive(Clone, Copy)]
 struct Every(Duration);
 
-/// The application: two streams behind the layer.
+/// The longest time between two verifications of a WebSocket's key. A revoked key is accepted for this time and one
+/// verification.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// The application: two streams behind the layer, which has `revalidation(true)`.
 pub(crate) fn app(auth: ApiKeyLayer, every: Duration) -> Router {
     Router::new()
         .route("/events", get(events))
@@ -43,14 +51,14 @@ async fn events(
     Sse::new(news.take_until(org.until_invalid()))
 }
 
-/// A WebSocket. `until_invalid` is called here and not in the task, so that a change before the upgrade is not missed.
+/// A WebSocket. `until_invalid_revalidating` is called here and not in the task, so that a change before the upgrade is not missed.
 async fn socket(
     State(every): State<Every>,
     org: OrgContext,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let news = news(every, &org);
-    let over = org.until_invalid();
+    let over = org.until_invalid_revalidating(PERIOD);
     upgrade.on_upgrade(move |mut socket| async move {
         let is_over = tokio::select! {
             () = over => true,
@@ -102,23 +110,33 @@ fn news(Every(every): Every, org: &OrgContext) -> impl Stream<Item = String> + S
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     const KEY: &str = "k_demo_0123456789";
 
-    let auth = ApiKeyLayer::new(verifier_fn(|key: ApiKey| async move {
-        Ok(match key.expose_secret() {
-            KEY => Verification::of_organization(OrgCode::from_static("org_1"))
-                .with_key_id(KeyId::from_static("api_key_1")),
-            _ => Verification::invalid(),
+    static IS_REVOKED: AtomicBool = AtomicBool::new(false);
+
+    let verifier = verifier_fn(|key: ApiKey| async move {
+        let is_valid = key.expose_secret() == KEY && !IS_REVOKED.load(Ordering::Relaxed);
+        Ok(if is_valid {
+            Verification::of_organization(OrgCode::from_static("org_1"))
+                .with_key_id(KeyId::from_static("api_key_1"))
+        } else {
+            Verification::invalid()
         })
-    }));
+    });
+    let auth = ApiKeyLayer::builder(verifier).revalidation(true).build()?;
     let keys = auth.handle();
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("curl -N -H 'Authorization: Bearer {KEY}' http://127.0.0.1:3000/events");
     println!("websocat -H 'Authorization: Bearer {KEY}' ws://127.0.0.1:3000/socket");
-    println!("Press Enter to block the key, and again to unblock it.");
+    println!(
+        "Press Enter to block the key, and again to unblock it. Enter `revoke` to revoke it at the issuer."
+    );
     tokio::spawn(async move {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         let key_id = KeyId::from_static("api_key_1");
-        while let Ok(Some(_)) = lines.next_line().await {
-            if keys.unblock_key_id(&key_id) {
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line == "revoke" {
+                IS_REVOKED.store(true, Ordering::Relaxed);
+                println!("The key is revoked. The WebSocket ends within {PERIOD:?}.");
+            } else if keys.unblock_key_id(&key_id) {
                 println!("The key is unblocked.");
             } else if keys.block_key_id(&key_id).is_ok() {
                 println!("The key is blocked.");

@@ -1,5 +1,5 @@
-//! Two issuers behind one layer, chosen by the prefix of the key, for instance during a migration. The [`Verifier`]
-//! delegates to two others, which run in memory here.
+//! Two issuers, for instance during a migration: behind one layer, chosen by the prefix of the key, and behind two layers, for
+//! keys in two headers. The issuers run in memory here.
 //!
 //! ```sh
 //! cargo run --example two_issuers
@@ -8,77 +8,107 @@
 use std::error::Error;
 
 use axum::body::{Body, to_bytes};
-use axum::http::Request;
+use axum::http::{HeaderName, Request};
 use axum::{Router, routing::get};
 use tower::ServiceExt;
+use tower_orgkey::verify::{BoxVerifier, Organizations, PrefixVerifier};
 use tower_orgkey::{
-    ApiKey, ApiKeyLayer, OrgCode, OrgContext, Verification, Verifier, VerifyError, verifier_fn,
+    ApiKeyHandle, ApiKeyLayer, ConfigError, OrgCode, OrgContext, Verification, Verifier,
+    VerifyError, verifier_fn,
 };
 
-/// Sends keys with the prefix to one issuer and all others to the other. Each key is sent to one issuer only.
-struct ByPrefix<A, B> {
-    prefix: &'static str,
-    with_prefix: A,
-    others: B,
-}
-
-impl<A: Verifier, B: Verifier> Verifier for ByPrefix<A, B> {
-    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        if key.expose_secret().starts_with(self.prefix) {
-            self.with_prefix.verify(key).await
-        } else {
-            self.others.verify(key).await
-        }
-    }
-
-    // Delegated too: an issuer can require stronger evidence that a known key is invalid.
-    async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        if key.expose_secret().starts_with(self.prefix) {
-            self.with_prefix.reverify(key).await
-        } else {
-            self.others.reverify(key).await
-        }
-    }
-}
-
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    // In place of `KindeVerifier::builder("https://acme.kinde.com")…build()?`.
-    let kinde = verifier_fn(|key| async move {
+/// In place of `KindeVerifier::builder("https://acme.kinde.com")…build()?`.
+pub(crate) fn kinde() -> BoxVerifier {
+    verifier_fn(|key| async move {
         Ok(match key.expose_secret() {
-            "k_live_0123456789" => Verification::of_organization(OrgCode::from_static("org_new")),
+            "k_live_0123456789" => Verification::of_organization(OrgCode::from_static("org_acme")),
             _ => Verification::invalid(),
         })
-    });
-    // In place of your own table of keys.
-    let table = verifier_fn(|key| async move {
-        Ok(match key.expose_secret() {
-            "acme-0123456789" => Verification::of_organization(OrgCode::from_static("org_old")),
-            _ => Verification::invalid(),
-        })
-    });
-    let verifier = ByPrefix {
-        prefix: "k_live_",
-        with_prefix: kinde,
-        others: table,
-    };
+    })
+    .boxed()
+}
 
-    let app: Router = Router::new()
-        .route("/whoami", get(whoami))
-        .route_layer(ApiKeyLayer::new(verifier));
+/// In place of a table of keys, which is down for keys that end with `down`.
+pub(crate) fn table() -> BoxVerifier {
+    verifier_fn(|key| async move {
+        match key.expose_secret() {
+            "acme-0123456789" => Ok(Verification::of_organization(OrgCode::from_static(
+                "org_acme",
+            ))),
+            key if key.ends_with("down") => Err(VerifyError::unavailable("connection refused")),
+            _ => Ok(Verification::invalid()),
+        }
+    })
+    .boxed()
+}
 
-    for key in ["k_live_0123456789", "acme-0123456789", "k_live_9876543210"] {
-        let request = Request::get("/whoami")
-            .header("authorization", format!("Bearer {key}"))
-            .body(Body::empty())?;
-        let response = app.clone().oneshot(request).await?;
-        let status = response.status();
-        let body = to_bytes(response.into_body(), 64 * 1024).await?;
-        println!("{key}: {status}\n  {}", String::from_utf8_lossy(&body));
-    }
-    Ok(())
+/// One layer. Each issuer has its own circuit breaker and limits, and keys with another prefix are rejected without a call.
+pub(crate) fn by_prefix(
+    kinde: BoxVerifier,
+    table: BoxVerifier,
+) -> Result<(Router, ApiKeyHandle), ConfigError> {
+    let verifier = PrefixVerifier::builder()
+        .issuer("kinde", ["k_live_"], kinde)
+        .issuer("table", ["acme-"], table)
+        // `org_acme` of one issuer is not `org_acme` of the other: handlers see `kinde:org_acme` and `table:org_acme`.
+        .organizations(Organizations::Separate)
+        .build()?;
+    let auth = ApiKeyLayer::new(verifier);
+    let handle = auth.handle();
+    let app = Router::new().route("/whoami", get(whoami));
+    Ok((app.route_layer(auth), handle))
+}
+
+/// Two layers: the outer one takes keys of the table from `X-Api-Key`, the inner one keys of Kinde from `Authorization`.
+pub(crate) fn by_header(kinde: BoxVerifier, table: BoxVerifier) -> Result<Router, ConfigError> {
+    let outer = ApiKeyLayer::builder(table)
+        .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+        .allow_anonymous()
+        .build()?;
+    // `Shared`, because every customer has the same code at both issuers.
+    let inner = ApiKeyLayer::builder(kinde)
+        .allow_authenticated_by(&outer, Organizations::Shared)
+        .build()?;
+    let app = Router::new().route("/whoami", get(whoami));
+    Ok(app.route_layer(inner).route_layer(outer))
 }
 
 async fn whoami(org: OrgContext) -> String {
     org.org_code().to_string()
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let (app, handle) = by_prefix(kinde(), table())?;
+    for key in [
+        "k_live_0123456789",
+        "acme-0123456789",
+        "k_live_9876543210",
+        "other_0123456789",
+        "acme-1-down",
+    ] {
+        send(&app, "authorization", &format!("Bearer {key}")).await?;
+    }
+    for (issuer, state) in handle.issuers() {
+        println!("{issuer}: circuit breaker {:?}", state.unknown_breaker);
+    }
+
+    let app = by_header(kinde(), table())?;
+    send(&app, "authorization", "Bearer k_live_0123456789").await?;
+    send(&app, "x-api-key", "acme-0123456789").await?;
+    Ok(())
+}
+
+async fn send(app: &Router, header: &str, value: &str) -> Result<(), Box<dyn Error>> {
+    let request = Request::get("/whoami")
+        .header(header, value)
+        .body(Body::empty())?;
+    let response = app.clone().oneshot(request).await?;
+    let status = response.status();
+    let body = to_bytes(response.into_body(), 64 * 1024).await?;
+    println!(
+        "{header}: {value}: {status}\n  {}",
+        String::from_utf8_lossy(&body)
+    );
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::context::{InvalidIdentifier, KeyId, OrgCode};
+use crate::identifier::{InvalidIdentifier, KeyId, OrgCode};
 use crate::scope::{InvalidScope, InvalidScopes, MAX_SCOPES, Scope, Scopes};
 
 macro_rules! from_text {

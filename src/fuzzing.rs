@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::context::MAX_IDENTIFIER_LEN;
-use crate::credential::{Credential, CredentialSource};
-use crate::key::{ApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
+use crate::credential::{Credential, CredentialHeader, CredentialSource, KeyRules};
+use crate::identifier::MAX_IDENTIFIER_LEN;
+use crate::key::{ApiKey, DEFAULT_MAX_KEY_LEN, MIN_KEY_LEN};
 use crate::kinde::wire::{
     Reply, TokenReading, VerifyReading, read_token, read_verify, retry_after,
 };
@@ -25,10 +25,11 @@ const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 /// Reads the credential of a request. Each line of the input is the value of one header field.
 pub fn credential(input: &[u8]) {
     let values: Vec<HeaderValue> = lines(input).collect();
-    for source in [
-        CredentialSource::AuthorizationBearer,
-        CredentialSource::Header(OWN_HEADER),
+    for header in [
+        CredentialHeader::AuthorizationBearer,
+        CredentialHeader::Custom(OWN_HEADER),
     ] {
+        let source = CredentialSource::new(header, KeyRules::default());
         let mut headers = HeaderMap::new();
         for value in &values {
             headers.append(source.header(), value.clone());
@@ -68,7 +69,7 @@ fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
                     .iter()
                     .all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(b));
             return if is_token {
-                Credential::Absent
+                Credential::OtherScheme
             } else {
                 Credential::Malformed
             };
@@ -86,7 +87,7 @@ fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
         key
     };
     let body = key.trim_end_matches('=');
-    let is_key = (MIN_KEY_LEN..=MAX_KEY_LEN).contains(&key.len())
+    let is_key = (MIN_KEY_LEN..=DEFAULT_MAX_KEY_LEN).contains(&key.len())
         && !body.is_empty()
         && body
             .chars()

@@ -7,7 +7,7 @@ use orgkey_lookup::cache::Stats;
 use orgkey_lookup::{BlockListFull, UpstreamState};
 
 use crate::api_keys::Cache;
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::{ApiKey, KeyDigest};
 
 /// A handle that blocks and invalidates keys and returns statistics. Cheap to clone. All clones control the same layer.
@@ -31,24 +31,27 @@ use crate::key::{ApiKey, KeyDigest};
 ///
 /// The issuer does not announce that it revoked a key, so the time until the layer rejects the key depends on what calls the
 /// handle. The bounds are for one node. "A verification" is one call to the issuer, at most
-/// [`flight_deadline`](crate::ApiKeyLayerBuilder::flight_deadline).
+/// [`lookup_deadline`](crate::ApiKeyLayerBuilder::lookup_deadline).
 ///
 /// | source | a revoked key is accepted until |
 /// |---|---|
 /// | none, while verifications succeed | twice the soft TTL and one verification later: 2 min by default |
 /// | none, while verifications fail | the hard TTL, from the last call that found it valid: 15 min by default |
 /// | a route with [`max_age(d)`](crate::ApiKeyLayer::max_age) | `d` and one verification later; 503 while verifications fail |
+/// | a stream with [`until_invalid_revalidating(p)`](crate::OrgContext::until_invalid_revalidating), while verifications succeed | `p` and one verification later |
 /// | a method of this handle | the method returns |
 /// | your revocation endpoint, as in `examples/revoke_endpoint.rs` | the endpoint responds |
 /// | the issuer's webhook, as in `examples/webhook` | it is delivered; Kinde has one for a deleted organization, and none for a key |
-/// | a poller, such as `kinde::KeyPoller` | a period, the time to read the list and one verification later: about 60 s by default, whatever the soft TTL |
+/// | [`kinde::KeyReconciler`](crate::kinde::KeyReconciler) | a period, the time to read the list and one verification later: about 60 s by default, whatever the soft TTL |
 ///
 /// An invalidated key is not served from the cache: it gets 503 while verifications fail. External sources, such as a webhook
 /// or a list of keys, should only invalidate. Then a forged, repeated or mistaken event causes one more verification at most,
 /// and a key is rejected only on the issuer's answer. Block only on your own decisions.
 ///
 /// A stream that waits for [`OrgContext::until_invalid`](crate::OrgContext::until_invalid), as in `examples/streams.rs`, ends as
-/// soon as the next request with its key would be rejected or verified. Each call of a method that blocks, unblocks or
+/// soon as the next request with its key would be rejected or verified. One that waits for
+/// [`OrgContext::until_invalid_revalidating`](crate::OrgContext::until_invalid_revalidating) verifies an invalidated key and ends
+/// if that does not succeed. Each call of a method that blocks, unblocks or
 /// invalidates wakes all waiting streams once. An answer of the issuer wakes the streams of its key only.
 ///
 /// # Example
@@ -135,9 +138,24 @@ impl ApiKeyHandle {
         self.0.stats()
     }
 
-    /// Returns the state of the calls to the issuer, for a readiness probe.
+    /// Returns the state of the calls to the issuer, for a readiness probe. With several issuers, that of the first one.
     pub fn upstream(&self) -> UpstreamState {
         self.0.upstream(0)
+    }
+
+    /// Returns the name of each issuer and the state of the calls to it, in the order of
+    /// [`Verifier::issuers`](crate::Verifier::issuers). A single issuer has an empty name.
+    ///
+    /// ```
+    /// # use tower_orgkey::{ApiKeyHandle, BreakerState};
+    /// fn unavailable(keys: &ApiKeyHandle) -> Vec<&str> {
+    ///     let issuers = keys.issuers();
+    ///     let is_open = |state| matches!(state, BreakerState::Open { .. });
+    ///     issuers.filter(|(_, state)| is_open(state.breaker)).map(|(name, _)| name).collect()
+    /// }
+    /// ```
+    pub fn issuers(&self) -> impl Iterator<Item = (&str, UpstreamState)> {
+        self.0.upstreams().map(|(name, state)| (&**name, state))
     }
 }
 

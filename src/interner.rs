@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 use crate::scope::Scopes;
 use crate::verify::Facts;
 
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn equal_parts_are_shared() {
         let interner = Interner::default();
-        let interned = || {
+        let shared = || {
             let mut facts = Facts {
                 org: Some(org(1)),
                 scopes: Scopes::from_names(["a", "b"]),
@@ -106,7 +106,7 @@ mod tests {
             interner.intern(&mut facts);
             facts
         };
-        let (first, second) = (interned(), interned());
+        let (first, second) = (shared(), shared());
         assert_eq!(first.org, second.org);
         assert_eq!(first.scopes, second.scopes);
         // Two results and the pool.

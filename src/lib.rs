@@ -32,12 +32,14 @@
 //! * [`ApiKeyLayer`] and its [builder](ApiKeyLayer::builder) are documented in [`auth`], with the order of layers.
 //! * [`ApiKeyHandle`] blocks and invalidates keys, key ids and organizations, and reads the state of the cache.
 //! * A [`Verifier`] connects an issuer: [`KindeVerifier`](kinde::KindeVerifier) for Kinde, or your own, see [`verify`].
+//!   [`PrefixVerifier`] chooses among several issuers.
 //!
 //! # In handlers
 //!
 //! * [`OrgContext`] is an extractor (feature `axum`) and an extension of the request. [`Scoped`] is the same, and also
 //!   requires scopes.
-//! * [`OrgContext::until_invalid`] ends a stream when its key becomes invalid.
+//! * [`OrgContext::until_invalid`] ends a stream when its key becomes invalid. [`OrgContext::revalidate`] verifies the key of a
+//!   long job again.
 //! * [`OrgSettings`] holds your own data about the organization (feature `settings`).
 //!
 //! # Guards and limits
@@ -83,6 +85,10 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
+// First, because modules declared later use its macros.
+#[macro_use]
+pub mod telemetry;
+
 mod api_keys;
 pub mod auth;
 mod config;
@@ -94,6 +100,7 @@ mod credential;
 pub mod fuzzing;
 pub mod guard;
 mod handle;
+mod identifier;
 mod interner;
 mod key;
 #[cfg(feature = "kinde")]
@@ -102,7 +109,6 @@ pub mod kinde;
 #[cfg(feature = "limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
-pub mod observer;
 mod pending;
 pub mod rejection;
 mod request_head;
@@ -110,7 +116,6 @@ pub mod scope;
 #[cfg(feature = "settings")]
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub mod settings;
-pub mod telemetry;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
@@ -132,7 +137,7 @@ pub use self::scope::Scopes;
 
 // For outer layers.
 #[doc(inline)]
-pub use self::observer::{ObserverLayer, RequestObservation};
+pub use self::context::observer::{self, ObserverLayer, RequestObservation};
 
 // Guards.
 #[doc(inline)]
@@ -156,12 +161,12 @@ pub use self::settings::{OrgSettings, OrgSettingsLayer, settings_fn};
 
 // Verifiers.
 #[doc(inline)]
-pub use self::verify::{Verification, Verifier, VerifyError, verifier_fn};
+pub use self::verify::{PrefixVerifier, Verification, Verifier, VerifyError, verifier_fn};
 
 // Items of private modules.
 pub use self::config::ConfigError;
 pub use self::handle::ApiKeyHandle;
-pub use self::key::{ApiKey, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
+pub use self::key::{ApiKey, DEFAULT_MAX_KEY_LEN, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::request_head::RequestHead;
 #[doc(inline)]
 pub use orgkey_lookup::cache::Stats;
@@ -188,7 +193,7 @@ pub use self::scope::{InvalidScope, InvalidScopePolicy, InvalidScopes, Scope, Sc
 #[doc(hidden)]
 pub use self::settings::{OrgSettingsHandle, SettingsError, SettingsLoader};
 #[doc(hidden)]
-pub use self::verify::{Attempt, VerifierFn, VerifyErrorKind};
+pub use self::verify::{Attempt, BoxVerifier, VerifierFn, VerifyErrorKind};
 
 /// Compiles the examples of the README.
 #[cfg(doctest)]

@@ -1,8 +1,8 @@
-//! A request without its body, for the functions that users hand us.
+//! A request without its body, for functions of users.
 
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 
-/// What a function of yours sees of a request: everything but the body.
+/// A request without its body, as a function of yours sees it.
 ///
 /// ```
 /// use tower_orgkey::RequestHead;
@@ -17,11 +17,11 @@ use http::{Extensions, HeaderMap, Method, Request, Uri};
 pub struct RequestHead<'a> {
     /// The method.
     pub method: &'a Method,
-    /// The address, as the service sees it: under `nest` without the prefix.
+    /// The URI as the service sees it: under `nest`, without the prefix.
     pub uri: &'a Uri,
     /// The headers.
     pub headers: &'a HeaderMap,
-    /// The extensions, where a server puts what it knows of the connection.
+    /// The extensions, where a server stores information about the connection.
     pub extensions: &'a Extensions,
 }
 

@@ -41,7 +41,10 @@ use crate::api_keys::Entry;
 #[doc(inline)]
 pub use crate::clock::TestClock;
 use crate::clock::Tick;
-use crate::context::{KeyId, OrgCode, OrgContext};
+use crate::context::OrgContext;
+#[cfg(feature = "axum")]
+use crate::guard::{ScopeSet, Scoped};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::DigestSecret;
 use crate::scope::Scopes;
 #[cfg(feature = "settings")]
@@ -69,6 +72,41 @@ pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
     OrgSettings::new(org.org_code().clone(), Arc::new(settings))
 }
 
+/// Creates the argument of a handler that takes [`Scoped`], without a layer.
+///
+/// ```
+/// use tower_orgkey::test_util::{OrgContextBuilder, scoped};
+/// use tower_orgkey::{ScopeSet, Scoped};
+///
+/// struct ReadReports;
+///
+/// impl ScopeSet for ReadReports {
+///     const ALTERNATIVES: &'static [&'static [&'static str]] = &[&["read:reports"]];
+/// }
+///
+/// async fn list(org: Scoped<ReadReports>) -> String {
+///     format!("reports of {}", org.org_code())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let org = OrgContextBuilder::new("org_1").scopes(["read:reports"]).build();
+/// assert_eq!(list(scoped(&org)).await, "reports of org_1");
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// If the context does not have the scopes: the extractor rejects such a request.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+#[track_caller]
+pub fn scoped<S: ScopeSet>(org: &OrgContext) -> Scoped<S> {
+    match Scoped::new(org) {
+        Some(scoped) => scoped,
+        None => panic!("the context does not have the scopes that `Scoped` requires"),
+    }
+}
+
 /// Builds an [`OrgContext`] without a layer. See the [module documentation](crate::test_util).
 #[derive(Clone, Debug)]
 #[must_use]
@@ -84,10 +122,14 @@ impl OrgContextBuilder {
     ///
     /// If the code is not 1 to 255 visible ASCII characters.
     #[track_caller]
-    pub fn new(org_code: &'static str) -> Self {
+    pub fn new(org_code: impl Into<Arc<str>>) -> Self {
+        let org = match OrgCode::new(org_code) {
+            Ok(org) => org,
+            Err(error) => panic!("{error}"),
+        };
         Self {
             facts: Facts {
-                org: Some(OrgCode::from_static(org_code)),
+                org: Some(org),
                 ..Facts::default()
             },
             age: Duration::ZERO,
@@ -100,19 +142,22 @@ impl OrgContextBuilder {
     ///
     /// If the id is not 1 to 255 visible ASCII characters.
     #[track_caller]
-    pub fn key_id(mut self, key_id: &'static str) -> Self {
-        self.facts.key_id = Some(KeyId::from_static(key_id));
+    pub fn key_id(mut self, key_id: impl Into<Arc<str>>) -> Self {
+        match KeyId::new(key_id) {
+            Ok(key_id) => self.facts.key_id = Some(key_id),
+            Err(error) => panic!("{error}"),
+        }
         self
     }
 
-    /// Sets the scopes.
-    pub fn scopes(mut self, scopes: impl IntoIterator<Item = &'static str>) -> Self {
+    /// Sets the scopes. Names that are not a `scope-token` of RFC 6749 are skipped.
+    pub fn scopes<N: Into<Box<str>>>(mut self, scopes: impl IntoIterator<Item = N>) -> Self {
         self.facts.scopes = Scopes::from_names(scopes);
         self
     }
 
     /// Sets the user that the key acts for.
-    pub fn user_id(mut self, user_id: &str) -> Self {
+    pub fn user_id(mut self, user_id: impl Into<Box<str>>) -> Self {
         self.facts.user = Some(Box::new(user_id.into()));
         self
     }
@@ -144,5 +189,47 @@ impl OrgContextBuilder {
             Some(context) => context,
             None => unreachable!("`new` names an organization"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builder_takes_owned_strings() {
+        let n = 7;
+        let org = OrgContextBuilder::new(format!("org_{n}"))
+            .key_id(format!("api_key_{n}"))
+            .scopes(vec![format!("read:{n}"), "not a scope".to_owned()])
+            .user_id(format!("kp_{n}"))
+            .build();
+        assert_eq!(*org.org_code(), "org_7");
+        assert_eq!(org.key_id().map(AsRef::as_ref), Some("api_key_7"));
+        assert_eq!(org.user_id(), Some("kp_7"));
+        assert!(org.scopes().contains("read:7") && !org.scopes().contains("not a scope"));
+    }
+
+    #[cfg(feature = "axum")]
+    struct Read;
+
+    #[cfg(feature = "axum")]
+    impl ScopeSet for Read {
+        const ALTERNATIVES: &'static [&'static [&'static str]] = &[&["read"], &["a", "b"]];
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    fn scoped_holds_the_context() {
+        let org = OrgContextBuilder::new("org_1").scopes(["a", "b"]).build();
+        assert_eq!(*scoped::<Read>(&org).org_code(), "org_1");
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    #[should_panic(expected = "does not have the scopes")]
+    fn scoped_requires_the_scopes() {
+        let org = OrgContextBuilder::new("org_1").scopes(["a"]).build();
+        scoped::<Read>(&org);
     }
 }

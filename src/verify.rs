@@ -35,17 +35,24 @@
 //!
 //! let layer = ApiKeyLayer::new(Database());
 //! ```
+//!
+//! [`PrefixVerifier`] chooses among several issuers by the prefix of the key.
+
+mod boxed;
+mod prefix;
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use orgkey_lookup::{Answer, Answered, Invalid};
+use orgkey_lookup::{Answer, Answered, Invalid, Label};
 
-use crate::context::{KeyId, OrgCode};
+pub use self::boxed::BoxVerifier;
+pub(crate) use self::boxed::DynVerifier;
+pub use self::prefix::{Organizations, PrefixVerifier, PrefixVerifierBuilder};
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::ApiKey;
 use crate::scope::Scopes;
 
@@ -55,6 +62,12 @@ use crate::scope::Scopes;
 /// passes, so the future must be cancel-safe at every `await`. A panic counts as [`VerifyError::unavailable`].
 ///
 /// See the [module documentation](crate::verify) for an example.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not verify keys",
+    label = "not a `Verifier`",
+    note = "implement `Verifier`, or pass a function `Fn(ApiKey) -> impl Future<Output = Result<Verification, VerifyError>> + Send` to `verifier_fn`",
+    note = "a builder is not a verifier: call its `build` first"
+)]
 pub trait Verifier: Send + Sync + 'static {
     /// Verifies a key that the layer does not know.
     fn verify(
@@ -79,7 +92,7 @@ pub trait Verifier: Send + Sync + 'static {
     /// The provided method calls [`verify`](Self::verify) or [`reverify`](Self::reverify) and fails with
     /// [`VerifyError::unavailable`] when that takes longer than [`Attempt::deadline`]. A verifier that makes several calls
     /// per verification overrides this method and applies the deadline to each call, so that a slow second call is not
-    /// mistaken for a failing issuer. [`flight_deadline`](crate::ApiKeyLayerBuilder::flight_deadline) bounds the whole in
+    /// mistaken for a failing issuer. [`lookup_deadline`](crate::ApiKeyLayerBuilder::lookup_deadline) bounds the whole in
     /// any case.
     fn verify_attempt(
         &self,
@@ -99,6 +112,91 @@ pub trait Verifier: Send + Sync + 'static {
                 Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
             }
         }
+    }
+
+    /// Returns the issuers behind this verifier, at least one. One without a name unless overridden.
+    ///
+    /// The layer calls this method when it is built. Each issuer has its own circuit breaker, throttle, retry budget and limits
+    /// of calls, and its name is the label `issuer` in events and metrics.
+    ///
+    /// A verifier that wraps another one delegates this method and [`issuer_of`](Self::issuer_of), or else the issuers share
+    /// one circuit breaker.
+    fn issuers(&self) -> Vec<Issuer> {
+        vec![Issuer::new("")]
+    }
+
+    /// Returns the index in [`issuers`](Self::issuers) of the issuer that verifies this key. Always the same for equal keys.
+    ///
+    /// `None` means that no issuer does. The layer rejects such a key as invalid, without a call, and counts it against no
+    /// budget.
+    fn issuer_of(&self, key: &ApiKey) -> Option<usize> {
+        let _ = key;
+        Some(0)
+    }
+
+    /// Returns the verifier as a type without parameters, for instance to choose one at run time.
+    ///
+    /// ```
+    /// use tower_orgkey::verify::{BoxVerifier, Verifier};
+    /// use tower_orgkey::{ApiKeyLayer, OrgCode, Verification, verifier_fn};
+    ///
+    /// fn verifier(is_demo: bool) -> BoxVerifier {
+    ///     if is_demo {
+    ///         let org = OrgCode::from_static("org_demo");
+    ///         verifier_fn(move |_| {
+    ///             let valid = Verification::of_organization(org.clone());
+    ///             async { Ok(valid) }
+    ///         })
+    ///         .boxed()
+    ///     } else {
+    ///         verifier_fn(|_| async { Ok(Verification::invalid()) }).boxed()
+    ///     }
+    /// }
+    ///
+    /// let auth = ApiKeyLayer::new(verifier(true));
+    /// ```
+    fn boxed(self) -> BoxVerifier
+    where
+        Self: Sized,
+    {
+        BoxVerifier::new(self)
+    }
+}
+
+/// An issuer behind a [`Verifier`], for [`Verifier::issuers`].
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    name: Label,
+    has_namespace: bool,
+}
+
+impl Issuer {
+    /// Creates an issuer with this name, for events, metrics and [`ApiKeyHandle::issuers`](crate::ApiKeyHandle::issuers).
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            has_namespace: false,
+        }
+    }
+
+    /// States that all organization codes of this issuer begin with its name and a colon.
+    pub fn with_namespace(mut self) -> Self {
+        self.has_namespace = true;
+        self
+    }
+
+    /// Returns the name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns whether all organization codes of this issuer begin with its name and a colon.
+    pub fn has_namespace(&self) -> bool {
+        self.has_namespace
+    }
+
+    pub(crate) fn label(&self) -> Label {
+        Label::clone(&self.name)
     }
 }
 
@@ -168,6 +266,14 @@ impl<V: Verifier> Verifier for Arc<V> {
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
         V::verify_attempt(self, key, attempt)
     }
+
+    fn issuers(&self) -> Vec<Issuer> {
+        V::issuers(self)
+    }
+
+    fn issuer_of(&self, key: &ApiKey) -> Option<usize> {
+        V::issuer_of(self, key)
+    }
 }
 
 /// Returns a [`Verifier`] that calls a function. For tests and small issuers.
@@ -226,8 +332,17 @@ where
 /// assert!(valid.is_valid() && !invalid.is_valid());
 /// # Ok::<(), tower_orgkey::InvalidIdentifier>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Verification(pub(crate) Answered<Facts>);
+
+impl fmt::Debug for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verification")
+            .field("answer", &self.0.answer)
+            .field("credential", &self.0.credential)
+            .finish()
+    }
+}
 
 /// The verification result of a valid key, as the issuer sent it.
 #[derive(Clone, Debug, Default)]
@@ -439,20 +554,5 @@ impl VerifyError {
             VerifyErrorKind::Throttled { retry_after } => retry_after,
             _ => None,
         }
-    }
-}
-
-/// The future of a verification, boxed.
-type VerifyFuture<'a> =
-    Pin<Box<dyn Future<Output = Result<Verification, VerifyError>> + Send + 'a>>;
-
-/// An object-safe [`Verifier`], so that a layer has no type parameter for it.
-pub(crate) trait DynVerifier: Send + Sync + 'static {
-    fn call<'a>(&'a self, key: &'a ApiKey, attempt: Attempt) -> VerifyFuture<'a>;
-}
-
-impl<V: Verifier> DynVerifier for V {
-    fn call<'a>(&'a self, key: &'a ApiKey, attempt: Attempt) -> VerifyFuture<'a> {
-        Box::pin(self.verify_attempt(key, attempt))
     }
 }

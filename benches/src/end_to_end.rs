@@ -11,10 +11,15 @@ use crate::rows::{self, REPORTS, SCOPE, hand_made, ours};
 use crate::table;
 
 const ROUNDS: usize = 15;
-const ROWS: [(&str, &str); 3] = [
+const ROWS: &[(&str, &str)] = &[
     ("bare", "the server without the layer"),
     ("ours", "ours: `(auth, require_scope(..))`"),
     ("from-fn", "typical `from_fn`"),
+    #[cfg(feature = "whole")]
+    (
+        "whole",
+        "audit to a file, usage, auth, rate, settings, scope",
+    ),
 ];
 
 pub(crate) fn table() {
@@ -46,13 +51,13 @@ pub(crate) fn table() {
         .collect();
     table::print(
         &format!(
-            "end to end: one server thread under `wrk -t1 -c32`, median of {ROUNDS} rounds by turns"
+            "end to end: one server thread under `wrk -t1 -c32`, median of {ROUNDS} alternating rounds"
         ),
         &[
             "row",
             "requests per second",
-            "of the bare server's",
-            "of the `from_fn`'s",
+            "relative to the bare server",
+            "relative to `from_fn`",
         ],
         &lines,
     );
@@ -109,6 +114,8 @@ pub(crate) fn serve(row: &str, address: &str) {
         "bare" => rows::api(),
         "ours" => rows::api().layer((ours::warm_layer(), require_scope(SCOPE))),
         "from-fn" => hand_made::typical_router(),
+        #[cfg(feature = "whole")]
+        "whole" => rows::whole::whole_router(&rows::whole::trail()),
         _ => panic!("no row `{row}`"),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

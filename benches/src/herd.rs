@@ -33,7 +33,7 @@ pub(crate) fn table() {
         ]
     });
     table::print(
-        &format!("herd: {WAITERS} requests at once with one cold key"),
+        &format!("herd: {WAITERS} concurrent requests with one unknown key"),
         &["issuer's latency", "calls", "p99", "p99 / latency"],
         &lines,
     );

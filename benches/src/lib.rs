@@ -25,11 +25,12 @@ Without a bench, all of them, one after another.
   scale        one key to a million: the cost of a hit, the bytes of a key
   threads      one key, from every core
   herd         ten thousand requests at once with one cold key
-  miss         a cold key, beside the bare call to the issuer
+  miss         a cold key, compared with a plain call to the issuer
   end_to_end   requests per second over loopback, under wrk
-  books        audit, usage, limits and settings, each on and off; a build of its own
+  whole        audit, usage, limits and settings, each and together; built separately
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
-  guard --record             writes that file";
+  guard --record             writes that file
+  whole --guard [--record]   the same for the whole stack, against `benches/whole.ratios`";
 
 /// Runs the bench named on the command line, or all benches.
 pub fn main() -> ExitCode {
@@ -51,24 +52,27 @@ pub fn main() -> ExitCode {
         ["miss"] => miss::table(),
         ["end_to_end"] => end_to_end::table(),
         ["hit", "--criterion", ref filter @ ..] => hit::criterion(filter.first().copied()),
-        #[cfg(feature = "books")]
-        ["books"] => hit::table(
-            "books: what each part adds to a hit",
-            &[rows::NO_OP, rows::FLOOR]
-                .map(rows::find)
-                .into_iter()
-                .chain(rows::books::ALL.iter().copied())
-                .collect::<Vec<_>>(),
-        ),
-        ["guard"] => return hit::guard(),
-        ["guard", "--record"] => hit::record(),
+        #[cfg(feature = "whole")]
+        ["whole"] => {
+            hit::table(
+                "whole: what each part adds to a hit, and all together",
+                &[rows::NO_OP, rows::FLOOR]
+                    .map(rows::find)
+                    .into_iter()
+                    .chain(rows::whole::ALL.iter().copied())
+                    .collect::<Vec<_>>(),
+            );
+            end_to_end::table();
+        }
+        ["guard"] | ["whole", "--guard"] => return hit::guard(),
+        ["guard", "--record"] | ["whole", "--guard", "--record"] => hit::record(),
         // The child processes of the benches.
         ["row", name, times] => rows::repeat(
             rows::find(name),
             times.parse().expect("a number of requests"),
         ),
         ["memory", keys] => scale::memory(keys.parse().expect("a number of keys")),
-        ["junk", keys] => scale::junk(keys.parse().expect("a number of keys")),
+        ["invalid", keys] => scale::invalid(keys.parse().expect("a number of keys")),
         ["serve", row, address] => end_to_end::serve(row, address),
         _ => {
             eprintln!("{USAGE}");

@@ -106,16 +106,16 @@ pub(crate) fn table() {
     });
     let microseconds = |seconds: f64| format!("{:.1} µs", seconds * 1e6);
     table::print(
-        "miss: one after another, over a warm connection",
-        &["row", "median", "of the bare call"],
+        "miss: sequential calls over an open connection",
+        &["row", "median", "relative to the plain call"],
         &[
             vec![
-                "a bare reqwest JSON POST".to_owned(),
+                "a plain reqwest JSON POST".to_owned(),
                 microseconds(bare),
                 "1.00".to_owned(),
             ],
             vec![
-                "a cold key through the layer and `KindeVerifier`".to_owned(),
+                "an unknown key through the layer and `KindeVerifier`".to_owned(),
                 microseconds(cold),
                 table::ratio(cold, bare),
             ],

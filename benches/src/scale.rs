@@ -49,7 +49,7 @@ pub(crate) fn table() {
         }
     }
     table::print(
-        "scale: a hit over a layer that does nothing",
+        "scale: instructions of a hit above a layer that does nothing",
         &[
             "keys",
             "floor over papaya",
@@ -69,21 +69,21 @@ pub(crate) fn table() {
         })
         .collect();
     table::print(
-        "scale: resident bytes per cached key, all told",
+        "scale: resident bytes per cached key",
         &["keys", "bytes per key"],
         &lines,
     );
 
-    let lines = [20_000, 200_000, 1_000_000].map(|junk: u32| {
-        let bytes = in_a_child(&["junk", &junk.to_string()]);
+    let lines = [20_000, 200_000, 1_000_000].map(|keys: u32| {
+        let bytes = in_a_child(&["invalid", &keys.to_string()]);
         vec![
-            format!("{junk} refused keys"),
+            format!("{keys} invalid keys"),
             format!("{:.1} MB", bytes / 1e6),
         ]
     });
     table::print(
-        "scale: what refused keys occupy in a layer for 100,000",
-        &["refused", "resident"],
+        "scale: resident bytes of invalid keys, capacity 100,000",
+        &["invalid keys", "resident bytes"],
         &lines,
     );
 }
@@ -137,14 +137,14 @@ pub(crate) fn memory(size: u32) {
     let entries = handle.stats().entries;
     assert!(
         entries * 100 >= size as usize * 99,
-        "{entries} of {size} are held"
+        "{entries} of {size} are cached"
     );
     println!("{}", (after - before) as f64 / entries as f64);
     drop((warm, full));
 }
 
 /// Prints the memory of invalid keys, in bytes.
-pub(crate) fn junk(of: u32) {
+pub(crate) fn invalid(of: u32) {
     use tower::ServiceExt;
     use tower_orgkey::{ApiKeyLayer, Verification, test_util::TestClock, verifier_fn};
 
@@ -168,7 +168,7 @@ pub(crate) fn junk(of: u32) {
             tokio::time::advance(Duration::from_millis(20)).await;
         }
         let stats = handle.stats();
-        assert!(stats.refused_entries > 9_000, "{stats:?}");
+        assert!(stats.invalid_entries > 9_000, "{stats:?}");
         println!("{}", keys::resident() - before);
     });
 }

@@ -62,13 +62,13 @@ pub(crate) fn table() {
         })
         .collect();
     table::print(
-        &format!("threads: one key, a request on 1 and on each of {cores} threads"),
+        &format!("threads: one key, on 1 thread and on {cores} threads"),
         &[
             "row",
             "1 thread",
-            "each of all",
+            "per thread",
             "all / 1",
-            "of papaya's",
+            "relative to papaya",
             "time / papaya's",
         ],
         &lines,

@@ -7,16 +7,17 @@ use http::header::{AUTHORIZATION, HeaderName};
 use orgkey_lookup::Config;
 
 use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
+use super::stacked::{Outer, accepted};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
 use crate::config::{ConfigError, config_setters};
-use crate::credential::CredentialSource;
-use crate::key::DigestSecret;
-use crate::rejection::{DefaultRejectionResponse, Face, Style};
+use crate::credential::{CredentialHeader, CredentialSource, KeyFilter, KeyRules};
+use crate::key::{DigestSecret, MAX_KEY_LEN, MIN_KEY_LEN, is_token68};
+use crate::rejection::{Challenge, DefaultRejectionResponse, ResponseFormat};
 use crate::request_head::RequestHead;
-use crate::verify::DynVerifier;
+use crate::verify::{DynVerifier, Organizations};
 
-/// Builds an [`ApiKeyLayer`] with settings of your own.
+/// Configures an [`ApiKeyLayer`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,6 +34,7 @@ use crate::verify::DynVerifier;
 /// # Ok::<(), tower_orgkey::ConfigError>(())
 /// ```
 #[must_use]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub struct ApiKeyLayerBuilder {
     verifier: Arc<dyn DynVerifier>,
     config: Config,
@@ -42,6 +44,9 @@ pub struct ApiKeyLayerBuilder {
     allow_anonymous: bool,
     allow_user_keys: bool,
     strip_credential: bool,
+    keeps_key: bool,
+    outer: Vec<Outer>,
+    rules: KeyRules,
     peer: Option<PeerFn>,
     #[cfg(feature = "test-util")]
     digest_secret: Option<[u8; 16]>,
@@ -58,6 +63,9 @@ impl ApiKeyLayerBuilder {
             allow_anonymous: false,
             allow_user_keys: false,
             strip_credential: false,
+            keeps_key: false,
+            outer: Vec::new(),
+            rules: KeyRules::default(),
             peer: None,
             #[cfg(feature = "test-util")]
             digest_secret: None,
@@ -99,20 +107,21 @@ impl ApiKeyLayerBuilder {
 
         /// Sets how long a verification may take with its retry and its waits. At least the caller deadline, at most 60 s;
         /// 10 s unless set.
-        flight_deadline(deadline: Duration) => flight_deadline;
+        lookup_deadline(deadline: Duration) => lookup_deadline;
     }
 
-    /// The `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.
+    /// Sets the `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
-    /// Takes the key from a header of your own, which then holds the key and nothing else, instead of from
-    /// `Authorization: Bearer`. Challenges name `scheme`, without RFC 6750's attributes.
+    /// Reads the key from this header instead of from `Authorization: Bearer`. The value of the header is the key alone.
+    /// Challenges have the scheme `scheme`, without the attributes of RFC 6750.
     ///
-    /// Shared caches know that a response to a request with `Authorization` is private (RFC 9111 §3.5), and know nothing of
-    /// your header. So every response gets `Vary` with its name and, where the handler set none, `Cache-Control: private`.
+    /// Shared caches treat a response to a request with `Authorization` as private (RFC 9111 §3.5), but not to one with another
+    /// header. So every response gets `Vary` with the name of the header and, if the handler did not set `Cache-Control`,
+    /// `Cache-Control: private`.
     ///
     /// ```
     /// use http::HeaderName;
@@ -130,45 +139,171 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// Lets requests pass that present no key, or a credential of another scheme. Off unless called.
+    /// Allows requests without a key, or with a credential of another scheme. Off unless called.
     ///
     /// # Warning
     ///
-    /// A handler without [`OrgContext`](crate::OrgContext), [`Scoped`](crate::Scoped) or a guard is then open to everybody.
-    /// Guards and `OrgContext` answer 401; `Option<OrgContext>` is `None`. A bad, malformed or unverifiable key is refused
-    /// as ever: it is never anonymous.
+    /// A handler without [`OrgContext`](crate::OrgContext), [`Scoped`](crate::Scoped) or a guard is then open to all requests.
+    /// Guards and `OrgContext` respond with 401; `Option<OrgContext>` is `None`. A request with an invalid or malformed key, or
+    /// one that cannot be verified, is still rejected.
     pub fn allow_anonymous(mut self) -> Self {
         self.allow_anonymous = true;
         self
     }
 
-    /// Lets keys of users pass, if the issuer names an organization for them too. Off unless called.
+    /// Accepts only credentials with this prefix as keys. Call it several times to accept several prefixes. All credentials
+    /// unless set.
+    ///
+    /// For issuers with keys of a known form, and for routes that also accept other bearer tokens, such as JWTs of users. The
+    /// layer does not verify another credential and counts it against no budget. It rejects the request with 401, or
+    /// [passes it on](Self::pass_other_credentials_to_inner_auth).
+    ///
+    /// ```
+    /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    /// let auth = ApiKeyLayer::builder(verifier).only_prefix("k_live_").only_prefix("k_test_").build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn only_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.filter().prefixes.push(prefix.into());
+        self
+    }
+
+    /// Accepts credentials for which this function returns true as keys, in addition to those with a
+    /// [prefix](Self::only_prefix). All credentials unless set.
+    ///
+    /// The function gets what the client sent, which may have any length and need not be in the grammar of keys. It runs on every
+    /// request and must not block.
+    pub fn only_matching(mut self, accepts: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        self.filter().functions.push(Box::new(accepts));
+        self
+    }
+
+    fn filter(&mut self) -> &mut KeyFilter {
+        self.rules.filter.get_or_insert_default()
+    }
+
+    /// Passes requests with other credentials to the inner service, for another authentication there. Off unless called.
+    ///
+    /// Other credentials are bearer tokens that [`only_prefix`](Self::only_prefix) and [`only_matching`](Self::only_matching) do
+    /// not accept, and credentials of another scheme. They are passed on unchanged, whatever their length and grammar. Requests
+    /// without a credential, with a repeated header, or with an invalid key are rejected as before.
+    ///
+    /// Guards, limits, settings and the extractors [`OrgContext`](crate::OrgContext), `Option<OrgContext>` and
+    /// [`Scoped`](crate::Scoped) respond to such a request with 401, so it reaches only handlers that take neither.
     ///
     /// # Warning
     ///
-    /// Such a key acts for one person, and
-    /// [`OrgContext::user_id`](crate::OrgContext::user_id) says for whom; a handler that looks at the organization alone
-    /// gives that person whatever the organization may do.
+    /// The layer does not verify these credentials. A handler without an inner authentication, an extractor or a guard is open
+    /// to every request with any other credential.
+    ///
+    /// ```
+    /// # use tower_orgkey::{ApiKeyLayer, Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    /// // Users have JWTs, which a layer inside this one verifies.
+    /// let auth = ApiKeyLayer::builder(verifier)
+    ///     .only_prefix("k_live_")
+    ///     .pass_other_credentials_to_inner_auth()
+    ///     .build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn pass_other_credentials_to_inner_auth(mut self) -> Self {
+        self.rules.passes_others = true;
+        self
+    }
+
+    /// Sets the maximum length of a key, in bytes. 8 to 8,192; 512 unless set. Longer keys are rejected with 400.
+    ///
+    /// For verifiers that accept JWTs. Servers limit the length of headers too.
+    pub fn max_key_len(mut self, bytes: usize) -> Self {
+        self.rules.max_len = bytes;
+        self
+    }
+
+    /// Allows keys of users, if the issuer names an organization for them too. Off unless called.
+    ///
+    /// # Warning
+    ///
+    /// Such a key acts for one user, whom [`OrgContext::user_id`](crate::OrgContext::user_id) names. A handler that checks only
+    /// the organization gives this user all rights of the organization.
     pub fn allow_user_keys(mut self) -> Self {
         self.allow_user_keys = true;
         self
     }
 
-    /// Whether the credential is removed from a request before the inner service sees it. Off unless set; it is marked
-    /// sensitive in any case.
+    /// Sets whether the credential is removed from the request before the inner service is called. Off unless set. The header is
+    /// marked as sensitive in any case.
     ///
-    /// A clone of this layer further in (on a route with [`max_age`](ApiKeyLayer::max_age), say) still finds the key: it is kept
-    /// in the request's extensions, as a type that only this crate can name. Other layers, and handlers, do not find it.
+    /// A clone of this layer further in, for example on a route with [`max_age`](ApiKeyLayer::max_age), still finds the key in the
+    /// request's extensions. Its type is private to this crate, so other layers and handlers cannot read it.
     pub fn strip_credential(mut self, strip: bool) -> Self {
         self.strip_credential = strip;
         self
     }
 
-    /// Tells callers apart, by whatever your function makes of a request (an address, usually).
+    /// Sets whether contexts keep the key of their request, in memory that is zeroized on drop. Off by default.
     ///
-    /// When junk has used up the budget of refusals, unknown keys wait for their turn, and the turns are shared fairly
-    /// among the peers. Called only for keys that have to be verified. Behind a proxy the address of the connection is
-    /// the proxy's; take the forwarded one only from a proxy that you trust.
+    /// Required by [`OrgContext::revalidate`](crate::OrgContext::revalidate) and
+    /// [`OrgContext::until_invalid_revalidating`](crate::OrgContext::until_invalid_revalidating). The key is kept until the last
+    /// clone of the context in the extensions of the request and the contexts that handlers keep are dropped. Observers get a
+    /// context without it.
+    pub fn revalidation(mut self, keep_key: bool) -> Self {
+        self.keeps_key = keep_key;
+        self
+    }
+
+    /// Accepts requests without a key for this layer that `outer`, a layer around this one, has authenticated. Not accepted by
+    /// default: the inner of two layers requires its own key.
+    ///
+    /// Use it for keys in two headers. A request with a valid key for both layers is rejected with 400. Keys in one header need
+    /// one layer, with a [`PrefixVerifier`](crate::verify::PrefixVerifier). A layer that `outer` accepts is accepted too.
+    ///
+    /// If this layer has a [`max_age`](ApiKeyLayer::max_age), it accepts only a verification result within that age, so set it
+    /// on `outer` too. It accepts a key of a user only with [`allow_user_keys`](Self::allow_user_keys).
+    ///
+    /// `organizations` says whether the verifiers of both layers have the same organizations.
+    ///
+    /// # Errors
+    ///
+    /// [`build`](Self::build) fails if `outer` does not [`allow_anonymous`](Self::allow_anonymous), because it would reject the
+    /// keys of this layer; if both take the key from the same header; and, with [`Organizations::Separate`], unless each issuer
+    /// has a separate namespace, as those of a `PrefixVerifier` with that setting have.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_orgkey::ApiKeyLayer;
+    /// use tower_orgkey::verify::Organizations;
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let kinde = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    /// # let table = kinde.clone();
+    ///
+    /// let outer = ApiKeyLayer::builder(table)
+    ///     .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+    ///     .allow_anonymous()
+    ///     .build()?;
+    /// let inner = ApiKeyLayer::builder(kinde)
+    ///     .allow_authenticated_by(&outer, Organizations::Shared)
+    ///     .build()?;
+    /// // `Router::new().route(…).route_layer(inner).route_layer(outer)`
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn allow_authenticated_by<F>(
+        mut self,
+        outer: &ApiKeyLayer<F>,
+        organizations: Organizations,
+    ) -> Self {
+        self.outer.push(Outer {
+            core: Arc::clone(&outer.core),
+            organizations,
+        });
+        self
+    }
+
+    /// Sets a function that identifies the peer of a request, usually by its address.
+    ///
+    /// When invalid keys have used up their budget, unknown keys wait in a queue that is fair between peers. The function is
+    /// called only for keys that have to be verified. Behind a proxy, the address of the connection is that of the proxy; use a
+    /// forwarded address only from a proxy that you trust.
     ///
     /// ```
     /// use std::net::SocketAddr;
@@ -192,14 +327,14 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// Reads the time from a test's clock.
+    /// Reads the time from a clock for tests.
     #[cfg(feature = "test-util")]
-    pub fn test_clock(mut self, clock: crate::test_util::TestClock) -> Self {
+    pub fn test_clock(mut self, clock: crate::clock::TestClock) -> Self {
         self.clock = Clock::Test(clock);
         self
     }
 
-    /// Digests keys under a secret that is known, so that two runs of a benchmark do the same work.
+    /// Sets the secret of the digest, so that two runs of a benchmark do the same work.
     #[cfg(feature = "test-util")]
     #[doc(hidden)]
     pub fn fixed_digest_secret(mut self, secret: [u8; 16]) -> Self {
@@ -207,32 +342,37 @@ impl ApiKeyLayerBuilder {
         self
     }
 
-    /// The layer. Needs no runtime, and starts nothing.
+    /// Builds the layer. Needs no runtime and spawns no task.
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
         self.config.check()?;
+        check_rules(&self.rules)?;
         let secret = DigestSecret::draw()
             .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
         #[cfg(feature = "test-util")]
         let secret = self.digest_secret.map_or(secret, DigestSecret::fixed);
-        let realm = self.realm.as_deref().unwrap_or(Style::DEFAULT_REALM);
-        let (credential, style) = match self.header {
+        let realm = self.realm.as_deref().unwrap_or(Challenge::DEFAULT_REALM);
+        let (header, challenge) = match self.header {
             Some((AUTHORIZATION, _)) => {
                 return Err(ConfigError::new(
                     "credential_header",
-                    "`authorization` holds a scheme before the key",
+                    "`authorization` has a scheme before the key",
                 ));
             }
             Some((name, scheme)) => {
-                let style = Style::custom(&scheme, realm, &name)?;
-                (CredentialSource::Header(name), Some(style))
+                let challenge = Challenge::custom(&scheme, realm, &name)?;
+                (CredentialHeader::Custom(name), Some(challenge))
             }
-            None if realm == Style::DEFAULT_REALM => (CredentialSource::AuthorizationBearer, None),
+            None if realm == Challenge::DEFAULT_REALM => {
+                (CredentialHeader::AuthorizationBearer, None)
+            }
             None => (
-                CredentialSource::AuthorizationBearer,
-                Some(Style::bearer(realm)?),
+                CredentialHeader::AuthorizationBearer,
+                Some(Challenge::bearer(realm)?),
             ),
         };
         let keys = ApiKeys::new(self.verifier, secret);
+        let credential = CredentialSource::new(header, self.rules);
+        let accepted = accepted(&self.outer, &credential, keys.issuers())?;
         Ok(ApiKeyLayer {
             core: Arc::new(Core {
                 credential,
@@ -240,15 +380,34 @@ impl ApiKeyLayerBuilder {
                 allow_anonymous: self.allow_anonymous,
                 allow_user_keys: self.allow_user_keys,
                 strip_credential: self.strip_credential,
+                keeps_key: self.keeps_key,
+                has_extras: self.strip_credential || self.keeps_key || !accepted.is_empty(),
+                accepted,
                 peer: self.peer,
             }),
-            face: Face {
+            format: ResponseFormat {
                 respond: DefaultRejectionResponse,
-                style: style.map(Arc::new),
+                challenge: challenge.map(Arc::new),
             },
             max_age: None,
         })
     }
+}
+
+fn check_rules(rules: &KeyRules) -> Result<(), ConfigError> {
+    if !(MIN_KEY_LEN..=MAX_KEY_LEN).contains(&rules.max_len) {
+        return Err(ConfigError::new("max_key_len", "must be 8 to 8192"));
+    }
+    let prefixes = rules.filter.iter().flat_map(|filter| &filter.prefixes);
+    for prefix in prefixes {
+        if prefix.is_empty() || prefix.len() > rules.max_len || !is_token68(prefix.as_bytes()) {
+            return Err(ConfigError::new(
+                "only_prefix",
+                "no key begins like this: expected letters, digits and `-._~+/`",
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for ApiKeyLayerBuilder {

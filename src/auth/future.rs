@@ -11,11 +11,11 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
+use super::telemetry::{self, Outcome};
 use crate::api_keys::ApiKeys;
-use crate::observer::RequestObservation;
+use crate::context::observer::RequestObservation;
 use crate::pending::{Decide, Pending, Stop};
-use crate::rejection::{Face, Rejection, RejectionResponse, dress, render};
-use crate::telemetry::{self, Outcome};
+use crate::rejection::{Rejection, RejectionResponse, ResponseFormat, complete, render};
 
 pin_project! {
     /// The response future of [`ApiKeyService`](super::ApiKeyService).
@@ -25,9 +25,20 @@ pin_project! {
     {
         #[pin]
         pub(super) state: State<S, ReqBody>,
-        pub(super) face: Face<F>,
-        pub(super) is_anonymous: bool,
+        pub(super) format: ResponseFormat<F>,
+        pub(super) passed: Passed,
     }
+}
+
+/// Why a request passes the layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Passed {
+    /// Its key is authenticated.
+    Key,
+    /// It has no key, and is allowed without one.
+    Anonymous,
+    /// Its credential is not a key, and is passed to an inner authentication.
+    OtherCredential,
 }
 
 pin_project! {
@@ -37,8 +48,8 @@ pin_project! {
         S: Service<Request<ReqBody>>,
     {
         Called { #[pin] future: S::Future },
-        Refused { rejection: Option<Rejection> },
-        // Boxed, so that the future of a hit stays small: a request that waits for the issuer can pay for a box.
+        Rejected { rejection: Option<Rejection> },
+        // Boxed, so that the future of a hit stays small.
         Waiting { pending: Box<Pending<S, ReqBody, Arc<Core>>> },
     }
 }
@@ -52,12 +63,8 @@ impl<B> Decide<B> for Arc<Core> {
         result: LookupResult<ApiKeys>,
     ) -> Result<(), Rejection> {
         let decision = match result {
-            LookupResult::Serve(entry, now) => self.admit(request, entry, now, false),
-            LookupResult::CannotTell(cannot_tell) => Err(if cannot_tell.is_misconfigured {
-                Rejection::verifier_misconfigured(cannot_tell.retry_after)
-            } else {
-                Rejection::verifier_unavailable(cannot_tell.retry_after)
-            }),
+            LookupResult::Serve(entry, now) => self.authenticate(request, entry, now, false),
+            LookupResult::CannotTell(cannot_tell) => Err(Rejection::cannot_tell(cannot_tell)),
             LookupResult::Invalid => Err(Rejection::invalid_token()),
         };
         decision.map_err(|rejection| RequestObservation::rejected(request.extensions(), rejection))
@@ -79,24 +86,24 @@ where
                     let polled = future.poll(cx);
                     if let Poll::Ready(Ok(response)) = &polled {
                         let rejection = response.extensions().get::<Rejection>();
-                        tell(rejection, *this.is_anonymous);
-                        if rejection.is_some() || this.face.vary().is_some() {
-                            return polled.map_ok(|response| dress(this.face, response));
+                        record_outcome(rejection, *this.passed);
+                        if rejection.is_some() || this.format.vary().is_some() {
+                            return polled.map_ok(|response| complete(this.format, response));
                         }
                     }
-                    // The usual response needs nothing, and is not even moved: it is written where the caller wants it.
+                    // The usual response is not changed, so it is not moved either.
                     return polled;
                 }
-                StateProj::Refused { rejection } => {
+                StateProj::Rejected { rejection } => {
                     let rejection = mem::take(rejection)
                         .unwrap_or_else(|| unreachable!("polled after completion"));
-                    telemetry::answered(Outcome::Refused(&rejection));
-                    return Poll::Ready(Ok(render(this.face, rejection)));
+                    telemetry::responded(Outcome::Rejected(&rejection));
+                    return Poll::Ready(Ok(render(this.format, rejection)));
                 }
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {
                         Ok(future) => State::Called { future },
-                        Err(Stop::Rejected(rejection)) => State::Refused {
+                        Err(Stop::Rejected(rejection)) => State::Rejected {
                             rejection: Some(rejection),
                         },
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),
@@ -108,13 +115,16 @@ where
     }
 }
 
-/// Tells how a request ended that was let through. What a layer further in refused, that one has told already.
-fn tell(rejection: Option<&Rejection>, is_anonymous: bool) {
+/// Counts the outcome of a request that passed. An inner layer has already counted a rejection that it rendered.
+fn record_outcome(rejection: Option<&Rejection>, passed: Passed) {
     match rejection {
-        Some(rejection) if rejection.is_dressed() => {}
-        Some(rejection) => telemetry::answered(Outcome::Refused(rejection)),
-        None if is_anonymous => telemetry::answered(Outcome::Anonymous),
-        None => telemetry::answered(Outcome::Allowed),
+        Some(rejection) if rejection.is_rendered() => {}
+        Some(rejection) => telemetry::responded(Outcome::Rejected(rejection)),
+        None => telemetry::responded(match passed {
+            Passed::Key => Outcome::Allowed,
+            Passed::Anonymous => Outcome::Anonymous,
+            Passed::OtherCredential => Outcome::OtherCredential,
+        }),
     }
 }
 

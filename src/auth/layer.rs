@@ -10,7 +10,7 @@ use super::service::ApiKeyService;
 use crate::api_keys::Cache;
 use crate::credential::CredentialSource;
 use crate::handle::ApiKeyHandle;
-use crate::rejection::{DefaultRejectionResponse, Face};
+use crate::rejection::{DefaultRejectionResponse, ResponseFormat};
 use crate::request_head::RequestHead;
 use crate::verify::Verifier;
 
@@ -22,17 +22,24 @@ use crate::verify::Verifier;
 #[must_use]
 pub struct ApiKeyLayer<F = DefaultRejectionResponse> {
     pub(super) core: Arc<Core>,
-    pub(super) face: Face<F>,
+    pub(super) format: ResponseFormat<F>,
     pub(super) max_age: Option<Duration>,
 }
 
 /// The state shared by the clones of a layer.
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub(crate) struct Core {
     pub(super) credential: CredentialSource,
     pub(super) cache: Arc<Cache>,
     pub(super) allow_anonymous: bool,
     pub(super) allow_user_keys: bool,
     pub(super) strip_credential: bool,
+    /// Whether contexts keep the key, for [`OrgContext::revalidate`](crate::OrgContext::revalidate).
+    pub(super) keeps_key: bool,
+    /// The outer layers that this one accepts contexts of.
+    pub(super) accepted: Vec<Arc<Core>>,
+    /// Whether a request that passes needs more than its context.
+    pub(super) has_extras: bool,
     pub(super) peer: Option<PeerFn>,
 }
 
@@ -81,9 +88,9 @@ impl<F> ApiKeyLayer<F> {
     pub fn with_rejection_response<G>(self, respond: G) -> ApiKeyLayer<G> {
         ApiKeyLayer {
             core: self.core,
-            face: Face {
+            format: ResponseFormat {
                 respond,
-                style: self.face.style,
+                challenge: self.format.challenge,
             },
             max_age: self.max_age,
         }

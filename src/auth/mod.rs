@@ -26,7 +26,7 @@
 //! }
 //!
 //! let app: Router = Router::new()
-//!     // Guards go innermost: they need the context from the layer.
+//!     // Guards go innermost: they need the context from the layer. Settings and limits go between `ApiKeyLayer` and guards.
 //!     .route("/reports", get(list).route_layer(require_scope("read:reports")))
 //!     // `route_layer` applies to the routes above this line; `layer` also covers 404 and the fallback.
 //!     .route_layer(ApiKeyLayer::new(verifier))
@@ -49,6 +49,18 @@
 //!
 //! If one layer is inside another, the inner one decides and replaces the context of the outer one.
 //!
+//! # JWTs beside keys
+//!
+//! Users and organizations may both send `Authorization: Bearer`. There are two ways to serve both, which
+//! [`examples/jwt`](https://github.com/tower-orgkey/tower-orgkey/tree/main/examples/jwt) shows:
+//!
+//! * A [`Verifier`](crate::Verifier) that verifies JWTs too. Guards, limits and handlers then treat a JWT like a key. JWTs need
+//!   [`max_key_len`](ApiKeyLayerBuilder::max_key_len), and [`allow_user_keys`](ApiKeyLayerBuilder::allow_user_keys) if the result
+//!   has a user.
+//! * [`only_prefix`](ApiKeyLayerBuilder::only_prefix) and
+//!   [`pass_other_credentials_to_inner_auth`](ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth). A layer or an extractor of
+//!   yours inside `ApiKeyLayer` then verifies JWTs. Guards and extractors of this crate reject requests with a JWT.
+//!
 //! # Requests that wait
 //!
 //! If a request has waited, for its verification, for [settings](crate::settings) or for the inner service to become
@@ -66,7 +78,9 @@ mod future;
 mod guarded;
 mod layer;
 mod service;
+mod stacked;
 mod stripped;
+mod telemetry;
 
 pub use self::builder::ApiKeyLayerBuilder;
 pub use self::future::ResponseFuture;

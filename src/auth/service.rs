@@ -7,23 +7,23 @@ use http::{Extensions, HeaderMap, Request, Response};
 use orgkey_lookup::{CacheResult, LookupRequest};
 use tower_service::Service;
 
-use super::future::{ResponseFuture, State};
+use super::future::{Passed, ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
 use super::stripped::Stripped;
+use super::telemetry;
 use crate::api_keys::{ApiKeys, Entry};
 use crate::clock::Tick;
-use crate::context::{Anonymous, OrgContext};
+use crate::context::observer::RequestObservation;
+use crate::context::{Anonymous, OrgContext, OtherCredential};
 use crate::credential::Credential;
 use crate::key::{ApiKey, KeyDigest, is_key};
-use crate::observer::RequestObservation;
 use crate::pending::Pending;
 use crate::rejection::{DefaultRejectionResponse, Rejection, RejectionResponse};
 use crate::request_head::RequestHead;
-use crate::telemetry;
 
-/// The service that [`ApiKeyLayer`] makes.
+/// The service of [`ApiKeyLayer`].
 ///
-/// See the [module's guide](crate::auth).
+/// See the [module documentation](crate::auth).
 #[derive(Clone)]
 #[must_use]
 pub struct ApiKeyService<S, F = DefaultRejectionResponse> {
@@ -37,13 +37,11 @@ impl<S, F> ApiKeyService<S, F> {
     }
 }
 
-/// Which way a request goes.
-enum Way {
-    Pass {
-        is_anonymous: bool,
-    },
-    Refuse(Rejection),
-    /// Boxed, so that the decision of a hit is small: it is copied.
+/// The decision about a request.
+enum Decision {
+    Pass(Passed),
+    Reject(Rejection),
+    /// Boxed, because the decision of a hit is copied.
     Wait(Box<LookupRequest<ApiKeys>>),
 }
 
@@ -62,26 +60,26 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // Nothing but this function writes the future, so that it is built where it stays: it is some hundred bytes.
-        let face = self.layer.face.clone();
-        match self.layer.core.way(&mut request, self.layer.max_age) {
-            Way::Pass { is_anonymous } => ResponseFuture {
-                face,
-                is_anonymous,
+        // Only this function constructs the future, so that it is built in place: it is large.
+        let format = self.layer.format.clone();
+        match self.layer.core.decide(&mut request, self.layer.max_age) {
+            Decision::Pass(passed) => ResponseFuture {
+                format,
+                passed,
                 state: State::Called {
                     future: self.inner.call(request),
                 },
             },
-            Way::Refuse(rejection) => ResponseFuture {
-                face,
-                is_anonymous: false,
-                state: State::Refused {
+            Decision::Reject(rejection) => ResponseFuture {
+                format,
+                passed: Passed::Key,
+                state: State::Rejected {
                     rejection: Some(rejection),
                 },
             },
-            Way::Wait(lookup) => ResponseFuture {
-                face,
-                is_anonymous: false,
+            Decision::Wait(lookup) => ResponseFuture {
+                format,
+                passed: Passed::Key,
                 state: State::Waiting {
                     pending: self.wait(request, *lookup),
                 },
@@ -91,8 +89,8 @@ where
 }
 
 impl<S: Clone, F> ApiKeyService<S, F> {
-    /// The user's function that tells callers apart is asked here and not in [`Core::way`]: a function that nobody can look
-    /// into, and that sees where the request lies, would have the compiler copy the request of every hit.
+    /// Calls the user's function for the peer here instead of in [`Core::decide`]: an opaque function that gets a reference to
+    /// the request would make the compiler copy the request of every hit.
     #[cold]
     fn wait<ReqBody>(
         &mut self,
@@ -110,25 +108,36 @@ impl<S: Clone, F> ApiKeyService<S, F> {
 }
 
 impl Core {
-    /// Decides on a request, and puts into it what a decision to let it pass entails.
+    /// Decides about a request, and inserts the context if it passes.
     #[inline]
-    fn way<B>(
+    fn decide<B>(
         self: &Arc<Self>,
         request: &mut Request<B>,
         max_age: Option<std::time::Duration>,
-    ) -> Way {
+    ) -> Decision {
         let key = match self.credential.read(request.headers_mut()) {
             Credential::Presented(key) => key,
-            Credential::Absent => match self.stripped(request.extensions()) {
-                Some(key) => key,
-                None if self.allow_anonymous => return anonymous(request),
-                None => return refuse(request, Rejection::missing_credential()),
-            },
-            Credential::Malformed => return refuse(request, Rejection::malformed_credential()),
+            absent @ (Credential::Absent | Credential::OtherScheme) => {
+                let is_other = absent == Credential::OtherScheme && self.credential.passes_others();
+                match self.stripped(request.extensions()) {
+                    Some(key) => key,
+                    None if self.accepts(request.extensions(), max_age) => {
+                        return Decision::Pass(Passed::Key);
+                    }
+                    None if is_other => return other_credential(request),
+                    None if self.allow_anonymous => return anonymous(request),
+                    None => return reject(request, Rejection::missing_credential()),
+                }
+            }
+            Credential::Other if self.credential.passes_others() => {
+                return other_credential(request);
+            }
+            Credential::Other => return reject(request, Rejection::invalid_token()),
+            Credential::Malformed => return reject(request, Rejection::malformed_credential()),
         };
         let digest = self.cache.source().digest(key);
         let now = self.cache.clock().now();
-        // An age that reaches back to before the clock's origin excludes nothing.
+        // An age that reaches back before the origin of the clock excludes nothing.
         let oldest = match max_age {
             Some(max_age) => before(now, max_age),
             None => None,
@@ -143,26 +152,24 @@ impl Core {
                     }
                     entry
                 }
-                Some(CacheResult::Invalid) => return refuse(request, Rejection::invalid_token()),
-                None => return refuse(request, Rejection::malformed_credential()),
+                Some(CacheResult::Invalid) => return reject(request, Rejection::invalid_token()),
+                None => return reject(request, Rejection::malformed_credential()),
                 Some(CacheResult::LookUp) => {
                     return match ApiKey::from_bytes(key) {
-                        Ok(key) => Way::Wait(Box::new(LookupRequest {
+                        Ok(key) => Decision::Wait(Box::new(LookupRequest {
                             query: key,
                             key: digest,
                             oldest,
                             peer: None,
                         })),
-                        Err(_) => refuse(request, Rejection::malformed_credential()),
+                        Err(_) => reject(request, Rejection::malformed_credential()),
                     };
                 }
             },
         };
-        match self.admit(request, entry, now, true) {
-            Ok(()) => Way::Pass {
-                is_anonymous: false,
-            },
-            Err(rejection) => refuse(request, rejection),
+        match self.authenticate(request, entry, now, true) {
+            Ok(()) => Decision::Pass(Passed::Key),
+            Err(rejection) => reject(request, rejection),
         }
     }
 
@@ -181,55 +188,75 @@ impl Core {
         (!is_malformed).then(|| self.cache.classify(cached, &digest, oldest, now))
     }
 
-    /// Judges facts for this request, and gives it its context. `cached` facts were there before it came.
+    /// Decides about a verification result for this request, and inserts the context. `is_cached` if the request did not wait.
     #[inline(always)]
     #[expect(
         clippy::inline_always,
-        reason = "the compiler would not, since the seldom way judges too, and a call is a sixth of its price"
+        reason = "the compiler does not inline it, because misses call it too, and a call is a sixth of its cost"
     )]
-    pub(super) fn admit<B>(
+    pub(super) fn authenticate<B>(
         self: &Arc<Self>,
         request: &mut Request<B>,
         entry: Arc<Entry>,
         now: Tick,
-        cached: bool,
+        is_cached: bool,
     ) -> Result<(), Rejection> {
         if entry.value.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
-        telemetry::allowed(&context);
-        // The one lookup of the request's observation: guards find it in the context.
-        let context = match RequestObservation::of(request.extensions()) {
-            None => context,
-            Some(observation) => observation.observe(context, cached),
-        };
-        if self.strip_credential {
+        let mut key = None;
+        if self.has_extras {
             // By value: a function that received the request's address would make the compiler copy every request.
             let headers = mem::take(request.headers_mut());
             let extensions = mem::take(request.extensions_mut());
-            (*request.headers_mut(), *request.extensions_mut()) = self.strip(headers, extensions);
+            let (headers, extensions, kept) = self.apply_extras(headers, extensions);
+            (*request.headers_mut(), *request.extensions_mut()) = (headers, extensions);
+            key = kept?;
         }
-        // Goes before what a layer further out may have put there for a request without a key.
-        request.extensions_mut().insert(context);
+        telemetry::allowed(&context);
+        // The only lookup of the request's observation: guards find it in the context.
+        let context = match RequestObservation::of(request.extensions()) {
+            None => context,
+            Some(observation) => observation.observe(context, is_cached),
+        };
+        // Replaces the context of an outer layer.
+        request.extensions_mut().insert(context.with_key(key));
         Ok(())
     }
 
-    /// Removes the credential from the headers, and keeps its key for a clone of this layer further in.
+    /// Applies the settings that few layers have: rejects a request that an accepted layer has authenticated too, returns the key
+    /// for the context, and removes the credential.
     #[cold]
-    fn strip(
+    fn apply_extras(
         self: &Arc<Self>,
         mut headers: HeaderMap,
         mut extensions: Extensions,
-    ) -> (HeaderMap, Extensions) {
-        // Without a credential, a clone further out has already removed it.
-        if let Some(key) = self.credential.remove(&mut headers) {
+    ) -> (
+        HeaderMap,
+        Extensions,
+        Result<Option<Arc<ApiKey>>, Rejection>,
+    ) {
+        if self.accepted_context(&extensions).is_some() {
+            let ambiguous = Err(Rejection::malformed_credential());
+            return (headers, extensions, ambiguous);
+        }
+        let key = if self.keeps_key {
+            let stripped = || ApiKey::from_bytes(self.stripped(&extensions)?).ok();
+            self.credential.key(&headers).or_else(stripped)
+        } else {
+            None
+        };
+        // Without a credential, a clone of this layer around it has already removed it.
+        if self.strip_credential
+            && let Some(key) = self.credential.remove(&mut headers)
+        {
             Stripped::put(&mut extensions, self, key);
         }
-        (headers, extensions)
+        (headers, extensions, Ok(key.map(Arc::new)))
     }
 
-    /// The key of a request whose credential a clone of this layer has removed.
+    /// Returns the key of a request if a clone of this layer has removed the credential.
     #[cold]
     fn stripped<'a>(self: &Arc<Self>, extensions: &'a Extensions) -> Option<&'a [u8]> {
         if self.strip_credential {
@@ -240,29 +267,40 @@ impl Core {
     }
 }
 
-/// Kept apart: most layers take facts of any age that may be served.
+/// Kept out of line: most layers have no maximum age.
 #[inline(never)]
 fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
     now.0.checked_sub(crate::clock::nanos(age)).map(Tick)
 }
 
 #[cold]
-fn refuse<B>(request: &Request<B>, rejection: Rejection) -> Way {
-    Way::Refuse(RequestObservation::rejected(
+fn reject<B>(request: &Request<B>, rejection: Rejection) -> Decision {
+    Decision::Reject(RequestObservation::rejected(
         request.extensions(),
         rejection,
     ))
 }
 
 #[cold]
-fn anonymous<B>(request: &mut Request<B>) -> Way {
+fn anonymous<B>(request: &mut Request<B>) -> Decision {
     let extensions = request.extensions_mut();
     if let Some(observation) = RequestObservation::of(extensions) {
         observation.record_anonymous();
     }
     extensions.remove::<OrgContext>();
     extensions.insert(Anonymous);
-    Way::Pass { is_anonymous: true }
+    Decision::Pass(Passed::Anonymous)
+}
+
+#[cold]
+fn other_credential<B>(request: &mut Request<B>) -> Decision {
+    let extensions = request.extensions_mut();
+    if let Some(observation) = RequestObservation::of(extensions) {
+        observation.clear_caller();
+    }
+    extensions.remove::<OrgContext>();
+    extensions.insert(OtherCredential);
+    Decision::Pass(Passed::OtherCredential)
 }
 
 impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {

@@ -19,10 +19,10 @@ struct Of {
 }
 
 impl Stripped {
-    /// Keeps the key that this layer has removed.
+    /// Stores the key that this layer has removed.
     pub(super) fn put(extensions: &mut Extensions, layer: &Arc<Core>, key: ApiKey) {
         let stripped = extensions.get_or_insert_with(|| Self(Vec::with_capacity(1)));
-        // A clone further in may remove another key, that was put into the headers in between.
+        // A clone further in may remove another key, which a layer in between added.
         stripped.0.retain(|of| !Arc::ptr_eq(&of.layer, layer));
         stripped.0.push(Of {
             layer: Arc::clone(layer),
@@ -30,7 +30,7 @@ impl Stripped {
         });
     }
 
-    /// The key that a clone of this layer has removed.
+    /// Returns the key that a clone of this layer has removed.
     pub(super) fn by<'a>(extensions: &'a Extensions, layer: &Arc<Core>) -> Option<&'a [u8]> {
         let Self(stripped) = extensions.get()?;
         let of = stripped.iter().find(|of| Arc::ptr_eq(&of.layer, layer))?;

@@ -3,14 +3,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
-    /// The response future of a guard: the inner service's, or a refusal.
+    /// The response future of a guard: the future of the inner service, or a rejection.
     pub struct GuardFuture<F> {
         #[pin]
         pub(super) state: State<F>,
@@ -20,24 +19,24 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     pub(super) enum State<F> {
-        Passed { #[pin] future: F },
-        Refused { rejection: Option<Rejection> },
+        Allowed { #[pin] future: F },
+        Rejected { rejection: Option<Rejection> },
     }
 }
 
 impl<F> GuardFuture<F> {
-    // Two makers and no `Result` between them: the inner future is some hundred bytes, and every step copies them.
+    // Two functions instead of one that takes a `Result`: the inner future is large, and each step would copy it.
     #[inline]
-    pub(super) fn pass(future: F) -> Self {
+    pub(super) fn inner(future: F) -> Self {
         Self {
-            state: State::Passed { future },
+            state: State::Allowed { future },
         }
     }
 
     #[inline]
-    pub(super) fn refuse(rejection: Rejection) -> Self {
+    pub(super) fn reject(rejection: Rejection) -> Self {
         Self {
-            state: State::Refused {
+            state: State::Rejected {
                 rejection: Some(rejection),
             },
         }
@@ -47,18 +46,18 @@ impl<F> GuardFuture<F> {
 impl<F, B, E> Future for GuardFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: From<Bytes>,
+    B: RejectionBody,
 {
     type Output = Result<Response<B>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Passed { future } => future.poll(cx),
-            StateProj::Refused { rejection } => {
+            StateProj::Allowed { future } => future.poll(cx),
+            StateProj::Rejected { rejection } => {
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));
-                Poll::Ready(Ok(undressed(rejection)))
+                Poll::Ready(Ok(unrendered(rejection)))
             }
         }
     }

@@ -2,32 +2,32 @@ use std::borrow::Cow;
 use std::fmt;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::future::GuardFuture;
-use crate::context::{OrgCode, OrgContext};
-use crate::observer::{RequestObservation, Requirement};
-use crate::rejection::Rejection;
+use crate::context::OrgContext;
+use crate::context::observer::{RequestObservation, Requirement};
+use crate::identifier::OrgCode;
+use crate::rejection::{Rejection, RejectionBody};
 use crate::request_head::RequestHead;
 
-/// The path parameter of this name must be the key's own organization.
+/// Requires that the path parameter of this name is the organization of the key.
 ///
-/// The parameter is decoded once and compared byte for byte. If nested routes give several parameters the name, every one
-/// must agree. Nothing is looked up, so a refusal does not tell whether the other organization exists.
+/// The parameter is decoded once and compared byte for byte. If nested routes have several parameters of the name, all must
+/// be that organization. Nothing is looked up, so a rejection does not reveal whether the other organization exists.
 ///
-/// The route must have the parameter: without it every request is refused with 500, and the log says why.
+/// If the route does not have the parameter, every request is rejected with 500, and the log names the parameter.
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub fn require_org(parameter: impl Into<Cow<'static, str>>) -> RequireOrgLayer<PathParameter> {
     RequireOrgLayer::new(PathParameter(parameter.into()))
 }
 
-/// What your function reads from the request must be the key's own organization; `None` never is.
+/// Requires that `claim` returns the organization of the key. `None` rejects the request.
 ///
-/// For plain Tower services, and for APIs that name the organization elsewhere than in the path.
+/// For Tower services without axum, and for APIs that name the organization elsewhere than in the path.
 ///
 /// ```
 /// use std::borrow::Cow;
@@ -46,11 +46,11 @@ where
 
 /// Where a request names an organization. Implemented by [`PathParameter`] and [`FromHead`].
 pub trait ClaimedOrg: sealed::Sealed {
-    /// Whether the request names this organization and no other.
+    /// Compares the organization that the request names with that of the key.
     #[doc(hidden)]
     fn agrees<B>(&self, request: Request<B>, org: &OrgCode) -> (Request<B>, Agreement);
 
-    /// The path parameter that names the organization, if it is one.
+    /// Returns the path parameter that names the organization, if it is a parameter.
     #[doc(hidden)]
     fn parameter(&self) -> Option<Cow<'static, str>> {
         None
@@ -61,17 +61,17 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What a request says of the key's organization.
+/// Whether a request names the organization of the key.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agreement {
     Same,
     Other,
-    /// The route has no such parameter; the log has been told.
+    /// The route has no such parameter, which has been logged.
     Missing,
 }
 
-/// The claim of [`require_org_with`].
+/// Reads the organization with the function of [`require_org_with`].
 #[derive(Clone)]
 pub struct FromHead<F>(F);
 
@@ -95,7 +95,7 @@ impl<F: Fn(RequestHead<'_>) -> Option<String>> ClaimedOrg for FromHead<F> {
     }
 }
 
-/// The claim of [`require_org`].
+/// Reads the organization from the path parameter of [`require_org`].
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 #[derive(Clone, Debug)]
@@ -114,7 +114,7 @@ mod path {
     use http::Request;
 
     use super::{Agreement, ClaimedOrg, PathParameter, sealed};
-    use crate::context::OrgCode;
+    use crate::identifier::OrgCode;
     use crate::telemetry;
 
     impl sealed::Sealed for PathParameter {}
@@ -124,7 +124,7 @@ mod path {
             let (mut parts, body) = request.into_parts();
             let parameters = {
                 let extracted = pin!(RawPathParams::from_request_parts(&mut parts, &()));
-                // Reading the extensions waits for nothing.
+                // Reads the extensions, and is ready at once.
                 match extracted.poll(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(parameters) => Some(parameters),
                     Poll::Pending => None,
@@ -162,7 +162,7 @@ mod path {
 
 /// The layer of the organization guard.
 ///
-/// See the [module's guide](crate::guard); made by [`require_org`](crate::require_org) or [`require_org_with`].
+/// See the [module documentation](crate::guard). Created by [`require_org`](crate::require_org) or [`require_org_with`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireOrgLayer<C> {
@@ -175,7 +175,7 @@ impl<C> RequireOrgLayer<C> {
         Self { claim, hide: false }
     }
 
-    /// Answers 404 instead of 403, for APIs that do not tell which addresses exist.
+    /// Responds with 404 instead of 403, for APIs that do not reveal which organizations exist.
     pub fn with_not_found(mut self) -> Self {
         self.hide = true;
         self
@@ -193,7 +193,7 @@ impl<S, C: Clone> Layer<S> for RequireOrgLayer<C> {
     }
 }
 
-/// The service that [`RequireOrgLayer`] makes.
+/// The service of [`RequireOrgLayer`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireOrg<S, C> {
@@ -205,7 +205,7 @@ impl<S, C, ReqBody, ResBody> Service<Request<ReqBody>> for RequireOrg<S, C>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     C: ClaimedOrg,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -220,7 +220,7 @@ where
         let context = match OrgContext::required_by(extensions, "an organization guard") {
             Ok(context) => context,
             Err(rejection) => {
-                return GuardFuture::refuse(RequestObservation::rejected(extensions, rejection));
+                return GuardFuture::reject(RequestObservation::rejected(extensions, rejection));
             }
         };
         let org = context.org_code().clone();
@@ -232,12 +232,12 @@ where
             observation.record_requirement(Requirement::organization(parameter, is_met));
         }
         let rejection = match agreement {
-            Agreement::Same => return GuardFuture::pass(self.inner.call(request)),
+            Agreement::Same => return GuardFuture::inner(self.inner.call(request)),
             Agreement::Other if self.guard.hide => Rejection::not_found(),
             Agreement::Other => Rejection::organization_mismatch(),
             Agreement::Missing => Rejection::internal(),
         };
-        GuardFuture::refuse(RequestObservation::rejected(
+        GuardFuture::reject(RequestObservation::rejected(
             request.extensions(),
             rejection,
         ))

@@ -1,21 +1,20 @@
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Extensions, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
-use crate::observer::{RequestObservation, Requirement};
-use crate::rejection::Rejection;
+use crate::context::observer::{RequestObservation, Requirement};
+use crate::rejection::{Rejection, RejectionBody};
 use crate::scope::{ScopePolicy, Scopes, permits, wanted};
 
 /// A scope policy of a guard or of a type.
 pub(super) trait Policy: Copy {
     fn permits(self, held: &Scopes) -> bool;
 
-    /// The scopes that a rejection names.
+    /// Returns the scopes that a rejection names.
     fn wanted(self, held: &Scopes) -> String;
 
     fn requirement(self, is_met: bool) -> Requirement;
@@ -36,7 +35,7 @@ impl Policy for &ScopePolicy {
     }
 }
 
-/// The one decision, for the guard and for [`Scoped`](super::Scoped): the context of a key that is permitted.
+/// Returns the context if its key satisfies the policy. The guard and [`Scoped`](super::Scoped) decide by this function.
 #[inline]
 pub(super) fn permitted(extensions: &Extensions, policy: impl Policy) -> Option<&OrgContext> {
     match extensions.get::<OrgContext>() {
@@ -57,39 +56,44 @@ fn record_met(observation: &RequestObservation, policy: impl Policy) {
     observation.record_requirement(policy.requirement(true));
 }
 
-/// Why a request is not permitted. Looks the context up again, so that permitted requests do not pay for the answer.
+/// Returns the rejection of a request that is not permitted. Looks the context up again, so that the path of permitted
+/// requests stays small.
 #[cold]
-pub(super) fn refusal(extensions: &Extensions, policy: impl Policy, who_asks: &str) -> Rejection {
+pub(super) fn rejection(
+    extensions: &Extensions,
+    policy: impl Policy,
+    component: &'static str,
+) -> Rejection {
     if let Some(observation) = RequestObservation::of(extensions) {
         observation.record_requirement(policy.requirement(false));
     }
-    match OrgContext::required_by(extensions, who_asks) {
+    match OrgContext::required_by(extensions, component) {
         Ok(context) => Rejection::scopes_missing(policy.wanted(context.scopes())),
         Err(rejection) => rejection,
     }
 }
 
-/// The key must hold this scope.
+/// Requires that the key has this scope.
 ///
 /// # Panics
 ///
-/// When the name is outside RFC 6749's `scope-token`.
+/// If the name is not a `scope-token` of RFC 6749.
 #[track_caller]
 pub fn require_scope(scope: &str) -> RequireScopeLayer {
     RequireScopeLayer::new(ScopePolicy::new([[scope]]))
 }
 
-/// The key must hold all of these scopes.
+/// Requires that the key has all of these scopes.
 ///
 /// # Panics
 ///
-/// When there are none, or a name is outside RFC 6749's `scope-token`.
+/// If there are none, or a name is not a `scope-token` of RFC 6749.
 #[track_caller]
 pub fn require_all_scopes<'a>(scopes: impl IntoIterator<Item = &'a str>) -> RequireScopeLayer {
     RequireScopeLayer::new(ScopePolicy::new([scopes]))
 }
 
-/// The key must hold one of these scopes. Of none it can hold one, so none denies.
+/// Requires that the key has one of these scopes. An empty list rejects every request.
 ///
 /// # Panics
 ///
@@ -101,7 +105,7 @@ pub fn require_any_scope<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Requi
 
 /// The layer of the scope guard.
 ///
-/// See the [module's guide](crate::guard), and [`require_scope`] for the short way to make one.
+/// See the [module documentation](crate::guard). Also created by [`require_scope`] and its siblings.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireScopeLayer {
@@ -109,7 +113,7 @@ pub struct RequireScopeLayer {
 }
 
 impl RequireScopeLayer {
-    /// The guard of this policy.
+    /// Creates the layer for a policy.
     pub fn new(policy: ScopePolicy) -> Self {
         Self { policy }
     }
@@ -126,7 +130,7 @@ impl<S> Layer<S> for RequireScopeLayer {
     }
 }
 
-/// The service that [`RequireScopeLayer`] makes.
+/// The service of [`RequireScopeLayer`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RequireScope<S> {
@@ -135,15 +139,15 @@ pub struct RequireScope<S> {
 }
 
 #[cold]
-fn guard_refusal(extensions: &Extensions, policy: &ScopePolicy) -> Rejection {
-    let rejection = refusal(extensions, policy, "a scope guard");
+fn guard_rejection(extensions: &Extensions, policy: &ScopePolicy) -> Rejection {
+    let rejection = rejection(extensions, policy, "a scope guard");
     RequestObservation::rejected(extensions, rejection)
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScope<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -156,14 +160,14 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let policy = &self.policy;
-        // Decided before the call, and not in the arms of one `if`: the compiler then copies the inner future once less.
+        // Decided before the call instead of in its arms, which saves one copy of the inner future.
         let decision = match permitted(request.extensions(), policy) {
             Some(_) => Ok(()),
-            None => Err(guard_refusal(request.extensions(), policy)),
+            None => Err(guard_rejection(request.extensions(), policy)),
         };
         match decision {
-            Ok(()) => GuardFuture::pass(self.inner.call(request)),
-            Err(rejection) => GuardFuture::refuse(rejection),
+            Ok(()) => GuardFuture::inner(self.inner.call(request)),
+            Err(rejection) => GuardFuture::reject(rejection),
         }
     }
 }

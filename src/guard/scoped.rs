@@ -2,19 +2,20 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
 #[cfg(feature = "axum")]
-use super::scope::{Policy, permitted, refusal};
+use super::scope::{Policy, permitted, rejection};
 #[cfg(feature = "axum")]
 use crate::context::OrgContext;
 #[cfg(feature = "axum")]
-use crate::observer::Requirement;
+use crate::context::observer::Requirement;
 use crate::scope::is_scope;
 #[cfg(feature = "axum")]
 use crate::scope::{Scopes, permits, wanted};
 
 /// A scope policy in a type, for [`Scoped`](crate::Scoped).
 ///
-/// Alternatives, each a set of scopes that must all be held, as in [`ScopePolicy`](crate::ScopePolicy). No alternative
-/// denies. An empty alternative, or a name outside RFC 6749's `scope-token`, does not compile where it is used:
+/// A key must have all scopes of one alternative, as in [`ScopePolicy`](crate::ScopePolicy). Without an alternative, every
+/// request is rejected. With an empty alternative, or a name that is not a `scope-token` of RFC 6749, handlers that use the
+/// type do not compile:
 ///
 /// ```compile_fail
 /// # use tower_orgkey::{ScopeSet, Scoped};
@@ -30,7 +31,11 @@ pub trait ScopeSet: Send + Sync + 'static {
     const ALTERNATIVES: &'static [&'static [&'static str]];
 }
 
-/// Evaluated by the compiler.
+#[cfg(feature = "axum")]
+const NOT_A_POLICY: &str =
+    "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token";
+
+/// Returns whether the alternatives are valid. Evaluated at compile time.
 #[cfg_attr(
     not(feature = "axum"),
     expect(dead_code, reason = "only the extractor evaluates it")
@@ -56,7 +61,7 @@ const fn is_policy(alternatives: &[&[&str]]) -> bool {
 
 /// An [`OrgContext`] whose key satisfies a [`ScopeSet`]: the scope check in the type of a handler.
 ///
-/// The same decision, and the same refusal, as the guard's. See the [module's guide](crate::guard) for an example.
+/// Decides and rejects like the guard. See the [module documentation](crate::guard) for an example.
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub struct Scoped<S> {
@@ -66,7 +71,22 @@ pub struct Scoped<S> {
 
 #[cfg(feature = "axum")]
 impl<S> Scoped<S> {
-    /// The context alone.
+    /// Creates the argument of a handler for a test. `None` if the context does not have the scopes.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn new(context: &OrgContext) -> Option<Self>
+    where
+        S: ScopeSet,
+    {
+        const { assert!(is_policy(S::ALTERNATIVES), "{}", NOT_A_POLICY) }
+        StaticPolicy(S::ALTERNATIVES)
+            .permits(context.scopes())
+            .then(|| Self {
+                context: context.clone(),
+                scopes: PhantomData,
+            })
+    }
+
+    /// Returns the context.
     pub fn into_inner(self) -> OrgContext {
         self.context
     }
@@ -126,14 +146,11 @@ impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<
         _: &T,
     ) -> Result<Self, Self::Rejection> {
         const {
-            assert!(
-                is_policy(S::ALTERNATIVES),
-                "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token"
-            );
+            assert!(is_policy(S::ALTERNATIVES), "{}", NOT_A_POLICY);
         }
         let policy = StaticPolicy(S::ALTERNATIVES);
         let context = permitted(&parts.extensions, policy)
-            .ok_or_else(|| refusal(&parts.extensions, policy, "the extractor `Scoped`"))?;
+            .ok_or_else(|| rejection(&parts.extensions, policy, "the extractor `Scoped`"))?;
         Ok(Self {
             context: context.clone(),
             scopes: PhantomData,
@@ -146,7 +163,7 @@ mod tests {
     use super::is_policy;
 
     #[test]
-    fn a_policy_in_a_type_has_scopes_in_every_alternative_and_nothing_but_scopes() {
+    fn every_alternative_has_valid_scopes() {
         let good: [&[&[&str]]; 4] = [
             &[],
             &[&["a"]],

@@ -33,7 +33,7 @@ use super::http::Http;
 use super::token::{Token, TokenId};
 use super::wire::shows_no_active_key;
 use crate::clock::{Clock, Tick};
-use crate::context::KeyId;
+use crate::identifier::KeyId;
 use crate::telemetry;
 
 /// The least time between the sendings of two probes.
@@ -235,7 +235,7 @@ impl Drop for ProbeInFlight {
 fn emit(event: Event) {
     match event {
         Event::TokenRejected { verify, probe } => {
-            telemetry::kinde::token_refused(verify.as_u16(), probe.as_u16());
+            telemetry::kinde::token_rejected(verify.as_u16(), probe.as_u16());
         }
         Event::TokenAcceptedAgain => telemetry::kinde::token_accepted_again(),
         Event::ProbeUnusable => telemetry::kinde::probe_lacks_scope(),

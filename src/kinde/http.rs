@@ -20,12 +20,12 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::wire::{MAX_BODY, MAX_PAGE, Reply};
-use crate::context::KeyId;
+use crate::identifier::KeyId;
 use crate::key::ApiKey;
 use crate::telemetry;
 use crate::verify::VerifyError;
 
-/// The longest a call takes when nobody else sets it a deadline; the layer's are shorter.
+/// The deadlines of calls without the shorter ones of a layer.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -108,7 +108,7 @@ impl Http {
         read_body(response, MAX_BODY, too_long).await
     }
 
-    /// Asks for what only our own token is needed for. The status alone is read.
+    /// Sends a request that needs only the access token to be accepted. Only the status is read.
     pub(super) async fn probe(&self, token: &HeaderValue) -> Result<Reply, VerifyError> {
         let request = self
             .client
@@ -188,7 +188,7 @@ impl Http {
             Err(error) => {
                 let is_certificate = error.is_connect() && is_about_certificates(&error);
                 if is_certificate && !self.is_distrusted.swap(true, Ordering::Relaxed) {
-                    telemetry::kinde::certificate_refused(&causes(&error));
+                    telemetry::kinde::certificate_not_trusted(&causes(&error));
                 }
                 Err(transport(error))
             }
@@ -225,7 +225,7 @@ async fn read_body(
     Ok(reply)
 }
 
-/// A body is read where it decides, and where leaving it would cost the connection on a reply that junk can ask for.
+/// Returns whether the body is needed, or has to be read so that the connection is reused after a reply to an invalid key.
 fn has_body_to_read(status: StatusCode) -> bool {
     matches!(
         status,
@@ -249,14 +249,13 @@ fn transport(error: reqwest::Error) -> VerifyError {
     VerifyError::unavailable(error.without_url())
 }
 
-/// The TLS libraries' own types are not ours to name, so the words have to tell. They decide on a log line and on nothing
-/// else.
+/// Searches the text of the error, because this crate does not name the types of the TLS libraries. Decides only on an event.
 fn is_about_certificates(error: &reqwest::Error) -> bool {
     let causes = causes(error).to_ascii_lowercase();
     causes.contains("certificate") || causes.contains("not trusted")
 }
 
-/// What lies beneath the error, in the libraries' words. They name hosts and certificates, never what was sent.
+/// Returns the sources of the error. They name hosts and certificates, never what was sent.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause = error.source();

@@ -15,7 +15,7 @@ use super::http::Http;
 use super::token::{Credentials, RenewalBackoff, Token};
 use super::wire::{KeyReading, read_key};
 use crate::clock::{Clock, Tick};
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::telemetry;
 use crate::verify::{Facts, VerifyError};
 
@@ -164,7 +164,7 @@ impl OwnApi {
     fn rejected(&self, status: StatusCode) -> VerifyError {
         let was_logged = std::mem::replace(&mut self.token_state().is_logged, true);
         if !was_logged {
-            telemetry::kinde::look_up_refused(status.as_u16());
+            telemetry::kinde::look_up_rejected(status.as_u16());
         }
         VerifyError::misconfigured(
             "the token may not look up keys; it needs the scope `read:api_keys`",

@@ -14,9 +14,9 @@ pub use self::builder::KeyReconcilerBuilder;
 use self::comparison::Comparison;
 use super::token::RenewalBackoff;
 use super::verifier::{Kinde, KindeVerifier};
-use crate::context::KeyId;
 use crate::handle::{ApiKeyHandle, CachedKey};
-use crate::telemetry::poller as telemetry;
+use crate::identifier::KeyId;
+use crate::telemetry::reconciler as telemetry;
 use crate::verify::{VerifyError, VerifyErrorKind};
 
 /// Reads Kinde's list of keys periodically and invalidates cached keys that were rotated, revoked or deleted.
@@ -89,6 +89,22 @@ struct Settings {
     max_calls: u32,
     calls_per_second: u32,
     only: Option<Filter>,
+    /// What the ids of the compared keys begin with, and Kinde's do not.
+    issuer: Option<String>,
+}
+
+impl Settings {
+    /// Returns the id of a cached key in Kinde's list, if it is to be compared.
+    fn listed_id(&self, key: &CachedKey) -> Option<KeyId> {
+        let key_id = key.key_id()?;
+        if self.only.as_ref().is_some_and(|only| !only(key_id)) {
+            return None;
+        }
+        match &self.issuer {
+            Some(issuer) => KeyId::new(key_id.as_str().strip_prefix(&**issuer)?).ok(),
+            None => Some(key_id.clone()),
+        }
+    }
 }
 
 /// The longest duration of a reconciliation. Keys that are verified meanwhile are not compared.
@@ -163,16 +179,16 @@ impl KeyReconciler {
         };
         match &result {
             Ok(report) => {
-                let end = match report {
-                    ReconcileReport { calls: 0, .. } => telemetry::WalkEnd::Idle,
+                let outcome = match report {
+                    ReconcileReport { calls: 0, .. } => telemetry::RunResult::Idle,
                     ReconcileReport {
                         is_confirmed: true, ..
-                    } => telemetry::WalkEnd::Complete,
-                    _ => telemetry::WalkEnd::NotBelieved,
+                    } => telemetry::RunResult::Complete,
+                    _ => telemetry::RunResult::Unconfirmed,
                 };
-                telemetry::walked(end, report.compared, report.invalidated);
+                telemetry::ran(outcome, report.compared, report.invalidated);
                 if report.calls > 0 && std::mem::take(&mut self.is_failing) {
-                    telemetry::works_again();
+                    telemetry::recovered();
                 }
             }
             Err(error) => {
@@ -186,11 +202,15 @@ impl KeyReconciler {
     }
 
     async fn reconcile(&mut self) -> Result<ReconcileReport, VerifyError> {
-        let (mut cached, began) = self.keys.cached_keys();
-        if let Some(only) = &self.settings.only {
-            cached.retain(|key| key.key_id().is_some_and(only));
+        let (cached, began) = self.keys.cached_keys();
+        let mut by_id: HashMap<KeyId, Vec<CachedKey>> = HashMap::new();
+        let mut compared = 0;
+        for key in cached {
+            if let Some(listed_id) = self.settings.listed_id(&key) {
+                by_id.entry(listed_id).or_default().push(key);
+                compared += 1;
+            }
         }
-        let compared = cached.len();
         let mut report = ReconcileReport {
             calls: 0,
             listed: 0,
@@ -198,16 +218,10 @@ impl KeyReconciler {
             invalidated: 0,
             is_confirmed: true,
         };
-        if cached.is_empty() {
+        if by_id.is_empty() {
             return Ok(report);
         }
         self.calls = 0;
-        let mut by_id: HashMap<KeyId, Vec<CachedKey>> = HashMap::new();
-        for key in cached {
-            if let Some(key_id) = key.key_id() {
-                by_id.entry(key_id.clone()).or_default().push(key);
-            }
-        }
         let mut comparison = Comparison::new(self.keys.clone(), by_id);
         let mut cursor: Option<KeyId> = None;
         loop {
@@ -232,7 +246,7 @@ impl KeyReconciler {
         if report.is_confirmed {
             report.invalidated = self.keys.invalidate_cached(&outdated, began).await;
         } else {
-            telemetry::not_believed(outdated.len(), compared);
+            telemetry::unconfirmed(outdated.len(), compared);
         }
         Ok(report)
     }

@@ -232,8 +232,10 @@ impl TokenSource {
     fn complete(&self, reading: TokenReading, sent_at: Tick) {
         let event = self.state().complete(reading, sent_at, self.clock.now());
         match event {
-            Some(FetchEvent::Recovered) => telemetry::kinde::token_back(),
-            Some(FetchEvent::Failed(error, code)) => telemetry::kinde::token_fails(&error, code),
+            Some(FetchEvent::Recovered) => telemetry::kinde::token_request_recovered(),
+            Some(FetchEvent::Failed(error, code)) => {
+                telemetry::kinde::token_request_failed(&error, code);
+            }
             None => {}
         }
     }

@@ -18,7 +18,7 @@ use super::account::{Account, Decision};
 use super::quota::Quota;
 use super::subject::{Subject, SubjectRef};
 use crate::clock::Tick;
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 use crate::telemetry;
 
 /// The number of accounts examined for removal per new account. More than one, so that accounts without usage are removed
@@ -183,7 +183,7 @@ impl List {
         let ((at, position), _) = first?;
         let account = &self.orgs[at].accounts[position].1;
         if !account.remove_if_full(now) {
-            telemetry::limit::forgotten();
+            telemetry::limit::evicted();
             account.remove();
         }
         Some(self.remove((at, position)))

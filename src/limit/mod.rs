@@ -1,10 +1,10 @@
 //! Rate and concurrency limits per organization or per key.
 //!
 //! Put [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] inside [`ApiKeyLayer`](crate::ApiKeyLayer), which authenticates
-//! the request, and outside the guards and the handler. A function that you pass returns the limit of each request from its
-//! [`OrgContext`](crate::OrgContext), so limits can depend on the plan. A request above the limit is rejected with
-//! [429](crate::rejection#rate-limited) and `Retry-After`, in the response format of the `ApiKeyLayer`. The requests of one
-//! organization do not count against the limit of another.
+//! the request, inside the settings that they read, and outside the guards and the handler. A function that you pass returns
+//! the limit of each request from its [`OrgContext`](crate::OrgContext), so limits can depend on the plan. A request above the
+//! limit is rejected with [429](crate::rejection#rate-limited) and `Retry-After`, in the response format of the `ApiKeyLayer`.
+//! The requests of one organization do not count against the limit of another.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -50,6 +50,43 @@
 //! A request without a key, which [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) permits, passes and is not
 //! counted. Limit such requests by address, outside `ApiKeyLayer`. Without an `ApiKeyLayer` around it, a limit responds with
 //! 500 and logs an error.
+//!
+//! # Limits from settings
+//!
+//! If the plans of your organizations are in a database, load them with an [`OrgSettingsLayer`](crate::OrgSettingsLayer)
+//! (feature `settings`) outside of the limits, and read them with [`OrgRateLimitLayer::from_settings`] and
+//! [`OrgConcurrencyLimitLayer::from_settings`]. The first request of an organization waits for its settings, so it already
+//! gets the right quota. If the settings cannot be loaded, the request is rejected with 503 before the limit, or gets the
+//! quota of the [default](crate::settings::OrgSettingsLayerBuilder::default_on_error) settings.
+//!
+//! ```
+//! # #[cfg(feature = "settings")] {
+//! use axum::{Router, routing::get};
+//! use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
+//! use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext, OrgRateLimitLayer, Quota};
+//! # use tower_orgkey::{Verification, verifier_fn};
+//! # async fn load(_: OrgCode) -> Result<Plan, SettingsError> { Ok(Plan { requests_per_minute: 60 }) }
+//!
+//! struct Plan {
+//!     requests_per_minute: u32,
+//! }
+//!
+//! let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
+//! let plans = OrgSettingsLayer::new(&auth.handle(), settings_fn(load));
+//! let rate = OrgRateLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| {
+//!     Some(Quota::per_minute(plan.requests_per_minute))
+//! });
+//!
+//! // From the outside in: `auth`, `plans`, `rate`.
+//! let app: Router = Router::new()
+//!     .route("/reports", get(async |_: OrgContext| "reports"))
+//!     .route_layer(rate)
+//!     .route_layer(plans)
+//!     .route_layer(auth);
+//! # }
+//! ```
+//!
+//! # Scope of a limit
 //!
 //! Limits are per process and layer: *n* nodes behind a load balancer give an organization up to *n* times its quota.
 //!

@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 use http::Extensions;
 use papaya::Equivalent;
 
-use crate::context::{Anonymous, KeyId, OrgCode, OrgContext};
+use crate::context::OrgContext;
+use crate::identifier::{KeyId, OrgCode};
 use crate::key::KeyDigest;
 use crate::rejection::Rejection;
 
@@ -123,11 +124,7 @@ impl Equivalent<Subject> for SubjectRef<'_> {
 #[inline]
 pub(super) fn caller<'a>(
     extensions: &'a Extensions,
-    component: &str,
+    layer: &'static str,
 ) -> Result<Option<&'a OrgContext>, Rejection> {
-    match extensions.get::<OrgContext>() {
-        Some(context) => Ok(Some(context)),
-        None if extensions.get::<Anonymous>().is_some() => Ok(None),
-        None => Err(Rejection::layer_missing(component)),
-    }
+    OrgContext::optional_in_layer(extensions, layer)
 }

@@ -1,90 +1,87 @@
-//! Why a request was refused, and how that is told.
+//! Why a request was rejected, and the response for it.
 //!
-//! Every refusal is a [`Rejection`]. Its default face is an [RFC 9457] problem document, with the challenge of
-//! [RFC 6750 §3] where one is due and `Cache-Control: no-store` always. The `type` of the problem is the address of a
-//! heading on this page; `code` is the last word of that address. Nothing the issuer said is repeated, and whatever a
-//! key is refused for at the issuer, the caller sees the same bytes.
+//! The default response for a [`Rejection`] is an [RFC 9457] problem document with `Cache-Control: no-store` and, for some
+//! kinds, the challenge of [RFC 6750 §3]. The `type` of the document is the URL of a heading on this page, and its `code` is
+//! that heading. The response contains no text of the issuer, and is the same for every key that the issuer finds invalid.
 //!
-//! The rejection also stands in the response's extensions, where outer layers (logs, metrics) find it:
+//! The rejection is in the extensions of the response, for outer layers such as logs and metrics:
 //!
 //! ```
 //! use tower_orgkey::Rejection;
 //!
-//! fn refused_for<B>(response: &http::Response<B>) -> Option<&'static str> {
+//! fn code_of<B>(response: &http::Response<B>) -> Option<&'static str> {
 //!     Some(response.extensions().get::<Rejection>()?.code())
 //! }
 //! ```
 //!
-//! A body of your own, for all refusals including those of guards and extractors beneath the layer, is one function
-//! away: see [`RejectionResponse`].
+//! A [`RejectionResponse`] replaces the format of all rejections, including those of guards and extractors inside the layer.
 //!
 //! ## credential-missing
 //!
-//! **401.** The request presents no key. Send it as `Authorization: Bearer <key>`, or in the header the API names.
+//! **401.** The request has no key. Send it as `Authorization: Bearer <key>`, or in the header that the API documents.
 //!
 //! ## credential-malformed
 //!
-//! **400.** The header that carries the key is repeated, empty, or holds something that cannot be a key (8 to 512
-//! characters of letters, digits and `-._~+/`, then `=` signs if any).
+//! **400.** The header with the key is repeated, empty, or contains something that cannot be a key. A key has 8 to 512
+//! characters, unless the API accepts longer ones: letters, digits and `-._~+/`, followed by `=` signs if any.
 //!
 //! ## invalid-token
 //!
-//! **401.** The key is not, or is no longer, good: unknown, revoked, rotated, expired, inactive or blocked. Get a new one.
+//! **401.** The key is unknown, revoked, rotated, expired, inactive or blocked, or the credential is not a key of this API.
+//! Use another key.
 //!
 //! ## organization-required
 //!
-//! **403.** The key is good, but it belongs to a user or to an environment and not to an organization.
+//! **403.** The key is valid, but belongs to a user or to an environment instead of an organization.
 //!
 //! ## insufficient-scope
 //!
-//! **403.** The key is good, but lacks a scope that this operation asks for. The challenge names the scopes.
+//! **403.** The key is valid, but lacks a scope that this operation requires. The challenge names the scopes.
 //!
 //! ## organization-mismatch
 //!
-//! **403.** The address names another organization than the key's own.
+//! **403.** The URL names another organization than the one that the key belongs to.
 //!
 //! ## not-found
 //!
-//! **404.** What `organization-mismatch` becomes where the API chose not to tell.
+//! **404.** The response instead of `organization-mismatch` if the API does not reveal which organizations exist.
 //!
 //! ## verifier-unavailable
 //!
-//! **503.** Whether the key is good cannot be told at the moment. Nothing is said about the key; try again after
-//! `Retry-After` seconds.
+//! **503.** The key cannot be verified at the moment, which says nothing about the key. Try again after `Retry-After` seconds.
 //!
 //! ## verifier-misconfigured
 //!
-//! **503.** As `verifier-unavailable`, and waiting will not help: the API's own credentials at the issuer are refused. Its
-//! operator finds the reason in the log.
+//! **503.** The key cannot be verified because the issuer rejects the credentials of the API. The operator of the API finds
+//! the reason in the log; trying again does not help before it is fixed.
 //!
 //! ## rate-limited
 //!
-//! **429.** The organization (or its key) has made as many requests as its plan allows for now. Try again after
-//! `Retry-After` seconds.
+//! **429.** The organization or its key has used up its rate limit. Try again after `Retry-After` seconds.
 //!
 //! ## concurrency-limited
 //!
-//! **429.** The organization (or its key) has as many requests under way as its plan allows. Wait for one of them to end.
+//! **429.** The organization or its key has as many requests in flight as its plan allows. Wait until one of them ends.
 //!
 //! ## settings-unavailable
 //!
-//! **503.** The key is good, but the organization's own settings cannot be loaded at the moment. Try again after
+//! **503.** The key is valid, but the settings of the organization cannot be loaded at the moment. Try again after
 //! `Retry-After` seconds.
 //!
 //! ## internal
 //!
-//! **500.** The API is put together wrongly: a guard without the layer in front of it, or one that names a path parameter
-//! the route does not have. Its operator finds the reason in the log.
+//! **500.** The layers of the API are composed wrongly: a guard outside of the layer, or one that names a path parameter that
+//! the route does not have. The operator of the API finds the reason in the log.
 //!
 //! ## custom
 //!
-//! A rejection of the application itself, made by [`Rejection::custom`], which has its own status, code and detail.
+//! A rejection of the application, created by [`Rejection::custom`] with its status, code and detail.
 //!
 //! [RFC 9457]: https://www.rfc-editor.org/rfc/rfc9457
 //! [RFC 6750 §3]: https://www.rfc-editor.org/rfc/rfc6750#section-3
 
+mod challenge;
 mod response;
-mod style;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -92,23 +89,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use orgkey_lookup::CannotTell;
 
-pub use self::response::{DefaultRejectionResponse, RejectionResponse};
-pub(crate) use self::response::{Face, dress, render, undressed};
-pub(crate) use self::style::Style;
+pub(crate) use self::challenge::Challenge;
+pub use self::response::{DefaultRejectionResponse, RejectionBody, RejectionResponse};
+pub(crate) use self::response::{ResponseFormat, complete, render, unrendered};
 use crate::scope::is_scope;
 use crate::telemetry;
 
-/// A refused request: what for, and what its caller may be told.
+/// The reason why a request is rejected, and what the response says about it.
 ///
-/// See the [module's guide](crate::rejection) for every case.
+/// See the [module documentation](crate::rejection) for all kinds.
 #[derive(Clone)]
 pub struct Rejection {
     kind: RejectionKind,
     retry_after: Option<Duration>,
-    /// Wears the face of the layer that refused; a layer further out leaves it alone.
-    dressed: bool,
-    /// What only few rejections have. Behind a pointer: the futures of guards hold a rejection.
+    /// Rendered in the format of a layer, which outer layers keep.
+    is_rendered: bool,
+    /// For few kinds only. Behind a pointer, because the futures of guards contain a rejection.
     details: Option<Arc<Details>>,
 }
 
@@ -127,7 +125,7 @@ struct Custom {
     detail: Cow<'static, str>,
 }
 
-/// What a request was refused for.
+/// The kind of a [`Rejection`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
@@ -135,23 +133,23 @@ pub enum RejectionKind {
     CredentialMissing,
     /// A repeated or malformed credential. 400.
     CredentialMalformed,
-    /// The issuer refused the key, it expired, or it is blocked here. 401.
+    /// A key that is invalid at the issuer, expired or blocked, or a credential that is not a key. 401.
     InvalidToken,
-    /// A good key without an organization, or a user's. 403.
+    /// A valid key without an organization, or of a user. 403.
     OrganizationRequired,
-    /// A good key that lacks a scope. 403.
+    /// A valid key that lacks a scope. 403.
     InsufficientScope,
     /// The request names another organization. 403.
     OrganizationMismatch,
-    /// The same, where the guard was told to hide it. 404.
+    /// The same, if the guard responds with 404 instead.
     NotFound,
-    /// Whether the key is good cannot be told now. 503.
+    /// The key cannot be verified now. 503.
     VerifierUnavailable,
-    /// The same, because the issuer refuses this service's own credentials. 503.
+    /// The same, because the issuer rejects the credentials of this service. 503.
     VerifierMisconfigured,
     /// The organization or the key has used up its rate. 429.
     RateLimited,
-    /// The organization or the key has too many requests under way. 429.
+    /// The organization or the key has too many requests in flight. 429.
     ConcurrencyLimited,
     /// The organization's settings cannot be loaded now. 503.
     SettingsUnavailable,
@@ -208,7 +206,7 @@ impl Rejection {
         Self {
             kind,
             retry_after: None,
-            dressed: false,
+            is_rendered: false,
             details: None,
         }
     }
@@ -279,7 +277,7 @@ impl Rejection {
         }
     }
 
-    /// The request names another organization than the key's own. 403.
+    /// The request names another organization than the one that the key belongs to. 403.
     pub fn organization_mismatch() -> Self {
         Self::new(RejectionKind::OrganizationMismatch)
     }
@@ -358,10 +356,25 @@ impl Rejection {
         self
     }
 
-    /// A guard or extractor finds no trace of the layer. The log says loudly what the caller is not told.
-    pub(crate) fn layer_missing(who_asks: &str) -> Self {
-        telemetry::layer_missing(who_asks);
+    /// Logs that a guard or extractor is outside of the layer, and returns a rejection that does not say so.
+    pub(crate) fn layer_missing(component: &'static str) -> Self {
+        telemetry::layer_missing(component);
         Self::internal()
+    }
+
+    /// The layer does not keep the key that this method needs.
+    pub(crate) fn key_not_kept(method: &'static str) -> Self {
+        telemetry::key_not_kept(method);
+        Self::internal()
+    }
+
+    /// The verification failed.
+    pub(crate) fn cannot_tell(cannot_tell: CannotTell) -> Self {
+        if cannot_tell.is_misconfigured {
+            Self::verifier_misconfigured(cannot_tell.retry_after)
+        } else {
+            Self::verifier_unavailable(cannot_tell.retry_after)
+        }
     }
 
     fn as_custom(&self) -> Option<&Custom> {
@@ -371,9 +384,9 @@ impl Rejection {
         }
     }
 
-    /// Whether a layer has put its face on, and told of the refusal.
-    pub(crate) fn is_dressed(&self) -> bool {
-        self.dressed
+    /// Returns whether a layer has rendered the rejection in its format, and counted it.
+    pub(crate) fn is_rendered(&self) -> bool {
+        self.is_rendered
     }
 
     /// Returns what the request was rejected for.
@@ -405,7 +418,7 @@ impl Rejection {
         }
     }
 
-    /// Returns the stable name of the case: its heading in the [guide](crate::rejection), or the code of a
+    /// Returns the stable name of the kind: its heading in the [guide](crate::rejection), or the code of a
     /// [custom](Self::custom) rejection.
     pub fn code(&self) -> &'static str {
         match self.as_custom() {
@@ -414,7 +427,7 @@ impl Rejection {
         }
     }
 
-    /// Returns a short summary, the same for every occurrence of the case.
+    /// Returns a short summary, the same for every rejection of the kind.
     pub fn title(&self) -> &'static str {
         match self.kind {
             RejectionKind::CredentialMissing => "An API key is required",
@@ -428,7 +441,7 @@ impl Rejection {
                 "The API key cannot be verified at the moment"
             }
             RejectionKind::RateLimited => "The organization's rate limit is used up",
-            RejectionKind::ConcurrencyLimited => "The organization has too many requests under way",
+            RejectionKind::ConcurrencyLimited => "The organization has too many requests in flight",
             RejectionKind::SettingsUnavailable => {
                 "The organization's settings cannot be loaded at the moment"
             }
@@ -444,37 +457,37 @@ impl Rejection {
         }
         match self.kind {
             RejectionKind::CredentialMissing => {
-                "Present an organization's API key with the request."
+                "Send an API key of an organization with the request."
             }
             RejectionKind::CredentialMalformed => {
-                "Present exactly one API key, of 8 to 512 characters out of letters, digits and -._~+/, followed by = signs if any."
+                "Send exactly one API key: letters, digits and -._~+/, followed by = signs if any, of the length that this API accepts."
             }
             RejectionKind::InvalidToken => {
                 "The key is unknown, revoked, rotated, expired or inactive. Use another one."
             }
             RejectionKind::OrganizationRequired => {
-                "The key is good but belongs to a user or an environment. Use the key of an organization."
+                "The key is valid but belongs to a user or an environment. Use a key of an organization."
             }
             RejectionKind::InsufficientScope => {
-                "The key does not hold the scopes that this operation asks for. Use a key that holds them."
+                "The key lacks scopes that this operation requires. Use a key that has them."
             }
             RejectionKind::OrganizationMismatch => {
-                "The address names an organization that is not the key's own."
+                "The URL names another organization than the one that the key belongs to."
             }
-            RejectionKind::NotFound => "There is nothing at this address.",
+            RejectionKind::NotFound => "There is no resource at this URL.",
             RejectionKind::VerifierUnavailable => {
-                "Nothing is wrong with the key as far as is known. Try again later."
+                "This says nothing about the key. Try again later."
             }
             RejectionKind::VerifierMisconfigured => {
-                "Nothing is wrong with the key as far as is known. The operator of this service has to act."
+                "This says nothing about the key. The operator of this service has to fix it."
             }
             RejectionKind::RateLimited => "Make fewer requests. Try again later.",
             RejectionKind::ConcurrencyLimited => {
-                "Wait for one of the requests under way to end. Try again later."
+                "Wait until one of the requests in flight ends, then try again."
             }
-            RejectionKind::SettingsUnavailable => "Nothing is wrong with the key. Try again later.",
+            RejectionKind::SettingsUnavailable => "The key is valid. Try again later.",
             RejectionKind::Internal | RejectionKind::Custom => {
-                "The operator of this service has to act."
+                "The operator of this service has to fix it."
             }
         }
     }

@@ -1,4 +1,4 @@
-//! From a [`Rejection`] to a response: the default face, the user's own, and who puts it on.
+//! Renders a [`Rejection`] as a response, in the default format or in a custom one.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use http::header::{
 };
 use http::{HeaderMap, Response};
 
-use super::{Rejection, RejectionKind, Style};
+use super::{Challenge, Rejection, RejectionKind};
 
-/// Makes the response to a refused request.
+/// Creates the response for a rejection.
 ///
-/// Functions `FnMut(&Rejection) -> Response<B> + Clone` are rejection responses. What a refusal must carry is added where
-/// the function left it out: the challenge, `Retry-After`, and `Cache-Control: no-store`.
+/// Implemented for functions `FnMut(&Rejection) -> Response<B> + Clone`. The layer adds the headers that a rejection needs, if
+/// the response does not have them: the challenge, `Retry-After`, and `Cache-Control: no-store`.
 ///
 /// ```
 /// use axum::Json;
@@ -28,11 +28,49 @@ use super::{Rejection, RejectionKind, Style};
 ///         (rejection.status(), Json(json!({ "error": rejection.code() }))).into_response()
 ///     });
 /// ```
+///
+/// # The type of the layer
+///
+/// A function is a part of the type of the layer: `ApiKeyLayer<F>` instead of `ApiKeyLayer`, and a closure has no name. To pass
+/// such a layer to a function, or to store it, implement the trait for a type, and name that:
+///
+/// ```
+/// use axum::body::Body;
+/// use axum::http::Response;
+/// use axum::response::IntoResponse;
+/// use axum::{Router, routing::get};
+/// use tower_orgkey::{ApiKeyLayer, Rejection, RejectionResponse, Verification, verifier_fn};
+///
+/// #[derive(Clone)]
+/// struct JsonError;
+///
+/// impl RejectionResponse<Body> for JsonError {
+///     fn rejection_response(&mut self, rejection: &Rejection) -> Response<Body> {
+///         (rejection.status(), rejection.code()).into_response()
+///     }
+/// }
+///
+/// type Auth = ApiKeyLayer<JsonError>;
+///
+/// fn app(auth: Auth) -> Router {
+///     Router::new().route("/reports", get(async || "reports")).route_layer(auth)
+/// }
+///
+/// let auth = ApiKeyLayer::new(verifier_fn(|_| async { Ok(Verification::invalid()) }));
+/// let app = app(auth.with_rejection_response(JsonError));
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot respond to a rejection with a body of type `{B}`",
+    label = "no rejection response for this body",
+    note = "the default response needs a body that implements `From<Bytes>`, such as `axum::body::Body` or `http_body_util::Full<Bytes>`",
+    note = "a layer directly inside of `ApiKeyLayer` that changes the body type causes this: move it outside, or call `with_rejection_response` with a function `FnMut(&Rejection) -> Response<{B}> + Clone`"
+)]
 pub trait RejectionResponse<B> {
-    /// The response.
+    /// Creates the response.
     fn rejection_response(&mut self, rejection: &Rejection) -> Response<B>;
 }
 
+#[diagnostic::do_not_recommend]
 impl<B, F> RejectionResponse<B> for F
 where
     F: FnMut(&Rejection) -> Response<B> + Clone,
@@ -42,16 +80,31 @@ where
     }
 }
 
-/// The default [`RejectionResponse`]: `application/problem+json` (RFC 9457), for every body that is made `From<Bytes>`.
+/// A response body that can contain a problem document. Implemented for all bodies that implement `From<Bytes>`.
+///
+/// The bound of guards, limits and settings, which respond to the requests that they reject.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the body of a rejection",
+    label = "this body does not implement `From<Bytes>`",
+    note = "guards, limits and settings need a body that implements `From<Bytes>`, such as `axum::body::Body` or `http_body_util::Full<Bytes>`",
+    note = "a layer directly inside of the guard that changes the body type causes this: move it outside, or map the body with `tower_http::map_response_body`"
+)]
+pub trait RejectionBody: From<Bytes> {}
+
+#[diagnostic::do_not_recommend]
+impl<B: From<Bytes>> RejectionBody for B {}
+
+/// The default [`RejectionResponse`]: `application/problem+json` (RFC 9457), for all bodies that implement `From<Bytes>`.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct DefaultRejectionResponse;
 
-impl<B: From<Bytes>> RejectionResponse<B> for DefaultRejectionResponse {
+#[diagnostic::do_not_recommend]
+impl<B: RejectionBody> RejectionResponse<B> for DefaultRejectionResponse {
     fn rejection_response(&mut self, rejection: &Rejection) -> Response<B> {
         let mut response = Response::new(B::from(problem(rejection)));
         *response.status_mut() = rejection.status();
-        // Room for what is added to it as well.
+        // Includes room for the headers that are added later.
         *response.headers_mut() = HeaderMap::with_capacity(4);
         response.headers_mut().insert(
             CONTENT_TYPE,
@@ -61,7 +114,7 @@ impl<B: From<Bytes>> RejectionResponse<B> for DefaultRejectionResponse {
     }
 }
 
-/// The problem document.
+/// Returns the problem document.
 fn problem(rejection: &Rejection) -> Bytes {
     use std::sync::LazyLock;
 
@@ -99,7 +152,7 @@ fn write_problem(rejection: &Rejection) -> Bytes {
     body.into()
 }
 
-/// A text as the inside of a JSON string.
+/// Displays a text as the inside of a JSON string.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -115,29 +168,29 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// A layer's way to refuse: whose function makes the response, and in what words it challenges.
+/// The response format of a layer.
 #[derive(Clone, Debug)]
-pub(crate) struct Face<F> {
+pub(crate) struct ResponseFormat<F> {
     pub(crate) respond: F,
-    /// `None` stands for the default, which then costs a request not even a reference count.
-    pub(crate) style: Option<Arc<Style>>,
+    /// `None` for the default, so that cloning it costs no reference count.
+    pub(crate) challenge: Option<Arc<Challenge>>,
 }
 
-impl<F> Face<F> {
+impl<F> ResponseFormat<F> {
     pub(crate) fn vary(&self) -> Option<&HeaderValue> {
-        self.style.as_ref()?.vary()
+        self.challenge.as_ref()?.vary()
     }
 }
 
-/// The response of a layer that refuses.
+/// Renders a rejection in the format of a layer.
 pub(crate) fn render<B, F: RejectionResponse<B>>(
-    face: &mut Face<F>,
+    format: &mut ResponseFormat<F>,
     mut rejection: Rejection,
 ) -> Response<B> {
-    let mut response = face.respond.rejection_response(&rejection);
+    let mut response = format.respond.rejection_response(&rejection);
     let headers = response.headers_mut();
-    let challenge = match &face.style {
-        Some(style) => style.challenge(&rejection),
+    let challenge = match &format.challenge {
+        Some(challenge) => challenge.value(&rejection),
         None => default_challenge(&rejection),
     };
     if let Some(challenge) = challenge {
@@ -148,15 +201,15 @@ pub(crate) fn render<B, F: RejectionResponse<B>>(
         add_missing(headers, RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
     add_missing(headers, CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(vary) = face.vary() {
+    if let Some(vary) = format.vary() {
         add_vary(headers, vary);
     }
-    rejection.dressed = true;
+    rejection.is_rendered = true;
     response.extensions_mut().insert(rejection);
     response
 }
 
-/// As `entry` and `or_insert` would, at two thirds of their price: every refusal of a flood of junk comes by here.
+/// Costs two thirds of `entry` and `or_insert`, and runs for every rejection of a flood of invalid keys.
 fn add_missing(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
     if !headers.contains_key(&name) {
         headers.insert(name, value);
@@ -166,12 +219,12 @@ fn add_missing(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
 fn default_challenge(rejection: &Rejection) -> Option<HeaderValue> {
     use std::sync::LazyLock;
 
-    static DEFAULT: LazyLock<Style> = LazyLock::new(Style::default);
-    DEFAULT.challenge(rejection)
+    static DEFAULT: LazyLock<Challenge> = LazyLock::new(Challenge::default);
+    DEFAULT.value(rejection)
 }
 
-/// What described the body that a layer's own face replaces.
-const OF_THE_BODY: [HeaderName; 6] = [
+/// The headers that describe a body which is replaced.
+const BODY_HEADERS: [HeaderName; 6] = [
     CONTENT_TYPE,
     CONTENT_LENGTH,
     CONTENT_ENCODING,
@@ -180,26 +233,26 @@ const OF_THE_BODY: [HeaderName; 6] = [
     RETRY_AFTER,
 ];
 
-/// Gives a response from beneath the layer what the layer owes it: its own face, if it is a refusal that wears none yet,
-/// and the headers of a credential that stands in a header of the user's own.
-pub(crate) fn dress<B, F: RejectionResponse<B>>(
-    face: &mut Face<F>,
+/// Completes a response from beneath the layer: renders a rejection that is not rendered yet, and adds the headers for a
+/// credential in a configured header.
+pub(crate) fn complete<B, F: RejectionResponse<B>>(
+    format: &mut ResponseFormat<F>,
     mut response: Response<B>,
 ) -> Response<B> {
     if let Some(rejection) = response.extensions().get::<Rejection>()
-        && !rejection.dressed
+        && !rejection.is_rendered
     {
         let rejection = rejection.clone();
-        let mut refused = render(face, rejection);
-        // What middleware between the guard and this layer added stays, except what described the body that goes.
+        let mut rendered = render(format, rejection);
+        // Keeps the headers that middleware between the guard and this layer added, except those about the replaced body.
         let mut kept = std::mem::take(response.headers_mut());
-        for name in OF_THE_BODY {
+        for name in BODY_HEADERS {
             kept.remove(name);
         }
-        merge(refused.headers_mut(), kept);
-        return refused;
+        merge(rendered.headers_mut(), kept);
+        return rendered;
     }
-    if let Some(vary) = face.vary() {
+    if let Some(vary) = format.vary() {
         let headers = response.headers_mut();
         add_vary(headers, vary);
         add_missing(headers, CACHE_CONTROL, HeaderValue::from_static("private"));
@@ -207,41 +260,64 @@ pub(crate) fn dress<B, F: RejectionResponse<B>>(
     response
 }
 
-/// Adds the names that are not there yet. `Vary` is a list, so both say their part.
+/// Adds the headers that are missing. `Vary` is a list, so its values are combined.
 fn merge(into: &mut HeaderMap, from: HeaderMap) {
     let mut current = None;
     for (name, value) in from {
-        // `IntoIter` names a header once, before the first of its values.
+        // `IntoIter` returns the name with the first value of a header only.
         if let Some(name) = name {
             current = (name == VARY || !into.contains_key(&name)).then_some(name);
         }
-        if let Some(name) = &current {
-            into.append(name.clone(), value);
+        match &current {
+            Some(name) if name == VARY => add_vary(into, &value),
+            Some(name) => {
+                into.append(name.clone(), value);
+            }
+            None => {}
         }
     }
 }
 
-fn add_vary(headers: &mut HeaderMap, value: &HeaderValue) {
-    headers.append(VARY, value.clone());
+/// Adds the names that `Vary` does not list yet.
+fn add_vary(headers: &mut HeaderMap, names: &HeaderValue) {
+    for name in list(names) {
+        let is_listed = |value| list(value).any(|listed| listed.eq_ignore_ascii_case(name));
+        if headers.get_all(VARY).iter().any(is_listed) {
+            continue;
+        }
+        if name.len() == names.len() {
+            headers.append(VARY, names.clone());
+        } else if let Ok(name) = HeaderValue::from_bytes(name) {
+            headers.append(VARY, name);
+        }
+    }
+}
+
+fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value
+        .as_bytes()
+        .split(|&b| b == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(feature = "axum")]
 impl axum::response::IntoResponse for Rejection {
-    /// The default face. A layer further out puts on its own.
+    /// Renders in the default format. An outer layer replaces it by its own.
     fn into_response(self) -> axum::response::Response {
-        undressed(self)
+        unrendered(self)
     }
 }
 
-/// The response of a guard: complete in itself, and marked for the layer to put its own face on.
-pub(crate) fn undressed<B: From<Bytes>>(rejection: Rejection) -> Response<B> {
-    let mut face = Face {
+/// Renders a rejection in the default format, and marks it so that the layer renders it again in its own.
+pub(crate) fn unrendered<B: RejectionBody>(rejection: Rejection) -> Response<B> {
+    let mut format = ResponseFormat {
         respond: DefaultRejectionResponse,
-        style: None,
+        challenge: None,
     };
-    let mut response = render(&mut face, rejection);
+    let mut response = render(&mut format, rejection);
     if let Some(rejection) = response.extensions_mut().get_mut::<Rejection>() {
-        rejection.dressed = false;
+        rejection.is_rendered = false;
     }
     response
 }
@@ -253,14 +329,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_at_its_own_place_in_the_list() {
+    fn kinds_are_listed_in_order() {
         for (at, kind) in RejectionKind::ALL.iter().enumerate() {
             assert_eq!(*kind as usize, at);
         }
     }
 
     #[test]
-    fn every_problem_is_json_with_the_members_of_rfc_9457_and_an_anchor_in_the_guide() {
+    fn every_problem_is_documented_json() {
         let guide = include_str!("mod.rs");
         for kind in RejectionKind::KINDS {
             let mut rejection = Rejection::new(kind);
@@ -290,7 +366,7 @@ mod tests {
         let detail = "line\none, \"two\" \\ \u{7f}\u{9b} ü";
         let rejection = Rejection::custom(StatusCode::CONFLICT, "no-seat-left", detail)
             .with_retry_after(std::time::Duration::from_secs(7));
-        let response: Response<Bytes> = undressed(rejection);
+        let response: Response<Bytes> = unrendered(rejection);
         assert_eq!(response.status(), 409);
         assert_eq!(response.headers()[RETRY_AFTER], "7");
         let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
@@ -310,37 +386,80 @@ mod tests {
             (30_000, "30"),
         ] {
             let rejection = Rejection::verifier_unavailable(std::time::Duration::from_millis(wait));
-            let response: Response<Bytes> = undressed(rejection);
+            let response: Response<Bytes> = unrendered(rejection);
             assert_eq!(response.headers()[RETRY_AFTER], header, "{wait} ms");
         }
     }
 
     #[test]
-    fn a_layer_keeps_what_stood_between_it_and_the_guard() {
-        let mut beneath: Response<Bytes> = undressed(Rejection::insufficient_scope(["a"]));
+    fn vary_lists_each_name_once() {
+        let name = HeaderName::from_static("x-api-key");
+        let challenge = Some(Arc::new(Challenge::custom("ApiKey", "api", &name).unwrap()));
+        let mut format = ResponseFormat {
+            respond: DefaultRejectionResponse,
+            challenge,
+        };
+        let vary = |response: &Response<Bytes>| -> Vec<String> {
+            let values = response.headers().get_all(VARY).iter();
+            values
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect()
+        };
+        for (beneath, expected) in [
+            (&[][..], &["x-api-key"][..]),
+            (&["X-API-Key"], &["X-API-Key"]),
+            (&["origin, x-api-key"], &["origin, x-api-key"]),
+            (
+                &["x-api-key-2", "origin"],
+                &["x-api-key-2", "origin", "x-api-key"],
+            ),
+        ] {
+            let mut response = Response::new(Bytes::new());
+            for &value in beneath {
+                response
+                    .headers_mut()
+                    .append(VARY, HeaderValue::from_static(value));
+            }
+            let once = complete(&mut format, response);
+            assert_eq!(vary(&once), expected);
+            assert_eq!(vary(&complete(&mut format, once)), expected);
+        }
+        let mut beneath: Response<Bytes> = unrendered(Rejection::invalid_token());
+        beneath
+            .headers_mut()
+            .insert(VARY, HeaderValue::from_static("origin, X-Api-Key"));
+        assert_eq!(
+            vary(&complete(&mut format, beneath)),
+            ["x-api-key", "origin"]
+        );
+    }
+
+    #[test]
+    fn headers_added_above_a_guard_are_kept() {
+        let mut beneath: Response<Bytes> = unrendered(Rejection::insufficient_scope(["a"]));
         beneath
             .headers_mut()
             .insert("x-request-id", HeaderValue::from_static("7"));
         beneath
             .headers_mut()
             .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        let mut face = Face {
+        let mut format = ResponseFormat {
             respond: |_: &Rejection| Response::new(Bytes::from_static(b"mine")),
-            style: Some(Arc::new(Style::bearer("acme").unwrap())),
+            challenge: Some(Arc::new(Challenge::bearer("acme").unwrap())),
         };
-        let dressed = dress(&mut face, beneath);
-        assert_eq!(dressed.body(), "mine");
-        assert_eq!(dressed.headers()["x-request-id"], "7");
-        assert!(!dressed.headers().contains_key(CONTENT_ENCODING));
-        assert!(!dressed.headers().contains_key(CONTENT_TYPE));
+        let completed = complete(&mut format, beneath);
+        assert_eq!(completed.body(), "mine");
+        assert_eq!(completed.headers()["x-request-id"], "7");
+        assert!(!completed.headers().contains_key(CONTENT_ENCODING));
+        assert!(!completed.headers().contains_key(CONTENT_TYPE));
         assert_eq!(
-            dressed.headers()[WWW_AUTHENTICATE],
+            completed.headers()[WWW_AUTHENTICATE],
             r#"Bearer realm="acme", error="insufficient_scope", scope="a""#
         );
-        let mut outer = Face {
+        let mut outer = ResponseFormat {
             respond: |_: &Rejection| Response::new(Bytes::from_static(b"outer")),
-            style: None,
+            challenge: None,
         };
-        assert_eq!(dress(&mut outer, dressed).body(), "mine");
+        assert_eq!(complete(&mut outer, completed).body(), "mine");
     }
 }

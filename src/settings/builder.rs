@@ -70,7 +70,7 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
 
         /// Sets how long a load may take with its retry and its waits. At least the caller deadline, at most 60 s; 10 s
         /// unless set.
-        flight_deadline(deadline: Duration) => flight_deadline;
+        lookup_deadline(deadline: Duration) => lookup_deadline;
     }
 
     /// Sets what a request gets when its settings cannot be loaded and none are cached. Without a default, such a request is

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::context::{OrgCode, OrgContext};
+use super::telemetry;
+use crate::context::OrgContext;
+use crate::identifier::OrgCode;
 use crate::rejection::Rejection;
-use crate::telemetry;
 
 /// The settings of the organization that a request is authenticated for.
 ///
@@ -89,14 +90,17 @@ impl<T: Send + Sync + 'static> OrgSettings<T> {
 
     /// Returns the settings, or the rejection of a request without them.
     #[cfg_attr(
-        not(feature = "axum"),
-        expect(dead_code, reason = "for the extractors")
+        not(any(feature = "axum", feature = "limit")),
+        expect(dead_code, reason = "for the extractors and the limits")
     )]
-    fn require<'a>(extensions: &'a Extensions, component: &str) -> Result<&'a Self, Rejection> {
+    pub(crate) fn require<'a>(
+        extensions: &'a Extensions,
+        component: &'static str,
+    ) -> Result<&'a Self, Rejection> {
         // Without an organization, not the settings are missing but a key or the layer of keys.
         OrgContext::required_by(extensions, component)?;
         Self::of(extensions).ok_or_else(|| {
-            telemetry::settings::layer_missing(component, std::any::type_name::<T>());
+            telemetry::layer_missing(component, std::any::type_name::<T>());
             Rejection::internal()
         })
     }
@@ -135,12 +139,12 @@ impl<T: fmt::Debug> fmt::Debug for OrgSettings<T> {
 }
 
 #[cfg(feature = "axum")]
-mod extract {
+mod axum_extract {
     use axum::extract::{FromRequestParts, OptionalFromRequestParts};
     use http::request::Parts;
 
     use super::OrgSettings;
-    use crate::context::{Anonymous, OrgContext};
+    use crate::context::OrgContext;
     use crate::rejection::Rejection;
 
     impl<S: Send + Sync, T: Send + Sync + 'static> FromRequestParts<S> for OrgSettings<T> {
@@ -155,13 +159,14 @@ mod extract {
         type Rejection = Rejection;
 
         async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-            let extensions = &parts.extensions;
-            if extensions.get::<OrgContext>().is_none() && extensions.get::<Anonymous>().is_some() {
-                return Ok(None);
+            const COMPONENT: &str = "the extractor `Option<OrgSettings>`";
+
+            match OrgContext::optional(&parts.extensions, COMPONENT)? {
+                None => Ok(None),
+                Some(_) => Self::require(&parts.extensions, COMPONENT)
+                    .cloned()
+                    .map(Some),
             }
-            Self::require(extensions, "the extractor `Option<OrgSettings>`")
-                .cloned()
-                .map(Some)
         }
     }
 }

@@ -4,14 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
 use crate::pending::{Pending, Stop};
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
     /// The response future of [`OrgSettingsService`](super::OrgSettingsService).
@@ -47,7 +46,7 @@ impl<S, T, ReqBody, ResBody> Future for ResponseFuture<S, T, ReqBody>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     T: Send + Sync + 'static,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Output = Result<Response<ResBody>, S::Error>;
 
@@ -60,7 +59,7 @@ where
                     let rejection = rejection
                         .take()
                         .unwrap_or_else(|| unreachable!("polled after completion"));
-                    return Poll::Ready(Ok(undressed(rejection)));
+                    return Poll::Ready(Ok(unrendered(rejection)));
                 }
                 StateProj::Waiting { pending } => {
                     let next = match ready!(pending.poll(cx)) {

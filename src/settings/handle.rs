@@ -4,7 +4,7 @@ use std::sync::Arc;
 use orgkey_lookup::UpstreamState;
 use orgkey_lookup::cache::{Dependent, Stats};
 
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 
 /// A cache of settings of any type.
 pub(super) trait Control: Dependent {

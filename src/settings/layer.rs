@@ -13,12 +13,13 @@ use super::handle::{Control, OrgSettingsHandle};
 use super::loader::SettingsLoader;
 use super::service::OrgSettingsService;
 use super::source::{Cache, Loader};
-use crate::context::{Anonymous, OrgCode, OrgContext};
+use super::telemetry;
+use crate::context::OrgContext;
+use crate::context::observer::RequestObservation;
 use crate::handle::ApiKeyHandle;
-use crate::observer::RequestObservation;
+use crate::identifier::OrgCode;
 use crate::pending::Decide;
 use crate::rejection::Rejection;
-use crate::telemetry;
 
 /// A layer that adds the settings of its organization to a request, as [`OrgSettings<T>`](super::OrgSettings).
 ///
@@ -107,7 +108,7 @@ impl<T: Send + Sync + 'static> Core<T> {
         let Some(default) = &self.default else {
             return Err(Rejection::settings_unavailable(retry_after));
         };
-        telemetry::settings::defaulted();
+        telemetry::defaulted();
         OrgSettings::by_default(org, Arc::clone(default)).insert_into(extensions);
         Ok(())
     }
@@ -122,11 +123,10 @@ fn insert<T: Send + Sync + 'static>(extensions: &mut Extensions, entry: &Entry<L
 
 #[cold]
 fn without_organization<T: Send + Sync + 'static>(extensions: &Extensions) -> Decision<T> {
-    if extensions.get::<Anonymous>().is_some() {
+    match OrgContext::optional_in_layer(extensions, "OrgSettingsLayer") {
         // Settings that an outer layer added are not read without an organization.
-        Decision::Pass
-    } else {
-        Decision::Reject(Rejection::layer_missing("an `OrgSettingsLayer`"))
+        Ok(_) => Decision::Pass,
+        Err(rejection) => Decision::Reject(rejection),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use orgkey_lookup::{Failure, FailureKind};
 
-use crate::context::OrgCode;
+use crate::identifier::OrgCode;
 
 /// Loads the settings of organizations.
 ///

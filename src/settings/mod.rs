@@ -42,8 +42,9 @@
 //!
 //! # Order of layers
 //!
-//! From the outside in: [`ApiKeyLayer`](crate::ApiKeyLayer), [`OrgSettingsLayer`], guards, handler. Without an `ApiKeyLayer`
-//! outside of it, the layer responds with 500 and logs an error. So does the extractor [`OrgSettings`] without a layer of its
+//! From the outside in: [`ApiKeyLayer`](crate::ApiKeyLayer), [`OrgSettingsLayer`], limits, guards, handler. Limits can
+//! [read the settings](crate::limit#limits-from-settings). Without an `ApiKeyLayer` outside of it, the layer responds with 500
+//! and logs an error. So does the extractor [`OrgSettings`] without a layer of its
 //! type between the route and its `ApiKeyLayer`. A request that
 //! [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) accepts without a key causes no load: `OrgSettings` then
 //! rejects with 401, and `Option<OrgSettings<T>>` is `None`.
@@ -91,6 +92,7 @@ mod layer;
 mod loader;
 mod service;
 mod source;
+mod telemetry;
 
 pub use self::builder::OrgSettingsLayerBuilder;
 pub use self::extract::OrgSettings;

@@ -2,7 +2,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use orgkey_lookup::LookupRequest;
 use tower_service::Service;
@@ -10,8 +9,9 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
-use crate::observer::RequestObservation;
+use crate::context::observer::RequestObservation;
 use crate::pending::Pending;
+use crate::rejection::RejectionBody;
 
 /// The service that [`OrgSettingsLayer`] creates.
 ///
@@ -32,7 +32,7 @@ impl<S, T, ReqBody, ResBody> Service<Request<ReqBody>> for OrgSettingsService<S,
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     T: Send + Sync + 'static,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = Response<ResBody>;
     type Error = S::Error;

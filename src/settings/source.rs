@@ -1,6 +1,5 @@
-//! Settings as a use of the lookup cache: a loader behind it, entries by organization, events about the loader.
+//! Settings as a use of the lookup cache: a loader behind it, and entries by organization.
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -8,14 +7,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orgkey_lookup::{
-    Answer, Answered, BreakerState, Circuit, Found, IndexKey, Label, LookupRequest, Source,
-    Telemetry, Value,
-};
+use orgkey_lookup::{Answer, Answered, IndexKey, LookupRequest, Source, Value};
 
-use super::loader::{SettingsError, SettingsErrorKind, SettingsLoader};
-use crate::context::OrgCode;
-use crate::telemetry::settings as telemetry;
+use super::loader::{SettingsError, SettingsLoader};
+use super::telemetry::LoaderTelemetry;
+use crate::identifier::OrgCode;
 
 /// The cache of a layer and its clones.
 pub(super) type Cache<T> = orgkey_lookup::Cache<Loader<T>>;
@@ -137,69 +133,5 @@ impl<T: Send + Sync + 'static> Value for Settings<T> {}
 impl<T> fmt::Debug for Settings<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings").finish_non_exhaustive()
-    }
-}
-
-/// Events and metrics about the loader, labelled with the type of the settings.
-#[derive(Debug)]
-pub(super) struct LoaderTelemetry;
-
-fn name<T>() -> &'static str {
-    std::any::type_name::<T>()
-}
-
-impl<T: Send + Sync + 'static> Telemetry<Loader<T>> for LoaderTelemetry {
-    const HAS_GAUGES: bool = cfg!(feature = "metrics");
-
-    #[inline]
-    fn looked_up(found: Found) {
-        telemetry::looked_up(found);
-    }
-
-    fn entries(number: usize) {
-        telemetry::entries(name::<T>(), number);
-    }
-
-    fn called(
-        _: &Label,
-        org: &OrgCode,
-        outcome: &Result<Answered<Settings<T>>, SettingsError>,
-        took: Duration,
-    ) {
-        let (result, error) = match outcome {
-            Ok(_) => ("loaded", None),
-            Err(error) => match error.kind() {
-                SettingsErrorKind::Unavailable => ("unavailable", Some(error)),
-                // A pause is an event of its own.
-                SettingsErrorKind::Throttled { .. } => ("throttled", None),
-                SettingsErrorKind::Broken => ("broken", Some(error)),
-            },
-        };
-        let error = error.map(|error| error as &(dyn Error + 'static));
-        telemetry::called(name::<T>(), org.as_str(), result, error, took);
-    }
-
-    fn occupied(_: &Label, calls: usize, waiting: usize) {
-        telemetry::occupied(name::<T>(), calls, waiting);
-    }
-
-    fn breaker_state(_: &Label, circuit: Circuit, state: BreakerState) {
-        telemetry::breaker_state(name::<T>(), circuit.name(), state.as_gauge());
-    }
-
-    fn breaker_opened(_: &Label, circuit: Circuit, open_for: Duration) {
-        telemetry::breaker_opened(name::<T>(), circuit.name(), open_for);
-    }
-
-    fn breaker_tries(_: &Label, circuit: Circuit) {
-        telemetry::breaker_tries(name::<T>(), circuit.name());
-    }
-
-    fn breaker_closed(_: &Label, circuit: Circuit) {
-        telemetry::breaker_closed(name::<T>(), circuit.name());
-    }
-
-    fn throttled(_: &Label, pause: Duration) {
-        telemetry::throttled(name::<T>(), pause);
     }
 }

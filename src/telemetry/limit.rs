@@ -1,15 +1,15 @@
-//! What the limits tell.
+//! Events of the limits.
 
 use super::{RateLimitedLog, TARGET};
 
-/// A limit gave up the accounts of an organization or a key that was not idle.
-pub(crate) fn forgotten() {
+/// Emits that a limit evicted an organization or a key that was using its quota.
+pub(crate) fn evicted() {
     static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(left_out) = LOG.admit() {
+    if let Some(suppressed) = LOG.admit() {
         tracing::warn!(
             target: TARGET,
-            left_out,
-            "a limit holds fewer accounts than organizations or keys are active: those that it forgets begin anew"
+            suppressed,
+            "limit table full: an active organization or key was evicted, and starts again with a full quota"
         );
     }
 }

@@ -1,12 +1,12 @@
-//! Metrics in one line each. Without the feature `metrics` they come to nothing.
+//! Macros for metrics. Without the feature `metrics`, they expand to nothing.
 
-/// Counts under a label whose values are all known here, so that counting builds no label.
+/// Increments a counter with one label. All values of the label are listed, so that no label is built at run time.
 #[cfg(feature = "metrics")]
 macro_rules! count {
     ($name:expr, $label:literal = $value:expr; $($known:literal)+) => {
         match $value {
             $($known => metrics::counter!($name, $label => $known).increment(1),)+
-            // Every value is listed; a test holds the lists to their sources.
+            // A test compares the list with its source.
             _ => {}
         }
     };

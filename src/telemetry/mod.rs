@@ -1,50 +1,59 @@
-//! The names of our events and metrics, all in one place. They are a part of the public contract.
+//! The names of all events and metrics. They are part of the public interface: a change is a breaking change.
 //!
 //! # Events
 //!
-//! Through [`tracing`], under the target [`TARGET`]. None of them ever holds a key or a digest of one. A change of state is
-//! told once; what every request could cause is told at most once a second, with the number of those left out.
+//! Events of [`tracing`] have the target [`TARGET`], and never contain a key or its digest. An event for a change of state is
+//! emitted once per change. An event that any request can cause is emitted at most once per second, and its field `suppressed`
+//! has the number of events left out since the last one.
 //!
-//! | level | message begins | means |
+//! [`troubleshooting`](crate::troubleshooting) has the causes of the warnings and errors, and what to do about them.
+//!
+//! | level | message begins | fields, and when |
 //! |---|---|---|
-//! | error | `refused with 500: no ApiKeyLayer` | a guard or an extractor without the layer in front of it |
-//! | error | `refused with 500: require_org` | the route has no path parameter of that name |
-//! | error | `issuer rejects known keys` | so many `keys` were rejected, and no answer about another key confirms it: they are kept |
-//! | warn | `verification failed` | `error` says how, `cause` why; at most once per second |
-//! | warn | `circuit breaker opened` | no keys (`circuit` is `known`), or no unknown keys (`unknown`), are verified for `open_for` |
+//! | error | ``rejected with 500: no `ApiKeyLayer` `` | `component` is a guard or an extractor without the layer |
+//! | error | `rejected with 500: this layer is inside` | `layer` must be outside the `ApiKeyLayer` |
+//! | error | `rejected with 500: this layer must be inside` | `layer` is outside the `ApiKeyLayer`, or there is none |
+//! | error | ``rejected with 500: `require_org` `` | the route has no path parameter of the name `parameter` |
+//! | error | ``rejected with 500: no `OrgSettingsLayer` `` | `component` takes settings of the type `settings`, and their layer is missing |
+//! | error | `key not kept` | `method` of an `OrgContext` needs the key, and the layer does not keep it |
+//! | error | `issuer rejects known keys` | the issuer rejects the number `keys` of known keys and answers no other key; the keys stay cached |
+//! | warn | `verification failed` | `error`, `cause` and `result` |
+//! | warn | `circuit breaker opened` | no keys (`circuit` is `known`) or no unknown keys (`unknown`) are verified for `open_for` |
 //! | info | `circuit breaker half open` | one call tries the issuer |
 //! | info | `circuit breaker closed` | keys are verified again |
-//! | warn | `issuer asks for fewer calls` | a 429: calls pause for `pause` |
-//! | error | `the issuer's TLS certificate is refused` | a security event: nothing was sent; once until a connection stands |
-//! | error | `cannot fetch our own token` | `code` is one of RFC 6749's, or `other`; once until it works again |
-//! | info | `our own token can be fetched again` | the end of that |
-//! | error | `the issuer refuses our own token` | verify and the probe refuse it; once until verify accepts one |
-//! | info | `the issuer accepts our own token again` | the end of that |
-//! | warn | `our own token may verify keys but not list them` | it lacks `read:api_keys`; once until a probe is accepted |
-//! | error | `our own token may not look keys up` | with `api_id`: it lacks `read:api_keys`; once until it may |
-//! | info | `keys were rotated or taken away at the issuer` | the poller has `invalidated` so many of the keys held |
-//! | error | `the issuer's list speaks against most of the keys held` | `condemned` of `compared`: not believed before the next walk |
-//! | warn | `the poller cannot walk the issuer's keys` | `error` says why; once until a walk is complete |
-//! | info | `the poller walks the issuer's keys again` | the end of that |
-//! | error | `refused with 500: no OrgSettingsLayer` | `OrgSettings<T>` without the layer of its type beneath the `ApiKeyLayer` |
-//! | warn | `an organization's settings could not be loaded` | a load failed: `org_code` says whose, `error` says how |
-//! | warn | `settings circuit breaker opened` | no settings, or none of organizations that have none cached, are loaded for `open_for` |
+//! | warn | `issuer asks for fewer calls` | the issuer responded with 429; calls pause for `pause` |
+//! | error | `TLS certificate of the issuer not trusted` | with `security = true` and `cause`; nothing was sent. Once until a connection succeeds |
+//! | error | `access token request failed` | `error`, `cause`, and `code`, which is a code of RFC 6749 or `other`. Once until a request succeeds |
+//! | info | `access token request succeeded again` | after a failure |
+//! | error | `issuer rejects the access token` | `verify_status` and `probe_status`. Once until verify accepts a token |
+//! | info | `issuer accepts the access token again` | after a rejection |
+//! | warn | `access token cannot list keys` | it lacks the scope `read:api_keys`. Once until a probe is accepted |
+//! | error | `access token cannot look up keys` | with `api_id`: it lacks the scope `read:api_keys`. Once until a look-up is accepted |
+//! | info | `cached keys invalidated` | the reconciler has invalidated the number `invalidated` of the `compared` keys |
+//! | error | `issuer's key list contradicts most cached keys` | it contradicts `outdated` of the `compared` keys, and is applied only if the next list does too |
+//! | warn | `reconciliation failed` | `error`. Once until a reconciliation succeeds |
+//! | info | `reconciliation succeeded again` | after a failure |
+//! | warn | `settings load failed` | `org_code`, `error` and `settings` |
+//! | warn | `settings circuit breaker opened` | no settings (`circuit` is `known`), or none of organizations without cached settings (`unknown`), are loaded for `open_for` |
 //! | info | `settings circuit breaker half open` | one load tries the loader |
 //! | info | `settings circuit breaker closed` | settings are loaded again |
 //! | warn | `settings loader asks for fewer calls` | loads pause for `pause` |
-//! | debug | `asked the settings loader` | one load, with its `result` and how long it `took` |
-//! | warn | `a limit holds fewer accounts` | more are active than its `capacity`: some begin anew (feature `limit`) |
-//! | debug | `verification finished` | one verification, with its `result`, how long it `took` and, if it failed, the `cause` |
-//! | debug | `request judged` | one request, with its `outcome` and, if it is known, whose |
+//! | warn | `limit table full` | more organizations or keys are active than the `capacity` of a limit (feature `limit`) |
+//! | debug | `settings load finished` | `settings`, `result`, `org_code` and `took` |
+//! | debug | `verification finished` | `result`, `cause` and `took` |
+//! | debug | `request allowed` | `org_code`, `key_id` and `age` |
+//! | debug | `request rejected` | `outcome`, the code of the [rejection](crate::rejection) |
+//!
+//! With several issuers, the events about verifications have the field `issuer`: its name.
 //!
 //! # Metrics
 //!
-//! With the feature `metrics`, through the facade of that name. Labels are bounded: no key, no digest, no organization.
+//! With the feature `metrics`, through the facade of that name. Labels are bounded: they contain no key, digest or organization.
 //!
 //! | name | kind | labels |
 //! |---|---|---|
-//! | [`REQUESTS`] | counter | `outcome`: `allowed`, `anonymous`, or the code of a [rejection](crate::rejection) |
-//! | [`LOOKUPS`] | counter | `result`: `fresh`, `stale`, `refused`, `asked` |
+//! | [`REQUESTS`] | counter | `outcome`: `allowed`, `anonymous`, `other-credential`, or the code of a [kind of rejection](crate::RejectionKind::code) |
+//! | [`LOOKUPS`] | counter | `result`: `fresh`, `stale`, `invalid`, `miss` |
 //! | [`SERVED_AGE`] | histogram, seconds | |
 //! | [`ISSUER_CALLS`] | counter | `result`: `valid`, `invalid`, `undecided`, `unavailable`, `throttled`, `invalid_response`, `inconclusive`, `misconfigured` |
 //! | [`ISSUER_LATENCY`] | histogram, seconds | |
@@ -52,10 +61,10 @@
 //! | [`THROTTLED`] | counter | |
 //! | [`IN_FLIGHT`], [`WAITING`] | gauges | |
 //! | [`ENTRIES`] | gauge | |
-//! | [`POLLER_WALKS`] | counter | `result`: `complete`, `not-believed`, `idle`, `failed` |
-//! | [`POLLER_CALLS`] | counter | |
-//! | [`POLLER_INVALIDATED`] | counter | |
-//! | [`SETTINGS_LOOKUPS`] | counter | `result`: `fresh`, `stale`, `asked` |
+//! | [`RECONCILER_RUNS`] | counter | `result`: `complete`, `unconfirmed`, `idle`, `failed` |
+//! | [`RECONCILER_CALLS`] | counter | |
+//! | [`RECONCILER_INVALIDATED`] | counter | |
+//! | [`SETTINGS_LOOKUPS`] | counter | `result`: `fresh`, `stale`, `miss` |
 //! | [`SETTINGS_DEFAULTS`] | counter | |
 //! | [`SETTINGS_LOADS`] | counter | `settings`; `result`: `loaded`, `unavailable`, `throttled`, `broken` |
 //! | [`SETTINGS_LATENCY`] | histogram, seconds | `settings` |
@@ -64,7 +73,10 @@
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
 //!
-//! `settings` is the name of the type that is loaded, as the compiler gives it.
+//! With several issuers, [`ISSUER_CALLS`], [`ISSUER_LATENCY`], [`BREAKER`], [`THROTTLED`], [`IN_FLIGHT`] and [`WAITING`] also have the
+//! label `issuer`: the name of the issuer.
+//!
+//! `settings` is the name of the loaded type, as [`std::any::type_name`] returns it.
 
 #[macro_use]
 mod macros;
@@ -73,28 +85,19 @@ mod macros;
 pub(crate) mod kinde;
 #[cfg(feature = "limit")]
 pub(crate) mod limit;
-#[cfg(feature = "kinde")]
-pub(crate) mod poller;
+mod placement;
 mod rate_limited_log;
+#[cfg(feature = "kinde")]
+pub(crate) mod reconciler;
 mod requests;
-#[cfg(feature = "settings")]
-pub(crate) mod settings;
-mod upstream;
 
-use self::rate_limited_log::RateLimitedLog;
+pub(crate) use self::placement::layer_inside;
+#[cfg(any(feature = "limit", feature = "settings"))]
+pub(crate) use self::placement::layer_outside;
+pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
-pub(crate) use self::requests::{Outcome, allowed, answered, layer_missing, looked_up};
-#[cfg(feature = "settings")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
-pub use self::settings::{
-    SETTINGS_BREAKER, SETTINGS_DEFAULTS, SETTINGS_ENTRIES, SETTINGS_IN_FLIGHT, SETTINGS_LATENCY,
-    SETTINGS_LOADS, SETTINGS_LOOKUPS, SETTINGS_THROTTLED, SETTINGS_WAITING,
-};
-pub(crate) use self::upstream::{
-    breaker_closed, breaker_opened, breaker_state, breaker_tries, entries, issuer_called, occupied,
-    throttled, unconfirmed_invalid_answers,
-};
+pub(crate) use self::requests::{key_not_kept, layer_missing, looked_up};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";
@@ -103,25 +106,44 @@ pub const TARGET: &str = "tower_orgkey";
 pub const REQUESTS: &str = "orgkey_requests_total";
 /// Counts what requests found in the cache.
 pub const LOOKUPS: &str = "orgkey_cache_lookups_total";
-/// How old the facts were that requests were served from, in seconds.
+/// The age of the verification results that requests were served from, in seconds.
 pub const SERVED_AGE: &str = "orgkey_served_age_seconds";
 /// Counts calls to the verifier by their result.
 pub const ISSUER_CALLS: &str = "orgkey_issuer_calls_total";
-/// How long calls to the verifier took, in seconds.
+/// The duration of calls to the verifier, in seconds.
 pub const ISSUER_LATENCY: &str = "orgkey_issuer_call_seconds";
 /// The state of the circuit breaker: 0 closed, 1 half open, 2 open.
 pub const BREAKER: &str = "orgkey_breaker_state";
-/// Counts the pauses that a 429 brought about.
+/// Counts the pauses after a 429.
 pub const THROTTLED: &str = "orgkey_throttled_total";
-/// Calls to the verifier under way.
+/// Calls to the verifier in flight.
 pub const IN_FLIGHT: &str = "orgkey_calls_in_flight";
-/// Verifications that wait for their turn.
+/// Verifications in the admission queue.
 pub const WAITING: &str = "orgkey_verifications_waiting";
-/// Good keys held.
+/// Cached valid keys.
 pub const ENTRIES: &str = "orgkey_entries";
-/// Counts the poller's walks over the issuer's list of keys.
-pub const POLLER_WALKS: &str = "orgkey_poller_walks_total";
-/// Counts the poller's calls to the issuer.
-pub const POLLER_CALLS: &str = "orgkey_poller_calls_total";
-/// Counts the keys that the poller invalidated.
-pub const POLLER_INVALIDATED: &str = "orgkey_poller_invalidated_total";
+/// Counts the runs of the reconciler.
+pub const RECONCILER_RUNS: &str = "orgkey_reconciler_runs_total";
+/// Counts the calls of the reconciler to the issuer.
+pub const RECONCILER_CALLS: &str = "orgkey_reconciler_calls_total";
+/// Counts the keys that the reconciler invalidated.
+pub const RECONCILER_INVALIDATED: &str = "orgkey_reconciler_invalidated_total";
+
+/// Counts what requests found in the cache of settings.
+pub const SETTINGS_LOOKUPS: &str = "orgkey_settings_lookups_total";
+/// Counts requests that got the default, because their settings could not be loaded.
+pub const SETTINGS_DEFAULTS: &str = "orgkey_settings_defaults_total";
+/// Counts calls to the settings loader by their result.
+pub const SETTINGS_LOADS: &str = "orgkey_settings_loads_total";
+/// The duration of calls to the settings loader, in seconds.
+pub const SETTINGS_LATENCY: &str = "orgkey_settings_load_seconds";
+/// The state of the circuit breaker of the settings loader: 0 closed, 1 half open, 2 open.
+pub const SETTINGS_BREAKER: &str = "orgkey_settings_breaker_state";
+/// Counts the pauses that the settings loader asked for.
+pub const SETTINGS_THROTTLED: &str = "orgkey_settings_throttled_total";
+/// Calls to the settings loader in flight.
+pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
+/// Loads of settings that wait for their turn.
+pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
+/// Organizations with cached settings.
+pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";

@@ -1,5 +1,7 @@
 //! Behavior of the layer, the guards, limits, settings and the Kinde verifier, seen through public items. A module per area.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
 mod cache;
 mod contract;
 mod corpus;
@@ -8,6 +10,7 @@ mod faults;
 mod http;
 mod kinde;
 mod limit;
+mod modules;
 mod outage;
 mod pages;
 mod quickstart;

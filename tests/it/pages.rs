@@ -6,10 +6,11 @@ fn troubleshooting_lists_warnings_and_errors() {
     let written = [
         warnings_and_errors(include_str!("../../src/telemetry/kinde.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/limit.rs")),
-        warnings_and_errors(include_str!("../../src/telemetry/poller.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/placement.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/reconciler.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/requests.rs")),
-        warnings_and_errors(include_str!("../../src/telemetry/settings.rs")),
-        warnings_and_errors(include_str!("../../src/telemetry/upstream.rs")),
+        warnings_and_errors(include_str!("../../src/settings/telemetry.rs")),
+        warnings_and_errors(include_str!("../../src/api_keys/telemetry.rs")),
     ]
     .concat();
     assert!(explained.len() > 2 && written.len() > 2);

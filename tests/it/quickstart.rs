@@ -1,4 +1,4 @@
-//! Runs every `curl` line that the quickstart prints, and compares the response with the printed one.
+//! The quickstart keeps its promises: every `curl` line that it prints is run, and answers what stands above it.
 
 #![cfg(all(unix, feature = "axum", feature = "kinde"))]
 #![allow(

@@ -20,7 +20,11 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, advance};
 use tower_orgkey::kinde::{KeyReconciler, KeyReconcilerBuilder, KindeVerifier};
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, OrgContext, VerifyErrorKind, telemetry};
+use tower_orgkey::verify::{Organizations, PrefixVerifier};
+use tower_orgkey::{
+    ApiKey, ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, VerifyErrorKind,
+    telemetry, verifier_fn,
+};
 
 use crate::support::log::Log;
 use crate::support::service::call;
@@ -160,6 +164,46 @@ async fn fault_27b_removed_key_is_invalidated() {
         stage.is_rejected(&key).await;
         stage.is_cached(&bystander).await;
     }
+}
+
+#[tokio::test]
+async fn keys_of_other_issuers_are_not_compared() {
+    let stage = Stage::set().await;
+    let other = verifier_fn(|_| async {
+        Ok(Verification::of_organization(OrgCode::from_static("org_x"))
+            .with_key_id(KeyId::from_static("api_key_x")))
+    });
+    let verifier = PrefixVerifier::builder()
+        .issuer("kinde", [""], stage.kinde.clone())
+        .issuer("other", ["other-"], other)
+        .organizations(Organizations::Separate)
+        .build()
+        .unwrap();
+    let auth = ApiKeyLayer::builder(verifier)
+        .soft_ttl(Duration::from_secs(600))
+        .hard_ttl(Duration::from_secs(3600))
+        .test_clock(stage.clock.clone())
+        .build()
+        .unwrap();
+    let stage = Stage {
+        keys: auth.handle(),
+        app: Router::new()
+            .route("/", get(|_: OrgContext| async {}))
+            .route_layer(auth),
+        ..stage
+    };
+    let mut reconciler = stage.reconciler().issuer("kinde").build().unwrap();
+    let key = stage.known("org_a").await;
+    let kept = stage.known("org_a").await;
+    assert_eq!(stage.get("other-key-0").await, StatusCode::OK);
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.compared, report.invalidated), (2, 0));
+    stage.emulator.delete(key.id());
+    stage.clock.jump(Duration::from_secs(10));
+    let report = reconciler.reconcile_once().await.unwrap();
+    assert_eq!((report.compared, report.invalidated), (2, 1));
+    stage.is_rejected(&key).await;
+    stage.is_cached(&kept).await;
 }
 
 #[tokio::test]
@@ -512,26 +556,23 @@ async fn reconciliations_are_counted_and_logged() {
             }
             _ => None,
         })
-        .filter(|(name, _)| name.starts_with("orgkey_poller"))
+        .filter(|(name, _)| name.starts_with("orgkey_reconciler"))
         .collect();
-    let runs = |result: &str| counted.get(&format!("{} {result}", telemetry::POLLER_WALKS));
+    let runs = |result: &str| counted.get(&format!("{} {result}", telemetry::RECONCILER_RUNS));
     assert_eq!(runs("idle"), Some(&1));
     assert_eq!(runs("failed"), Some(&3));
     assert_eq!(runs("complete"), Some(&1));
-    assert_eq!(runs("not-believed"), Some(&1));
+    assert_eq!(runs("unconfirmed"), Some(&1));
     let total = |name: &str| counted[&format!("{name} ")];
-    assert_eq!(total(telemetry::POLLER_CALLS), 5);
-    assert_eq!(total(telemetry::POLLER_INVALIDATED), 1);
+    assert_eq!(total(telemetry::RECONCILER_CALLS), 5);
+    assert_eq!(total(telemetry::RECONCILER_INVALIDATED), 1);
 
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let logged = |message: &str| text.matches(message).count();
-    assert_eq!(logged("the poller cannot walk the issuer's keys"), 1);
-    assert_eq!(logged("the poller walks the issuer's keys again"), 1);
-    assert_eq!(logged("keys were rotated or taken away at the issuer"), 1);
-    assert_eq!(
-        logged("the issuer's list speaks against most of the keys held"),
-        1
-    );
+    assert_eq!(logged("reconciliation failed"), 1);
+    assert_eq!(logged("reconciliation succeeded again"), 1);
+    assert_eq!(logged("cached keys invalidated"), 1);
+    assert_eq!(logged("issuer's key list contradicts most cached keys"), 1);
     for secret in [key.secret(), new.secret(), &stage.emulator.client_secret()] {
         assert_eq!(logged(secret), 0);
         assert_eq!(logged(&secret[secret.len() - 8..]), 0);
@@ -771,7 +812,7 @@ impl Recorder for EndTimes {
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        if key.name() == telemetry::POLLER_WALKS {
+        if key.name() == telemetry::RECONCILER_RUNS {
             Counter::from_arc(Arc::new(self.clone()))
         } else {
             Counter::noop()
@@ -864,10 +905,10 @@ async fn next_run_waits_as_long_as_a_429_asks() {
     let throttled = Fault::status(429).with_header("ratelimit-reset", "30");
     stage.emulator.inject(Endpoint::ListKeys, throttled);
     tokio::spawn(reconciler.run());
-    let calls = || count(&snapshotter, telemetry::POLLER_CALLS);
+    let calls = || count(&snapshotter, telemetry::RECONCILER_CALLS);
     settle().await;
     advance(period).await;
-    let is_logged = || !log.lines("WARN", "cannot walk").is_empty();
+    let is_logged = || !log.lines("WARN", "reconciliation failed").is_empty();
     until("the warning", is_logged).await;
     assert_eq!(stage.emulator.calls().list_keys.faulted, 1);
     assert_eq!(calls(), 1);
@@ -914,7 +955,7 @@ async fn run_without_calls_is_no_recovery() {
     reconciler.reconcile_once().await.unwrap_err();
     stage.keys.invalidate_all();
     assert_eq!(reconciler.reconcile_once().await.unwrap().calls, 0);
-    let logged = || log.lines("INFO", "walks the issuer's keys again").len();
+    let logged = || log.lines("INFO", "reconciliation succeeded again").len();
     assert_eq!(logged(), 0);
     stage.known("org_a").await;
     assert_eq!(reconciler.reconcile_once().await.unwrap().calls, 1);

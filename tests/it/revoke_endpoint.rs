@@ -1,4 +1,4 @@
-//! The revocation endpoint of the example, with the emulator.
+//! The example's own endpoint for revocation, against the emulator.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 

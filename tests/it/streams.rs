@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it did not expect.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -12,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode, Verification, verifier_fn};
 
 #[allow(dead_code)] // Its `main`.
@@ -25,15 +28,27 @@ const THEIRS: &str = "k_test_of_org_b";
 const HANG: Duration = Duration::from_secs(20);
 
 async fn serve() -> (SocketAddr, ApiKeyHandle) {
-    let auth = ApiKeyLayer::new(verifier_fn(|key: ApiKey| async move {
-        let (org, key_id) = match key.expose_secret() {
-            OURS => ("org_a", "api_key_a"),
-            THEIRS => ("org_b", "api_key_b"),
-            _ => return Ok(Verification::invalid()),
-        };
-        Ok(Verification::of_organization(OrgCode::from_static(org))
-            .with_key_id(KeyId::from_static(key_id)))
-    }));
+    serve_with(TestClock::new(), Arc::default()).await
+}
+
+async fn serve_with(clock: TestClock, revoked: Arc<AtomicBool>) -> (SocketAddr, ApiKeyHandle) {
+    let verifier = verifier_fn(move |key: ApiKey| {
+        let is_revoked = revoked.load(Ordering::SeqCst);
+        async move {
+            let (org, key_id) = match key.expose_secret() {
+                OURS if !is_revoked => ("org_a", "api_key_a"),
+                THEIRS => ("org_b", "api_key_b"),
+                _ => return Ok(Verification::invalid()),
+            };
+            Ok(Verification::of_organization(OrgCode::from_static(org))
+                .with_key_id(KeyId::from_static(key_id)))
+        }
+    });
+    let auth = ApiKeyLayer::builder(verifier)
+        .revalidation(true)
+        .test_clock(clock)
+        .build()
+        .unwrap();
     let keys = auth.handle();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -148,7 +163,26 @@ async fn fault_58_blocked_organization_ends_its_streams() {
 
 #[tokio::test]
 async fn fault_58_invalidated_key_ends_its_streams() {
-    ends_only_ours(|keys| keys.invalidate_key_id(&KeyId::from_static("api_key_a"))).await;
+    let revoked = Arc::<AtomicBool>::default();
+    let (address, keys) = serve_with(TestClock::new(), Arc::clone(&revoked)).await;
+    let key_id = KeyId::from_static("api_key_a");
+    let mut our_events = events(get_events(address, OURS).await);
+    let mut our_socket = open_socket(address, OURS).await.unwrap();
+    let mut their_events = events(get_events(address, THEIRS).await);
+    is_alive(&mut our_events).await;
+    is_alive(&mut our_socket).await;
+    is_alive(&mut their_events).await;
+    keys.invalidate_key_id(&key_id);
+    rest(our_events).await;
+    // The socket verifies its key instead.
+    for _ in 0..20 {
+        is_alive(&mut our_socket).await;
+        is_alive(&mut their_events).await;
+    }
+    revoked.store(true, Ordering::SeqCst);
+    keys.invalidate_key_id(&key_id);
+    rest(our_socket).await;
+    is_alive(&mut their_events).await;
 }
 
 #[tokio::test]
@@ -160,4 +194,24 @@ async fn fault_58_blocked_key_opens_no_stream() {
     let rejected = open_socket(address, OURS).await.unwrap_err();
     assert_eq!(rejected, StatusCode::UNAUTHORIZED);
     assert!(open_socket(address, THEIRS).await.is_ok());
+}
+
+#[tokio::test]
+async fn fault_94_revoked_key_ends_its_socket() {
+    let (clock, revoked) = (TestClock::new(), Arc::<AtomicBool>::default());
+    let (address, _keys) = serve_with(clock.clone(), Arc::clone(&revoked)).await;
+    let mut ours = open_socket(address, OURS).await.unwrap();
+    let mut theirs = open_socket(address, THEIRS).await.unwrap();
+    is_alive(&mut ours).await;
+    // A valid key is verified, and its socket stays open.
+    for _ in 0..20 {
+        clock.jump(Duration::from_secs(61));
+        is_alive(&mut ours).await;
+        is_alive(&mut theirs).await;
+    }
+    revoked.store(true, Ordering::SeqCst);
+    clock.jump(Duration::from_secs(61));
+    let last = rest(ours).await.pop().unwrap().unwrap();
+    assert!(matches!(last, Message::Close(Some(_))), "{last:?}");
+    is_alive(&mut theirs).await;
 }

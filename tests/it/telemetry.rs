@@ -13,6 +13,7 @@ use http::{Request, StatusCode};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::ServiceExt;
 use tower_orgkey::test_util::TestClock;
+use tower_orgkey::verify::{Organizations, PrefixVerifier};
 use tower_orgkey::{
     ApiKeyLayer, OrgCode, OrgContext, Scopes, Verification, VerifyError, require_org,
     require_scope, telemetry, verifier_fn,
@@ -175,8 +176,8 @@ async fn look_ups_calls_and_states_are_recorded() {
     let of = |name: &str, label: &str| seen.get(&format!("{name}{{{label}}}")).copied();
     assert_eq!(of(telemetry::LOOKUPS, "result=fresh"), Some(1));
     assert_eq!(of(telemetry::LOOKUPS, "result=stale"), Some(1));
-    assert_eq!(of(telemetry::LOOKUPS, "result=refused"), Some(1));
-    assert_eq!(of(telemetry::LOOKUPS, "result=asked"), Some(8));
+    assert_eq!(of(telemetry::LOOKUPS, "result=invalid"), Some(1));
+    assert_eq!(of(telemetry::LOOKUPS, "result=miss"), Some(8));
     assert_eq!(
         of(telemetry::ISSUER_CALLS, "result=valid"),
         Some(2),
@@ -215,6 +216,25 @@ async fn a_429_is_counted_as_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn passed_credentials_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let auth = ApiKeyLayer::builder(verifier_fn(|_| async { Ok(Verification::invalid()) }))
+        .only_prefix("k_live_")
+        .pass_other_credentials_to_inner_auth()
+        .build()
+        .unwrap();
+    let app = Router::new()
+        .route("/", get(async || "open"))
+        .route_layer(auth);
+    assert_eq!(status(&app, "/", Some("Bearer eyJ.e30.c2ln")).await, 200);
+    let counted = snapshot(&snapshotter);
+    let name = format!("{}{{outcome=other-credential}}", telemetry::REQUESTS);
+    assert_eq!(counted.into_iter().collect::<Vec<_>>(), [(name, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_the_rejecting_layer_counts() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
@@ -238,8 +258,56 @@ async fn only_the_rejecting_layer_counts() {
     );
 }
 
+/// Two issuers, of which the second one fails.
+fn two_issuers(clock: TestClock) -> ApiKeyLayer {
+    let valid = |_| async { Ok(Verification::of_organization(OrgCode::from_static("org_1"))) };
+    let verifier = PrefixVerifier::builder()
+        .issuer("one", ["one_"], verifier_fn(valid))
+        .issuer(
+            "two",
+            ["two_"],
+            verifier_fn(|key| async move {
+                Err(match key.expose_secret() {
+                    "two_busy" => VerifyError::throttled(Some(Duration::from_secs(1))),
+                    _ => VerifyError::unavailable("connection refused"),
+                })
+            }),
+        )
+        .organizations(Organizations::Separate)
+        .build()
+        .unwrap();
+    let layer = ApiKeyLayer::builder(verifier).test_clock(clock);
+    layer.build().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
-async fn failure_log_is_rate_limited() {
+async fn issuers_have_a_label() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let app = app(two_issuers(TestClock::new()));
+    for n in 0..5 {
+        for issuer in ["one", "two"] {
+            status(&app, "/", Some(&format!("Bearer {issuer}_{n:08}"))).await;
+        }
+    }
+    status(&app, "/", Some("Bearer two_busy")).await;
+    let seen = snapshot(&snapshotter);
+    let of = |name: &str, labels: &str| seen.get(&format!("{name}{{{labels}}}")).copied();
+    let calls = telemetry::ISSUER_CALLS;
+    assert_eq!(of(calls, "result=valid,issuer=one"), Some(5));
+    assert!(of(calls, "result=unavailable,issuer=two") >= Some(5));
+    assert_eq!(of(calls, "result=valid"), None);
+    let breaker = telemetry::BREAKER;
+    assert_eq!(of(breaker, "circuit=unknown,issuer=two"), Some(2));
+    assert_ne!(of(breaker, "circuit=unknown,issuer=one"), Some(2));
+    assert_eq!(of(telemetry::ISSUER_LATENCY, "issuer=one"), Some(5));
+    assert_eq!(of(telemetry::IN_FLIGHT, "issuer=one"), Some(0));
+    assert_eq!(of(telemetry::WAITING, "issuer=two"), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_name_the_issuer() {
     let (log, _guard) = Log::capture_up_to(tracing::Level::INFO);
 
     let calls = Arc::new(AtomicUsize::new(0));

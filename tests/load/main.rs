@@ -2,6 +2,8 @@
 //!
 //! `TOWER_ORGKEY_FULL=1` in the environment runs ten times the requests and races.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
 mod limit_flood;
 mod outage_simulation;
 mod races;

@@ -192,7 +192,7 @@ pub(crate) fn layer_over(kinde: KindeVerifier, clock: &TestClock) -> ApiKeyLayer
         .test_clock(clock.clone())
         .attempt_deadline(Duration::from_secs(5))
         .caller_deadline(Duration::from_secs(12))
-        .flight_deadline(Duration::from_secs(30))
+        .lookup_deadline(Duration::from_secs(30))
         .build()
         .unwrap()
 }

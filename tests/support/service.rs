@@ -125,7 +125,7 @@ pub(crate) async fn call(
     }
 }
 
-/// Lets everything run that needs no time to pass.
+/// Runs all tasks that are ready.
 pub(crate) async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;

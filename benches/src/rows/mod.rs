@@ -1,11 +1,11 @@
 //! The rows: layers around the same handler, and one request through each.
 
-#[cfg(feature = "books")]
-pub(crate) mod books;
 pub(crate) mod floor;
 pub(crate) mod hand_made;
 pub(crate) mod ours;
 mod plain;
+#[cfg(feature = "whole")]
+pub(crate) mod whole;
 
 use axum::Router;
 use axum::body::Body;
@@ -65,12 +65,12 @@ pub const OURS: &str = "ours";
 pub const ALL: &[Row] = &[
     Row { name: NO_OP, says: "(0) a layer that does nothing", under: Under::Router, build: floor::no_op },
     Row { name: "static-bearer", says: "tower-http static bearer, no context", under: Under::Router, build: floor::static_bearer },
-    Row { name: "extension", says: "axum's `Extension` alone", under: Under::Router, build: floor::extension },
+    Row { name: "extension", says: "axum's `Extension` only", under: Under::Router, build: floor::extension },
     Row { name: FLOOR, says: "**floor**: bearer, one compare, one `Arc`, one scope", under: Under::Router, build: floor::floor },
     Row { name: OURS, says: "**ours**: `(auth, require_scope(..))`, fresh hit", under: Under::Router, build: ours::hit },
     Row { name: "ours-auth", says: "ours, the layer without a guard", under: Under::Router, build: ours::auth },
     Row { name: "ours-handler", says: "ours, and a handler that takes `OrgContext`", under: Under::Router, build: ours::handler },
-    Row { name: "ours-refused", says: "ours: a refusal from the cache", under: Under::Router, build: ours::refused },
+    Row { name: "ours-invalid", says: "ours: an invalid key, from the cache", under: Under::Router, build: ours::invalid },
     Row { name: "ours-malformed", says: "ours: a malformed header", under: Under::Router, build: ours::malformed },
     Row { name: "papaya", says: "the floor over papaya, SipHash-1-3-128", under: Under::Router, build: hand_made::papaya },
     Row { name: "moka", says: "the floor over `moka::sync`, SipHash-1-3-128", under: Under::Router, build: hand_made::moka },
@@ -91,9 +91,9 @@ pub fn find(name: &str) -> Row {
 
 /// All rows of this build.
 fn every() -> impl Iterator<Item = Row> {
-    #[cfg(feature = "books")]
-    let more = books::ALL;
-    #[cfg(not(feature = "books"))]
+    #[cfg(feature = "whole")]
+    let more = whole::ALL;
+    #[cfg(not(feature = "whole"))]
     let more = &[];
     ALL.iter().chain(more).copied()
 }

@@ -41,7 +41,7 @@ pub(super) fn handler() -> Call {
     passes(Router::new().route(REPORTS, get(handler)).layer(layers))
 }
 
-pub(super) fn refused() -> Call {
+pub(super) fn invalid() -> Call {
     let api = api().layer((warm_layer(), require_scope(SCOPE)));
     through(REPORTS, JUNK, StatusCode::UNAUTHORIZED, api)
 }

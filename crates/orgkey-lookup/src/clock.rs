@@ -7,6 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use tokio::sync::futures::Notified;
+
 /// Nanoseconds since the origin of the clock. 64 bits suffice for 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tick(pub u64);
@@ -63,6 +65,18 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// Returns a future that completes when a test's clock jumps. `None` for the system's clock, which does not announce that
+    /// the machine was suspended.
+    pub(crate) fn jumped(&self) -> Option<Notified<'_>> {
+        match self {
+            Self::System => None,
+            #[cfg(any(test, feature = "test-util"))]
+            Self::Test(clock) => Some(clock.jumps.notified()),
+        }
+    }
+}
+
 #[cfg(unix)]
 #[inline]
 fn system_now() -> Tick {
@@ -94,6 +108,7 @@ fn system_now() -> Tick {
 pub struct TestClock {
     origin: tokio::time::Instant,
     jumped: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    jumps: std::sync::Arc<tokio::sync::Notify>,
 }
 
 #[cfg(any(test, feature = "test-util"))]
@@ -103,11 +118,18 @@ impl TestClock {
         Self {
             origin: tokio::time::Instant::now(),
             jumped: std::sync::Arc::default(),
+            jumps: std::sync::Arc::default(),
         }
     }
 
-    /// Moves this clock forward.
+    /// Moves this clock forward, and wakes what waits for a time that may have passed.
     pub fn jump(&self, by: Duration) {
+        self.jump_unnoticed(by);
+        self.jumps.notify_waiters();
+    }
+
+    /// Moves this clock forward like a suspend of the machine, which wakes nothing.
+    pub(crate) fn jump_unnoticed(&self, by: Duration) {
         self.jumped
             .fetch_add(nanos(by), std::sync::atomic::Ordering::SeqCst);
     }

@@ -25,7 +25,7 @@ pub struct Config {
     /// The longest time that a request waits for a lookup.
     pub caller_deadline: Duration,
     /// The longest duration of a lookup, with its retry and its waits.
-    pub flight_deadline: Duration,
+    pub lookup_deadline: Duration,
     /// The `Retry-After` of a failure that says nothing better.
     pub retry_after: Duration,
 }
@@ -41,7 +41,7 @@ impl Default for Config {
             max_calls_per_second: None,
             attempt_deadline: Duration::from_secs(1),
             caller_deadline: Duration::from_millis(2_500),
-            flight_deadline: Duration::from_secs(10),
+            lookup_deadline: Duration::from_secs(10),
             retry_after: Duration::from_secs(1),
         }
     }
@@ -60,14 +60,14 @@ pub struct InvalidConfig {
 /// The longest hard TTL: AWS S3 on Outposts caches authentication for 12 hours.
 const LONGEST_HARD_TTL: Duration = Duration::from_secs(12 * 60 * 60);
 /// The longest deadline of a lookup.
-const LONGEST_FLIGHT: Duration = Duration::from_secs(60);
+const LONGEST_LOOKUP: Duration = Duration::from_secs(60);
 
 impl Config {
     /// Checks the fields against their ranges and each other.
     pub fn check(&self) -> Result<(), InvalidConfig> {
         let Lifetimes { soft, hard } = self.lifetimes;
         let (attempt, caller) = (self.attempt_deadline, self.caller_deadline);
-        let flight = self.flight_deadline;
+        let lookup = self.lookup_deadline;
         #[rustfmt::skip]
         let checks = [
             (soft >= Duration::from_secs(1), "soft_ttl", "must be at least 1 s"),
@@ -77,8 +77,8 @@ impl Config {
             (self.max_calls_per_second != Some(0), "max_calls_per_second", "must be at least 1"),
             (!attempt.is_zero(), "attempt_deadline", "must not be zero"),
             (caller >= attempt, "caller_deadline", "must be at least the deadline of an attempt"),
-            (flight >= caller, "flight_deadline", "must be at least the deadline of a caller"),
-            (flight <= LONGEST_FLIGHT, "flight_deadline", "must be at most 60 s"),
+            (lookup >= caller, "lookup_deadline", "must be at least the deadline of a caller"),
+            (lookup <= LONGEST_LOOKUP, "lookup_deadline", "must be at most 60 s"),
         ];
         match checks.into_iter().find(|&(holds, ..)| !holds) {
             Some((_, field, problem)) => Err(InvalidConfig { field, problem }),

@@ -90,7 +90,8 @@ impl Failure for TestError {
     }
 }
 
-/// A source whose function answers. Names that begin with `b/` belong to the second one of two upstreams.
+/// A source whose function answers. Names that begin with `b/` belong to the second one of two upstreams, and names that begin
+/// with `none/` to no upstream.
 #[derive(Debug)]
 pub(crate) struct TestSource(pub(crate) fn(&str) -> Result<Answer<Facts>, TestError>);
 
@@ -120,8 +121,8 @@ impl Source for TestSource {
         ["a", "b"].map(Label::from).to_vec()
     }
 
-    fn upstream_of(&self, name: &String) -> usize {
-        usize::from(name.starts_with("b/"))
+    fn upstream_of(&self, name: &String) -> Option<usize> {
+        (!name.starts_with("none/")).then(|| usize::from(name.starts_with("b/")))
     }
 
     fn mark(&self, _: &String) {}

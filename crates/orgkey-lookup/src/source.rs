@@ -31,9 +31,11 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     }
 
     /// Returns the index of the upstream that answers this query. Always the same one for equal keys.
-    fn upstream_of(&self, query: &Self::Query) -> usize {
+    ///
+    /// `None` means that no upstream does: the key is invalid, and no call is made.
+    fn upstream_of(&self, query: &Self::Query) -> Option<usize> {
         let _ = query;
-        0
+        Some(0)
     }
 
     /// Returns what the entry of this query keeps of it.

@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             get(async || "users").route_layer(require_scope("read:users")),
         )
         .route_layer(ApiKeyLayer::new(verifier))
-        // The last one is the outermost: it sees refusals too.
+        // The last one is the outermost: it sees rejections too.
         .route_layer(AuditLayer::new(&trail));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);

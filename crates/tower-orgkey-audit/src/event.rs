@@ -276,15 +276,24 @@ impl AuditedRequest {
         self.peer
     }
 
-    /// Returns the outcome: `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of a rejection, or the
-    /// [name](EarlyEnd::code) of an early end.
+    /// Returns the outcome: `allowed`, `anonymous`, `timed-out` for a status of 408 or 504, the
+    /// [code](tower_orgkey::Rejection::code) of a rejection, or the [name](EarlyEnd::code) of an early end.
     pub fn code(&self) -> &'static str {
         match &self.outcome {
+            Outcome::Allowed if self.has_timed_out() => "timed-out",
             Outcome::Allowed if matches!(self.actor, Actor::Anonymous) => "anonymous",
             Outcome::Allowed => "allowed",
             Outcome::Rejected(rejection) => rejection.code(),
             Outcome::EndedEarly(end) => end.code(),
         }
+    }
+
+    /// Whether the response is that of a layer such as tower-http's `TimeoutLayer`, or of a handler whose backend timed out.
+    fn has_timed_out(&self) -> bool {
+        matches!(
+            self.status,
+            Some(StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT)
+        )
     }
 
     /// Returns the rejection, if the request was rejected.

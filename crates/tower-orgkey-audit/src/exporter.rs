@@ -22,7 +22,20 @@ use crate::event::{
 use crate::sampling::Sampler;
 use crate::sink::{AuditSink, SinkError};
 use crate::telemetry;
-use crate::trail::AuditStats;
+
+/// Counts of an [`AuditTrail`](crate::AuditTrail) since it was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditStats {
+    /// Events of requests that fit into the queue.
+    pub accepted: u64,
+    /// Events of requests that the sink has written.
+    pub written: u64,
+    /// Events of requests that are lost: they did not fit into the queue, or the sink failed permanently.
+    pub lost: u64,
+    /// Events of requests that wait for the sink, or are on their way to it.
+    pub waiting: u64,
+}
 
 /// The most events of one batch.
 const BATCH: usize = 256;

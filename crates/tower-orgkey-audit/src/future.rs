@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use http::{Method, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tower_orgkey::observer::{
-    EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
+    EarlyEnd, ObservedFuture, Observer, OuterObservation, ResponseObserver,
 };
 
 use crate::body::AuditBody;
@@ -48,14 +48,14 @@ impl<F> fmt::Debug for AuditFuture<F> {
 /// The audit of a request that has no response yet.
 pub(crate) struct RequestAudit {
     record: Box<AuditedRequest>,
-    observation: RequestObservation,
+    observation: OuterObservation,
     trail: AuditTrail,
 }
 
 impl RequestAudit {
     pub(crate) fn new(
         record: AuditedRequest,
-        observation: RequestObservation,
+        observation: OuterObservation,
         trail: AuditTrail,
     ) -> Self {
         Self {
@@ -92,6 +92,7 @@ impl<B: http_body::Body> ResponseObserver<B> for RequestAudit {
     type Body = AuditBody<B>;
 
     fn responded(self, response: Response<B>) -> Response<Self::Body> {
+        let response = self.observation.check(response);
         let outcome = match self.observation.rejection_of(&response) {
             Some(rejection) => Outcome::Rejected(rejection),
             None => Outcome::Allowed,

@@ -11,8 +11,8 @@ use crate::trail::AuditTrail;
 
 /// A layer that records every request that was decided on in an [`AuditTrail`].
 ///
-/// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). Several layers can share one trail. See the
-/// [crate documentation](crate).
+/// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer); inside, it responds with 500. Several layers can share one
+/// trail. See the [crate documentation](crate).
 #[derive(Clone)]
 #[must_use]
 pub struct AuditLayer {

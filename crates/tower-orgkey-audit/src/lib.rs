@@ -8,6 +8,12 @@
 //! beneath it. A request that was not decided on has none: one that a fallback outside `ApiKeyLayer` answered, or whose
 //! client disconnected during the verification.
 //!
+//! Inside an `ApiKeyLayer`, and without another one further in, the layer responds with 500 and logs an error.
+//!
+//! To record that a request timed out here, put the layer that enforces the timeout inside the `AuditLayer`: tower-http's
+//! `TimeoutLayer` responds with 408, or with the status that it is given. Outside, it drops the future of the request, which
+//! looks as if the client had disconnected.
+//!
 //! The event is complete when the body of the response ends, so a stream is recorded when it is over. If the request's
 //! future is dropped, or the handler panics or fails, the event says so.
 //!
@@ -24,7 +30,7 @@
 //! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's id if the key acts for a user, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
 //! | `activity_id` | by method: 1 create, 2 read, 3 update, 4 delete, 99 other |
 //! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route, never the path with its identifiers |
-//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of the rejection, or `failed`, `dropped`, `panicked` if there is no response |
+//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of the rejection, `timed-out` for any other response with the status 408 or 504; or `failed`, `dropped`, `panicked` if there is no response |
 //! | `status_id` | 1 success, 2 failure (rejected, failed, or a status of 400 or more), 99 the client disconnected |
 //! | `authorizations` | what guards required, and the `decision`: scope policies (`policy.data.any_of`), and the path parameter that names the organization |
 //! | `http_response.code`, `.body_length` | the status; how many bytes of the body the server took |
@@ -76,6 +82,7 @@ pub use self::body::AuditBody;
 pub use self::event::{
     AuditEvent, AuditEventKind, AuditedRequest, BodyEnd, LostEvents, SuppressedRejections,
 };
+pub use self::exporter::AuditStats;
 pub use self::future::AuditFuture;
 pub use self::json_lines::JsonLines;
 pub use self::layer::AuditLayer;
@@ -83,4 +90,4 @@ pub use self::peer::AuditPeer;
 pub use self::service::AuditService;
 pub use self::sink::{AuditSink, SinkError};
 pub use self::tracing_sink::TracingSink;
-pub use self::trail::{AuditStats, AuditTrail, AuditTrailBuilder, FlushError};
+pub use self::trail::{AuditTrail, AuditTrailBuilder, FlushError};

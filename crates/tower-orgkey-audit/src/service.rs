@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{Request, Response};
 use tokio::time::Instant;
 use tower_orgkey::RequestHead;
-use tower_orgkey::observer::{ObservedFuture, RequestObservation};
+use tower_orgkey::observer::{ObservedFuture, OuterObservation};
 use tower_service::Service;
 
 use crate::body::AuditBody;
@@ -51,7 +51,7 @@ impl AuditLayer {
     /// Records what is known when a request arrives.
     fn open<B>(&self, request: &mut Request<B>) -> RequestAudit {
         let options = &self.options;
-        let observation = RequestObservation::attach(request.extensions_mut());
+        let observation = OuterObservation::attach(request.extensions_mut(), "AuditLayer");
         let request_id = self
             .trail
             .ids()

@@ -8,14 +8,14 @@ use tokio::time::Instant;
 use tower_orgkey::ConfigError;
 
 use crate::event::{AuditedRequest, Source};
-use crate::exporter::Exporter;
+use crate::exporter::{AuditStats, Exporter};
 use crate::request_id::Ids;
 use crate::sampling::{Sample, Sampler};
 use crate::sink::AuditSink;
 use crate::telemetry;
 use crate::tracing_sink::TracingSink;
 
-/// Exports audit events to a [sink](AuditSink), on a thread of its own.
+/// Exports audit events to a [sink](AuditSink), on a separate thread.
 ///
 /// Clones share one trail. See the [crate documentation](crate).
 #[derive(Clone)]
@@ -221,20 +221,6 @@ impl<S> fmt::Debug for AuditTrailBuilder<S> {
             .field("service", &self.service)
             .finish_non_exhaustive()
     }
-}
-
-/// Counts of an [`AuditTrail`] since it was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AuditStats {
-    /// Events of requests that fit into the queue.
-    pub accepted: u64,
-    /// Events of requests that the sink has written.
-    pub written: u64,
-    /// Events of requests that are lost: they did not fit into the queue, or the sink failed permanently.
-    pub lost: u64,
-    /// Events of requests that wait for the sink, or are on their way to it.
-    pub waiting: u64,
 }
 
 /// Accepted audit events are not written. Returned by [`AuditTrail::flush`] and [`AuditTrail::shutdown`].

@@ -25,7 +25,7 @@ use tower_orgkey_usage::{Account, UsageLayer};
 const ORGANIZATIONS: usize = 10_000;
 const REQUESTS: usize = 1_000_000;
 const CALLERS: usize = 4;
-/// As many as are sure to find room in the audit trail's queue before it is waited for.
+/// A number of requests that fits into the queue of the audit trail.
 const A_ROUND: usize = 4_000;
 
 /// Counts of each organization, and of unauthenticated requests at the end.
@@ -92,7 +92,7 @@ struct Lines {
 struct Line {
     #[serde(default = "one")]
     count: u64,
-    /// Lines that stand for several refusals have no one reason.
+    /// Lines for several rejections have no single reason.
     #[serde(default)]
     status_code: String,
     actor: Option<Actor>,
@@ -139,18 +139,18 @@ impl io::Write for Written {
     }
 }
 
-/// What clients were answered.
+/// The responses that clients got.
 struct Seen {
     ok: Arc<Tally>,
     forbidden: Arc<Tally>,
     unauthorized: AtomicU64,
 }
 
-/// One of a fixed row of requests: mostly good ones, some without their scope, some junk.
+/// Returns one of a fixed sequence of requests: most valid, some without the scope, some with invalid keys.
 async fn call(app: Router, nth: usize, seen: &Seen) {
-    // An odd factor walks through all organizations in an order that looks like none.
+    // An odd factor visits all organizations in an irregular order.
     let org = nth * 7_919 % ORGANIZATIONS;
-    // Another one on each of the hundred walks, so that every organization makes every kind.
+    // Differs in each of the hundred rounds, so that every organization makes requests of every kind.
     let (path, key) = match (nth + nth / ORGANIZATIONS) % 16 {
         3 => ("/reports/17", format!("key-{org:05}-idler")),
         7 => ("/reports/17", format!("junk-{:05}", org % 100)),
@@ -213,13 +213,14 @@ async fn audit_usage_handlers_and_clients_agree() {
     trail.shutdown(Duration::from_secs(60)).await.unwrap();
 
     let snapshot = usage.handle().snapshot();
-    let mut counted: HashMap<usize, (u64, u64)> = HashMap::new();
+    let mut counted: HashMap<usize, (u64, u64, u64)> = HashMap::new();
     for line in snapshot.lines() {
         let org = line.account.organization();
         let org = org.map_or(UNAUTHENTICATED, |org| number(org.as_str()));
         let sums = counted.entry(org).or_default();
         sums.0 += line.counts.requests();
         sums.1 += line.counts.rejected();
+        sums.2 += line.counts.served();
     }
     let lines = written.0.lock().unwrap();
     let line = |org, code: &str| lines.of.get(&(org, code.to_owned())).copied().unwrap_or(0);
@@ -228,10 +229,10 @@ async fn audit_usage_handlers_and_clients_agree() {
         assert_eq!(served.of(org), ok, "{}: the handler", code(org));
         let audited = (line(org, "allowed"), line(org, "insufficient-scope"));
         assert_eq!(audited, (ok, forbidden), "{}: the audit trail", code(org));
-        let requests = (ok + forbidden, forbidden);
+        let requests = (ok + forbidden, forbidden, ok);
         assert_eq!(counted[&org], requests, "{}: usage", code(org));
     }
-    // Unauthenticated rejections are sampled; lines with a count stand for the suppressed ones.
+    // Unauthenticated rejections are sampled; lines with a count have the suppressed ones.
     let unauthorized = seen.unauthorized.load(Ordering::Relaxed);
     let audited_unauthenticated: u64 = lines
         .of

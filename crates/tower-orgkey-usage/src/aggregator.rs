@@ -152,7 +152,8 @@ impl Aggregator {
             let mut shard = self.shard(hash);
             let loss = shard.roll(now, self);
             let before = shard.open.merged();
-            shard.open.row(&self.hasher, hash, row).count(ended);
+            let row = shard.open.row(&self.hasher, hash, row);
+            row.count(ended, caller.is_some());
             Loss {
                 merged: loss.merged + shard.open.merged() - before,
                 ..loss

@@ -27,6 +27,7 @@ const BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct Counts {
     requests: u64,
+    served: u64,
     failed: u64,
     dropped: u64,
     panicked: u64,
@@ -42,6 +43,15 @@ impl Counts {
     /// Returns the number of requests, however they ended.
     pub fn requests(&self) -> u64 {
         self.requests
+    }
+
+    /// Returns the number of requests that reached the handler and were not rejected. Bill these.
+    ///
+    /// Requests whose handler responded with an error status, failed, panicked, or was dropped are included. A request that
+    /// ended early before `ApiKeyLayer` let it through, for example because the client disconnected during the verification,
+    /// is neither served nor rejected.
+    pub fn served(&self) -> u64 {
+        self.served
     }
 
     /// Returns the number of requests that were rejected by the layer, or by a guard, extractor, limit or handler.
@@ -114,7 +124,8 @@ pub(crate) enum How {
 }
 
 impl Counts {
-    pub(crate) fn count(&mut self, ended: Ended) {
+    /// `is_let_through`: an `ApiKeyLayer` let the request through.
+    pub(crate) fn count(&mut self, ended: Ended, is_let_through: bool) {
         let took = u64::try_from(ended.took.as_nanos()).unwrap_or(u64::MAX);
         self.requests += 1;
         self.request_bytes = self.request_bytes.saturating_add(ended.request_bytes);
@@ -122,6 +133,11 @@ impl Counts {
         self.duration_nanos = self.duration_nanos.saturating_add(took);
         let bucket = DURATION_BOUNDS_MS.partition_point(|bound| took > bound * 1_000_000);
         self.durations[bucket] += 1;
+        let is_served = match ended.how {
+            How::Answered(rejection) => rejection.is_none(),
+            How::EndedEarly(_) => is_let_through,
+        };
+        self.served += u64::from(is_served);
         match ended.how {
             How::Answered(None) => {}
             How::Answered(Some(kind)) => {
@@ -177,6 +193,7 @@ impl Counts {
     fn numbers(&self) -> impl Iterator<Item = u64> + '_ {
         [
             self.requests,
+            self.served,
             self.failed,
             self.dropped,
             self.panicked,
@@ -191,6 +208,7 @@ impl Counts {
     fn numbers_mut(&mut self) -> impl IntoIterator<Item = &mut u64> {
         [
             &mut self.requests,
+            &mut self.served,
             &mut self.failed,
             &mut self.dropped,
             &mut self.panicked,
@@ -207,6 +225,7 @@ impl Counts {
 #[derive(Serialize, Deserialize)]
 struct Wire {
     requests: u64,
+    served: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     rejections: BTreeMap<String, u64>,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -230,6 +249,7 @@ impl From<Counts> for Wire {
     fn from(counts: Counts) -> Self {
         Self {
             requests: counts.requests,
+            served: counts.served,
             rejections: counts
                 .rejections()
                 .map(|(kind, count)| (kind.code().to_owned(), count))
@@ -261,6 +281,7 @@ impl TryFrom<Wire> for Counts {
         }
         Ok(Self {
             requests: wire.requests,
+            served: wire.served,
             failed: wire.failed,
             dropped: wire.dropped,
             panicked: wire.panicked,
@@ -290,7 +311,10 @@ mod tests {
     fn bounds_of_buckets_are_inclusive() {
         let mut counts = Counts::default();
         for nanos in [0, 5_000_000, 5_000_001, 10_000_000_000, 10_000_000_001] {
-            counts.count(ended(Duration::from_nanos(nanos), How::Answered(None)));
+            counts.count(
+                ended(Duration::from_nanos(nanos), How::Answered(None)),
+                true,
+            );
         }
         let mut expected = [0; BUCKETS];
         (expected[0], expected[1], expected[13], expected[14]) = (2, 1, 1, 1);
@@ -301,22 +325,22 @@ mod tests {
     #[test]
     fn counts_add_subtract_and_serialize() {
         let mut one = Counts::default();
-        one.count(ended(
-            Duration::from_millis(7),
-            How::Answered(Some(RejectionKind::NotFound)),
-        ));
-        one.count(ended(Duration::ZERO, How::EndedEarly(EarlyEnd::Dropped)));
+        let rejected = How::Answered(Some(RejectionKind::NotFound));
+        one.count(ended(Duration::from_millis(7), rejected), true);
+        let dropped = How::EndedEarly(EarlyEnd::Dropped);
+        one.count(ended(Duration::ZERO, dropped), false);
         let mut other = Counts::default();
         for how in [
             How::EndedEarly(EarlyEnd::Failed),
             How::EndedEarly(EarlyEnd::Panicked),
             How::Answered(None),
         ] {
-            other.count(ended(Duration::from_secs(60), how));
+            other.count(ended(Duration::from_secs(60), how), true);
         }
         let mut both = one.clone();
         both.add(&other);
-        assert_eq!(both.requests(), 5);
+        assert_eq!((both.requests(), both.served()), (5, 3));
+        assert_eq!((one.requests(), one.served()), (2, 0));
         assert_eq!((both.request_bytes(), both.response_bytes()), (15, 25));
         assert_eq!(both.checked_sub(&one).as_ref(), Some(&other));
         assert_eq!(both.checked_sub(&other).as_ref(), Some(&one));

@@ -7,7 +7,7 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use crate::service::Call;
+use crate::call::Call;
 use tower_orgkey::observer::ObservedFuture;
 
 pin_project! {

@@ -17,8 +17,8 @@ use tower_orgkey::RequestHead;
 
 /// A layer that counts what each organization and each key does, by route and minute.
 ///
-/// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer), see the [crate documentation](crate). Clones share their counts;
-/// two layers share nothing.
+/// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer); inside, it responds with 500. See the
+/// [crate documentation](crate). Clones share their counts; two layers share nothing.
 #[derive(Clone)]
 #[must_use]
 pub struct UsageLayer {

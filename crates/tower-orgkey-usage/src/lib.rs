@@ -4,8 +4,8 @@
 //! # Where the layer goes
 //!
 //! Outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer), so that it sees rejected requests. From the outside in: `UsageLayer`,
-//! `ApiKeyLayer`, guards, handler. On a `Router` the layer that is added last is the outermost. Beneath `ApiKeyLayer` the
-//! layer learns no organization and counts every request as unauthenticated.
+//! `ApiKeyLayer`, settings, limits, guards, handler. On a `Router` the layer that is added last is the outermost. Inside an
+//! `ApiKeyLayer`, and without another one further in, the layer responds with 500 and logs an error.
 //!
 //! # What is counted
 //!
@@ -15,6 +15,8 @@
 //!   afterwards. A request that is rejected before its organization is known is
 //!   [unauthenticated](Account::Unauthenticated), with the kind of its rejection; one that was let through without a key is
 //!   [anonymous](Account::Anonymous).
+//! * **Served or rejected**: [`served`](Counts::served) counts the requests that reached the handler, and
+//!   [`rejected`](Counts::rejected) those that the layer, a guard, an extractor, a limit or the handler rejected. Bill `served`.
 //! * **Route**: axum's matched path, or what [your function](UsageLayerBuilder::route) returns. The layer sees the matched
 //!   path if it is added to the `Router` with `layer` or `route_layer`, not if it is wrapped around the `Router`.
 //! * **Bytes**: the size of the request's body as declared by the body or by `Content-Length`, whether it is read or not, and
@@ -69,6 +71,7 @@
 
 mod account;
 mod aggregator;
+mod call;
 mod catch_unwind;
 mod clock_table;
 mod counts;

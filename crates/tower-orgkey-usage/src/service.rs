@@ -9,13 +9,10 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::aggregator::Aggregator;
-use crate::counts::{Ended, How};
+use crate::call::Call;
 use crate::future::ResponseFuture;
-use crate::routes::RouteId;
 use tower_orgkey::RequestHead;
-use tower_orgkey::observer::{
-    EarlyEnd, ObservedFuture, Observer, RequestObservation, ResponseObserver,
-};
+use tower_orgkey::observer::{ObservedFuture, OuterObservation};
 
 /// The service of [`UsageLayer`](crate::UsageLayer). See the [crate documentation](crate).
 #[derive(Clone)]
@@ -50,7 +47,7 @@ where
         let call = Call {
             route: self.aggregator.route(RequestHead::of(&request)),
             request_bytes: declared_size(&request),
-            observation: RequestObservation::attach(request.extensions_mut()),
+            observation: OuterObservation::attach(request.extensions_mut(), "UsageLayer"),
             began: Instant::now(),
             aggregator: Arc::clone(&self.aggregator),
         };
@@ -67,50 +64,6 @@ fn declared_size<B: Body>(request: &Request<B>) -> u64 {
     };
     let exact = request.body().size_hint().exact();
     exact.or_else(announced).unwrap_or(0)
-}
-
-/// A request in flight.
-pub(crate) struct Call {
-    aggregator: Arc<Aggregator>,
-    observation: RequestObservation,
-    began: Instant,
-    route: RouteId,
-    request_bytes: u64,
-}
-
-impl Call {
-    #[inline]
-    fn count(&self, how: How, response_bytes: u64) {
-        let ended = Ended {
-            took: self.began.elapsed(),
-            how,
-            request_bytes: self.request_bytes,
-            response_bytes,
-        };
-        self.aggregator.count(&self.observation, self.route, ended);
-    }
-}
-
-impl Observer for Call {
-    #[cold]
-    fn ended_early(self, end: EarlyEnd) {
-        self.count(How::EndedEarly(end), 0);
-    }
-}
-
-impl<B: Body> ResponseObserver<B> for Call {
-    type Body = B;
-
-    #[inline]
-    fn responded(self, response: Response<B>) -> Response<B> {
-        let rejection = self.observation.rejection_of(&response);
-        let size = response.body().size_hint().exact().unwrap_or(0);
-        self.count(
-            How::Answered(rejection.map(|rejection| rejection.kind())),
-            size,
-        );
-        response
-    }
 }
 
 impl<S: fmt::Debug> fmt::Debug for UsageService<S> {

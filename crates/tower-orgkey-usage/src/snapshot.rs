@@ -19,7 +19,7 @@ use tower_orgkey::{KeyId, OrgCode};
 /// // … requests come and go …
 /// let since = usage.snapshot().since(&mark);
 /// let org = OrgCode::from_static("org_1");
-/// println!("{} requests of {org}", since.of_organization(&org).requests());
+/// println!("{} requests of {org} were served", since.of_organization(&org).served());
 /// # assert_eq!(since.total().requests(), 0);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,12 +204,15 @@ mod tests {
     fn counts(requests: u64) -> Counts {
         let mut counts = Counts::default();
         for _ in 0..requests {
-            counts.count(Ended {
-                took: Duration::from_secs(1),
-                how: How::Answered(None),
-                request_bytes: 1,
-                response_bytes: 2,
-            });
+            counts.count(
+                Ended {
+                    took: Duration::from_secs(1),
+                    how: How::Answered(None),
+                    request_bytes: 1,
+                    response_bytes: 2,
+                },
+                true,
+            );
         }
         counts
     }

@@ -248,7 +248,9 @@ mod tests {
 
     fn count(table: &mut Table, hasher: &RandomState, key: &RowKey) {
         let row = RowRef::of(key);
-        table.row(hasher, hasher.hash_one(row), row).count(ENDED);
+        table
+            .row(hasher, hasher.hash_one(row), row)
+            .count(ENDED, true);
     }
 
     fn requests(table: &Table, is_wanted: impl Fn(&RowKey) -> bool) -> u64 {

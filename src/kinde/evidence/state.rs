@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::status::StatusCode;
 
 use crate::clock::Tick;
-use crate::context::KeyId;
+use crate::identifier::KeyId;
 use crate::kinde::token::{RenewalBackoff, TokenId};
 
 /// The time for which a 200 from verify counts as recent.

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::{KeyReconciler, Settings};
 use crate::config::ConfigError;
-use crate::context::KeyId;
 use crate::handle::ApiKeyHandle;
+use crate::identifier::KeyId;
 use crate::kinde::token::{Credentials, RenewalBackoff};
 use crate::kinde::verifier::{Kinde, KindeVerifier};
 
@@ -30,6 +30,7 @@ impl KeyReconcilerBuilder {
                 max_calls: 400,
                 calls_per_second: 5,
                 only: None,
+                issuer: None,
             },
         }
     }
@@ -62,10 +63,18 @@ impl KeyReconcilerBuilder {
         self
     }
 
-    /// Compares only keys with an id that satisfies this predicate. All keys by default. Set it if the verifier of the layer has
-    /// other issuers too: Kinde does not list their keys, so each reconciliation would invalidate them.
+    /// Compares only keys with an id that satisfies this predicate. All keys by default. Set it if another verifier of the
+    /// layer has keys that Kinde does not list, because each reconciliation would invalidate them. For a
+    /// [`PrefixVerifier`](crate::verify::PrefixVerifier), set [`issuer`](Self::issuer) instead.
     pub fn only(mut self, predicate: impl Fn(&KeyId) -> bool + Send + Sync + 'static) -> Self {
         self.settings.only = Some(Box::new(predicate));
+        self
+    }
+
+    /// Compares only the keys of the issuer with this name, of a [`PrefixVerifier`](crate::verify::PrefixVerifier) with key ids that
+    /// begin with it.
+    pub fn issuer(mut self, name: &str) -> Self {
+        self.settings.issuer = Some(format!("{name}:"));
         self
     }
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::KeyReconciler;
-use crate::context::KeyId;
 use crate::handle::{ApiKeyHandle, CachedKey};
+use crate::identifier::KeyId;
 use crate::kinde::token::{Credentials, Token};
 use crate::kinde::wire::{ListReading, ListedKey, Page, read_list};
-use crate::telemetry::poller as telemetry;
+use crate::telemetry::reconciler as telemetry;
 use crate::verify::VerifyError;
 
 /// The cached keys that no page has shown to be valid yet.

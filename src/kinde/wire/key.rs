@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use super::fields::{Content, Field};
 use super::verify::is_about_key;
 use super::{InvalidBody, Reply, cannot_tell, read_json};
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::verify::VerifyError;
 
 /// The meaning of the record of a key that verify accepted.

@@ -7,7 +7,7 @@ use serde::de::{MapAccess, SeqAccess};
 
 use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, cannot_tell, read_json};
-use crate::context::KeyId;
+use crate::identifier::KeyId;
 use crate::verify::VerifyError;
 
 /// The meaning of a list reply.

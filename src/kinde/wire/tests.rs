@@ -4,7 +4,7 @@ use http::HeaderValue;
 use proptest::prelude::*;
 
 use super::*;
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::verify::VerifyErrorKind;
 
 fn value() -> impl Strategy<Value = String> {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, cannot_tell, read_json};
-use crate::context::{KeyId, OrgCode};
+use crate::identifier::{KeyId, OrgCode};
 use crate::scope::{MAX_SCOPE_LEN, MAX_SCOPES, Scopes};
 use crate::verify::{Facts, VerifyError};
 

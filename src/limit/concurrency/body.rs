@@ -43,6 +43,16 @@ impl<B: From<Bytes>> From<Bytes> for PermitBody<B> {
     }
 }
 
+impl<B: Default> Default for PermitBody<B> {
+    /// The body of a layer outside the limit that responds itself, which has no permit.
+    fn default() -> Self {
+        Self {
+            body: B::default(),
+            permit: None,
+        }
+    }
+}
+
 impl<B: Body> Body for PermitBody<B> {
     type Data = B::Data;
     type Error = B::Error;

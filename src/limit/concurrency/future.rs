@@ -3,14 +3,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
 use super::body::PermitBody;
 use super::permits::Permit;
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
     /// The response future of [`OrgConcurrencyLimit`](super::OrgConcurrencyLimit): that of the inner service, or a
@@ -55,7 +54,7 @@ impl<F> OrgConcurrencyLimitFuture<F> {
 impl<F, B, E> Future for OrgConcurrencyLimitFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: Body + From<Bytes>,
+    B: Body + RejectionBody,
 {
     type Output = Result<Response<PermitBody<B>>, E>;
 
@@ -72,7 +71,7 @@ where
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));
-                Ok(undressed(rejection))
+                Ok(unrendered(rejection))
             }
         })
     }

@@ -1,20 +1,15 @@
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
-use super::layer::{NoPermit, OrgConcurrencyLimitLayer};
+use super::layer::OrgConcurrencyLimitLayer;
+use crate::context::observer::RequestObservation;
 use crate::limit::subject::caller;
-use crate::observer::RequestObservation;
-use crate::rejection::Rejection;
-
-/// The least value of `Retry-After`: it is unknown when a request in flight will end.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -33,7 +28,7 @@ impl<S> OrgConcurrencyLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgConcurrencyLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: Body + From<Bytes>,
+    ResBody: Body + RejectionBody,
 {
     type Response = Response<PermitBody<ResBody>>;
     type Error = S::Error;
@@ -46,18 +41,14 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let permit = match caller(extensions, "a concurrency limit") {
-            Ok(Some(context)) => self.limit.acquire(context),
+        let permit = match caller(extensions, "OrgConcurrencyLimitLayer") {
+            Ok(Some(context)) => self.limit.acquire(extensions, context),
             Ok(None) => Ok(None),
-            Err(rejection) => {
-                let rejection = RequestObservation::rejected(extensions, rejection);
-                return OrgConcurrencyLimitFuture::reject(rejection);
-            }
+            Err(rejection) => Err(rejection),
         };
         match permit {
             Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
-            Err(NoPermit) => {
-                let rejection = Rejection::concurrency_limited(RETRY_AFTER);
+            Err(rejection) => {
                 let rejection = RequestObservation::rejected(extensions, rejection);
                 OrgConcurrencyLimitFuture::reject(rejection)
             }

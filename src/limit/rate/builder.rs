@@ -4,9 +4,7 @@ use std::sync::Arc;
 use super::layer::{Core, OrgRateLimitLayer, QuotaFn};
 use crate::clock::Clock;
 use crate::config::ConfigError;
-use crate::context::OrgContext;
 use crate::limit::accounts::Accounts;
-use crate::limit::quota::Quota;
 use crate::limit::ratelimit_fields::PolicyName;
 use crate::limit::subject::Per;
 
@@ -35,11 +33,9 @@ pub struct OrgRateLimitLayerBuilder {
 }
 
 impl OrgRateLimitLayerBuilder {
-    pub(super) fn new(
-        quota: impl Fn(&OrgContext) -> Option<Quota> + Send + Sync + 'static,
-    ) -> Self {
+    pub(super) fn new(quota: Box<QuotaFn>) -> Self {
         Self {
-            quota: Box::new(quota),
+            quota,
             per: Per::Organization,
             fields: None,
             capacity: 100_000,

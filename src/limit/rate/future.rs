@@ -3,12 +3,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
 use crate::limit::ratelimit_fields::RateLimitFields;
-use crate::rejection::{Rejection, undressed};
+use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
     /// The response future of [`OrgRateLimit`](super::OrgRateLimit): that of the inner service, or a rejection.
@@ -50,7 +49,7 @@ impl<F> OrgRateLimitFuture<F> {
 impl<F, B, E> Future for OrgRateLimitFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: From<Bytes>,
+    B: RejectionBody,
 {
     type Output = Result<Response<B>, E>;
 
@@ -62,7 +61,7 @@ where
                 let rejection = rejection
                     .take()
                     .unwrap_or_else(|| unreachable!("polled after completion"));
-                undressed(rejection)
+                unrendered(rejection)
             }
         };
         if let Some(fields) = this.fields {

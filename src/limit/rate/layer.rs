@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use http::Extensions;
 use tower_layer::Layer;
 
 use super::builder::OrgRateLimitLayerBuilder;
@@ -12,6 +13,9 @@ use crate::limit::accounts::Accounts;
 use crate::limit::quota::Quota;
 use crate::limit::ratelimit_fields::{PolicyName, RateLimitFields};
 use crate::limit::subject::{Per, SubjectRef};
+use crate::rejection::Rejection;
+#[cfg(feature = "settings")]
+use crate::settings::OrgSettings;
 
 /// A layer that limits the request rate of each organization or key.
 ///
@@ -23,8 +27,12 @@ pub struct OrgRateLimitLayer {
     core: Arc<Core>,
 }
 
-/// Returns the quota of a request.
-pub(super) type QuotaFn = dyn Fn(&OrgContext) -> Option<Quota> + Send + Sync;
+/// Returns the quota of a request. The error is the rejection of a request without the settings that the function reads.
+pub(super) type QuotaFn =
+    dyn Fn(&Extensions, &OrgContext) -> Result<Option<Quota>, Rejection> + Send + Sync;
+
+/// A decision, and the fields of the response.
+type Decided = (Option<Decision>, Option<RateLimitFields>);
 
 /// The state that a layer and its clones share.
 pub(super) struct Core {
@@ -65,7 +73,43 @@ impl OrgRateLimitLayer {
     pub fn builder(
         quota: impl Fn(&OrgContext) -> Option<Quota> + Send + Sync + 'static,
     ) -> OrgRateLimitLayerBuilder {
-        OrgRateLimitLayerBuilder::new(quota)
+        OrgRateLimitLayerBuilder::new(Box::new(move |_, context| Ok(quota(context))))
+    }
+
+    /// Limits each organization to the quota that `quota` returns for its [settings](crate::settings); `None` is no limit.
+    ///
+    /// Put the layer inside an [`OrgSettingsLayer`](crate::OrgSettingsLayer) of the type `T`, so that the first request of an
+    /// organization waits for its settings and gets the right quota. Without that layer, requests are rejected with 500.
+    ///
+    /// ```
+    /// use tower_orgkey::{OrgContext, OrgRateLimitLayer, Quota};
+    ///
+    /// struct Plan {
+    ///     requests_per_minute: u32,
+    /// }
+    ///
+    /// let limit = OrgRateLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| {
+    ///     Some(Quota::per_minute(plan.requests_per_minute))
+    /// });
+    /// ```
+    #[cfg(feature = "settings")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
+    pub fn from_settings<T: Send + Sync + 'static>(
+        quota: impl Fn(&OrgContext, &T) -> Option<Quota> + Send + Sync + 'static,
+    ) -> Self {
+        Self::with_defaults(Self::builder_from_settings(quota))
+    }
+
+    /// Like [`from_settings`](Self::from_settings), but returns a builder, to change the defaults.
+    #[cfg(feature = "settings")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
+    pub fn builder_from_settings<T: Send + Sync + 'static>(
+        quota: impl Fn(&OrgContext, &T) -> Option<Quota> + Send + Sync + 'static,
+    ) -> OrgRateLimitLayerBuilder {
+        OrgRateLimitLayerBuilder::new(Box::new(move |extensions, context| {
+            let settings = OrgSettings::require(extensions, "OrgRateLimitLayer")?;
+            Ok(quota(context, settings))
+        }))
     }
 
     fn with_defaults(builder: OrgRateLimitLayerBuilder) -> Self {
@@ -89,11 +133,12 @@ impl OrgRateLimitLayer {
     #[inline]
     pub(super) fn decide(
         &self,
+        extensions: &Extensions,
         context: &OrgContext,
-    ) -> (Option<Decision>, Option<RateLimitFields>) {
+    ) -> Result<Decided, Rejection> {
         let core = &*self.core;
-        let Some(quota) = (core.quota)(context) else {
-            return (None, None);
+        let Some(quota) = (core.quota)(extensions, context)? else {
+            return Ok((None, None));
         };
         let decision = if quota.refill() == 0 {
             Decision::reject_all(&quota)
@@ -103,7 +148,7 @@ impl OrgRateLimitLayer {
         };
         let name = core.fields.as_ref();
         let fields = name.map(|name| RateLimitFields::new(name, quota, decision));
-        (Some(decision), fields)
+        Ok((Some(decision), fields))
     }
 }
 

@@ -1,15 +1,14 @@
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
 use super::future::OrgRateLimitFuture;
 use super::layer::OrgRateLimitLayer;
+use crate::context::observer::RequestObservation;
 use crate::limit::account::Decision;
 use crate::limit::subject::caller;
-use crate::observer::RequestObservation;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionBody};
 
 /// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -28,7 +27,7 @@ impl<S> OrgRateLimit<S> {
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for OrgRateLimit<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: From<Bytes>,
+    ResBody: RejectionBody,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -41,9 +40,13 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let (decision, fields) = match caller(extensions, "a rate limit") {
-            Ok(Some(context)) => self.limit.decide(context),
-            Ok(None) => (None, None),
+        let decided = match caller(extensions, "OrgRateLimitLayer") {
+            Ok(Some(context)) => self.limit.decide(extensions, context),
+            Ok(None) => Ok((None, None)),
+            Err(rejection) => Err(rejection),
+        };
+        let (decision, fields) = match decided {
+            Ok(decided) => decided,
             Err(rejection) => {
                 let rejection = RequestObservation::rejected(extensions, rejection);
                 return OrgRateLimitFuture::reject(rejection, None);

@@ -9,7 +9,7 @@ use crate::support::service::{Handler, Outcome, allowed, api, outcome};
 use crate::support::{Answer, Issuer, org};
 
 #[tokio::test(start_paused = true)]
-async fn a_remembered_key_with_one_scope_is_refused_where_another_is_asked_for() {
+async fn scopes_are_checked_on_every_request() {
     for first in ["a", "b"] {
         let issuer = Issuer::knowing([(ONE, org("org_one", &["a"]))]);
         let (layer, _) = layer(issuer.clone());
@@ -22,7 +22,7 @@ async fn a_remembered_key_with_one_scope_is_refused_where_another_is_asked_for()
         };
         let (a, b) = (wants("a"), wants("b"));
         let lacks = Outcome::Rejected(RejectionKind::InsufficientScope);
-        // The miss at either, the hit at both.
+        // Either service gets the miss, and both get hits.
         if first == "b" {
             assert_eq!(outcome(&b, ONE).await, lacks);
         }
@@ -36,7 +36,7 @@ async fn a_remembered_key_with_one_scope_is_refused_where_another_is_asked_for()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_remembered_key_is_refused_for_another_organization() {
+async fn the_organization_is_checked_on_every_request() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[])), (TWO, org("org_two", &[]))]);
     let (layer, _) = layer(issuer.clone());
     let handler = Handler::default();
@@ -59,7 +59,7 @@ async fn a_remembered_key_is_refused_for_another_organization() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whose_key_it_is_is_judged_by_each_layer_on_hits_too() {
+async fn user_keys_are_checked_on_hits_too() {
     let user = verification("org_one", &[]).with_user_id("kp_1");
     let issuer = Issuer::knowing([
         (ONE, Answer::Valid(user)),
@@ -82,7 +82,7 @@ async fn whose_key_it_is_is_judged_by_each_layer_on_hits_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_brings_other_facts_is_in_force_for_the_next_request() {
+async fn a_refresh_applies_to_the_next_request() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &["a"]))]);
     let (layer, _) = layer(issuer.clone());
     let handler = Handler::default();

@@ -1,4 +1,4 @@
-//! One verification at a time for a key, for any number of waiters.
+//! In-flight lookups: one verification per key at a time.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tower::{Service, ServiceExt};
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, KeyId, OrgCode};
 
 use super::{
-    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, invalid, layer, settle, unavailable,
+    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, layer, rejected, settle, unavailable,
 };
 use crate::support::issuer::PanicsAtOnce;
 use crate::support::service::{Api, Outcome, allowed, api, outcome, request};
@@ -19,7 +19,7 @@ fn start(api: &Api, key: &'static str) -> tokio::task::JoinHandle<Outcome> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_35_ten_thousand_first_uses_of_a_key_are_one_call() {
+async fn fault_35_first_uses_of_a_key_share_one_call() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.latency(200 * MS);
     let (layer, _) = layer(issuer.clone());
@@ -32,27 +32,27 @@ async fn fault_35_ten_thousand_first_uses_of_a_key_are_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_35_a_request_that_looked_before_an_answer_landed_takes_that_answer() {
+async fn fault_35_late_waiters_take_a_completed_result() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, _) = layer(issuer.clone());
     let mut service = api(&layer);
-    for (n, key, expected) in [(1, ONE, allowed("org_one")), (2, BAD, invalid())] {
+    for (n, key, expected) in [(1, ONE, allowed("org_one")), (2, BAD, rejected())] {
         let late = Service::call(&mut service, request(key));
         assert_eq!(outcome(&service, key).await, expected);
         assert_eq!(issuer.calls(), n);
-        // It has seen no answer, and asks for one now.
+        // This request read the cache before the result was cached.
         assert_eq!(Outcome::of(&late.await.unwrap()), expected);
         assert_eq!(issuer.calls(), n);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn fault_35_ten_thousand_first_uses_on_four_threads_are_one_call() {
+async fn fault_35_four_threads_share_one_call() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let gate = issuer.hold();
     let api = api(&ApiKeyLayer::new(issuer.clone()));
     let waiting: Vec<_> = (0..10_000).map(|_| start(&api, ONE)).collect();
-    // A second call would find no permit, and its callers no answer.
+    // A second call would wait for a permit forever.
     gate.add_permits(1);
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), allowed("org_one"));
@@ -61,20 +61,20 @@ async fn fault_35_ten_thousand_first_uses_on_four_threads_are_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_35_ten_thousand_first_uses_of_a_bad_key_are_one_call() {
+async fn fault_35_first_uses_of_a_bad_key_share_one_call() {
     let issuer = Issuer::new();
     issuer.latency(200 * MS);
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
     let waiting: Vec<_> = (0..10_000).map(|_| start(&api, BAD)).collect();
     for waiting in waiting {
-        assert_eq!(waiting.await.unwrap(), invalid());
+        assert_eq!(waiting.await.unwrap(), rejected());
     }
     assert_eq!(issuer.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_36_the_first_callers_departure_ends_nothing() {
+async fn fault_36_dropped_leader_does_not_fail_waiters() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.latency(200 * MS);
     let (layer, _) = layer(issuer.clone());
@@ -98,7 +98,7 @@ async fn fault_36_the_first_callers_departure_ends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_36_an_answer_that_nobody_waits_for_any_more_is_remembered() {
+async fn fault_36_a_result_without_waiters_is_cached() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.latency(200 * MS);
     let (layer, _) = layer(issuer.clone());
@@ -117,7 +117,7 @@ async fn fault_36_an_answer_that_nobody_waits_for_any_more_is_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forty_callers_less_patient_than_the_issuer_make_one_call_that_finishes() {
+async fn impatient_callers_make_one_call() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.latency(150 * MS);
     let (layer, _) = layer(issuer.clone());
@@ -135,7 +135,7 @@ async fn forty_callers_less_patient_than_the_issuer_make_one_call_that_finishes(
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_37_a_verifier_that_panics_is_503_for_all_who_wait_and_the_next_call_works() {
+async fn fault_37_a_panicking_verifier_is_503_for_waiters() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[])), (TWO, org("org_two", &[]))]);
     let (layer, clock) = layer(PanicsAtOnce(issuer.clone()));
     let api = api(&layer);
@@ -149,9 +149,9 @@ async fn fault_37_a_verifier_that_panics_is_503_for_all_who_wait_and_the_next_ca
         }
         assert_eq!(issuer.panicked(), before.1 + 1);
         assert_eq!(issuer.calls(), before.0 + 1);
-        // A known key does not notice.
+        // Known keys are not affected.
         assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
-        // Neither at once nor when its refresh panics.
+        // Not even when their refresh panics.
         clock.jump(70 * SECOND);
         assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
         settle().await;
@@ -161,15 +161,15 @@ async fn fault_37_a_verifier_that_panics_is_503_for_all_who_wait_and_the_next_ca
         clock.jump(6 * SECOND);
         assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{say:?}");
         issuer.set(NEW, Answer::Invalid);
-        assert_eq!(outcome(&api, NEW).await, invalid());
-        // So that the next round finds the key unknown again.
+        assert_eq!(outcome(&api, NEW).await, rejected());
+        // The next round begins with an unknown key.
         clock.jump(20 * MINUTE);
         assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_51_twenty_thousand_callers_that_hang_up_leave_nothing_behind() {
+async fn fault_51_dropped_callers_leave_no_tasks() {
     let issuer = Issuer::new();
     issuer.fail(Answer::Silence);
     let (layer, _) = layer(issuer.clone());
@@ -183,7 +183,7 @@ async fn fault_51_twenty_thousand_callers_that_hang_up_leave_nothing_behind() {
     let before = tasks();
     let mut most = 0;
     for n in 0..20_000_u32 {
-        // A hundred keys, so that most callers board somebody else's flight.
+        // Most callers join a lookup of another caller.
         let key = format!("k_test_{:08}", n % 100);
         let mut request = Box::pin(api.clone().oneshot(request(&key)));
         assert!(request.as_mut().now_or_never().is_none() || n > 4);
@@ -195,13 +195,13 @@ async fn fault_51_twenty_thousand_callers_that_hang_up_leave_nothing_behind() {
     }
     assert!(issuer.calls() > 0, "nothing was injected");
     assert!(most <= before + 110, "{most} tasks for 100 keys");
-    // Past the deadline of every flight.
+    // Past the deadline of every lookup.
     tokio::time::sleep(11 * SECOND).await;
     settle().await;
     assert_eq!(issuer.in_flight(), 0);
     assert_eq!(issuer.holders(), holders);
     assert_eq!(tasks(), before);
-    // No flight is left that a later caller could board.
+    // No lookup is left to join.
     issuer.recover();
     issuer.set("k_test_00000000", org("org_one", &[]));
     tokio::time::sleep(2 * MINUTE).await;
@@ -209,7 +209,7 @@ async fn fault_51_twenty_thousand_callers_that_hang_up_leave_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_issuer_is_503_within_the_callers_deadline() {
+async fn a_silent_issuer_is_503_at_the_deadline() {
     let issuer = Issuer::new();
     issuer.fail(Answer::Silence);
     let (layer, clock) = layer(issuer.clone());
@@ -223,7 +223,7 @@ async fn a_silent_issuer_is_503_within_the_callers_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_takes_longer_than_facts_are_fresh_is_an_answer() {
+async fn an_answer_slower_than_the_soft_ttl_is_served() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.latency(3 * SECOND);
     let (builder, clock) = builder(issuer.clone());
@@ -240,8 +240,8 @@ async fn an_answer_that_takes_longer_than_facts_are_fresh_is_an_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_20b_an_answer_that_was_slept_over_is_asked_for_again() {
-    // Past the hard TTL, and past both soft ones, when the issuer answers.
+async fn fault_20b_an_answer_from_before_a_sleep_is_old() {
+    // Past the hard TTL, and past twice the soft TTL, when the issuer answers.
     for slept in [60 * MINUTE, 5 * MINUTE] {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let gate = issuer.hold();
@@ -253,35 +253,35 @@ async fn fault_20b_an_answer_that_was_slept_over_is_asked_for_again() {
         clock.jump(slept);
         issuer.set(ONE, Answer::Invalid);
         gate.add_permits(2);
-        // What the first call brings was good before the machine slept.
-        assert_eq!(waiting.await.unwrap(), invalid(), "{slept:?}");
+        // The result of the first call is from before the sleep.
+        assert_eq!(waiting.await.unwrap(), rejected(), "{slept:?}");
         assert_eq!(issuer.calls(), 2, "{slept:?}");
     }
 }
 
-type Decree = fn(&ApiKeyHandle);
+type Update = fn(&ApiKeyHandle);
 
-/// What becomes of a request whose answer has landed, if this is decreed before the request takes it.
-async fn decreed_before_it_is_taken(issuer: &Issuer, decree: Decree) -> Outcome {
+/// Returns the outcome of a request whose lookup has completed, if this update is made before the request takes the result.
+async fn updated_before_it_is_taken(issuer: &Issuer, update: Update) -> Outcome {
     let (layer, _) = layer(issuer.clone());
     let mut waiting = Box::pin(api(&layer).oneshot(request(ONE)));
     assert!(waiting.as_mut().now_or_never().is_none());
-    // The flight's own task goes on, and nobody polls the request.
+    // The lookup's task runs, and the request is not polled.
     tokio::time::sleep(SECOND).await;
     assert!(issuer.calls() > 0 && issuer.in_flight() == 0);
     issuer.recover();
-    decree(&layer.handle());
+    update(&layer.handle());
     Outcome::of(&waiting.await.unwrap())
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() {
-    let invalidations: [Decree; 7] = [
+async fn fault_27_an_update_applies_to_completed_lookups() {
+    let invalidations: [Update; 7] = [
         |handle| handle.invalidate_key(&ApiKey::parse(ONE).unwrap()),
         |handle| handle.invalidate_key_id(&KeyId::from_static("id_of_org_one")),
         |handle| handle.invalidate_org(&OrgCode::from_static("org_one")),
         ApiKeyHandle::invalidate_all,
-        // A block that is lifted at once leaves nothing from before it.
+        // Results from before a block are not served after it.
         |handle| {
             let key = ApiKey::parse(ONE).unwrap();
             handle.block_key(&key).unwrap();
@@ -301,11 +301,11 @@ async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() 
     for (n, invalidation) in invalidations.into_iter().enumerate() {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         issuer.fail(org("org_one", &["from before"]));
-        let outcome = decreed_before_it_is_taken(&issuer, invalidation).await;
+        let outcome = updated_before_it_is_taken(&issuer, invalidation).await;
         assert_eq!(outcome, allowed("org_one"), "{n}");
-        assert_eq!(issuer.calls(), 2, "{n}: a call from after the decree");
+        assert_eq!(issuer.calls(), 2, "{n}: a call from after the update");
     }
-    let blocks: [Decree; 3] = [
+    let blocks: [Update; 3] = [
         |handle| handle.block_key(&ApiKey::parse(ONE).unwrap()).unwrap(),
         |handle| {
             let id = KeyId::from_static("id_of_org_one");
@@ -318,20 +318,20 @@ async fn fault_27_an_answer_that_landed_before_a_decree_is_not_taken_after_it() 
     ];
     for (n, block) in blocks.into_iter().enumerate() {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
-        let outcome = decreed_before_it_is_taken(&issuer, block).await;
-        assert_eq!(outcome, invalid(), "{n}");
+        let outcome = updated_before_it_is_taken(&issuer, block).await;
+        assert_eq!(outcome, rejected(), "{n}");
         assert_eq!(issuer.calls(), 1, "{n}");
     }
-    // A no is from before as well, if everything is asked about anew.
+    // `invalidate_all` applies to invalid answers too.
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.fail(Answer::Invalid);
-    let outcome = decreed_before_it_is_taken(&issuer, ApiKeyHandle::invalidate_all).await;
+    let outcome = updated_before_it_is_taken(&issuer, ApiKeyHandle::invalidate_all).await;
     assert_eq!(outcome, allowed("org_one"));
-    // And who was told nothing yet is told of a block, not of the issuer's trouble.
+    // A block takes precedence over a failed verification.
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.fail(Answer::Panic);
-    let outcome = decreed_before_it_is_taken(&issuer, blocks[0]).await;
-    assert_eq!(outcome, invalid());
+    let outcome = updated_before_it_is_taken(&issuer, blocks[0]).await;
+    assert_eq!(outcome, rejected());
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,7 +347,7 @@ async fn different_keys_do_not_wait_for_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_is_asked_for_only_where_a_key_has_to_be_verified() {
+async fn the_peer_is_computed_for_lookups_only() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let (builder, _) = builder(issuer.clone());
@@ -359,115 +359,115 @@ async fn a_peer_is_asked_for_only_where_a_key_has_to_be_verified() {
     let api = api(&layer);
     for _ in 0..3 {
         assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
-        assert_eq!(outcome(&api, BAD).await, invalid());
+        assert_eq!(outcome(&api, BAD).await, rejected());
         let _malformed = outcome(&api, "short").await;
     }
     assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn max_age_boards_no_call_that_was_sent_too_early() {
+async fn max_age_joins_no_call_that_was_sent_earlier() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
-    let anew = api(&layer.clone().max_age(Duration::ZERO));
+    let recent = api(&layer.clone().max_age(Duration::ZERO));
     let usual = api(&layer);
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     for calls in 2..5 {
         tokio::time::advance(SECOND).await;
-        assert_eq!(outcome(&anew, ONE).await, allowed("org_one"));
+        assert_eq!(outcome(&recent, ONE).await, allowed("org_one"));
         assert_eq!(issuer.calls(), calls);
     }
-    // A call is under way, and the key is revoked, and then somebody asks who may not live on older facts.
+    // The key is revoked while a call is in flight, and then a request requires a later call.
     clock.jump(MS);
     let gate = issuer.hold();
-    let early = start(&anew, ONE);
+    let early = start(&recent, ONE);
     settle().await;
     assert_eq!(issuer.in_flight(), 1);
     clock.jump(MS);
     issuer.set(ONE, Answer::Invalid);
-    let late = start(&anew, ONE);
+    let late = start(&recent, ONE);
     settle().await;
     assert_eq!(issuer.in_flight(), 2);
     gate.add_permits(2);
-    assert_eq!(late.await.unwrap(), invalid());
+    assert_eq!(late.await.unwrap(), rejected());
     early.await.unwrap();
-    assert_eq!(outcome(&usual, ONE).await, invalid());
+    assert_eq!(outcome(&usual, ONE).await, rejected());
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_answers_to_calls_of_one_moment_the_no_counts() {
+async fn of_two_simultaneous_calls_invalid_wins() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let gate = issuer.hold();
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
-    let anew = api(&layer.clone().max_age(Duration::ZERO));
+    let recent = api(&layer.clone().max_age(Duration::ZERO));
     tokio::time::advance(SECOND).await;
-    let first = start(&anew, ONE);
+    let first = start(&recent, ONE);
     settle().await;
     issuer.set(ONE, Answer::Invalid);
-    // Its call was not sent after this request came, so this one has a call of its own.
-    let second = start(&anew, ONE);
+    // The first call was not sent after this request, so this one starts another call.
+    let second = start(&recent, ONE);
     settle().await;
     assert_eq!(issuer.in_flight(), 2);
-    // The yes lands first.
+    // The valid answer arrives first.
     gate.add_permits(1);
     settle().await;
     assert_eq!(issuer.finished(), 1);
     assert_eq!(first.await.unwrap(), allowed("org_one"));
     gate.add_permits(1);
-    assert_eq!(second.await.unwrap(), invalid());
-    assert_eq!(outcome(&usual, ONE).await, invalid());
+    assert_eq!(second.await.unwrap(), rejected());
+    assert_eq!(outcome(&usual, ONE).await, rejected());
     assert_eq!(issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_no_that_was_overtaken_by_a_yes_to_a_later_call_takes_nothing_away() {
+async fn an_older_invalid_answer_removes_nothing() {
     let issuer = Issuer::knowing([(ONE, Answer::Invalid)]);
     issuer.latency(500 * MS);
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
-    let anew = api(&layer.clone().max_age(Duration::ZERO));
+    let recent = api(&layer.clone().max_age(Duration::ZERO));
     tokio::time::advance(SECOND).await;
-    let early = start(&anew, ONE);
+    let early = start(&recent, ONE);
     settle().await;
     assert_eq!(issuer.in_flight(), 1);
-    // The key is issued this very moment, and the issuer gets quicker.
+    // The key is created now, and the issuer becomes faster.
     tokio::time::advance(100 * MS).await;
     issuer.set(ONE, org("org_one", &[]));
     issuer.latency(100 * MS);
-    assert_eq!(outcome(&anew, ONE).await, allowed("org_one"));
+    assert_eq!(outcome(&recent, ONE).await, allowed("org_one"));
     assert_eq!((issuer.calls(), issuer.in_flight()), (2, 1));
     tokio::time::sleep(SECOND).await;
-    // Who waited for the old no takes the younger yes, and nobody asks again.
+    // A waiter of the older invalid answer gets the newer valid one, without another call.
     assert_eq!(early.await.unwrap(), allowed("org_one"));
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     assert_eq!((issuer.calls(), issuer.finished()), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn max_age_is_503_where_the_issuer_does_not_answer_and_nothing_older_is_served() {
+async fn max_age_is_503_while_verifications_fail() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
-    let anew = api(&layer.clone().max_age(10 * SECOND));
+    let recent = api(&layer.clone().max_age(10 * SECOND));
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     issuer.fail(Answer::Unavailable);
     tokio::time::advance(10 * SECOND - MS).await;
-    assert_eq!(outcome(&anew, ONE).await, allowed("org_one"));
+    assert_eq!(outcome(&recent, ONE).await, allowed("org_one"));
     assert_eq!(issuer.calls(), 1);
     tokio::time::advance(MS).await;
-    assert_eq!(outcome(&anew, ONE).await, unavailable());
+    assert_eq!(outcome(&recent, ONE).await, unavailable());
     assert!(issuer.calls() > 1);
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_may_be_called_again_and_again() {
+async fn a_service_can_be_called_repeatedly() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, _) = layer(issuer.clone());
     let mut api = api(&layer);
     for _ in 0..3 {
-        for (key, expected) in [(ONE, allowed("org_one")), (BAD, invalid())] {
+        for (key, expected) in [(ONE, allowed("org_one")), (BAD, rejected())] {
             let ready = ServiceExt::<http::Request<()>>::ready(&mut api)
                 .await
                 .unwrap();

@@ -1,6 +1,5 @@
-//! Which results are cached, for how long, and the calls to the issuer: through the layer, on a paused clock.
+//! The cache, through the layer, on a paused clock: what is cached, for how long, and how many calls are made.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 #![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
 
 mod blocked;
@@ -26,7 +25,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A layer whose clock is the paused one, plus what it is told to jump.
+/// A builder with a test clock.
 fn builder(verifier: impl Verifier) -> (ApiKeyLayerBuilder, TestClock) {
     let clock = TestClock::new();
     let builder = ApiKeyLayer::builder(verifier).test_clock(clock.clone());
@@ -38,7 +37,7 @@ fn layer(verifier: impl Verifier) -> (ApiKeyLayer, TestClock) {
     (builder.build().unwrap(), clock)
 }
 
-fn invalid() -> Outcome {
+fn rejected() -> Outcome {
     Outcome::Rejected(RejectionKind::InvalidToken)
 }
 

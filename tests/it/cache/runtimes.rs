@@ -1,4 +1,4 @@
-//! A layer may outlive the runtime that its first caller came from.
+//! Layers that outlive the runtime of their first caller.
 
 use futures_util::FutureExt;
 use tower::ServiceExt;
@@ -17,11 +17,11 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_runtime_that_ends_before_a_verification_has_begun_leaves_the_key_usable() {
+fn a_key_is_usable_after_its_runtime_ended_early() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let api = api(&ApiKeyLayer::new(issuer.clone()));
     runtime().block_on(async {
-        // Starts the task, and ends the runtime before the task has had its turn.
+        // The runtime ends before it polls the task.
         assert!(api.clone().oneshot(request(ONE)).now_or_never().is_none());
     });
     assert_eq!(issuer.calls(), 0, "the task was to have no turn");
@@ -30,7 +30,7 @@ fn a_runtime_that_ends_before_a_verification_has_begun_leaves_the_key_usable() {
 }
 
 #[test]
-fn a_runtime_that_ends_during_a_verification_leaves_the_key_usable() {
+fn a_key_is_usable_after_its_runtime_ended() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let gate = issuer.hold();
     let api = api(&ApiKeyLayer::new(issuer.clone()));

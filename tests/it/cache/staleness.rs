@@ -1,17 +1,17 @@
-//! Both bounds of staleness, and the key's own expiry.
+//! Staleness, expiry, capacity, and unconfirmed invalid answers.
 
 use std::time::SystemTime;
 
 use tower_orgkey::OrgContext;
 
 use super::{
-    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, invalid, layer, settle, unavailable,
+    BAD, Duration, MINUTE, MS, NEW, ONE, SECOND, TWO, builder, layer, rejected, settle, unavailable,
 };
 use crate::support::issuer::expiring;
 use crate::support::service::{Api, allowed, answer, api, outcome};
 use crate::support::{Answer, Issuer, org};
 
-/// A context's age and whether it is stale.
+/// Returns the age of a context and whether it is stale.
 async fn served(api: &Api, key: &str) -> (Duration, bool) {
     let response = answer(api, key).await;
     let context = response.extensions().get::<OrgContext>().unwrap();
@@ -19,7 +19,7 @@ async fn served(api: &Api, key: &str) -> (Duration, bool) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn facts_are_fresh_for_51_to_60_seconds_and_ages_count_from_the_call() {
+async fn results_are_fresh_for_51_to_60_s() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     issuer.latency(500 * MS);
     let (layer, _) = layer(issuer.clone());
@@ -30,7 +30,7 @@ async fn facts_are_fresh_for_51_to_60_seconds_and_ages_count_from_the_call() {
     settle().await;
     assert_eq!(issuer.calls(), 1);
     tokio::time::advance(9_500 * MS).await;
-    // Sixty seconds after the call: stale whatever was drawn, and one refresh is begun behind it.
+    // 60 s after the call: stale, and one refresh is in flight.
     assert_eq!(served(&api, ONE).await, (MINUTE, true));
     assert_eq!(served(&api, ONE).await, (MINUTE, true));
     settle().await;
@@ -41,13 +41,13 @@ async fn facts_are_fresh_for_51_to_60_seconds_and_ages_count_from_the_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revoked_key_is_served_no_longer_than_twice_the_soft_ttl_however_rarely_it_is_used() {
-    // Used once, revoked, and used again after so many seconds.
+async fn a_revoked_key_is_served_for_two_soft_ttls() {
+    // Used once, revoked, and used again after this many seconds.
     for (idle, expected) in [
         (50, allowed("org_one")),
         (60, allowed("org_one")),
-        (120, invalid()),
-        (600, invalid()),
+        (120, rejected()),
+        (600, rejected()),
     ] {
         let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
         let (layer, _) = layer(issuer.clone());
@@ -57,7 +57,7 @@ async fn a_revoked_key_is_served_no_longer_than_twice_the_soft_ttl_however_rarel
         tokio::time::advance(idle * SECOND).await;
         assert_eq!(outcome(&api, ONE).await, expected, "{idle} s");
     }
-    // And in constant use: the refresh finds it, within the soft TTL.
+    // In constant use, the refresh rejects the key after the soft TTL.
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
@@ -67,30 +67,30 @@ async fn a_revoked_key_is_served_no_longer_than_twice_the_soft_ttl_however_rarel
         tokio::time::sleep(SECOND).await;
         assert!(clock.elapsed() <= 61 * SECOND);
     }
-    assert_eq!(outcome(&api, ONE).await, invalid());
+    assert_eq!(outcome(&api, ONE).await, rejected());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_21_a_definitive_no_ends_a_known_key_at_once() {
+async fn fault_21_a_definitive_answer_rejects_at_once() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
-    let anew = api(&layer.clone().max_age(Duration::ZERO));
+    let recent = api(&layer.clone().max_age(Duration::ZERO));
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     issuer.set(ONE, Answer::Invalid);
     tokio::time::advance(MS).await;
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
-    assert_eq!(outcome(&anew, ONE).await, invalid());
-    assert_eq!(outcome(&usual, ONE).await, invalid());
-    // The issuer is out of order from here on, and nothing brings the yes back.
+    assert_eq!(outcome(&recent, ONE).await, rejected());
+    assert_eq!(outcome(&usual, ONE).await, rejected());
+    // The key stays rejected while verifications fail.
     issuer.fail(Answer::Unavailable);
-    assert_eq!(outcome(&usual, ONE).await, invalid());
+    assert_eq!(outcome(&usual, ONE).await, rejected());
     tokio::time::advance(MINUTE).await;
     assert_eq!(outcome(&usual, ONE).await, unavailable());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_07_known_keys_are_served_to_the_hard_ttl_and_not_a_millisecond_past_it() {
+async fn fault_07_known_keys_are_served_to_the_hard_ttl() {
     for failure in [
         Answer::Unavailable,
         Answer::Silence,
@@ -108,7 +108,7 @@ async fn fault_07_known_keys_are_served_to_the_hard_ttl_and_not_a_millisecond_pa
             tokio::time::sleep(7 * SECOND).await;
         }
         assert!(issuer.calls() > 2, "nothing was injected");
-        // A request that comes in just before the bound, and then nothing is asked any more.
+        // A request shortly before the hard TTL.
         tokio::time::advance(15 * MINUTE - MS - (clock.elapsed() - sent)).await;
         if !matches!(failure, Answer::Silence) {
             assert_eq!(outcome(&api, ONE).await, allowed("org_one"), "{failure:?}");
@@ -127,14 +127,14 @@ async fn fault_07_known_keys_are_served_to_the_hard_ttl_and_not_a_millisecond_pa
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_07_an_issuer_that_goes_silent_just_before_the_hard_ttl_gains_a_key_nothing() {
+async fn fault_07_a_wait_past_the_hard_ttl_is_503() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
     assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     issuer.fail(Answer::Silence);
     tokio::time::advance(15 * MINUTE - 500 * MS).await;
-    // The request comes in inside the bound, and its wait ends outside it.
+    // The request begins before the hard TTL, and its wait ends after it.
     assert_eq!(outcome(&api, ONE).await, unavailable());
     assert!(clock.elapsed() >= 15 * MINUTE);
     assert_eq!(issuer.calls(), 2);
@@ -147,12 +147,12 @@ async fn fault_12_a_slow_issuer_does_not_delay_hits() {
     let api = api(&layer);
     assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     issuer.latency(900 * MS);
-    let stranger = tokio::spawn({
+    let unknown = tokio::spawn({
         let api = api.clone();
         async move { outcome(&api, TWO).await }
     });
     settle().await;
-    // Fresh, then stale with a refresh that takes its time.
+    // Fresh, then stale with a slow refresh.
     for age in [0, 60, 61, 90, 100] {
         tokio::time::advance((age * SECOND).saturating_sub(clock.elapsed())).await;
         let before = clock.elapsed();
@@ -163,11 +163,11 @@ async fn fault_12_a_slow_issuer_does_not_delay_hits() {
         tokio::time::sleep(100 * MS).await;
     }
     assert!(issuer.calls_for(ONE) >= 2);
-    assert_eq!(stranger.await.unwrap(), allowed("org_two"));
+    assert_eq!(unknown.await.unwrap(), allowed("org_two"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_refresh_never_delays_and_is_repeated_at_a_measured_pace() {
+async fn failing_refreshes_are_paced_and_delay_nothing() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
@@ -180,13 +180,13 @@ async fn a_failing_refresh_never_delays_and_is_repeated_at_a_measured_pace() {
         assert_eq!(clock.elapsed(), before);
         tokio::time::sleep(100 * MS).await;
     }
-    // Once at 60 s, and then every 5 s at most.
+    // At 60 s, and then at most every 5 s.
     assert!((2..=10).contains(&issuer.calls()), "{}", issuer.calls());
     assert_eq!(issuer.calls_for_known(), issuer.calls() - 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_19b_a_key_with_an_expiry_is_refused_from_that_moment() {
+async fn fault_19b_an_expired_key_is_rejected() {
     let issuer = Issuer::knowing([(ONE, expiring("org_one", SystemTime::now() + 30 * SECOND))]);
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
@@ -195,16 +195,16 @@ async fn fault_19b_a_key_with_an_expiry_is_refused_from_that_moment() {
     assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     tokio::time::advance(SECOND).await;
     assert_eq!(issuer.calls(), 1, "still inside the soft TTL");
-    assert_eq!(outcome(&api, ONE).await, invalid());
-    // Nor as stale, when the issuer is gone.
+    assert_eq!(outcome(&api, ONE).await, rejected());
+    // Not served as stale while verifications fail either.
     issuer.fail(Answer::Unavailable);
-    assert_eq!(outcome(&api, ONE).await, invalid());
+    assert_eq!(outcome(&api, ONE).await, rejected());
     tokio::time::advance(10 * SECOND).await;
     assert_eq!(outcome(&api, ONE).await, unavailable());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_19b_an_expiry_ends_the_stale_window_too() {
+async fn fault_19b_an_expired_key_is_not_served_stale() {
     let issuer = Issuer::knowing([(ONE, expiring("org_one", SystemTime::now() + 100 * SECOND))]);
     let (layer, _) = layer(issuer.clone());
     let api = api(&layer);
@@ -215,14 +215,14 @@ async fn fault_19b_an_expiry_ends_the_stale_window_too() {
     settle().await;
     assert_eq!(issuer.calls(), 2);
     tokio::time::advance(5 * SECOND).await;
-    assert_eq!(outcome(&api, ONE).await, invalid());
+    assert_eq!(outcome(&api, ONE).await, rejected());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_19b_an_expiry_in_the_past_is_a_no_and_one_in_the_far_future_is_none() {
+async fn fault_19b_expiries_in_the_past_and_far_future() {
     for (at, expected) in [
-        (SystemTime::UNIX_EPOCH, invalid()),
-        (SystemTime::now() - SECOND, invalid()),
+        (SystemTime::UNIX_EPOCH, rejected()),
+        (SystemTime::now() - SECOND, rejected()),
         (
             SystemTime::now() + Duration::from_secs(1 << 40),
             allowed("org_one"),
@@ -241,9 +241,9 @@ async fn fault_19b_an_expiry_in_the_past_is_a_no_and_one_in_the_far_future_is_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_20_what_is_left_of_a_key_is_read_off_the_wall_once() {
-    // No test may move the machine's clock. So this shows the other half: after the answer arrived only the monotonic
-    // clock moves anything, and the wall clock, which stands nearly still here, moves nothing.
+async fn fault_20_the_wall_clock_is_read_once() {
+    // A test cannot set the wall clock. This test shows that after the answer only the monotonic clock matters: it advances,
+    // and the wall clock hardly does.
     let issuer = Issuer::knowing([(ONE, expiring("org_one", SystemTime::now() + 40 * SECOND))]);
     let (layer, clock) = layer(issuer.clone());
     let api = api(&layer);
@@ -251,7 +251,7 @@ async fn fault_20_what_is_left_of_a_key_is_read_off_the_wall_once() {
     clock.jump(39 * SECOND);
     assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     clock.jump(SECOND);
-    assert_eq!(outcome(&api, ONE).await, invalid());
+    assert_eq!(outcome(&api, ONE).await, rejected());
     assert_eq!(issuer.calls(), 1);
 }
 
@@ -274,12 +274,12 @@ async fn fault_20b_time_asleep_counts() {
     assert_eq!(outcome(&api, TWO).await, allowed("org_two"));
     issuer.set(TWO, Answer::Invalid);
     clock.jump(60 * MINUTE);
-    // The issuer answers, so nothing stale is served after a sleep.
-    assert_eq!(outcome(&api, TWO).await, invalid());
+    // The issuer answers, so no stale result is served after a sleep.
+    assert_eq!(outcome(&api, TWO).await, rejected());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_38_keys_of_one_second_are_not_refreshed_in_one_second() {
+async fn fault_38_refreshes_are_spread_in_time() {
     const KEYS: usize = 20_000;
     let issuer = Issuer::new();
     let keys: Vec<String> = (0..KEYS).map(|n| format!("k_test_{n:08}")).collect();
@@ -302,7 +302,7 @@ async fn fault_38_keys_of_one_second_are_not_refreshed_in_one_second() {
         let before = issuer.calls();
         for key in &keys {
             assert_eq!(outcome(&api, key).await, allowed("org_one"));
-            // The cap on calls in flight is not what spreads them.
+            // Not spread by the limit of calls in flight.
             tokio::task::yield_now().await;
         }
         settle().await;
@@ -319,15 +319,15 @@ async fn fault_38_keys_of_one_second_are_not_refreshed_in_one_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn junk_pushes_out_nothing_that_is_good() {
+async fn invalid_keys_evict_no_valid_key() {
     let issuer = Issuer::knowing([(ONE, org("org_one", &[]))]);
     let (builder, _) = builder(issuer.clone());
     let layer = builder.capacity(10).build().unwrap();
     let api = api(&layer);
     assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
     for n in 0..400 {
-        let junk = format!("k_junk_{n:08}");
-        assert_eq!(outcome(&api, &junk).await, invalid());
+        let junk = format!("k_bad__{n:08}");
+        assert_eq!(outcome(&api, &junk).await, rejected());
     }
     assert_eq!(issuer.calls(), 401);
     assert_eq!(outcome(&api, ONE).await, allowed("org_one"));
@@ -335,27 +335,27 @@ async fn junk_pushes_out_nothing_that_is_good() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn junk_takes_little_more_room_than_a_tenth_of_the_capacity() {
+async fn invalid_keys_use_a_tenth_of_the_capacity() {
     let issuer = Issuer::new();
     let (builder, _) = builder(issuer.clone());
     let layer = builder.capacity(1_000).build().unwrap();
     let api = api(&layer);
     let mut most = 0;
     for n in 0..10_000 {
-        // The budget of refusals would stop more at once.
+        // Stays within the budget for invalid keys.
         if n % 400 == 0 {
             tokio::time::advance(10 * SECOND).await;
         }
-        assert_eq!(outcome(&api, &format!("k_junk_{n:08}")).await, invalid());
-        most = most.max(layer.handle().stats().refused_entries);
+        assert_eq!(outcome(&api, &format!("k_bad__{n:08}")).await, rejected());
+        most = most.max(layer.handle().stats().invalid_entries);
     }
     assert_eq!(issuer.calls(), 10_000);
-    // The tenth, and what the policy has yet to be told of.
+    // A tenth, and keys that the policy has not processed yet.
     assert!((100..=200).contains(&most), "{most}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_capacity_bounds_what_is_held() {
+async fn the_capacity_bounds_cached_keys() {
     let issuer = Issuer::new();
     let keys: Vec<String> = (0..1_000).map(|n| format!("k_test_{n:08}")).collect();
     for key in &keys {
@@ -373,7 +373,7 @@ async fn the_capacity_bounds_what_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unconfirmed_no_refuses_a_stranger_and_not_a_known_key() {
+async fn unconfirmed_answers_reject_unknown_keys_only() {
     let issuer = Issuer::knowing([
         (ONE, org("org_one", &[])),
         (TWO, org("org_two", &[])),
@@ -381,25 +381,25 @@ async fn an_unconfirmed_no_refuses_a_stranger_and_not_a_known_key() {
     ]);
     let (layer, _) = layer(issuer.clone());
     let usual = api(&layer);
-    let anew = api(&layer.clone().max_age(Duration::ZERO));
-    assert_eq!(outcome(&usual, BAD).await, invalid());
+    let recent = api(&layer.clone().max_age(Duration::ZERO));
+    assert_eq!(outcome(&usual, BAD).await, rejected());
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
     issuer.set(ONE, Answer::Unconfirmed);
     tokio::time::advance(SECOND).await;
-    assert_eq!(outcome(&anew, ONE).await, unavailable());
+    assert_eq!(outcome(&recent, ONE).await, unavailable());
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
-    // Another unconfirmed no confirms nothing.
+    // Another unconfirmed answer confirms nothing.
     tokio::time::advance(SECOND).await;
     issuer.set(NEW, Answer::Unconfirmed);
-    assert_eq!(outcome(&usual, NEW).await, invalid());
+    assert_eq!(outcome(&usual, NEW).await, rejected());
     assert_eq!(outcome(&usual, ONE).await, allowed("org_one"));
-    // An answer to a call that began later does.
+    // The answer of a later call does.
     assert_eq!(outcome(&usual, TWO).await, allowed("org_two"));
-    assert_eq!(outcome(&usual, ONE).await, invalid());
+    assert_eq!(outcome(&usual, ONE).await, rejected());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_33b_an_issuer_that_refuses_everything_unconfirmed_costs_no_good_key() {
+async fn fault_33b_unconfirmed_answers_cost_no_valid_key() {
     let issuer = Issuer::new();
     let keys: Vec<String> = (0..100).map(|n| format!("k_test_{n:08}")).collect();
     for key in &keys {
@@ -420,7 +420,7 @@ async fn fault_33b_an_issuer_that_refuses_everything_unconfirmed_costs_no_good_k
         settle().await;
         assert_eq!(
             outcome(&api, &format!("{BAD}{}", clock.elapsed().as_secs())).await,
-            invalid()
+            rejected()
         );
     }
     assert!(issuer.calls() > 200, "nothing was injected");

@@ -7,7 +7,7 @@ use super::*;
 use crate::support::wire::{get, serve};
 
 #[tokio::test]
-async fn only_who_presents_no_key_is_anonymous_and_only_where_nobody_asks_for_one() {
+async fn only_requests_without_a_key_are_anonymous() {
     let issuer = issuer();
     let layer = ApiKeyLayer::builder(issuer.clone())
         .allow_anonymous()
@@ -52,7 +52,7 @@ async fn only_who_presents_no_key_is_anonymous_and_only_where_nobody_asks_for_on
             "{credential:?}"
         );
         for path in asked {
-            // The same bytes as where nobody is anonymous.
+            // The same bytes as without `allow_anonymous`.
             assert_eq!(request(path).send().await, missing, "{path} {credential:?}");
         }
     }
@@ -71,7 +71,7 @@ async fn only_who_presents_no_key_is_anonymous_and_only_where_nobody_asks_for_on
             "credential-malformed",
         ),
         (format!("Bearer {STRANGE}"), 503, "verifier-misconfigured"),
-        // The last: its failures open the breaker.
+        // The last one, because its failures open the breaker.
         (format!("Bearer {DOUBTFUL}"), 503, "verifier-unavailable"),
     ];
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Where the layer and its guards may stand in an axum application, and what that covers.
+//! The positions of the layer and its guards in an axum application, and what they cover.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ async fn status(address: SocketAddr, path: &str, key: Option<&str>) -> u16 {
 }
 
 #[tokio::test]
-async fn route_layer_leaves_404_and_the_fallback_open_and_layer_covers_them() {
+async fn only_layer_covers_404_and_fallback() {
     let routes = || Router::new().route("/a", route(open));
     let auth = || ApiKeyLayer::new(issuer());
     let fallback = || routes().fallback(async || (http::StatusCode::IM_A_TEAPOT, "fallback"));
@@ -47,7 +47,7 @@ async fn route_layer_leaves_404_and_the_fallback_open_and_layer_covers_them() {
 }
 
 #[tokio::test]
-async fn fault_48_a_route_added_after_the_layer_is_open_and_its_guards_say_500() {
+async fn fault_48_guards_of_later_routes_respond_with_500() {
     let app = Router::new()
         .route("/before", route(whoami))
         .route_layer(ApiKeyLayer::new(issuer()))
@@ -78,7 +78,7 @@ async fn fault_48_a_route_added_after_the_layer_is_open_and_its_guards_say_500()
 }
 
 #[tokio::test]
-async fn fault_48_a_method_added_after_a_guard_is_not_behind_it() {
+async fn fault_48_later_methods_are_not_guarded() {
     let app = Router::new()
         .route(
             "/hole",
@@ -103,13 +103,13 @@ async fn fault_48_a_method_added_after_a_guard_is_not_behind_it() {
     ] {
         let answer = raw_request(address, method, path).key(ONE).send().await;
         assert_eq!(answer.status, expected, "{method} {path}");
-        // The layer itself covers both.
+        // The layer covers both.
         assert_eq!(raw_request(address, method, path).send().await.status, 401);
     }
 }
 
 #[tokio::test]
-async fn the_layer_composes_with_nest_and_merge_and_method_routers() {
+async fn layer_composes_with_nest_and_merge() {
     let issuer = issuer();
     let auth = ApiKeyLayer::new(issuer.clone());
     let app = Router::new()
@@ -155,12 +155,12 @@ async fn the_layer_composes_with_nest_and_merge_and_method_routers() {
         raw_request(address, "POST", "/methods").send().await.status,
         401
     );
-    // One cache for all of them.
+    // All share one cache.
     assert_eq!((issuer.calls_for(ONE), issuer.calls_for(BAD)), (1, 1));
 }
 
 #[tokio::test]
-async fn a_method_that_a_route_does_not_have_is_401_before_it_is_405() {
+async fn unknown_method_is_401_before_405() {
     let app = Router::new()
         .route("/a", route(whoami))
         .route_layer(ApiKeyLayer::new(issuer()));
@@ -177,7 +177,7 @@ async fn a_method_that_a_route_does_not_have_is_401_before_it_is_405() {
 }
 
 #[tokio::test]
-async fn of_several_guards_all_have_to_agree() {
+async fn all_guards_must_allow_a_request() {
     let app = Router::new()
         .route(
             "/orgs/{org}",
@@ -199,7 +199,7 @@ async fn of_several_guards_all_have_to_agree() {
 }
 
 #[tokio::test]
-async fn fault_54_a_preflight_is_401_beneath_the_layer_and_answered_where_cors_stands_outside() {
+async fn fault_54_preflight_needs_cors_outside_the_layer() {
     let cors = || {
         CorsLayer::new()
             .allow_origin(Any)
@@ -230,7 +230,7 @@ async fn fault_54_a_preflight_is_401_beneath_the_layer_and_answered_where_cors_s
         Some("authorization")
     );
     assert_eq!(issuer.calls(), 0);
-    // A browser must be able to read the refusal, too.
+    // A browser must be able to read the rejection too.
     let refused = get(outside, "/a")
         .header("origin", "https://app.test")
         .send()
@@ -240,7 +240,7 @@ async fn fault_54_a_preflight_is_401_beneath_the_layer_and_answered_where_cors_s
 }
 
 #[tokio::test]
-async fn the_inner_of_two_layers_decides_and_removes_what_the_outer_set() {
+async fn inner_layer_replaces_the_outer_context() {
     let outer_issuer = crate::support::Issuer::knowing([
         (ONE, crate::support::org("org_outer", &["admin"])),
         (TWO, crate::support::org("org_outer", &["admin"])),
@@ -254,7 +254,7 @@ async fn the_inner_of_two_layers_decides_and_removes_what_the_outer_set() {
         .realm("inner")
         .build()
         .unwrap();
-    // Another header than the outer one's, so a request may present a key to one of them alone.
+    // Another header than that of the outer layer, so that a request can have a key for one of them only.
     let lax = ApiKeyLayer::builder(inner_issuer.clone())
         .credential_header(http::HeaderName::from_static("x-api-key"), "ApiKey")
         .allow_anonymous()
@@ -283,13 +283,13 @@ async fn the_inner_of_two_layers_decides_and_removes_what_the_outer_set() {
             scope.header("www-authenticate"),
             Some(r#"Bearer realm="inner", error="insufficient_scope", scope="admin""#)
         );
-        // Good outside, bad inside.
+        // Valid outside, invalid inside.
         let refused = get(address, "/").key(TWO).send().await;
         assert_eq!(
             refused.header("www-authenticate"),
             Some(r#"Bearer realm="inner", error="invalid_token""#)
         );
-        // Bad outside never comes in.
+        // Invalid outside: the inner layer is not called.
         let refused = get(address, "/").key(BAD).send().await;
         assert_eq!(
             refused.header("www-authenticate"),
@@ -305,7 +305,7 @@ async fn the_inner_of_two_layers_decides_and_removes_what_the_outer_set() {
             .header("x-api-key", ONE);
         assert_eq!(both.send().await.body, "org_inner");
     }
-    // `inner` and `lax` share an issuer and nothing else.
+    // `inner` and `lax` share only the issuer.
     assert_eq!(inner_issuer.calls_for(ONE), 2);
     assert_eq!(inner_issuer.calls_for(TWO), 1);
     assert_eq!(inner_issuer.calls_for(BAD), 0);
@@ -313,7 +313,7 @@ async fn the_inner_of_two_layers_decides_and_removes_what_the_outer_set() {
 }
 
 #[tokio::test]
-async fn layers_over_one_verifier_share_nothing_and_clones_share_all() {
+async fn only_clones_share_a_cache() {
     let issuer = issuer();
     let first = ApiKeyLayer::new(issuer.clone());
     let second = ApiKeyLayer::new(issuer.clone());
@@ -337,13 +337,13 @@ async fn layers_over_one_verifier_share_nothing_and_clones_share_all() {
     }
 }
 
-/// What stands in the headers on the way, and the caller.
+/// The headers as the handler sees them, and the caller.
 async fn shown(headers: HeaderMap, org: Option<OrgContext>) -> String {
     let org = org.map(|org| org.org_code().to_string());
     format!("{} {headers:?}", org.as_deref().unwrap_or("anonymous"))
 }
 
-/// Counts the requests that come by without a credential.
+/// Counts the requests without a credential.
 async fn count_stripped(
     State(stripped): State<Arc<AtomicUsize>>,
     request: Request,
@@ -368,7 +368,7 @@ fn own_header(builder: ApiKeyLayerBuilder) -> ApiKeyLayerBuilder {
 }
 
 #[tokio::test]
-async fn fault_83_a_clone_further_in_uses_the_key_that_was_stripped() {
+async fn fault_83_inner_clone_uses_the_stripped_key() {
     type Of = fn(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder;
     let kinds: [(&str, &str, Of); 3] = [
         ("authorization", "Bearer ", |builder| builder),
@@ -400,7 +400,7 @@ async fn fault_83_a_clone_further_in_uses_the_key_that_was_stripped() {
             assert!(!answer.body.contains(header), "{}", answer.body);
             assert_eq!(stripped.load(Ordering::SeqCst), n, "nothing was stripped");
             // A hit or a miss outside, and always a verification by each clone inside.
-            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n);
+            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n as u64);
         }
         issuer.set(ONE, Answer::Invalid);
         let request = get(address, "/").header(header, format!("{scheme}{ONE}"));
@@ -413,7 +413,33 @@ async fn fault_83_a_clone_further_in_uses_the_key_that_was_stripped() {
 }
 
 #[tokio::test]
-async fn fault_83_another_layer_does_not_use_the_key_that_was_stripped() {
+async fn fault_83_anonymous_requests_pass_a_clone() {
+    let issuer = issuer();
+    let auth = strips(&issuer).allow_anonymous().build().unwrap();
+    let inner = auth.clone().max_age(Duration::ZERO);
+    let app = Router::new()
+        .route("/", route(shown).route_layer(inner.clone()))
+        .route("/org", route(whoami).route_layer(inner.clone()))
+        .route(
+            "/guarded",
+            route(open)
+                .route_layer(require_scope("read:reports"))
+                .route_layer(inner),
+        )
+        .route_layer(auth);
+    let address = serve(app).await;
+    let answer = get(address, "/").send().await;
+    assert!(answer.body.starts_with("anonymous "), "{answer:?}");
+    for path in ["/org", "/guarded"] {
+        assert_eq!(status(address, path, None).await, 401);
+        assert_eq!(status(address, path, Some(ONE)).await, 200);
+        assert_eq!(status(address, path, Some(BAD)).await, 401);
+    }
+    assert_eq!(issuer.calls_for(ONE), 3);
+}
+
+#[tokio::test]
+async fn fault_83_other_layer_ignores_the_stripped_key() {
     let issuer = issuer();
     let auth = strips(&issuer).build().unwrap();
     let other = strips(&issuer).build().unwrap();
@@ -439,7 +465,7 @@ async fn fault_83_another_layer_does_not_use_the_key_that_was_stripped() {
 }
 
 #[tokio::test]
-async fn fault_83_a_layer_in_between_takes_nothing_from_a_clone_further_in() {
+async fn fault_83_layer_between_clones_takes_nothing() {
     let (issuer, others) = (super::issuer(), super::issuer());
     let auth = strips(&issuer).build().unwrap();
     let between = own_header(strips(&others)).build().unwrap();
@@ -461,7 +487,7 @@ async fn fault_83_a_layer_in_between_takes_nothing_from_a_clone_further_in() {
 }
 
 #[tokio::test]
-async fn fault_83_what_is_put_in_between_is_the_credential_or_stays() {
+async fn fault_83_credential_added_between_is_used() {
     let issuer = issuer();
     let auth = strips(&issuer).build().unwrap();
     let put = |value: &'static str| {

@@ -1,10 +1,10 @@
-//! What counts as one credential, as a server sees it.
+//! Which header values are a credential, over a server.
 
 use super::*;
 use crate::support::wire::get;
 
 #[tokio::test]
-async fn fault_46_the_scheme_is_read_in_any_case_and_after_any_spaces() {
+async fn fault_46_scheme_has_any_case_and_spaces() {
     let issuer = issuer();
     let address = start(&issuer).await;
     for value in [
@@ -13,7 +13,7 @@ async fn fault_46_the_scheme_is_read_in_any_case_and_after_any_spaces() {
         format!("bEARER {ONE}"),
         format!("Bearer  {ONE}"),
         format!("Bearer          {ONE}"),
-        // A server takes white space around a value away (RFC 9110 §5.5).
+        // A server removes white space around a value (RFC 9110 §5.5).
         format!("  Bearer {ONE}\t "),
     ] {
         let answer = get(address, "/whoami")
@@ -30,7 +30,7 @@ async fn fault_46_the_scheme_is_read_in_any_case_and_after_any_spaces() {
 }
 
 #[tokio::test]
-async fn fault_45_more_than_one_credential_and_bytes_outside_the_grammar_are_400() {
+async fn fault_45_malformed_credentials_are_400() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let values: Vec<Vec<u8>> = vec![
@@ -61,7 +61,7 @@ async fn fault_45_more_than_one_credential_and_bytes_outside_the_grammar_are_400
 }
 
 #[tokio::test]
-async fn fault_45_of_two_headers_neither_the_first_nor_the_last_wins() {
+async fn fault_45_repeated_header_is_400() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let one = format!("Bearer {ONE}");
@@ -73,7 +73,7 @@ async fn fault_45_of_two_headers_neither_the_first_nor_the_last_wins() {
         ["", &one],
         ["Basic abc", "Basic abc"],
     ];
-    // Once while the key is unknown, once while its facts are held.
+    // Once while the key is unknown, once while its result is cached.
     for _ in 0..2 {
         for [first, second] in pairs {
             let answer = get(address, "/whoami")
@@ -90,7 +90,7 @@ async fn fault_45_of_two_headers_neither_the_first_nor_the_last_wins() {
 }
 
 #[tokio::test]
-async fn fault_45_what_is_no_header_never_reaches_the_layer() {
+async fn fault_45_invalid_header_does_not_reach_the_layer() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let values: [Vec<u8>; 4] = [
@@ -110,7 +110,7 @@ async fn fault_45_what_is_no_header_never_reaches_the_layer() {
 }
 
 #[tokio::test]
-async fn the_longest_and_the_shortest_key_reach_the_issuer_whole() {
+async fn shortest_and_longest_keys_are_verified() {
     let issuer = issuer();
     let address = start(&issuer).await;
     for key in ["a".repeat(512), "b".repeat(8), "aZ09-._~+/==".into()] {
@@ -120,7 +120,7 @@ async fn the_longest_and_the_shortest_key_reach_the_issuer_whole() {
 }
 
 #[tokio::test]
-async fn keys_in_the_address_or_in_other_headers_are_no_credentials() {
+async fn keys_in_url_and_other_headers_are_ignored() {
     let issuer = issuer();
     let address = start(&issuer).await;
     for path in [

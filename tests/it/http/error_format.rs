@@ -1,4 +1,4 @@
-//! Error bodies in the user's own format.
+//! Custom response formats.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -62,7 +62,7 @@ fn wears(answer: &RawResponse, name: &str, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn every_refusal_of_the_layer_of_guards_and_of_extractors_wears_the_users_face() {
+async fn custom_format_applies_to_all_rejections() {
     let layer = ApiKeyLayer::builder(issuer())
         .realm("acme")
         .build()
@@ -80,7 +80,7 @@ async fn every_refusal_of_the_layer_of_guards_and_of_extractors_wears_the_users_
         ("/hidden/org_two", Some(ONE), 404, "not-found"),
         ("/misnamed/org_one", Some(ONE), 500, "internal"),
         ("/whoami", Some(STRANGE), 503, "verifier-misconfigured"),
-        // The last: its failures may open the breaker.
+        // The last one, because its failures may open the breaker.
         ("/whoami", Some(DOUBTFUL), 503, "verifier-unavailable"),
     ] {
         for _ in 0..2 {
@@ -97,7 +97,7 @@ async fn every_refusal_of_the_layer_of_guards_and_of_extractors_wears_the_users_
 }
 
 #[tokio::test]
-async fn what_the_face_sets_itself_stays() {
+async fn headers_of_a_custom_format_are_kept() {
     let layer = ApiKeyLayer::new(issuer()).with_rejection_response(|rejection: &Rejection| {
         (
             rejection.status(),
@@ -119,7 +119,7 @@ async fn what_the_face_sets_itself_stays() {
 }
 
 #[tokio::test]
-async fn of_two_layers_the_one_that_refuses_shows_its_face() {
+async fn rejecting_layer_chooses_the_format() {
     let outer = ApiKeyLayer::builder(crate::support::Issuer::knowing([
         (ONE, crate::support::org("org_outer", &[])),
         (TWO, crate::support::org("org_outer", &[])),
@@ -170,7 +170,7 @@ async fn of_two_layers_the_one_that_refuses_shows_its_face() {
 }
 
 #[tokio::test]
-async fn a_guard_beneath_another_middleware_keeps_what_that_one_added() {
+async fn headers_of_middleware_above_a_guard_are_kept() {
     async fn add(mut response: Response) -> Response {
         let headers = response.headers_mut();
         headers.insert("x-request-id", "7".parse().unwrap());
@@ -205,7 +205,7 @@ async fn a_guard_beneath_another_middleware_keeps_what_that_one_added() {
     assert_eq!(answer.header("www-authenticate"), None);
 }
 
-/// A body that nothing but this file can make.
+/// A body type of this file.
 #[derive(Debug, PartialEq)]
 enum Mine {
     Handler,
@@ -234,7 +234,7 @@ impl RejectionResponse<Mine> for MyFace {
 }
 
 #[tokio::test]
-async fn the_body_may_be_of_any_type_that_the_face_can_make() {
+async fn body_may_have_any_type() {
     let inner = service_fn(async |_: http::Request<()>| {
         Ok::<_, Infallible>(http::Response::new(Mine::Handler))
     });
@@ -252,7 +252,7 @@ async fn the_body_may_be_of_any_type_that_the_face_can_make() {
 }
 
 #[tokio::test]
-async fn without_a_layer_a_guards_own_face_is_complete() {
+async fn guard_without_layer_renders_its_rejection() {
     let app = Router::new().route("/", route(open).route_layer(require_scope("a")));
     let address = serve(app).await;
     let answer = get(address, "/").send().await;

@@ -1,4 +1,4 @@
-//! What a handler sees, and that nobody else can put it there.
+//! What a handler sees, and that only the layer can provide it.
 
 use axum::middleware::from_fn;
 use axum::routing::get as route;
@@ -15,7 +15,7 @@ impl ScopeSet for ReadReports {
 }
 
 #[tokio::test]
-async fn a_handler_sees_the_organization_the_key_and_its_scopes_on_miss_and_hit() {
+async fn handlers_see_the_context_on_miss_and_hit() {
     let issuer = issuer();
     let app = axum::Router::new()
         .route(
@@ -52,7 +52,7 @@ async fn a_handler_sees_the_organization_the_key_and_its_scopes_on_miss_and_hit(
 }
 
 #[tokio::test]
-async fn fault_50_a_context_that_stood_there_before_is_overwritten_or_removed() {
+async fn fault_50_earlier_context_is_replaced() {
     let issuer = issuer();
     let anonymous = ApiKeyLayer::builder(issuer.clone())
         .allow_anonymous()
@@ -62,7 +62,7 @@ async fn fault_50_a_context_that_stood_there_before_is_overwritten_or_removed() 
         Some(org) => org.org_code().to_string(),
         None => "nobody".into(),
     };
-    // What a plain service would find.
+    // What a Tower service finds.
     let raw = async |request: axum::extract::Request| {
         let org = request.extensions().get::<OrgContext>();
         org.map_or("nobody".into(), |org| org.org_code().to_string())
@@ -74,7 +74,7 @@ async fn fault_50_a_context_that_stood_there_before_is_overwritten_or_removed() 
         )
         .route("/lax", route(optional).route_layer(anonymous.clone()))
         .route("/lax/raw", route(raw).route_layer(anonymous))
-        // The injection: without a layer of ours it is believed.
+        // The injected context: accepted without the layer.
         .route("/none", route(whoami))
         .layer(from_fn(
             async |mut request: axum::extract::Request, next: axum::middleware::Next| {
@@ -107,7 +107,7 @@ async fn fault_50_a_context_that_stood_there_before_is_overwritten_or_removed() 
 }
 
 #[tokio::test]
-async fn an_extractors_refusal_that_the_handler_takes_over_stays_the_handlers() {
+async fn handler_may_replace_an_extractors_rejection() {
     let app = axum::Router::new()
         .route(
             "/",

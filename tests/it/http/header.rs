@@ -1,4 +1,4 @@
-//! The key in a header of the user's own.
+//! The key in a configured header.
 
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
@@ -22,7 +22,7 @@ fn with_key(request: RawRequest, key: &str) -> RawRequest {
 }
 
 #[tokio::test]
-async fn every_answer_varies_on_the_header_and_is_private_and_challenges_name_the_scheme() {
+async fn responses_vary_on_a_configured_header() {
     let issuer = issuer();
     let app = guarded()
         .route("/fails", route(async || http::StatusCode::IM_A_TEAPOT))
@@ -70,7 +70,29 @@ async fn every_answer_varies_on_the_header_and_is_private_and_challenges_name_th
 }
 
 #[tokio::test]
-async fn the_authorization_header_is_then_not_looked_at() {
+async fn stacked_layers_vary_once() {
+    let issuer = issuer();
+    let outer = builder(&issuer).build().unwrap();
+    let inner = outer.clone().max_age(std::time::Duration::from_secs(60));
+    let cors = async || ([("vary", "origin, X-Api-Key")], "open");
+    let app = guarded()
+        .route("/cors", route(cors))
+        .route_layer(inner)
+        .route_layer(outer);
+    let address = serve(app).await;
+    for (path, key, vary) in [
+        ("/whoami", ONE, "x-api-key"),
+        ("/guarded", ONE, "x-api-key"),
+        ("/whoami", BAD, "x-api-key"),
+        ("/cors", ONE, "origin, X-Api-Key"),
+    ] {
+        let answer = with_key(get(address, path), key).send().await;
+        assert_eq!(answer.all("vary"), [vary], "{path} {key}");
+    }
+}
+
+#[tokio::test]
+async fn authorization_is_ignored_if_another_is_set() {
     let issuer = issuer();
     let app = guarded().route_layer(builder(&issuer).build().unwrap());
     let address = serve(app).await;
@@ -87,7 +109,7 @@ async fn the_authorization_header_is_then_not_looked_at() {
 }
 
 #[tokio::test]
-async fn what_the_handler_says_of_caching_stays() {
+async fn cache_control_of_the_handler_is_kept() {
     let issuer = issuer();
     let app = axum::Router::new()
         .route(
@@ -108,7 +130,7 @@ async fn what_the_handler_says_of_caching_stays() {
 }
 
 #[tokio::test]
-async fn with_the_authorization_header_a_passed_response_is_left_alone() {
+async fn bearer_responses_are_unchanged() {
     let address = start(&issuer()).await;
     let answer = get(address, "/whoami").key(ONE).send().await;
     let names: Vec<&str> = answer
@@ -124,7 +146,7 @@ async fn show(headers: HeaderMap) -> String {
 }
 
 #[tokio::test]
-async fn a_debug_of_the_headers_in_the_handler_does_not_show_the_credential() {
+async fn debug_of_headers_hides_the_credential() {
     let issuer = issuer();
     let own = builder(&issuer).build().unwrap();
     let app = axum::Router::new()
@@ -134,7 +156,7 @@ async fn a_debug_of_the_headers_in_the_handler_does_not_show_the_credential() {
             route(show).route_layer(ApiKeyLayer::new(issuer.clone())),
         );
     let address = serve(app).await;
-    // As a miss and as a hit.
+    // A miss, then a hit.
     for _ in 0..2 {
         let own = with_key(get(address, "/own"), ONE).send().await;
         assert!(own.body.contains(r#""x-api-key": Sensitive"#), "{own:?}");
@@ -148,7 +170,7 @@ async fn a_debug_of_the_headers_in_the_handler_does_not_show_the_credential() {
 }
 
 #[tokio::test]
-async fn the_credential_is_removed_before_the_handler_on_request() {
+async fn credential_can_be_stripped() {
     let issuer = issuer();
     let own = builder(&issuer).strip_credential(true).build().unwrap();
     let bearer = ApiKeyLayer::builder(issuer.clone())
@@ -159,7 +181,7 @@ async fn the_credential_is_removed_before_the_handler_on_request() {
         .route("/own", route(show).route_layer(own))
         .route("/bearer", route(show).route_layer(bearer));
     let address = serve(app).await;
-    // As a miss and as a hit.
+    // A miss, then a hit.
     for _ in 0..2 {
         let own = with_key(get(address, "/own"), ONE).header("x-other", "kept");
         let bearer = get(address, "/bearer").key(ONE).header("x-other", "kept");
@@ -174,7 +196,7 @@ async fn the_credential_is_removed_before_the_handler_on_request() {
 }
 
 #[test]
-fn a_header_that_cannot_carry_a_key_alone_is_an_error_that_names_the_setting() {
+fn invalid_credential_header_is_not_built() {
     let build = |name, scheme: &str| {
         ApiKeyLayer::builder(issuer())
             .credential_header(name, scheme)

@@ -1,4 +1,4 @@
-//! The responses that a caller gets, over a real socket.
+//! What a client sees, over a socket.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
@@ -10,9 +10,11 @@ mod extractors;
 mod header;
 mod observer;
 mod organization;
+mod other_credentials;
 mod rejections;
 mod responses;
 mod secrecy;
+mod stacked;
 mod unchanged;
 
 use std::net::SocketAddr;
@@ -27,7 +29,7 @@ use tower_orgkey::{
 use crate::support::wire::serve;
 use crate::support::{Answer, Issuer, org};
 
-/// Good keys of two organizations, and one of each other sort.
+/// Valid keys of two organizations, and one key of each other kind.
 const ONE: &str = "k_test_one_0123456789";
 const TWO: &str = "k_test_two_0123456789";
 const NOBODY: &str = "k_test_nobody_0123456";

@@ -1,4 +1,4 @@
-//! What a layer outside of `ApiKeyLayer` learns about a request.
+//! What a layer outside of `ApiKeyLayer` observes about a request.
 
 use std::sync::{Arc, Mutex};
 
@@ -82,7 +82,7 @@ fn observed(app: Router) -> (Router, Arc<Mutex<Seen>>) {
 }
 
 #[tokio::test]
-async fn an_outer_layer_sees_caller_and_decision() {
+async fn outer_layer_sees_caller_and_decision() {
     let (app, seen) = observed(guarded().route_layer(ApiKeyLayer::new(issuer())));
     let scopes = |names: &str, is_met| vec![format!("[[{names}]] {is_met}")];
     let both = r#""read:reports", "write:reports""#;
@@ -193,8 +193,8 @@ async fn anonymous_requests_are_observed() {
 }
 
 #[tokio::test]
-async fn a_replaced_response_does_not_hide_a_rejection() {
-    // An error page of the user's: a new response without the extensions of the old one.
+async fn replaced_response_does_not_hide_a_rejection() {
+    // An error page: a new response without the extensions of the old one.
     let page = from_fn(async |request: Request, next: Next| {
         let status = next.run(request).await.status();
         (status, "an error page").into_response()
@@ -306,19 +306,19 @@ async fn every_end_is_reported_once() {
 
     let ends = Ends(Arc::default());
 
-    let told = || std::mem::take(&mut *ends.0.lock().unwrap());
+    let recorded = || std::mem::take(&mut *ends.0.lock().unwrap());
     let watch = |future| ObservedFuture::call(ends.clone(), || future);
     let ok = async { Answer::Ok(http::Response::new(())) };
     watch(ok.boxed()).await.unwrap();
-    assert_eq!(told(), ["responded"]);
+    assert_eq!(recorded(), ["responded"]);
     let failed = async { Answer::Err(StatusCode::BAD_GATEWAY) };
     watch(failed.boxed()).await.unwrap_err();
-    assert_eq!(told(), ["failed"]);
+    assert_eq!(recorded(), ["failed"]);
     drop(watch(std::future::pending::<Answer>().boxed()));
-    assert_eq!(told(), ["dropped"]);
+    assert_eq!(recorded(), ["dropped"]);
     let panics = async { panics() }.boxed();
     assert!(tokio::spawn(watch(panics)).await.unwrap_err().is_panic());
-    assert_eq!(told(), ["panicked"]);
+    assert_eq!(recorded(), ["panicked"]);
     let service =
         service_fn(|(): ()| -> BoxFuture<'static, Answer> { panic!("on purpose, in `call`") });
     let mut service = service;
@@ -326,5 +326,5 @@ async fn every_end_is_reported_once() {
         ObservedFuture::call(ends.clone(), || tower::Service::call(&mut service, ()))
     });
     assert!(std::panic::catch_unwind(call).is_err());
-    assert_eq!(told(), ["panicked"]);
+    assert_eq!(recorded(), ["panicked"]);
 }

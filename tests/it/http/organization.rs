@@ -9,7 +9,7 @@ use super::*;
 use crate::support::wire::{get, serve};
 use crate::support::{Issuer, org};
 
-/// A key of the organization of this code at a route that asks for it.
+/// A key of this organization, at a route that requires it.
 async fn at(code: &str, path: &str) -> u16 {
     let issuer = Issuer::knowing([(ONE, org(code, &[]))]);
     let app = Router::new()
@@ -32,7 +32,7 @@ async fn at(code: &str, path: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn fault_49_the_parameter_is_decoded_once_and_compared_byte_for_byte() {
+async fn fault_49_parameter_is_decoded_once() {
     for (code, path, status) in [
         ("org_1", "/orgs/org_1", 200),
         ("org_1", "/orgs/%6frg_1", 200),
@@ -78,7 +78,7 @@ async fn fault_49_the_parameter_is_decoded_once_and_compared_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn fault_49_every_parameter_of_the_name_must_agree() {
+async fn fault_49_all_parameters_of_a_name_must_match() {
     let issuer = issuer();
     let inner = Router::new()
         .route(
@@ -121,7 +121,7 @@ async fn fault_49_every_parameter_of_the_name_must_agree() {
 }
 
 #[tokio::test]
-async fn the_guard_also_stands_around_whole_routers() {
+async fn guard_applies_to_whole_routers() {
     let app = Router::new()
         .nest(
             "/orgs/{org_code}",
@@ -147,7 +147,7 @@ async fn the_guard_also_stands_around_whole_routers() {
 }
 
 #[tokio::test]
-async fn a_plain_tower_service_names_the_organization_by_a_function() {
+async fn require_org_with_reads_plain_requests() {
     use crate::support::service::{Handler, Outcome, allowed, request};
     use tower::ServiceExt;
     use tower_orgkey::RejectionKind;

@@ -1,4 +1,4 @@
-//! Rejections that handlers and layers of the application make.
+//! Rejections by handlers and layers of the application.
 
 use axum::response::IntoResponse;
 use http::StatusCode;
@@ -31,7 +31,7 @@ fn app() -> Router {
 }
 
 #[tokio::test]
-async fn a_handlers_rejection_has_the_layers_format() {
+async fn rejection_of_a_handler_has_the_layers_format() {
     let address = serve(app()).await;
     let answer = get_at(address, "/publish").key(ONE).send().await;
     assert_eq!(answer.status, 403);
@@ -44,7 +44,7 @@ async fn a_handlers_rejection_has_the_layers_format() {
 }
 
 #[tokio::test]
-async fn a_custom_rejection_keeps_its_parts() {
+async fn custom_rejection_keeps_its_parts() {
     let address = serve(app()).await;
     let answer = get_at(address, "/publish").key(TWO).send().await;
     assert_eq!(answer.status, 409);

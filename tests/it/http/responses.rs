@@ -1,4 +1,4 @@
-//! The exact bytes of every response of the layer and its guards.
+//! The responses of the layer and its guards, byte for byte.
 
 use std::collections::BTreeSet;
 
@@ -44,7 +44,7 @@ fn missing() -> Value {
         "credential-missing",
         401,
         "An API key is required",
-        "Present an organization's API key with the request.",
+        "Send an API key of an organization with the request.",
     )
 }
 
@@ -53,7 +53,7 @@ fn internal() -> Value {
         "internal",
         500,
         "Internal server error",
-        "The operator of this service has to act.",
+        "The operator of this service has to fix it.",
     )
 }
 
@@ -71,14 +71,14 @@ fn unavailable() -> Value {
         "verifier-unavailable",
         503,
         "The API key cannot be verified at the moment",
-        "Nothing is wrong with the key as far as is known. Try again later.",
+        "This says nothing about the key. Try again later.",
     )
 }
 
 const PLAIN: (&str, &str) = ("www-authenticate", r#"Bearer realm="api""#);
 
 #[tokio::test]
-async fn fault_44_no_credential_and_another_scheme_are_401_without_an_error_code() {
+async fn fault_44_missing_credential_is_401_without_code() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let nothing = get(address, "/whoami").send().await;
@@ -100,7 +100,7 @@ async fn fault_44_no_credential_and_another_scheme_are_401_without_an_error_code
 }
 
 #[tokio::test]
-async fn fault_44_an_empty_credential_is_400_and_costs_no_call() {
+async fn fault_44_empty_credential_is_400_without_a_call() {
     let issuer = issuer();
     let address = start(&issuer).await;
     for value in ["", "Bearer", "Bearer ", "bearer    "] {
@@ -119,7 +119,7 @@ async fn fault_44_an_empty_credential_is_400_and_costs_no_call() {
                 "credential-malformed",
                 400,
                 "The credential is malformed",
-                "Present exactly one API key, of 8 to 512 characters out of letters, digits and -._~+/, followed by = signs if any.",
+                "Send exactly one API key: letters, digits and -._~+/, followed by = signs if any, of the length that this API accepts.",
             ),
         );
     }
@@ -127,7 +127,7 @@ async fn fault_44_an_empty_credential_is_400_and_costs_no_call() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_401_invalid_token() {
+async fn invalid_key_is_401() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let answer = get(address, "/whoami").key(BAD).send().await;
@@ -140,7 +140,7 @@ async fn a_refused_key_is_401_invalid_token() {
 }
 
 #[tokio::test]
-async fn fault_31_all_refusals_of_a_key_are_the_same_bytes() {
+async fn fault_31_all_invalid_keys_get_the_same_bytes() {
     let issuer = issuer();
     let near = &ONE[..ONE.len() - 1];
     let unconfirmed = format!("{near}u");
@@ -151,7 +151,7 @@ async fn fault_31_all_refusals_of_a_key_are_the_same_bytes() {
         crate::support::issuer::expiring("org_one", std::time::SystemTime::UNIX_EPOCH),
     );
     let address = start(&issuer).await;
-    // The good one is held, and shares all but the last byte with those that are refused.
+    // The valid key is cached, and differs only in the last byte from the invalid ones.
     assert_eq!(get(address, "/read").key(ONE).send().await.status, 200);
     let first = get(address, "/read").key(BAD).send().await;
     assert_eq!(first.status, 401);
@@ -182,17 +182,17 @@ async fn fault_31_all_refusals_of_a_key_are_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn fault_24_a_good_key_without_an_organization_or_a_users_is_403() {
+async fn fault_24_key_without_organization_is_403() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let expected = problem(
         "organization-required",
         403,
         "The API key belongs to no organization",
-        "The key is good but belongs to a user or an environment. Use the key of an organization.",
+        "The key is valid but belongs to a user or an environment. Use a key of an organization.",
     );
     for key in [NOBODY, USER] {
-        // Once as a miss, once as a hit.
+        // A miss, then a hit.
         for path in ["/whoami", "/read", "/orgs/org_one", "/orgs/"] {
             let answer = get(address, path).key(key).send().await;
             if path == "/orgs/" {
@@ -206,7 +206,7 @@ async fn fault_24_a_good_key_without_an_organization_or_a_users_is_403() {
 }
 
 #[tokio::test]
-async fn a_users_key_passes_where_the_builder_says_so_and_shows_its_user() {
+async fn user_keys_pass_if_allowed() {
     let issuer = issuer();
     let layer = ApiKeyLayer::builder(issuer.clone())
         .allow_user_keys()
@@ -234,14 +234,14 @@ fn insufficient(scope: &str) -> Value {
         "insufficient-scope",
         403,
         "The API key lacks a scope",
-        "The key does not hold the scopes that this operation asks for. Use a key that holds them.",
+        "The key lacks scopes that this operation requires. Use a key that has them.",
     );
     body["scope"] = scope.into();
     body
 }
 
 #[tokio::test]
-async fn fault_47_a_missing_scope_is_403_and_the_guard_and_the_type_give_the_same_bytes() {
+async fn fault_47_guard_and_type_reject_alike() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let challenge = (
@@ -265,7 +265,7 @@ async fn fault_47_a_missing_scope_is_403_and_the_guard_and_the_type_give_the_sam
 }
 
 #[tokio::test]
-async fn fault_47_a_scope_is_its_whole_name_and_nothing_else() {
+async fn fault_47_scopes_are_compared_as_a_whole() {
     for held in [
         "read",
         "read:",
@@ -291,7 +291,7 @@ async fn fault_47_a_scope_is_its_whole_name_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn fault_25_hostile_scopes_of_the_issuer_reach_no_header_and_no_body() {
+async fn fault_25_hostile_scopes_are_not_in_responses() {
     let hostile: Vec<String> = (0..1_000)
         .map(|n| format!("quo\"te{n}\\"))
         .chain(["new\r\nset-cookie: a=b".into(), "\u{0}".into(), "é".into()])
@@ -310,14 +310,14 @@ async fn fault_25_hostile_scopes_of_the_issuer_reach_no_header_and_no_body() {
 }
 
 #[tokio::test]
-async fn fault_49_another_organization_in_the_path_is_403_and_looks_up_nothing() {
+async fn fault_49_other_organization_is_403_without_lookup() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let expected = problem(
         "organization-mismatch",
         403,
         "The API key belongs to another organization",
-        "The address names an organization that is not the key's own.",
+        "The URL names another organization than the one that the key belongs to.",
     );
     for path in ["/orgs/org_two", "/orgs/unknown", "/orgs/%FF"] {
         let answer = get(address, path).key(ONE).send().await;
@@ -331,14 +331,14 @@ async fn fault_49_another_organization_in_the_path_is_403_and_looks_up_nothing()
 }
 
 #[tokio::test]
-async fn fault_49_another_organization_is_404_on_request() {
+async fn fault_49_other_organization_is_404_on_request() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let expected = problem(
         "not-found",
         404,
         "Not found",
-        "There is nothing at this address.",
+        "There is no resource at this URL.",
     );
     for path in ["/hidden/org_two", "/hidden/%FF"] {
         let answer = get(address, path).key(ONE).send().await;
@@ -351,7 +351,7 @@ async fn fault_49_another_organization_is_404_on_request() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_told_is_503_with_retry_after_and_no_challenge() {
+async fn failed_verification_is_503_without_challenge() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let answer = get(address, "/whoami").key(DOUBTFUL).send().await;
@@ -369,10 +369,10 @@ async fn what_cannot_be_told_is_503_with_retry_after_and_no_challenge() {
             "verifier-misconfigured",
             503,
             "The API key cannot be verified at the moment",
-            "Nothing is wrong with the key as far as is known. The operator of this service has to act.",
+            "This says nothing about the key. The operator of this service has to fix it.",
         ),
     );
-    // Neither was remembered against the key.
+    // Neither is cached as invalid.
     issuer.set(DOUBTFUL, org("org_one", &[]));
     assert_eq!(
         get(address, "/whoami").key(DOUBTFUL).send().await.status,
@@ -381,7 +381,7 @@ async fn what_cannot_be_told_is_503_with_retry_after_and_no_challenge() {
 }
 
 #[tokio::test]
-async fn a_wait_of_any_length_fits_into_retry_after() {
+async fn any_wait_fits_into_retry_after() {
     for wait in [
         std::time::Duration::ZERO,
         std::time::Duration::from_nanos(1),
@@ -398,7 +398,7 @@ async fn a_wait_of_any_length_fits_into_retry_after() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_the_route_does_not_have_is_500_and_the_log_names_it() {
+async fn missing_parameter_is_500_and_logged() {
     let (log, _guard) = crate::support::log::Log::capture();
     let issuer = issuer();
     let address = start(&issuer).await;
@@ -413,7 +413,7 @@ async fn a_parameter_that_the_route_does_not_have_is_500_and_the_log_names_it() 
 }
 
 #[tokio::test]
-async fn whatever_stands_without_the_layer_is_500_and_the_log_names_the_fix() {
+async fn missing_layer_is_500_and_logged() {
     let (log, _guard) = crate::support::log::Log::capture();
     let app = guarded().route(
         "/optional",
@@ -436,7 +436,7 @@ async fn whatever_stands_without_the_layer_is_500_and_the_log_names_the_fix() {
 }
 
 #[tokio::test]
-async fn a_policy_that_denies_everybody_has_no_scope_to_name() {
+async fn empty_policy_names_no_scope() {
     let issuer = issuer();
     let none: [&str; 0] = [];
     let app = Router::new()
@@ -458,7 +458,7 @@ async fn a_policy_that_denies_everybody_has_no_scope_to_name() {
 }
 
 #[tokio::test]
-async fn fault_54_a_refused_head_has_the_headers_of_get_and_no_body() {
+async fn fault_54_rejected_head_has_the_headers_of_get() {
     let issuer = issuer();
     let address = start(&issuer).await;
     for (path, key) in [("/whoami", BAD), ("/guarded", ONE), ("/orgs/other", ONE)] {
@@ -491,7 +491,7 @@ async fn fault_54_no_method_is_exempt() {
 }
 
 #[tokio::test]
-async fn the_realm_is_the_builders() {
+async fn realm_is_configurable() {
     let layer = ApiKeyLayer::builder(issuer())
         .realm("acme api")
         .build()
@@ -520,7 +520,7 @@ async fn the_realm_is_the_builders() {
 }
 
 #[tokio::test]
-async fn nothing_that_a_caller_sends_comes_back() {
+async fn responses_do_not_echo_requests() {
     let issuer = issuer();
     let address = start(&issuer).await;
     let mark = "zzmarkzz";
@@ -554,7 +554,7 @@ async fn nothing_that_a_caller_sends_comes_back() {
 }
 
 #[tokio::test]
-async fn the_rejection_stands_where_outer_layers_find_it() {
+async fn outer_layers_find_the_rejection() {
     use axum::middleware::map_response;
     use axum::response::Response;
     use tower_orgkey::Rejection;

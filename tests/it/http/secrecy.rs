@@ -15,7 +15,7 @@ use crate::support::log::Log;
 use crate::support::service::Handler;
 use crate::support::wire::{get, serve};
 
-/// Panics if eight bytes in a row of any key stand in the text. The keys here share no such run with anything else.
+/// Panics if eight bytes in a row of any key are in the text. No other text contains such a sequence.
 #[track_caller]
 fn assert_holds_no_key(text: &str, keys: &[&str]) {
     for key in keys {
@@ -35,7 +35,7 @@ const MALFORMED: &str = "0p9o8i7u6y,5t4r3e2w";
 const KEYS: [&str; 6] = [GOOD, REFUSED, SILENT, PANICS, DOWN, MALFORMED];
 
 #[tokio::test]
-async fn no_key_reaches_a_log_at_trace_with_every_target_on() {
+async fn no_key_is_logged_at_trace() {
     let (log, _guard) = Log::capture();
     let issuer = Issuer::knowing([
         (GOOD, org("org_one", &["read:reports"])),
@@ -79,7 +79,7 @@ async fn no_key_reaches_a_log_at_trace_with_every_target_on() {
     assert!(issuer.calls_for(SILENT) > 0 && issuer.calls_for(DOWN) > 0);
     let text = log.text();
     assert_holds_no_key(&text, &KEYS);
-    // It was listening: to the server's side and to ours.
+    // The log has events of the server and of this crate.
     assert!(text.contains("Sensitive"));
     assert!(text.contains("tower_http::trace"));
     assert!(text.contains("tower_orgkey: "), "{text}");
@@ -89,7 +89,7 @@ async fn no_key_reaches_a_log_at_trace_with_every_target_on() {
 }
 
 #[tokio::test]
-async fn no_debug_shows_a_key() {
+async fn debug_output_has_no_key() {
     let issuer = Issuer::knowing([(GOOD, org("org_one", &[])), (DOWN, Answer::Unavailable)]);
     let builder =
         ApiKeyLayer::builder(issuer.clone()).peer(|head| Some(format!("{:?}", head.headers)));
@@ -106,7 +106,7 @@ async fn no_debug_shows_a_key() {
     while issuer.in_flight() < 3 {
         tokio::task::yield_now().await;
     }
-    // While flights are under way, and when they have landed.
+    // While lookups are in flight, and after they completed.
     shown.push(format!("{layer:?} {service:?}"));
     gate.add_permits(100);
     for waiting in waiting {

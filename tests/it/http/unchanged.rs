@@ -1,4 +1,4 @@
-//! Requests and responses that the layer allows are unchanged.
+//! Requests and responses pass unchanged.
 
 use axum::Router;
 use axum::body::Body;
@@ -15,7 +15,7 @@ use super::*;
 use crate::support::wire::{get, raw_request, serve};
 
 #[tokio::test]
-async fn fault_54_a_streaming_request_body_is_neither_read_nor_held_back() {
+async fn fault_54_request_body_is_streamed() {
     let (seen, mut arrived) = mpsc::unbounded_channel();
     let issuer = issuer();
     let handler = move |body: Body| {
@@ -40,7 +40,7 @@ async fn fault_54_a_streaming_request_body_is_neither_read_nor_held_back() {
         )
         .route_layer(ApiKeyLayer::new(issuer.clone()));
     let address = serve(app).await;
-    // As a miss and as a hit.
+    // A miss, then a hit.
     for _ in 0..2 {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let head = format!(
@@ -51,7 +51,7 @@ async fn fault_54_a_streaming_request_body_is_neither_read_nor_held_back() {
         for chunk in ["one", "three"] {
             let framed = format!("{:x}\r\n{chunk}\r\n", chunk.len());
             stream.write_all(framed.as_bytes()).await.unwrap();
-            // The handler has it while the rest is still to come.
+            // The handler has it before the rest is sent.
             assert_eq!(arrived.recv().await.unwrap(), chunk);
         }
         stream.write_all(b"0\r\n\r\n").await.unwrap();
@@ -66,7 +66,7 @@ async fn fault_54_a_streaming_request_body_is_neither_read_nor_held_back() {
 }
 
 #[tokio::test]
-async fn fault_54_a_streaming_response_body_is_not_held_back() {
+async fn fault_54_response_body_is_streamed() {
     let (send, receive) = mpsc::unbounded_channel::<&'static str>();
     let receive = std::sync::Arc::new(tokio::sync::Mutex::new(receive));
     let handler = move || async move {
@@ -101,7 +101,7 @@ async fn fault_54_a_streaming_response_body_is_not_held_back() {
 }
 
 #[tokio::test]
-async fn fault_54_an_upgrade_passes_with_a_good_key_and_with_no_other() {
+async fn fault_54_upgrade_needs_a_valid_key() {
     let handler = async |org: OrgContext, upgrade: WebSocketUpgrade| {
         let org = org.org_code().to_string();
         upgrade.on_upgrade(async move |mut socket| {
@@ -139,7 +139,7 @@ async fn fault_54_an_upgrade_passes_with_a_good_key_and_with_no_other() {
 }
 
 #[tokio::test]
-async fn fault_54_head_and_errors_of_the_handler_pass_as_they_are() {
+async fn fault_54_handler_responses_are_unchanged() {
     let app = Router::new()
         .route(
             "/",

@@ -32,13 +32,13 @@ async fn fault_17_rejected_token_is_logged_once() {
             assert_eq!(stage.get(&invalid_key(10 * time + n)).await.0, 503);
             stage.jump(6);
         }
-        let logged = log.lines("ERROR", "the issuer refuses our own token");
+        let logged = log.lines("ERROR", "issuer rejects the access token");
         assert_eq!(logged.len(), time, "{logged:?}");
         assert!(logged[0].contains("verify_status=401 probe_status=401"));
         for key in [GOOD, NEW] {
             assert_eq!(stage.get(key).await.0, 200);
         }
-        let logged = log.lines("INFO", "the issuer accepts our own token again");
+        let logged = log.lines("INFO", "issuer accepts the access token again");
         assert_eq!(logged.len(), time, "{logged:?}");
         let accepted = Answer::json(200, PROBE_YES);
         stage.stub.always(Endpoint::Probe, accepted);
@@ -81,7 +81,7 @@ async fn missing_look_up_scope_is_logged_once() {
         for key in [GOOD, NEW, "k_live_good_0003"] {
             assert_eq!(stage.get(key).await.0, 503);
         }
-        let logged = log.lines("ERROR", "our own token may not look keys up");
+        let logged = log.lines("ERROR", "access token cannot look up keys");
         assert_eq!(logged.len(), time, "{logged:?}");
         let ours = r#"{"organization_id":"org_1","api_ids":["api_ours"]}"#;
         stage.stub.always(Endpoint::Key, Answer::json(200, ours));
@@ -138,13 +138,13 @@ async fn fault_16_failing_token_request_is_logged_once() {
                 assert!(stage.verify(GOOD).await.is_err());
                 stage.jump(61);
             }
-            let lines = log.lines("ERROR", "cannot fetch our own token");
+            let lines = log.lines("ERROR", "access token request failed");
             assert_eq!(lines.len(), times, "{lines:?}");
         }
         let works = token("token-x", "3600");
         stage.stub.always(Endpoint::Token, works);
         assert!(stage.verify(GOOD).await.is_ok());
-        let lines = log.lines("INFO", "our own token can be fetched again");
+        let lines = log.lines("INFO", "access token request succeeded again");
         assert_eq!(lines.len(), time, "{lines:?}");
         stage.jump(3_601);
     }

@@ -7,8 +7,10 @@ use axum::Router;
 use axum::response::IntoResponse;
 use axum::routing::get as route;
 use tower::ServiceBuilder;
+use tower_orgkey::settings::{SettingsError, settings_fn};
 use tower_orgkey::{
-    ApiKey, ApiKeyLayer, OrgConcurrencyLimitLayer, Quota, Rejection, Verification, require_scope,
+    ApiKey, ApiKeyLayer, OrgCode, OrgConcurrencyLimitLayer, OrgSettingsLayer, Quota, Rejection,
+    Verification, require_scope,
 };
 
 use super::*;
@@ -80,10 +82,10 @@ async fn rejected_key_uses_no_quota() {
         (Some(TWO), 401),
         (None, 401),
     ] {
-        let ask = get(address, "/");
+        let request = get(address, "/");
         let answer = match key {
-            Some(key) => ask.key(key).send().await,
-            None => ask.send().await,
+            Some(key) => request.key(key).send().await,
+            None => request.send().await,
         };
         assert_eq!(answer.status, status);
         has_no_fields(&answer);
@@ -226,8 +228,6 @@ async fn anonymous_request_is_not_counted() {
 
 #[tokio::test]
 async fn missing_layer_is_500_and_logged() {
-    const MISSING_LAYER: &str = "no `ApiKeyLayer` stands in front";
-
     let (log, _guard) = Log::capture();
     let (limit, _) = counted(5);
     let handler =
@@ -237,19 +237,112 @@ async fn missing_layer_is_500_and_logged() {
     assert_eq!(rejected.status(), 500);
     assert!(!rejected.headers().contains_key("ratelimit"));
     let mut concurrency = OrgConcurrencyLimitLayer::new(|_: &OrgContext| None).layer(handler());
-    let logged = async {
-        loop {
-            let rejected = concurrency.call(Request::new(())).await.unwrap();
-            assert_eq!(rejected.status(), 500);
-            if !log.lines("ERROR", MISSING_LAYER).is_empty() {
-                return;
-            }
-            // Another test may have emitted this second's event.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(
+        concurrency.call(Request::new(())).await.unwrap().status(),
+        500
+    );
+    // Each has its own line, although only one line per second and layer is logged.
+    for layer in ["OrgRateLimitLayer", "OrgConcurrencyLimitLayer"] {
+        let lines = log.lines("ERROR", &format!("layer=\"{layer}\""));
+        assert_eq!(lines.len(), 1, "{}", log.text());
+        assert!(lines[0].contains("must be inside an `ApiKeyLayer`"));
+    }
+}
+
+/// The plan of an organization in a database.
+struct Plan {
+    per_hour: u32,
+    at_once: usize,
+}
+
+/// The keys of two organizations, and a layer that loads their plans.
+fn plans() -> (ApiKeyLayer, OrgSettingsLayer<Plan>) {
+    let issuer = Issuer::knowing([
+        (ONE, support::org("org_one", &[])),
+        (TWO, support::org("org_two", &[])),
+    ]);
+    let auth = ApiKeyLayer::new(issuer);
+    let load = settings_fn(async |org: OrgCode| {
+        // Not at once, as a database answers.
+        tokio::task::yield_now().await;
+        let (per_hour, at_once) = if org == "org_one" { (2, 1) } else { (5, 0) };
+        Ok::<_, SettingsError>(Plan { per_hour, at_once })
+    });
+    let plans = OrgSettingsLayer::new(&auth.handle(), load);
+    (auth, plans)
+}
+
+#[tokio::test]
+async fn limits_read_settings_from_the_first_request() {
+    let (auth, plans) = plans();
+    let rate = OrgRateLimitLayer::builder_from_settings(|_: &OrgContext, plan: &Plan| {
+        Some(Quota::per_hour(plan.per_hour))
+    });
+    let at_once =
+        OrgConcurrencyLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| Some(plan.at_once));
+    let app = app()
+        .route("/export", route(async || "all").route_layer(at_once))
+        .route_layer(rate.ratelimit_fields("plan").build().unwrap())
+        .route_layer(plans)
+        .route_layer(auth);
+    let address = serve(app).await;
+    for (key, per_hour) in [(ONE, 2), (TWO, 5)] {
+        let policy = format!("\"plan\";q={per_hour};w=3600");
+        for left in (0..per_hour).rev() {
+            let answer = get(address, "/").key(key).send().await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(answer.header("ratelimit-policy"), Some(policy.as_str()));
+            let field = answer.header("ratelimit").unwrap().to_owned();
+            assert!(field.starts_with(&format!("\"plan\";r={left};")), "{field}");
         }
-    };
-    let logged = tokio::time::timeout(secs(60), logged).await;
-    assert!(logged.is_ok(), "{}", log.text());
+        assert_eq!(get(address, "/").key(key).send().await.status, 429);
+    }
+}
+
+#[tokio::test]
+async fn concurrency_limit_reads_settings() {
+    let (auth, plans) = plans();
+    let limits = [
+        OrgConcurrencyLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| Some(plan.at_once)),
+        OrgConcurrencyLimitLayer::per_key_from_settings(|_: &OrgContext, plan: &Plan| {
+            Some(plan.at_once)
+        }),
+    ];
+    for limit in limits {
+        let app = app()
+            .route_layer(limit)
+            .route_layer(plans.clone())
+            .route_layer(auth.clone());
+        let address = serve(app).await;
+        assert_eq!(get(address, "/").key(ONE).send().await.status, 200);
+        let rejected = get(address, "/").key(TWO).send().await;
+        assert_eq!(rejected.status, 429);
+        assert_eq!(rejected.code(), "concurrency-limited");
+    }
+}
+
+#[tokio::test]
+async fn settings_inside_a_limit_are_500_and_logged() {
+    let (log, _guard) = Log::capture();
+    let (auth, plans) = plans();
+    let rate = OrgRateLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| {
+        Some(Quota::per_hour(plan.per_hour))
+    });
+    let at_once =
+        OrgConcurrencyLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| Some(plan.at_once));
+    let routes = || app().route_layer(plans.clone());
+    for (layer, app) in [
+        ("OrgRateLimitLayer", routes().route_layer(rate)),
+        ("OrgConcurrencyLimitLayer", routes().route_layer(at_once)),
+    ] {
+        let request = support::service::request(ONE).map(|()| Body::empty());
+        let app = app.route_layer(auth.clone());
+        let response = tower::ServiceExt::oneshot(app, request).await.unwrap();
+        assert_eq!(response.status(), 500, "{layer}");
+        let lines = log.lines("ERROR", "no `OrgSettingsLayer` of this type");
+        let lines: Vec<_> = lines.iter().filter(|line| line.contains(layer)).collect();
+        assert_eq!(lines.len(), 1, "{}", log.text());
+    }
 }
 
 /// The permit is free once a client has read the whole response, however it was sent.

@@ -126,7 +126,7 @@ async fn fault_05_failures_open_the_breaker_only() {
     pass(secs(5)).await;
     assert_eq!(app.get("new-key-0").await.status, 200);
     assert_eq!(app.handle.upstream().breaker, BreakerState::Closed);
-    assert_eq!(app.handle.stats().refusals, 0);
+    assert_eq!(app.handle.stats().invalid_hits, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,7 +374,7 @@ async fn fault_36_lookup_outlives_its_callers() {
         builder
             .attempt_deadline(secs(4))
             .caller_deadline(secs(4))
-            .flight_deadline(secs(10))
+            .lookup_deadline(secs(10))
     });
     app.issuer.issue("new-key-0");
     app.issuer.is(Behavior::Silent);

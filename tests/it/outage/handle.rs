@@ -376,10 +376,13 @@ async fn statistics_are_consistent() {
 
     let stats = app.handle.stats();
     assert_eq!(
-        stats.hits + stats.stale_hits + stats.misses + stats.refusals,
+        stats.hits + stats.stale_hits + stats.misses + stats.invalid_hits,
         requests
     );
-    assert_eq!((stats.hits, stats.stale_hits, stats.refusals), (10, 10, 5));
+    assert_eq!(
+        (stats.hits, stats.stale_hits, stats.invalid_hits),
+        (10, 10, 5)
+    );
     // One of the other key, two of the key (one with `max_age`), one of the invalid key.
     assert_eq!(stats.misses - stats.coalesced, 4);
     assert_eq!(app.issuer.calls() as u64, stats.misses - stats.coalesced);

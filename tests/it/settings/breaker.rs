@@ -1,8 +1,8 @@
-//! One organization's broken settings cost another nothing; a store that is down is left alone.
+//! The circuit breaker of loads: failures of one organization do not open it, those of several do.
 
 use tower_orgkey::BreakerState;
 
-use super::store::Failure;
+use super::store::Fault;
 use super::{App, MINUTE, MS, SECOND, plan, settle};
 
 fn breaker(app: &App) -> BreakerState {
@@ -10,41 +10,41 @@ fn breaker(app: &App) -> BreakerState {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_organization_that_fails_whatever_the_way_keeps_the_door_open_for_others() {
-    for failure in [
-        Failure::Unavailable,
-        Failure::Broken,
-        Failure::Silent,
-        Failure::Panics,
-        Failure::PanicsAtOnce,
+async fn one_failing_org_does_not_open_the_breaker() {
+    for fault in [
+        Fault::Unavailable,
+        Fault::Broken,
+        Fault::Silent,
+        Fault::Panics,
+        Fault::PanicsAtOnce,
     ] {
         let app = App::new();
-        app.store.fails_for("poor", failure);
+        app.store.fails_for("failing", fault);
         for n in 0..60 {
-            assert!(app.get("poor").await.is_unavailable(), "{failure:?}");
-            assert_eq!(breaker(&app), BreakerState::Closed, "{failure:?}");
-            // Failures among answers, and failures alone.
+            assert!(app.get("failing").await.is_unavailable(), "{fault:?}");
+            assert_eq!(breaker(&app), BreakerState::Closed, "{fault:?}");
+            // With and without successful loads in between.
             if n % 2 == 0 {
                 let new = format!("org_{n}");
-                assert_eq!(app.get(&new).await, plan(&new, 0), "{failure:?}");
+                assert_eq!(app.get(&new).await, plan(&new, 0), "{fault:?}");
             }
             tokio::time::advance(100 * MS).await;
         }
         for _ in 0..60 {
-            assert!(app.get("poor").await.is_unavailable(), "{failure:?}");
+            assert!(app.get("failing").await.is_unavailable(), "{fault:?}");
             tokio::time::advance(SECOND).await;
         }
-        assert!(app.store.failures() >= 120, "{failure:?}");
-        assert_eq!(app.get("new").await, plan("new", 0), "{failure:?}");
+        assert!(app.store.failures() >= 120, "{fault:?}");
+        assert_eq!(app.get("new").await, plan("new", 0), "{fault:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn any_number_of_organizations_with_broken_settings_say_nothing_of_the_store() {
+async fn broken_settings_do_not_open_the_breaker() {
     let app = App::new();
     for n in 0..100 {
         let org = format!("org_{n}");
-        app.store.fails_for(&org, Failure::Broken);
+        app.store.fails_for(&org, Fault::Broken);
         assert!(app.get(&org).await.is_unavailable());
     }
     assert_eq!(app.store.failures(), 100);
@@ -53,10 +53,10 @@ async fn any_number_of_organizations_with_broken_settings_say_nothing_of_the_sto
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_for_five_organizations_is_left_alone_and_what_is_held_is_served() {
+async fn five_failing_orgs_open_the_breaker() {
     let app = App::new();
     assert_eq!(app.get("one").await, plan("one", 0));
-    app.store.fails(Failure::Unavailable);
+    app.store.fails(Fault::Unavailable);
     for n in 0..5 {
         assert_eq!(breaker(&app), BreakerState::Closed, "{n}");
         assert!(app.get(&format!("org_{n}")).await.is_unavailable());
@@ -78,40 +78,40 @@ async fn a_store_that_fails_for_five_organizations_is_left_alone_and_what_is_hel
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_organization_whose_probe_failed_does_not_keep_the_door_shut_for_others() {
+async fn a_failed_half_open_load_lets_others_go_first() {
     let app = App::new();
-    app.store.fails_for("poor", Failure::Unavailable);
-    app.store.fails(Failure::Unavailable);
+    app.store.fails_for("failing", Fault::Unavailable);
+    app.store.fails(Fault::Unavailable);
     for n in 0..5 {
         assert!(app.get(&format!("org_{n}")).await.is_unavailable());
     }
     assert!(matches!(breaker(&app), BreakerState::Open { .. }));
-    // The store is back, and the first to try is the one that fails for reasons of its own.
-    let poor = Failure::Unavailable;
+    // The store recovers, and the half-open load belongs to an organization that still fails.
+    let failing = Fault::Unavailable;
     app.store.recovers();
-    app.store.fails_for("poor", poor);
+    app.store.fails_for("failing", failing);
     app.clock.jump(5 * SECOND);
-    assert!(app.get("poor").await.is_unavailable());
-    assert_eq!(app.store.calls_for("poor"), 1);
+    assert!(app.get("failing").await.is_unavailable());
+    assert_eq!(app.store.calls_for("failing"), 1);
     let BreakerState::Open { remaining } = breaker(&app) else {
         panic!("not open: {:?}", breaker(&app));
     };
-    // The next one is another's, however eager it is.
+    // The next half-open load belongs to another organization.
     app.clock.jump(remaining);
     for _ in 0..10 {
-        assert!(app.get_now("poor").await.is_unavailable());
+        assert!(app.get_now("failing").await.is_unavailable());
     }
-    assert_eq!(app.store.calls_for("poor"), 1);
+    assert_eq!(app.store.calls_for("failing"), 1);
     assert_eq!(app.get("new").await, plan("new", 0));
     assert_eq!(breaker(&app), BreakerState::Closed);
-    assert!(app.get("poor").await.is_unavailable());
+    assert!(app.get("failing").await.is_unavailable());
     assert_eq!(app.get("newer").await, plan("newer", 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_organization_that_alone_asks_tries_again_by_itself() {
+async fn a_single_org_gets_the_half_open_load() {
     let app = App::new();
-    app.store.fails(Failure::Unavailable);
+    app.store.fails(Fault::Unavailable);
     for n in 0..5 {
         assert!(app.get(&format!("org_{n}")).await.is_unavailable());
     }
@@ -119,23 +119,23 @@ async fn an_organization_that_alone_asks_tries_again_by_itself() {
     assert!(app.get("one").await.is_unavailable());
     assert_eq!(app.store.calls_for("one"), 1);
     app.store.recovers();
-    // At most 10 s that the door stays shut, and 5 s in which others may go first.
+    // The breaker is open for at most 10 s, and other organizations go first for 5 s.
     app.clock.jump(15 * SECOND);
     assert_eq!(app.get("one").await, plan("one", 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn organizations_that_wait_for_a_silent_loader_hold_up_no_other() {
+async fn a_silent_load_does_not_delay_other_orgs() {
     let app = App::new();
-    app.store.fails_for("poor", Failure::Silent);
-    let poor: Vec<_> = (0..100).map(|_| app.begin("poor")).collect();
+    app.store.fails_for("failing", Fault::Silent);
+    let failing: Vec<_> = (0..100).map(|_| app.begin("failing")).collect();
     settle().await;
-    assert_eq!(app.store.calls_for("poor"), 1);
+    assert_eq!(app.store.calls_for("failing"), 1);
     for n in 0..100 {
         let org = format!("org_{n}");
         assert_eq!(app.get_now(&org).await, plan(&org, 0));
     }
-    for poor in poor {
-        assert!(poor.await.unwrap().is_unavailable());
+    for failing in failing {
+        assert!(failing.await.unwrap().is_unavailable());
     }
 }

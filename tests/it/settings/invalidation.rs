@@ -1,17 +1,17 @@
-//! What was invalidated stays invalidated, and nobody else's is.
+//! Invalidations of settings.
 
 use tower::{Layer, ServiceExt};
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer};
 use tower_orgkey::{ApiKeyHandle, OrgCode};
 
-use super::store::{Failure, Plan, Store};
+use super::store::{Fault, Plan, Store};
 use super::{App, MINUTE, auth, code, key_of, plan, settle};
 use crate::support::probe::Probe;
 use crate::support::service::request;
 
 type Invalidate = fn(&App, &OrgCode);
 
-/// Every way to have the settings of organization `one` loaded anew, and whether it spares others.
+/// Every way to invalidate the settings of organization `one`, and whether those of others stay.
 const MEANS: [(&str, Invalidate, bool); 4] = [
     ("keys' org", |app, org| app.keys.invalidate_org(org), true),
     ("keys' all", |app, _| app.keys.invalidate_all(), false),
@@ -28,7 +28,7 @@ const MEANS: [(&str, Invalidate, bool); 4] = [
 ];
 
 #[tokio::test(start_paused = true)]
-async fn the_next_request_sees_the_change_and_others_load_nothing() {
+async fn invalidated_settings_are_loaded_again() {
     for (name, invalidate, spares_others) in MEANS {
         let app = App::new();
         for org in ["one", "two"] {
@@ -45,14 +45,14 @@ async fn the_next_request_sees_the_change_and_others_load_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_load_under_way_brings_is_neither_kept_nor_served() {
+async fn an_invalidated_load_is_discarded() {
     for (name, invalidate, spares_others) in MEANS {
         let app = App::new();
         let gate = app.store.hold();
         let early: Vec<_> = (0..10).map(|_| app.begin("one")).collect();
         let other = app.begin("two");
         settle().await;
-        // Both answers are decided, and have yet to arrive.
+        // Both loads have read the store, and are not complete.
         assert_eq!(app.store.calls(), 2);
         app.store.change("one");
         app.store.change("two");
@@ -62,7 +62,7 @@ async fn what_a_load_under_way_brings_is_neither_kept_nor_served() {
         assert_eq!(app.store.calls_for("one"), 2, "{name}");
         let others = usize::from(!spares_others);
         assert_eq!(app.store.calls_for("two"), 1 + others, "{name}");
-        // The old answers arrive first.
+        // The older loads complete first.
         gate.add_permits(10);
         assert_eq!(late.await.unwrap(), plan("one", 1), "{name}");
         for early in early {
@@ -75,7 +75,7 @@ async fn what_a_load_under_way_brings_is_neither_kept_nor_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_under_way_brings_nothing_back_either() {
+async fn an_invalidated_refresh_is_discarded() {
     for (name, invalidate, _) in MEANS {
         let app = App::new();
         assert_eq!(app.get("one").await, plan("one", 0));
@@ -96,18 +96,18 @@ async fn a_refresh_under_way_brings_nothing_back_either() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn invalidated_settings_are_not_served_though_the_loader_fails() {
+async fn invalidated_settings_are_503_while_loads_fail() {
     for (name, invalidate, _) in MEANS {
         let app = App::new();
         assert_eq!(app.get("one").await, plan("one", 0));
-        app.store.fails(Failure::Unavailable);
+        app.store.fails(Fault::Unavailable);
         invalidate(&app, &code("one"));
         assert!(app.get("one").await.is_unavailable(), "{name}");
         assert!(app.store.failures() > 0);
     }
 }
 
-/// The plan that a request of this organization is given by a layer.
+/// Returns the revision that the layer adds to a request of this organization.
 async fn given(layer: &OrgSettingsLayer<Plan>, keys: &tower_orgkey::ApiKeyLayer, org: &str) -> u64 {
     let handler = tower::service_fn(async |request: http::Request<()>| {
         let plan = OrgSettings::<Plan>::of(request.extensions()).unwrap();
@@ -123,8 +123,7 @@ async fn given(layer: &OrgSettingsLayer<Plan>, keys: &tower_orgkey::ApiKeyLayer,
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_layer_of_the_keys_hears_of_it_whenever_it_was_made_and_those_that_are_gone_do_not_matter()
- {
+async fn key_invalidations_apply_to_settings_layers() {
     let (auth, _) = auth();
     let stores = [Store::default(), Store::default()];
     let keys: ApiKeyHandle = auth.handle();
@@ -141,7 +140,7 @@ async fn every_layer_of_the_keys_hears_of_it_whenever_it_was_made_and_those_that
     for layer in [&first, &second, &first.clone()] {
         assert_eq!(given(layer, &auth, "one").await, 1);
     }
-    // The layers share nothing otherwise.
+    // The layers share nothing else.
     for store in &stores {
         store.change("one");
     }
@@ -151,7 +150,7 @@ async fn every_layer_of_the_keys_hears_of_it_whenever_it_was_made_and_those_that
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_behind_other_keys_hears_nothing() {
+async fn other_keys_do_not_invalidate_settings() {
     let (auth, _) = auth();
     let (others, _) = super::auth();
     let store = Store::default();

@@ -1,14 +1,14 @@
-//! How often the loader is asked, how old settings become, and what its failures come to.
+//! Loads: coalescing, staleness, failures and bounds.
 
 use futures_util::FutureExt;
 
 use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
 
-use super::store::{Failure, Plan};
+use super::store::{Fault, Plan};
 use super::{App, MINUTE, MS, Outcome, SECOND, auth, plan, settle};
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_first_requests_of_an_organization_are_one_load() {
+async fn first_requests_share_one_load() {
     let app = App::new();
     app.store.latency(200 * MS);
     let waiting: Vec<_> = (0..1_000).map(|_| app.begin("one")).collect();
@@ -24,11 +24,11 @@ async fn a_thousand_first_requests_of_an_organization_are_one_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_thousand_first_requests_on_four_threads_are_one_load() {
+async fn first_requests_of_four_threads_share_one_load() {
     let app = App::new();
     let gate = app.store.hold();
     let waiting: Vec<_> = (0..1_000).map(|_| app.begin("one")).collect();
-    // A second load would find no permit, and its callers no answer.
+    // A second load would wait for a permit forever.
     gate.add_permits(1);
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), plan("one", 0));
@@ -37,7 +37,7 @@ async fn a_thousand_first_requests_on_four_threads_are_one_load() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_callers_departure_ends_nothing() {
+async fn dropped_leader_does_not_fail_waiters() {
     let app = App::new();
     app.store.latency(200 * MS);
     let mut first = Box::pin(app.get("one"));
@@ -54,7 +54,7 @@ async fn the_first_callers_departure_ends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn settings_are_fresh_then_stale_behind_one_load_then_waited_for() {
+async fn settings_are_fresh_then_stale_then_loaded() {
     let app = App::new();
     assert_eq!(app.get("one").await, plan("one", 0));
     app.store.change("one");
@@ -62,7 +62,7 @@ async fn settings_are_fresh_then_stale_behind_one_load_then_waited_for() {
     assert_eq!(app.get_now("one").await, plan("one", 0));
     assert_eq!(app.store.calls(), 1);
 
-    // Past the soft TTL: served at once, while one load runs behind it.
+    // Past the soft TTL: served without waiting, while one load is in flight.
     app.clock.jump(11 * SECOND);
     let gate = app.store.hold();
     for _ in 0..10 {
@@ -75,7 +75,7 @@ async fn settings_are_fresh_then_stale_behind_one_load_then_waited_for() {
     assert_eq!(app.get_now("one").await, plan("one", 1));
     assert_eq!(app.layer.handle().stats().stale_hits, 10);
 
-    // Twice past it: nobody asked meanwhile, and nothing so old is served while the loader answers.
+    // Past twice the soft TTL: the request waits for a load.
     app.store.change("one");
     app.clock.jump(2 * MINUTE);
     gate.add_permits(10);
@@ -84,75 +84,75 @@ async fn settings_are_fresh_then_stale_behind_one_load_then_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_loader_leaves_what_is_held_alone_to_the_hard_ttl_and_not_longer() {
-    for failure in [
-        Failure::Unavailable,
-        Failure::Broken,
-        Failure::Silent,
-        Failure::Panics,
+async fn cached_settings_are_served_to_the_hard_ttl() {
+    for fault in [
+        Fault::Unavailable,
+        Fault::Broken,
+        Fault::Silent,
+        Fault::Panics,
     ] {
         let app = App::new();
         assert_eq!(app.get("one").await, plan("one", 0));
         let loaded_at = app.clock.elapsed();
         app.store.change("one");
-        app.store.fails(failure);
-        // The last look begins where a load that runs into its deadline ends a moment before the hard TTL.
+        app.store.fails(fault);
+        // A load that begins now and times out ends shortly before the hard TTL.
         while app.clock.elapsed() < loaded_at + 14 * MINUTE {
-            assert_eq!(app.get("one").await, plan("one", 0), "{failure:?}");
+            assert_eq!(app.get("one").await, plan("one", 0), "{fault:?}");
             tokio::time::advance(20 * SECOND).await;
         }
         app.clock
             .jump(loaded_at + 15 * MINUTE - 2_600 * MS - app.clock.elapsed());
-        assert_eq!(app.get("one").await, plan("one", 0), "{failure:?}");
+        assert_eq!(app.get("one").await, plan("one", 0), "{fault:?}");
         assert!(app.store.failures() > 3, "nothing was injected");
         app.clock
             .jump((loaded_at + 15 * MINUTE).saturating_sub(app.clock.elapsed()));
-        assert!(app.get("one").await.is_unavailable(), "{failure:?}");
+        assert!(app.get("one").await.is_unavailable(), "{fault:?}");
         app.store.recovers();
         app.clock.jump(2 * MINUTE);
-        assert_eq!(app.get("one").await, plan("one", 1), "{failure:?}");
+        assert_eq!(app.get("one").await, plan("one", 1), "{fault:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_remembered_against_an_organization() {
-    for (failure, calls) in [
-        // One retry, since nothing is held to fall back on.
-        (Failure::Unavailable, 2),
-        (Failure::Broken, 1),
-        (Failure::Silent, 2),
-        (Failure::Panics, 1),
-        (Failure::PanicsAtOnce, 1),
+async fn failed_loads_are_not_cached() {
+    for (fault, calls) in [
+        // One retry, because no settings are cached.
+        (Fault::Unavailable, 2),
+        (Fault::Broken, 1),
+        (Fault::Silent, 2),
+        (Fault::Panics, 1),
+        (Fault::PanicsAtOnce, 1),
     ] {
         let app = App::new();
-        app.store.fails_for("one", failure);
+        app.store.fails_for("one", fault);
         let before = app.clock.elapsed();
         let waiting: Vec<_> = (0..100).map(|_| app.begin("one")).collect();
         for waiting in waiting {
-            assert!(waiting.await.unwrap().is_unavailable(), "{failure:?}");
+            assert!(waiting.await.unwrap().is_unavailable(), "{fault:?}");
         }
-        assert!(app.clock.elapsed() - before <= 2_500 * MS, "{failure:?}");
-        assert_eq!(app.store.failures(), calls, "{failure:?}");
+        assert!(app.clock.elapsed() - before <= 2_500 * MS, "{fault:?}");
+        assert_eq!(app.store.failures(), calls, "{fault:?}");
         app.store.recovers();
-        assert_eq!(app.get("one").await, plan("one", 0), "{failure:?}");
-        assert_eq!(app.store.calls(), calls + 1, "{failure:?}");
+        assert_eq!(app.get("one").await, plan("one", 0), "{fault:?}");
+        assert_eq!(app.store.calls(), calls + 1, "{fault:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn broken_settings_are_no_matter_of_seconds() {
+async fn broken_settings_have_a_longer_retry_after() {
     let app = App::new();
-    app.store.fails_for("one", Failure::Broken);
-    app.store.fails_for("two", Failure::Unavailable);
+    app.store.fails_for("one", Fault::Broken);
+    app.store.fails_for("two", Fault::Unavailable);
     assert_eq!(app.get("one").await, Outcome::Unavailable(10));
     assert_eq!(app.get("two").await, Outcome::Unavailable(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loader_that_asks_for_fewer_calls_is_left_alone_for_as_long() {
+async fn a_throttling_loader_is_paused() {
     let app = App::new();
     assert_eq!(app.get("one").await, plan("one", 0));
-    app.store.fails(Failure::Throttled);
+    app.store.fails(Fault::Throttled);
     assert_eq!(app.get("two").await, Outcome::Unavailable(30));
     app.store.recovers();
     assert_eq!(app.get_now("two").await, Outcome::Unavailable(30));
@@ -163,20 +163,20 @@ async fn a_loader_that_asks_for_fewer_calls_is_left_alone_for_as_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_default_is_given_where_nothing_is_held_and_is_not_remembered() {
-    let usual = Plan::of("anybody", 0);
+async fn a_default_is_used_and_not_cached() {
+    let usual = Plan::of("default", 0);
     let app = App::with(|builder| builder.default_on_error(usual.clone()));
-    app.store.fails(Failure::Unavailable);
+    app.store.fails(Fault::Unavailable);
     assert_eq!(app.get("one").await, Outcome::Default(usual.clone()));
     app.store.recovers();
     assert_eq!(app.get("one").await, plan("one", 0));
-    // What is held goes before the default, for as long as it may be served.
-    app.store.fails(Failure::Unavailable);
+    // Cached settings take precedence over the default.
+    app.store.fails(Fault::Unavailable);
     tokio::time::advance(5 * MINUTE).await;
     assert_eq!(app.get("one").await, plan("one", 0));
     app.clock.jump(10 * MINUTE);
     assert_eq!(app.get("one").await, Outcome::Default(usual.clone()));
-    app.store.fails(Failure::PanicsAtOnce);
+    app.store.fails(Fault::PanicsAtOnce);
     assert_eq!(app.get("two").await, Outcome::Default(usual));
     app.store.recovers();
     app.clock.jump(2 * MINUTE);
@@ -184,7 +184,7 @@ async fn a_default_is_given_where_nothing_is_held_and_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_many_organizations_appear_no_more_are_held_than_there_is_room_for() {
+async fn capacity_bounds_the_cached_settings() {
     let app = App::with(|builder| builder.capacity(100));
     for n in 0..2_000 {
         let org = format!("org_{n}");
@@ -193,7 +193,7 @@ async fn however_many_organizations_appear_no_more_are_held_than_there_is_room_f
     let stats = app.layer.handle().stats();
     assert!(stats.evictions >= 1_000, "{stats:?}");
     assert!(stats.entries as u64 + stats.evictions <= 2_000, "{stats:?}");
-    // Those that made room are loaded again.
+    // Evicted settings are loaded again.
     for n in 0..2_000 {
         let org = format!("org_{n}");
         assert_eq!(app.get(&org).await, plan(&org, 0));
@@ -202,14 +202,14 @@ async fn however_many_organizations_appear_no_more_are_held_than_there_is_room_f
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bounds_are_the_builders() {
+async fn the_builder_sets_the_bounds() {
     let app = App::with(|builder| {
         builder
             .soft_ttl(5 * SECOND)
             .hard_ttl(20 * SECOND)
             .attempt_deadline(100 * MS)
             .caller_deadline(300 * MS)
-            .flight_deadline(SECOND)
+            .lookup_deadline(SECOND)
             .max_calls_per_second(1_000)
             .capacity(10)
     });
@@ -218,7 +218,7 @@ async fn the_bounds_are_the_builders() {
     assert_eq!(app.get_now("one").await, plan("one", 0));
     settle().await;
     assert_eq!(app.store.calls(), 2);
-    app.store.fails(Failure::Silent);
+    app.store.fails(Fault::Silent);
     let before = app.clock.elapsed();
     assert!(app.get("two").await.is_unavailable());
     let took = app.clock.elapsed() - before;
@@ -229,7 +229,7 @@ async fn the_bounds_are_the_builders() {
 }
 
 #[test]
-fn bounds_that_contradict_each_other_are_an_error_that_names_the_setting() {
+fn contradictory_bounds_are_a_config_error() {
     let (auth, _) = {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()

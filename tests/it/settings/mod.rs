@@ -1,14 +1,13 @@
-//! Settings of organizations, with an `ApiKeyLayer` and a store in memory that counts its calls.
+//! Settings of organizations, through the layer, with a store in memory that counts its calls.
 
-#![allow(clippy::unwrap_used)] // A test may fail on what it cannot do.
 #![allow(clippy::unchecked_time_subtraction)] // Written out, bounds are easier to compare with the documented ones.
 
 mod breaker;
+mod extract;
 mod invalidation;
-mod isolation;
 mod loads;
+mod properties;
 mod readiness;
-mod responses;
 mod store;
 mod telemetry;
 
@@ -31,7 +30,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A layer that allows every key: `k_test_<org>` is a key of `<org>`.
+/// A layer of keys that accepts every key: `k_test_<org>` is a key of `<org>`.
 fn auth() -> (ApiKeyLayer, TestClock) {
     let verifier = verifier_fn(|key| async move {
         let org = OrgCode::new(&key.expose_secret()["k_test_".len()..]).unwrap();
@@ -56,11 +55,11 @@ fn code(org: &str) -> OrgCode {
 /// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// The handler saw these settings.
+    /// The handler got these settings.
     Plan(Plan),
-    /// The handler saw the default.
+    /// The handler got the default.
     Default(Plan),
-    /// Rejected with 503 and this `Retry-After` in seconds.
+    /// Rejected with 503, and the seconds of `Retry-After`.
     Unavailable(u64),
 }
 
@@ -90,7 +89,7 @@ impl Outcome {
     }
 }
 
-/// Keys, settings and a handler that returns its settings in the response.
+/// Both layers, and a handler that returns the settings as an extension.
 #[derive(Clone)]
 struct App {
     store: Store,
@@ -139,13 +138,13 @@ impl App {
         outcome
     }
 
-    /// Sends a request on another task.
+    /// Spawns a request.
     fn begin(&self, org: &'static str) -> tokio::task::JoinHandle<Outcome> {
         let app = self.clone();
         tokio::spawn(async move { app.get(org).await })
     }
 
-    /// The outcome of a request that must not wait.
+    /// Sends a request, and checks that it does not wait.
     async fn get_now(&self, org: &str) -> Outcome {
         let before = self.clock.elapsed();
         let outcome = self.get(org).await;

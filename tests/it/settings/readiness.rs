@@ -1,4 +1,4 @@
-//! Readiness belongs to an instance, and nobody holds one while waiting for a load.
+//! Readiness of the inner service, and the second check of a key after a wait.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tower_orgkey::settings::{OrgSettingsLayer, ResponseFuture, SettingsError, se
 use tower_orgkey::test_util::{OrgContextBuilder, TestClock};
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, Rejection};
 
-use super::store::{Failure, Plan, Store};
+use super::store::{Fault, Plan, Store};
 use super::{MINUTE, auth, code, key_of};
 use crate::support::probe::{Probe, Seen};
 use crate::support::service::request as keyed_request;
@@ -36,7 +36,7 @@ async fn ready<S: Service<http::Request<()>>>(service: &mut S) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_hit_the_very_instance_that_was_made_ready_is_called() {
+async fn a_hit_calls_the_ready_instance() {
     let store = Store::default();
     let probe = Probe::new();
     let seen = probe.seen();
@@ -55,7 +55,7 @@ async fn on_a_hit_the_very_instance_that_was_made_ready_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_the_load() {
+async fn a_miss_releases_the_ready_instance() {
     let store = Store::default();
     let gate = store.hold();
     let probe = Probe::new();
@@ -68,7 +68,7 @@ async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_
     assert!(response.as_mut().now_or_never().is_none());
     tokio::task::yield_now().await;
     assert_eq!((store.calls(), seen.polls()), (1, polls));
-    // The settings are there, and the inner service is not.
+    // The settings are loaded, and the inner service is not ready.
     seen.hold();
     gate.add_permits(1);
     while store.finished() == 0 {
@@ -84,7 +84,7 @@ async fn on_a_miss_the_ready_instance_is_let_go_and_a_clone_is_made_ready_after_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_response_cancels_the_inner_call_and_nothing_else() {
+async fn a_dropped_response_cancels_the_inner_call() {
     let probe = Probe::new();
     let seen = probe.seen();
     let store = Store::default();
@@ -102,9 +102,9 @@ async fn a_dropped_response_cancels_the_inner_call_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_never_calls_the_inner_service() {
+async fn a_rejected_request_is_not_forwarded() {
     let store = Store::default();
-    store.fails(Failure::Broken);
+    store.fails(Fault::Broken);
     let probe = Probe::new();
     let seen = probe.seen();
     let mut service = OrgSettingsLayer::<Plan>::new(&auth().0.handle(), store).layer(probe);
@@ -117,7 +117,7 @@ async fn a_refusal_never_calls_the_inner_service() {
     assert!(seen.called().is_empty());
 }
 
-/// Layers of keys and settings over a probe, and a request that was authenticated and waits for a load.
+/// A request that was authenticated and waits for a load, with a probe as inner service.
 struct Waiting {
     clock: TestClock,
     gate: Arc<Semaphore>,
@@ -147,7 +147,7 @@ impl Waiting {
         }
     }
 
-    /// Ends the load. The request then waits for the probe.
+    /// Completes the load. The request then waits for the probe.
     async fn load(&mut self) {
         self.seen.hold();
         let polls = self.seen.polls();
@@ -159,7 +159,7 @@ impl Waiting {
         assert_eq!(self.store.finished(), 1);
     }
 
-    /// The status and code of the request, once nothing holds it up.
+    /// Completes the request. Returns its status and code.
     async fn end(self) -> (u16, Option<&'static str>) {
         assert!(self.seen.called().is_empty(), "it did not wait");
         self.gate.add_permits(1);
@@ -177,7 +177,7 @@ const INVALID: (u16, Option<&str>) = (401, Some("invalid-token"));
 const CANNOT_TELL: (u16, Option<&str>) = (503, Some("verifier-unavailable"));
 
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_key_is_checked_again_after_its_request_waited_for_settings() {
+async fn fault_79_a_key_is_rechecked_after_a_load() {
     type Meanwhile = fn(&ApiKeyHandle, &ApiKey);
     let cases: [(Meanwhile, (u16, Option<&str>)); 4] = [
         (|_, _| (), (200, None)),
@@ -200,9 +200,9 @@ async fn fault_79_a_key_is_checked_again_after_its_request_waited_for_settings()
     }
 }
 
-/// With and without the layer: without it, the times of the result are all that is left.
+/// With and without the layer: after the layer was dropped, only the times of the result are checked.
 #[tokio::test(start_paused = true)]
-async fn fault_79_a_result_that_ran_out_while_settings_were_loaded_is_503() {
+async fn fault_79_a_result_gone_during_a_load_is_503() {
     let hard = 15 * MINUTE;
     for (is_past, expected) in [(false, (200, None)), (true, CANNOT_TELL)] {
         for is_dropped in [false, true] {
@@ -215,7 +215,7 @@ async fn fault_79_a_result_that_ran_out_while_settings_were_loaded_is_503() {
             let keys = auth.handle();
             let mut waiting = Waiting::begin(auth, clock).await;
             waiting.load().await;
-            // The service was called and is dropped, and so is the layer; a handle keeps what they share.
+            // The service and the layer were dropped. Only the handle keeps the cache alive.
             if is_dropped {
                 drop(keys);
                 assert_eq!(issuer.holders(), 1, "the layer was not dropped");
@@ -231,7 +231,7 @@ async fn fault_79_a_result_that_ran_out_while_settings_were_loaded_is_503() {
 }
 
 #[test]
-fn neither_building_nor_layering_needs_a_runtime_and_the_types_are_what_their_parts_are() {
+fn building_needs_no_runtime() {
     struct NotClone;
 
     let keys = tower_orgkey::ApiKeyLayer::new(crate::support::Issuer::new()).handle();

@@ -1,4 +1,4 @@
-//! A store of settings in memory that counts its calls and fails on demand.
+//! A store of settings in memory that counts its calls, with fault injection.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tower_orgkey::OrgCode;
 use tower_orgkey::settings::{SettingsError, SettingsLoader};
 
-/// The settings of an organization, and their revision.
+/// The settings of an organization, and how often they were changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) org: String,
@@ -25,29 +25,29 @@ impl Plan {
     }
 }
 
-/// A failure of the store.
+/// A fault to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum Fault {
     Unavailable,
     Broken,
     Throttled,
-    /// Never answers.
+    /// Never completes.
     Silent,
     /// Panics when polled.
     Panics,
-    /// Panics before there is a future.
+    /// Panics before the future is returned.
     PanicsAtOnce,
 }
 
-/// Clones share their state.
+/// Clones share one store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
     revisions: Mutex<HashMap<String, u64>>,
-    failures_for: Mutex<HashMap<String, Failure>>,
-    failure: Mutex<Option<Failure>>,
+    faults: Mutex<HashMap<String, Fault>>,
+    fault: Mutex<Option<Fault>>,
     latency: Mutex<Duration>,
     gate: Mutex<Option<Arc<Semaphore>>>,
     calls: Mutex<HashMap<String, usize>>,
@@ -62,29 +62,25 @@ impl Store {
         *revisions.entry(org.to_owned()).or_default() += 1;
     }
 
-    /// Fails all loads of this organization.
-    pub(crate) fn fails_for(&self, org: &str, failure: Failure) {
-        self.0
-            .failures_for
-            .lock()
-            .unwrap()
-            .insert(org.to_owned(), failure);
+    /// Fails the loads of this organization.
+    pub(crate) fn fails_for(&self, org: &str, fault: Fault) {
+        self.0.faults.lock().unwrap().insert(org.to_owned(), fault);
     }
 
-    pub(crate) fn fails(&self, failure: Failure) {
-        *self.0.failure.lock().unwrap() = Some(failure);
+    pub(crate) fn fails(&self, fault: Fault) {
+        *self.0.fault.lock().unwrap() = Some(fault);
     }
 
     pub(crate) fn recovers(&self) {
-        *self.0.failure.lock().unwrap() = None;
-        self.0.failures_for.lock().unwrap().clear();
+        *self.0.fault.lock().unwrap() = None;
+        self.0.faults.lock().unwrap().clear();
     }
 
     pub(crate) fn latency(&self, latency: Duration) {
         *self.0.latency.lock().unwrap() = latency;
     }
 
-    /// Delays every answer until the semaphore has a permit for it. The answer is decided when the call begins.
+    /// Holds every load back until the semaphore has a permit for it. Its result is that of the time when it began.
     pub(crate) fn hold(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         *self.0.gate.lock().unwrap() = Some(Arc::clone(&gate));
@@ -104,17 +100,17 @@ impl Store {
         self.0.finished.load(Ordering::SeqCst)
     }
 
-    /// The number of failed loads.
+    /// Returns how many faults were injected.
     pub(crate) fn failures(&self) -> usize {
         self.0.failures.load(Ordering::SeqCst)
     }
 
-    fn failure(&self, org: &str) -> Option<Failure> {
-        let of_all = *self.0.failure.lock().unwrap();
-        of_all.or_else(|| self.0.failures_for.lock().unwrap().get(org).copied())
+    fn fault(&self, org: &str) -> Option<Fault> {
+        let of_all = *self.0.fault.lock().unwrap();
+        of_all.or_else(|| self.0.faults.lock().unwrap().get(org).copied())
     }
 
-    async fn answer(&self, plan: Plan, failure: Option<Failure>) -> Result<Plan, SettingsError> {
+    async fn answer(&self, plan: Plan, fault: Option<Fault>) -> Result<Plan, SettingsError> {
         let latency = *self.0.latency.lock().unwrap();
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
@@ -123,17 +119,13 @@ impl Store {
         if let Some(gate) = gate {
             gate.acquire().await.unwrap().forget();
         }
-        match failure {
+        match fault {
             None => Ok(plan),
-            Some(Failure::Unavailable) => Err(SettingsError::unavailable("connection refused")),
-            Some(Failure::Broken) => Err(SettingsError::broken("no such plan")),
-            Some(Failure::Throttled) => {
-                Err(SettingsError::throttled(Some(Duration::from_secs(30))))
-            }
-            Some(Failure::Silent) => std::future::pending().await,
-            Some(Failure::Panics | Failure::PanicsAtOnce) => {
-                panic!("a loader that panics on purpose")
-            }
+            Some(Fault::Unavailable) => Err(SettingsError::unavailable("connection refused")),
+            Some(Fault::Broken) => Err(SettingsError::broken("no such plan")),
+            Some(Fault::Throttled) => Err(SettingsError::throttled(Some(Duration::from_secs(30)))),
+            Some(Fault::Silent) => std::future::pending().await,
+            Some(Fault::Panics | Fault::PanicsAtOnce) => panic!("a loader that panics on purpose"),
         }
     }
 }
@@ -142,19 +134,19 @@ impl SettingsLoader<Plan> for Store {
     fn load(&self, org: &OrgCode) -> impl Future<Output = Result<Plan, SettingsError>> + Send {
         let org = org.as_str().to_owned();
         *self.0.calls.lock().unwrap().entry(org.clone()).or_default() += 1;
-        let failure = self.failure(&org);
-        if failure.is_some() {
+        let fault = self.fault(&org);
+        if fault.is_some() {
             self.0.failures.fetch_add(1, Ordering::SeqCst);
         }
         assert!(
-            failure != Some(Failure::PanicsAtOnce),
+            fault != Some(Fault::PanicsAtOnce),
             "a loader that panics on purpose"
         );
         let revisions = self.0.revisions.lock().unwrap();
         let revision = revisions.get(&org).copied().unwrap_or_default();
         let (store, plan) = (self.clone(), Plan { org, revision });
         async move {
-            let answer = store.answer(plan, failure).await;
+            let answer = store.answer(plan, fault).await;
             store.0.finished.fetch_add(1, Ordering::SeqCst);
             answer
         }

@@ -1,15 +1,15 @@
-//! Settings speak under names of their own, and those of the keys stay what they are.
+//! Events and metrics of settings, and that those of the keys are separate.
 
 use std::collections::BTreeMap;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower_orgkey::telemetry;
 
-use super::store::{Failure, Plan};
+use super::store::{Fault, Plan};
 use super::{App, MINUTE, MS, Outcome, SECOND, plan, settle};
 use crate::support::log::Log;
 
-/// Every counter and gauge, as `name{label=value}`, and every histogram's number of values.
+/// Returns every counter and gauge as `name{label=value}`, and the number of values of every histogram.
 fn snapshot(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
     snapshotter
         .snapshot()
@@ -24,7 +24,6 @@ fn snapshot(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
             let value = match value {
                 DebugValue::Counter(count) => count,
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                // Small whole numbers.
                 DebugValue::Gauge(value) => value.0 as u64,
                 DebugValue::Histogram(values) => values.len() as u64,
             };
@@ -33,18 +32,18 @@ fn snapshot(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// Loads that end in every way, a breaker that opens and a pause.
+/// Causes every outcome of a load, and opens the breaker.
 async fn trouble() -> App {
-    let app = App::with(|builder| builder.default_on_error(Plan::of("anybody", 0)));
+    let app = App::with(|builder| builder.default_on_error(Plan::of("default", 0)));
     for _ in 0..3 {
         assert_eq!(app.get("one").await, plan("one", 0));
     }
     app.clock.jump(MINUTE);
     assert_eq!(app.get("one").await, plan("one", 0));
     settle().await;
-    app.store.fails_for("broken", Failure::Broken);
+    app.store.fails_for("broken", Fault::Broken);
     app.get("broken").await;
-    app.store.fails(Failure::Unavailable);
+    app.store.fails(Fault::Unavailable);
     for n in 0..5 {
         let outcome = app.get(&format!("org_{n}")).await;
         assert!(matches!(outcome, Outcome::Default(_)));
@@ -53,20 +52,20 @@ async fn trouble() -> App {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loaders_trouble_is_not_told_as_the_issuers() {
+async fn settings_and_key_metrics_are_separate() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let app = trouble().await;
-    // The breaker lets a load try, which asks for fewer.
+    // The half-open load is throttled.
     app.clock.jump(5 * SECOND);
-    app.store.fails(Failure::Throttled);
+    app.store.fails(Fault::Throttled);
     app.get("org_9").await;
     tokio::time::sleep(MS).await;
 
     let seen = snapshot(&snapshotter);
     let of = |name: &str, labels: &str| seen.get(&format!("{name}{{{labels}}}")).copied();
-    // The keys: eight of them asked about, of one the refresh, and nothing wrong anywhere.
+    // The keys: eight lookups and one refresh, all successful.
     assert_eq!(of(telemetry::ISSUER_CALLS, "result=valid"), Some(9));
     for result in ["unavailable", "throttled", "misconfigured", "invalid"] {
         let label = format!("result={result}");
@@ -77,14 +76,14 @@ async fn a_loaders_trouble_is_not_told_as_the_issuers() {
     assert_eq!(of(telemetry::BREAKER, "circuit=unknown"), None);
     assert_eq!(of(telemetry::THROTTLED, ""), None);
     assert_eq!(of(telemetry::IN_FLIGHT, ""), Some(0));
-    assert_eq!(of(telemetry::LOOKUPS, "result=asked"), Some(8));
+    assert_eq!(of(telemetry::LOOKUPS, "result=miss"), Some(8));
     assert_eq!(of(telemetry::LOOKUPS, "result=fresh"), Some(2));
     assert_eq!(of(telemetry::LOOKUPS, "result=stale"), Some(1));
 
     // The settings.
     let settings = format!("settings={}", std::any::type_name::<Plan>());
     let result = |result: &str| format!("{settings},result={result}");
-    assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=asked"), Some(8));
+    assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=miss"), Some(8));
     assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=fresh"), Some(2));
     assert_eq!(of(telemetry::SETTINGS_LOOKUPS, "result=stale"), Some(1));
     assert_eq!(of(telemetry::SETTINGS_LOADS, &result("loaded")), Some(2));
@@ -101,7 +100,7 @@ async fn a_loaders_trouble_is_not_told_as_the_issuers() {
         Some(app.store.calls() as u64)
     );
     assert_eq!(of(telemetry::SETTINGS_ENTRIES, &settings), Some(1));
-    // A store that asks for fewer calls is back.
+    // A throttling store is alive, so the breaker is closed.
     let circuit = format!("{settings},circuit=unknown");
     assert_eq!(of(telemetry::SETTINGS_BREAKER, &circuit), Some(0));
     assert_eq!(of(telemetry::SETTINGS_THROTTLED, &settings), Some(1));
@@ -111,18 +110,18 @@ async fn a_loaders_trouble_is_not_told_as_the_issuers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_log_says_whose_settings_could_not_be_loaded_and_speaks_of_no_issuer() {
+async fn the_log_names_the_org_of_a_failed_load() {
     let (log, _guard) = Log::capture();
     let app = trouble().await;
     app.clock.jump(5 * SECOND);
     app.store.recovers();
     assert_eq!(app.get("new").await, plan("new", 0));
-    // Told at most once a second in this process, whichever test it is of.
-    app.store.fails_for("broken", Failure::Broken);
+    // At most one such event is logged per second, in all tests of this process.
+    app.store.fails_for("broken", Fault::Broken);
     let mut told = None;
     for _ in 0..1_000 {
         app.get("broken").await;
-        let failed = log.lines("WARN", "an organization's settings could not be loaded");
+        let failed = log.lines("WARN", "settings load failed");
         told = failed.into_iter().find(|line| line.contains("\"broken\""));
         if told.is_some() {
             break;
@@ -142,7 +141,7 @@ async fn the_log_says_whose_settings_could_not_be_loaded_and_speaks_of_no_issuer
     ] {
         assert_eq!(log.lines(level, message).len(), 1, "{message}");
     }
-    let loads = log.lines("DEBUG", "asked the settings loader");
+    let loads = log.lines("DEBUG", "settings load finished");
     assert_eq!(loads.len(), app.store.calls());
     for level in ["WARN", "ERROR", "INFO"] {
         let of_the_issuer = log.lines(level, "issuer");

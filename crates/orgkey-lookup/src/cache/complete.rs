@@ -281,7 +281,7 @@ impl<S: Source> LookupTask<S> {
                 .call(&cache.source, admission, &query, known, sent)
                 .await
         };
-        let outcome = match tokio::time::timeout(cache.config.flight_deadline, verified).await {
+        let outcome = match tokio::time::timeout(cache.config.lookup_deadline, verified).await {
             Ok(Ok((answered, sent_at))) => Outcome::Answered(answered, sent_at),
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
             Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.config.retry_after)),
@@ -341,7 +341,7 @@ mod tests {
     fn complete(cache: &Cache<TestSource>, name: &str, outcome: Outcome<Facts>) {
         let key = test_key(name);
         let version = cache.blocks.version();
-        let upstream = cache.source.upstream_of(&name.to_owned());
+        let upstream = cache.source.upstream_of(&name.to_owned()).unwrap();
         let mut shard = cache.in_flight.shard(&key);
         let lookup = shard.start(&key, version, upstream, ());
         drop(shard);

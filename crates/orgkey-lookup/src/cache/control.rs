@@ -81,11 +81,11 @@ impl<S: Source> Cache<S> {
     pub fn stats(&self) -> Stats {
         Stats {
             entries: self.store.len(),
-            refused_entries: self.invalid_keys.len(),
+            invalid_entries: self.invalid_keys.len(),
             hits: self.counters.of(Found::Fresh),
             stale_hits: self.counters.of(Found::Stale),
             misses: self.counters.of(Found::Miss),
-            refusals: self.counters.of(Found::Invalid),
+            invalid_hits: self.counters.of(Found::Invalid),
             coalesced: self.coalesced.load(Ordering::Relaxed),
             evictions: self.store.evictions(),
             upstream: self.upstream(0),
@@ -95,7 +95,7 @@ impl<S: Source> Cache<S> {
     pub(super) fn invalidated_now(&self) -> InvalidatedAt {
         InvalidatedAt {
             now: self.clock.now(),
-            holds: self.config.lifetimes.hard + self.config.flight_deadline,
+            holds: self.config.lifetimes.hard + self.config.lookup_deadline,
         }
     }
 }
@@ -117,7 +117,7 @@ mod tests {
                 soft: Duration::from_secs(60),
                 hard: Duration::from_secs(600),
             },
-            flight_deadline: Duration::from_secs(20),
+            lookup_deadline: Duration::from_secs(20),
             ..Config::default()
         };
         let source = TestSource(|_| Ok(Answer::Invalid(Invalid::Definitive)));

@@ -59,6 +59,7 @@ pub(super) enum Freshness {
 }
 
 impl<S: Source> Entry<S> {
+    #[expect(clippy::too_many_arguments, reason = "the fields of an entry")]
     pub(super) fn new(
         mut value: S::Value,
         key: S::Key,
@@ -79,7 +80,7 @@ impl<S: Source> Entry<S> {
             // `freshness` takes an expiry for `hard_until`.
             value.clear_expiry();
         }
-        let soft_until = Tick(sent_at.0.saturating_add(draw_soft(lifetimes.soft)));
+        let soft_until = sent_at.after(shorten(lifetimes.soft));
         Self {
             value,
             key,
@@ -172,10 +173,10 @@ impl<S: Source> Entry<S> {
     }
 }
 
-/// Returns 85 to 100 % of the soft TTL, so that entries of the same second are refreshed at different times.
-fn draw_soft(soft: Duration) -> u64 {
-    let soft = nanos(soft);
-    soft - fastrand::u64(0..=soft / 100 * 15)
+/// Returns 85 to 100 % of a time, so that entries of the same second are refreshed at different times.
+pub(super) fn shorten(time: Duration) -> Duration {
+    let time = nanos(time);
+    Duration::from_nanos(time - fastrand::u64(0..=time / 100 * 15))
 }
 
 impl<S: Source> fmt::Debug for Entry<S> {
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn soft_ttls_are_spread_over_15_percent() {
-        let draws: Vec<u64> = (0..1_000).map(|_| draw_soft(LIFETIMES.soft)).collect();
+        let draws: Vec<u64> = (0..1_000).map(|_| nanos(shorten(LIFETIMES.soft))).collect();
         for second in 51..60 {
             let within = second * 1_000_000_000..(second + 1) * 1_000_000_000;
             assert!(

@@ -48,7 +48,7 @@ impl<S: Source> fmt::Debug for LookupRequest<S> {
 }
 
 /// The outcome of [`Cache::join`].
-enum Joined<S: Source> {
+pub(super) enum Joined<S: Source> {
     Lookup(Arc<Lookup<S>>),
     /// No lookup is needed any more.
     Cached(LookupResult<S>),
@@ -107,7 +107,7 @@ impl<S: Source> Cache<S> {
                         }
                         // A slow answer is still the newest one. Another lookup would take as long.
                         (BlockStatus::Clear, Freshness::Overdue)
-                            if now.since(entry.sent_at) <= self.config.flight_deadline =>
+                            if now.since(entry.sent_at) <= self.config.lookup_deadline =>
                         {
                             return LookupResult::Serve(entry, now);
                         }
@@ -142,7 +142,7 @@ impl<S: Source> Cache<S> {
     }
 
     /// Joins the in-flight lookup for this key, or starts one if it is admitted.
-    fn join(
+    pub(super) fn join(
         self: &Arc<Self>,
         request: &LookupRequest<S>,
         in_background: bool,
@@ -168,6 +168,10 @@ impl<S: Source> Cache<S> {
         self: &Arc<Self>,
         request: &LookupRequest<S>,
     ) -> Result<JoinedOrStarted<S>, CannotTell> {
+        // Before the lock is taken: this is code of another crate.
+        let Some(upstream) = self.source.upstream_of(&request.query) else {
+            return Ok(JoinedOrStarted::Cached(LookupResult::Invalid));
+        };
         let key = &request.key;
         let mut shard = self.in_flight.shard(key);
         if let Some(lookup) = shard.joinable(key, request.oldest) {
@@ -180,7 +184,6 @@ impl<S: Source> Cache<S> {
             return Ok(JoinedOrStarted::Cached(result));
         }
         let known = self.servable(key, None, now);
-        let upstream = self.source.upstream_of(&request.query);
         let start = self.admit(request, upstream, known.as_deref(), now)?;
         // The version is read before the call is sent: later invalidations apply to the result.
         let lookup = shard.start(
@@ -264,6 +267,22 @@ mod tests {
             assert_eq!(a.paused_for, None);
             let result = cache.look_up(request("a")).await;
             assert!(matches!(result, LookupResult::Serve(..)), "{result:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_without_upstream_is_invalid() {
+        let source = TestSource(|name| unreachable!("{name} was called"));
+        let cache = Cache::new(source, Config::default(), Clock::System);
+        for n in 0..1_000 {
+            let name = format!("none/{n}");
+            let result = Arc::clone(&cache).look_up(request(&name)).await;
+            assert!(matches!(result, LookupResult::Invalid), "{result:?}");
+        }
+        assert_eq!(cache.stats().invalid_entries, 0);
+        for upstream in 0..2 {
+            let state = cache.upstream(upstream);
+            assert_eq!((state.in_flight, state.waiting), (0, 0));
         }
     }
 }

@@ -9,16 +9,16 @@
 //!                                    └ cannot tell ─▶ served if still cached, else 503
 //! ```
 //!
-//! * [`store`] contains the valid keys, [`invalid_keys`] the invalid ones: two caches, so that invalid keys evict no valid one.
-//!   [`recently_valid`] contains the keys that were valid in the last day.
-//! * [`blocks`] contains blocks and invalidations. They are checked when the cache is read, when a lookup completes, and when
+//! * `store` contains the valid keys, `invalid_keys` the invalid ones: two caches, so that invalid keys evict no valid one.
+//!   `recently_valid` contains the keys that were valid in the last day.
+//! * `blocks` contains blocks and invalidations. They are checked when the cache is read, when a lookup completes, and when
 //!   a waiter takes its result.
-//! * [`in_flight`] coalesces lookups, [`look_up`] waits for them, and [`complete`] applies their results. [`unconfirmed`] notes
+//! * `in_flight` coalesces lookups, `look_up` waits for them, and `complete` applies their results. `unconfirmed` notes
 //!   invalid answers that may have been about something else than the key.
-//! * [`recheck`] checks a result again after its request has waited, and while its stream is open. [`watchers`] wakes the
+//! * `recheck` checks a result again after its request has waited, and while its stream is open. `watchers` wakes the
 //!   streams.
-//! * [`dependents`] are caches that are invalidated together with this one.
-//! * [`reconcile`] compares the cached keys with the issuer's list.
+//! * `dependents` are caches that are invalidated together with this one.
+//! * `reconcile` compares the cached keys with the issuer's list.
 //!
 //! Only verification results are cached. Organization and scopes are checked on every request, by the layer and the guards.
 
@@ -157,6 +157,13 @@ impl<S: Source> Cache<S> {
         self.at(upstream).upstream.state()
     }
 
+    /// Returns the label and the state of each upstream.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Label, UpstreamState)> {
+        self.upstreams
+            .iter()
+            .map(|at| (at.upstream.label(), at.upstream.state()))
+    }
+
     fn at(&self, upstream: usize) -> &UpstreamOfCache<S> {
         &self.upstreams[upstream.min(self.upstreams.len() - 1)]
     }
@@ -247,7 +254,7 @@ impl<S: Source> Cache<S> {
             Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
             Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
-                if entry.claim_refresh(now, now.after(self.config.flight_deadline)) =>
+                if entry.claim_refresh(now, now.after(self.config.lookup_deadline)) =>
             {
                 (CacheResult::ServeAndRefresh(entry), Found::Stale)
             }
@@ -336,7 +343,11 @@ mod tests {
         (cache, entry)
     }
 
-    fn insert(cache: &Cache<TestSource>, facts: Facts, sent: Tick) -> Arc<Entry<TestSource>> {
+    pub(super) fn insert(
+        cache: &Cache<TestSource>,
+        facts: Facts,
+        sent: Tick,
+    ) -> Arc<Entry<TestSource>> {
         let entry = Arc::new(Entry::new(
             facts,
             test_key("key"),

@@ -29,7 +29,7 @@ pub struct Stats {
     /// Cached valid keys.
     pub entries: usize,
     /// Cached invalid keys. An estimate that lags behind by moments.
-    pub refused_entries: u64,
+    pub invalid_entries: u64,
     /// Requests served from a fresh result.
     pub hits: u64,
     /// Requests served from a stale result without waiting.
@@ -37,12 +37,12 @@ pub struct Stats {
     /// Requests that required a lookup.
     pub misses: u64,
     /// Requests rejected from the cache: invalid, blocked or expired keys.
-    pub refusals: u64,
+    pub invalid_hits: u64,
     /// Requests that joined a lookup in flight.
     pub coalesced: u64,
-    /// Valid keys that were evicted for want of room.
+    /// Valid keys that were evicted because the cache was full.
     pub evictions: u64,
-    /// The state of the calls to the issuer.
+    /// The state of the calls to the issuer. With several issuers, that of the first one.
     pub upstream: UpstreamState,
 }
 

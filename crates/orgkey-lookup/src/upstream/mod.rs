@@ -10,11 +10,11 @@
 //!
 //! What a failure affects:
 //!
-//! * An error about one key delays only that key ([`backoff`]).
-//! * Failures of unknown keys stop the calls of unknown keys only; those of known keys stop all calls ([`breaker`]).
-//! * A 429 of the issuer stops and then slows all calls ([`throttle`]).
-//! * A lookup is rejected if its expected wait is longer than the caller deadline ([`queue`], behind the lock of [`dispatcher`]).
-//! * An organization that forces verifications waits for its own turn ([`pacing`]).
+//! * An error about one key delays only that key (`backoff`).
+//! * Failures of unknown keys stop the calls of unknown keys only; those of known keys stop all calls (`breaker`).
+//! * A 429 of the issuer stops and then slows all calls (`throttle`).
+//! * A lookup is rejected if its expected wait is longer than the caller deadline (`queue`, behind the lock of `dispatcher`).
+//! * An organization that forces verifications waits for its own turn (`pacing`).
 //!
 //! Nothing here caches a result, and nothing is logged or measured while a lock is held.
 

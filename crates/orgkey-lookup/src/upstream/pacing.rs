@@ -59,15 +59,15 @@ mod tests {
         let one = "org_1";
         let take = |org, now| pace.take(Some(org), MAX_DELAY, now);
         for _ in 0..25 {
-            assert_eq!(take(&one, at(0)), Ok(Duration::ZERO));
+            assert_eq!(take(one, at(0)), Ok(Duration::ZERO));
         }
         for n in 1..=50 {
-            assert_eq!(take(&one, at(0)), Ok(Duration::from_millis(40 * n)));
+            assert_eq!(take(one, at(0)), Ok(Duration::from_millis(40 * n)));
         }
-        assert_eq!(take(&one, at(0)), Err(Duration::from_millis(2_040)));
+        assert_eq!(take(one, at(0)), Err(Duration::from_millis(2_040)));
         assert_eq!(take("org_2", at(0)), Ok(Duration::ZERO));
         assert_eq!(pace.take(None, MAX_DELAY, at(0)), Ok(Duration::ZERO));
-        assert_eq!(take(&one, at(40)), Ok(MAX_DELAY));
+        assert_eq!(take(one, at(40)), Ok(MAX_DELAY));
     }
 
     #[test]
@@ -75,7 +75,7 @@ mod tests {
         let pace = ForcedPace::default();
         for n in 0..SWEEP_AT {
             let org = &format!("org_{n}");
-            assert!(pace.take(Some(&org), MAX_DELAY, at(0)).is_ok());
+            assert!(pace.take(Some(org), MAX_DELAY, at(0)).is_ok());
         }
         assert!(pace.take(None, MAX_DELAY, at(1_000)).is_ok());
         assert_eq!(pace.0.lock().unwrap().len(), 1);

@@ -1,4 +1,4 @@
-//! How a request ends, and that the layer changes nothing about it.
+//! How requests end, and that the layer does not change it.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -39,12 +39,12 @@ impl http_body::Body for Frames {
     }
 }
 
-#[allow(clippy::unnecessary_wraps)] // It stands in a list beside errors.
+#[allow(clippy::unnecessary_wraps)] // Used in a list with errors.
 fn data(text: &'static str) -> Result<Frame<Bytes>, &'static str> {
     Ok(Frame::data(Bytes::from_static(text.as_bytes())))
 }
 
-/// An outcome to come, behind both layers.
+/// A request in flight, beneath both layers.
 fn behind<S>(
     stage: &Stage,
     service: S,
@@ -114,7 +114,7 @@ async fn the_body_passes_and_its_end_is_recorded() {
 #[tokio::test]
 async fn dropped_and_ended_bodies_differ() {
     let stage = Stage::new();
-    // Announced: a server asks for no more than that.
+    // A server reads no more than the announced length.
     for (length, read, end) in [
         (None, 1, "dropped"),
         (Some("5"), 1, "dropped"),
@@ -207,6 +207,40 @@ async fn a_dropped_future_is_recorded() {
     assert!(event.get("http_response").is_none());
 }
 
+/// As tower-http's `TimeoutLayer` does it.
+#[tokio::test(start_paused = true)]
+async fn an_inner_timeout_is_recorded_as_such() {
+    use axum::middleware::{Next, from_fn};
+    use axum::response::IntoResponse;
+
+    let stage = Stage::new();
+    let timeout = from_fn(async |request, next: Next| {
+        let response = tokio::time::timeout(LONG, next.run(request)).await;
+        response.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
+    });
+    let app = Router::new()
+        .route("/never", get(std::future::pending::<()>))
+        .route("/upstream", get(async || StatusCode::GATEWAY_TIMEOUT))
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(timeout)
+        .route_layer(stage.layer());
+    for (path, status) in [("/never", 408), ("/upstream", 504)] {
+        assert_eq!(send(&app, request("GET", path, ONE)).await.status(), status);
+    }
+    tokio::time::resume();
+    let events = stage.events().await;
+    assert_eq!(events.len(), 2);
+    for (event, status) in events.iter().zip([408, 504]) {
+        assert_eq!(event["status_code"], "timed-out");
+        assert_eq!(
+            (event["status_id"].as_u64(), event["action_id"].as_u64()),
+            (Some(2), Some(1))
+        );
+        assert_eq!(event["http_response"]["code"], status);
+        assert_eq!(event["actor"]["user"]["org"]["uid"], "org_one");
+    }
+}
+
 #[tokio::test]
 async fn a_drop_before_the_decision_is_no_event() {
     let stage = Stage::new();
@@ -237,7 +271,7 @@ async fn a_caught_panic_is_recorded() {
     let mut future =
         Box::pin(AssertUnwindSafe(late.oneshot(request("GET", "/panics", ONE))).catch_unwind());
     assert!((&mut future).await.is_err());
-    // Told as it passed by, not when the future is dropped.
+    // Recorded while it unwinds, not when the future is dropped.
     let event = stage.event().await;
     drop(future);
     assert_eq!(event["status_code"], "panicked");

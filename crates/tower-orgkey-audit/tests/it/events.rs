@@ -1,4 +1,4 @@
-//! What an event says.
+//! The contents of events.
 
 use std::net::SocketAddr;
 
@@ -243,7 +243,7 @@ async fn undecided_requests_have_no_event() {
     );
     assert_eq!(send(&app, request("GET", "/open", ONE)).await.status(), 200);
     assert_eq!(stage.events().await, [Value::Null; 0]);
-    // And the layer was there.
+    // The layer was called.
     send(&app, request("GET", "/whoami", ONE)).await;
     assert_eq!(stage.event().await["status_code"], "allowed");
 }
@@ -367,7 +367,7 @@ async fn anonymous_requests_and_users_are_recorded() {
     assert_eq!(event["status_code"], "anonymous");
     assert_eq!(event["action_id"], 1);
     assert_eq!(event["actor"]["user"]["name"], "anonymous");
-    // A guard asks for a key.
+    // A guard requires a key.
     let event = of("/read", "").await;
     assert_eq!(event["status_code"], "credential-missing");
     assert_eq!(event["user"]["name"], "anonymous");

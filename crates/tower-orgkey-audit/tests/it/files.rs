@@ -1,4 +1,4 @@
-//! Lines in files: torn ones, rotated ones, and what is left when the process is killed.
+//! Files: torn lines, rotation, and a killed process.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ fn path(name: &str) -> PathBuf {
     path
 }
 
-/// The events among the lines that end in a line feed, and how many lines are none.
+/// The events among the lines that end in a line feed, and the number of other lines.
 fn read(text: &str) -> (Vec<Value>, usize) {
     let whole: Vec<&str> = text
         .split_inclusive('\n')
@@ -49,13 +49,13 @@ async fn a_torn_line_never_runs_into_an_event() {
     one_more(JsonLines::append(&path).unwrap()).await;
     let whole = fs::read_to_string(&path).unwrap();
     assert_eq!((read(&whole).0.len(), whole.lines().count()), (2, 2));
-    // The end of a crash: half of the last line is there.
+    // After a crash: half of the last line.
     fs::write(&path, &whole[..whole.len() - 100]).unwrap();
     assert_eq!(read(&fs::read_to_string(&path).unwrap()).0.len(), 1);
     one_more(JsonLines::append(&path).unwrap()).await;
     let (events, torn) = read(&fs::read_to_string(&path).unwrap());
     assert_eq!((events.len(), torn), (2, 1));
-    // The same for a writer that cannot be asked for its end.
+    // The same for a writer that cannot be read.
     fs::write(&path, &whole[..whole.len() - 100]).unwrap();
     let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
     one_more(JsonLines::resume(file)).await;
@@ -104,7 +104,7 @@ async fn a_rotating_file_is_a_writer() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// Runs in a process of its own, and is killed there; by itself it has nothing to do.
+/// Runs in a separate process, which is killed. Does nothing otherwise.
 #[tokio::test]
 async fn child_writes_until_killed() {
     let Some(path) = std::env::var_os(FILE) else {
@@ -152,7 +152,7 @@ fn flushed_events_survive_a_kill() {
 
     let text = fs::read_to_string(&path).unwrap();
     let (events, torn) = read(&text);
-    // Nothing that was flushed is missing, and no half line is taken for an event.
+    // Nothing that was flushed is missing, and no torn line is read as an event.
     assert!(events.len() >= flushed, "{} of {flushed}", events.len());
     assert_eq!(torn, 0);
     for (at, event) in events.iter().enumerate() {

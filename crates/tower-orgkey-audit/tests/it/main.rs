@@ -1,4 +1,4 @@
-//! The audit trail through the public layer: every line is held to the published schema.
+//! The audit trail through the public layer: every line is checked against the published schema.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
@@ -8,6 +8,7 @@ mod support;
 mod ends;
 mod events;
 mod files;
+mod placement;
 mod pressure;
 mod schema;
 mod secrecy;
@@ -31,7 +32,7 @@ use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
 
 use support::{Answer, Issuer, org};
 
-/// Good keys of two organizations, and one of each other sort. No two share eight bytes in a row.
+/// Valid keys of two organizations, and one key of each other kind. No two have eight consecutive bytes in common.
 const ONE: &str = "QwErTyUiOpAsDfGhJk";
 const TWO: &str = "ZxCvBnMaSdFgHjKlQw";
 const NO_ORG: &str = "PoIuYtReWqLkJhGfDs";
@@ -40,7 +41,7 @@ const DOUBTFUL: &str = "1q2w3e4r5t6y7u8i9o";
 const STRANGE: &str = "9o0p8i7u6y5t4r3e2w";
 const BAD: &str = "XcFvGbHnJmKlOpIuYt";
 
-/// As long as anything may take before a test gives up.
+/// The deadline of a test.
 const LONG: Duration = Duration::from_secs(60);
 
 fn issuer() -> Issuer {
@@ -106,7 +107,7 @@ fn routes() -> Router {
         )
 }
 
-/// What a sink writes to.
+/// The output of a sink.
 #[derive(Clone, Debug, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -127,7 +128,7 @@ impl io::Write for Lines {
     }
 }
 
-/// The events in a text, each held to the schema.
+/// Returns the events in a text, each checked against the schema.
 #[track_caller]
 fn events_in(text: &str) -> Vec<Value> {
     let events: Vec<Value> = text
@@ -191,7 +192,7 @@ fn request(method: &str, path: &str, key: &str) -> Request<Body> {
     request.body(Body::empty()).unwrap()
 }
 
-/// Sends a request and reads the answer to its end.
+/// Sends a request and reads the whole response.
 async fn send(app: &Router, request: Request<Body>) -> Response<String> {
     let response = app.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();

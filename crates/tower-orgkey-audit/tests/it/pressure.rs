@@ -1,4 +1,4 @@
-//! Sinks that are slow, dead, or fail; floods of refusals; and what is promised of a flush.
+//! Sinks that are slow, dead, or fail; floods of rejections; and the guarantees of a flush.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -9,7 +9,7 @@ use tower_orgkey_audit::{AuditEvent, AuditEventKind, AuditSink, SinkError};
 use crate::support::wire::{get as get_at, serve};
 use crate::*;
 
-/// What a test makes of a batch before it is written.
+/// What a test does with a batch before it is written.
 struct Sink<F> {
     judge: F,
     lines: JsonLines<Lines>,
@@ -48,7 +48,7 @@ fn judged(
     (Stage { trail, lines }, dropped)
 }
 
-/// A sink that blocks until the gate is dropped, and says when it has begun to.
+/// A sink that blocks until the gate is dropped, and reports when it blocks.
 fn blocked(capacity: usize) -> (Stage, mpsc::Sender<()>, mpsc::Receiver<()>) {
     let (gate, held) = mpsc::channel::<()>();
     let (tell, begun) = mpsc::channel();
@@ -66,7 +66,7 @@ fn count_of(events: &[Value], class: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn fault_52_a_blocked_audit_sink_costs_no_request() {
+async fn fault_52_blocked_audit_sink_costs_no_request() {
     const CAPACITY: u64 = 8;
     const REQUESTS: u64 = 30;
 
@@ -81,7 +81,7 @@ async fn fault_52_a_blocked_audit_sink_costs_no_request() {
         let answer = get_at(address, "/whoami").key(ONE).send().await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "org_one"));
     }
-    // The fault was there: nothing was written, and what found no room is counted.
+    // The fault was injected: nothing was written, and lost events are counted.
     let stats = stage.trail.stats();
     assert_eq!((stats.written, stats.waiting), (0, 1 + CAPACITY));
     assert_eq!(stats.lost, REQUESTS - 1 - CAPACITY);
@@ -93,7 +93,7 @@ async fn fault_52_a_blocked_audit_sink_costs_no_request() {
     assert_eq!(missing.missing(), 1 + CAPACITY);
     assert_eq!(stage.lines.text(), "");
 
-    // The sink is back: it gets what was kept, and is told what was not.
+    // The sink recovers: it gets the queued events and a report of the lost ones.
     drop(gate);
     let events = stage.events().await;
     assert_eq!(
@@ -159,16 +159,16 @@ async fn suppressed_rejections_are_summarized() {
             .filter(|event| event["status_code"] == code)
             .count() as u64
     };
-    // Every refusal of a known organization is there.
+    // Every rejection of a known organization has an event.
     assert_eq!(own("insufficient-scope"), 600);
-    // Of nobody's there are few, and the count makes up for the others.
+    // Few unauthenticated requests have an event, and the count has the others.
     let (missing, malformed) = (own("credential-missing"), own("credential-malformed"));
-    let left_out = count_of(&events, 3002);
+    let suppressed = count_of(&events, 3002);
     assert!(
         (100..1_000).contains(&(missing + malformed)),
         "{missing} {malformed}"
     );
-    assert_eq!(missing + malformed + left_out, 1_200);
+    assert_eq!(missing + malformed + suppressed, 1_200);
     let by_code = |code: &str| -> u64 {
         let counts = events
             .iter()
@@ -229,7 +229,7 @@ async fn permanently_failed_events_are_reported() {
         });
         let app = stage.app();
         send(&app, request("GET", "/whoami", ONE)).await;
-        // An Ok would be a lie from now on.
+        // From now on, `Ok` would be wrong.
         assert_eq!(stage.trail.flush(LONG).await.unwrap_err().missing(), 1);
         send(&app, request("GET", "/whoami", TWO)).await;
         assert_eq!(stage.trail.shutdown(LONG).await.unwrap_err().missing(), 1);
@@ -254,7 +254,7 @@ async fn flush_waits_for_all_earlier_batches() {
     for _ in 1..700 {
         send(&app, request("GET", "/whoami", ONE)).await;
     }
-    // Asked for while the sink hangs over the first event; it then takes one batch, and hangs over the next.
+    // Requested while the sink blocks on the first event. It then writes one batch, and blocks on the next.
     let trail = stage.trail.clone();
     let flush = tokio::spawn(async move { trail.flush(Duration::from_millis(500)).await });
     tokio::task::yield_now().await;
@@ -275,7 +275,7 @@ async fn shutdown_writes_all_and_drops_the_sink() {
     stage.trail.shutdown(LONG).await.unwrap();
     assert!(dropped.load(Ordering::SeqCst));
     assert_eq!(events_in(&stage.lines.text()).len(), 700);
-    // What comes later is answered, and counted.
+    // Later events are counted.
     assert_eq!(
         send(&app, request("GET", "/whoami", ONE)).await.status(),
         200

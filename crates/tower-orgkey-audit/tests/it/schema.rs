@@ -1,4 +1,4 @@
-//! The judge: the published schema of OCSF 1.8.0, in `schema/`.
+//! Checks events against the published schema of OCSF 1.8.0, in `schema/`.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -22,14 +22,14 @@ static SCHEMA: LazyLock<BTreeMap<u64, Validator>> = LazyLock::new(|| {
     .collect()
 });
 
-/// What is wrong with an event.
+/// Returns what is wrong with an event.
 pub(crate) fn faults(event: &Value) -> Vec<String> {
     let class = event["class_uid"].as_u64().unwrap();
     let mut faults: Vec<String> = SCHEMA[&class]
         .iter_errors(event)
         .map(|error| error.to_string())
         .collect();
-    // What the schema says in words only.
+    // Rules that the schema has only as text.
     if event["type_uid"].as_u64() != Some(class * 100 + event["activity_id"].as_u64().unwrap()) {
         faults.push("type_uid is not made of class and activity".into());
     }

@@ -1,4 +1,4 @@
-//! No key in any event, and nothing a client sends can forge one.
+//! No key in any event, and no client can forge one.
 
 use tower_orgkey::RequestHead;
 use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError, TracingSink};
@@ -6,7 +6,7 @@ use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError, TracingSink};
 use crate::support::log::Log;
 use crate::*;
 
-/// Keeps what it is handed.
+/// Stores the events.
 #[derive(Clone, Default)]
 struct Kept(Arc<Mutex<Vec<AuditEvent>>>);
 
@@ -45,7 +45,7 @@ async fn events_and_debug_contain_no_key() {
                 .insert("referer", format!("/{key}").parse().unwrap());
             send(&app, request).await;
         }
-        // A key that has lost its way.
+        // A key in the wrong place.
         let mut malformed = request("GET", "/read", key);
         malformed
             .headers_mut()

@@ -1,4 +1,4 @@
-//! What every public type is, whatever its parameters allow.
+//! The traits of every public type.
 
 use std::convert::Infallible;
 

@@ -34,6 +34,7 @@ struct Data<'a> {
     key: &'a str,
     route: &'a str,
     requests: u64,
+    served: u64,
     rejected: u64,
     rejections: BTreeMap<&'static str, u64>,
     failed: u64,
@@ -73,6 +74,7 @@ impl<'a> Event<'a> {
                     Route::Other => "(other routes)",
                 },
                 requests: counts.requests(),
+                served: counts.served(),
                 rejected: counts.rejected(),
                 rejections: counts
                     .rejections()

@@ -27,10 +27,13 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// | `type` | [`event_type`](OpenMeterSinkBuilder::event_type); `tower-orgkey.usage` unless set |
 /// | `time` | when the minute began |
 /// | `subject` | the organization's code |
-/// | `data` | `requests`, `rejected`, `failed`, `dropped`, `panicked`, `request_bytes`, `response_bytes`, `duration_seconds` (a sum): numbers to add up; `key` and `route`: strings to group by; `rejections`: numbers by code |
+/// | `data` | `requests`, `served`, `rejected`, `failed`, `dropped`, `panicked`, `request_bytes`, `response_bytes`, `duration_seconds` (a sum): numbers to add up; `key` and `route`: strings to group by; `rejections`: numbers by code |
 ///
-/// So a meter of requests is `SUM` over `$.requests`, grouped by `$.route` if need be. `key` is the key's id; keys without an
-/// id are `(unnamed)`, merged ones `(other keys)`, and routes likewise `(unmatched)` and `(other routes)`.
+/// To bill requests, define a meter with `SUM` over `$.served`, grouped by `$.route` if need be: [`served`] counts the requests
+/// that reached the handler, and `$.requests` also those that were rejected, for example by a rate limit.
+///
+/// `key` is the key's id; keys without an id are `(unnamed)`, merged ones `(other keys)`, and routes likewise `(unmatched)` and
+/// `(other routes)`.
 ///
 /// Records without an organization are not sent, unless
 /// [`unattributed_subject`](OpenMeterSinkBuilder::unattributed_subject) names a subject for them.
@@ -44,11 +47,26 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// | 401, 403, 404, 405, 408, 425, 429 | [retried](crate::PushErrorKind::Retry): the sink is misconfigured or busy |
 /// | 3xx, 5xx, none | retried |
 ///
-/// `Retry-After` in seconds is respected. OpenMeter deduplicates ids for a limited time (32 days by its documentation). A
-/// record that was stored although its push failed, and that is pushed again later than that, is counted twice.
+/// `Retry-After` in seconds is respected.
 ///
-/// The client reads no proxy from the environment, follows no redirects and retries nothing. TLS needs the feature `rustls`
+/// # Deduplication
+///
+/// A record is pushed again if its push failed, for example because the response was lost after the record was stored. OpenMeter
+/// then counts it once only while it remembers the id:
+///
+/// * **The hosted OpenMeter** deduplicates ids for 32 days by its documentation. A record that is pushed again later is counted
+///   twice.
+/// * **A self-hosted OpenMeter deduplicates nothing unless you enable it**: `dedupe.enabled` and `sink.dedupe.enabled` are false
+///   by default. Enable `sink.dedupe`, with the driver `redis` and an `expiration` (24 h by default) longer than the meter may
+///   be unreachable. Prefer it to `dedupe`, which remembers an id before it stores the event: if that fails, the event is
+///   discarded when it is pushed again.
+///
+/// # HTTP
+///
+/// The sink reads no proxy from the environment, follows no redirects and retries nothing. TLS needs the feature `rustls`
 /// or `native-tls`.
+///
+/// [`served`]: crate::Counts::served
 ///
 /// ```
 /// use tower_orgkey_usage::{OpenMeterSink, UsageLayer};

@@ -67,7 +67,7 @@ use crate::telemetry;
 ///     pusher.run_until(async { _ = stopped.await }).await;
 ///     pusher.flush(Duration::from_secs(5)).await
 /// });
-/// // … serve with `usage` as the outermost layer; once no request is under way any more:
+/// // … serve with `usage` as the outermost layer; once no request is in flight:
 /// drop(stop);
 /// assert_eq!(pushing.await?.waiting, 0);
 /// # Ok(()) }

@@ -1,4 +1,4 @@
-//! A meter on a real socket that takes CloudEvents, and fails in the ways that meters do.
+//! A meter on a socket that accepts CloudEvents and can fail.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -10,20 +10,20 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::kit::Sums;
 
-/// What becomes of one call.
+/// The result of one call.
 #[derive(Clone, Debug)]
 pub(crate) enum Does {
-    /// Takes the events, and says so.
+    /// Stores the events and responds.
     Take,
-    /// Takes nothing, and says this.
+    /// Stores nothing and responds with this status.
     Say(u16, &'static str),
-    /// Takes nothing and says nothing, for as long as the client waits.
+    /// Stores nothing and never responds.
     Hang,
-    /// Takes nothing, and ends the connection.
+    /// Stores nothing and closes the connection.
     Reset,
-    /// Takes the events, and says so once the client waits no more.
+    /// Stores the events and responds after the client has timed out.
     TakeTooLate,
-    /// Takes nothing if this stands in the batch, and says 400.
+    /// Responds with 400 if the batch contains this, and stores nothing.
     Refuse(String),
 }
 
@@ -64,12 +64,12 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// The next calls are dealt with like this, one after another.
+    /// The results of the next calls, in order.
     pub(crate) fn then(&self, does: impl IntoIterator<Item = Does>) {
         self.shared.next.lock().unwrap().extend(does);
     }
 
-    /// Calls of which nothing else is said.
+    /// The result of all other calls.
     pub(crate) fn usually(&self, does: Does) {
         *self.shared.usually.lock().unwrap() = Some(does);
     }
@@ -78,17 +78,17 @@ impl Collector {
         self.shared.calls.lock().unwrap().clone()
     }
 
-    /// What was done, call by call.
+    /// The result of each call.
     pub(crate) fn done(&self) -> Vec<&'static str> {
         self.calls().iter().map(|call| call.does).collect()
     }
 
-    /// Every event taken, in order, as often as it was.
+    /// Every stored event, in order, with repetitions.
     pub(crate) fn taken(&self) -> Vec<Value> {
         self.shared.taken.lock().unwrap().clone()
     }
 
-    /// The first of each id, in order. What has one id is one event.
+    /// The first event of each id, in order.
     pub(crate) fn events(&self) -> Vec<Value> {
         let mut seen: HashMap<String, Value> = HashMap::new();
         let mut events = Vec::new();
@@ -104,7 +104,7 @@ impl Collector {
         events
     }
 
-    /// Requests by subject, each event counted once; the minutes of a subject come in order.
+    /// Served requests by subject, each event counted once; the minutes of a subject come in order.
     pub(crate) fn bill(&self) -> Sums {
         let mut sums = Sums::new();
         let mut last: BTreeMap<String, String> = BTreeMap::new();
@@ -114,7 +114,7 @@ impl Collector {
             if let Some(before) = last.insert(subject.clone(), time.clone()) {
                 assert!(before <= time, "{subject}: {time} came after {before}");
             }
-            *sums.entry(subject).or_default() += event["data"]["requests"].as_u64().unwrap();
+            *sums.entry(subject).or_default() += event["data"]["served"].as_u64().unwrap();
         }
         sums
     }
@@ -141,7 +141,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         shared.calls.lock().unwrap().push(Call { head, does: name });
         let answer = match (does, takes) {
             (Does::Hang | Does::TakeTooLate, _) => {
-                // Until the client has gone.
+                // Until the client disconnects.
                 let _ = stream.read(&mut [0; 1]).await;
                 "204 No Content\r\n".to_owned()
             }

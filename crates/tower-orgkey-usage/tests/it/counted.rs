@@ -1,4 +1,4 @@
-//! Whose a request is, where it went and what became of it.
+//! Accounts, routes and results of requests.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -9,7 +9,9 @@ use axum::body::{Body, Bytes};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt};
-use tower_orgkey::{KeyId, OrgCode, RejectionKind, RequestHead};
+use tower_orgkey::{
+    ApiKeyLayer, KeyId, OrgCode, RejectionKind, RequestHead, Verification, VerifyError, verifier_fn,
+};
 use tower_orgkey_usage::{
     Account, Counts, KeyName, OpenMeterSink, Route, UsageLayer, UsageLine, UsagePusher,
     UsageService, UsageSnapshot,
@@ -65,7 +67,7 @@ async fn requests_count_for_account_key_and_route() {
     let mut upload = request("POST", "/upload", Some("key.org_1.k1"));
     *upload.body_mut() = Body::from(vec![0; 1_000]);
     assert_eq!(app.clone().oneshot(upload).await.unwrap().status(), 200);
-    // Of unknown size, but for what the header says.
+    // Of unknown size, except for the header.
     let mut upload = request("POST", "/upload", Some("key.org_1.k1"));
     *upload.body_mut() =
         Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
@@ -76,12 +78,14 @@ async fn requests_count_for_account_key_and_route() {
 
     let snapshot = usage.handle().snapshot();
     let reports = line(&snapshot, &org(), &key(), &template("/reports/{id}"));
-    assert_eq!((reports.requests(), reports.rejected()), (2, 0));
+    assert_eq!((reports.requests(), reports.served()), (2, 2));
+    assert_eq!(reports.rejected(), 0);
     assert_eq!((reports.request_bytes(), reports.response_bytes()), (0, 10));
     assert_eq!(reports.durations()[0], 2);
     let guarded = line(&snapshot, &org(), &key(), &template("/guarded"));
     let refused: Vec<_> = guarded.rejections().collect();
     assert_eq!(refused, [(RejectionKind::InsufficientScope, 1)]);
+    assert_eq!((guarded.requests(), guarded.served()), (1, 0));
     let upload = line(&snapshot, &org(), &key(), &template("/upload"));
     assert_eq!((upload.requests(), upload.request_bytes()), (2, 1_011));
     let unmatched = line(&snapshot, &org(), &key(), &Route::Unmatched);
@@ -94,11 +98,12 @@ async fn requests_count_for_account_key_and_route() {
         &unnamed,
         &template("/reports/{id}"),
     );
-    assert_eq!(nobody.requests(), 2);
+    assert_eq!((nobody.requests(), nobody.served()), (2, 0));
     assert_eq!(nobody.rejected_for(RejectionKind::InvalidToken), 1);
     assert_eq!(nobody.rejected_for(RejectionKind::CredentialMalformed), 1);
     let anonymous = snapshot.of_account(&Account::Anonymous);
-    assert_eq!((anonymous.requests(), anonymous.rejected()), (1, 0));
+    assert_eq!((anonymous.requests(), anonymous.served()), (1, 1));
+    assert_eq!(anonymous.rejected(), 0);
     assert_eq!(snapshot.total().requests(), 9);
     let text = serde_json::to_string(&snapshot).unwrap();
     assert!(
@@ -134,11 +139,33 @@ async fn early_ends_are_counted_once() {
         (never.requests(), never.dropped(), never.panicked()),
         (1, 1, 0)
     );
+    assert_eq!(never.served(), 1, "the handler was reached");
     assert_eq!(never.duration().as_millis(), 30);
     assert_eq!(never.durations()[3], 1, "up to 50 ms");
     let panicked = line(&snapshot, &org(), &key(), &template("/panic"));
     assert_eq!((panicked.requests(), panicked.panicked()), (1, 1));
+    assert_eq!(panicked.served(), 1);
     assert_eq!(snapshot.total().requests(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drop_during_verification_is_not_served() {
+    let usage = usage(&wall()).build().unwrap();
+    let never = ApiKeyLayer::new(verifier_fn(|_| {
+        std::future::pending::<Result<Verification, VerifyError>>()
+    }));
+    let app = axum::Router::new()
+        .route("/", axum::routing::get(async || ()))
+        .route_layer(never)
+        .route_layer(usage.clone());
+    {
+        let mut left = std::pin::pin!(app.oneshot(request("GET", "/", Some("key.org_1.k1"))));
+        let is_pending = poll_fn(|cx| Poll::Ready(left.as_mut().poll(cx).is_pending())).await;
+        assert!(is_pending);
+    }
+    let total = usage.handle().snapshot().total();
+    assert_eq!((total.requests(), total.dropped()), (1, 1));
+    assert_eq!((total.served(), total.rejected()), (0, 0));
 }
 
 /// Fails in every way that a service can.

@@ -1,4 +1,4 @@
-//! Sums agree to the unit: under eviction, under threads, and whoever else is there.
+//! Sums are exact: with eviction, threads, and other organizations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +67,7 @@ async fn concurrent_counting_and_closing_is_exact() {
     let sink = Memory::new(|_| Ok(()));
     let mut pusher = handle.pusher(Arc::clone(&sink)).build().unwrap();
     let app = app(&usage);
-    // Every key is verified before the threads meet.
+    // Every key is verified before the threads start.
     for n in 0..500 {
         read(&app, &format!("key.org_{}.k{n}", n % 5)).await;
     }
@@ -165,7 +165,7 @@ async fn books_of(org: usize, steps: &[Step], alone: bool, rows: usize) -> Vec<S
     let name = format!("org_{org}");
     let is_its = |line: &&UsageLine| line.account.organization().is_some_and(|org| *org == *name);
     if rows < 100 {
-        // Which keys had to make room depends on the others; how much there is does not.
+        // Which keys are evicted depends on the others; the sums do not.
         let org = tower_orgkey::OrgCode::new(&*name).unwrap();
         return vec![format!("{:?}", handle.snapshot().of_organization(&org))];
     }

@@ -1,4 +1,4 @@
-//! The file of unsent records: torn, damaged, shared, and full of what was taken long ago.
+//! The spool file: torn, damaged, shared, and with records that were stored before.
 
 use std::fs;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ impl Drop for Place {
     }
 }
 
-/// Counts a request of each key in each minute, over a sink that takes nothing, and leaves the file behind.
+/// Counts a request of each key in each minute, with a sink that stores nothing, and keeps the file.
 async fn leave_behind(place: &Place, wall: &TestWallClock, keys: u64, minutes: u64) {
     let usage = usage(wall).build().unwrap();
     let sink = Memory::new(|_| Err(PushError::retry("down")));
@@ -62,7 +62,7 @@ async fn a_torn_last_line_is_truncated() {
     let whole = fs::read(place.path()).unwrap();
     let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
     assert_eq!(lines.len(), 3, "what it is, and a line for each minute");
-    // Wherever in the last line the cut is.
+    // At any position in the last line.
     for cut in [lines[1] + 2, lines[1] + 17, lines[1] + 100, lines[2]] {
         fs::write(place.path(), &whole[..cut]).unwrap();
         let file = place.open().unwrap();
@@ -70,7 +70,7 @@ async fn a_torn_last_line_is_truncated() {
         drop(file);
         assert_eq!(fs::read(place.path()).unwrap(), whole[..=lines[1]]);
     }
-    // It is written on from there.
+    // Writing continues there.
     leave_behind(&place, &wall, 1, 1).await;
     assert_eq!(place.open().unwrap().len(), 4);
 }
@@ -129,7 +129,7 @@ async fn stored_records_leave_the_spool_file() {
     assert_eq!(left.len(), 20);
     let usage = usage(&wall).build().unwrap();
     let mut calls = 0;
-    // Takes two batches, and then nothing.
+    // Stores two batches, then nothing.
     let sink = Memory::new(move |_| {
         calls += 1;
         if calls <= 2 {
@@ -189,7 +189,7 @@ async fn an_unwritable_file_stops_no_push() {
         .unwrap();
     let app = app(&usage);
     read_times(&app, 1, "key.org_1.k1").await;
-    // The directory is gone: nothing can be put in the place of the file.
+    // The directory is removed, so the file cannot be replaced.
     fs::remove_dir_all(&place.0).unwrap();
     next_minute(&wall);
     assert_eq!(pusher.push_closed().await.pushed, 1);
@@ -197,7 +197,7 @@ async fn an_unwritable_file_stops_no_push() {
     next_minute(&wall);
     assert_eq!(pusher.push_closed().await.pushed, 1);
     assert!(!place.path().exists(), "it could be written after all");
-    // And is back: the file is made whole from what is known.
+    // The directory is back: the file is written again from memory.
     fs::create_dir_all(&place.0).unwrap();
     read_times(&app, 1, "key.org_1.k1").await;
     next_minute(&wall);

@@ -1,4 +1,4 @@
-//! An API whose keys say whose they are, a wall clock that a test sets, and a sink in memory.
+//! An API with keys that name their organization, a wall clock for tests, and a sink in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -16,7 +16,7 @@ use tower_orgkey_usage::{
     PushError, UsageLayer, UsageLayerBuilder, UsageRecord, UsageSink, UsageSnapshot,
 };
 
-/// `key.<organization>.<key id>` is good; anything else is not.
+/// `key.<organization>.<key id>` is valid; any other key is not.
 pub(crate) fn auth() -> ApiKeyLayer {
     let verifier = verifier_fn(|key: ApiKey| async move {
         let mut parts = key.expose_secret().split('.');
@@ -108,11 +108,11 @@ pub(crate) fn sums(expected: &[(&str, u64)]) -> Sums {
         .collect()
 }
 
-/// How a sink in memory answers to a batch.
+/// The result of a batch.
 pub(crate) type Judge =
     Box<dyn FnMut(&[UsageRecord]) -> Result<(), PushError> + Send + Sync + 'static>;
 
-/// Keeps what it takes.
+/// Stores records in memory.
 pub(crate) struct Memory {
     judge: Mutex<Judge>,
     taken: Mutex<Vec<UsageRecord>>,
@@ -132,7 +132,7 @@ impl Memory {
         self.taken.lock().unwrap().clone()
     }
 
-    /// Requests by organization; no id stands twice.
+    /// Requests by organization; no id is repeated.
     pub(crate) fn sums(&self) -> Sums {
         let mut sums = Sums::new();
         let mut ids = BTreeSet::new();
@@ -147,7 +147,7 @@ impl Memory {
 
 impl UsageSink for Memory {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
-        // A judge that panicked judges on.
+        // Usable after a panic.
         let answer = (self.judge.lock().unwrap_or_else(PoisonError::into_inner))(batch);
         if answer.is_ok() {
             self.taken.lock().unwrap().extend_from_slice(batch);

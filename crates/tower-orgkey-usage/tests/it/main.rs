@@ -1,4 +1,4 @@
-//! What is counted, what is folded, and what a meter is told of it: through the layer, and over real sockets.
+//! Counts, merged rows, and what is pushed to a meter, through the layer and over sockets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 

@@ -1,4 +1,4 @@
-//! When minutes are closed, in which order they are pushed, and what becomes of what is not taken.
+//! When minutes are closed, in which order they are pushed, and records that the sink does not store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ async fn closed_minutes_stay_closed_if_the_clock_steps() {
     assert_eq!(
         pusher.push_closed().await.pushed,
         0,
-        "the minute is under way"
+        "the minute is not over"
     );
     next_minute(&wall);
     assert_eq!(pusher.push_closed().await.pushed, 1);
@@ -57,7 +57,7 @@ async fn closed_minutes_stay_closed_if_the_clock_steps() {
         .map(|record| record.counts.requests())
         .collect();
     assert_eq!(requests, [1, 2, 4, 8, 48]);
-    // No id stands twice.
+    // No id is repeated.
     assert_eq!(sink.sums(), sums(&[("org_1", 63)]));
     assert_eq!(of_org(&handle.snapshot(), "org_1"), 63);
 }
@@ -188,10 +188,10 @@ async fn unfetched_minutes_are_bounded() {
     assert!((30..50).contains(&dropped), "{dropped}");
     drop(pusher);
     let stats = handle.stats();
-    assert_eq!(stats.dropped, 49, "the last minute is under way");
+    assert_eq!(stats.dropped, 49, "the last minute is not over");
     assert_eq!(of_org(&handle.snapshot(), "org_1"), 50);
 
-    // Without a pusher nothing is kept and nothing is given up; a new one begins anew.
+    // Without a pusher nothing is queued or dropped; a new pusher starts empty.
     read_times(&app, 5, "key.org_1.k1").await;
     next_minute(&wall);
     read_times(&app, 7, "key.org_1.k1").await;

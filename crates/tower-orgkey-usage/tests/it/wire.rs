@@ -1,4 +1,4 @@
-//! Over real sockets: a meter that fails, hangs, resets and answers too late.
+//! Over sockets: a meter that fails, hangs, resets and responds too late.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use tower_orgkey_usage::{
 use crate::collector::{Collector, Does};
 use crate::kit::{app, next_minute, of_org, read, read_times, sums, usage, wall};
 
-/// Long enough for a collector that means to answer.
+/// Long enough for a collector that responds.
 const PATIENT: Duration = Duration::from_secs(30);
-/// For one that does not.
+/// For a collector that does not respond.
 const IMPATIENT: Duration = Duration::from_millis(250);
 
 fn sink(collector: &Collector) -> OpenMeterSink {
@@ -42,7 +42,7 @@ async fn push_all(pusher: &mut UsagePusher<OpenMeterSink>) {
     panic!("the collector takes nothing");
 }
 
-/// A file of this test's own.
+/// A file for one test.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -53,7 +53,7 @@ impl Scratch {
         Self(directory)
     }
 
-    /// The file, once a save that a dropped pusher left under way has let go of it.
+    /// The file, after the last save of a dropped pusher has completed.
     fn file(&self) -> SpoolFile {
         for _ in 0..10_000 {
             match SpoolFile::open(self.0.join("unsent")) {
@@ -113,7 +113,7 @@ async fn events_are_cloud_events() {
         "subject": "org_1",
         "datacontenttype": "application/json",
         "data": {
-            "key": "k1", "route": "/reports/{id}", "requests": 2, "rejected": 0, "rejections": {}, "failed": 0,
+            "key": "k1", "route": "/reports/{id}", "requests": 2, "served": 2, "rejected": 0, "rejections": {}, "failed": 0,
             "dropped": 0, "panicked": 0, "request_bytes": 0, "response_bytes": 10,
             "duration_seconds": event["data"]["duration_seconds"],
         },
@@ -187,7 +187,7 @@ async fn sums_agree_across_restarts() {
     let wall = wall();
     let mut expected = 0;
     for run in 1..=4_u64 {
-        // Everything is new but the file and the wall clock, which stands in the minute of the last run's end.
+        // Everything is new but the file and the wall clock, which is in the minute in which the last run ended.
         let usage = usage(&wall).build().unwrap();
         let handle = usage.handle();
         let mut pusher = pusher(&handle, &collector)
@@ -201,14 +201,14 @@ async fn sums_agree_across_restarts() {
             read_times(&app, run, &format!("key.org_1.k{key}")).await;
         }
         next_minute(&wall);
-        // Taken, and not heard of.
+        // Stored without a response.
         assert!(pusher.push_closed().await.waiting > 0);
         for key in 0..5 {
             read_times(&app, 1, &format!("key.org_1.k{key}")).await;
         }
         let report = pusher.flush(Duration::ZERO).await;
         assert!(report.waiting > 0, "{report:?}");
-        // With a deadline that nothing meets, what is under way is closed by the next call at the latest.
+        // With a deadline of zero, the next call closes what is in flight.
         assert!(pusher.push_closed().await.waiting > 0);
         expected += 5 * run + 5;
     }
@@ -271,7 +271,7 @@ async fn fault_52_a_failing_meter_costs_no_request() {
         .unwrap();
     let app = app(&usage);
     for minute in 1..=7 {
-        // 200 while a push hangs: it is under way until the collector is given up on.
+        // 200 while a push hangs: it is in flight until the push times out.
         let pushing = pusher.push_closed();
         let ((), report) =
             futures_util::future::join(read_times(&app, minute, "key.org_1.k1"), pushing).await;
@@ -288,7 +288,7 @@ async fn fault_52_a_failing_meter_costs_no_request() {
     );
     collector.usually(Does::Take);
     push_all(&mut pusher).await;
-    // What was given up may have been taken unheard. Nothing is billed twice.
+    // Records may have been stored without a response. Nothing is billed twice.
     assert_eq!(
         collector.bill().values().sum::<u64>(),
         1 + 4 + 5 + 6 + 7 + 2 + 3

@@ -1,4 +1,4 @@
-//! How a layer words its challenges.
+//! The challenges of a layer.
 
 use http::header::{HeaderName, HeaderValue};
 
@@ -6,14 +6,14 @@ use super::{Rejection, RejectionKind};
 use crate::config::ConfigError;
 use crate::credential::{is_token, vary_on};
 
-/// The `WWW-Authenticate` values of one layer, put together once.
+/// The `WWW-Authenticate` values of one layer, built once.
 #[derive(Clone, Debug)]
-pub(crate) struct Style {
+pub(crate) struct Challenge {
     /// `Bearer realm="…"`, or the user's scheme.
     plain: HeaderValue,
-    /// The scheme is RFC 6750's, so its attributes may follow.
+    /// The values with the attributes of RFC 6750, if that is the scheme.
     bearer: Option<Bearer>,
-    /// The header of the user's choice, if the key does not stand in `Authorization`.
+    /// The configured header with the key, if it is not `Authorization`.
     vary: Option<HeaderValue>,
 }
 
@@ -23,10 +23,10 @@ struct Bearer {
     invalid_token: HeaderValue,
 }
 
-impl Style {
+impl Challenge {
     pub(crate) const DEFAULT_REALM: &str = "api";
 
-    /// RFC 6750's challenge.
+    /// Creates the challenge of RFC 6750.
     pub(crate) fn bearer(realm: &str) -> Result<Self, ConfigError> {
         let plain = format!("Bearer realm=\"{}\"", quotable(realm)?);
         let with = |error: &str| header(&format!("{plain}, error=\"{error}\""));
@@ -40,7 +40,7 @@ impl Style {
         })
     }
 
-    /// The challenge of a scheme of the user's own, for a key in a header of the user's own.
+    /// Creates the challenge of another scheme, for a key in another header.
     pub(crate) fn custom(
         scheme: &str,
         realm: &str,
@@ -59,8 +59,8 @@ impl Style {
         })
     }
 
-    /// The challenge that this refusal calls for, if any.
-    pub(crate) fn challenge(&self, rejection: &Rejection) -> Option<HeaderValue> {
+    /// Returns the value for a rejection, if it needs a challenge.
+    pub(crate) fn value(&self, rejection: &Rejection) -> Option<HeaderValue> {
         match (rejection.kind, &self.bearer) {
             (RejectionKind::CredentialMissing, _) | (RejectionKind::InvalidToken, None) => {
                 Some(self.plain.clone())
@@ -71,24 +71,24 @@ impl Style {
             (RejectionKind::InvalidToken, Some(bearer)) => Some(bearer.invalid_token.clone()),
             (RejectionKind::InsufficientScope, Some(_)) => {
                 let plain = self.plain.to_str().ok()?;
-                let mut challenge = format!("{plain}, error=\"insufficient_scope\"");
+                let mut value = format!("{plain}, error=\"insufficient_scope\"");
                 if let Some(scope) = rejection.required_scope() {
-                    // A scope-token has neither `"` nor `\`, so the names need no escaping.
-                    challenge = format!("{challenge}, scope=\"{scope}\"");
+                    // A scope-token contains no `"` or `\`, so the names need no escaping.
+                    value = format!("{value}, scope=\"{scope}\"");
                 }
-                HeaderValue::try_from(challenge).ok()
+                HeaderValue::try_from(value).ok()
             }
             _ => None,
         }
     }
 
-    /// What every response must vary on (RFC 9111 §3.5 protects only `Authorization`).
+    /// Returns what every response must vary on. RFC 9111 §3.5 protects only `Authorization`.
     pub(crate) fn vary(&self) -> Option<&HeaderValue> {
         self.vary.as_ref()
     }
 }
 
-impl Default for Style {
+impl Default for Challenge {
     fn default() -> Self {
         Self {
             plain: HeaderValue::from_static("Bearer realm=\"api\""),
@@ -105,7 +105,7 @@ impl Default for Style {
     }
 }
 
-/// RFC 9110 §5.6.4 quoted-string, without the characters that would need escaping.
+/// Checks for the inside of an RFC 9110 §5.6.4 quoted-string without characters that need escaping.
 fn quotable(realm: &str) -> Result<&str, ConfigError> {
     let plain = |b: u8| matches!(b, b' ' | 0x21 | 0x23..=0x5B | 0x5D..=0x7E);
     if realm.is_empty() || !realm.bytes().all(plain) {
@@ -127,45 +127,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_style_is_the_bearer_style_of_the_default_realm() {
-        let built = Style::bearer(Style::DEFAULT_REALM).unwrap();
-        assert_eq!(format!("{built:?}"), format!("{:?}", Style::default()));
+    fn default_is_bearer_with_the_default_realm() {
+        let built = Challenge::bearer(Challenge::DEFAULT_REALM).unwrap();
+        assert_eq!(format!("{built:?}"), format!("{:?}", Challenge::default()));
     }
 
     #[test]
-    fn parameters_are_quoted_and_separated_by_commas() {
-        let style = Style::bearer("acme api").unwrap();
-        let challenge = style
-            .challenge(&Rejection::insufficient_scope(["a", "b"]))
+    fn parameters_are_quoted_and_separated() {
+        let challenge = Challenge::bearer("acme api").unwrap();
+        let value = challenge
+            .value(&Rejection::insufficient_scope(["a", "b"]))
             .unwrap();
         assert_eq!(
-            challenge,
+            value,
             r#"Bearer realm="acme api", error="insufficient_scope", scope="a b""#
         );
     }
 
     #[test]
-    fn a_realm_that_would_need_escaping_is_an_error() {
+    fn realm_that_needs_escaping_is_an_error() {
         for realm in ["", "a\"b", "a\\b", "a\nb", "é"] {
-            assert_eq!(Style::bearer(realm).unwrap_err().field(), "realm");
+            assert_eq!(Challenge::bearer(realm).unwrap_err().field(), "realm");
         }
     }
 
     #[test]
-    fn a_scheme_of_ones_own_carries_no_attributes_of_rfc_6750() {
+    fn another_scheme_has_no_bearer_attributes() {
         let name = HeaderName::from_static("x-api-key");
-        let style = Style::custom("ApiKey", "api", &name).unwrap();
-        let challenge = |rejection| style.challenge(&rejection);
+        let challenge = Challenge::custom("ApiKey", "api", &name).unwrap();
+        let value = |rejection| challenge.value(&rejection);
         assert_eq!(
-            challenge(Rejection::missing_credential()).unwrap(),
+            value(Rejection::missing_credential()).unwrap(),
             r#"ApiKey realm="api""#
         );
         assert_eq!(
-            challenge(Rejection::invalid_token()).unwrap(),
+            value(Rejection::invalid_token()).unwrap(),
             r#"ApiKey realm="api""#
         );
-        assert_eq!(challenge(Rejection::malformed_credential()), None);
-        assert_eq!(challenge(Rejection::insufficient_scope(["a"])), None);
-        assert!(Style::custom("Api Key", "api", &name).is_err());
+        assert_eq!(value(Rejection::malformed_credential()), None);
+        assert_eq!(value(Rejection::insufficient_scope(["a"])), None);
+        assert!(Challenge::custom("Api Key", "api", &name).is_err());
     }
 }

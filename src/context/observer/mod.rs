@@ -60,10 +60,13 @@
 //! The example does not see requests that end without a response. [`ObservedFuture`] does: it reports how a request ended,
 //! whether with a response, an error, a panic, or because its future was dropped.
 //!
-//! An observation is attached by type, and the type is this crate's: nothing that a client sends can replace it.
+//! A layer that must not be inside `ApiKeyLayer` uses [`OuterObservation`], which detects that and responds with 500.
+//!
+//! Clients cannot replace an observation: it is found by its type, and never read from headers.
 
 mod future;
 mod layer;
+mod outer;
 mod requirement;
 
 use std::fmt;
@@ -74,9 +77,10 @@ use http::{Extensions, Response};
 
 pub use self::future::{EarlyEnd, ObservedFuture, Observer, ResponseObserver};
 pub use self::layer::{ObserverLayer, ObserverService};
+pub use self::outer::OuterObservation;
 pub use self::requirement::Requirement;
 use crate::context::OrgContext;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, RejectionKind};
 
 /// Whether any observation was ever attached. While none was, requests are not searched for one.
 static IS_USED: AtomicBool = AtomicBool::new(false);
@@ -93,6 +97,14 @@ struct Record {
     requirements: Vec<Requirement>,
     rejection: Option<Rejection>,
     callbacks: Vec<Callback>,
+    /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
+    decisions: u32,
+}
+
+impl Record {
+    fn decided(&mut self) {
+        self.decisions = self.decisions.saturating_add(1);
+    }
 }
 
 type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
@@ -114,7 +126,7 @@ pub enum Caller {
 }
 
 impl RequestObservation {
-    /// At most so many requirements are recorded for one request: a retry beneath the layer passes the guards again.
+    /// The maximum number of requirements that are recorded per request. A retry beneath the layer passes the guards again.
     const MAX_REQUIREMENTS: usize = 8;
 
     /// Returns the observation in a request's extensions, and inserts a new one if there is none.
@@ -138,7 +150,8 @@ impl RequestObservation {
         }
     }
 
-    /// Returns who made the request. `None` before `ApiKeyLayer` has decided, and if it rejected the request.
+    /// Returns who made the request. `None` before `ApiKeyLayer` has decided, if it rejected the request, and if it passed on
+    /// [another credential](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth).
     ///
     /// With two `ApiKeyLayer`s in a row, the inner one decides.
     pub fn caller(&self) -> Option<Caller> {
@@ -165,7 +178,7 @@ impl RequestObservation {
         self.record().rejection.clone()
     }
 
-    /// Returns the rejection that a response stands for.
+    /// Returns the rejection that led to a response.
     ///
     /// That is the [`Rejection`] in the response's extensions. If a layer in between replaced the response by another one
     /// with the status of an error, it is the one that was [recorded](Self::rejection).
@@ -194,7 +207,12 @@ impl RequestObservation {
     #[inline(never)]
     pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Rejection {
         if let Some(observation) = Self::of(extensions) {
-            observation.record().rejection = Some(rejection.clone());
+            let mut record = observation.record();
+            record.rejection = Some(rejection.clone());
+            // A layer that finds no decision rejects with `Internal`.
+            if rejection.kind() != RejectionKind::Internal {
+                record.decided();
+            }
         }
         rejection
     }
@@ -209,7 +227,14 @@ impl RequestObservation {
     }
 
     pub(crate) fn record_anonymous(&self) {
-        self.record().caller = Some(Caller::Anonymous);
+        let mut record = self.record();
+        record.caller = Some(Caller::Anonymous);
+        record.decided();
+    }
+
+    /// Removes the caller of an outer layer.
+    pub(crate) fn clear_caller(&self) {
+        self.record().caller = None;
     }
 
     /// The context must not carry an observation itself: the two would keep each other alive.
@@ -221,6 +246,7 @@ impl RequestObservation {
                 context: context.clone(),
                 is_cached,
             });
+            record.decided();
             record.callbacks.clone()
         };
         // After the lock is released: a callback may read the observation.
@@ -234,7 +260,7 @@ impl RequestObservation {
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        // Every change is one assignment or one push, so the record is whole after a panic too.
+        // Every change is one assignment or one push, so the record is consistent after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -256,7 +282,7 @@ mod tests {
     use crate::test_util::OrgContextBuilder;
 
     #[test]
-    fn a_context_and_its_observation_are_freed() {
+    fn context_and_observation_are_freed() {
         let mut extensions = Extensions::new();
         let observation = RequestObservation::attach(&mut extensions);
         let context = OrgContextBuilder::new("org_1").build();

@@ -1,20 +1,18 @@
-//! API keys as a use of the lookup cache: a verifier behind it, entries by digest, events about the issuer.
+//! API keys as a use of the lookup cache: a verifier behind it, and entries by digest.
 
-use std::error::Error;
+mod telemetry;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use orgkey_lookup::{
-    Answer, Answered, BreakerState, Circuit, Failure, FailureKind, Found, Invalid, Label, Source,
-    Telemetry, Value,
-};
+use orgkey_lookup::{Answer, Answered, Failure, FailureKind, Label, Source, Value};
 
+use self::telemetry::IssuerTelemetry;
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
-use crate::telemetry;
-use crate::verify::{Attempt, DynVerifier, Facts, VerifyError, VerifyErrorKind};
+use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
 
 /// The cache of a layer and its clones.
 pub(crate) type Cache = orgkey_lookup::Cache<ApiKeys>;
@@ -24,6 +22,7 @@ pub(crate) type Entry = orgkey_lookup::Entry<ApiKeys>;
 /// Verification results of API keys.
 pub(crate) struct ApiKeys {
     verifier: Arc<dyn DynVerifier>,
+    issuers: Vec<Issuer>,
     secret: DigestSecret,
     interner: Interner,
     keeps_tails: AtomicBool,
@@ -32,11 +31,17 @@ pub(crate) struct ApiKeys {
 impl ApiKeys {
     pub(crate) fn new(verifier: Arc<dyn DynVerifier>, secret: DigestSecret) -> Self {
         Self {
+            issuers: verifier.issuers(),
             verifier,
             secret,
             interner: Interner::default(),
             keeps_tails: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the issuers of the verifier.
+    pub(crate) fn issuers(&self) -> &[Issuer] {
+        &self.issuers
     }
 
     #[inline]
@@ -66,6 +71,14 @@ impl Source for ApiKeys {
     type Error = VerifyError;
     type Telemetry = IssuerTelemetry;
 
+    fn upstreams(&self) -> Vec<Label> {
+        self.issuers.iter().map(Issuer::label).collect()
+    }
+
+    fn upstream_of(&self, key: &ApiKey) -> Option<usize> {
+        self.verifier.issuer_of(key)
+    }
+
     fn mark(&self, key: &ApiKey) -> Option<KeyTail> {
         if self.keeps_tails.load(Ordering::Relaxed) {
             self.secret.tail(key.expose_secret())
@@ -85,7 +98,7 @@ impl Source for ApiKeys {
             Some(facts) => attempt.known(facts.key_id.clone()),
             None => attempt,
         };
-        let mut answered = self.verifier.call(key, attempt).await?.0;
+        let mut answered = self.verifier.verify_attempt(key, attempt).await?.0;
         if let Answer::Valid(facts) = &mut answered.answer {
             self.interner.intern(facts);
         }
@@ -134,75 +147,6 @@ impl Failure for VerifyError {
             VerifyErrorKind::Inconclusive => FailureKind::Inconclusive,
             VerifyErrorKind::Misconfigured => FailureKind::Misconfigured,
         }
-    }
-}
-
-/// Events and metrics about the issuer.
-#[derive(Debug)]
-pub(crate) struct IssuerTelemetry;
-
-impl Telemetry<ApiKeys> for IssuerTelemetry {
-    const HAS_GAUGES: bool = cfg!(feature = "metrics");
-
-    #[inline]
-    fn looked_up(found: Found) {
-        telemetry::looked_up(found);
-    }
-
-    fn entries(number: usize) {
-        telemetry::entries(number);
-    }
-
-    fn called(
-        _: &Label,
-        _: &ApiKey,
-        outcome: &Result<Answered<Facts>, VerifyError>,
-        took: Duration,
-    ) {
-        let result = match outcome {
-            Ok(answered) => match answered.answer {
-                Answer::Valid(_) => "valid",
-                Answer::Invalid(Invalid::Undecided { .. }) => "undecided",
-                Answer::Invalid(_) => "invalid",
-            },
-            Err(error) => match error.kind() {
-                VerifyErrorKind::Unavailable => "unavailable",
-                VerifyErrorKind::Throttled { .. } => "throttled",
-                VerifyErrorKind::InvalidResponse => "invalid_response",
-                VerifyErrorKind::Inconclusive => "inconclusive",
-                VerifyErrorKind::Misconfigured => "misconfigured",
-            },
-        };
-        let error = outcome.as_ref().err().map(|error| error as &dyn Error);
-        telemetry::issuer_called(result, error, took);
-    }
-
-    fn occupied(_: &Label, calls: usize, waiting: usize) {
-        telemetry::occupied(calls, waiting);
-    }
-
-    fn breaker_state(_: &Label, circuit: Circuit, state: BreakerState) {
-        telemetry::breaker_state(circuit.name(), state.as_gauge());
-    }
-
-    fn breaker_opened(_: &Label, circuit: Circuit, open_for: Duration) {
-        telemetry::breaker_opened(circuit.name(), open_for);
-    }
-
-    fn breaker_tries(_: &Label, circuit: Circuit) {
-        telemetry::breaker_tries(circuit.name());
-    }
-
-    fn breaker_closed(_: &Label, circuit: Circuit) {
-        telemetry::breaker_closed(circuit.name());
-    }
-
-    fn throttled(_: &Label, pause: Duration) {
-        telemetry::throttled(pause);
-    }
-
-    fn unconfirmed_invalid_answers(_: &Label, keys: usize) {
-        telemetry::unconfirmed_invalid_answers(keys);
     }
 }
 

@@ -1,11 +1,11 @@
-//! Under random steps an organization gets its own settings, and none that were invalidated before its request began.
+//! Random steps: a request gets the settings of its organization, and none that were invalidated before it began.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::store::Failure;
+use super::store::Fault;
 use super::{App, Outcome, code, settle};
 
 const ORGS: [&str; 4] = ["a", "b", "ab", "aab"];
@@ -14,12 +14,12 @@ const ORGS: [&str; 4] = ["a", "b", "ab", "aab"];
 enum Step {
     Ask(usize),
     Change(usize),
-    /// Changes, and says so: to the keys' handle or the settings'.
+    /// Changes the settings and invalidates them, by the handle of the keys or of the settings.
     Invalidate(usize, bool),
     InvalidateAll(bool),
-    Fail(usize, Failure),
+    Fail(usize, Fault),
     Recover,
-    /// Holds answers back, or lets so many go.
+    /// Holds loads back.
     Hold,
     Release(usize),
     Pass(u64),
@@ -28,18 +28,18 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let org = 0..ORGS.len();
-    let failure = prop_oneof![
-        Just(Failure::Unavailable),
-        Just(Failure::Broken),
-        Just(Failure::Silent),
-        Just(Failure::Panics)
+    let fault = prop_oneof![
+        Just(Fault::Unavailable),
+        Just(Fault::Broken),
+        Just(Fault::Silent),
+        Just(Fault::Panics)
     ];
     prop_oneof![
         10 => org.clone().prop_map(Step::Ask),
         3 => org.clone().prop_map(Step::Change),
         3 => (org.clone(), any::<bool>()).prop_map(|(org, by)| Step::Invalidate(org, by)),
         1 => any::<bool>().prop_map(Step::InvalidateAll),
-        1 => (org, failure).prop_map(|(org, failure)| Step::Fail(org, failure)),
+        1 => (org, fault).prop_map(|(org, fault)| Step::Fail(org, fault)),
         2 => Just(Step::Recover),
         1 => Just(Step::Hold),
         3 => (0..6_usize).prop_map(Step::Release),
@@ -52,19 +52,19 @@ fn step() -> impl Strategy<Value = Step> {
 struct Tally {
     plans: usize,
     defaults: usize,
-    refusals: usize,
+    rejections: usize,
 }
 
 async fn run(steps: &[Step], has_default: bool) -> Tally {
     let app = App::with(|builder| {
         if has_default {
-            builder.default_on_error(super::store::Plan::of("anybody", 0))
+            builder.default_on_error(super::store::Plan::of("default", 0))
         } else {
             builder
         }
     });
     let mut gate: Option<std::sync::Arc<tokio::sync::Semaphore>> = None;
-    // Of each organization the present revision, and the oldest that may be given to a request that begins now.
+    // The present revision of each organization, and the oldest one that a request may get that begins now.
     let mut present: HashMap<&str, u64> = HashMap::new();
     let mut oldest: HashMap<&str, u64> = HashMap::new();
     let mut asked = Vec::new();
@@ -74,7 +74,7 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
                 let org = ORGS[org];
                 let oldest = oldest.get(org).copied().unwrap_or_default();
                 asked.push((oldest, org, app.begin(org)));
-                // The request has looked before the next step, and no later.
+                // The request reads the cache before the next step.
                 tokio::task::yield_now().await;
             }
             Step::Change(org) => {
@@ -101,7 +101,7 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
                     app.layer.handle().invalidate_all();
                 }
             }
-            Step::Fail(org, failure) => app.store.fails_for(ORGS[org], failure),
+            Step::Fail(org, fault) => app.store.fails_for(ORGS[org], fault),
             Step::Recover => app.store.recovers(),
             Step::Hold => {
                 gate.get_or_insert_with(|| app.store.hold());
@@ -124,12 +124,12 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
                 tally.plans += 1;
             }
             Outcome::Default(plan) => {
-                assert!(has_default && plan.org == "anybody");
+                assert!(has_default && plan.org == "default");
                 tally.defaults += 1;
             }
             outcome @ Outcome::Unavailable(_) => {
                 assert!(!has_default && outcome.is_unavailable());
-                tally.refusals += 1;
+                tally.rejections += 1;
             }
         }
     }
@@ -137,7 +137,7 @@ async fn run(steps: &[Step], has_default: bool) -> Tally {
 }
 
 #[test]
-fn no_organization_is_given_anothers_settings_nor_its_own_from_before_an_invalidation() {
+fn random_steps_never_mix_or_revive_settings() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 400,
         ..ProptestConfig::default()
@@ -155,16 +155,16 @@ fn no_organization_is_given_anothers_settings_nor_its_own_from_before_an_invalid
             let mut total = total.borrow_mut();
             total.plans += tally.plans;
             total.defaults += tally.defaults;
-            total.refusals += tally.refusals;
+            total.rejections += tally.rejections;
             Ok(())
         })
         .unwrap();
     let total = total.into_inner();
     assert!(
-        total.plans > 1_000 && total.defaults > 10 && total.refusals > 10,
+        total.plans > 1_000 && total.defaults > 10 && total.rejections > 10,
         "too little happened: {} {} {}",
         total.plans,
         total.defaults,
-        total.refusals
+        total.rejections
     );
 }

@@ -12,7 +12,7 @@ pub struct Requirement {
 #[derive(Clone, Debug)]
 enum Required {
     Scopes(ScopePolicy),
-    /// The policy of a type, which is not copied.
+    /// The policy of a type. Not copied.
     #[cfg_attr(
         not(feature = "axum"),
         expect(dead_code, reason = "only the extractor has one")
@@ -22,7 +22,7 @@ enum Required {
 }
 
 impl Requirement {
-    /// The key must satisfy this policy.
+    /// Creates a requirement that the key satisfies this policy.
     pub fn scopes(policy: ScopePolicy, is_met: bool) -> Self {
         Self {
             required: Required::Scopes(policy),
@@ -30,7 +30,7 @@ impl Requirement {
         }
     }
 
-    /// The request must name the key's own organization, in the path parameter of this name if it is a parameter.
+    /// Creates a requirement that the request names the organization of the key, in this path parameter if it is one.
     pub fn organization(parameter: Option<Cow<'static, str>>, is_met: bool) -> Self {
         Self {
             required: Required::Organization(parameter),

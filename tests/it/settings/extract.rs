@@ -1,4 +1,4 @@
-//! The settings that a handler gets, and the responses that a caller gets, over a socket.
+//! The extractor, and rejections over a socket.
 
 use axum::Router;
 use axum::routing::get as route;
@@ -6,7 +6,7 @@ use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, SettingsError, setti
 use tower_orgkey::test_util::{OrgContextBuilder, org_settings};
 use tower_orgkey::{ApiKeyLayer, OrgCode, OrgContext, Rejection, Verification, verifier_fn};
 
-use super::store::{Failure, Plan, Store};
+use super::store::{Fault, Plan, Store};
 use super::{code, key_of};
 use crate::support::log::Log;
 use crate::support::wire::{get, serve};
@@ -25,7 +25,7 @@ fn keys() -> tower_orgkey::ApiKeyLayerBuilder {
 struct Color(&'static str);
 
 #[tokio::test]
-async fn a_handler_takes_the_settings_of_every_type_that_a_layer_gives() {
+async fn a_handler_extracts_settings_of_several_types() {
     let auth = keys().build().unwrap();
     let store = Store::default();
     store.change("org_two");
@@ -72,7 +72,7 @@ async fn a_handler_takes_the_settings_of_every_type_that_a_layer_gives() {
 }
 
 #[tokio::test]
-async fn of_two_layers_of_one_type_the_inner_counts() {
+async fn the_inner_of_two_layers_wins() {
     let auth = keys().build().unwrap();
     let say = |revision| {
         settings_fn(move |_| async move { Ok::<_, SettingsError>(Plan::of("", revision)) })
@@ -91,10 +91,10 @@ async fn of_two_layers_of_one_type_the_inner_counts() {
 }
 
 #[tokio::test]
-async fn a_load_that_fails_is_503_in_the_face_of_the_layer_of_keys() {
+async fn failed_loads_have_the_key_layers_response() {
     let auth = keys().realm("acme").build().unwrap();
     let store = Store::default();
-    store.fails(Failure::Broken);
+    store.fails(Fault::Broken);
     let plans = OrgSettingsLayer::<Plan>::new(&auth.handle(), store.clone());
     let app = |auth| {
         Router::new()
@@ -114,7 +114,7 @@ async fn a_load_that_fails_is_503_in_the_face_of_the_layer_of_keys() {
     assert_eq!(answer.header("www-authenticate"), None);
     let problem: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(problem["code"], "settings-unavailable");
-    // Nothing of the store's words reaches a caller.
+    // The loader's error is not disclosed.
     assert!(!answer.body.contains("no such plan"));
 
     let own = Router::new()
@@ -133,7 +133,7 @@ async fn a_load_that_fails_is_503_in_the_face_of_the_layer_of_keys() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_key_costs_no_load_and_has_no_settings() {
+async fn anonymous_requests_cause_no_load() {
     let auth = keys().allow_anonymous().build().unwrap();
     let store = Store::default();
     let plans = OrgSettingsLayer::<Plan>::new(&auth.handle(), store.clone());
@@ -159,7 +159,7 @@ async fn a_request_without_a_key_costs_no_load_and_has_no_settings() {
 }
 
 #[tokio::test]
-async fn without_its_layer_or_in_the_wrong_order_it_is_500_and_the_log_says_why() {
+async fn missing_or_misordered_layers_are_500() {
     let auth = keys().allow_anonymous().build().unwrap();
     let colors = settings_fn(async |_| Ok::<_, SettingsError>(Color("red")));
     let colors = OrgSettingsLayer::new(&auth.handle(), colors);
@@ -181,12 +181,12 @@ async fn without_its_layer_or_in_the_wrong_order_it_is_500_and_the_log_says_why(
             Router::new()
                 .route("/", taken())
                 .route_layer(colors.clone()),
-            "no `ApiKeyLayer` stands in front",
+            "this layer must be inside an `ApiKeyLayer`",
         ),
         (
             "no layer at all",
             Router::new().route("/", taken()),
-            "no `ApiKeyLayer` stands in front",
+            "no `ApiKeyLayer` outside of this route",
         ),
         (
             "settings outside of keys",
@@ -194,11 +194,11 @@ async fn without_its_layer_or_in_the_wrong_order_it_is_500_and_the_log_says_why(
                 .route("/", taken())
                 .route_layer(auth)
                 .route_layer(colors),
-            "no `ApiKeyLayer` stands in front",
+            "this layer must be inside an `ApiKeyLayer`",
         ),
     ];
     for (name, app, message) in cases {
-        // What an earlier case has told a moment ago is told again only a second later.
+        // At most one such event is logged per second.
         let mut told = false;
         for _ in 0..40 {
             let (log, _guard) = Log::capture();
@@ -218,8 +218,8 @@ async fn without_its_layer_or_in_the_wrong_order_it_is_500_and_the_log_says_why(
 }
 
 #[tokio::test]
-async fn settings_of_the_organization_that_an_outer_layer_found_are_not_the_inner_ones() {
-    // The outer layer's key stands in a header of its own, so that one request has two organizations.
+async fn settings_of_an_outer_org_are_not_extracted() {
+    // The outer layer reads another header, so that one request has two organizations.
     let outer = keys()
         .credential_header(http::HeaderName::from_static("x-api-key"), "ApiKey")
         .build()
@@ -258,14 +258,14 @@ async fn settings_of_the_organization_that_an_outer_layer_found_are_not_the_inne
     assert_eq!(request("/", other).send().await.status, 500);
     assert_eq!(request("/maybe", other).send().await.status, 500);
     assert_eq!(request("/raw", other).send().await.body, "none");
-    // To the inner layer the request is nobody's.
+    // The inner layer accepts the request without a key.
     assert_eq!(request("/", None).send().await.status, 401);
     assert_eq!(request("/maybe", None).send().await.body, "nobody");
     assert_eq!(request("/raw", None).send().await.body, "none");
 }
 
 #[tokio::test]
-async fn a_unit_test_makes_settings_without_a_layer() {
+async fn unit_tests_create_settings_without_a_layer() {
     let org = OrgContextBuilder::new("org_1").build();
     let color = org_settings(&org, Color("red"));
     assert_eq!(

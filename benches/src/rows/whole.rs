@@ -1,0 +1,158 @@
+//! The whole stack, and each of its optional parts, with the same handler as the layer and its guard.
+
+use std::convert::Infallible;
+use std::fs::File;
+
+use axum::Router;
+use axum::routing::get;
+use tower_orgkey::settings::{OrgSettingsLayer, settings_fn};
+use tower_orgkey::{
+    ApiKeyLayer, OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer, Quota, require_scope,
+};
+use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
+use tower_orgkey_usage::UsageLayer;
+
+use super::ours::{ask, warm_layer};
+use super::{BEARER, Call, REPORTS, Row, SCOPE, Under, api, passes};
+
+#[rustfmt::skip]
+pub(crate) const ALL: &[Row] = &[
+    Row { name: "whole-off", says: "`(auth, require_scope(..))`, all features compiled in, none used", under: Under::Router, build: off },
+    Row { name: "whole-usage", says: "and `UsageLayer`", under: Under::Router, build: usage },
+    Row { name: "whole-audit", says: "and `AuditLayer`, with its thread, into a file of JSON lines", under: Under::Router, build: audit },
+    Row { name: "whole-rate", says: "and `OrgRateLimitLayer`", under: Under::Router, build: rate },
+    Row { name: "whole-concurrency", says: "and `OrgConcurrencyLimitLayer`", under: Under::Router, build: concurrency },
+    Row { name: "whole-settings", says: "and `OrgSettingsLayer`", under: Under::Router, build: settings },
+    Row { name: "whole", says: "**audit, usage, auth, rate, settings, scope in one `layer`**", under: Under::Router, build: whole },
+    Row { name: "whole-route-layers", says: "the same, each by `route_layer`", under: Under::Router, build: route_layers },
+    Row { name: "whole-guarded", says: "`auth.require_scope(..)` by `route_layer`", under: Under::Router, build: guarded },
+    Row { name: "whole-two-route-layers", says: "the layer and the guard, each by `route_layer`", under: Under::Router, build: two_route_layers },
+];
+
+fn off() -> Call {
+    passes(api().layer((warm_layer(), require_scope(SCOPE))))
+}
+
+fn usage() -> Call {
+    let layers = (UsageLayer::new(), warm_layer(), require_scope(SCOPE));
+    passes(api().layer(layers))
+}
+
+/// A trail into a file that is deleted at once: the lines are written, and leave nothing behind.
+pub(crate) fn trail() -> AuditTrail {
+    let path = std::env::temp_dir().join(format!("orgkey-bench-{}.jsonl", std::process::id()));
+    let file = File::create(&path).expect("a temporary file");
+    std::fs::remove_file(&path).expect("a file that was just created");
+    AuditTrail::start(JsonLines::new(file)).expect("a thread")
+}
+
+/// Asserts at the end that no event was lost.
+struct Complete(AuditTrail);
+
+impl Drop for Complete {
+    fn drop(&mut self) {
+        assert_eq!(
+            self.0.stats().lost,
+            0,
+            "the row misses the cost of lost events"
+        );
+    }
+}
+
+fn complete(trail: AuditTrail, mut call: Call) -> Call {
+    let complete = Complete(trail);
+    Box::new(move || {
+        let _ = &complete;
+        call();
+    })
+}
+
+fn audit() -> Call {
+    let trail = trail();
+    let layers = (AuditLayer::new(&trail), warm_layer(), require_scope(SCOPE));
+    let call = passes(api().layer(layers));
+    complete(trail, call)
+}
+
+fn rate_layer() -> OrgRateLimitLayer {
+    OrgRateLimitLayer::new(|_: &OrgContext| Some(Quota::per_second(1_000_000_000)))
+}
+
+fn rate() -> Call {
+    passes(api().layer((warm_layer(), rate_layer(), require_scope(SCOPE))))
+}
+
+fn concurrency() -> Call {
+    let at_once = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(2));
+    passes(api().layer((warm_layer(), at_once, require_scope(SCOPE))))
+}
+
+fn settings_layer(auth: &ApiKeyLayer) -> OrgSettingsLayer<u32> {
+    let loader = settings_fn(|_| async { Ok::<_, Infallible>(3_u32) });
+    OrgSettingsLayer::new(&auth.handle(), loader)
+}
+
+fn settings() -> Call {
+    let auth = warm_layer();
+    let settings = settings_layer(&auth);
+    warmed(api().layer((auth, settings, require_scope(SCOPE))))
+}
+
+fn whole() -> Call {
+    let trail = trail();
+    let call = warmed(whole_router(&trail));
+    complete(trail, call)
+}
+
+/// The API with everything on.
+pub(crate) fn whole_router(trail: &AuditTrail) -> Router {
+    let auth = warm_layer();
+    let settings = settings_layer(&auth);
+    let layers = (
+        AuditLayer::new(trail),
+        UsageLayer::new(),
+        auth,
+        rate_layer(),
+        settings,
+        require_scope(SCOPE),
+    );
+    api().layer(layers)
+}
+
+fn route_layers() -> Call {
+    let auth = warm_layer();
+    let settings = settings_layer(&auth);
+    let trail = trail();
+    let router = Router::new()
+        .route(
+            REPORTS,
+            get(async || "ok").route_layer(require_scope(SCOPE)),
+        )
+        .route_layer(settings)
+        .route_layer(rate_layer())
+        .route_layer(auth)
+        .route_layer(UsageLayer::new())
+        .route_layer(AuditLayer::new(&trail));
+    complete(trail, warmed(router))
+}
+
+fn guarded() -> Call {
+    let auth = warm_layer();
+    let reports = get(async || "ok").route_layer(auth.require_scope(SCOPE));
+    passes(Router::new().route(REPORTS, reports))
+}
+
+fn two_route_layers() -> Call {
+    let reports = get(async || "ok").route_layer(require_scope(SCOPE));
+    passes(
+        Router::new()
+            .route(REPORTS, reports)
+            .route_layer(warm_layer()),
+    )
+}
+
+/// A router whose organization has its settings loaded.
+fn warmed(router: Router) -> Call {
+    ask(&router, BEARER);
+    passes(router)
+}

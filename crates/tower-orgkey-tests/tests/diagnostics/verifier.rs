@@ -1,0 +1,7 @@
+use tower_orgkey::ApiKeyLayer;
+
+struct Config;
+
+fn main() {
+    let _ = ApiKeyLayer::new(Config);
+}
