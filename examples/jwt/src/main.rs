@@ -260,12 +260,7 @@ mod tests {
     #[tokio::test]
     async fn forged_and_expired_jwts_are_401() {
         let app = app(Jwts::new(SECRET)).unwrap();
-        let forged = sign(
-            b"another secret",
-            &["read:reports"],
-            Duration::from_secs(60),
-        )
-        .unwrap();
+        let forged = sign(b"another secret", &["read:reports"], in_a_minute()).unwrap();
         let past = SystemTime::now() - Duration::from_secs(2);
         let expired = sign(SECRET, &["read:reports"], past).unwrap();
         for path in ["/reports", "/profile"] {
