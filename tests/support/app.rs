@@ -163,7 +163,11 @@ impl App {
     pub(crate) async fn get_from(&self, secret: &str, peer: Option<Peer>) -> Reply {
         let began = self.clock.elapsed();
         let response = self.service.clone().oneshot(request(secret, peer)).await;
-        read(secret, &response.unwrap(), self.clock.elapsed().saturating_sub(began))
+        read(
+            secret,
+            &response.unwrap(),
+            self.clock.elapsed().saturating_sub(began),
+        )
     }
 
     /// Sends a request on another task.

@@ -400,7 +400,7 @@ async fn fault_83_inner_clone_uses_the_stripped_key() {
             assert!(!answer.body.contains(header), "{}", answer.body);
             assert_eq!(stripped.load(Ordering::SeqCst), n, "nothing was stripped");
             // A hit or a miss outside, and always a verification by each clone inside.
-            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n as u64);
+            assert_eq!(issuer.calls_for(ONE), 1 + 2 * n);
         }
         issuer.set(ONE, Answer::Invalid);
         let request = get(address, "/").header(header, format!("{scheme}{ONE}"));

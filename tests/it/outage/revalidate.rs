@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tower_orgkey::{KeyId, OrgCode, OrgContext, RejectionKind};
+use tower_orgkey::{KeyId, OrgCode, OrgContext, RejectionKind, Verification};
 
 use crate::support::app::{App, HARD, SOFT, key, millis, pass, secs};
-use crate::support::issuer::Behavior;
+use crate::support::issuer::{Behavior, key_of};
 
 const KEY: &str = "the-key-0";
 
