@@ -51,13 +51,13 @@ impl Verifier for Keys {
         let Some(row) = row.filter(|row| !row.revoked) else {
             return Ok(Verification::invalid());
         };
-        // An unusable row does not mean that the key is invalid.
+        // An unusable row does not mean that the key is invalid, and says nothing about other keys.
         let verification = || -> Result<Verification, InvalidIdentifier> {
             Ok(Verification::of_organization(OrgCode::new(row.org)?)
                 .with_key_id(KeyId::new(row.id)?)
                 .with_scopes(Scopes::from_names(row.scopes.iter().copied())))
         };
-        verification().map_err(VerifyError::unavailable)
+        verification().map_err(VerifyError::invalid_response)
     }
 }
 

@@ -9,7 +9,7 @@
 //! | error | about | effect |
 //! |---|---|---|
 //! | [`unavailable`](VerifyError::unavailable) | the issuer | counts towards the circuit breaker |
-//! | [`throttled`](VerifyError::throttled) | the issuer | pauses all verifications |
+//! | [`throttled`](VerifyError::throttled) | the issuer | pauses calls to this issuer |
 //! | [`invalid_response`](VerifyError::invalid_response) | this key | only this key is delayed, unless ten keys in a row have invalid responses |
 //! | [`inconclusive`](VerifyError::inconclusive), [`misconfigured`](VerifyError::misconfigured) | neither | none beyond this verification |
 //!
@@ -28,7 +28,8 @@
 //!         // Look the key up by its hash.
 //!         let row = self.find(key.expose_secret()).await.map_err(VerifyError::unavailable)?;
 //!         let Some((org, scopes)) = row else { return Ok(Verification::invalid()) };
-//!         let org = OrgCode::new(org).map_err(VerifyError::unavailable)?;
+//!         // An unusable row is about this key, not about the database.
+//!         let org = OrgCode::new(org).map_err(VerifyError::invalid_response)?;
 //!         Ok(Verification::of_organization(org).with_scopes(Scopes::from_names(scopes)))
 //!     }
 //! }
@@ -489,7 +490,7 @@ pub enum VerifyErrorKind {
     /// The issuer is unreachable, too slow, or responds with a server error. Counts towards the circuit breaker.
     #[error("the issuer is unavailable")]
     Unavailable,
-    /// The issuer asks for fewer calls. Pauses all verifications; does not count towards the circuit breaker.
+    /// The issuer asks for fewer calls. Pauses calls to this issuer; does not count towards the circuit breaker.
     #[error("the issuer asks for fewer calls")]
     Throttled {
         /// How long the issuer asks to wait.

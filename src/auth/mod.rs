@@ -47,7 +47,7 @@
 //! * A guard does not apply to methods added after it: in `get(a).route_layer(guard).post(b)` only `a` is guarded.
 //!   Add the guard last, or use the extractor [`Scoped`](crate::Scoped) in the handler.
 //!
-//! If one layer is inside another, the inner one decides and replaces the context of the outer one.
+//! If one `ApiKeyLayer` is inside another, the inner one decides and replaces the context of the outer one.
 //!
 //! # JWTs beside keys
 //!

@@ -58,3 +58,20 @@ pub(super) enum Outcome<'a> {
     OtherCredential,
     Rejected(&'a Rejection),
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::rejection::RejectionKind;
+
+    #[test]
+    fn every_kind_of_rejection_is_a_label() {
+        let (_, labels) = include_str!("telemetry.rs")
+            .split_once("count!(REQUESTS")
+            .unwrap();
+        let (labels, _) = labels.split_once(");").unwrap();
+        for kind in RejectionKind::ALL {
+            let label = format!("\"{}\"", kind.code());
+            assert!(labels.contains(&label), "{label}");
+        }
+    }
+}

@@ -103,7 +103,7 @@
 //!
 //! # Memory
 //!
-//! A rate limit has an account for each organization or key without a full quota. The
+//! A rate limit has an account for each organization or key that has not regained all of its quota. The
 //! [capacity](OrgRateLimitLayerBuilder::capacity) bounds their number: 100,000 by default, which takes some 40 MB. Above it,
 //! the layer examines a few accounts and evicts the one that refills first. The evicted organization starts with a full quota,
 //! and a warning is [logged](crate::telemetry). The keys of one organization have at most a hundredth of the capacity, and at
@@ -124,8 +124,8 @@
 //!
 //! # Cost
 //!
-//! A request with a quota costs one clock read, one look-up in a lock-free index and the lock of its account. It allocates
-//! only for a new account or for the `RateLimit` fields. A concurrency limit costs two look-ups under a lock that is shared by
+//! A request with a quota costs one clock read, one lookup in a lock-free index and the lock of its account. It allocates
+//! only for a new account or for the `RateLimit` fields. A concurrency limit costs two lookups under a lock that is shared by
 //! one 32nd of the organizations. `Retry-After` of a rate limit is the time until the next request passes; for a concurrency
 //! limit that time is unknown, and it is 1 s.
 

@@ -74,12 +74,12 @@
 //! * All other failures count, timeouts included, but only once per organization in 10 s.
 //! * After the half-open load of an organization has failed, other organizations go first for 5 s.
 //!
-//! While the breaker is closed, each request of an organization whose loads fail, past twice the soft TTL, waits for one load
-//! before it is served the cached settings.
+//! While the breaker is closed and the loads of an organization fail, each of its requests past twice the soft TTL waits for one
+//! load, then gets the cached settings.
 //!
 //! # Costs
 //!
-//! A hit costs a hash of the organization's code, a look-up in a lock-free index, and an insertion into the request's
+//! A hit costs a hash of the organization's code, a lookup in a lock-free index, and an insertion into the request's
 //! extensions. The settings of at most [`capacity`](OrgSettingsLayerBuilder::capacity) organizations are cached; the least
 //! frequently used are evicted first. At most 64 loads are in flight, 48 of them for organizations without cached settings.
 //! A load that would wait for longer than the caller deadline is rejected at once.

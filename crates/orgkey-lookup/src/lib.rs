@@ -2,8 +2,9 @@
 //!
 //! This is an internal crate: its interface may change in any release.
 //!
-//! A [`Cache`] maps keys to results that a [`Source`] looks up. It has two uses: API keys that an issuer verifies, and settings
-//! that a loader returns for an organization. A source names the types of one use and makes its calls:
+//! A [`Cache`] maps keys to results that a [`Source`] looks up. It is used for API keys, which an issuer
+//! verifies, and for settings, which a loader returns for an organization. A source defines the types of a use, and makes its
+//! calls:
 //!
 //! | type | API keys | settings |
 //! |---|---|---|

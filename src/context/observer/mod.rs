@@ -60,7 +60,8 @@
 //! The example does not see requests that end without a response. [`ObservedFuture`] does: it reports how a request ended,
 //! whether with a response, an error, a panic, or because its future was dropped.
 //!
-//! A layer that must not be inside `ApiKeyLayer` uses [`OuterObservation`], which detects that and responds with 500.
+//! A layer that must be outside `ApiKeyLayer` uses [`OuterObservation`]: its `check` turns the response into 500 if the layer is
+//! inside one.
 //!
 //! Clients cannot replace an observation: it is found by its type, and never read from headers.
 
