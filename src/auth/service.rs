@@ -205,38 +205,36 @@ impl Core {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
-        let mut key = None;
-        if self.has_extras {
-            // By value: a function that received the request's address would make the compiler copy every request.
-            let headers = mem::take(request.headers_mut());
-            let extensions = mem::take(request.extensions_mut());
-            let (headers, extensions, kept) = self.apply_extras(headers, extensions);
-            (*request.headers_mut(), *request.extensions_mut()) = (headers, extensions);
-            key = kept?;
-        }
         telemetry::allowed(&context);
         // The only lookup of the request's observation: guards find it in the context.
         let context = match RequestObservation::of(request.extensions()) {
             None => context,
             Some(observation) => observation.observe(context, is_cached),
         };
+        let context = if self.has_extras {
+            // By value: a function that received the request's address would make the compiler copy every request.
+            let headers = mem::take(request.headers_mut());
+            let extensions = mem::take(request.extensions_mut());
+            let (headers, extensions, context) = self.apply_extras(headers, extensions, context);
+            (*request.headers_mut(), *request.extensions_mut()) = (headers, extensions);
+            context?
+        } else {
+            context
+        };
         // Replaces the context of an outer layer.
-        request.extensions_mut().insert(context.with_key(key));
+        request.extensions_mut().insert(context);
         Ok(())
     }
 
-    /// Applies the settings that few layers have: rejects a request that an accepted layer has authenticated too, returns the key
-    /// for the context, and removes the credential.
+    /// Applies the settings that few layers have: rejects a request that an accepted layer has authenticated too, lets the
+    /// context keep the key, and removes the credential.
     #[cold]
     fn apply_extras(
         self: &Arc<Self>,
         mut headers: HeaderMap,
         mut extensions: Extensions,
-    ) -> (
-        HeaderMap,
-        Extensions,
-        Result<Option<Arc<ApiKey>>, Rejection>,
-    ) {
+        context: OrgContext,
+    ) -> (HeaderMap, Extensions, Result<OrgContext, Rejection>) {
         if self.accepted_context(&extensions).is_some() {
             let ambiguous = Err(Rejection::malformed_credential());
             return (headers, extensions, ambiguous);
@@ -247,13 +245,17 @@ impl Core {
         } else {
             None
         };
+        let context = match key {
+            Some(key) => context.with_key(key),
+            None => context,
+        };
         // Without a credential, a clone of this layer around it has already removed it.
         if self.strip_credential
             && let Some(key) = self.credential.remove(&mut headers)
         {
             Stripped::put(&mut extensions, self, key);
         }
-        (headers, extensions, Ok(key.map(Arc::new)))
+        (headers, extensions, Ok(context))
     }
 
     /// Returns the key of a request if a clone of this layer has removed the credential.

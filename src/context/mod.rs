@@ -48,10 +48,17 @@ pub struct OrgContext {
     /// Has an organization, as `new` checks.
     entry: Arc<Entry>,
     authenticated_at: Tick,
+    /// One pointer, because few contexts have them.
+    extras: Option<Arc<Extras>>,
+}
+
+/// What few contexts have.
+#[derive(Clone, Default)]
+struct Extras {
     /// What an outer layer attached to the request, so that guards need not search for it.
     observation: Option<RequestObservation>,
     /// With [`revalidation`](crate::ApiKeyLayerBuilder::revalidation).
-    key: Option<Arc<ApiKey>>,
+    key: Option<ApiKey>,
 }
 
 impl OrgContext {
@@ -61,8 +68,7 @@ impl OrgContext {
         entry.value.org.is_some().then_some(Self {
             entry,
             authenticated_at,
-            observation: None,
-            key: None,
+            extras: None,
         })
     }
 
@@ -266,15 +272,23 @@ impl OrgContext {
 
     /// Returns the key for a verification. The error is 500, with an event in the log, if the layer does not keep it.
     fn kept_key(&self, method: &'static str) -> Result<ApiKey, Rejection> {
-        match &self.key {
-            Some(key) => Ok(ApiKey::clone(key)),
+        match self.extras.as_ref().and_then(|extras| extras.key.as_ref()) {
+            Some(key) => Ok(key.clone()),
             None => Err(Rejection::key_not_kept(method)),
         }
     }
 
-    #[inline]
-    pub(crate) fn with_key(self, key: Option<Arc<ApiKey>>) -> Self {
-        Self { key, ..self }
+    pub(crate) fn with_key(self, key: ApiKey) -> Self {
+        self.with_extras(|extras| extras.key = Some(key))
+    }
+
+    fn with_extras(self, set: impl FnOnce(&mut Extras)) -> Self {
+        let mut extras = self.extras.unwrap_or_default();
+        set(Arc::make_mut(&mut extras));
+        Self {
+            extras: Some(extras),
+            ..self
+        }
     }
 
     /// Returns whether a layer with this cache created the context.
@@ -327,14 +341,11 @@ impl OrgContext {
     /// For guards outside this crate, see the [module `observer`](crate::observer).
     #[inline]
     pub fn observation(&self) -> Option<&RequestObservation> {
-        self.observation.as_ref()
+        self.extras.as_ref()?.observation.as_ref()
     }
 
     pub(crate) fn with_observation(self, observation: RequestObservation) -> Self {
-        Self {
-            observation: Some(observation),
-            ..self
-        }
+        self.with_extras(|extras| extras.observation = Some(observation))
     }
 
     /// [`of`](Self::of), with the component that needs the context in the log.

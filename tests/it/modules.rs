@@ -94,10 +94,7 @@ fn rust_files(path: &Path) -> Vec<PathBuf> {
 
 /// Returns the names that follow `crate::`, or stand at the top of its braces.
 fn modules_in(source: &str) -> BTreeSet<String> {
-    let code = source
-        .split("#[cfg(test)]\nmod tests {")
-        .next()
-        .unwrap_or_default();
+    let code = source.split("\nmod tests {").next().unwrap_or_default();
     let code: String = code
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"))

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -46,6 +46,22 @@ impl io::Write for Lines {
     }
 }
 
+/// The log of all tests. Of the process, because a subscriber for one thread misses events whose call site another thread
+/// has disabled.
+fn log() -> &'static Lines {
+    static LOG: OnceLock<Lines> = OnceLock::new();
+    LOG.get_or_init(|| {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        lines
+    })
+}
+
 struct Stage {
     emulator: KindeEmulator,
     stack: Stack,
@@ -54,6 +70,7 @@ struct Stage {
 
 impl Stage {
     async fn new() -> Self {
+        log();
         let emulator = KindeEmulator::start().await.unwrap();
         let kinde = KindeVerifier::builder(emulator.issuer_url())
             .client_credentials(emulator.client_id(), emulator.client_secret())
@@ -112,13 +129,6 @@ async fn send(app: &Router, request: Request<Body>) -> Response<Vec<u8>> {
 
 #[tokio::test]
 async fn every_layer_sees_a_served_request() {
-    let log = Lines::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
     let stage = Stage::new().await;
     let key = stage.key("org_large", &["read:reports"]);
     let mut request = request("/reports", &key);
@@ -144,8 +154,9 @@ async fn every_layer_sees_a_served_request() {
     assert_eq!(event["actor"]["user"]["org"]["uid"], "org_large");
     assert_eq!(event["api"]["operation"], "GET /reports");
     assert_eq!(stage.usage("org_large"), (1, 1, 0));
-    let text = log.text();
-    let line = text.lines().find(|line| line.contains("listing reports"));
+    let text = log().text();
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.contains("listing reports") && line.contains("request-7"));
     let line = line.unwrap();
     for field in [r#"id="request-7""#, r#"org_code="org_large""#, "key_id="] {
         assert!(line.contains(field), "{line}");
