@@ -69,7 +69,7 @@ pin_project! {
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), std::convert::Infallible> {
-    /// # let mut inner = tower::service_fn(|_: http::Request<()>| async { Ok(Response::new("ok")) });
+    /// # let mut inner = tower::service_fn(|_: http::Request<()>| async { Ok::<_, std::convert::Infallible>(Response::new("ok")) });
     /// # let request = http::Request::new(());
     /// // In the `call` of a service:
     /// # use tower::Service;
