@@ -4,9 +4,7 @@ use orgkey_lookup::Found;
 
 #[cfg(feature = "metrics")]
 use super::LOOKUPS;
-#[cfg(feature = "axum")]
-use super::RateLimitedLog;
-use super::{RateLimitedLogs, TARGET};
+use super::{RateLimitedLog, RateLimitedLogs, TARGET};
 
 /// Counts what a request found in the cache.
 pub(crate) fn looked_up(found: Found) {
