@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// Without some features, links to their items are broken.
+#![cfg_attr(not(feature = "openmeter"), allow(rustdoc::broken_intra_doc_links))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 //!
 //! # Where the layer goes
