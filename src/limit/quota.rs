@@ -90,11 +90,27 @@ impl Quota {
         self
     }
 
-    pub(super) fn requests(&self) -> u32 {
+    /// Returns how many requests pass per [`window`](Self::window).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_orgkey::Quota;
+    ///
+    /// let quota = Quota::per_minute(600).burst(50);
+    /// assert_eq!((quota.requests(), quota.window()), (600, Duration::from_secs(60)));
+    /// assert_eq!(quota.max_burst(), 50);
+    /// ```
+    pub const fn requests(&self) -> u32 {
         self.requests
     }
 
-    pub(super) fn window(&self) -> Duration {
+    /// Returns how many requests can pass at once. See [`burst`](Self::burst).
+    pub const fn max_burst(&self) -> u32 {
+        self.burst
+    }
+
+    /// Returns the window: 1 ns to 366 days.
+    pub const fn window(&self) -> Duration {
         Duration::from_nanos(self.window)
     }
 
