@@ -74,7 +74,11 @@ where
                 format,
                 passed: Passed::Key,
                 state: State::Rejected {
-                    rejection: Some(rejection),
+                    // Recorded in this arm: see `wait`.
+                    rejection: Some(RequestObservation::rejected(
+                        request.extensions(),
+                        rejection,
+                    )),
                 },
             },
             Decision::Wait(lookup) => ResponseFuture {
@@ -126,14 +130,14 @@ impl Core {
                     }
                     None if is_other => return other_credential(request),
                     None if self.allow_anonymous => return anonymous(request),
-                    None => return reject(request, Rejection::missing_credential()),
+                    None => return Decision::Reject(Rejection::missing_credential()),
                 }
             }
             Credential::Other if self.credential.passes_others() => {
                 return other_credential(request);
             }
-            Credential::Other => return reject(request, Rejection::invalid_token()),
-            Credential::Malformed => return reject(request, Rejection::malformed_credential()),
+            Credential::Other => return Decision::Reject(Rejection::invalid_token()),
+            Credential::Malformed => return Decision::Reject(Rejection::malformed_credential()),
         };
         let digest = self.cache.source().digest(key);
         let now = self.cache.clock().now();
@@ -152,8 +156,8 @@ impl Core {
                     }
                     entry
                 }
-                Some(CacheResult::Invalid) => return reject(request, Rejection::invalid_token()),
-                None => return reject(request, Rejection::malformed_credential()),
+                Some(CacheResult::Invalid) => return Decision::Reject(Rejection::invalid_token()),
+                None => return Decision::Reject(Rejection::malformed_credential()),
                 Some(CacheResult::LookUp) => {
                     return match ApiKey::from_bytes(key) {
                         Ok(key) => Decision::Wait(Box::new(LookupRequest {
@@ -162,14 +166,14 @@ impl Core {
                             oldest,
                             peer: None,
                         })),
-                        Err(_) => reject(request, Rejection::malformed_credential()),
+                        Err(_) => Decision::Reject(Rejection::malformed_credential()),
                     };
                 }
             },
         };
         match self.authenticate(request, entry, now, true) {
             Ok(()) => Decision::Pass(Passed::Key),
-            Err(rejection) => reject(request, rejection),
+            Err(rejection) => Decision::Reject(rejection),
         }
     }
 
@@ -275,14 +279,6 @@ impl Core {
 #[inline(never)]
 fn before(now: Tick, age: std::time::Duration) -> Option<Tick> {
     now.0.checked_sub(crate::clock::nanos(age)).map(Tick)
-}
-
-#[cold]
-fn reject<B>(request: &Request<B>, rejection: Rejection) -> Decision {
-    Decision::Reject(RequestObservation::rejected(
-        request.extensions(),
-        rejection,
-    ))
 }
 
 #[cold]
