@@ -333,6 +333,24 @@ async fn fault_94_failing_streams_call_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_94_streams_of_a_key_share_failures() {
+    let app = app().await;
+    let mut streams = Vec::new();
+    for _ in 0..200 {
+        streams.push(open(&app, SOFT).await);
+    }
+    pass(SOFT).await;
+    app.issuer.is(Behavior::Misconfigured);
+    pass(2 * SOFT).await;
+    let calls = app.issuer.calls();
+    pass(secs(600)).await;
+    let calls = app.issuer.calls() - calls;
+    // As with one stream.
+    assert!((60..=125).contains(&calls), "{calls}");
+    assert!(streams.iter().all(|stream| !stream.is_finished()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_94_block_ends_a_stream_at_once() {
     let app = app().await;
     let streams = [open(&app, SOFT).await, open(&app, SOFT).await];

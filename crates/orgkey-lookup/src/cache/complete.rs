@@ -272,7 +272,9 @@ impl<S: Source> LookupTask<S> {
                 Start::Now(admission) => admission,
                 Start::After(wait, subject) => {
                     tokio::time::sleep(wait).await;
-                    upstream.admit(subject, cache.clock.now())?
+                    let admission = upstream.admit(subject, cache.clock.now())?;
+                    upstream.report();
+                    admission
                 }
             };
             let sent = |at| self.lookup.sent(at);

@@ -193,6 +193,7 @@ impl<S: Source> Cache<S> {
             self.source.mark(&request.query),
         );
         drop(shard);
+        self.at(upstream).upstream.report();
         let task = LookupTask {
             cache: Arc::clone(self),
             lookup,
@@ -202,7 +203,7 @@ impl<S: Source> Cache<S> {
         Ok(JoinedOrStarted::Started(task, start))
     }
 
-    /// Admits a new lookup for the request, or rejects it.
+    /// Admits a new lookup for the request, or rejects it. Called under the lock of a shard, so it emits nothing.
     fn admit(
         &self,
         request: &LookupRequest<S>,

@@ -1,4 +1,4 @@
-//! Recently valid keys: the keys of keys that were valid in the last 24 hours and are no longer cached.
+//! Recently valid keys: the keys that were valid in the last 24 hours and are no longer cached.
 //!
 //! They are looked up before unknown keys. They are kept in two generations of a map: when the younger one is full, the elder
 //! one is dropped.

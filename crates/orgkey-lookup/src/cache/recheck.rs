@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Cache;
 use super::blocks::BlockStatus;
 use super::entry::{Entry, Freshness, shorten};
-use super::look_up::{LookupRequest, LookupResult};
+use super::look_up::{Joined, LookupRequest, LookupResult};
 use super::watchers::{Watch, Watchers};
 use crate::clock::{Clock, Tick};
 use crate::source::{Source, Value};
@@ -162,6 +162,7 @@ impl<S: Source> Entry<S> {
         let Some(at) = self.cache.clone() else {
             return std::future::pending().await;
         };
+        let period = period.max(MIN_PERIOD);
         let retry = (period / 12).max(MIN_PERIOD);
         let watch = at.watchers.watch(&self.key);
         let mut due = self.sent_at.after(shorten(period));
@@ -193,11 +194,16 @@ impl<S: Source> Entry<S> {
                 if current.sent_at > self.sent_at {
                     due = current.sent_at.after(shorten(period));
                 }
+                if now >= due && current.has_failed_lately(now) {
+                    // Another stream or a request has just failed.
+                    due = now.after(retry);
+                }
                 if now >= due {
                     // Like a request: a stale result is refreshed, and a fresh one takes a turn of its organization.
                     let is_fresh = now < current.fresh_until();
                     let request = request(is_fresh.then_some(current.sent_at));
                     due = now.after(match cache.join(&request, true) {
+                        Ok(Joined::Cached(LookupResult::Invalid)) => return,
                         Ok(_) => retry,
                         Err(cannot_tell) => cannot_tell.retry_after.max(retry),
                     });

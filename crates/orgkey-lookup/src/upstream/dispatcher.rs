@@ -59,6 +59,7 @@ impl<S: Source> Dispatcher<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Admits a lookup. The caller [reports](Self::report) when it holds no lock.
     pub(super) fn enter(
         self: &Arc<Self>,
         priority: Priority,
@@ -67,10 +68,7 @@ impl<S: Source> Dispatcher<S> {
         let mut state = self.lock();
         let place = state.queue.enter(priority, now)?;
         if matches!(place, Place::Waiting(_)) {
-            self.dispatch(state, now);
-        } else {
-            drop(state);
-            self.report();
+            self.start_ready(state, now);
         }
         Ok(place)
     }
@@ -97,15 +95,18 @@ impl<S: Source> Dispatcher<S> {
         Ok(())
     }
 
+    /// Starts the lookups that may call now, and sets the gauges.
+    fn dispatch(self: &Arc<Self>, state: MutexGuard<'_, State>, now: Tick) {
+        self.start_ready(state, now);
+        self.report();
+    }
+
     /// Starts the lookups that may call now, and a timer if the next one waits only for time to pass.
-    fn dispatch(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Tick) {
+    fn start_ready(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Tick) {
         let next = state.queue.start_ready(now);
         let wait = match next {
             Next::In(wait) if !state.has_timer => wait,
-            _ => {
-                drop(state);
-                return self.report();
-            }
+            _ => return,
         };
         // Without a runtime no lookup can be waiting.
         let runtime = tokio::runtime::Handle::try_current().ok();
@@ -119,11 +120,10 @@ impl<S: Source> Dispatcher<S> {
             };
             runtime.spawn(timer.run(wait));
         }
-        self.report();
     }
 
     /// Sets the gauges, without the lock: a recorder may read the state of the layer.
-    fn report(&self) {
+    pub(super) fn report(&self) {
         super::report_until_current::<S, _>(
             || {
                 let state = self.lock();

@@ -191,7 +191,12 @@ impl<S: Source> Upstream<S> {
             .map_err(CannotTell::unavailable)
     }
 
-    /// Admits a lookup, or rejects it. Decides at once.
+    /// Sets the gauges of the admission queue. Must not be called while a lock is held: a recorder may use the handle.
+    pub(crate) fn report(&self) {
+        self.dispatcher.report();
+    }
+
+    /// Admits a lookup, or rejects it. Decides at once. The caller [reports](Self::report) when it holds no lock.
     pub(crate) fn admit(
         &self,
         subject: Subject<S::Key>,
