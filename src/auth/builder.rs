@@ -258,8 +258,9 @@ impl ApiKeyLayerBuilder {
     /// Use it for keys in two headers. A request with a valid key for both layers is rejected with 400. Keys in one header need
     /// one layer, with a [`PrefixVerifier`](crate::verify::PrefixVerifier). A layer that `outer` accepts is accepted too.
     ///
-    /// If this layer has a [`max_age`](ApiKeyLayer::max_age), it accepts only a verification result within that age, so set it
-    /// on `outer` too. It accepts a key of a user only with [`allow_user_keys`](Self::allow_user_keys).
+    /// If this layer has a [`max_age`](ApiKeyLayer::max_age), set it on `outer` too: a verification result that is older is
+    /// rejected with 503, because this layer cannot verify the key of another one. A key of a user is rejected with 403, unless
+    /// this layer [allows it](Self::allow_user_keys). Blocks through the handle of this layer do not apply to keys of `outer`.
     ///
     /// `organizations` says whether the verifiers of both layers have the same organizations.
     ///

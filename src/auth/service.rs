@@ -62,6 +62,12 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         // Only this function constructs the future, so that it is built in place: it is large.
         let format = self.layer.format.clone();
+        if let Some(max_age) = self.layer.max_age {
+            // By value, and forgotten: see `authenticate`.
+            let extensions = mem::take(request.extensions_mut());
+            let extensions = self.layer.core.with_max_age(extensions, max_age);
+            mem::forget(mem::replace(request.extensions_mut(), extensions));
+        }
         match self.layer.core.decide(&mut request, self.layer.max_age) {
             Decision::Pass(passed) => ResponseFuture {
                 format,
@@ -125,12 +131,8 @@ impl Core {
                 let is_other = absent == Credential::OtherScheme && self.credential.passes_others();
                 match self.stripped(request.extensions()) {
                     Some(key) => key,
-                    None if self.accepts(request.extensions(), max_age) => {
-                        return Decision::Pass(Passed::Key);
-                    }
                     None if is_other => return other_credential(request),
-                    None if self.allow_anonymous => return anonymous(request),
-                    None => return Decision::Reject(Rejection::missing_credential()),
+                    None => return self.decide_without_key(request, max_age),
                 }
             }
             Credential::Other if self.credential.passes_others() => {
@@ -177,6 +179,20 @@ impl Core {
         }
     }
 
+    #[cold]
+    fn decide_without_key<B>(
+        &self,
+        request: &mut Request<B>,
+        max_age: Option<std::time::Duration>,
+    ) -> Decision {
+        match self.accept(request.extensions(), max_age) {
+            Some(Ok(())) => Decision::Pass(Passed::Key),
+            Some(Err(rejection)) => Decision::Reject(rejection),
+            None if self.allow_anonymous => anonymous(request),
+            None => Decision::Reject(Rejection::missing_credential()),
+        }
+    }
+
     /// Returns what is cached for a key that is not a fresh hit, or `None` if the key is malformed: nothing is cached for it,
     /// and it is not in the grammar of keys. A malformed key is not counted.
     #[inline(never)]
@@ -209,12 +225,6 @@ impl Core {
             return Err(Rejection::organization_required());
         }
         let context = OrgContext::new(entry, now).ok_or_else(Rejection::organization_required)?;
-        telemetry::allowed(&context);
-        // The only lookup of the request's observation: guards find it in the context.
-        let context = match RequestObservation::of(request.extensions()) {
-            None => context,
-            Some(observation) => observation.observe(context, is_cached),
-        };
         let context = if self.has_extras {
             // By value: a function that received the request's address would make the compiler copy every request.
             let headers = mem::take(request.headers_mut());
@@ -226,6 +236,12 @@ impl Core {
             context?
         } else {
             context
+        };
+        telemetry::allowed(&context);
+        // The only lookup of the request's observation: guards find it in the context.
+        let context = match RequestObservation::of(request.extensions()) {
+            None => context,
+            Some(observation) => observation.observe(context, is_cached),
         };
         // Replaces the context of an outer layer.
         request.extensions_mut().insert(context);
@@ -296,7 +312,7 @@ fn anonymous<B>(request: &mut Request<B>) -> Decision {
 fn other_credential<B>(request: &mut Request<B>) -> Decision {
     let extensions = request.extensions_mut();
     if let Some(observation) = RequestObservation::of(extensions) {
-        observation.clear_caller();
+        observation.record_other_credential();
     }
     extensions.remove::<OrgContext>();
     extensions.insert(OtherCredential);

@@ -9,8 +9,10 @@ use http::Extensions;
 use super::layer::Core;
 use crate::config::ConfigError;
 use crate::context::OrgContext;
+use crate::context::observer::OuterObservation;
 use crate::credential::CredentialSource;
-use crate::verify::{Issuer, Organizations};
+use crate::rejection::Rejection;
+use crate::verify::{Issuer, Organizations, is_name};
 
 /// An outer layer whose requests are accepted.
 pub(super) struct Outer {
@@ -25,7 +27,9 @@ pub(super) fn accepted(
     issuers: &[Issuer],
 ) -> Result<Vec<Arc<Core>>, ConfigError> {
     let invalid = |problem: &'static str| Err(ConfigError::new("allow_authenticated_by", problem));
-    let mut accepted = Vec::new();
+    let mut accepted: Vec<Arc<Core>> = Vec::new();
+    let mut namespaces: Vec<&Issuer> = issuers.iter().collect();
+    let mut are_separate = false;
     for Outer {
         core,
         organizations,
@@ -34,38 +38,80 @@ pub(super) fn accepted(
         if !core.allow_anonymous {
             return invalid("the outer layer must allow anonymous requests");
         }
-        let cores = || std::iter::once(core).chain(&core.accepted);
-        if cores().any(|core| core.credential.header() == credential.header()) {
-            return invalid("both layers take the key from the same header");
-        }
-        if *organizations == Organizations::Separate {
-            let others = cores().flat_map(|core| core.cache.source().issuers());
-            let mut names = HashSet::new();
-            let are_separate = issuers
-                .iter()
-                .chain(others)
-                .all(|issuer| issuer.has_namespace() && names.insert(issuer.name()));
-            if !are_separate {
-                return invalid("each issuer of both layers must have a separate namespace");
+        are_separate |= *organizations == Organizations::Separate;
+        for core in std::iter::once(core).chain(&core.accepted) {
+            if core.credential.header() == credential.header() {
+                return invalid("both layers take the key from the same header");
             }
+            if accepted.iter().any(|other| Arc::ptr_eq(other, core)) {
+                continue;
+            }
+            if *organizations == Organizations::Separate {
+                namespaces.extend(core.cache.source().issuers());
+            }
+            accepted.push(Arc::clone(core));
         }
-        accepted.extend(cores().map(Arc::clone));
+    }
+    let mut names = HashSet::new();
+    let mut is_separate = |issuer: &&Issuer| {
+        issuer.has_namespace() && is_name(issuer.name()) && names.insert(issuer.name().to_owned())
+    };
+    if are_separate && !namespaces.iter().all(&mut is_separate) {
+        return invalid("each issuer of all layers must have a separate namespace");
     }
     Ok(accepted)
 }
 
+/// In the extensions of a request: the layers that require a recent verification, with the maximum age.
+#[derive(Clone, Default)]
+struct MaxAges(Vec<(Arc<Core>, Duration)>);
+
 impl Core {
-    /// Returns whether a request without a key for this layer passes, because an accepted layer has authenticated it.
-    pub(super) fn accepts(&self, extensions: &Extensions, max_age: Option<Duration>) -> bool {
-        !self.accepted.is_empty() && self.accepts_context(extensions, max_age)
+    /// Notes that this layer requires a recent verification, for a layer inside that accepts its requests.
+    #[cold]
+    pub(super) fn with_max_age(
+        self: &Arc<Self>,
+        mut extensions: Extensions,
+        max_age: Duration,
+    ) -> Extensions {
+        let MaxAges(ages) = extensions.get_or_insert_default();
+        ages.retain(|(core, _)| !Arc::ptr_eq(core, self));
+        ages.push((Arc::clone(self), max_age));
+        extensions
     }
 
-    #[cold]
-    fn accepts_context(&self, extensions: &Extensions, max_age: Option<Duration>) -> bool {
-        self.accepted_context(extensions).is_some_and(|context| {
+    /// Decides about a request without a key for this layer, if an accepted layer has authenticated it.
+    pub(super) fn accept(
+        &self,
+        extensions: &Extensions,
+        max_age: Option<Duration>,
+    ) -> Option<Result<(), Rejection>> {
+        // The next request is verified by the outer layer, so there is nothing to wait for.
+        const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+        if self.accepted.is_empty() {
+            return None;
+        }
+        let Some(context) = self.accepted_context(extensions) else {
+            // A misplaced layer has removed the context, and logs where it belongs.
+            return OuterObservation::has_removed_decision(extensions)
+                .then(|| Err(Rejection::internal()));
+        };
+        if context.user_id().is_some() && !self.allow_user_keys {
+            return Some(Err(Rejection::organization_required()));
+        }
+        let is_recent = |max_age: Duration| {
+            let ages = extensions.get::<MaxAges>();
+            let mut enforced = ages.into_iter().flat_map(|MaxAges(ages)| ages);
+            context.age() < max_age
+                || enforced.any(|(core, age)| *age <= max_age && context.belongs_to(&core.cache))
+        };
+        Some(match max_age {
             // The key of another layer cannot be verified here.
-            let is_recent = max_age.is_none_or(|max_age| context.age() < max_age);
-            is_recent && (self.allow_user_keys || context.user_id().is_none())
+            Some(max_age) if !is_recent(max_age) => {
+                Err(Rejection::verifier_unavailable(RETRY_AFTER))
+            }
+            _ => Ok(()),
         })
     }
 

@@ -282,6 +282,15 @@ impl OrgContext {
         self.with_extras(|extras| extras.key = Some(key))
     }
 
+    /// Returns the context without a key and an observation.
+    pub(crate) fn without_extras(&self) -> Self {
+        Self {
+            entry: Arc::clone(&self.entry),
+            authenticated_at: self.authenticated_at,
+            extras: None,
+        }
+    }
+
     fn with_extras(self, set: impl FnOnce(&mut Extras)) -> Self {
         let mut extras = self.extras.unwrap_or_default();
         set(Arc::make_mut(&mut extras));

@@ -124,6 +124,9 @@ pub enum Caller {
     /// A request without a key, let through by
     /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous).
     Anonymous,
+    /// A request with a credential that is not a key, let through by
+    /// [`pass_other_credentials_to_inner_auth`](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth).
+    OtherCredential,
 }
 
 impl RequestObservation {
@@ -151,10 +154,10 @@ impl RequestObservation {
         }
     }
 
-    /// Returns who made the request. `None` before `ApiKeyLayer` has decided, if it rejected the request, and if it passed on
-    /// [another credential](crate::ApiKeyLayerBuilder::pass_other_credentials_to_inner_auth).
+    /// Returns who made the request. `None` before an `ApiKeyLayer` has let the request through.
     ///
-    /// With two `ApiKeyLayer`s in a row, the inner one decides.
+    /// With two `ApiKeyLayer`s in a row, it is the decision of the inner one. If the inner one rejects the request, it stays
+    /// that of the outer one.
     pub fn caller(&self) -> Option<Caller> {
         self.record().caller.clone()
     }
@@ -163,7 +166,7 @@ impl RequestObservation {
     pub fn org_context(&self) -> Option<OrgContext> {
         match self.caller()? {
             Caller::Organization { context, .. } => Some(context),
-            Caller::Anonymous => None,
+            Caller::Anonymous | Caller::OtherCredential => None,
         }
     }
 
@@ -223,24 +226,26 @@ impl RequestObservation {
     #[cold]
     #[inline(never)]
     pub(crate) fn observe(&self, context: OrgContext, is_cached: bool) -> OrgContext {
-        self.record_organization(&context, is_cached);
+        self.record_organization(&context.without_extras(), is_cached);
         context.with_observation(self.clone())
     }
 
     pub(crate) fn record_anonymous(&self) {
+        self.record_caller(Caller::Anonymous);
+    }
+
+    pub(crate) fn record_other_credential(&self) {
+        self.record_caller(Caller::OtherCredential);
+    }
+
+    fn record_caller(&self, caller: Caller) {
         let mut record = self.record();
-        record.caller = Some(Caller::Anonymous);
+        record.caller = Some(caller);
         record.decided();
     }
 
-    /// Removes the caller of an outer layer.
-    pub(crate) fn clear_caller(&self) {
-        self.record().caller = None;
-    }
-
-    /// The context must not carry an observation itself: the two would keep each other alive.
+    /// The context must carry neither an observation, because the two would keep each other alive, nor a key.
     fn record_organization(&self, context: &OrgContext, is_cached: bool) {
-        let context = context.clone();
         let callbacks = {
             let mut record = self.record();
             record.caller = Some(Caller::Organization {
@@ -252,7 +257,7 @@ impl RequestObservation {
         };
         // After the lock is released: a callback may read the observation.
         for callback in callbacks {
-            callback(&context);
+            callback(context);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName};
 use axum::routing::get as route;
-use tower_orgkey::observer::RequestObservation;
+use tower_orgkey::observer::{Caller, OuterObservation, RequestObservation};
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, settings_fn};
 use tower_orgkey::{
     ApiKeyLayer, ApiKeyLayerBuilder, OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer,
@@ -205,7 +205,7 @@ async fn inner_anonymous_does_not_hide_another_credential() {
 }
 
 #[tokio::test]
-async fn passed_credential_has_no_caller() {
+async fn passed_credential_is_recorded_as_such() {
     let issuer = issuer();
     let outer = ApiKeyLayer::builder(issuer.clone())
         .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
@@ -229,7 +229,11 @@ async fn passed_credential_has_no_caller() {
         (response.status(), response.body().len()),
         (axum::http::StatusCode::OK, 0)
     );
-    assert!(observation.caller().is_none(), "{observation:?}");
+    let caller = observation.caller();
+    assert!(
+        matches!(caller, Some(Caller::OtherCredential)),
+        "{observation:?}"
+    );
 }
 
 #[tokio::test]
@@ -295,4 +299,35 @@ fn invalid_key_rules_are_not_built() {
         build(|b| b.only_prefix("k_live_01").max_key_len(8)),
         Some("only_prefix")
     );
+}
+
+#[tokio::test]
+async fn an_observed_passed_credential_is_not_500() {
+    let issuer = issuer();
+    let outer = ApiKeyLayer::builder(issuer.clone())
+        .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+        .build()
+        .unwrap();
+    let inner = builder(&issuer)
+        .pass_other_credentials_to_inner_auth()
+        .build()
+        .unwrap();
+    let inner = tower::ServiceBuilder::new()
+        .layer(inner)
+        .service(crate::support::service::Handler::default());
+    let recorded = tower::service_fn(move |mut request: http::Request<()>| {
+        let inner = inner.clone();
+        async move {
+            let observation = OuterObservation::attach(request.extensions_mut(), "RecordLayer");
+            let response = tower::ServiceExt::oneshot(inner, request).await?;
+            Ok::<_, std::convert::Infallible>(observation.check(response))
+        }
+    });
+    let service = tower::ServiceBuilder::new().layer(outer).service(recorded);
+    let mut request = crate::support::service::request(JWT);
+    request
+        .headers_mut()
+        .insert("x-api-key", ONE.parse().unwrap());
+    let response = tower::ServiceExt::oneshot(service, request).await.unwrap();
+    assert_eq!(response.status(), axum::http::StatusCode::OK);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get as route;
 use http::HeaderName;
+use tower_orgkey::observer::OuterObservation;
 use tower_orgkey::verify::{Organizations, PrefixVerifier};
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, OrgContext, require_scope};
 
@@ -114,13 +115,70 @@ async fn fault_95_policies_of_the_inner_layer_hold() {
     let strict = inner(&by_bearer, &outer).build().unwrap();
     let lax = inner(&by_bearer, &outer).allow_user_keys().build().unwrap();
     let recent = lax.clone().max_age(Duration::ZERO);
-    for (inner, user, org) in [(strict, 401, 200), (lax, 200, 200), (recent, 401, 401)] {
+    // The inner layer cannot verify the key of the outer one.
+    let cases = [
+        (strict, 403, 200),
+        (lax, 200, 200),
+        (recent.clone(), 503, 503),
+    ];
+    for (inner, user, org) in cases {
         let address = start(outer.clone(), inner).await;
         for (key, status) in [(USER, user), (ONE, org)] {
-            let answer = get(address, "/").header("x-api-key", key).send().await;
-            assert_eq!(answer.status, status, "{key}");
+            for path in ["/", "/optional"] {
+                let answer = get(address, path).header("x-api-key", key).send().await;
+                assert_eq!(answer.status, status, "{key} {path}");
+            }
         }
     }
+    // If the outer layer verifies it for this request, it is recent.
+    let calls = by_header.calls();
+    let address = start(outer.clone().max_age(Duration::ZERO), recent.clone()).await;
+    for _ in 0..2 {
+        let answer = get(address, "/").header("x-api-key", ONE).send().await;
+        assert_eq!((answer.status, &*answer.body), (200, "org_one"));
+    }
+    assert_eq!(by_header.calls(), calls + 2);
+    let address = start(outer.max_age(Duration::from_secs(60)), recent).await;
+    let answer = get(address, "/").header("x-api-key", ONE).send().await;
+    assert_eq!(answer.status, 503);
+}
+
+#[tokio::test]
+async fn fault_95_an_unaccepted_key_is_not_anonymous() {
+    let (by_header, by_bearer) = (issuer(), issuer());
+    let outer = outer(&by_header).allow_user_keys().build().unwrap();
+    let anonymous = inner(&by_bearer, &outer).allow_anonymous().build().unwrap();
+    let address = start(outer.clone(), anonymous.clone()).await;
+    let answer = get(address, "/optional").send().await;
+    assert_eq!((answer.status, &*answer.body), (200, "false"));
+    let answer = get(address, "/optional").header("x-api-key", USER);
+    assert_eq!(answer.send().await.status, 403);
+    let address = start(outer, anonymous.max_age(Duration::ZERO)).await;
+    let answer = get(address, "/optional").header("x-api-key", ONE);
+    assert_eq!(answer.send().await.status, 503);
+}
+
+#[tokio::test]
+async fn fault_95_a_layer_in_between_that_is_misplaced_is_500() {
+    let (by_header, by_bearer) = (issuer(), issuer());
+    let outer = outer(&by_header).build().unwrap();
+    let inner = inner(&by_bearer, &outer).allow_anonymous().build().unwrap();
+    let between = axum::middleware::from_fn(
+        async |mut request: axum::extract::Request, next: axum::middleware::Next| {
+            let observation = OuterObservation::attach(request.extensions_mut(), "RecordLayer");
+            observation.check(next.run(request).await)
+        },
+    );
+    let app = Router::new()
+        .route("/", route(whoami))
+        .route_layer(inner)
+        .route_layer(between)
+        .route_layer(outer);
+    let address = serve(app).await;
+    let answer = get(address, "/").header("x-api-key", ONE).send().await;
+    assert_eq!((answer.status, answer.code().as_str()), (500, "internal"));
+    let answer = get(address, "/").key(TWO).send().await;
+    assert_eq!((answer.status, &*answer.body), (200, "org_two"));
 }
 
 #[tokio::test]
