@@ -52,6 +52,7 @@ use orgkey_lookup::{Answer, Answered, Invalid, Label};
 
 pub use self::boxed::BoxVerifier;
 pub(crate) use self::boxed::DynVerifier;
+pub(crate) use self::prefix::is_name;
 pub use self::prefix::{Organizations, PrefixVerifier, PrefixVerifierBuilder};
 use crate::identifier::{KeyId, OrgCode};
 use crate::key::ApiKey;
@@ -60,7 +61,8 @@ use crate::scope::Scopes;
 /// Verifies keys with an issuer.
 ///
 /// The layer runs at most one verification per key at a time, on a separate task, and drops the future when a deadline
-/// passes, so the future must be cancel-safe at every `await`. A panic counts as [`VerifyError::unavailable`].
+/// passes, so the future must be cancel-safe at every `await`. A panic fails the verification, and does not
+/// count towards the circuit breaker.
 ///
 /// See the [module documentation](crate::verify) for an example.
 #[diagnostic::on_unimplemented(
@@ -121,7 +123,7 @@ pub trait Verifier: Send + Sync + 'static {
     /// of calls, and its name is the label `issuer` in events and metrics.
     ///
     /// A verifier that wraps another one delegates this method and [`issuer_of`](Self::issuer_of), or else the issuers share
-    /// one circuit breaker.
+    /// one circuit breaker, and an answer of one confirms unconfirmed invalid answers of another.
     fn issuers(&self) -> Vec<Issuer> {
         vec![Issuer::new("")]
     }

@@ -260,7 +260,8 @@ impl PrefixVerifierBuilder {
     ///
     /// # Errors
     ///
-    /// Names the invalid setting: `issuer` if there is none, if a name is invalid or used twice, or if an issuer has no prefix;
+    /// Names the invalid setting: `issuer` if there is none, if a name is invalid or used twice, if a verifier has several
+    /// issuers itself, or if an issuer has no prefix;
     /// `prefixes` if one is used twice or cannot begin a key; `organizations` if there are several issuers and it is not set.
     pub fn build(self) -> Result<PrefixVerifier, ConfigError> {
         let invalid = |field, problem: &'static str| Err(ConfigError::new(field, problem));
@@ -285,6 +286,12 @@ impl PrefixVerifierBuilder {
             if issuers.iter().any(|other| other.name == named.name) {
                 return invalid("issuer", "two issuers must not have the same name");
             }
+            if named.verifier.issuers().len() > 1 {
+                return invalid(
+                    "issuer",
+                    "must be a single issuer, not another `PrefixVerifier`",
+                );
+            }
             if prefixes.is_empty() {
                 return invalid("issuer", "each issuer must have a prefix");
             }
@@ -308,7 +315,8 @@ impl PrefixVerifierBuilder {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether this can be the name of an issuer in front of its identifiers.
+pub(crate) fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_LEN).contains(&name.len())
         && name
             .bytes()
@@ -375,6 +383,8 @@ mod tests {
         for name in ["", "A", "a:b", "a b", "é"] {
             assert_eq!(add(name, &["c_"]), "issuer", "{name}");
         }
+        let nested = shared().issuer("c", ["c_"], shared().build().unwrap());
+        assert_eq!(fails(nested), "issuer");
         assert_eq!(add("c", &["b_a_"]), "prefixes");
         assert_eq!(add("c", &["c_", "c_"]), "prefixes");
         for prefix in ["a b", "é", "a=", "a:"] {

@@ -83,7 +83,8 @@ impl KeyReconcilerBuilder {
     /// # Errors
     ///
     /// Names the invalid setting: `period`, `page_size`, `max_calls` or `calls_per_second` if out of range; `credentials` if
-    /// the verifier has none, because the list needs a token.
+    /// the verifier has none, because the list needs a token; `issuer` if the layer has no issuer of this name, or several
+    /// issuers and neither it nor `only` is set, because the keys of the others are not on the list.
     pub fn build(self) -> Result<KeyReconciler, ConfigError> {
         let invalid = |field, problem: &'static str| Err(ConfigError::new(field, problem));
         let settings = &self.settings;
@@ -102,6 +103,23 @@ impl KeyReconcilerBuilder {
         }
         if matches!(self.kinde.credentials, Credentials::None) {
             return invalid("credentials", "listing keys needs credentials");
+        }
+        let issuers: Vec<String> = self
+            .keys
+            .issuers()
+            .map(|(name, _)| format!("{name}:"))
+            .collect();
+        match &settings.issuer {
+            Some(issuer) if !issuers.contains(issuer) => {
+                return invalid("issuer", "the layer has no issuer of this name");
+            }
+            None if issuers.len() > 1 && settings.only.is_none() => {
+                return invalid(
+                    "issuer",
+                    "must be set, because the layer has several issuers",
+                );
+            }
+            _ => {}
         }
         self.keys.keep_tails();
         Ok(KeyReconciler {
