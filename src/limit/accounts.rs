@@ -81,22 +81,36 @@ impl Accounts {
             }
         }
         let subject = subject.to_subject();
+        let mut was_in_use = false;
         let (removed, account) = if list.len_of(&subject.org) >= self.share {
             let (removed, account) = list.take_over(subject.clone(), now);
             (Some(removed), account)
         } else {
-            let evicted = (list.len >= self.capacity).then(|| list.evict(now));
+            let evicted = if list.len >= self.capacity {
+                list.evict(now)
+            } else {
+                None
+            };
             let account = Arc::new(Account::new());
             list.add(subject.clone(), Arc::clone(&account));
-            (evicted.flatten(), account)
+            let evicted = evicted.map(|(evicted, in_use)| {
+                was_in_use = in_use;
+                evicted
+            });
+            (evicted, account)
         };
         if let Some(removed) = removed {
             index.remove(&removed);
         }
         index.insert(subject, Arc::clone(&account));
-        account
-            .request(quota, now)
-            .unwrap_or_else(|| unreachable!("accounts are removed only under the lock of the list"))
+        let decision = account.request(quota, now).unwrap_or_else(|| {
+            unreachable!("accounts are removed only under the lock of the list")
+        });
+        drop(list);
+        if was_in_use {
+            telemetry::limit::evicted();
+        }
+        decision
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
@@ -170,8 +184,8 @@ impl List {
         is_removed.then(|| self.remove((at, position)))
     }
 
-    /// Removes the account that refills first of the next [`CANDIDATES`].
-    fn evict(&mut self, now: Tick) -> Option<Subject> {
+    /// Removes the account that refills first of the next [`CANDIDATES`]. Also returns whether it has usage.
+    fn evict(&mut self, now: Tick) -> Option<(Subject, bool)> {
         let mut first = None;
         for _ in 0..CANDIDATES {
             let (at, position) = self.next()?;
@@ -182,11 +196,9 @@ impl List {
         }
         let ((at, position), _) = first?;
         let account = &self.orgs[at].accounts[position].1;
-        if !account.remove_if_full(now) {
-            telemetry::limit::evicted();
-            account.remove();
-        }
-        Some(self.remove((at, position)))
+        let is_in_use = !account.remove_if_full(now);
+        account.remove();
+        Some((self.remove((at, position)), is_in_use))
     }
 
     /// Assigns an account of an organization with its full share to another of its keys: the one that refills first of the
