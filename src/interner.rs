@@ -11,7 +11,7 @@ use crate::identifier::OrgCode;
 use crate::scope::Scopes;
 use crate::verify::Facts;
 
-/// Organization codes and sets of scopes. Holds at most twice as many as the entries use, or 64.
+/// Organization codes and sets of scopes. Holds at most twice as many as the entries used at the last cleanup, or 64.
 #[derive(Debug, Default)]
 pub(crate) struct Interner {
     orgs: Pool<OrgCode>,

@@ -197,7 +197,9 @@ pub(crate) fn render<B, F: RejectionResponse<B>>(
         add_missing(headers, WWW_AUTHENTICATE, challenge);
     }
     if let Some(wait) = rejection.retry_after() {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let seconds = wait
+            .as_secs()
+            .saturating_add(u64::from(wait.subsec_nanos() > 0));
         add_missing(headers, RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
     add_missing(headers, CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -64,8 +64,8 @@
 //!
 //! A failure is not cached. The request gets the cached settings, or else the
 //! [default](OrgSettingsLayerBuilder::default_on_error), or else 503
-//! [`settings-unavailable`](crate::rejection#settings-unavailable) with `Retry-After`. A timeout and a panic of the loader are
-//! failures like others.
+//! [`settings-unavailable`](crate::rejection#settings-unavailable) with `Retry-After`. A timeout of the loader is a failure like
+//! others; a panic fails the load, and does not count towards the circuit breaker.
 //!
 //! [`SettingsError`] says what a failure is about. Failures of five organizations in a row open the circuit breaker: no
 //! settings are loaded for 5 s to 60 s. The failures of one organization do not:

@@ -3,7 +3,7 @@
 //! # Events
 //!
 //! Events of [`tracing`] have the target [`TARGET`], and never contain a key or its digest. An event for a change of state is
-//! emitted once per change. An event that any request can cause is emitted at most once per second, and its field `suppressed`
+//! emitted once per change. An event that any request can cause is emitted at most once per second and cause, and its field `suppressed`
 //! has the number of events left out since the last one.
 //!
 //! [`troubleshooting`](crate::troubleshooting) has the causes of the warnings and errors, and what to do about them.
