@@ -95,13 +95,13 @@ impl Counts {
         Self::get(&self.written) + Self::get(&self.given_up)
     }
 
-    /// The result of a wait for the first `accepted` events. After a timeout, those that are not settled are missing too.
-    fn check(&self, accepted: u64, is_timeout: bool) -> Result<(), u64> {
-        let waiting = if is_timeout {
-            accepted.saturating_sub(self.settled())
-        } else {
-            0
-        };
+    /// Returns how many of the first `accepted` events are not settled.
+    fn waiting(&self, accepted: u64) -> u64 {
+        accepted.saturating_sub(self.settled())
+    }
+
+    /// The result of a wait that left `waiting` events behind.
+    fn check(&self, waiting: u64) -> Result<(), u64> {
         match waiting + Self::get(&self.given_up) {
             0 => Ok(()),
             missing => Err(missing),
@@ -182,13 +182,19 @@ impl Exporter {
 
     /// Waits until everything that was accepted before is written. Blocks. Otherwise returns how many events are not.
     pub(crate) fn flush(&self, deadline: Duration) -> Result<(), u64> {
+        // In this order, so that equal numbers mean that nothing waits.
+        let settled = self.counts.settled();
         let accepted = Counts::get(&self.counts.accepted);
         let (reply, replied) = bounded(1);
         // If the worker has ended, the reply is disconnected.
         let _ = self.commands.send(Command::Flush(reply));
-        let replied = replied.recv_timeout(deadline);
-        let is_timeout = replied == Err(RecvTimeoutError::Timeout);
-        self.counts.check(accepted, is_timeout)
+        self.counts.check(match replied.recv_timeout(deadline) {
+            Ok(()) => 0,
+            Err(_) if settled == accepted => 0,
+            // Later events may have been written before earlier ones, so at least one is missing.
+            Err(RecvTimeoutError::Timeout) => self.counts.waiting(accepted).max(1),
+            Err(RecvTimeoutError::Disconnected) => self.counts.waiting(accepted),
+        })
     }
 
     /// Closes the channels: later events are lost, and the worker ends when it has written what is left.
@@ -204,8 +210,11 @@ impl Exporter {
         self.close();
         let accepted = Counts::get(&self.counts.accepted);
         let ended = self.ended.recv_timeout(deadline);
-        let is_timeout = ended == Err(RecvTimeoutError::Timeout);
-        let result = self.counts.check(accepted, is_timeout);
+        let result = self.counts.check(match ended {
+            Err(RecvTimeoutError::Timeout) => self.counts.waiting(accepted),
+            // Disconnected: the worker has counted what it gave up.
+            _ => 0,
+        });
         let _ = self.commands.send(Command::Abandon);
         result
     }
@@ -287,6 +296,9 @@ impl<S: AuditSink> Worker<S> {
 
     /// Waits for an event, a command, or the time of the next report.
     fn wait(&self) -> Wake {
+        if !self.flushes.is_empty() {
+            return Wake::Timeout;
+        }
         let is_due = Counts::get(&self.counts.unreported) > 0 || !self.sampler.is_empty();
         let timeout = if is_due {
             REPORT_PERIOD.saturating_sub(self.reported_at.elapsed())
@@ -310,7 +322,7 @@ impl<S: AuditSink> Worker<S> {
         }
     }
 
-    /// Exports an event, and so many that wait in each channel, in batches.
+    /// Exports an event, and so many that wait in each channel, in batches. Stops after a batch if the worker is abandoned.
     fn export(
         &mut self,
         first: Option<Box<AuditedRequest>>,
@@ -335,6 +347,12 @@ impl<S: AuditSink> Worker<S> {
                 return;
             }
             self.deliver(&batch);
+            while let Ok(command) = self.commands.try_recv() {
+                self.obey(command);
+            }
+            if self.is_abandoned {
+                return;
+            }
         }
     }
 
@@ -378,7 +396,7 @@ impl<S: AuditSink> Worker<S> {
     fn deliver(&mut self, events: &[AuditEvent]) {
         let requests = events.iter().filter(|event| event.request().is_some());
         let requests = requests.count() as u64;
-        if self.write(events) {
+        if self.write(events, requests) {
             telemetry::written(events.len() as u64);
             Counts::add(&self.counts.written, requests);
             return;
@@ -397,8 +415,8 @@ impl<S: AuditSink> Worker<S> {
         Counts::add(&self.counts.given_up, requests);
     }
 
-    /// Hands a batch to the sink until it takes it, fails permanently, or the worker is abandoned.
-    fn write(&mut self, events: &[AuditEvent]) -> bool {
+    /// Hands a batch with so many requests to the sink until it takes it, fails permanently, or the worker is abandoned.
+    fn write(&mut self, events: &[AuditEvent], requests: u64) -> bool {
         let mut pause = FIRST_PAUSE;
         let mut has_failed = false;
         loop {
@@ -424,7 +442,7 @@ impl<S: AuditSink> Worker<S> {
                 pause = LONGEST_PAUSE.min(pause * 2);
             }
             if error.is_permanent() || self.is_abandoned {
-                telemetry::failed_permanently(events.len() as u64, reason);
+                telemetry::failed_permanently(requests, reason);
                 return false;
             }
         }

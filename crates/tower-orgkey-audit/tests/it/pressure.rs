@@ -286,6 +286,49 @@ async fn shutdown_writes_all_and_drops_the_sink() {
 }
 
 #[tokio::test]
+async fn shutdown_of_a_slow_sink_ends_after_a_batch() {
+    let (gate, held) = mpsc::channel::<()>();
+    let batches = Arc::new(AtomicUsize::new(0));
+    let written = Arc::clone(&batches);
+    let (stage, dropped) = judged(10_000, move |_| {
+        written.fetch_add(1, Ordering::SeqCst);
+        // One batch after another, each when the test permits it.
+        let _ = held.recv();
+        Ok(())
+    });
+    let address = serve(stage.app()).await;
+    for _ in 0..600 {
+        assert_eq!(get_at(address, "/whoami").key(ONE).send().await.status, 200);
+    }
+    let left = stage.trail.shutdown(Duration::from_millis(50)).await;
+    assert!(left.unwrap_err().missing() > 0);
+    // The batch in the sink is written, and no other one begins.
+    let begun = batches.load(Ordering::SeqCst);
+    drop(gate);
+    // Waits until the worker has ended.
+    assert!(stage.trail.shutdown(LONG).await.is_err());
+    assert!(dropped.load(Ordering::SeqCst));
+    assert_eq!(batches.load(Ordering::SeqCst), begun);
+    let stats = stage.trail.stats();
+    assert_eq!((stats.written + stats.lost, stats.waiting), (600, 0));
+    assert!(stats.lost > 0, "the sink was not slow");
+}
+
+#[tokio::test]
+async fn later_events_do_not_complete_a_flush() {
+    let (stage, gate, begun) = blocked(1_000);
+    let address = serve(stage.app()).await;
+    assert_eq!(get_at(address, "/whoami").key(ONE).send().await.status, 200);
+    tokio::task::spawn_blocking(move || begun.recv().unwrap())
+        .await
+        .unwrap();
+    let flush = stage.trail.flush(Duration::from_millis(50)).await;
+    assert_eq!(flush.unwrap_err().missing(), 1);
+    drop(gate);
+    stage.trail.flush(LONG).await.unwrap();
+}
+
+#[tokio::test]
 async fn shutdown_with_a_failing_sink_ends() {
     let (stage, dropped) = judged(100, |_| Err(SinkError::retry("down")));
     let app = stage.app();
