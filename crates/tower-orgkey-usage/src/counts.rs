@@ -133,11 +133,8 @@ impl Counts {
         self.duration_nanos = self.duration_nanos.saturating_add(took);
         let bucket = DURATION_BOUNDS_MS.partition_point(|bound| took > bound * 1_000_000);
         self.durations[bucket] += 1;
-        let is_served = match ended.how {
-            How::Answered(rejection) => rejection.is_none(),
-            How::EndedEarly(_) => is_let_through,
-        };
-        self.served += u64::from(is_served);
+        let is_rejected = matches!(ended.how, How::Answered(Some(_)));
+        self.served += u64::from(is_let_through && !is_rejected);
         match ended.how {
             How::Answered(None) => {}
             How::Answered(Some(kind)) => {
