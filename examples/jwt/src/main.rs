@@ -34,8 +34,14 @@ struct Claims {
     sub: String,
     org_code: String,
     permissions: Vec<String>,
+    iss: String,
+    aud: String,
     exp: u64,
 }
+
+/// The identity provider, and the API that its JWTs are for.
+const ISSUER: &str = "https://acme.example";
+const AUDIENCE: &str = "https://api.acme.example";
 
 /// Verifies the JWTs of users.
 #[derive(Clone)]
@@ -47,7 +53,11 @@ struct Jwts {
 impl Jwts {
     fn new(secret: &[u8]) -> Self {
         let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_required_spec_claims(&["exp", "sub"]);
+        // A JWT of the same provider for another API is not for this one.
+        validation.set_required_spec_claims(&["exp", "sub", "iss", "aud"]);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[AUDIENCE]);
+        validation.validate_nbf = true;
         // The layer checks `exp` to the second.
         validation.leeway = 0;
         Self {
@@ -94,11 +104,15 @@ impl Verifier for KeysAndJwts {
         let Ok(org) = OrgCode::new(claims.org_code) else {
             return Ok(Verification::invalid());
         };
+        // No clock shows a time that does not fit.
+        let Some(expires_at) = UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp)) else {
+            return Ok(Verification::invalid());
+        };
         // The cache holds the result until `exp` at most.
         Ok(Verification::of_organization(org)
             .with_user_id(claims.sub)
             .with_scopes(Scopes::from_names(claims.permissions))
-            .with_expires_at(UNIX_EPOCH + Duration::from_secs(claims.exp)))
+            .with_expires_at(expires_at))
     }
 }
 
@@ -179,9 +193,10 @@ fn app(jwts: Jwts) -> Result<Router, ConfigError> {
         .with_state(jwts))
 }
 
-/// Signs a JWT, as an identity provider does.
+/// Signs a JWT for an API, as an identity provider does.
 fn sign(
     secret: &[u8],
+    audience: &str,
     permissions: &[&str],
     expires_at: SystemTime,
 ) -> Result<String, Box<dyn Error>> {
@@ -190,6 +205,8 @@ fn sign(
         sub: "kp_1".to_owned(),
         org_code: "org_1".to_owned(),
         permissions: permissions.iter().map(|&name| name.to_owned()).collect(),
+        iss: ISSUER.to_owned(),
+        aud: audience.to_owned(),
         exp: exp.as_secs(),
     };
     let key = EncodingKey::from_secret(secret);
@@ -202,7 +219,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
-    let jwt = sign(secret, &["read:reports"], in_an_hour)?;
+    let jwt = sign(secret, AUDIENCE, &["read:reports"], in_an_hour)?;
     for path in ["reports", "profile", "export"] {
         for credential in ["k_live_0123456789", &jwt] {
             println!("curl -i -H 'Authorization: Bearer {credential}' http://{address}/{path}");
@@ -241,7 +258,7 @@ mod tests {
     }
 
     fn jwt(permissions: &[&str]) -> String {
-        sign(SECRET, permissions, in_a_minute()).unwrap()
+        sign(SECRET, AUDIENCE, permissions, in_a_minute()).unwrap()
     }
 
     #[tokio::test]
@@ -260,11 +277,25 @@ mod tests {
     #[tokio::test]
     async fn forged_and_expired_jwts_are_401() {
         let app = app(Jwts::new(SECRET)).unwrap();
-        let forged = sign(b"another secret", &["read:reports"], in_a_minute()).unwrap();
+        let forged = sign(
+            b"another secret",
+            AUDIENCE,
+            &["read:reports"],
+            in_a_minute(),
+        )
+        .unwrap();
         let past = SystemTime::now() - Duration::from_secs(2);
-        let expired = sign(SECRET, &["read:reports"], past).unwrap();
+        let expired = sign(SECRET, AUDIENCE, &["read:reports"], past).unwrap();
+        let foreign = "https://other.acme.example";
+        let foreign = sign(SECRET, foreign, &["read:reports"], in_a_minute()).unwrap();
         for path in ["/reports", "/profile"] {
-            for credential in [&*forged, &*expired, "k_live_unknown", "eyJ.unknown"] {
+            for credential in [
+                &*forged,
+                &*expired,
+                &*foreign,
+                "k_live_unknown",
+                "eyJ.unknown",
+            ] {
                 assert_eq!(
                     get(&app, path, credential).await.0,
                     401,

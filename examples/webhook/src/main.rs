@@ -1,6 +1,6 @@
 //! A receiver for Kinde's webhook: when an organization is deleted at Kinde, its keys are invalidated here at once.
 //!
-//! Kinde has no event for a key that is rotated or deleted; use the poller for those. A webhook only causes its keys to be
+//! Kinde has no event for a key that is rotated or deleted; use `KeyReconciler` for those. A webhook only causes its keys to be
 //! verified again. A forged or replayed webhook, if it were accepted, would cost at most one verification of each key of
 //! one organization.
 //!
