@@ -133,14 +133,16 @@ fn ratios() -> Ratios {
             "organization-guard",
             gain(of("parameter-org") - of("parameter-auth")),
         ),
-        // These requests do not reach the handler.
-        ("rejection", of("ours-invalid") / floor),
-        ("malformed", of("ours-malformed") / floor),
+        // These requests do not reach the handler, which the row of a layer that does nothing includes.
+        ("rejection", gain(of("ours-invalid") - no_op)),
+        ("malformed", gain(of("ours-malformed") - no_op)),
     ])
 }
 
-/// The permitted growth of a ratio over its recorded value.
+/// The permitted growth of a ratio over its recorded value: this part of it, or two copies of a request, in parts of the
+/// floor. Whether a request is copied once more differs between builds of the same source in different directories.
 const MAY_GROW: f64 = 0.03;
+const COPIES: f64 = 0.06;
 
 pub(crate) fn guard() -> ExitCode {
     let recorded = std::fs::read_to_string(recorded_path()).expect("the recorded ratios");
@@ -153,7 +155,7 @@ pub(crate) fn guard() -> ExitCode {
     let mut grown = false;
     for (name, ratio) in ratios() {
         let before = *recorded.get(name).expect("every ratio is recorded");
-        let has_grown = ratio > before * (1.0 + MAY_GROW);
+        let has_grown = ratio > before + COPIES.max(before * MAY_GROW);
         grown |= has_grown;
         println!(
             "{name}: {ratio:.3} of the floor, recorded {before:.3}{}",
