@@ -197,7 +197,7 @@ async fn fault_58_blocked_key_opens_no_stream() {
 }
 
 #[tokio::test]
-async fn fault_94_revoked_key_ends_its_socket() {
+async fn fault_114_revoked_key_ends_its_socket() {
     let (clock, revoked) = (TestClock::new(), Arc::<AtomicBool>::default());
     let (address, _keys) = serve_with(clock.clone(), Arc::clone(&revoked)).await;
     let mut ours = open_socket(address, OURS).await.unwrap();

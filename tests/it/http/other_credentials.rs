@@ -9,6 +9,7 @@ use tower_orgkey::{
 };
 
 use super::*;
+use crate::support::issuer::Behavior;
 use crate::support::wire::{get, serve};
 
 const JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJrcF8xIn0.c2lnbmF0dXJl";
@@ -201,6 +202,41 @@ async fn inner_anonymous_does_not_hide_another_credential() {
             (401, "invalid-token"),
             "{path}"
         );
+    }
+}
+
+#[tokio::test]
+async fn fault_116_other_credentials_cost_nothing() {
+    let issuer = issuer();
+    issuer.is(Behavior::Fails);
+    for passes in [false, true] {
+        let mut builder = builder(&issuer);
+        if passes {
+            builder = builder.pass_other_credentials_to_inner_auth();
+        }
+        let layer = builder.build().unwrap();
+        let (handle, app) = (layer.handle(), app(layer));
+        let (before, calls) = (handle.stats(), issuer.calls());
+        let send = |path: &str, credential: &str| {
+            let request = axum::http::Request::get(path)
+                .header("authorization", format!("Bearer {credential}"))
+                .body(axum::body::Body::empty())
+                .unwrap();
+            tower::ServiceExt::oneshot(app.clone(), request)
+        };
+        for n in 0..10_000 {
+            let credential = format!("eyJ{n:05}.{}", "x".repeat((n % 5) * 1_000));
+            let open = send("/open", &credential).await.unwrap();
+            assert_eq!(open.status(), if passes { 200 } else { 401 });
+            let path = PROTECTED[n % PROTECTED.len()];
+            let protected = send(path, &credential).await.unwrap();
+            assert_eq!(protected.status(), 401, "{path}");
+        }
+        assert_eq!(handle.stats(), before);
+        assert_eq!(issuer.calls(), calls);
+        // The issuer is down: a key that it knows is not served.
+        assert_eq!(send("/open", ONE).await.unwrap().status(), 503);
+        assert!(issuer.calls() > calls);
     }
 }
 

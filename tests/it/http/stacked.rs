@@ -40,7 +40,7 @@ async fn start(outer: ApiKeyLayer, inner: ApiKeyLayer) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn fault_95_either_key_is_accepted() {
+async fn fault_115_either_key_is_accepted() {
     let (by_header, by_bearer) = (issuer(), issuer());
     for strip in [false, true] {
         let outer = outer(&by_header).strip_credential(strip).build().unwrap();
@@ -77,7 +77,7 @@ async fn fault_95_either_key_is_accepted() {
 }
 
 #[tokio::test]
-async fn fault_95_two_keys_are_rejected() {
+async fn fault_115_two_keys_are_rejected() {
     let (by_header, by_bearer) = (issuer(), issuer());
     let outer = outer(&by_header).build().unwrap();
     let inner = inner(&by_bearer, &outer).build().unwrap();
@@ -95,7 +95,7 @@ async fn fault_95_two_keys_are_rejected() {
 }
 
 #[tokio::test]
-async fn fault_95_only_the_named_layer_is_accepted() {
+async fn fault_115_only_the_named_layer_is_accepted() {
     let (by_header, by_bearer) = (issuer(), issuer());
     let named = outer(&by_header).build().unwrap();
     let other = outer(&by_header).build().unwrap();
@@ -109,7 +109,7 @@ async fn fault_95_only_the_named_layer_is_accepted() {
 }
 
 #[tokio::test]
-async fn fault_95_policies_of_the_inner_layer_hold() {
+async fn fault_115_policies_of_the_inner_layer_hold() {
     let (by_header, by_bearer) = (issuer(), issuer());
     let outer = outer(&by_header).allow_user_keys().build().unwrap();
     let strict = inner(&by_bearer, &outer).build().unwrap();
@@ -144,7 +144,7 @@ async fn fault_95_policies_of_the_inner_layer_hold() {
 }
 
 #[tokio::test]
-async fn fault_95_an_unaccepted_key_is_not_anonymous() {
+async fn fault_115_an_unaccepted_key_is_not_anonymous() {
     let (by_header, by_bearer) = (issuer(), issuer());
     let outer = outer(&by_header).allow_user_keys().build().unwrap();
     let anonymous = inner(&by_bearer, &outer).allow_anonymous().build().unwrap();
@@ -159,7 +159,7 @@ async fn fault_95_an_unaccepted_key_is_not_anonymous() {
 }
 
 #[tokio::test]
-async fn fault_95_a_layer_in_between_that_is_misplaced_is_500() {
+async fn fault_115_a_layer_in_between_that_is_misplaced_is_500() {
     let (by_header, by_bearer) = (issuer(), issuer());
     let outer = outer(&by_header).build().unwrap();
     let inner = inner(&by_bearer, &outer).allow_anonymous().build().unwrap();
@@ -182,7 +182,7 @@ async fn fault_95_a_layer_in_between_that_is_misplaced_is_500() {
 }
 
 #[tokio::test]
-async fn fault_95_a_chain_of_layers_is_accepted() {
+async fn fault_115_a_chain_of_layers_is_accepted() {
     let issuer = issuer();
     let first = outer(&issuer).build().unwrap();
     let second = inner(&issuer, &first)
@@ -253,7 +253,7 @@ fn layers_that_cannot_work_are_not_built() {
 }
 
 #[tokio::test]
-async fn fault_95_an_inner_layer_alone_requires_its_key() {
+async fn fault_115_an_inner_layer_alone_requires_its_key() {
     let issuer = Issuer::knowing([(ONE, support::org("org_one", &[]))]);
     let outer = outer(&issuer).build().unwrap();
     let inner = inner(&issuer, &outer).build().unwrap();

@@ -36,7 +36,7 @@ async fn two() -> (App, Issuer) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_90_failing_issuer_affects_its_keys_only() {
+async fn fault_110_failing_issuer_affects_its_keys_only() {
     for behavior in Behavior::OUTAGES {
         let (app, b) = two().await;
         b.is(behavior);
@@ -77,7 +77,7 @@ async fn fault_90_failing_issuer_affects_its_keys_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_90_invalid_keys_use_their_issuers_budget() {
+async fn fault_110_invalid_keys_use_their_issuers_budget() {
     let (app, b) = two().await;
     let invalid: Vec<_> = (0..2_000)
         .map(|n| app.begin_from(&format!("b-none-{n:04}"), Some(Peer(n))))
@@ -100,7 +100,7 @@ async fn fault_90_invalid_keys_use_their_issuers_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_90_an_answer_confirms_its_issuers_only() {
+async fn fault_110_an_answer_confirms_its_issuers_only() {
     let (app, b) = two().await;
     b.is(Behavior::Unconfirmed);
     pass(SOFT).await;
@@ -117,7 +117,7 @@ async fn fault_90_an_answer_confirms_its_issuers_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_91_keys_of_no_issuer_are_rejected() {
+async fn fault_111_keys_of_no_issuer_are_rejected() {
     let (app, b) = two().await;
     let calls = app.issuer.calls() + b.calls();
     let before = app.handle.stats();
@@ -152,7 +152,7 @@ async fn fault_91_keys_of_no_issuer_are_rejected() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_92_equal_codes_are_separate_organizations() {
+async fn fault_112_equal_codes_are_separate_organizations() {
     let (app, b) = App::of_two(Organizations::Separate);
     app.issuer.issue_as("a-known-0", "org_acme", "id_1");
     b.issue_as("b-known-0", "org_acme", "id_1");
@@ -178,7 +178,7 @@ async fn fault_92_equal_codes_are_separate_organizations() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_92_shared_organizations_have_own_key_ids() {
+async fn fault_112_shared_organizations_have_own_key_ids() {
     let (app, b) = App::of_two(Organizations::Shared);
     app.issuer.issue_as("a-known-0", "org_acme", "id_1");
     b.issue_as("b-known-0", "org_acme", "id_1");

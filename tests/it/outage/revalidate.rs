@@ -64,7 +64,7 @@ async fn revalidate_returns_a_new_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_revoked_key_ends_a_job() {
+async fn fault_113_revoked_key_ends_a_job() {
     let app = app().await;
     let org = job(&app).await;
     app.issuer.revoke(KEY);
@@ -79,7 +79,7 @@ async fn fault_93_revoked_key_ends_a_job() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_failing_issuer_is_no_invalid_key() {
+async fn fault_113_failing_issuer_is_no_invalid_key() {
     for behavior in Behavior::OUTAGES {
         let app = app().await;
         let verified = last_call(&app);
@@ -109,7 +109,7 @@ async fn fault_93_failing_issuer_is_no_invalid_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_block_or_invalidation_ends_a_job() {
+async fn fault_113_block_or_invalidation_ends_a_job() {
     type Update = fn(&App);
     let updates: [(Update, bool); 7] = [
         (|app| app.handle.block_key(&key(KEY)).unwrap(), true),
@@ -158,7 +158,7 @@ async fn fault_93_block_or_invalidation_ends_a_job() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_changed_organization_ends_a_job() {
+async fn fault_113_changed_organization_ends_a_job() {
     type Change = fn(Verification) -> Verification;
     let changes: [Change; 2] = [
         |_| key_of("org_2", &format!("id_{KEY}")),
@@ -174,7 +174,7 @@ async fn fault_93_changed_organization_ends_a_job() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_jobs_share_their_organizations_pace() {
+async fn fault_113_jobs_share_their_organizations_pace() {
     let app = App::with(|builder| builder.revalidation(true));
     let mut jobs = Vec::new();
     for n in 0..50 {
@@ -215,7 +215,7 @@ async fn fault_93_jobs_share_their_organizations_pace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_job_without_layer_cannot_tell() {
+async fn fault_113_job_without_layer_cannot_tell() {
     let app = app().await;
     let (org, issuer, clock) = (job(&app).await, app.issuer.clone(), app.clock.clone());
     let verified = last_call(&app);
@@ -228,7 +228,7 @@ async fn fault_93_job_without_layer_cannot_tell() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_keys_are_not_kept_by_default() {
+async fn fault_113_keys_are_not_kept_by_default() {
     let app = App::new().knowing(&[KEY]).await;
     let org = job(&app).await;
     assert_eq!(rejection(&org).await, RejectionKind::Internal);
@@ -238,7 +238,7 @@ async fn fault_93_keys_are_not_kept_by_default() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_93_stripped_keys_are_kept() {
+async fn fault_113_stripped_keys_are_kept() {
     const SECRET: &str = "secret-key";
 
     let app = App::with(|builder| builder.revalidation(true).strip_credential(true));
@@ -254,7 +254,7 @@ async fn fault_93_stripped_keys_are_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_idle_stream_outlives_the_hard_ttl() {
+async fn fault_114_idle_stream_outlives_the_hard_ttl() {
     for period in [secs(30), SOFT, secs(300)] {
         let app = app().await;
         let stream = open(&app, period).await;
@@ -275,7 +275,7 @@ async fn fault_94_idle_stream_outlives_the_hard_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_revoked_key_ends_its_stream_in_time() {
+async fn fault_114_revoked_key_ends_its_stream_in_time() {
     for period in [secs(10), SOFT, secs(600)] {
         let app = app().await;
         let stream = open(&app, period).await;
@@ -290,7 +290,7 @@ async fn fault_94_revoked_key_ends_its_stream_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_stream_survives_an_outage() {
+async fn fault_114_stream_survives_an_outage() {
     for behavior in Behavior::OUTAGES {
         let app = app().await;
         let stream = open(&app, SOFT).await;
@@ -319,7 +319,7 @@ async fn fault_94_stream_survives_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_failing_streams_call_rarely() {
+async fn fault_114_failing_streams_call_rarely() {
     let app = app().await;
     let stream = open(&app, SOFT).await;
     pass(SOFT).await;
@@ -333,7 +333,7 @@ async fn fault_94_failing_streams_call_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_streams_of_a_key_share_failures() {
+async fn fault_114_streams_of_a_key_share_failures() {
     let app = app().await;
     let mut streams = Vec::new();
     for _ in 0..200 {
@@ -351,7 +351,7 @@ async fn fault_94_streams_of_a_key_share_failures() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_block_ends_a_stream_at_once() {
+async fn fault_114_block_ends_a_stream_at_once() {
     let app = app().await;
     let streams = [open(&app, SOFT).await, open(&app, SOFT).await];
     app.handle
@@ -366,7 +366,7 @@ async fn fault_94_block_ends_a_stream_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_invalidated_stream_is_verified() {
+async fn fault_114_invalidated_stream_is_verified() {
     let app = app().await;
     let stream = open(&app, SOFT).await;
     app.handle.invalidate_all();
@@ -396,7 +396,7 @@ async fn fault_94_invalidated_stream_is_verified() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_stream_does_not_keep_the_layer() {
+async fn fault_114_stream_does_not_keep_the_layer() {
     let app = app().await;
     let stream = open(&app, SOFT).await;
     pass(HARD).await;
@@ -414,7 +414,7 @@ async fn fault_94_stream_does_not_keep_the_layer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_streams_and_requests_share_calls() {
+async fn fault_114_streams_and_requests_share_calls() {
     let app = app().await;
     let org = job(&app).await;
     let streams: Vec<_> = (0..1_000)
@@ -436,7 +436,7 @@ async fn fault_94_streams_and_requests_share_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_short_periods_keep_to_the_pace() {
+async fn fault_114_short_periods_keep_to_the_pace() {
     let app = App::with(|builder| builder.revalidation(true));
     let mut streams = Vec::new();
     for n in 0..100 {
@@ -454,7 +454,7 @@ async fn fault_94_short_periods_keep_to_the_pace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_94_jump_of_the_clock_is_noticed() {
+async fn fault_114_jump_of_the_clock_is_noticed() {
     let app = app().await;
     let stream = open(&app, SOFT).await;
     app.clock.jump(SOFT);
