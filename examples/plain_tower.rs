@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             _ => Verification::invalid(),
         })
     });
-    // From the outside in. Rejections need a body type that implements `From<Bytes>`.
+    // From the outside in. The layer's rejections need a body type that implements `From<Bytes>`.
     let service = ServiceBuilder::new()
         .layer(ApiKeyLayer::new(verifier))
         .layer(require_scope("read:reports"))

@@ -80,19 +80,20 @@ where
     }
 }
 
-/// A response body that can contain a problem document. Implemented for all bodies that implement `From<Bytes>`.
+/// A response body that can be empty. Implemented for all bodies that implement `Default`.
 ///
-/// The bound of guards, limits and settings, which respond to the requests that they reject.
+/// The bound of guards, limits and settings. They respond to a request that they reject with the status, the headers and an empty body, and with the
+/// [`Rejection`] in the response's extensions. [`ApiKeyLayer`](crate::ApiKeyLayer) around them renders it in its format.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the body of a rejection",
-    label = "this body does not implement `From<Bytes>`",
-    note = "guards, limits and settings need a body that implements `From<Bytes>`, such as `axum::body::Body` or `http_body_util::Full<Bytes>`",
+    label = "this body does not implement `Default`",
+    note = "guards, limits and settings need a body that implements `Default`, such as `axum::body::Body` or `http_body_util::Full<Bytes>`",
     note = "a layer directly inside of the guard that changes the body type causes this: move it outside, or map the body with `tower_http::map_response_body`"
 )]
-pub trait RejectionBody: From<Bytes> {}
+pub trait RejectionBody: Default {}
 
 #[diagnostic::do_not_recommend]
-impl<B: From<Bytes>> RejectionBody for B {}
+impl<B: Default> RejectionBody for B {}
 
 /// The default [`RejectionResponse`]: `application/problem+json` (RFC 9457), for all bodies that implement `From<Bytes>`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,7 +101,7 @@ impl<B: From<Bytes>> RejectionBody for B {}
 pub struct DefaultRejectionResponse;
 
 #[diagnostic::do_not_recommend]
-impl<B: RejectionBody> RejectionResponse<B> for DefaultRejectionResponse {
+impl<B: From<Bytes>> RejectionResponse<B> for DefaultRejectionResponse {
     fn rejection_response(&mut self, rejection: &Rejection) -> Response<B> {
         let mut response = Response::new(B::from(problem(rejection)));
         *response.status_mut() = rejection.status();
@@ -110,6 +111,19 @@ impl<B: RejectionBody> RejectionResponse<B> for DefaultRejectionResponse {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        response
+    }
+}
+
+/// A [`RejectionResponse`] without a body: the status, the challenge and the other headers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EmptyRejectionResponse;
+
+#[diagnostic::do_not_recommend]
+impl<B: Default> RejectionResponse<B> for EmptyRejectionResponse {
+    fn rejection_response(&mut self, rejection: &Rejection) -> Response<B> {
+        let mut response = Response::new(B::default());
+        *response.status_mut() = rejection.status();
         response
     }
 }
@@ -307,14 +321,19 @@ fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
 impl axum::response::IntoResponse for Rejection {
     /// Renders in the default format. An outer layer replaces it by its own.
     fn into_response(self) -> axum::response::Response {
-        unrendered(self)
+        replaceable(DefaultRejectionResponse, self)
     }
 }
 
-/// Renders a rejection in the default format, and marks it so that the layer renders it again in its own.
+/// Returns an empty response with the headers of a rejection. The layer around it renders it again.
 pub(crate) fn unrendered<B: RejectionBody>(rejection: Rejection) -> Response<B> {
+    replaceable(EmptyRejectionResponse, rejection)
+}
+
+/// Renders a rejection, and marks it so that the layer around it renders it again in its own format.
+fn replaceable<B>(respond: impl RejectionResponse<B>, rejection: Rejection) -> Response<B> {
     let mut format = ResponseFormat {
-        respond: DefaultRejectionResponse,
+        respond,
         challenge: None,
     };
     let mut response = render(&mut format, rejection);
@@ -329,6 +348,10 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
+
+    fn rendered(rejection: Rejection) -> Response<Bytes> {
+        replaceable(DefaultRejectionResponse, rejection)
+    }
 
     #[test]
     fn kinds_are_listed_in_order() {
@@ -368,7 +391,7 @@ mod tests {
         let detail = "line\none, \"two\" \\ \u{7f}\u{9b} ü";
         let rejection = Rejection::custom(StatusCode::CONFLICT, "no-seat-left", detail)
             .with_retry_after(std::time::Duration::from_secs(7));
-        let response: Response<Bytes> = unrendered(rejection);
+        let response = rendered(rejection);
         assert_eq!(response.status(), 409);
         assert_eq!(response.headers()[RETRY_AFTER], "7");
         let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
@@ -388,7 +411,7 @@ mod tests {
             (30_000, "30"),
         ] {
             let rejection = Rejection::verifier_unavailable(std::time::Duration::from_millis(wait));
-            let response: Response<Bytes> = unrendered(rejection);
+            let response = rendered(rejection);
             assert_eq!(response.headers()[RETRY_AFTER], header, "{wait} ms");
         }
     }

@@ -420,18 +420,21 @@ async fn missing_layer_is_500_and_logged() {
         axum::routing::get(async |org: Option<OrgContext>| format!("{org:?}")),
     );
     let address = serve(app).await;
-    for (path, who) in [
-        ("/whoami", "the extractor `OrgContext`"),
-        ("/optional", "the extractor `Option<OrgContext>`"),
-        ("/typed", "the extractor `Scoped`"),
-        ("/read", "a scope guard"),
-        ("/orgs/org_one", "an organization guard"),
+    for (path, who, has_body) in [
+        ("/whoami", "the extractor `OrgContext`", true),
+        ("/optional", "the extractor `Option<OrgContext>`", true),
+        ("/typed", "the extractor `Scoped`", true),
+        ("/read", "a scope guard", false),
+        ("/orgs/org_one", "an organization guard", false),
     ] {
         let request = get(address, path).key(ONE);
-        assert_is(&request.send().await, 500, &[], &internal());
         let expected = ["add it with `.route_layer(auth)`", who];
         let (answer, _) = until_logged(&log, "ERROR", &expected, &request).await;
-        assert_is(&answer, 500, &[], &internal());
+        if has_body {
+            assert_is(&answer, 500, &[], &internal());
+        } else {
+            assert_eq!((answer.status, answer.body.as_str()), (500, ""));
+        }
     }
 }
 

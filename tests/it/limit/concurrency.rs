@@ -46,11 +46,10 @@ impl http_body::Body for Stream {
     }
 }
 
-impl From<Bytes> for Stream {
-    fn from(bytes: Bytes) -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        sender.send(Ok(bytes)).unwrap();
-        Self(Some(receiver))
+/// The body of a rejection.
+impl Default for Stream {
+    fn default() -> Self {
+        Self(None)
     }
 }
 

@@ -12,8 +12,8 @@ const PROGRAMS: [(&str, &str, [&str; 2]); 3] = [
         "guard_body",
         include_str!("guard_body.rs"),
         [
-            "`String` cannot be the body of a rejection",
-            "guards, limits and settings need a body that implements `From<Bytes>`",
+            "`NoDefault` cannot be the body of a rejection",
+            "guards, limits and settings need a body that implements `Default`",
         ],
     ),
     (
