@@ -70,6 +70,7 @@
 //! | `limit` | | [rate and concurrency limits](limit) |
 //! | `settings` | | [settings of organizations](settings) |
 //! | `metrics` | | metrics through the `metrics` facade |
+//! | `grpc` | | [gRPC](grpc): statuses, scopes by method, streams |
 //! | `serde` | | `Serialize` and `Deserialize` for organization codes, key ids and scopes |
 //! | `test-util` | | [contexts and a clock for tests](test_util) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -77,6 +78,7 @@
 #![cfg_attr(
     not(all(
         feature = "axum",
+        feature = "grpc",
         feature = "kinde",
         feature = "limit",
         feature = "settings",
@@ -98,6 +100,9 @@ mod credential;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "grpc")]
+#[cfg_attr(docsrs, doc(cfg(feature = "grpc")))]
+pub mod grpc;
 pub mod guard;
 mod handle;
 mod identifier;

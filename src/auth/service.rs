@@ -61,7 +61,8 @@ where
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         // Only this function constructs the future, so that it is built in place: it is large.
-        let format = self.layer.format.clone();
+        let mut format = self.layer.format.clone();
+        format.respond.prepare(RequestHead::of(&request));
         if let Some(max_age) = self.layer.max_age {
             // By value, and forgotten: see `authenticate`.
             let extensions = mem::take(request.extensions_mut());

@@ -27,14 +27,14 @@ pin_project! {
 impl<F> GuardFuture<F> {
     // Two functions instead of one that takes a `Result`: the inner future is large, and each step would copy it.
     #[inline]
-    pub(super) fn inner(future: F) -> Self {
+    pub(crate) fn inner(future: F) -> Self {
         Self {
             state: State::Allowed { future },
         }
     }
 
     #[inline]
-    pub(super) fn reject(rejection: Rejection) -> Self {
+    pub(crate) fn reject(rejection: Rejection) -> Self {
         Self {
             state: State::Rejected {
                 rejection: Some(rejection),

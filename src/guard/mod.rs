@@ -56,6 +56,8 @@ pub use self::org::{PathParameter, require_org};
 pub use self::scope::{
     RequireScope, RequireScopeLayer, require_all_scopes, require_any_scope, require_scope,
 };
+#[cfg(feature = "grpc")]
+pub(crate) use self::scope::{permitted, rejection};
 pub use self::scoped::ScopeSet;
 #[cfg(feature = "axum")]
 pub use self::scoped::Scoped;

@@ -11,7 +11,7 @@ use crate::rejection::{Rejection, RejectionBody};
 use crate::scope::{ScopePolicy, Scopes, permits, wanted};
 
 /// A scope policy of a guard or of a type.
-pub(super) trait Policy: Copy {
+pub(crate) trait Policy: Copy {
     fn permits(self, held: &Scopes) -> bool;
 
     /// Returns the scopes that a rejection names.
@@ -37,7 +37,7 @@ impl Policy for &ScopePolicy {
 
 /// Returns the context if its key satisfies the policy. The guard and [`Scoped`](super::Scoped) decide by this function.
 #[inline]
-pub(super) fn permitted(extensions: &Extensions, policy: impl Policy) -> Option<&OrgContext> {
+pub(crate) fn permitted(extensions: &Extensions, policy: impl Policy) -> Option<&OrgContext> {
     match extensions.get::<OrgContext>() {
         Some(context) if policy.permits(context.scopes()) => {
             if let Some(observation) = context.observation() {
@@ -59,7 +59,7 @@ fn record_met(observation: &RequestObservation, policy: impl Policy) {
 /// Returns the rejection of a request that is not permitted. Looks the context up again, so that the path of permitted
 /// requests stays small.
 #[cold]
-pub(super) fn rejection(
+pub(crate) fn rejection(
     extensions: &Extensions,
     policy: impl Policy,
     component: &'static str,

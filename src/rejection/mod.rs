@@ -92,7 +92,9 @@ use http::StatusCode;
 use orgkey_lookup::CannotTell;
 
 pub(crate) use self::challenge::Challenge;
-pub use self::response::{DefaultRejectionResponse, RejectionBody, RejectionResponse};
+pub use self::response::{
+    DefaultRejectionResponse, EmptyRejectionResponse, RejectionBody, RejectionResponse,
+};
 pub(crate) use self::response::{ResponseFormat, complete, render, unrendered};
 use crate::scope::is_scope;
 use crate::telemetry;
@@ -202,7 +204,7 @@ impl RejectionKind {
 }
 
 impl Rejection {
-    fn new(kind: RejectionKind) -> Self {
+    pub(crate) fn new(kind: RejectionKind) -> Self {
         Self {
             kind,
             retry_after: None,

@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderMap, Response};
 
 use super::{Challenge, Rejection, RejectionKind};
+use crate::request_head::RequestHead;
 
 /// Creates the response for a rejection.
 ///
@@ -66,6 +67,13 @@ use super::{Challenge, Rejection, RejectionKind};
     note = "a layer directly inside of `ApiKeyLayer` that changes the body type causes this: move it outside, or call `with_rejection_response` with a function `FnMut(&Rejection) -> Response<{B}> + Clone`"
 )]
 pub trait RejectionResponse<B> {
+    /// Called with every request before it is decided about, on a clone for this request. For a format that depends on the
+    /// request, such as that of [gRPC](crate::grpc::GrpcRejectionResponse). Must not block. Does nothing by default.
+    #[inline]
+    fn prepare(&mut self, request: RequestHead<'_>) {
+        let _ = request;
+    }
+
     /// Creates the response.
     fn rejection_response(&mut self, rejection: &Rejection) -> Response<B>;
 }
@@ -115,9 +123,10 @@ impl<B: From<Bytes>> RejectionResponse<B> for DefaultRejectionResponse {
     }
 }
 
-/// A [`RejectionResponse`] without a body: the status, the challenge and the other headers.
+/// A [`RejectionResponse`] with an empty body: the status, the challenge and the other headers. For all bodies that implement
+/// `Default`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct EmptyRejectionResponse;
+pub struct EmptyRejectionResponse;
 
 #[diagnostic::do_not_recommend]
 impl<B: Default> RejectionResponse<B> for EmptyRejectionResponse {

@@ -1,0 +1,293 @@
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{is_grpc, status};
+use crate::context::OrgContext;
+use crate::rejection::{Rejection, RejectionBody, unrendered};
+
+/// Completes when the key of a request is no longer valid.
+type Invalid = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A layer that ends gRPC calls when their key becomes invalid.
+///
+/// Place it inside of [`ApiKeyLayer`](crate::ApiKeyLayer). The client gets status 16: as the response, if there is none yet,
+/// or as trailers after the messages that were sent. The inner service's future and its response stream are dropped, and a
+/// request stream that it has passed on ends with an error. When that is, says [`OrgContext::until_invalid`], or
+/// [`OrgContext::until_invalid_revalidating`] with [`revalidate_every`](Self::revalidate_every).
+///
+/// Other requests, and calls without an organization, are passed on unchanged.
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use]
+pub struct EndStreamsLayer {
+    period: Option<Duration>,
+}
+
+impl EndStreamsLayer {
+    /// Ends calls when the layer learns that their key is invalid, and at the hard TTL.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Verifies the key of a call again when its result is older than `period`, so that a call with a valid key outlives the
+    /// hard TTL. Needs [`revalidation`](crate::ApiKeyLayerBuilder::revalidation).
+    pub fn revalidate_every(mut self, period: Duration) -> Self {
+        self.period = Some(period);
+        self
+    }
+
+    fn invalid(self, context: &OrgContext) -> Invalid {
+        match self.period {
+            Some(period) => Box::pin(context.until_invalid_revalidating(period)),
+            None => Box::pin(context.until_invalid()),
+        }
+    }
+}
+
+impl<S> Layer<S> for EndStreamsLayer {
+    type Service = EndStreams<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        EndStreams {
+            inner,
+            layer: *self,
+        }
+    }
+}
+
+/// The service of [`EndStreamsLayer`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct EndStreams<S> {
+    inner: S,
+    layer: EndStreamsLayer,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for EndStreams<S>
+where
+    S: Service<Request<RequestStream<ReqBody>>, Response = Response<ResBody>>,
+    ResBody: RejectionBody,
+{
+    type Response = Response<ResponseStream<ResBody>>;
+    type Error = S::Error;
+    type Future = EndStreamsFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let context = match request.extensions().get::<OrgContext>() {
+            Some(context) if is_grpc(request.headers()) => Some(context),
+            _ => None,
+        };
+        let for_request = context.map(|context| self.layer.invalid(context));
+        let for_response = context.map(|context| self.layer.invalid(context));
+        let request = request.map(|body| RequestStream {
+            body,
+            invalid: for_request,
+            has_ended: false,
+        });
+        EndStreamsFuture {
+            inner: self.inner.call(request),
+            invalid: for_response,
+        }
+    }
+}
+
+pin_project! {
+    /// The response future of [`EndStreams`].
+    pub struct EndStreamsFuture<F> {
+        #[pin]
+        inner: F,
+        invalid: Option<Invalid>,
+    }
+}
+
+impl<F, B, E> Future for EndStreamsFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: RejectionBody,
+{
+    type Output = Result<Response<ResponseStream<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if is_over(this.invalid, cx) {
+            return Poll::Ready(Ok(unrendered(Rejection::invalid_token())));
+        }
+        this.inner.poll(cx).map_ok(|response| {
+            response.map(|body| ResponseStream {
+                body: Some(body),
+                invalid: this.invalid.take(),
+            })
+        })
+    }
+}
+
+/// Whether the key has become invalid. The future is not polled again after that.
+fn is_over(invalid: &mut Option<Invalid>, cx: &mut Context<'_>) -> bool {
+    let Some(future) = invalid else {
+        return false;
+    };
+    let is_over = future.as_mut().poll(cx).is_ready();
+    if is_over {
+        *invalid = None;
+    }
+    is_over
+}
+
+pin_project! {
+    /// The body of a response beneath [`EndStreamsLayer`]. When the key becomes invalid, it ends with trailers: status 16.
+    pub struct ResponseStream<B> {
+        #[pin]
+        body: Option<B>,
+        invalid: Option<Invalid>,
+    }
+}
+
+impl<B: Default> Default for ResponseStream<B> {
+    /// The body of a rejection.
+    fn default() -> Self {
+        Self {
+            body: Some(B::default()),
+            invalid: None,
+        }
+    }
+}
+
+impl<B: From<Bytes>> From<Bytes> for ResponseStream<B> {
+    /// The body of a rejection.
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            body: Some(B::from(bytes)),
+            invalid: None,
+        }
+    }
+}
+
+impl<B: Body> Body for ResponseStream<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.project();
+        if is_over(this.invalid, cx) {
+            this.body.set(None);
+            let mut trailers = HeaderMap::new();
+            status::insert(&mut trailers, &Rejection::invalid_token());
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let Some(body) = this.body.as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        let polled = body.poll_frame(cx);
+        // There are no frames after trailers.
+        if let Poll::Ready(frame) = &polled
+            && frame
+                .as_ref()
+                .is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers))
+        {
+            *this.invalid = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            Some(body) if self.invalid.is_none() => body.size_hint(),
+            // It may end early.
+            Some(body) => {
+                let mut hint = SizeHint::new();
+                if let Some(upper) = body.size_hint().upper() {
+                    hint.set_upper(upper);
+                }
+                hint
+            }
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ResponseStream<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseStream").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The body of a request beneath [`EndStreamsLayer`]. When the key becomes invalid, it ends with an error.
+    pub struct RequestStream<B> {
+        #[pin]
+        body: B,
+        invalid: Option<Invalid>,
+        has_ended: bool,
+    }
+}
+
+/// The key of a request became invalid while its body was read.
+#[derive(Clone, Copy, Debug)]
+struct KeyInvalid;
+
+impl fmt::Display for KeyInvalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the API key is no longer valid")
+    }
+}
+
+impl Error for KeyInvalid {}
+
+impl<B> Body for RequestStream<B>
+where
+    B: Body,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Data = B::Data;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.project();
+        if *this.has_ended {
+            return Poll::Ready(None);
+        }
+        if is_over(this.invalid, cx) {
+            *this.has_ended = true;
+            return Poll::Ready(Some(Err(Box::new(KeyInvalid))));
+        }
+        this.body.poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B> fmt::Debug for RequestStream<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestStream").finish_non_exhaustive()
+    }
+}
