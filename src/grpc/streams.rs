@@ -291,3 +291,89 @@ impl<B> fmt::Debug for RequestStream<B> {
         f.debug_struct("RequestStream").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::future::{pending, ready};
+    use std::task::Waker;
+
+    use super::*;
+
+    /// A body of these frames.
+    struct Frames(VecDeque<Frame<Bytes>>);
+
+    impl Frames {
+        fn message_and_trailers() -> Self {
+            let message = Frame::data(Bytes::from_static(b"message"));
+            Self([message, Frame::trailers(HeaderMap::new())].into())
+        }
+    }
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+    }
+
+    fn poll<B: Body + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match Pin::new(body).poll_frame(&mut cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => panic!("pending"),
+        }
+    }
+
+    #[test]
+    fn request_stream_ends_with_an_error() {
+        let mut stream = RequestStream {
+            body: Frames::message_and_trailers(),
+            invalid: Some(Box::pin(pending())),
+            has_ended: false,
+        };
+        assert!(poll(&mut stream).unwrap().unwrap().is_data());
+        stream.invalid = Some(Box::pin(ready(())));
+        assert!(!stream.is_end_stream());
+        let error = poll(&mut stream).unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "the API key is no longer valid");
+        assert!(poll(&mut stream).is_none());
+        assert!(stream.is_end_stream());
+    }
+
+    #[test]
+    fn response_stream_ends_with_trailers() {
+        let mut stream = ResponseStream {
+            body: Some(Frames::message_and_trailers()),
+            invalid: Some(Box::pin(pending())),
+        };
+        assert!(poll(&mut stream).unwrap().unwrap().is_data());
+        stream.invalid = Some(Box::pin(ready(())));
+        let trailers = poll(&mut stream)
+            .unwrap()
+            .unwrap()
+            .into_trailers()
+            .ok()
+            .unwrap();
+        assert_eq!(trailers["grpc-status"], "16");
+        assert!(poll(&mut stream).is_none());
+        assert!(stream.is_end_stream());
+    }
+
+    #[test]
+    fn finished_response_keeps_its_trailers() {
+        let mut stream = ResponseStream {
+            body: Some(Frames::message_and_trailers()),
+            invalid: Some(Box::pin(pending())),
+        };
+        assert!(poll(&mut stream).unwrap().unwrap().is_data());
+        assert!(poll(&mut stream).unwrap().unwrap().is_trailers());
+        assert!(stream.invalid.is_none());
+        assert!(poll(&mut stream).is_none());
+    }
+}
