@@ -174,14 +174,15 @@ impl GrpcMethodsBuilder {
         }
         if let Some(described) = self.described {
             let described = described?;
-            let is_listed = |path: &&String| !methods.contains_key(&***path);
-            if let Some(paths) = list(described.iter().filter(is_listed)) {
+            let paths = described.iter().map(String::as_str);
+            if let Some(paths) = list(paths.filter(|path| !methods.contains_key(*path))) {
                 let problem = format!("the descriptor set has methods without an entry: {paths}");
                 return Err(ConfigError::new("descriptor_set", problem));
             }
-            let is_unknown =
-                |path: &&Box<str>| !described.contains(&***path) && !is_of_server(path);
-            if let Some(paths) = list(methods.keys().filter(is_unknown)) {
+            let paths = methods.keys().map(|path| &**path);
+            if let Some(paths) =
+                list(paths.filter(|path| !described.contains(*path) && !is_of_server(path)))
+            {
                 let problem = format!("the descriptor set does not have {paths}");
                 return Err(ConfigError::new("descriptor_set", problem));
             }
@@ -193,8 +194,8 @@ impl GrpcMethodsBuilder {
 }
 
 /// Returns the paths, sorted and separated by commas, or `None` if there are none.
-fn list<P: AsRef<str>>(paths: impl Iterator<Item = P>) -> Option<String> {
-    let mut paths: Vec<String> = paths.map(|path| format!("`{}`", path.as_ref())).collect();
+fn list<'a>(paths: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut paths: Vec<String> = paths.map(|path| format!("`{path}`")).collect();
     paths.sort_unstable();
     (!paths.is_empty()).then(|| paths.join(", "))
 }

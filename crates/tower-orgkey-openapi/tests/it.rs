@@ -1,0 +1,243 @@
+//! The document of the example, held against its routes, against the schema of OpenAPI 3.1, and by schemathesis.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use axum::Router;
+use axum::routing::get;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tower_orgkey::ApiKeyLayer;
+use tower_orgkey::scope::ScopePolicy;
+use tower_orgkey_openapi::{Guarded, OrgKeyScheme, undocumented};
+use utoipa::Modify;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
+
+#[path = "../examples/reports/api.rs"]
+mod api;
+
+#[utoipa::path(get, path = "/reports", responses((status = 200, body = str)))]
+async fn list() -> &'static str {
+    "reports"
+}
+
+#[utoipa::path(delete, path = "/reports", responses((status = 200, body = str)))]
+async fn remove() -> &'static str {
+    "removed"
+}
+
+fn policy(scope: &str) -> ScopePolicy {
+    ScopePolicy::new([[scope]])
+}
+
+async fn differences(router: Router, api: &OpenApi) -> Vec<String> {
+    undocumented(api, |auth: ApiKeyLayer| router.route_layer(auth)).await
+}
+
+#[tokio::test]
+async fn example_documents_what_it_requires() {
+    let (protected, open, api) = api::routes();
+    let found = undocumented(&api, |auth| protected.route_layer(auth).merge(open)).await;
+    assert_eq!(found, [""; 0]);
+    let document = serde_json::to_value(&api).unwrap();
+    let security = |path: &str| document["paths"][path]["get"]["security"].clone();
+    assert_eq!(
+        security("/reports"),
+        json!([{"org_key": ["admin"]}, {"org_key": ["read:reports"]}])
+    );
+    assert_eq!(
+        security("/reports/{id}"),
+        json!([{"org_key": ["get:reports_id"]}])
+    );
+    assert_eq!(security("/health"), Value::Null);
+    let responses = document["paths"]["/reports"]["get"]["responses"]
+        .as_object()
+        .unwrap();
+    let statuses: Vec<&String> = responses.keys().collect();
+    assert_eq!(statuses, ["200", "400", "401", "403", "429", "503"]);
+    assert_eq!(
+        document["components"]["securitySchemes"]["org_key"]["scheme"],
+        "bearer"
+    );
+    assert!(document["components"]["schemas"]["Problem"]["properties"]["code"].is_object());
+}
+
+#[tokio::test]
+async fn undocumented_requirements_are_found() {
+    // Under the layer, and documented as open.
+    let (router, api) = OpenApiRouter::new().routes(routes!(list)).split_for_parts();
+    let found = differences(router, &api).await;
+    assert_eq!(
+        found,
+        ["GET /reports requires a key with [], and documents no key"]
+    );
+
+    // A guard that is not documented, beside one that is.
+    let guard = || tower_orgkey::require_scope("admin");
+    let (router, api) = OpenApiRouter::new()
+        .routes(
+            routes!(list)
+                .guarded(policy("read"))
+                .map(|routes| routes.route_layer(guard())),
+        )
+        .split_for_parts();
+    let found = differences(router, &api).await;
+    assert_eq!(
+        found,
+        ["GET /reports requires a key with [admin], and documents a key with [read]"]
+    );
+}
+
+#[tokio::test]
+async fn missing_guards_are_found() {
+    let (_, api) = OpenApiRouter::<()>::new()
+        .routes(routes!(list).guarded(policy("read")))
+        .split_for_parts();
+    let unguarded = Router::new().route("/reports", get(list));
+    let found = differences(unguarded, &api).await;
+    assert_eq!(
+        found,
+        ["GET /reports requires a key with [], and documents a key with [read]"]
+    );
+    let open = Router::new().route("/reports", get(list));
+    let found = undocumented(&api, |_| open).await;
+    assert_eq!(
+        found,
+        ["GET /reports requires no key, and documents a key with [read]"]
+    );
+    let found = undocumented(&api, |_| Router::new()).await;
+    assert_eq!(found, ["GET /reports is not routed: 404 Not Found"]);
+}
+
+#[tokio::test]
+async fn two_requirements_are_both_documented() {
+    let either = ScopePolicy::new([["a"], ["b"]]);
+    let (router, api) = OpenApiRouter::new()
+        .routes(routes!(list).guarded(policy("c")).guarded(either))
+        .split_for_parts();
+    assert_eq!(differences(router, &api).await, [""; 0]);
+    let document = serde_json::to_value(&api).unwrap();
+    let expected = json!([{"org_key": ["a", "c"]}, {"org_key": ["b", "c"]}]);
+    assert_eq!(document["paths"]["/reports"]["get"]["security"], expected);
+}
+
+#[tokio::test]
+async fn each_operation_has_its_scope() {
+    let nested = OpenApiRouter::new().routes(routes!(list, remove).operation_scope("/v1"));
+    let (router, api) = OpenApiRouter::new().nest("/v1", nested).split_for_parts();
+    assert_eq!(differences(router, &api).await, [""; 0]);
+    let document = serde_json::to_value(&api).unwrap();
+    let item = &document["paths"]["/v1/reports"];
+    assert_eq!(
+        item["get"]["security"],
+        json!([{"org_key": ["get:v1_reports"]}])
+    );
+    assert_eq!(
+        item["delete"]["security"],
+        json!([{"org_key": ["delete:v1_reports"]}])
+    );
+
+    // A wrong prefix is found.
+    let nested = OpenApiRouter::new().routes(routes!(list).operation_scope(""));
+    let (router, api) = OpenApiRouter::new().nest("/v1", nested).split_for_parts();
+    assert_eq!(differences(router, &api).await.len(), 1);
+}
+
+#[test]
+fn keys_in_another_header_are_documented() {
+    let mut api = OpenApi::default();
+    OrgKeyScheme::header(http::HeaderName::from_static("x-api-key")).modify(&mut api);
+    let document = serde_json::to_value(&api).unwrap();
+    let scheme = &document["components"]["securitySchemes"]["org_key"];
+    assert_eq!(
+        (&scheme["type"], &scheme["in"], &scheme["name"]),
+        (&"apiKey".into(), &"header".into(), &"x-api-key".into())
+    );
+}
+
+/// A program of the virtual environment that `./test` installs.
+fn python(program: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let environment =
+        std::env::var_os("ORGKEY_TEST_PYTHON").map_or(root.join("target/python"), PathBuf::from);
+    environment.join("bin").join(program)
+}
+
+async fn output(mut command: Command) -> Output {
+    let output = command.output().await;
+    output.unwrap_or_else(|error| panic!("{command:?}: {error}; `./test` installs it"))
+}
+
+async fn serve(app: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/openapi.json", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, app).await });
+    url
+}
+
+async fn schemathesis(url: &str) -> Output {
+    let mut command = Command::new(python("schemathesis"));
+    command
+        .args([
+            "run",
+            url,
+            "--checks",
+            "all",
+            "--max-examples",
+            "20",
+            "--seed",
+            "1",
+        ])
+        .args(["--suppress-health-check", "all", "--no-color"])
+        .args(["-H", &format!("Authorization: Bearer {}", api::KEY)])
+        .current_dir(env!("CARGO_TARGET_TMPDIR"));
+    output(command).await
+}
+
+#[tokio::test]
+async fn document_is_valid_openapi() {
+    let (_, _, api) = api::routes();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openapi.json");
+    std::fs::write(&path, api.to_json().unwrap()).unwrap();
+    let mut command = Command::new(python("openapi-spec-validator"));
+    command.args(["--schema", "3.1"]).arg(&path);
+    let output = output(command).await;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[tokio::test]
+async fn schemathesis_finds_nothing_in_the_example() {
+    let output = schemathesis(&serve(api::app().unwrap()).await).await;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[tokio::test]
+async fn schemathesis_finds_an_opened_route() {
+    let (protected, open, api) = api::routes();
+    // Without the layer, `count` and `show` respond with 500, so only `list` is opened.
+    drop(protected);
+    let opened = Router::new().route("/reports", get(async || axum::Json(json!([]))));
+    let app = opened
+        .merge(open)
+        .route("/openapi.json", get(async || axum::Json(api)));
+    let output = schemathesis(&serve(app).await).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success());
+    assert!(
+        text.contains("API accepts requests without authentication"),
+        "{text}"
+    );
+}
