@@ -40,6 +40,7 @@ pub struct ApiKeyLayerBuilder {
     config: Config,
     clock: Clock,
     realm: Option<String>,
+    resource_metadata: Option<String>,
     header: Option<(HeaderName, String)>,
     allow_anonymous: bool,
     allow_user_keys: bool,
@@ -59,6 +60,7 @@ impl ApiKeyLayerBuilder {
             config: Config::default(),
             clock: Clock::default(),
             realm: None,
+            resource_metadata: None,
             header: None,
             allow_anonymous: false,
             allow_user_keys: false,
@@ -113,6 +115,14 @@ impl ApiKeyLayerBuilder {
     /// Sets the `realm` of the challenge. Printable ASCII without `"` and `\`; `api` unless set.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
+        self
+    }
+
+    /// Adds the URL of protected resource metadata (RFC 9728) to challenges, for clients that get tokens by OAuth: see
+    /// [`PrefixVerifier`](crate::PrefixVerifier) for an API with tokens and keys. It is not added with
+    /// [`credential_header`](Self::credential_header). Printable ASCII without `"` and `\`.
+    pub fn resource_metadata(mut self, url: impl Into<String>) -> Self {
+        self.resource_metadata = Some(url.into());
         self
     }
 
@@ -363,13 +373,15 @@ impl ApiKeyLayerBuilder {
                 let challenge = Challenge::custom(&scheme, realm, &name)?;
                 (CredentialHeader::Custom(name), Some(challenge))
             }
-            None if realm == Challenge::DEFAULT_REALM => {
-                (CredentialHeader::AuthorizationBearer, None)
+            None => {
+                let metadata = self.resource_metadata.as_deref();
+                let is_default = realm == Challenge::DEFAULT_REALM && metadata.is_none();
+                let challenge = (!is_default).then(|| Challenge::bearer(realm, metadata));
+                (
+                    CredentialHeader::AuthorizationBearer,
+                    challenge.transpose()?,
+                )
             }
-            None => (
-                CredentialHeader::AuthorizationBearer,
-                Some(Challenge::bearer(realm)?),
-            ),
         };
         let keys = ApiKeys::new(self.verifier, secret);
         let credential = CredentialSource::new(header, self.rules);

@@ -27,8 +27,15 @@ impl Challenge {
     pub(crate) const DEFAULT_REALM: &str = "api";
 
     /// Creates the challenge of RFC 6750.
-    pub(crate) fn bearer(realm: &str) -> Result<Self, ConfigError> {
-        let plain = format!("Bearer realm=\"{}\"", quotable(realm)?);
+    pub(crate) fn bearer(
+        realm: &str,
+        resource_metadata: Option<&str>,
+    ) -> Result<Self, ConfigError> {
+        let mut plain = format!("Bearer realm=\"{}\"", quotable(realm, "realm")?);
+        if let Some(url) = resource_metadata {
+            let url = quotable(url, "resource_metadata")?;
+            plain = format!("{plain}, resource_metadata=\"{url}\"");
+        }
         let with = |error: &str| header(&format!("{plain}, error=\"{error}\""));
         Ok(Self {
             bearer: Some(Bearer {
@@ -53,7 +60,7 @@ impl Challenge {
             ));
         }
         Ok(Self {
-            plain: header(&format!("{scheme} realm=\"{}\"", quotable(realm)?))?,
+            plain: header(&format!("{scheme} realm=\"{}\"", quotable(realm, "realm")?))?,
             bearer: None,
             vary: Some(vary_on(name)),
         })
@@ -106,15 +113,15 @@ impl Default for Challenge {
 }
 
 /// Checks for the inside of an RFC 9110 §5.6.4 quoted-string without characters that need escaping.
-fn quotable(realm: &str) -> Result<&str, ConfigError> {
+fn quotable<'a>(text: &'a str, field: &'static str) -> Result<&'a str, ConfigError> {
     let plain = |b: u8| matches!(b, b' ' | 0x21 | 0x23..=0x5B | 0x5D..=0x7E);
-    if realm.is_empty() || !realm.bytes().all(plain) {
+    if text.is_empty() || !text.bytes().all(plain) {
         return Err(ConfigError::new(
-            "realm",
+            field,
             "expected printable ASCII without quotation marks and backslashes",
         ));
     }
-    Ok(realm)
+    Ok(text)
 }
 
 fn header(value: &str) -> Result<HeaderValue, ConfigError> {
@@ -128,13 +135,13 @@ mod tests {
 
     #[test]
     fn default_is_bearer_with_the_default_realm() {
-        let built = Challenge::bearer(Challenge::DEFAULT_REALM).unwrap();
+        let built = Challenge::bearer(Challenge::DEFAULT_REALM, None).unwrap();
         assert_eq!(format!("{built:?}"), format!("{:?}", Challenge::default()));
     }
 
     #[test]
     fn parameters_are_quoted_and_separated() {
-        let challenge = Challenge::bearer("acme api").unwrap();
+        let challenge = Challenge::bearer("acme api", None).unwrap();
         let value = challenge
             .value(&Rejection::insufficient_scope(["a", "b"]))
             .unwrap();
@@ -145,9 +152,26 @@ mod tests {
     }
 
     #[test]
+    fn resource_metadata_is_in_all_challenges() {
+        let url = "https://api.example.com/.well-known/oauth-protected-resource";
+        let challenge = Challenge::bearer("api", Some(url)).unwrap();
+        for rejection in [
+            Rejection::missing_credential(),
+            Rejection::invalid_token(),
+            Rejection::insufficient_scope(["a"]),
+        ] {
+            let value = challenge.value(&rejection).unwrap();
+            let expected = format!("Bearer realm=\"api\", resource_metadata=\"{url}\"");
+            assert!(value.to_str().unwrap().starts_with(&expected), "{value:?}");
+        }
+        let error = Challenge::bearer("api", Some("\"")).unwrap_err();
+        assert_eq!(error.field(), "resource_metadata");
+    }
+
+    #[test]
     fn realm_that_needs_escaping_is_an_error() {
         for realm in ["", "a\"b", "a\\b", "a\nb", "é"] {
-            assert_eq!(Challenge::bearer(realm).unwrap_err().field(), "realm");
+            assert_eq!(Challenge::bearer(realm, None).unwrap_err().field(), "realm");
         }
     }
 

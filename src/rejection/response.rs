@@ -479,7 +479,7 @@ mod tests {
             .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         let mut format = ResponseFormat {
             respond: |_: &Rejection| Response::new(Bytes::from_static(b"mine")),
-            challenge: Some(Arc::new(Challenge::bearer("acme").unwrap())),
+            challenge: Some(Arc::new(Challenge::bearer("acme", None).unwrap())),
         };
         let completed = complete(&mut format, beneath);
         assert_eq!(completed.body(), "mine");

@@ -1,0 +1,220 @@
+//! Reads which tool a JSON-RPC message calls.
+//!
+//! The server behind reads the same bytes with another parser, so whatever two parsers could read differently is an error:
+//! members that occur twice, text behind the message, and headers that contradict the body.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The method that calls a tool.
+const CALL: &str = "tools/call";
+
+/// A request or a notification. A response has no method.
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow, default)]
+    method: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+}
+
+/// The parameters of a call.
+#[derive(Deserialize)]
+struct Params<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+}
+
+/// Why a message is rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Malformed {
+    /// Not a message, or one that two parsers could read differently.
+    Body,
+    /// A header contradicts the body, or occurs twice.
+    Header,
+}
+
+/// Returns the names of the tools that a body calls: one, or several in a batch.
+pub(crate) fn called_tools(headers: &HeaderMap, body: &[u8]) -> Result<Vec<String>, Malformed> {
+    let whole: &RawValue = serde_json::from_slice(body).map_err(|_| Malformed::Body)?;
+    let messages: Vec<&RawValue> = if whole.get().starts_with('[') {
+        serde_json::from_str(whole.get()).map_err(|_| Malformed::Body)?
+    } else {
+        vec![whole]
+    };
+    let mut tools = Vec::new();
+    for message in messages {
+        let message: Message<'_> = object(message)?;
+        let mut name = None;
+        if message.method.as_deref() == Some(CALL) {
+            let params: Params<'_> = object(message.params.ok_or(Malformed::Body)?)?;
+            name = Some(params.name.into_owned());
+        }
+        agrees(headers, "mcp-method", message.method.as_deref())?;
+        if let Some(name) = name {
+            agrees(headers, "mcp-name", Some(&name))?;
+            tools.push(name);
+        }
+    }
+    Ok(tools)
+}
+
+/// Reads an object. Serde would read a structure from an array too.
+fn object<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, Malformed> {
+    if !value.get().starts_with('{') {
+        return Err(Malformed::Body);
+    }
+    serde_json::from_str(value.get()).map_err(|_| Malformed::Body)
+}
+
+/// Checks that a header is absent, or has this value once.
+fn agrees(headers: &HeaderMap, header: &str, expected: Option<&str>) -> Result<(), Malformed> {
+    let mut values = headers.get_all(header).iter();
+    let Some(value) = values.next() else {
+        return Ok(());
+    };
+    let value = decoded(value.as_bytes()).ok_or(Malformed::Header)?;
+    let is_equal = expected.is_some_and(|expected| expected.as_bytes() == &*value);
+    if is_equal && values.next().is_none() {
+        Ok(())
+    } else {
+        Err(Malformed::Header)
+    }
+}
+
+/// Decodes `=?base64?…?=`, the form of names that are not ASCII.
+fn decoded(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let encoded = value
+        .strip_prefix(b"=?base64?")
+        .and_then(|rest| rest.strip_suffix(b"?="));
+    match encoded {
+        Some(encoded) => STANDARD.decode(encoded).ok().map(Cow::Owned),
+        None => Some(Cow::Borrowed(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tools(body: &str) -> Result<Vec<String>, Malformed> {
+        called_tools(&HeaderMap::new(), body.as_bytes())
+    }
+
+    fn with_headers(
+        headers: &[(&'static str, &'static str)],
+        body: &str,
+    ) -> Result<Vec<String>, Malformed> {
+        let headers = headers.iter().map(|&(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, value);
+        }
+        called_tools(&map, body.as_bytes())
+    }
+
+    const REFUND: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"refund","arguments":{}}}"#;
+
+    #[test]
+    fn calls_are_found() {
+        assert_eq!(tools(REFUND).unwrap(), ["refund"]);
+        assert_eq!(
+            tools(&format!("\n [{REFUND}, {REFUND}]")).unwrap(),
+            ["refund", "refund"]
+        );
+        // Escapes are decoded.
+        let escaped = r#"{"\u006dethod":"tools\/call","params":{"n\u0061me":"re\u0066und"}}"#;
+        assert_eq!(tools(escaped).unwrap(), ["refund"]);
+        for other in [
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
+            r#"{"method":"tools/list","params":{"name":"refund"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"method":"tools/call"}}"#,
+            r#"{"method":"tools/call2","params":[1]}"#,
+            "[]",
+        ] {
+            assert_eq!(tools(other).unwrap(), [""; 0], "{other}");
+        }
+    }
+
+    #[test]
+    fn ambiguous_bodies_are_rejected() {
+        for body in [
+            "",
+            "null",
+            "7",
+            r#""tools/call""#,
+            "{",
+            r#"{"method":7}"#,
+            r#"{"method":"ping","method":"tools/call","params":{"name":"refund"}}"#,
+            r#"{"method":"tools/call","params":{"name":"a"},"params":{"name":"refund"}}"#,
+            r#"{"method":"tools/call","params":{"name":"a","name":"refund"}}"#,
+            r#"{"method":"tools/call","params":{"name":["refund"]}}"#,
+            r#"{"method":"tools/call","params":["refund"]}"#,
+            r#"{"method":"tools/call"}"#,
+            r#"{"method":"ping"}{"method":"tools/call"}"#,
+            "\u{feff}{\"method\":\"ping\"}",
+            r#"[{"method":"ping"},7]"#,
+            r#"[["tools/call",{"name":"refund"}]]"#,
+        ] {
+            assert_eq!(tools(body), Err(Malformed::Body), "{body}");
+        }
+    }
+
+    #[test]
+    fn headers_must_agree_with_the_body() {
+        let call = ("mcp-method", "tools/call");
+        for headers in [
+            &[][..],
+            &[call],
+            &[call, ("mcp-name", "refund")],
+            &[("mcp-name", "=?base64?cmVmdW5k?=")],
+        ] {
+            assert_eq!(
+                with_headers(headers, REFUND).unwrap(),
+                ["refund"],
+                "{headers:?}"
+            );
+        }
+        for headers in [
+            &[("mcp-method", "ping")][..],
+            &[("mcp-method", "Tools/Call")],
+            &[call, call],
+            &[call, ("mcp-name", "list")],
+            &[("mcp-name", "refund"), ("mcp-name", "refund")],
+            &[("mcp-name", "=?base64?!?=")],
+        ] {
+            assert_eq!(
+                with_headers(headers, REFUND),
+                Err(Malformed::Header),
+                "{headers:?}"
+            );
+        }
+        let response = r#"{"id":1,"result":{}}"#;
+        assert_eq!(with_headers(&[call], response), Err(Malformed::Header));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_as_serde_reads_it(body in r#"[\[\]{}":,a-z/\\ ]{0,60}"#) {
+            // A value that another parser reads as a call is a call here, or an error.
+            let other: Option<serde_json::Value> = serde_json::from_str(&body).ok();
+            let calls = other.as_ref().is_some_and(|value| value["method"] == CALL);
+            if calls {
+                prop_assert!(tools(&body).map_or(true, |tools| !tools.is_empty()));
+            }
+        }
+    }
+}
