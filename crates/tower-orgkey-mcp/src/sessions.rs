@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use moka::sync::Cache;
 use tower_layer::Layer;
 use tower_orgkey::{KeyId, OrgCode, OrgContext, Rejection};
@@ -146,7 +146,7 @@ enum Requested {
 
 fn requested(headers: &HeaderMap) -> Requested {
     let mut values = headers.get_all(SESSION).iter();
-    match (values.next().map(|value| value.as_bytes()), values.next()) {
+    match (values.next().map(HeaderValue::as_bytes), values.next()) {
         (None, _) => Requested::None,
         (Some(id), None) if !id.is_empty() && id.len() <= MAX_ID => Requested::Id(id.into()),
         (Some(_), _) => Requested::Malformed,

@@ -262,27 +262,30 @@ where
         let tools = self.tools.clone();
         Box::pin(async move {
             let (parts, body) = request.into_parts();
-            let rejection = match Limited::new(body, tools.shared.max_body).collect().await {
-                Ok(body) => {
-                    let body = body.to_bytes();
-                    match tools.rejection(&parts, &body).or_else(|| ended(&parts)) {
-                        Some(rejection) => rejection,
-                        None => {
-                            let request = Request::from_parts(parts, Body::from(body));
-                            return inner.oneshot(request).await;
-                        }
-                    }
-                }
-                Err(error) if error.is::<LengthLimitError>() => Rejection::custom(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "mcp-message-too-large",
-                    "The message is larger than this server accepts.",
-                ),
-                Err(_) => rejected(Malformed::Body),
+            let body = match Limited::new(body, tools.shared.max_body).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) => return Ok(unread(&*error).into_response()),
             };
-            Ok(rejection.into_response())
+            let rejection = tools.rejection(&parts, &body).or_else(|| ended(&parts));
+            if let Some(rejection) = rejection {
+                return Ok(rejection.into_response());
+            }
+            let request = Request::from_parts(parts, Body::from(body));
+            inner.oneshot(request).await
         })
     }
+}
+
+/// Returns the rejection of a request whose body cannot be read.
+fn unread(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Rejection {
+    if error.is::<LengthLimitError>() {
+        return Rejection::custom(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "mcp-message-too-large",
+            "The message is larger than this server accepts.",
+        );
+    }
+    rejected(Malformed::Body)
 }
 
 /// Returns why a key that was valid when the request arrived must not be used any more: the client may have taken long to send

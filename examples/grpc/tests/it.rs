@@ -405,8 +405,10 @@ async fn python_callers_get_statuses() {
 
 async fn grpcio(address: SocketAddr, path: &str, key: &str) -> serde_json::Value {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join("../../target/python/bin/python");
-    let python = std::env::var_os("ORGKEY_TEST_PYTHON").unwrap_or_else(|| python.into());
+    let environment = std::env::var_os("ORGKEY_TEST_PYTHON");
+    let environment =
+        environment.map_or(root.join("../../target/python"), std::path::PathBuf::from);
+    let python = environment.join("bin/python");
     let output = tokio::process::Command::new(&python)
         .arg(root.join("tests/grpcio.py"))
         .args([&address.to_string(), path, key])

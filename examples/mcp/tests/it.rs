@@ -1,0 +1,257 @@
+//! The example, called by the Python SDK, and by raw HTTP for what no SDK sends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
+use std::path::{Path, PathBuf};
+
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_orgkey::{ApiKeyLayer, KeyId, OrgCode, Scopes, Verification, verifier_fn};
+
+const READER: &str = "k_test_reader";
+const WRITER: &str = "k_test_writer";
+
+async fn start() -> String {
+    let auth = ApiKeyLayer::new(verifier_fn(|key| async move {
+        let (org, scopes) = match key.expose_secret() {
+            READER => ("org_reader", &["read:invoices"][..]),
+            WRITER => ("org_writer", &["read:invoices", "write:payments"][..]),
+            _ => return Ok(Verification::invalid()),
+        };
+        Ok(Verification::of_organization(OrgCode::from_static(org))
+            .with_key_id(KeyId::new(format!("id_of_{org}")).unwrap())
+            .with_scopes(Scopes::from_names(scopes.iter().copied())))
+    }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, example_mcp::app(auth).unwrap()).await });
+    url
+}
+
+fn http() -> Client {
+    Client::builder().no_proxy().build().unwrap()
+}
+
+fn post(url: &str, key: &str, body: &Value) -> RequestBuilder {
+    http()
+        .post(url)
+        .bearer_auth(key)
+        .header("accept", "application/json, text/event-stream")
+        .json(body)
+}
+
+/// Begins a session of the revision 2025-11-25 and returns its id.
+async fn session(url: &str, key: &str) -> String {
+    let initialize = json!({
+        "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+            "protocolVersion": "2025-11-25", "capabilities": {},
+            "clientInfo": {"name": "test", "version": "1"},
+        },
+    });
+    let response = post(url, key, &initialize).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let id = response.headers()["mcp-session-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    response.text().await.unwrap();
+    let initialized = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+    let response = post(url, key, &initialized).header("mcp-session-id", &id);
+    assert_eq!(response.send().await.unwrap().status(), 202);
+    id
+}
+
+fn call(tool: &str) -> Value {
+    let arguments = json!({"invoice": 7});
+    json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": tool, "arguments": arguments}})
+}
+
+async fn code(response: Response) -> (StatusCode, String) {
+    let status = response.status();
+    let body: Value = response.json().await.unwrap();
+    (status, body["code"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn organizations_see_their_tools_and_data() {
+    let url = start().await;
+    let seen = python(&url, READER).await;
+    assert_eq!(seen["tools"], json!(["list_invoices"]));
+    assert_eq!(seen["list_invoices"], "invoices of org_reader: 1, 2");
+    assert!(
+        seen["refund"].as_str().unwrap().starts_with("error"),
+        "{seen}"
+    );
+    let seen = python(&url, WRITER).await;
+    assert_eq!(seen["tools"], json!(["list_invoices", "refund"]));
+    assert_eq!(seen["list_invoices"], "invoices of org_writer: 1, 2");
+    assert_eq!(seen["refund"], "refunded invoice 7 of org_writer");
+}
+
+#[tokio::test]
+async fn sessions_belong_to_their_key() {
+    let url = start().await;
+    let id = session(&url, READER).await;
+    let list = json!({"jsonrpc": "2.0", "id": 3, "method": "tools/list"});
+    let requests = |key: &'static str, id: &str| {
+        [
+            post(&url, key, &list).header("mcp-session-id", id),
+            http()
+                .get(&url)
+                .bearer_auth(key)
+                .header("accept", "text/event-stream")
+                .header("mcp-session-id", id),
+            http()
+                .delete(&url)
+                .bearer_auth(key)
+                .header("mcp-session-id", id),
+        ]
+    };
+    for request in requests(WRITER, &id) {
+        assert_eq!(code(request.send().await.unwrap()).await.0, 404);
+    }
+    for request in requests(READER, "unknown") {
+        assert_eq!(
+            code(request.send().await.unwrap()).await,
+            (StatusCode::NOT_FOUND, "not-found".to_owned())
+        );
+    }
+    // The session lives on for its key, until it ends it.
+    let [list, events, delete] = requests(READER, &id);
+    let text = list.send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("list_invoices"), "{text}");
+    assert_eq!(events.send().await.unwrap().status(), 200);
+    assert!(delete.send().await.unwrap().status().is_success());
+    let [list, ..] = requests(READER, &id);
+    assert_eq!(list.send().await.unwrap().status(), 404);
+    // A repeated header names no session.
+    let id = session(&url, READER).await;
+    let [list, ..] = requests(READER, &id);
+    let twice = list.header("mcp-session-id", &id).send().await.unwrap();
+    assert_eq!(twice.status(), 404);
+}
+
+#[tokio::test]
+async fn calls_need_all_scopes_of_their_tool() {
+    let url = start().await;
+    let id = session(&url, READER).await;
+    let response = post(&url, READER, &call("refund"))
+        .header("mcp-session-id", &id)
+        .send()
+        .await
+        .unwrap();
+    let challenge = response.headers()["www-authenticate"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        challenge.ends_with(r#"error="insufficient_scope", scope="read:invoices write:payments""#),
+        "{challenge}"
+    );
+    assert_eq!(
+        code(response).await,
+        (StatusCode::FORBIDDEN, "insufficient-scope".to_owned())
+    );
+    // Without a session, and for a tool without an entry.
+    for tool in ["refund", "unknown", "Refund"] {
+        let response = post(&url, READER, &call(tool)).send().await.unwrap();
+        assert_eq!(response.status(), 403, "{tool}");
+    }
+    let response = post(&url, "k_test_invalid", &call("refund"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 401);
+}
+
+#[tokio::test]
+async fn requests_without_sessions_are_served() {
+    let url = start().await;
+    let meta = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    let mut call = call("list_invoices");
+    call["params"]["_meta"] = meta;
+    let response = post(&url, READER, &call)
+        .header("mcp-protocol-version", "2026-07-28")
+        .header("mcp-method", "tools/call")
+        .header("mcp-name", "list_invoices");
+    let text = response.send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("invoices of org_reader"), "{text}");
+}
+
+#[tokio::test]
+async fn headers_do_not_decide() {
+    let url = start().await;
+    for (method, name) in [
+        ("tools/list", "refund"),
+        ("tools/call", "list_invoices"),
+        ("Tools/Call", "refund"),
+    ] {
+        let response = post(&url, READER, &call("refund"))
+            .header("mcp-protocol-version", "2026-07-28")
+            .header("mcp-method", method)
+            .header("mcp-name", name);
+        let response = response.send().await.unwrap();
+        assert_eq!(
+            code(response).await,
+            (StatusCode::BAD_REQUEST, "mcp-header-mismatch".to_owned())
+        );
+    }
+    let twice = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","method":"tools/call","params":{"name":"refund"}}"#;
+    let request = http()
+        .post(&url)
+        .bearer_auth(READER)
+        .header("content-type", "application/json");
+    let response = request.body(twice).send().await.unwrap();
+    assert_eq!(
+        code(response).await,
+        (StatusCode::BAD_REQUEST, "mcp-message-malformed".to_owned())
+    );
+    let request = http()
+        .post(&url)
+        .bearer_auth(READER)
+        .header("content-type", "application/json");
+    let response = request
+        .body(" ".repeat(1024 * 1024 + 1))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        code(response).await,
+        (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "mcp-message-too-large".to_owned()
+        )
+    );
+}
+
+#[tokio::test]
+async fn metadata_is_404() {
+    let url = start().await;
+    let url = url.replace("/mcp", "/.well-known/oauth-protected-resource");
+    assert_eq!(http().get(url).send().await.unwrap().status(), 404);
+}
+
+async fn python(url: &str, key: &str) -> Value {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let environment = std::env::var_os("ORGKEY_TEST_PYTHON")
+        .map_or(root.join("../../target/python"), PathBuf::from);
+    let program = environment.join("bin/python");
+    let output = tokio::process::Command::new(&program)
+        .arg(root.join("tests/client.py"))
+        .args([url, key])
+        .output()
+        .await
+        .unwrap_or_else(|error| panic!("{}: {error}; `./test` installs it", program.display()));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{text} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_str(&text).unwrap()
+}
