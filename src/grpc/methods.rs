@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_exact_path_is_the_method() {
+    fn fault_119_only_the_exact_path_is_the_method() {
         let methods = reports().build().unwrap();
         let mut extensions = Extensions::new();
         extensions.insert(OrgContextBuilder::new("org_1").scopes(["read"]).build());

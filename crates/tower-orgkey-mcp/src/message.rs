@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn ambiguous_bodies_are_rejected() {
+    fn fault_118_ambiguous_bodies_are_rejected() {
         for body in [
             "",
             "null",

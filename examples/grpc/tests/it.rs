@@ -231,7 +231,7 @@ async fn guards_limits_and_settings_work_under_tonic() {
 }
 
 #[tokio::test]
-async fn server_stream_ends_with_its_key() {
+async fn fault_120_server_stream_ends_with_its_key() {
     let (address, handle) = start().await;
     let mut client = connect(address).await;
     let reply = client
@@ -249,7 +249,7 @@ async fn server_stream_ends_with_its_key() {
 }
 
 #[tokio::test]
-async fn client_stream_ends_with_its_key() {
+async fn fault_120_client_stream_ends_with_its_key() {
     let (address, handle) = start().await;
     let (sender, receiver) = mpsc::channel(1);
     let mut client = connect(address).await;
@@ -269,7 +269,7 @@ async fn client_stream_ends_with_its_key() {
 }
 
 #[tokio::test]
-async fn both_directions_end_with_the_key() {
+async fn fault_120_both_directions_end_with_the_key() {
     let (address, handle) = start().await;
     let (sender, receiver) = mpsc::channel(1);
     let mut client = connect(address).await;

@@ -90,7 +90,7 @@ async fn organizations_see_their_tools_and_data() {
 }
 
 #[tokio::test]
-async fn sessions_belong_to_their_key() {
+async fn fault_117_sessions_belong_to_their_key() {
     let url = start().await;
     let id = session(&url, READER).await;
     let list = json!({"jsonrpc": "2.0", "id": 3, "method": "tools/list"});
@@ -184,7 +184,7 @@ async fn requests_without_sessions_are_served() {
 }
 
 #[tokio::test]
-async fn headers_do_not_decide() {
+async fn fault_118_headers_do_not_decide() {
     let url = start().await;
     for (method, name) in [
         ("tools/list", "refund"),
