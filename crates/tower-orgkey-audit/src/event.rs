@@ -3,14 +3,16 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use tokio::time::Instant;
-use tower_orgkey::observer::{Caller, EarlyEnd, Requirement};
+use tower_orgkey::observer::{Caller, EarlyEnd, Requirements};
 use tower_orgkey::{KeyId, OrgCode, Rejection};
 
+use crate::ocsf::Constants;
 use crate::peer::AuditPeer;
+use crate::request_id::RequestId;
 
 /// One event of an [`AuditTrail`](crate::AuditTrail).
 ///
-/// It serializes (`serde`) as an event of OCSF 1.8.0, see the [fields](crate#fields).
+/// It is written, by [`write_json`](Self::write_json) or `serde`, as an event of OCSF 1.8.0: see the [fields](crate#fields).
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
     pub(crate) kind: AuditEventKind,
@@ -23,7 +25,7 @@ pub struct AuditEvent {
 pub(crate) struct Source {
     /// Random, per trail.
     pub(crate) trail: u64,
-    pub(crate) service: Box<str>,
+    pub(crate) constants: Constants,
 }
 
 impl AuditEvent {
@@ -131,13 +133,13 @@ pub enum BodyEnd {
 pub struct AuditedRequest {
     pub(crate) time: SystemTime,
     pub(crate) arrived: Instant,
-    pub(crate) request_id: Box<str>,
+    pub(crate) request_id: RequestId,
     pub(crate) method: Method,
     pub(crate) route: Option<Route>,
     pub(crate) path: Option<Box<str>>,
     pub(crate) peer: Option<AuditPeer>,
     pub(crate) actor: Actor,
-    pub(crate) requirements: Vec<Requirement>,
+    pub(crate) requirements: Requirements,
     pub(crate) outcome: Outcome,
     pub(crate) status: Option<StatusCode>,
     pub(crate) duration: Duration,
@@ -207,7 +209,7 @@ impl AuditedRequest {
     ///
     /// A client can choose any id, so it does not identify the event. [`AuditEvent::uid`] does.
     pub fn request_id(&self) -> &str {
-        &self.request_id
+        self.request_id.as_str()
     }
 
     /// Returns the organization, if the key was authenticated, even if a guard rejected the request afterwards.

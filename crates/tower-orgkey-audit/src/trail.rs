@@ -9,6 +9,7 @@ use tower_orgkey::ConfigError;
 
 use crate::event::{AuditedRequest, Source};
 use crate::exporter::{AuditStats, Exporter};
+use crate::ocsf::Constants;
 use crate::request_id::Ids;
 use crate::sampling::{Sample, Sampler};
 use crate::sink::AuditSink;
@@ -193,9 +194,10 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
             return Err(ConfigError::new("service", "must not be empty"));
         }
         let no_random = |_| ConfigError::new("start", "the operating system has no random numbers");
+        let trail = getrandom::u64().map_err(no_random)?;
         let source = Source {
-            trail: getrandom::u64().map_err(no_random)?,
-            service: self.service.into(),
+            trail,
+            constants: Constants::new(trail, &self.service),
         };
         let ids = Ids::draw().map_err(no_random)?;
         let sampler = Arc::new(Sampler::new(self.rejections_per_second));
