@@ -6,7 +6,6 @@ use tokio::time::Instant;
 use tower_orgkey::observer::{Caller, EarlyEnd, Requirements};
 use tower_orgkey::{KeyId, OrgCode, Rejection};
 
-use crate::ocsf::Constants;
 use crate::peer::AuditPeer;
 use crate::request_id::RequestId;
 
@@ -23,9 +22,20 @@ pub struct AuditEvent {
 /// What all events of a trail share.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Random, per trail.
-    pub(crate) trail: u64,
-    pub(crate) constants: Constants,
+    /// The beginning of [`AuditEvent::uid`].
+    pub(crate) uid: String,
+    /// The name of the service as JSON.
+    pub(crate) service: String,
+}
+
+impl Source {
+    /// `trail` is random.
+    pub(crate) fn new(trail: u64, service: &str) -> Self {
+        Self {
+            uid: format!("{trail:016x}-"),
+            service: serde_json::Value::from(service).to_string(),
+        }
+    }
 }
 
 impl AuditEvent {
@@ -38,7 +48,7 @@ impl AuditEvent {
     ///
     /// An event that is written again after the sink failed has the same identifier.
     pub fn uid(&self) -> String {
-        format!("{:016x}-{}", self.source.trail, self.sequence)
+        format!("{}{}", self.source.uid, self.sequence)
     }
 
     /// Returns the position of the event in its trail, from zero. A missing number is a lost event.

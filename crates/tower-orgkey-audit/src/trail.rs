@@ -9,7 +9,6 @@ use tower_orgkey::ConfigError;
 
 use crate::event::{AuditedRequest, Source};
 use crate::exporter::{AuditStats, Exporter};
-use crate::ocsf::Constants;
 use crate::request_id::Ids;
 use crate::sampling::{Sample, Sampler};
 use crate::sink::AuditSink;
@@ -195,10 +194,7 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
         }
         let no_random = |_| ConfigError::new("start", "the operating system has no random numbers");
         let trail = getrandom::u64().map_err(no_random)?;
-        let source = Source {
-            trail,
-            constants: Constants::new(trail, &self.service),
-        };
+        let source = Source::new(trail, &self.service);
         let ids = Ids::draw().map_err(no_random)?;
         let sampler = Arc::new(Sampler::new(self.rejections_per_second));
         let (exporter, worker) =

@@ -144,6 +144,7 @@ impl RequestObservation {
             return attached.clone();
         }
         let observation = Self::default();
+        // Earlier decisions count too, so that `OuterObservation` need not search for them if there was none.
         if has_decision(extensions) {
             observation.record().decided();
         }

@@ -5,7 +5,6 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Method, StatusCode};
-use serde_json::Value;
 
 use super::classification::{Caption, Class, Classification};
 use super::json::{Json, Written};
@@ -17,24 +16,6 @@ use crate::peer::AuditPeer;
 use crate::request_id::RequestId;
 use tower_orgkey::Rejection;
 use tower_orgkey::observer::Requirements;
-
-/// What is the same in all events of a trail, as JSON.
-#[derive(Debug)]
-pub(crate) struct Constants {
-    /// The beginning of `metadata.uid`.
-    uid: String,
-    /// The name of the service, with its quotes.
-    service: String,
-}
-
-impl Constants {
-    pub(crate) fn new(trail: u64, service: &str) -> Self {
-        Self {
-            uid: format!("{trail:016x}-"),
-            service: Value::from(service).to_string(),
-        }
-    }
-}
 
 /// The constant beginnings of the events of requests, at the index of their classification.
 static BEGINNINGS: LazyLock<Vec<String>> = LazyLock::new(|| {
@@ -246,7 +227,7 @@ impl AuditEvent {
 
     /// The rest of `metadata`, without its brace.
     fn metadata(&self, json: &mut Json<'_>) {
-        json.raw(&self.source.constants.uid);
+        json.raw(&self.source.uid);
         let sequence = json.number(self.sequence);
         json.raw(r#"","sequence":"#);
         json.again(sequence);
@@ -254,7 +235,7 @@ impl AuditEvent {
 
     fn service(&self, json: &mut Json<'_>) {
         json.raw(r#","service":{"name":"#);
-        json.raw(&self.source.constants.service);
+        json.raw(&self.source.service);
         json.raw("}");
     }
 

@@ -8,7 +8,6 @@ use serde::ser::{Error, Serialize, Serializer};
 use serde_json::Value;
 
 pub(crate) use self::classification::{Class, Classification};
-pub(crate) use self::document::Constants;
 use crate::event::AuditEvent;
 
 /// Reads back what [`AuditEvent::write_json`] writes, so that there is one description of the document.
