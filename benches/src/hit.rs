@@ -103,20 +103,21 @@ pub(crate) fn criterion(filter: Option<&str>) {
 
 type Ratios = BTreeMap<&'static str, f64>;
 
-/// The ratios of the parts of the stack that are compared with recorded values. Audit is not among them: how much its thread
-/// writes before the process ends varies from run to run.
+/// The ratios of the whole stack and its parts that are compared with recorded values.
 #[cfg(feature = "whole")]
 fn ratios() -> Ratios {
     let of = counts::instructions;
     let (no_op, floor, off) = (of(NO_OP), of(FLOOR), of("whole-off"));
     let part = |row| (of(row) - off) / (floor - no_op);
     BTreeMap::from([
+        ("audit", part("whole-audit")),
         ("concurrency", part("whole-concurrency")),
         ("guarded", (of("whole-guarded") - no_op) / (floor - no_op)),
         ("off", (off - no_op) / (floor - no_op)),
         ("rate", part("whole-rate")),
         ("settings", part("whole-settings")),
         ("usage", part("whole-usage")),
+        ("whole", (of("whole") - no_op) / (floor - no_op)),
     ])
 }
 

@@ -48,17 +48,10 @@ pub struct OrgContext {
     /// Has an organization, as `new` checks.
     entry: Arc<Entry>,
     authenticated_at: Tick,
-    /// One pointer, because few contexts have them.
-    extras: Option<Arc<Extras>>,
-}
-
-/// What few contexts have.
-#[derive(Clone, Default)]
-struct Extras {
     /// What an outer layer attached to the request, so that guards need not search for it.
     observation: Option<RequestObservation>,
     /// With [`revalidation`](crate::ApiKeyLayerBuilder::revalidation).
-    key: Option<ApiKey>,
+    key: Option<Arc<ApiKey>>,
 }
 
 impl OrgContext {
@@ -68,7 +61,8 @@ impl OrgContext {
         entry.value.org.is_some().then_some(Self {
             entry,
             authenticated_at,
-            extras: None,
+            observation: None,
+            key: None,
         })
     }
 
@@ -272,14 +266,17 @@ impl OrgContext {
 
     /// Returns the key for a verification. The error is 500, with an event in the log, if the layer does not keep it.
     fn kept_key(&self, method: &'static str) -> Result<ApiKey, Rejection> {
-        match self.extras.as_ref().and_then(|extras| extras.key.as_ref()) {
-            Some(key) => Ok(key.clone()),
+        match &self.key {
+            Some(key) => Ok(ApiKey::clone(key)),
             None => Err(Rejection::key_not_kept(method)),
         }
     }
 
     pub(crate) fn with_key(self, key: ApiKey) -> Self {
-        self.with_extras(|extras| extras.key = Some(key))
+        Self {
+            key: Some(Arc::new(key)),
+            ..self
+        }
     }
 
     /// Returns the context without a key and an observation.
@@ -287,16 +284,8 @@ impl OrgContext {
         Self {
             entry: Arc::clone(&self.entry),
             authenticated_at: self.authenticated_at,
-            extras: None,
-        }
-    }
-
-    fn with_extras(self, set: impl FnOnce(&mut Extras)) -> Self {
-        let mut extras = self.extras.unwrap_or_default();
-        set(Arc::make_mut(&mut extras));
-        Self {
-            extras: Some(extras),
-            ..self
+            observation: None,
+            key: None,
         }
     }
 
@@ -350,11 +339,14 @@ impl OrgContext {
     /// For guards outside this crate, see the [module `observer`](crate::observer).
     #[inline]
     pub fn observation(&self) -> Option<&RequestObservation> {
-        self.extras.as_ref()?.observation.as_ref()
+        self.observation.as_ref()
     }
 
     pub(crate) fn with_observation(self, observation: RequestObservation) -> Self {
-        self.with_extras(|extras| extras.observation = Some(observation))
+        Self {
+            observation: Some(observation),
+            ..self
+        }
     }
 
     /// [`of`](Self::of), with the component that needs the context in the log.
@@ -438,6 +430,13 @@ pub(crate) struct Anonymous;
 /// In the extensions of a request with a credential that is not a key, which the layer passed to an inner authentication.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OtherCredential;
+
+/// Returns whether an outer `ApiKeyLayer` has decided on a request.
+pub(crate) fn has_decision(extensions: &Extensions) -> bool {
+    extensions.get::<OrgContext>().is_some()
+        || extensions.get::<Anonymous>().is_some()
+        || extensions.get::<OtherCredential>().is_some()
+}
 
 /// Removes the decision of an outer `ApiKeyLayer` from a request. Returns whether there was one.
 pub(crate) fn remove_decision(extensions: &mut Extensions) -> bool {

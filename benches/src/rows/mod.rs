@@ -7,6 +7,8 @@ mod plain;
 #[cfg(feature = "whole")]
 pub(crate) mod whole;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
@@ -98,8 +100,12 @@ fn every() -> impl Iterator<Item = Row> {
     ALL.iter().chain(more).copied()
 }
 
+/// Whether an external profiler counts the instructions of this process.
+pub(crate) static IS_PROFILED: AtomicBool = AtomicBool::new(false);
+
 /// Runs a row this many times, for an external profiler.
 pub fn repeat(row: Row, times: u64) {
+    IS_PROFILED.store(true, Ordering::Relaxed);
     let mut call = (row.build)();
     for _ in 0..times {
         call();

@@ -2,6 +2,9 @@
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -9,11 +12,11 @@ use tower_orgkey::settings::{OrgSettingsLayer, settings_fn};
 use tower_orgkey::{
     ApiKeyLayer, OrgConcurrencyLimitLayer, OrgContext, OrgRateLimitLayer, Quota, require_scope,
 };
-use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
+use tower_orgkey_audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail, JsonLines, SinkError};
 use tower_orgkey_usage::UsageLayer;
 
 use super::ours::{ask, warm_layer};
-use super::{BEARER, Call, REPORTS, Row, SCOPE, Under, api, passes};
+use super::{BEARER, Call, IS_PROFILED, REPORTS, Row, SCOPE, Under, api, passes};
 
 #[rustfmt::skip]
 pub(crate) const ALL: &[Row] = &[
@@ -38,40 +41,85 @@ fn usage() -> Call {
     passes(api().layer(layers))
 }
 
-/// A trail into a file that is deleted at once: the lines are written, and leave nothing behind.
-pub(crate) fn trail() -> AuditTrail {
+/// JSON lines into a file that is deleted at once: they are written, and leave nothing behind.
+fn lines() -> JsonLines<File> {
     let path = std::env::temp_dir().join(format!("orgkey-bench-{}.jsonl", std::process::id()));
     let file = File::create(&path).expect("a temporary file");
     std::fs::remove_file(&path).expect("a file that was just created");
-    AuditTrail::start(JsonLines::new(file)).expect("a thread")
+    JsonLines::new(file)
 }
 
-/// Asserts at the end that no event was lost.
-struct Complete(AuditTrail);
+pub(crate) fn trail() -> AuditTrail {
+    AuditTrail::start(lines()).expect("a thread")
+}
+
+/// A sink that begins when its gate is dropped. The events have to fit into the queue.
+struct Held {
+    lines: JsonLines<File>,
+    gate: Receiver<()>,
+}
+
+impl AuditSink for Held {
+    fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError> {
+        // Nothing is ever sent.
+        let _ = self.gate.recv();
+        self.lines.write(events)
+    }
+}
+
+/// The trail of a row. Writes everything at the end, and asserts that no event was lost.
+struct Complete {
+    trail: AuditTrail,
+    gate: Option<Sender<()>>,
+}
+
+impl Complete {
+    fn new() -> Self {
+        let (gate, held) = channel();
+        let sink = Held {
+            lines: lines(),
+            gate: held,
+        };
+        Self {
+            trail: AuditTrail::start(sink).expect("a thread"),
+            // Counted instructions must not depend on how the threads take turns, so the sink gets whole batches, at the end.
+            gate: IS_PROFILED.load(Ordering::Relaxed).then_some(gate),
+        }
+    }
+
+    fn call(self, mut call: Call) -> Call {
+        Box::new(move || {
+            let _ = &self;
+            call();
+        })
+    }
+}
 
 impl Drop for Complete {
     fn drop(&mut self) {
+        self.gate.take();
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let flushed = runtime
+            .expect("a runtime")
+            .block_on(self.trail.flush(Duration::from_secs(60)));
+        flushed.expect("a sink that works");
+        let stats = self.trail.stats();
         assert_eq!(
-            self.0.stats().lost,
-            0,
+            (stats.lost, stats.written),
+            (0, stats.accepted),
             "the row misses the cost of lost events"
         );
     }
 }
 
-fn complete(trail: AuditTrail, mut call: Call) -> Call {
-    let complete = Complete(trail);
-    Box::new(move || {
-        let _ = &complete;
-        call();
-    })
-}
-
 fn audit() -> Call {
-    let trail = trail();
-    let layers = (AuditLayer::new(&trail), warm_layer(), require_scope(SCOPE));
-    let call = passes(api().layer(layers));
-    complete(trail, call)
+    let complete = Complete::new();
+    let layers = (
+        AuditLayer::new(&complete.trail),
+        warm_layer(),
+        require_scope(SCOPE),
+    );
+    complete.call(passes(api().layer(layers)))
 }
 
 fn rate_layer() -> OrgRateLimitLayer {
@@ -99,9 +147,9 @@ fn settings() -> Call {
 }
 
 fn whole() -> Call {
-    let trail = trail();
-    let call = warmed(whole_router(&trail));
-    complete(trail, call)
+    let complete = Complete::new();
+    let call = warmed(whole_router(&complete.trail));
+    complete.call(call)
 }
 
 /// The API with everything on.
@@ -122,7 +170,7 @@ pub(crate) fn whole_router(trail: &AuditTrail) -> Router {
 fn route_layers() -> Call {
     let auth = warm_layer();
     let settings = settings_layer(&auth);
-    let trail = trail();
+    let complete = Complete::new();
     let router = Router::new()
         .route(
             REPORTS,
@@ -132,8 +180,8 @@ fn route_layers() -> Call {
         .route_layer(rate_layer())
         .route_layer(auth)
         .route_layer(UsageLayer::new())
-        .route_layer(AuditLayer::new(&trail));
-    complete(trail, warmed(router))
+        .route_layer(AuditLayer::new(&complete.trail));
+    complete.call(warmed(router))
 }
 
 fn guarded() -> Call {

@@ -3,14 +3,15 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use tokio::time::Instant;
-use tower_orgkey::observer::{Caller, EarlyEnd, Requirement};
+use tower_orgkey::observer::{Caller, EarlyEnd, Requirements};
 use tower_orgkey::{KeyId, OrgCode, Rejection};
 
 use crate::peer::AuditPeer;
+use crate::request_id::RequestId;
 
 /// One event of an [`AuditTrail`](crate::AuditTrail).
 ///
-/// It serializes (`serde`) as an event of OCSF 1.8.0, see the [fields](crate#fields).
+/// It is written, by [`write_json`](Self::write_json) or `serde`, as an event of OCSF 1.8.0: see the [fields](crate#fields).
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
     pub(crate) kind: AuditEventKind,
@@ -21,9 +22,20 @@ pub struct AuditEvent {
 /// What all events of a trail share.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Random, per trail.
-    pub(crate) trail: u64,
-    pub(crate) service: Box<str>,
+    /// The beginning of [`AuditEvent::uid`].
+    pub(crate) uid: String,
+    /// The name of the service as JSON.
+    pub(crate) service: String,
+}
+
+impl Source {
+    /// `trail` is random.
+    pub(crate) fn new(trail: u64, service: &str) -> Self {
+        Self {
+            uid: format!("{trail:016x}-"),
+            service: serde_json::Value::from(service).to_string(),
+        }
+    }
 }
 
 impl AuditEvent {
@@ -36,7 +48,7 @@ impl AuditEvent {
     ///
     /// An event that is written again after the sink failed has the same identifier.
     pub fn uid(&self) -> String {
-        format!("{:016x}-{}", self.source.trail, self.sequence)
+        format!("{}{}", self.source.uid, self.sequence)
     }
 
     /// Returns the position of the event in its trail, from zero. A missing number is a lost event.
@@ -131,13 +143,13 @@ pub enum BodyEnd {
 pub struct AuditedRequest {
     pub(crate) time: SystemTime,
     pub(crate) arrived: Instant,
-    pub(crate) request_id: Box<str>,
+    pub(crate) request_id: RequestId,
     pub(crate) method: Method,
     pub(crate) route: Option<Route>,
     pub(crate) path: Option<Box<str>>,
     pub(crate) peer: Option<AuditPeer>,
     pub(crate) actor: Actor,
-    pub(crate) requirements: Vec<Requirement>,
+    pub(crate) requirements: Requirements,
     pub(crate) outcome: Outcome,
     pub(crate) status: Option<StatusCode>,
     pub(crate) duration: Duration,
@@ -207,7 +219,7 @@ impl AuditedRequest {
     ///
     /// A client can choose any id, so it does not identify the event. [`AuditEvent::uid`] does.
     pub fn request_id(&self) -> &str {
-        &self.request_id
+        self.request_id.as_str()
     }
 
     /// Returns the organization, if the key was authenticated, even if a guard rejected the request afterwards.

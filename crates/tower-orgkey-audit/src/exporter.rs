@@ -39,6 +39,11 @@ pub struct AuditStats {
 
 /// The most events of one batch.
 const BATCH: usize = 256;
+/// How long the worker collects events before it writes fewer than a batch, so that requests rarely have to wake it.
+const COLLECT: Duration = Duration::from_millis(1);
+/// The same for each event that fits into the queue, so that the queue cannot fill up meanwhile: ten million events per second
+/// would fill it.
+const COLLECT_PER_EVENT: Duration = Duration::from_nanos(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often lost and suppressed events are reported.
@@ -139,6 +144,10 @@ impl Exporter {
             counts,
             sampler,
             source: Arc::new(source),
+            collect: u32::try_from(capacity)
+                .ok()
+                .and_then(|capacity| COLLECT_PER_EVENT.checked_mul(capacity))
+                .map_or(COLLECT, |filled| filled.min(COLLECT)),
             sequence: 0,
             reported_at: Instant::now(),
             reported_time: SystemTime::now(),
@@ -242,6 +251,7 @@ pub(crate) struct Worker<S> {
     counts: Arc<Counts>,
     sampler: Arc<Sampler>,
     source: Arc<Source>,
+    collect: Duration,
     sequence: u64,
     /// When lost and suppressed events were last reported, on both clocks.
     reported_at: Instant,
@@ -266,7 +276,10 @@ impl<S: AuditSink> Worker<S> {
     pub(crate) fn run(mut self) {
         while !self.is_abandoned {
             let first = match self.wait() {
-                Wake::Event(request) => Some(request),
+                Wake::Event(request) => {
+                    self.collect();
+                    Some(request)
+                }
                 Wake::Command(command) => {
                     self.obey(command);
                     None
@@ -311,6 +324,15 @@ impl<S: AuditSink> Worker<S> {
             recv(self.organizations) -> event => event.map_or(Wake::Closed, Wake::Event),
             recv(self.unauthenticated) -> event => event.map_or(Wake::Closed, Wake::Event),
             default(timeout) => Wake::Timeout,
+        }
+    }
+
+    /// Lets events arrive. Waits for a command only, so the events wake nobody.
+    fn collect(&mut self) {
+        if self.organizations.len() + self.unauthenticated.len() < BATCH
+            && let Ok(command) = self.commands.recv_timeout(self.collect)
+        {
+            self.obey(command);
         }
     }
 

@@ -54,12 +54,12 @@ pub(crate) struct RequestAudit {
 
 impl RequestAudit {
     pub(crate) fn new(
-        record: AuditedRequest,
+        record: Box<AuditedRequest>,
         observation: OuterObservation,
         trail: AuditTrail,
     ) -> Self {
         Self {
-            record: Box::new(record),
+            record,
             observation,
             trail,
         }

@@ -75,7 +75,7 @@ impl<W: Write + Send + 'static> AuditSink for JsonLines<W> {
             self.buffer.push(b'\n');
         }
         for event in events {
-            serde_json::to_writer(&mut self.buffer, event).map_err(SinkError::permanent)?;
+            event.write_json(&mut self.buffer);
             self.buffer.push(b'\n');
         }
         self.is_torn = true;

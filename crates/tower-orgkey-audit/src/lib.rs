@@ -42,8 +42,9 @@
 //!
 //! # Bounds
 //!
-//! A request never waits for the sink. It costs one allocation for the event, a few small ones for its parts, and a send
-//! into a bounded channel; JSON is written on the trail's thread.
+//! A request never waits for the sink. It costs five allocations (the event, the header with a generated id, the body, and two
+//! for what other outer layers observe as well) and a send into a bounded channel; JSON is written on the trail's thread. That
+//! thread collects events for at most a millisecond before it writes them.
 //!
 //! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations, and a separate one half as many without
 //!   an organization. An event that finds its queue full is lost. It is counted in [`AuditStats::lost`] and in the metric

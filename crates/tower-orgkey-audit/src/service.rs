@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{Request, Response};
 use tokio::time::Instant;
 use tower_orgkey::RequestHead;
-use tower_orgkey::observer::{ObservedFuture, OuterObservation};
+use tower_orgkey::observer::{ObservedFuture, OuterObservation, Requirements};
 use tower_service::Service;
 
 use crate::body::AuditBody;
@@ -57,7 +57,7 @@ impl AuditLayer {
             .ids()
             .settle(request.headers_mut(), &options.request_id_header);
         let head = RequestHead::of(request);
-        let record = AuditedRequest {
+        let record = Box::new(AuditedRequest {
             time: SystemTime::now(),
             arrived: Instant::now(),
             request_id,
@@ -70,12 +70,12 @@ impl AuditLayer {
             peer: options.peer.as_ref().and_then(|peer| peer(head)),
             // Set when the request ends.
             actor: Actor::Unknown,
-            requirements: Vec::new(),
+            requirements: Requirements::default(),
             outcome: Outcome::Allowed,
             status: None,
             duration: Duration::ZERO,
             body: None,
-        };
+        });
         RequestAudit::new(record, observation, self.trail.clone())
     }
 }

@@ -22,12 +22,13 @@ use crate::event::AuditEvent;
 /// use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError};
 ///
 /// /// Sends every event to another thread.
-/// struct Channel(std::sync::mpsc::Sender<String>);
+/// struct Channel(std::sync::mpsc::Sender<Vec<u8>>);
 ///
 /// impl AuditSink for Channel {
 ///     fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError> {
 ///         for event in events {
-///             let json = serde_json::to_string(event).map_err(SinkError::permanent)?;
+///             let mut json = Vec::new();
+///             event.write_json(&mut json);
 ///             self.0.send(json).map_err(SinkError::permanent)?;
 ///         }
 ///         Ok(())

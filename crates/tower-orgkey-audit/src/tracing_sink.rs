@@ -49,9 +49,9 @@ fn emit(event: &AuditEvent, request: &AuditedRequest) {
     tracing::info!(
         target: AUDIT_TARGET,
         class_uid = classification.class.uid(),
-        activity_id = classification.activity.0,
-        action = classification.action.1,
-        status = classification.status.1,
+        activity_id = classification.activity().0,
+        action = classification.action().1,
+        status = classification.status().1,
         status_code = request.code(),
         actor.user.org.uid = request.org_code().map(OrgCode::as_str),
         actor.user.credential = request.key_id().map(KeyId::as_str),

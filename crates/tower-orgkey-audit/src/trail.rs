@@ -193,10 +193,8 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
             return Err(ConfigError::new("service", "must not be empty"));
         }
         let no_random = |_| ConfigError::new("start", "the operating system has no random numbers");
-        let source = Source {
-            trail: getrandom::u64().map_err(no_random)?,
-            service: self.service.into(),
-        };
+        let trail = getrandom::u64().map_err(no_random)?;
+        let source = Source::new(trail, &self.service);
         let ids = Ids::draw().map_err(no_random)?;
         let sampler = Arc::new(Sampler::new(self.rejections_per_second));
         let (exporter, worker) =

@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
+use foldhash::quality::RandomState;
 use http::Extensions;
 
 use crate::counts::{Counts, Ended};
@@ -38,6 +39,7 @@ pub(crate) struct Aggregator {
     pub(crate) wall: WallClock,
     route: Option<RouteFn>,
     routes: Routes,
+    /// Not a cryptographic hash: issuers choose organizations and keys, and the application its routes.
     hasher: RandomState,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     /// Unique per aggregator. A part of the id of every record.
@@ -103,7 +105,7 @@ impl Aggregator {
             wall: settings.wall,
             route: settings.route,
             routes: Routes::new(settings.routes),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             shards: std::iter::repeat_with(|| CachePadded::new(Mutex::new(shard())))
                 .take(shards)
                 .collect(),

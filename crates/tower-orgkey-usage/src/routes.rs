@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use foldhash::quality::RandomState;
 use papaya::HashMap;
 
 use crate::account::Route;
@@ -25,7 +26,7 @@ impl RouteId {
 }
 
 pub(crate) struct Routes {
-    ids: HashMap<Arc<str>, RouteId>,
+    ids: HashMap<Arc<str>, RouteId, RandomState>,
     templates: RwLock<Vec<Arc<str>>>,
     capacity: usize,
 }
@@ -33,7 +34,7 @@ pub(crate) struct Routes {
 impl Routes {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
-            ids: HashMap::new(),
+            ids: HashMap::default(),
             templates: RwLock::default(),
             capacity,
         }

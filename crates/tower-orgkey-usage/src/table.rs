@@ -3,7 +3,9 @@
 //! An evicted row of an organization is merged into the organization's row "other keys". When more organizations have such
 //! a row than the bound allows, evicted ones are merged into the row "other organizations". No count is lost.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
+
+use foldhash::quality::RandomState;
 
 use crate::account::{Account, KeyName};
 use crate::clock_table::ClockTable;
@@ -260,7 +262,7 @@ mod tests {
 
     #[test]
     fn merging_keeps_sums_and_bounds() {
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
         for rows in [1, 2, 3, 7, 50] {
             let bounds = Bounds {
                 rows,
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn excess_organizations_are_merged() {
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
         let mut table = Table::new(Bounds {
             rows: 4,
             organizations: 3,
@@ -298,7 +300,7 @@ mod tests {
 
     #[test]
     fn used_keys_outlive_keys_seen_once() {
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
         let mut table = Table::new(Bounds {
             rows: 10,
             organizations: 10,
@@ -313,7 +315,7 @@ mod tests {
 
     #[test]
     fn added_tables_add_up() {
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
         let bounds = Bounds {
             rows: 5,
             organizations: 2,

@@ -79,8 +79,8 @@ use http::{Extensions, Response};
 pub use self::future::{EarlyEnd, ObservedFuture, Observer, ResponseObserver};
 pub use self::layer::{ObserverLayer, ObserverService};
 pub use self::outer::OuterObservation;
-pub use self::requirement::Requirement;
-use crate::context::OrgContext;
+pub use self::requirement::{Requirement, Requirements};
+use crate::context::{OrgContext, has_decision};
 use crate::rejection::{Rejection, RejectionKind};
 
 /// Whether any observation was ever attached. While none was, requests are not searched for one.
@@ -95,7 +95,7 @@ pub struct RequestObservation(Arc<Mutex<Record>>);
 #[derive(Default)]
 struct Record {
     caller: Option<Caller>,
-    requirements: Vec<Requirement>,
+    requirements: Requirements,
     rejection: Option<Rejection>,
     callbacks: Vec<Callback>,
     /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
@@ -134,12 +134,22 @@ impl RequestObservation {
     const MAX_REQUIREMENTS: usize = 8;
 
     /// Returns the observation in a request's extensions, and inserts a new one if there is none.
+    #[inline]
     pub fn attach(extensions: &mut Extensions) -> Self {
         // Relaxed: whatever hands the request to another thread also publishes this store.
         if !IS_USED.load(Ordering::Relaxed) {
             IS_USED.store(true, Ordering::Relaxed);
         }
-        extensions.get_or_insert_default::<Self>().clone()
+        if let Some(attached) = extensions.get::<Self>() {
+            return attached.clone();
+        }
+        let observation = Self::default();
+        // Earlier decisions count too, so that `OuterObservation` need not search for them if there was none.
+        if has_decision(extensions) {
+            observation.record().decided();
+        }
+        extensions.insert(observation.clone());
+        observation
     }
 
     /// Returns the observation in a request's extensions, if an outer layer attached one.
@@ -158,6 +168,7 @@ impl RequestObservation {
     ///
     /// With two `ApiKeyLayer`s in a row, it is the decision of the inner one. If the inner one rejects the request, it stays
     /// that of the outer one.
+    #[inline]
     pub fn caller(&self) -> Option<Caller> {
         self.record().caller.clone()
     }
@@ -171,7 +182,7 @@ impl RequestObservation {
     }
 
     /// Returns what guards and extractors required of the request, in order: the first eight.
-    pub fn requirements(&self) -> Vec<Requirement> {
+    pub fn requirements(&self) -> Requirements {
         self.record().requirements.clone()
     }
 
@@ -186,6 +197,7 @@ impl RequestObservation {
     ///
     /// That is the [`Rejection`] in the response's extensions. If a layer in between replaced the response by another one
     /// with the status of an error, it is the one that was [recorded](Self::rejection).
+    #[inline]
     pub fn rejection_of<B>(&self, response: &Response<B>) -> Option<Rejection> {
         match response.extensions().get::<Rejection>() {
             Some(rejection) => Some(rejection.clone()),
@@ -200,8 +212,6 @@ impl RequestObservation {
     pub fn record_requirement(&self, requirement: Requirement) {
         let mut record = self.record();
         if record.requirements.len() < Self::MAX_REQUIREMENTS {
-            // Almost always it is the only one.
-            record.requirements.reserve_exact(1);
             record.requirements.push(requirement);
         }
     }
@@ -226,7 +236,7 @@ impl RequestObservation {
     #[cold]
     #[inline(never)]
     pub(crate) fn observe(&self, context: OrgContext, is_cached: bool) -> OrgContext {
-        self.record_organization(&context.without_extras(), is_cached);
+        self.record_organization(context.without_extras(), is_cached);
         context.with_observation(self.clone())
     }
 
@@ -245,19 +255,18 @@ impl RequestObservation {
     }
 
     /// The context must carry neither an observation, because the two would keep each other alive, nor a key.
-    fn record_organization(&self, context: &OrgContext, is_cached: bool) {
-        let callbacks = {
-            let mut record = self.record();
-            record.caller = Some(Caller::Organization {
-                context: context.clone(),
-                is_cached,
-            });
-            record.decided();
-            record.callbacks.clone()
-        };
+    fn record_organization(&self, context: OrgContext, is_cached: bool) {
+        let mut record = self.record();
+        record.decided();
+        let called =
+            (!record.callbacks.is_empty()).then(|| (record.callbacks.clone(), context.clone()));
+        record.caller = Some(Caller::Organization { context, is_cached });
+        drop(record);
         // After the lock is released: a callback may read the observation.
-        for callback in callbacks {
-            callback(context);
+        if let Some((callbacks, context)) = called {
+            for callback in callbacks {
+                callback(&context);
+            }
         }
     }
 
@@ -265,6 +274,7 @@ impl RequestObservation {
         self.record().callbacks.push(callback);
     }
 
+    #[inline]
     fn record(&self) -> MutexGuard<'_, Record> {
         // Every change is one assignment or one push, so the record is consistent after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

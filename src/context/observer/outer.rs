@@ -43,31 +43,38 @@ struct RemovedDecision;
 
 impl OuterObservation {
     /// Attaches an observation to a request. `layer` is the name of the layer in the log.
+    #[inline]
     pub fn attach(extensions: &mut Extensions, layer: &'static str) -> Self {
         let observation = RequestObservation::attach(extensions);
-        let is_inside = remove_decision(extensions);
+        let decisions = observation.record().decisions;
+        let is_inside = decisions > 0 && remove_decision(extensions);
         if is_inside {
             extensions.insert(RemovedDecision);
         }
-        let decisions_outside = is_inside.then(|| observation.record().decisions);
         Self {
             observation,
             layer,
-            decisions_outside,
+            decisions_outside: is_inside.then_some(decisions),
         }
     }
 
     /// Returns the response, or 500 if the layer is inside an `ApiKeyLayer` and none beneath it decided on the request.
     ///
     /// The outer `ApiKeyLayer` renders the body of the 500.
+    #[inline]
     pub fn check<B>(&self, mut response: Response<B>) -> Response<B> {
         if self.is_misplaced() {
-            telemetry::layer_inside(self.layer);
-            let rejection = Rejection::internal();
+            let rejection = self.misplaced();
             *response.status_mut() = rejection.status();
             response.extensions_mut().insert(rejection);
         }
         response
+    }
+
+    #[cold]
+    fn misplaced(&self) -> Rejection {
+        telemetry::layer_inside(self.layer);
+        Rejection::internal()
     }
 
     fn is_misplaced(&self) -> bool {

@@ -1,12 +1,54 @@
 use std::borrow::Cow;
 
-use crate::scope::ScopePolicy;
+use crate::scope::{Scope, ScopePolicy};
 
 /// What a guard or an extractor required of a request, and whether the request met it.
 #[derive(Clone, Debug)]
 pub struct Requirement {
     required: Required,
     is_met: bool,
+}
+
+/// The [requirements](super::RequestObservation::requirements) of a request, in order.
+///
+/// ```
+/// use tower_orgkey::RequestObservation;
+///
+/// fn are_met(observation: &RequestObservation) -> bool {
+///     observation.requirements().iter().all(|requirement| requirement.is_met())
+/// }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Requirements {
+    /// Almost always the only one, so it costs no allocation.
+    first: Option<Requirement>,
+    more: Vec<Requirement>,
+}
+
+impl Requirements {
+    /// Returns the requirements in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Requirement> {
+        self.first.iter().chain(&self.more)
+    }
+
+    /// Returns the number of requirements: at most eight.
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    /// Returns whether nothing was required.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, requirement: Requirement) {
+        if self.first.is_none() {
+            self.first = Some(requirement);
+        } else {
+            self.more.push(requirement);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -71,19 +113,28 @@ impl Requirement {
 
     /// Returns the alternatives of a scope policy: the key must hold every scope of one of them.
     ///
-    /// `None` for a requirement that is not about scopes. An empty list rejects every key.
-    pub fn scope_alternatives(&self) -> Option<Vec<Vec<&str>>> {
-        match &self.required {
-            Required::Scopes(policy) => Some(
-                policy
-                    .alternatives()
-                    .map(|names| names.iter().map(AsRef::as_ref).collect())
-                    .collect(),
-            ),
-            Required::StaticScopes(alternatives) => {
-                Some(alternatives.iter().map(|names| names.to_vec()).collect())
-            }
-            Required::Organization(_) => None,
-        }
+    /// `None` for a requirement that is not about scopes. Without alternatives, it rejects every key.
+    pub fn scope_alternatives(
+        &self,
+    ) -> Option<impl Iterator<Item = impl Iterator<Item = &str> + Clone> + Clone> {
+        // One of the two is empty, so that both kinds of policies have the same iterator.
+        let (parsed, fixed) = match &self.required {
+            Required::Scopes(policy) => (Some(policy), [].as_slice()),
+            Required::StaticScopes(alternatives) => (None, *alternatives),
+            Required::Organization(_) => return None,
+        };
+        let parsed = parsed.into_iter().flat_map(ScopePolicy::alternatives);
+        let parsed = parsed.map(|scopes| names(scopes, &[]));
+        Some(parsed.chain(fixed.iter().map(|fixed| names(&[], fixed))))
     }
+}
+
+fn names<'a>(
+    scopes: &'a [Scope],
+    fixed: &'a [&'static str],
+) -> impl Iterator<Item = &'a str> + Clone {
+    scopes
+        .iter()
+        .map(Scope::as_str)
+        .chain(fixed.iter().copied())
 }

@@ -51,7 +51,11 @@ impl Seen {
         let requirements = observation.requirements();
         let requirements = requirements.iter().map(|requirement| {
             let what = match requirement.scope_alternatives() {
-                Some(alternatives) => format!("{alternatives:?}"),
+                Some(alternatives) => {
+                    let alternatives: Vec<Vec<&str>> =
+                        alternatives.map(Iterator::collect).collect();
+                    format!("{alternatives:?}")
+                }
                 None => format!("{:?}", requirement.organization_parameter()),
             };
             format!("{what} {}", requirement.is_met())

@@ -1,292 +1,396 @@
-//! Fills the fields of an event.
+//! The fields of an event.
 
+use std::io::Write as _;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::Method;
+use http::{Method, StatusCode};
 
 use super::classification::{Caption, Class, Classification};
-use super::fields::{
-    Actor, Alternatives, Api, ApiResponse, Authorization, ByCode, Credential, Document, Endpoint,
-    HttpRequest, HttpResponse, Metadata, Named, Organization, Policy, Product, RequestFields, Rest,
-    Subject, Uid, Unmapped, Url, User,
-};
+use super::json::{Json, Written};
 use crate::event::{
-    Actor as EventActor, AuditEvent, AuditedRequest, Body, BodyEnd, LostEvents, Period,
+    Actor, AuditEvent, AuditEventKind, AuditedRequest, Body, BodyEnd, LostEvents, Period,
     SuppressedRejections,
 };
+use crate::peer::AuditPeer;
+use crate::request_id::RequestId;
 use tower_orgkey::Rejection;
-use tower_orgkey::observer::Requirement;
+use tower_orgkey::observer::Requirements;
 
-/// The version of the schema.
-const VERSION: &str = "1.8.0";
-/// The profile that has `action` and `authorizations`.
-const PROFILE: &str = "security_control";
-const LOG: &str = "audit";
+/// The constant beginnings of the events of requests, at the index of their classification.
+static BEGINNINGS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    Classification::all()
+        .map(|classification| {
+            let action = classification.action();
+            beginning(
+                classification.class,
+                classification.activity(),
+                classification.status(),
+                classification.severity(),
+                &format!(r#""action_id":{},"action":"{}","#, action.0, action.1),
+            )
+        })
+        .collect()
+});
+
+/// The fields that follow from the class, and those of `metadata` up to its `uid`. `activity_name` is missing for "other": the
+/// source names it.
+fn beginning(
+    class: Class,
+    activity: Caption,
+    status: Caption,
+    severity: Caption,
+    more: &str,
+) -> String {
+    let category = class.category();
+    let (type_name, activity_name) = match activity.0 {
+        Caption::OTHER => ("Other", String::new()),
+        _ => (activity.1, format!(r#""activity_name":"{}","#, activity.1)),
+    };
+    format!(
+        concat!(
+            r#"{{"activity_id":{},{}"category_uid":{},"category_name":"{}","class_uid":{},"class_name":"{}","#,
+            r#""type_uid":{},"type_name":"{}: {}","severity_id":{},"severity":"{}","status_id":{},"status":"{}",{}"#,
+            // The profile that has `action` and `authorizations`.
+            r#""metadata":{{"version":"1.8.0","profiles":["security_control"],"log_name":"audit","product":{{"#,
+            r#""name":"tower-orgkey","vendor_name":"tower-orgkey","version":"{}"}},"uid":""#,
+        ),
+        activity.0,
+        activity_name,
+        category.0,
+        category.1,
+        class.uid(),
+        class.name(),
+        class.uid() * 100 + activity.0,
+        class.name(),
+        type_name,
+        severity.0,
+        severity.1,
+        status.0,
+        status.1,
+        more,
+        env!("CARGO_PKG_VERSION"),
+    )
+}
 
 impl AuditEvent {
-    pub(super) fn request_document<'a>(&'a self, request: &'a AuditedRequest) -> Document<'a> {
-        let classification = Classification::of(request);
-        let service = Named {
-            name: &self.source.service,
-        };
-        let user = user(&request.actor);
-        let subject = match classification.class {
-            Class::Authentication => Subject::Authentication {
-                user,
-                service,
-                auth_protocol_id: Caption::OTHER,
-                auth_protocol: "API key",
-                logon_type_id: 3,
-                logon_type: "Network",
-                is_remote: true,
-            },
-            Class::ApiActivity | Class::EventLog => Subject::ApiActivity {
-                actor: Actor { user },
-                api: self.api(request),
-            },
-        };
-        let duration = millis(request.duration);
-        let rest = RequestFields {
-            duration,
-            action_id: classification.action.0,
-            action: classification.action.1,
-            authorizations: request.requirements.iter().map(authorization).collect(),
-            subject,
-            src_endpoint: endpoint(request),
-            http_request: HttpRequest {
-                http_method: is_listed(&request.method).then(|| request.method.as_str()),
-                uid: &request.request_id,
-                url: request.path().map(|path| Url { path }),
-            },
-            http_response: request.status.map(|status| HttpResponse {
-                code: status.as_u16(),
-                latency: duration,
-                body_length: request.body.map(|body| body.bytes),
-            }),
-            unmapped: unmapped(request, classification.class),
-        };
-        let period = Period {
-            since: request.time,
-            until: (request.time)
-                .checked_add(request.duration)
-                .unwrap_or(request.time),
-        };
-        let rejection = request.rejection();
-        Document {
-            status_code: Some(request.code()),
-            status_detail: rejection.map(Rejection::title),
-            // The source names what the schema calls "Other".
-            activity_name: match classification.activity.0 {
-                Caption::OTHER => request.method.as_str(),
-                _ => classification.activity.1,
-            },
-            metadata: Metadata {
-                correlation_uid: Some(&request.request_id),
-                ..self.metadata()
-            },
-            ..self.document(
-                classification.class,
-                classification.activity,
-                classification.status,
-                classification.severity,
-                period,
-                Rest::Request(Box::new(rest)),
-            )
+    /// Appends the event as a JSON object of OCSF 1.8.0 on one line, without a line feed. See the [fields](crate#fields).
+    ///
+    /// Serializing the event by `serde` gives the same document at several times the cost.
+    ///
+    /// ```
+    /// # use tower_orgkey_audit::AuditEvent;
+    /// fn lines(events: &[AuditEvent]) -> Vec<u8> {
+    ///     let mut lines = Vec::new();
+    ///     for event in events {
+    ///         event.write_json(&mut lines);
+    ///         lines.push(b'\n');
+    ///     }
+    ///     lines
+    /// }
+    /// ```
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let mut json = Json(out);
+        match &self.kind {
+            AuditEventKind::Request(request) => self.request_document(&mut json, request),
+            AuditEventKind::Suppressed(suppressed) => {
+                self.suppressed_document(&mut json, suppressed);
+            }
+            AuditEventKind::Lost(lost) => self.lost_document(&mut json, lost),
         }
+        json.raw("}");
     }
 
-    pub(super) fn suppressed_document<'a>(
-        &'a self,
-        suppressed: &'a SuppressedRejections,
-    ) -> Document<'a> {
-        let rest = Rest::Suppressed {
-            user: user(&EventActor::Unknown),
-            service: Named {
-                name: &self.source.service,
-            },
-            unmapped: ByCode {
-                by_code: suppressed.by_code().collect(),
-            },
+    fn request_document(&self, json: &mut Json<'_>, request: &AuditedRequest) {
+        let classification = Classification::of(request);
+        let class = classification.class;
+        json.raw(&BEGINNINGS[classification.index()]);
+        self.metadata(json);
+        json.raw(r#","correlation_uid":""#);
+        let id = match &request.request_id {
+            RequestId::Generated(digits) => json.plain(digits),
+            RequestId::Sent(id) => json.text(id),
         };
-        Document {
-            message: Some("rejected requests without an event"),
-            count: Some(suppressed.count()),
-            ..self.document(
+        json.raw(r#""},"#);
+        if classification.activity().0 == Caption::OTHER {
+            json.raw(r#""activity_name":""#);
+            json.raw(request.method.as_str());
+            json.raw(r#"","#);
+        }
+        // A clock before 1970 is not set.
+        let since = request.time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        period(json, since, since.saturating_add(request.duration));
+        json.raw(r#","duration":"#);
+        let duration = json.number(millis(request.duration));
+        json.raw(r#","status_code":""#);
+        json.raw(request.code());
+        if let Some(rejection) = request.rejection() {
+            json.raw(r#"","status_detail":""#);
+            json.text(rejection.title());
+        }
+        json.raw(r#"","src_endpoint":{"#);
+        endpoint(json, request.peer);
+        json.raw(r#"},"http_request":{"uid":""#);
+        json.again(id);
+        if is_listed(&request.method) {
+            json.raw(r#"","http_method":""#);
+            json.raw(request.method.as_str());
+        }
+        if let Some(path) = request.path() {
+            json.raw(r#"","url":{"path":""#);
+            json.text(path);
+            json.raw(r#""}}"#);
+        } else {
+            json.raw(r#""}"#);
+        }
+        if let Some(status) = request.status {
+            json.raw(r#","http_response":{"code":"#);
+            json.raw(status.as_str());
+            json.raw(r#","latency":"#);
+            json.again(duration);
+            if let Some(body) = request.body {
+                json.raw(r#","body_length":"#);
+                json.number(body.bytes);
+            }
+            json.raw("}");
+        }
+        authorizations(json, &request.requirements);
+        self.subject(json, request, class, id);
+        unmapped(json, request, class);
+    }
+
+    fn suppressed_document(&self, json: &mut Json<'_>, suppressed: &SuppressedRejections) {
+        self.count_document(
+            json,
+            &beginning(
                 Class::Authentication,
-                Caption(1, "Logon"),
+                Caption::LOGON,
                 Caption::FAILURE,
                 Caption(2, "Low"),
-                suppressed.period,
-                rest,
-            )
+                "",
+            ),
+            suppressed.period,
+            "rejected requests without an event",
+            suppressed.count(),
+        );
+        json.raw(r#","user":"#);
+        user(json, &Actor::Unknown);
+        self.service(json);
+        json.raw(r#","unmapped":{"by_code":"#);
+        let mut separator = r#"{""#;
+        for (code, count) in suppressed.by_code() {
+            json.raw(separator);
+            json.raw(code);
+            json.raw("\":");
+            json.number(count);
+            separator = r#",""#;
         }
+        json.raw("}}");
     }
 
-    pub(super) fn lost_document(&self, lost: &LostEvents) -> Document<'_> {
-        Document {
-            message: Some("lost audit events"),
-            count: Some(lost.count),
-            ..self.document(
+    fn lost_document(&self, json: &mut Json<'_>, lost: &LostEvents) {
+        self.count_document(
+            json,
+            &beginning(
                 Class::EventLog,
                 Caption(Caption::OTHER, "Lost"),
                 Caption::FAILURE,
                 Caption(4, "High"),
-                lost.period,
-                Rest::Lost { log_name: LOG },
-            )
-        }
+                "",
+            ),
+            lost.period,
+            "lost audit events",
+            lost.count,
+        );
+        json.raw(r#","activity_name":"Lost","log_name":"audit""#);
     }
 
-    fn document<'a>(
-        &'a self,
-        class: Class,
-        activity: Caption,
-        status: Caption,
-        severity: Caption,
-        period: Period,
-        rest: Rest<'a>,
-    ) -> Document<'a> {
-        let category = class.category();
-        let type_caption = match activity.0 {
-            Caption::OTHER => "Other",
-            _ => activity.1,
-        };
-        Document {
-            activity_id: activity.0,
-            activity_name: activity.1,
-            category_uid: category.0,
-            category_name: category.1,
-            class_uid: class.uid(),
-            class_name: class.name(),
-            type_uid: class.uid() * 100 + activity.0,
-            type_name: format!("{}: {type_caption}", class.name()),
-            time: epoch_millis(period.since),
-            start_time: epoch_millis(period.since),
-            end_time: epoch_millis(period.until),
-            severity_id: severity.0,
-            severity: severity.1,
-            status_id: status.0,
-            status: status.1,
-            status_code: None,
-            status_detail: None,
-            message: None,
-            count: None,
-            metadata: self.metadata(),
-            rest,
-        }
+    /// The fields of an event that reports a count. `message` is plain.
+    fn count_document(
+        &self,
+        json: &mut Json<'_>,
+        beginning: &str,
+        of: Period,
+        message: &str,
+        count: u64,
+    ) {
+        json.raw(beginning);
+        self.metadata(json);
+        json.raw("},");
+        let since_epoch = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        period(json, since_epoch(of.since), since_epoch(of.until));
+        json.raw(r#","message":""#);
+        json.raw(message);
+        json.raw(r#"","count":"#);
+        json.number(count);
     }
 
-    fn metadata(&self) -> Metadata<'_> {
-        Metadata {
-            version: VERSION,
-            product: Product {
-                name: "tower-orgkey",
-                vendor_name: "tower-orgkey",
-                version: env!("CARGO_PKG_VERSION"),
-            },
-            profiles: [PROFILE],
-            log_name: LOG,
-            uid: self.uid(),
-            sequence: self.sequence,
-            correlation_uid: None,
-        }
+    /// The rest of `metadata`, without its brace.
+    fn metadata(&self, json: &mut Json<'_>) {
+        json.raw(&self.source.uid);
+        let sequence = json.number(self.sequence);
+        json.raw(r#"","sequence":"#);
+        json.again(sequence);
     }
 
-    fn api<'a>(&'a self, request: &'a AuditedRequest) -> Api<'a> {
-        Api {
-            operation: operation(request),
-            service: Named {
-                name: &self.source.service,
-            },
-            request: Uid {
-                uid: &request.request_id,
-            },
-            response: request.status.map(|status| ApiResponse {
-                code: status.as_u16(),
-                error: request.rejection().map(Rejection::code),
-                error_message: request.rejection().map(Rejection::title),
-            }),
+    fn service(&self, json: &mut Json<'_>) {
+        json.raw(r#","service":{"name":"#);
+        json.raw(&self.source.service);
+        json.raw("}");
+    }
+
+    /// Who made the request, and of what: each class has other fields.
+    fn subject(&self, json: &mut Json<'_>, request: &AuditedRequest, class: Class, id: Written) {
+        match class {
+            Class::Authentication => {
+                json.raw(r#","user":"#);
+                user(json, &request.actor);
+                self.service(json);
+                json.raw(concat!(
+                    r#","auth_protocol_id":99,"auth_protocol":"API key","#,
+                    r#""logon_type_id":3,"logon_type":"Network","is_remote":true"#,
+                ));
+            }
+            Class::ApiActivity | Class::EventLog => {
+                json.raw(r#","actor":{"user":"#);
+                user(json, &request.actor);
+                json.raw(r#"},"api":{"operation":""#);
+                operation(json, request);
+                json.raw("\"");
+                self.service(json);
+                json.raw(r#","request":{"uid":""#);
+                json.again(id);
+                json.raw(r#""}"#);
+                if let Some(status) = request.status {
+                    response(json, status, request.rejection());
+                }
+                json.raw("}");
+            }
         }
     }
 }
 
-fn user(actor: &EventActor) -> User<'_> {
-    let unknown = |name| User {
-        uid: None,
-        name: Some(name),
-        type_id: 0,
-        r#type: "Unknown",
-        org: None,
-        programmatic_credentials: None,
-    };
+/// Both since the Unix epoch.
+fn period(json: &mut Json<'_>, since: Duration, until: Duration) {
+    json.raw(r#""time":"#);
+    let since = json.number(millis(since));
+    json.raw(r#","start_time":"#);
+    json.again(since);
+    json.raw(r#","end_time":"#);
+    json.number(millis(until));
+}
+
+fn response(json: &mut Json<'_>, status: StatusCode, rejection: Option<&Rejection>) {
+    json.raw(r#","response":{"code":"#);
+    json.raw(status.as_str());
+    if let Some(rejection) = rejection {
+        json.raw(r#","error":""#);
+        json.raw(rejection.code());
+        json.raw(r#"","error_message":""#);
+        json.text(rejection.title());
+        json.raw("\"");
+    }
+    json.raw("}");
+}
+
+fn user(json: &mut Json<'_>, actor: &Actor) {
     match actor {
-        EventActor::Unknown => unknown("unknown"),
-        EventActor::Anonymous => unknown("anonymous"),
-        EventActor::Organization {
+        Actor::Unknown => json.raw(r#"{"name":"unknown","type_id":0,"type":"Unknown"}"#),
+        Actor::Anonymous => json.raw(r#"{"name":"anonymous","type_id":0,"type":"Unknown"}"#),
+        Actor::Organization {
             org,
             key_id,
             user_id,
             ..
         } => {
             let key_id = key_id.as_ref().map(AsRef::as_ref);
-            let user_id = user_id.as_deref();
-            let (type_id, r#type) = match user_id {
-                Some(_) => (1, "User"),
-                None => (4, "Service"),
-            };
-            User {
-                uid: user_id.or(key_id),
+            json.raw(match user_id.as_deref().or(key_id) {
+                Some(_) => r#"{"uid":""#,
                 // The schema wants one or the other.
-                name: user_id.or(key_id).is_none().then_some(org.as_str()),
-                type_id,
-                r#type,
-                org: Some(Organization { uid: org.as_str() }),
-                programmatic_credentials: key_id.map(|uid| {
-                    [Credential {
-                        uid,
-                        r#type: "API Key",
-                    }]
-                }),
+                None => r#"{"name":""#,
+            });
+            let written = json.text(user_id.as_deref().or(key_id).unwrap_or(org.as_str()));
+            json.raw(match user_id {
+                Some(_) => r#"","type_id":1,"type":"User","org":{"uid":""#,
+                None => r#"","type_id":4,"type":"Service","org":{"uid":""#,
+            });
+            json.text(org.as_str());
+            if let Some(key_id) = key_id {
+                json.raw(r#""},"programmatic_credentials":[{"type":"API Key","uid":""#);
+                if user_id.is_some() {
+                    json.text(key_id);
+                } else {
+                    json.again(written);
+                }
+                json.raw(r#""}]}"#);
+            } else {
+                json.raw(r#""}}"#);
             }
         }
     }
 }
 
-fn authorization(requirement: &Requirement) -> Authorization<'_> {
-    let policy = match requirement.scope_alternatives() {
-        Some(any_of) => {
-            let names: Vec<String> = any_of.iter().map(|names| names.join(" ")).collect();
-            Policy {
-                r#type: "Scope",
-                name: names.join(" | "),
-                data: Some(Alternatives { any_of }),
-            }
-        }
-        None => Policy {
-            r#type: "Organization",
-            name: match requirement.organization_parameter() {
-                Some(parameter) => parameter.to_owned(),
-                None => "organization".to_owned(),
-            },
-            data: None,
-        },
-    };
-    Authorization {
-        decision: if requirement.is_met() {
-            "allowed"
+fn authorizations(json: &mut Json<'_>, requirements: &Requirements) {
+    let mut separator = r#","authorizations":["#;
+    for requirement in requirements.iter() {
+        json.raw(separator);
+        json.raw(if requirement.is_met() {
+            r#"{"decision":"allowed","policy":{"#
         } else {
-            "denied"
-        },
-        policy,
+            r#"{"decision":"denied","policy":{"#
+        });
+        if let Some(any_of) = requirement.scope_alternatives() {
+            scopes(json, any_of);
+        } else {
+            json.raw(r#""type":"Organization","name":""#);
+            let parameter = requirement.organization_parameter();
+            json.text(parameter.unwrap_or("organization"));
+            json.raw("\"");
+        }
+        json.raw("}}");
+        separator = ",";
+    }
+    if !requirements.is_empty() {
+        json.raw("]");
     }
 }
 
-/// The method and the route, without identifiers.
-fn operation(request: &AuditedRequest) -> String {
-    let method = request.method.as_str();
-    match request.route() {
-        Some(route) => format!("{method} {route}"),
-        None => method.to_owned(),
+fn scopes<'a>(
+    json: &mut Json<'_>,
+    any_of: impl Iterator<Item = impl Iterator<Item = &'a str>> + Clone,
+) {
+    json.raw(r#""type":"Scope","name":""#);
+    for (n, names) in any_of.clone().enumerate() {
+        if n > 0 {
+            json.raw(" | ");
+        }
+        for (n, name) in names.enumerate() {
+            if n > 0 {
+                json.raw(" ");
+            }
+            json.text(name);
+        }
+    }
+    json.raw(r#"","data":{"any_of":["#);
+    for (n, names) in any_of.enumerate() {
+        json.raw(if n > 0 { ",[" } else { "[" });
+        for (n, name) in names.enumerate() {
+            json.raw(if n > 0 { ",\"" } else { "\"" });
+            json.text(name);
+            json.raw("\"");
+        }
+        json.raw("]");
+    }
+    json.raw("]}");
+}
+
+/// The method and the route, without identifiers and quotes.
+fn operation(json: &mut Json<'_>, request: &AuditedRequest) {
+    // A token, so there is nothing to escape.
+    json.raw(request.method.as_str());
+    if let Some(route) = request.route() {
+        json.raw(" ");
+        json.text(route);
     }
 }
 
@@ -306,42 +410,64 @@ fn is_listed(method: &Method) -> bool {
     )
 }
 
-fn endpoint(request: &AuditedRequest) -> Endpoint {
-    match request.peer {
-        Some(peer) => Endpoint {
-            ip: Some(peer.ip().to_string()),
-            port: peer.port(),
-            name: None,
-        },
-        None => Endpoint {
-            ip: None,
-            port: None,
-            name: Some("unknown"),
-        },
+fn endpoint(json: &mut Json<'_>, peer: Option<AuditPeer>) {
+    let Some(peer) = peer else {
+        // The schema requires `ip` or `name`.
+        return json.raw(r#""name":"unknown""#);
+    };
+    // Writing to memory does not fail.
+    let _ = write!(json.0, r#""ip":"{}""#, peer.ip());
+    if let Some(port) = peer.port() {
+        json.raw(r#","port":"#);
+        json.number(port.into());
     }
 }
 
-fn unmapped(request: &AuditedRequest, class: Class) -> Unmapped<'_> {
-    let end = |body: Body| match body.end {
-        BodyEnd::Ended => "ended",
-        BodyEnd::Dropped => "dropped",
-        BodyEnd::Failed => "failed",
+fn unmapped(json: &mut Json<'_>, request: &AuditedRequest, class: Class) {
+    let mut separator = r#","unmapped":{"#;
+    let mut begin = |json: &mut Json<'_>, name| {
+        json.raw(separator);
+        json.raw(name);
+        separator = ",";
     };
-    Unmapped {
-        operation: (class == Class::Authentication).then(|| operation(request)),
-        http_method: (!is_listed(&request.method)).then(|| request.method.as_str()),
-        cached: request.is_cached(),
-        stale: request.is_stale(),
-        body_end: request.body.map(end),
-        body_duration: request.body.map(|body| millis(body.after)),
+    if class == Class::Authentication {
+        begin(json, r#""operation":""#);
+        operation(json, request);
+        json.raw("\"");
+    }
+    if !is_listed(&request.method) {
+        begin(json, r#""http_method":""#);
+        json.raw(request.method.as_str());
+        json.raw("\"");
+    }
+    if let (Some(is_cached), Some(is_stale)) = (request.is_cached(), request.is_stale()) {
+        begin(
+            json,
+            match (is_cached, is_stale) {
+                (true, true) => r#""cached":true,"stale":true"#,
+                (true, false) => r#""cached":true,"stale":false"#,
+                (false, true) => r#""cached":false,"stale":true"#,
+                (false, false) => r#""cached":false,"stale":false"#,
+            },
+        );
+    }
+    if let Some(Body { end, after, .. }) = request.body {
+        begin(
+            json,
+            match end {
+                BodyEnd::Ended => r#""body_end":"ended","body_duration":"#,
+                BodyEnd::Dropped => r#""body_end":"dropped","body_duration":"#,
+                BodyEnd::Failed => r#""body_end":"failed","body_duration":"#,
+            },
+        );
+        json.number(millis(after));
+    }
+    if separator == "," {
+        json.raw("}");
     }
 }
 
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A clock before 1970 is not set.
-fn epoch_millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, millis)
+    let seconds = duration.as_secs().saturating_mul(1_000);
+    seconds.saturating_add(duration.subsec_millis().into())
 }

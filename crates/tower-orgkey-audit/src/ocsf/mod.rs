@@ -1,24 +1,21 @@
-//! Serializes an event as OCSF 1.8.0. What the schema has no field for is under `unmapped`.
+//! Writes an event as OCSF 1.8.0. What the schema has no field for is under `unmapped`.
 
 mod classification;
 mod document;
-mod fields;
+mod json;
 
-use serde::{Serialize, Serializer};
+use serde::ser::{Error, Serialize, Serializer};
+use serde_json::Value;
 
 pub(crate) use self::classification::{Class, Classification};
-use crate::event::{AuditEvent, AuditEventKind};
+use crate::event::AuditEvent;
 
+/// Reads back what [`AuditEvent::write_json`] writes, so that there is one description of the document.
 impl Serialize for AuditEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.kind {
-            AuditEventKind::Request(request) => {
-                self.request_document(request).serialize(serializer)
-            }
-            AuditEventKind::Suppressed(suppressed) => {
-                self.suppressed_document(suppressed).serialize(serializer)
-            }
-            AuditEventKind::Lost(lost) => self.lost_document(lost).serialize(serializer),
-        }
+        let mut json = Vec::new();
+        self.write_json(&mut json);
+        let document: Value = serde_json::from_slice(&json).map_err(S::Error::custom)?;
+        document.serialize(serializer)
     }
 }

@@ -157,6 +157,36 @@ async fn an_allowed_request_is_recorded_in_full() {
 }
 
 #[tokio::test]
+async fn names_are_escaped() {
+    const NAME: &str = "a \"name\", with\\ and \n, é";
+
+    let lines = Lines::default();
+    let trail = AuditTrail::builder()
+        .sink(JsonLines::new(lines.clone()))
+        .service(NAME)
+        .start()
+        .unwrap();
+    let layer = AuditLayer::new(&trail).route(|_: RequestHead<'_>| Some(NAME.to_owned()));
+    let app = routes()
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(layer);
+    for key in [ONE, ""] {
+        send(&app, request("GET", "/whoami", key)).await;
+    }
+    trail.flush(LONG).await.unwrap();
+    let events = events_in(&lines.text());
+    let operation = format!("GET {NAME}");
+    let of = |class: u64| {
+        let mut events = events.iter();
+        events.find(|event| event["class_uid"] == class).unwrap()
+    };
+    assert_eq!(of(6003)["api"]["operation"], operation);
+    assert_eq!(of(6003)["api"]["service"]["name"], NAME);
+    assert_eq!(of(3002)["unmapped"]["operation"], operation);
+    assert_eq!(of(3002)["service"]["name"], NAME);
+}
+
+#[tokio::test]
 async fn required_scopes_are_recorded() {
     let stage = Stage::new();
     let app = stage.app();

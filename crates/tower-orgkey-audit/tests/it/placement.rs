@@ -6,7 +6,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
 use http::{HeaderName, HeaderValue};
 use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
-use tower_orgkey::{OrgCode, OrgConcurrencyLimitLayer, OrgRateLimitLayer};
+use tower_orgkey::{ObserverLayer, OrgCode, OrgConcurrencyLimitLayer, OrgRateLimitLayer};
 use tower_orgkey_usage::{Account, UsageLayer};
 
 use crate::support::log::Log;
@@ -109,6 +109,18 @@ async fn misplaced_layers_are_500_and_logged() {
     let codes: Vec<_> = events.iter().map(|event| &event["status_code"]).collect();
     assert_eq!(codes, ["internal"; 6]);
     assert_eq!(usage.handle().snapshot().total().rejected(), 6);
+}
+
+/// The observation of an observer inside the layer of keys is older than that of the layer that is in the wrong place.
+#[tokio::test]
+async fn observed_requests_hide_no_misplacement() {
+    let stage = Stage::new();
+    let app = routes()
+        .route_layer(stage.layer())
+        .route_layer(ObserverLayer::on_authenticated(|_| {}))
+        .route_layer(ApiKeyLayer::new(issuer()));
+    let answer = send(&app, request("GET", "/whoami", ONE)).await;
+    assert_eq!(answer.status(), 500);
 }
 
 #[tokio::test]
