@@ -161,6 +161,8 @@ pub(crate) enum Actor {
     /// Rejected before the organization was known.
     Unknown,
     Anonymous,
+    /// A credential that is not a key, passed to an inner authentication.
+    OtherCredential,
     Organization {
         org: OrgCode,
         key_id: Option<KeyId>,
@@ -182,6 +184,7 @@ impl From<Option<Caller>> for Actor {
                 is_stale: context.is_stale(),
             },
             Some(Caller::Anonymous) => Self::Anonymous,
+            Some(Caller::OtherCredential) => Self::OtherCredential,
             Some(_) | None => Self::Unknown,
         }
     }
@@ -226,7 +229,7 @@ impl AuditedRequest {
     pub fn org_code(&self) -> Option<&OrgCode> {
         match &self.actor {
             Actor::Organization { org, .. } => Some(org),
-            Actor::Unknown | Actor::Anonymous => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
         }
     }
 
@@ -234,7 +237,7 @@ impl AuditedRequest {
     pub fn key_id(&self) -> Option<&KeyId> {
         match &self.actor {
             Actor::Organization { key_id, .. } => key_id.as_ref(),
-            Actor::Unknown | Actor::Anonymous => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
         }
     }
 
@@ -242,7 +245,7 @@ impl AuditedRequest {
     pub fn user_id(&self) -> Option<&str> {
         match &self.actor {
             Actor::Organization { user_id, .. } => user_id.as_deref(),
-            Actor::Unknown | Actor::Anonymous => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
         }
     }
 
@@ -251,7 +254,7 @@ impl AuditedRequest {
     pub fn is_cached(&self) -> Option<bool> {
         match self.actor {
             Actor::Organization { is_cached, .. } => Some(is_cached),
-            Actor::Unknown | Actor::Anonymous => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
         }
     }
 
@@ -259,7 +262,7 @@ impl AuditedRequest {
     pub fn is_stale(&self) -> Option<bool> {
         match self.actor {
             Actor::Organization { is_stale, .. } => Some(is_stale),
-            Actor::Unknown | Actor::Anonymous => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
         }
     }
 
@@ -288,13 +291,16 @@ impl AuditedRequest {
         self.peer
     }
 
-    /// Returns the outcome: `allowed`, `anonymous`, `timed-out` for a status of 408 or 504, the
+    /// Returns the outcome: `allowed`, `anonymous`, `other-credential`, `timed-out` for a status of 408 or 504, the
     /// [code](tower_orgkey::Rejection::code) of a rejection, or the [name](EarlyEnd::code) of an early end.
     pub fn code(&self) -> &'static str {
         match &self.outcome {
             Outcome::Allowed if self.has_timed_out() => "timed-out",
-            Outcome::Allowed if matches!(self.actor, Actor::Anonymous) => "anonymous",
-            Outcome::Allowed => "allowed",
+            Outcome::Allowed => match self.actor {
+                Actor::Anonymous => "anonymous",
+                Actor::OtherCredential => "other-credential",
+                Actor::Unknown | Actor::Organization { .. } => "allowed",
+            },
             Outcome::Rejected(rejection) => rejection.code(),
             Outcome::EndedEarly(end) => end.code(),
         }

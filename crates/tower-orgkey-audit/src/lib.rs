@@ -30,7 +30,7 @@
 //! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's id if the key acts for a user, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
 //! | `activity_id` | by method: 1 create, 2 read, 3 update, 4 delete, 99 other |
 //! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route, never the path with its identifiers |
-//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, the [code](tower_orgkey::Rejection::code) of the rejection, `timed-out` for any other response with the status 408 or 504; or `failed`, `dropped`, `panicked` if there is no response |
+//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, `other-credential` (passed to another authentication), the [code](tower_orgkey::Rejection::code) of the rejection, `timed-out` for any other response with the status 408 or 504; or `failed`, `dropped`, `panicked` if there is no response |
 //! | `status_id` | 1 success, 2 failure (rejected, failed, or a status of 400 or more), 99 the client disconnected |
 //! | `authorizations` | what guards required, and the `decision`: scope policies (`policy.data.any_of`), and the path parameter that names the organization |
 //! | `http_response.code`, `.body_length` | the status; how many bytes of the body the server took |

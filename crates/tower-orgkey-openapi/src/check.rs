@@ -102,10 +102,10 @@ async fn observe(
     }
     let (_, observation) = call(app, method, path, Some(KEY)).await?;
     let mut required = Alternatives::from([BTreeSet::new()]);
-    for requirement in observation.requirements() {
+    for requirement in observation.requirements().iter() {
         if let Some(alternatives) = requirement.scope_alternatives() {
-            let names = |scopes: &Vec<&str>| scopes.iter().map(|&scope| scope.to_owned()).collect();
-            required = both(&required, &alternatives.iter().map(names).collect());
+            let alternatives = alternatives.map(|scopes| scopes.map(str::to_owned).collect());
+            required = both(&required, &alternatives.collect());
         }
     }
     Ok(Some(required))

@@ -381,6 +381,31 @@ async fn cached_and_stale_results_are_recorded() {
 }
 
 #[tokio::test]
+async fn passed_credentials_are_recorded_without_them() {
+    let stage = Stage::new();
+    let auth = ApiKeyLayer::builder(issuer())
+        .only_prefix("k_live_")
+        .pass_other_credentials_to_inner_auth()
+        .build()
+        .unwrap();
+    let open = axum::Router::new().route("/login", axum::routing::get(async || "open"));
+    let app = routes()
+        .merge(open)
+        .route_layer(auth)
+        .route_layer(stage.layer());
+    send(&app, request("GET", "/login", ONE)).await;
+    send(&app, request("GET", "/whoami", ONE)).await;
+    let events = stage.events().await;
+    let codes: Vec<_> = events.iter().map(|event| &event["status_code"]).collect();
+    // `whoami` takes an organization, which no other authentication can give.
+    assert_eq!(codes, ["other-credential", "invalid-token"]);
+    for event in &events {
+        assert!(!event.to_string().contains(&ONE[..8]), "{event}");
+        assert!(!event.to_string().contains(r#""org":"#), "{event}");
+    }
+}
+
+#[tokio::test]
 async fn anonymous_requests_and_users_are_recorded() {
     let stage = Stage::new();
     let auth = ApiKeyLayer::builder(issuer())
