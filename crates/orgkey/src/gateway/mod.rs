@@ -1,5 +1,6 @@
 //! `orgkey gateway`: decides for a reverse proxy whether a request may pass.
 
+mod admin;
 mod checks;
 mod command;
 pub mod config;
@@ -8,6 +9,11 @@ mod dialect;
 mod identity;
 mod path;
 mod routes;
+mod serve;
+mod server;
+mod setup;
 
 pub use self::command::{Args, run};
 pub use self::config::Config;
+pub use self::serve::Bounds;
+pub use self::server::{Error, Gateway, GatewayHandle};
