@@ -10,8 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ve
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full, Limited};
-use tower_orgkey::Rejection;
+use tower_orgkey::{OrgContext, Rejection};
 
+use super::assertion::Signer;
 use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions, rendered};
 use super::dialect::{Answer, Incomplete, Original, envoy_grpc, envoy_http, forward_auth, nginx};
@@ -33,17 +34,19 @@ pub(super) struct Checks {
     /// The header with the key, if services must not get it.
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Answers,
+    signer: Option<Signer>,
     logged: OncePerSecond,
 }
 
 impl Checks {
-    pub(super) fn new(config: &Config, decisions: Decisions) -> Self {
+    pub(super) fn new(config: &Config, decisions: Decisions, signer: Option<Signer>) -> Self {
         let removed_key = (!config.keys.pass_to_service).then(|| config.keys.header_name());
         Self {
             decisions,
             dialects: config.listen.dialects.clone(),
             envoy: envoy_http::Answers::new(removed_key.as_ref()),
             removed_key,
+            signer,
             logged: OncePerSecond::default(),
         }
     }
@@ -164,10 +167,14 @@ impl Checks {
     fn answered(&self, dialect: &'static str, decision: Decision) -> Answer {
         let (outcome, answer) = match decision {
             Decision::Public => ("public", Answer::Allowed(Identity::default())),
-            Decision::Allowed(context, _audience) => match Identity::new(&context, None) {
-                Ok(identity) => ("allowed", Answer::Allowed(identity)),
-                Err(unusable) => return self.answered(dialect, self.unusable(&context, &unusable)),
-            },
+            Decision::Allowed(context, audience) => {
+                match self.identity(&context, audience.as_ref()) {
+                    Ok(identity) => ("allowed", Answer::Allowed(identity)),
+                    Err(unusable) => {
+                        return self.answered(dialect, self.unusable(&context, &unusable));
+                    }
+                }
+            }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();
                 (
@@ -180,15 +187,32 @@ impl Checks {
         answer
     }
 
-    fn unusable(&self, context: &tower_orgkey::OrgContext, unusable: &Unusable) -> Decision {
+    fn identity(
+        &self,
+        context: &OrgContext,
+        audience: Option<&Arc<str>>,
+    ) -> Result<Identity, Unusable> {
+        let assertion = match &self.signer {
+            Some(signer) => Some(
+                signer
+                    .assertion(context, audience)
+                    .ok_or(Unusable::NotSigned)?,
+            ),
+            None => None,
+        };
+        Identity::new(context, assertion)
+    }
+
+    fn unusable(&self, context: &OrgContext, unusable: &Unusable) -> Decision {
         if self.logged.first() {
             let org_code = context.org_code().as_str();
             match unusable {
                 Unusable::TooLong(bytes) => {
                     tracing::error!(org_code, bytes, "identity is too long for headers");
                 }
+                Unusable::NotSigned => tracing::error!(org_code, "assertion cannot be signed"),
                 Unusable::NotText => {
-                    tracing::error!(org_code, "identity has characters that headers cannot have")
+                    tracing::error!(org_code, "identity has characters that headers cannot have");
                 }
             }
         }

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use http::Method;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tower_orgkey::Scope;
 use tracing_subscriber::EnvFilter;
 
 use super::config::{Config, Demand, Problem};
 use super::routes::{NotFound, Routes};
 use super::server::{Gateway, GatewayHandle};
-use super::setup::Setup;
+use super::setup::{self, Setup};
 
 /// Answers nginx, Traefik, Caddy and Envoy whether a request may pass.
 ///
@@ -41,6 +42,8 @@ enum Command {
         #[arg(long)]
         host: Option<String>,
     },
+    /// Prints the key set that services verify assertions with.
+    Jwks,
 }
 
 /// Runs the command.
@@ -71,6 +74,13 @@ pub fn run(args: Args) -> ExitCode {
             );
             ExitCode::SUCCESS
         }
+        Some(Command::Jwks) => match key_set(&config) {
+            Ok(keys) => {
+                println!("{keys}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        },
         Some(Command::Explain { method, path, host }) => {
             let (explanation, has_route) = explain(config, &method, host.as_deref(), &path);
             print!("{explanation}");
@@ -180,6 +190,11 @@ fn listed(path: &Path, problems: &[Problem]) -> String {
     })
 }
 
+fn key_set(config: &Config) -> Result<String, String> {
+    let signer = setup::signer(config)?.ok_or("the table [identity] is missing")?;
+    serde_json::to_string_pretty(&signer.key_set()?).map_err(|error| error.to_string())
+}
+
 /// Returns what the gateway decides about a request before it reads a key, and whether the request has a route.
 fn explain(config: Config, method: &Method, host: Option<&str>, path: &str) -> (String, bool) {
     let routes = Routes::new(config.routes, config.allow_semicolons);
@@ -209,7 +224,7 @@ fn demands(demand: &Demand) -> String {
     let mut text = "demands: a valid key of an organization\n".to_owned();
     if let Some(policy) = scopes {
         let alternatives = policy.alternatives().map(|scopes| {
-            let names: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
+            let names: Vec<_> = scopes.iter().map(Scope::as_str).collect();
             names.join(" and ")
         });
         let alternatives: Vec<_> = alternatives.collect();

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Collected, Full};
 use tower::util::{BoxCloneSyncService, option_layer};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_orgkey::guard::RequireScopeLayer;
@@ -266,7 +266,7 @@ pub(super) fn rendered(rejection: Rejection) -> Response<Bytes> {
 fn whole<B: Body<Data = Bytes>>(response: Response<B>) -> Response<Bytes> {
     let (parts, body) = response.into_parts();
     let collected = body.collect().now_or_never();
-    let bytes = collected.and_then(Result::ok).map(|body| body.to_bytes());
+    let bytes = collected.and_then(Result::ok).map(Collected::to_bytes);
     Response::from_parts(parts, bytes.unwrap_or_default())
 }
 

@@ -26,6 +26,7 @@ pub(super) struct Identity {
 pub(super) enum Unusable {
     TooLong(usize),
     NotText,
+    NotSigned,
 }
 
 impl Identity {

@@ -1,6 +1,7 @@
 //! `orgkey gateway`: decides for a reverse proxy whether a request may pass.
 
 mod admin;
+mod assertion;
 mod checks;
 mod command;
 pub mod config;

@@ -14,7 +14,7 @@ use super::path;
 /// The routes of a configuration.
 #[derive(Debug)]
 pub(super) struct Routes {
-    routes: Vec<RouteConfig>,
+    all: Vec<RouteConfig>,
     allow_semicolons: bool,
     by_host: HashMap<String, Table>,
     of_other_hosts: Table,
@@ -93,13 +93,13 @@ impl Routes {
         Self {
             by_host: tables.collect(),
             of_other_hosts,
-            routes,
+            all: routes,
             allow_semicolons,
         }
     }
 
     pub(super) fn get(&self, index: usize) -> &RouteConfig {
-        &self.routes[index]
+        &self.all[index]
     }
 
     /// Finds the route of a request. The target may have a query, the host a port.
@@ -288,16 +288,17 @@ mod tests {
     }
 
     fn routes(lines: &[&str]) -> Routes {
-        let text: String = lines
-            .iter()
-            .map(|line| format!("[[route]]\n{line}\n"))
-            .collect();
+        let text = lines.iter().fold(String::new(), |text, line| {
+            text + "[[route]]
+" + line + "
+"
+        });
         let config = config(&text).unwrap();
         Routes::new(config.routes, false)
     }
 
-    fn found(routes: &Routes, method: Method, host: Option<&str>, target: &str) -> Option<usize> {
-        match routes.find(&method, host, target) {
+    fn found(routes: &Routes, method: &Method, host: Option<&str>, target: &str) -> Option<usize> {
+        match routes.find(method, host, target) {
             Ok(found) => Some(found.index),
             Err(NotFound::NoRoute) => None,
             Err(NotFound::Ambiguous(reason)) => panic!("{target} {reason}"),
@@ -312,7 +313,7 @@ mod tests {
             "match = '* /orgs/{id}/users'",
             "match = 'GET,POST /reports'",
         ]);
-        let at = |method, target| found(&routes, method, None, target);
+        let at = |method: Method, target| found(&routes, &method, None, target);
         assert_eq!(at(Method::GET, "/orgs/a/users"), Some(1));
         assert_eq!(at(Method::HEAD, "/orgs/a/users?x=/../"), Some(1));
         assert_eq!(at(Method::POST, "/orgs/a/users"), Some(2));
@@ -335,7 +336,7 @@ mod tests {
             "api.example.com.",
         ] {
             assert_eq!(
-                found(&routes, Method::GET, Some(host), "/a"),
+                found(&routes, &Method::GET, Some(host), "/a"),
                 Some(1),
                 "{host}"
             );
@@ -346,8 +347,12 @@ mod tests {
             Some("x@api.example.com"),
             Some(""),
         ] {
-            assert_eq!(found(&routes, Method::GET, host, "/a"), Some(0), "{host:?}");
-            assert_eq!(found(&routes, Method::GET, host, "/b"), None, "{host:?}");
+            assert_eq!(
+                found(&routes, &Method::GET, host, "/a"),
+                Some(0),
+                "{host:?}"
+            );
+            assert_eq!(found(&routes, &Method::GET, host, "/b"), None, "{host:?}");
         }
     }
 
@@ -374,8 +379,8 @@ mod tests {
                 "{target} {result:?}"
             );
         }
-        assert_eq!(found(&routes, Method::GET, None, "/Reports/1"), Some(0));
-        assert_eq!(found(&routes, Method::GET, None, "/x/other/"), Some(2));
+        assert_eq!(found(&routes, &Method::GET, None, "/Reports/1"), Some(0));
+        assert_eq!(found(&routes, &Method::GET, None, "/x/other/"), Some(2));
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Gateway {
         };
         Ok(Self {
             handle: GatewayHandle {
-                checks: Arc::new(Checks::new(&config, decisions)),
+                checks: Arc::new(Checks::new(&config, decisions, setup.signer)),
                 config: Arc::new(config),
             },
             checks,

@@ -7,12 +7,14 @@ use tower_orgkey::kinde::KindeVerifier;
 use zeroize::Zeroizing;
 
 use super::admin::AdminToken;
+use super::assertion::Signer;
 use super::config::{Config, Issuer, SecretSource, prefix_verifier};
 
 /// The parts that need secrets.
 pub(super) struct Setup {
     pub(super) layer: ApiKeyLayer,
     pub(super) admin_token: Option<AdminToken>,
+    pub(super) signer: Option<Signer>,
 }
 
 impl Setup {
@@ -26,7 +28,7 @@ impl Setup {
         let layer = layer(config, &mut errors);
         let admin_token = match &config.listen.admin_token_file {
             None => None,
-            Some(path) => match read(path).and_then(|token| AdminToken::new(token)) {
+            Some(path) => match read(path).and_then(AdminToken::new) {
                 Ok(token) => Some(token),
                 Err(error) => {
                     errors.push(format!("`admin_token_file`: {error}"));
@@ -34,11 +36,30 @@ impl Setup {
                 }
             },
         };
+        let signer = signer(config).unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
         match layer {
-            Some(layer) if errors.is_empty() => Ok(Self { layer, admin_token }),
+            Some(layer) if errors.is_empty() => Ok(Self {
+                layer,
+                admin_token,
+                signer,
+            }),
             _ => Err(errors),
         }
     }
+}
+
+/// Returns what signs assertions, if the configuration has them.
+pub(super) fn signer(config: &Config) -> Result<Option<Signer>, String> {
+    let Some(identity) = &config.identity else {
+        return Ok(None);
+    };
+    let of_file = |error: &str| format!("`assertion_key_file`: {error}");
+    let pem = read(&identity.key_file).map_err(|error| of_file(&error))?;
+    let signer = Signer::new(&pem, identity.issuer.clone(), &identity.audience);
+    signer.map(Some).map_err(of_file)
 }
 
 fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {

@@ -8,7 +8,7 @@ use kinde_emulator::{Endpoint, Fault, KindeEmulator};
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyLayer, require_org, require_scope};
 
-use crate::support::{Reply, World, request, send};
+use crate::support::{Headers, Reply, World, request, send};
 
 pub(crate) const ROUTES: &str = r#"
 [[route]]
@@ -111,7 +111,7 @@ async fn rejections_are_those_of_the_layer() {
     let key = world.key("org_1", &["read:reports"]);
     let bearer = format!("Bearer {key}");
     let other = format!("Bearer {}", world.key("org_2", &["other"]));
-    let cases: [(u16, &str, &[(&str, &str)]); 8] = [
+    let cases: [(u16, &str, Headers<'_>); 8] = [
         (401, "/reports/1", &[]),
         (401, "/reports/1", &[("authorization", "Basic abc")]),
         (400, "/reports/1", &[("authorization", "Bearer a b")]),

@@ -171,6 +171,29 @@ async fn signals_reload_and_stop() {
     assert!(status.success());
 }
 
+#[tokio::test]
+async fn systemd_unit_is_valid() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let unit = dir.path().join("orgkey-gateway.service");
+    let text = include_str!("../../systemd/orgkey-gateway.service");
+    let text = text.replace("/usr/local/bin/orgkey", env!("CARGO_BIN_EXE_orgkey"));
+    std::fs::write(&unit, text).unwrap();
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&unit)
+        .output();
+    let verified = verified.expect("install systemd, which has systemd-analyze");
+    let said = text_of(&verified);
+    assert!(
+        verified.status.success() && !said.contains("orgkey-gateway.service:"),
+        "{said}"
+    );
+}
+
+fn text_of(output: &Output) -> String {
+    text(&[&output.stdout[..], &output.stderr].concat())
+}
+
 /// Removes the colors of a log line.
 fn strip(line: &str) -> String {
     let mut parts = line.split('\u{1b}');

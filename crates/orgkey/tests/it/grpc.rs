@@ -17,7 +17,7 @@ use self::proto::{
     HeaderValue, HeaderValueOption, HttpRequest, HttpResponse, OkHttpResponse,
 };
 use crate::checks::ROUTES;
-use crate::support::{Reply, World, request, send, send_h2};
+use crate::support::{Headers, Reply, World, request, send, send_h2};
 
 const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
@@ -173,7 +173,7 @@ async fn rejections_are_those_of_the_other_dialects() {
     let world = World::start(ROUTES).await;
     let bearer = format!("Bearer {}", world.key("org_1", &["other"]));
     let joined = format!("{bearer},{bearer}");
-    let cases: [(u16, i32, &str, &[(&str, &str)]); 8] = [
+    let cases: [(u16, i32, &str, Headers<'_>); 8] = [
         (401, 16, "/reports/1", &[]),
         (
             401,

@@ -1,6 +1,9 @@
 //! The gateway as proxies, operators and the shell see it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
+
 mod admin;
+mod assertion;
 mod checks;
 mod command;
 mod grpc;

@@ -150,6 +150,9 @@ impl Reply {
     }
 }
 
+/// The headers of a client.
+pub(crate) type Headers<'a> = &'a [(&'a str, &'a str)];
+
 /// Returns a request with these headers, which may repeat.
 pub(crate) fn request(
     method: &str,

@@ -78,7 +78,7 @@ pub(super) fn issuers(root: &mut Section<'_>, problems: &mut Problems<'_>) -> (V
         let invalid = verifier_fn(|_| async { Ok(Verification::invalid()) });
         let trial = prefix_verifier(&issuers, is_shared, iter::repeat(invalid));
         if let Err(error) = trial {
-            problems.add(&last, format!("[[issuer]] {}", error));
+            problems.add(&last, format!("[[issuer]] {error}"));
         }
     }
     (issuers, is_shared)
@@ -139,7 +139,7 @@ fn issuer(
             "api_id" => api_id,
             _ => None,
         };
-        problems.add(&span.unwrap_or(at), format!("[issuer] {}", error));
+        problems.add(&span.unwrap_or(at), format!("[issuer] {error}"));
     }
     Some(Issuer {
         name: name?,

@@ -116,6 +116,8 @@ pub struct Audit {
 pub struct Identity {
     /// The audience of assertions, unless a route has another.
     pub audience: String,
+    /// The issuer of assertions. `orgkey` by default.
+    pub issuer: String,
     /// The Ed25519 key that signs them, in PEM.
     pub key_file: PathBuf,
 }
@@ -328,6 +330,7 @@ fn identity(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Ident
     let mut section = root.table("identity", "[identity]", problems)?;
     let audience: Option<Spanned<String>> = section.required("assertion_audience", problems);
     let key_file = value(section.required("assertion_key_file", problems));
+    let issuer = value(section.optional("assertion_issuer", problems));
     if let Some(audience) = &audience
         && audience.get_ref().trim().is_empty()
     {
@@ -336,6 +339,7 @@ fn identity(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Ident
     section.finish(problems);
     Some(Identity {
         audience: value(audience)?,
+        issuer: issuer.unwrap_or_else(|| "orgkey".to_owned()),
         key_file: key_file?,
     })
 }

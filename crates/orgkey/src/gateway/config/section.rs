@@ -124,13 +124,11 @@ impl<'i> Section<'i> {
     ) -> Option<Section<'i>> {
         let value = self.take(key)?;
         let span = value.span();
-        match value.into_inner() {
-            DeValue::Table(table) => Some(Section::new(name, Spanned::new(span, table))),
-            _ => {
-                problems.add(&span, format!("`{key}` must be a table, {name}"));
-                None
-            }
+        if let DeValue::Table(table) = value.into_inner() {
+            return Some(Section::new(name, Spanned::new(span, table)));
         }
+        problems.add(&span, format!("`{key}` must be a table, {name}"));
+        None
     }
 
     /// Returns the tables of this name: one, or an array of them.
@@ -151,11 +149,10 @@ impl<'i> Section<'i> {
         let mut tables = Vec::with_capacity(values.len());
         for value in values {
             let span = value.span();
-            match value.into_inner() {
-                DeValue::Table(table) => {
-                    tables.push(Section::new(name, Spanned::new(span, table)));
-                }
-                _ => problems.add(&span, format!("`{key}` must be a table, {name}")),
+            if let DeValue::Table(table) = value.into_inner() {
+                tables.push(Section::new(name, Spanned::new(span, table)));
+            } else {
+                problems.add(&span, format!("`{key}` must be a table, {name}"));
             }
         }
         tables
