@@ -24,7 +24,7 @@ impl Ids {
         })
     }
 
-    fn generate(&self) -> String {
+    pub(crate) fn generate(&self) -> String {
         let count = self.generated.fetch_add(1, Ordering::Relaxed);
         let id = self.hasher.hash(&count.to_le_bytes()).as_u128();
         format!("{id:032x}")

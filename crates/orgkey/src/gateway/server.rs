@@ -129,6 +129,7 @@ impl Gateway {
                 let admin = Admin {
                     token: setup.admin_token,
                     keys,
+                    trail: trail.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
                 };

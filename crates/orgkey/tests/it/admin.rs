@@ -4,7 +4,7 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::checks::ROUTES;
-use crate::support::{ADMIN_TOKEN, Reply, World, request, send};
+use crate::support::{ADMIN_TOKEN, Reply, World, request, send, until_line};
 
 fn token() -> String {
     format!("Bearer {ADMIN_TOKEN}")
@@ -176,4 +176,31 @@ async fn bad_bodies_change_nothing() {
     );
     assert_eq!(status_of(&world, &key).await, 200);
     assert_eq!(world.emulator.calls().verify.total, 1);
+}
+
+#[tokio::test]
+async fn revocations_are_recorded() {
+    let world = World::start(&format!("{ROUTES}[audit]\nfile = 'DIR/audit.jsonl'\n")).await;
+    let file = world.files.path("audit.jsonl");
+    assert_eq!(
+        post(&world, "/v1/block", r#"{"all": true}"#).await.status,
+        400
+    );
+    for (action, body, target) in [
+        ("block", r#"{"org_code": "org_1"}"#, "org_code=org_1"),
+        ("unblock", r#"{"key_id": "id_1"}"#, "key_id=id_1"),
+        ("invalidate", r#"{"key": "a-secret-key"}"#, "key"),
+    ] {
+        assert_eq!(
+            post(&world, &format!("/v1/{action}"), body).await.status,
+            200
+        );
+        let line = until_line(&file, |line| line.contains(&format!("/v1/{action}"))).await;
+        let event: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["unmapped"]["target"], target, "{line}");
+        assert_eq!(event["actor"]["user"]["name"], "operator");
+    }
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written.lines().count(), 3);
+    assert!(!written.contains("a-secret-key"));
 }

@@ -222,6 +222,11 @@ fn user(actor: &EventActor) -> User<'_> {
     match actor {
         EventActor::Unknown => unknown("unknown"),
         EventActor::Anonymous => unknown("anonymous"),
+        EventActor::Operator { .. } => User {
+            type_id: 2,
+            r#type: "Admin",
+            ..unknown("operator")
+        },
         EventActor::Organization {
             org,
             key_id,
@@ -330,6 +335,7 @@ fn unmapped(request: &AuditedRequest, class: Class) -> Unmapped<'_> {
     Unmapped {
         operation: (class == Class::Authentication).then(|| operation(request)),
         http_method: (!is_listed(&request.method)).then(|| request.method.as_str()),
+        target: request.operator_target(),
         cached: request.is_cached(),
         stale: request.is_stale(),
         body_end: request.body.map(end),

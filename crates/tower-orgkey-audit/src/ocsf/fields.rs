@@ -228,6 +228,9 @@ pub(super) struct Unmapped<'a> {
     /// A method that the schema does not know.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) http_method: Option<&'a str>,
+    /// What an operator changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) target: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cached: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_orgkey::ApiKeyHandle;
+use tower_orgkey_audit::AuditTrail;
 
 pub(super) use self::token::AdminToken;
 
@@ -25,6 +26,8 @@ const MAX_BODY_LEN: usize = 16 * 1_024;
 pub(super) struct Admin {
     pub(super) token: Option<AdminToken>,
     pub(super) keys: ApiKeyHandle,
+    /// Where revocations are recorded.
+    pub(super) trail: Option<AuditTrail>,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
 }

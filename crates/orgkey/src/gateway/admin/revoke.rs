@@ -48,6 +48,16 @@ impl Target {
         }
     }
 
+    /// Returns what is recorded. A key is not named.
+    fn recorded(&self) -> String {
+        match self {
+            Self::KeyId(id) => format!("key_id={id}"),
+            Self::Org(code) => format!("org_code={code}"),
+            Self::Key(_) => "key".to_owned(),
+            Self::All => "all".to_owned(),
+        }
+    }
+
     fn invalidate(&self, keys: &ApiKeyHandle) {
         match self {
             Self::KeyId(id) => keys.invalidate_key_id(id),
@@ -91,7 +101,8 @@ pub(super) async fn revoke(
     };
     let keys = &admin.keys;
     let only_invalidate = "`all` can only be invalidated";
-    match action.as_str() {
+    let recorded = target.recorded();
+    let response = match action.as_str() {
         "invalidate" => {
             target.invalidate(keys);
             Json(json!({ "invalidated": true })).into_response()
@@ -113,7 +124,11 @@ pub(super) async fn revoke(
             None => bad(only_invalidate),
             Some(was_blocked) => Json(json!({ "was_blocked": was_blocked })).into_response(),
         },
+    };
+    if let (Some(trail), true) = (&admin.trail, response.status().is_success()) {
+        trail.record_operator_action(&format!("/v1/{action}"), &recorded);
     }
+    response
 }
 
 fn bad(problem: &str) -> Response {
