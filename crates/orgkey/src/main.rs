@@ -14,11 +14,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Doctor(orgkey::doctor::Args),
+    Emulator(orgkey::emulator::Args),
     Gateway(orgkey::gateway::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Doctor(args) => orgkey::doctor::run(&args),
+        Command::Emulator(args) => orgkey::emulator::run(&args),
         Command::Gateway(args) => orgkey::gateway::run(args),
     }
 }

@@ -4,13 +4,14 @@ use std::iter;
 
 use serde::Deserialize;
 use toml::Spanned;
-use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder};
+use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder, UnauthorizedMeans};
 use tower_orgkey::verify::Organizations;
 use tower_orgkey::{ConfigError, PrefixVerifier, Verification, Verifier, verifier_fn};
 
 use super::section::{Problems, Section};
 use super::value;
 use super::values::SecretSource;
+use crate::meaning::Meaning;
 
 /// An issuer of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +35,25 @@ pub struct Kinde {
     pub client_secret: SecretSource,
     /// The API that keys must be issued for.
     pub api_id: Option<String>,
+    /// The audience of access tokens, unless it is `<url>/api`.
+    pub audience: Option<String>,
+    /// What a 401 or 403 from verify is about.
+    pub unauthorized_means: UnauthorizedMeans,
 }
 
 impl Kinde {
     /// Returns the builder of the verifier.
     pub(in crate::gateway) fn verifier(&self, secret: &str) -> KindeVerifierBuilder {
-        let builder = KindeVerifier::builder(&self.url).client_credentials(&self.client_id, secret);
-        match &self.api_id {
-            Some(api_id) => builder.api_id(api_id),
-            None => builder,
+        let mut builder = KindeVerifier::builder(&self.url)
+            .client_credentials(&self.client_id, secret)
+            .unauthorized_means(self.unauthorized_means);
+        if let Some(api_id) = &self.api_id {
+            builder = builder.api_id(api_id);
         }
+        if let Some(audience) = &self.audience {
+            builder = builder.audience(audience);
+        }
+        builder
     }
 }
 
@@ -113,13 +123,16 @@ fn issuer(
     let client_id: Option<Spanned<String>> = section.required("client_id", problems);
     let client_secret = secret(&mut section, problems);
     let api_id: Option<Spanned<String>> = section.optional("api_id", problems);
+    let audience: Option<Spanned<String>> = section.optional("audience", problems);
+    let means: Option<Spanned<Meaning>> = section.optional("unauthorized_means", problems);
     let (name, prefixes) = if is_one_of_several {
         let name = value(section.required("name", problems));
         (name, value(section.required("prefixes", problems)))
     } else {
         (Some(String::new()), Some(Vec::new()))
     };
-    let spans = [&url, &client_id, &api_id].map(|text| text.as_ref().map(Spanned::span));
+    let texts = [&url, &client_id, &api_id, &audience];
+    let spans = texts.map(|text| text.as_ref().map(Spanned::span));
     let at = section.span.clone();
     section.finish(problems);
     let kinde = match kind?.into_inner() {
@@ -128,15 +141,18 @@ fn issuer(
             client_id: value(client_id)?,
             client_secret: client_secret?,
             api_id: value(api_id),
+            audience: value(audience),
+            unauthorized_means: value(means).unwrap_or_default().into(),
         },
     };
     // The verifier knows which values are valid. The secret is read later.
     if let Err(error) = kinde.verifier("unread").build() {
-        let [url, client_id, api_id] = spans;
+        let [url, client_id, api_id, audience] = spans;
         let span = match error.field() {
             "issuer" => url,
             "client_credentials" => client_id,
             "api_id" => api_id,
+            "audience" => audience,
             _ => None,
         };
         problems.add(&span.unwrap_or(at), format!("[issuer] {error}"));
