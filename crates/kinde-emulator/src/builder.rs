@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::handle::{Guard, KindeEmulator};
 use crate::issuer::{Issuer, VerifyAccess};
 use crate::keys::Keys;
@@ -41,6 +42,7 @@ pub struct KindeEmulatorBuilder {
     valid_key_reply: ValidKeyReply,
     invalid_key_reply: InvalidKeyReply,
     verify_access: VerifyAccess,
+    control: bool,
 }
 
 #[derive(Clone)]
@@ -64,6 +66,7 @@ impl KindeEmulatorBuilder {
             valid_key_reply: ValidKeyReply::default(),
             invalid_key_reply: InvalidKeyReply::default(),
             verify_access: VerifyAccess::default(),
+            control: false,
         }
     }
 
@@ -120,6 +123,31 @@ impl KindeEmulatorBuilder {
         self.verify_access(VerifyAccess::Public)
     }
 
+    /// Serves `/_emulator` too: HTTP endpoints that issue, rotate and revoke keys, inject faults and move the clock, for tests in
+    /// other languages. Not served by default.
+    ///
+    /// Everything that reaches the address can then read the client secret and issue keys, so listen on loopback only. The
+    /// README of the crate lists the endpoints.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use serde_json::{Value, json};
+    /// let emulator = kinde_emulator::KindeEmulator::builder().control_endpoints().start().await?;
+    /// let issued: Value = reqwest::Client::new()
+    ///     .post(format!("{}/_emulator/keys", emulator.issuer_url()))
+    ///     .json(&json!({ "org_code": "org_1", "scopes": ["read:reports"] }))
+    ///     .send()
+    ///     .await?
+    ///     .json()
+    ///     .await?;
+    /// assert!(issued["key"].is_string());
+    /// # Ok(()) }
+    /// ```
+    pub fn control_endpoints(mut self) -> Self {
+        self.control = true;
+        self
+    }
+
     /// Binds the address and starts to serve on the current tokio runtime.
     ///
     /// Returns an error if the address is in use, or if no certificate can be generated for the configured names.
@@ -141,7 +169,8 @@ impl KindeEmulatorBuilder {
         let scheme = if acceptor.is_some() { "https" } else { "http" };
         let issuer_url = format!("{scheme}://{addr}");
         let audience = self.audience.unwrap_or_else(|| format!("{issuer_url}/api"));
-        let mut application = Application::new(issuer_url.clone(), audience);
+        let clock = Clock::new();
+        let mut application = Application::new(issuer_url.clone(), audience, clock.clone());
         if let Some((id, ClientSecret(secret))) = self.client {
             application.client_id = id;
             application.client_secret = secret;
@@ -152,14 +181,16 @@ impl KindeEmulatorBuilder {
         if let Some(scopes) = self.token_scopes {
             application.scopes = scopes;
         }
-        let shared = Arc::new(Shared::new(Issuer {
-            keys: Keys::default(),
+        let issuer = Issuer {
+            keys: Keys::new(clock.clone()),
+            clock,
             application,
             valid_key_reply: self.valid_key_reply,
             invalid_key_reply: self.invalid_key_reply,
             verify_access: self.verify_access,
             rejected_token_status: None,
-        }));
+        };
+        let shared = Arc::new(Shared::new(issuer, self.control));
         let server = tokio::spawn(server::run(listener, acceptor, Arc::clone(&shared)));
         Ok(KindeEmulator {
             _guard: Arc::new(Guard {

@@ -91,6 +91,12 @@ impl Endpoints {
     /// The set of all endpoints.
     pub const ALL: Self = Self(0x7F);
 
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) fn with(self, endpoint: Endpoint) -> Self {
+        Self(self.0 | Self::from(endpoint).0)
+    }
+
     /// Returns whether the set contains this endpoint.
     pub fn contains(self, endpoint: Endpoint) -> bool {
         self.0 & 1 << endpoint as u8 != 0
@@ -105,10 +111,6 @@ impl From<Endpoint> for Endpoints {
 
 impl<const N: usize> From<[Endpoint; N]> for Endpoints {
     fn from(endpoints: [Endpoint; N]) -> Self {
-        Self(
-            endpoints
-                .into_iter()
-                .fold(0, |set, endpoint| set | Self::from(endpoint).0),
-        )
+        endpoints.into_iter().fold(Self::NONE, Self::with)
     }
 }

@@ -238,6 +238,27 @@ impl KindeEmulator {
         self.shared.state().issuer.application.client_secret = secret.into();
     }
 
+    /// Sets how far the emulator's clock is ahead of the machine's, in seconds; 0 at first, and negative if it is behind.
+    ///
+    /// It is the clock of `Date` headers, of the times of keys, and of the claims and the expiry of tokens: moved forward by the
+    /// lifetime of a token, the token is expired. Latencies and timeouts do not follow it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let emulator = kinde_emulator::KindeEmulator::start().await?;
+    /// emulator.set_clock_offset(3_600); // an hour ahead
+    /// assert_eq!(emulator.clock_offset(), 3_600);
+    /// # Ok(()) }
+    /// ```
+    pub fn set_clock_offset(&self, seconds: i32) {
+        self.shared.state().issuer.clock.set_offset(seconds);
+    }
+
+    /// Returns how far the emulator's clock is ahead of the machine's, in seconds.
+    pub fn clock_offset(&self) -> i32 {
+        self.shared.state().issuer.clock.offset()
+    }
+
     /// Issues a token with these scopes, without a call of the token endpoint.
     pub fn issue_token<N: Into<String>>(&self, scopes: impl IntoIterator<Item = N>) -> String {
         let scopes = scopes.into_iter().map(Into::into).collect();
@@ -259,14 +280,12 @@ impl KindeEmulator {
     /// ```
     #[allow(clippy::needless_pass_by_value)] // Callers construct the fault in the call.
     pub fn inject(&self, at: impl Into<Endpoints>, fault: Fault) {
-        self.shared.state().faults.inject(at.into(), &fault);
-        self.shared.faults_changed.notify_waiters();
+        self.shared.inject(at.into(), &fault);
     }
 
     /// Clears the faults at these endpoints. Calls held by [`Fault::hold`] are answered.
     pub fn clear(&self, at: impl Into<Endpoints>) {
-        self.shared.state().faults.clear(at.into());
-        self.shared.faults_changed.notify_waiters();
+        self.shared.clear(at.into());
     }
 
     /// Clears the faults at all endpoints. It does not end an outage.

@@ -1,7 +1,5 @@
 //! The regular reply to each call, faults aside.
 
-use std::time::SystemTime;
-
 use form_urlencoded::parse;
 use http::StatusCode;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -9,6 +7,7 @@ use http::request::Parts;
 use serde_json::{Map, Value, json};
 
 use crate::calls::Outcome;
+use crate::clock::Clock;
 use crate::endpoint::Endpoint;
 use crate::keys::{KeyKind, KeySpec, KeyStatus, Keys};
 use crate::replies::{
@@ -32,6 +31,7 @@ pub enum VerifyAccess {
 /// The keys, the M2M application, and the configured behavior.
 #[derive(Debug)]
 pub(crate) struct Issuer {
+    pub(crate) clock: Clock,
     pub(crate) keys: Keys,
     pub(crate) application: Application,
     pub(crate) valid_key_reply: ValidKeyReply,
@@ -152,7 +152,7 @@ impl Issuer {
                 // `last_verified_on` is the time of the previous verification.
                 let mut body = verified(key);
                 key.verification_count += 1;
-                key.last_verified_on = Some(SystemTime::now());
+                key.last_verified_on = Some(self.clock.now());
                 key.last_verified_ip = Some(call.peer_ip.clone());
                 body["verification_count"] = key.verification_count.into();
                 match self.valid_key_reply {

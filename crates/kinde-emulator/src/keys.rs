@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::SystemTime;
 
+use crate::clock::Clock;
 use crate::encoding::{HEX, LOWER, random};
 
 /// Describes a key to be issued by [`KindeEmulator::issue_key`](crate::KindeEmulator::issue_key).
@@ -196,8 +197,9 @@ pub(crate) struct Key {
 }
 
 /// All keys, in the order they were issued.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Keys {
+    clock: Clock,
     by_number: BTreeMap<u64, Key>,
     by_id: HashMap<String, u64>,
     by_secret: HashMap<Secret, u64>,
@@ -205,6 +207,16 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            by_number: BTreeMap::new(),
+            by_id: HashMap::new(),
+            by_secret: HashMap::new(),
+            issued: 0,
+        }
+    }
+
     /// Issues a key. Returns `None` if another key has its secret.
     pub(crate) fn issue(&mut self, mut spec: KeySpec) -> Option<IssuedKey> {
         let secret = spec.secret.take().unwrap_or_else(random_secret);
@@ -221,7 +233,7 @@ impl Keys {
             spec,
             secret: secret.clone(),
             status: KeyStatus::Active,
-            created_on: SystemTime::now(),
+            created_on: self.clock.now(),
             last_verified_on: None,
             last_verified_ip: None,
             verification_count: 0,

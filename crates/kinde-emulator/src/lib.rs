@@ -48,6 +48,8 @@
 //! | select whether verify needs a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
 //! | revoke tokens, or issue them with a short lifetime or fewer scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
 //! | inject latency, any status or body, a redirect, a rejected token, truncated or slow bodies, timeouts, connection resets | [`inject`](KindeEmulator::inject) with a [`Fault`] |
+//! | move the clock | [`set_clock_offset`](KindeEmulator::set_clock_offset) |
+//! | do all of this over HTTP, from another language | [`control_endpoints`](KindeEmulatorBuilder::control_endpoints) |
 //! | reset all connections | [`set_outage`](KindeEmulator::set_outage) |
 //! | inspect the calls that were made | [`calls`](KindeEmulator::calls), [`last_request`](KindeEmulator::last_request), [`wait_for_calls`](KindeEmulator::wait_for_calls) |
 #![cfg_attr(
@@ -73,7 +75,9 @@
 mod body;
 mod builder;
 mod calls;
+mod clock;
 mod connection;
+mod control;
 mod encoding;
 mod endpoint;
 mod fault;

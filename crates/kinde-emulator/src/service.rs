@@ -6,10 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, PRAGMA};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, DATE, Entry, HeaderValue, PRAGMA};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
+use httpdate::fmt_http_date;
 use hyper::body::Incoming;
 use tokio::time::sleep;
 
@@ -17,6 +18,7 @@ use crate::TARGET;
 use crate::body::Body;
 use crate::calls::Outcome;
 use crate::connection::ResetHandle;
+use crate::control;
 use crate::endpoint::Endpoint;
 use crate::fault::{Effect, Fault, error_reply};
 use crate::injected::InjectionId;
@@ -33,19 +35,41 @@ const MAX_BODY_LEN: usize = 1 << 20;
 #[error("connection closed by an injected fault")]
 pub(crate) struct Closed;
 
+/// Responds, with the date of the emulator's clock.
 pub(crate) async fn respond(
     request: Request<Incoming>,
     peer: SocketAddr,
     reset: ResetHandle,
     shared: Arc<Shared>,
 ) -> Result<Response<Body>, Closed> {
+    let mut response = answer(request, peer, reset, &shared).await?;
+    let now = fmt_http_date(shared.state().issuer.clock.now());
+    if let (Entry::Vacant(date), Ok(now)) = (
+        response.headers_mut().entry(DATE),
+        HeaderValue::try_from(now),
+    ) {
+        date.insert(now);
+    }
+    Ok(response)
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    reset: ResetHandle,
+    shared: &Shared,
+) -> Result<Response<Body>, Closed> {
     let (parts, body) = request.into_parts();
+    if shared.control && control::is_control(parts.uri.path()) {
+        let body = collect(body).await?;
+        return Ok(response(&control::answer(shared, &parts, &body)));
+    }
     let Some((endpoint, key_id)) = Endpoint::of(&parts.method, parts.uri.path()) else {
         shared.state().calls.unrouted += 1;
         return Ok(response(&Reply::route_not_found()));
     };
     let body = collect(body).await?;
-    let (fault, _in_flight) = record(&shared, endpoint, &parts, &body);
+    let (fault, _in_flight) = record(shared, endpoint, &parts, &body);
     let (fault, injection) = fault.unwrap_or_else(|| (Fault::none(), InjectionId::default()));
     if !fault.delay.is_zero() {
         sleep(fault.delay).await;
@@ -79,7 +103,7 @@ pub(crate) async fn respond(
         }
         Effect::Trickle(interval) => response_with(&regular(), |body| Body::slow(body, interval)),
         Effect::Hold => {
-            released(&shared, endpoint, injection).await;
+            released(shared, endpoint, injection).await;
             response(&regular())
         }
         Effect::RejectToken => {
@@ -102,7 +126,7 @@ pub(crate) async fn respond(
             response
         }
         Effect::NoResponse => {
-            stopping(&shared).await;
+            stopping(shared).await;
             return Err(Closed);
         }
         Effect::Close => return Err(Closed),

@@ -4,7 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 
 use crate::calls::Calls;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Endpoints};
+use crate::fault::Fault;
 use crate::injected::InjectedFaults;
 use crate::issuer::Issuer;
 use crate::recorded::RecordedRequest;
@@ -17,6 +18,8 @@ pub(crate) struct Shared {
     /// Notified when faults are injected or cleared.
     pub(crate) faults_changed: Notify,
     pub(crate) mode: watch::Sender<Mode>,
+    /// Whether the control endpoints are served.
+    pub(crate) control: bool,
 }
 
 #[derive(Debug)]
@@ -38,7 +41,7 @@ pub(crate) enum Mode {
 }
 
 impl Shared {
-    pub(crate) fn new(issuer: Issuer) -> Self {
+    pub(crate) fn new(issuer: Issuer, control: bool) -> Self {
         Self {
             state: Mutex::new(State {
                 issuer,
@@ -49,7 +52,18 @@ impl Shared {
             call_arrived: Notify::new(),
             faults_changed: Notify::new(),
             mode: watch::Sender::new(Mode::Serving),
+            control,
         }
+    }
+
+    pub(crate) fn inject(&self, at: Endpoints, fault: &Fault) {
+        self.state().faults.inject(at, fault);
+        self.faults_changed.notify_waiters();
+    }
+
+    pub(crate) fn clear(&self, at: Endpoints) {
+        self.state().faults.clear(at);
+        self.faults_changed.notify_waiters();
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

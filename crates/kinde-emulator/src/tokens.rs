@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::json;
-use tokio::time::Instant;
 
+use crate::clock::{Clock, nanos};
 use crate::encoding::{HEX, LOWER, base64url, random};
 use crate::reply::Reply;
 
@@ -19,6 +19,7 @@ pub(crate) struct Application {
     pub(crate) audience: String,
     pub(crate) issuer: String,
     pub(crate) lifetime: Duration,
+    clock: Clock,
     tokens: HashMap<String, Token>,
 }
 
@@ -34,7 +35,8 @@ impl fmt::Debug for Application {
 }
 
 struct Token {
-    expires_at: Option<Instant>,
+    /// In the emulator's uptime.
+    expires_at: i128,
     scopes: Vec<String>,
 }
 
@@ -56,7 +58,7 @@ pub(crate) const ALL_SCOPES: [&str; 4] = [
 ];
 
 impl Application {
-    pub(crate) fn new(issuer: String, audience: String) -> Self {
+    pub(crate) fn new(issuer: String, audience: String, clock: Clock) -> Self {
         Self {
             client_id: random(HEX, 32),
             client_secret: random(LOWER, 48),
@@ -65,6 +67,7 @@ impl Application {
             issuer,
             // Kinde's default. Some of its documentation says 1 h.
             lifetime: Duration::from_secs(86_400),
+            clock,
             tokens: HashMap::new(),
         }
     }
@@ -160,9 +163,11 @@ impl Application {
 
     /// Issues a token with the claims of Kinde's JWT and a random signature.
     pub(crate) fn issue(&mut self, scopes: Vec<String>) -> String {
-        let now = Instant::now();
+        let now = self.clock.uptime();
         self.tokens.retain(|_, token| token.is_valid(now));
-        let issued_at = SystemTime::now()
+        let issued_at = self
+            .clock
+            .now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
@@ -188,8 +193,7 @@ impl Application {
         self.tokens.insert(
             token.clone(),
             Token {
-                // `None` if the lifetime exceeds the range of the clock.
-                expires_at: now.checked_add(self.lifetime),
+                expires_at: now + nanos(self.lifetime),
                 scopes,
             },
         );
@@ -199,7 +203,7 @@ impl Application {
     pub(crate) fn check(&self, bearer: Option<&str>, scope: Option<&str>) -> TokenCheck {
         let token = bearer.and_then(|bearer| self.tokens.get(bearer));
         match (token, scope) {
-            (Some(token), _) if !token.is_valid(Instant::now()) => TokenCheck::Invalid,
+            (Some(token), _) if !token.is_valid(self.clock.uptime()) => TokenCheck::Invalid,
             (Some(token), Some(scope)) if !token.scopes.iter().any(|held| held == scope) => {
                 TokenCheck::ScopeMissing
             }
@@ -214,8 +218,8 @@ impl Application {
 }
 
 impl Token {
-    fn is_valid(&self, now: Instant) -> bool {
-        self.expires_at.is_none_or(|end| now < end)
+    fn is_valid(&self, now: i128) -> bool {
+        now < self.expires_at
     }
 }
 

@@ -163,6 +163,10 @@ pub(crate) enum Actor {
     Anonymous,
     /// A credential that is not a key, passed to an inner authentication.
     OtherCredential,
+    /// An operator of the service, who changed this.
+    Operator {
+        target: Box<str>,
+    },
     Organization {
         org: OrgCode,
         key_id: Option<KeyId>,
@@ -213,6 +217,27 @@ pub(crate) struct Body {
 }
 
 impl AuditedRequest {
+    /// Returns the record of what an operator changed now.
+    pub(crate) fn of_operator(operation: &str, target: &str, request_id: RequestId) -> Self {
+        Self {
+            time: SystemTime::now(),
+            arrived: Instant::now(),
+            request_id,
+            method: Method::POST,
+            route: Some(Route::Named(bounded_text(operation))),
+            path: None,
+            peer: None,
+            actor: Actor::Operator {
+                target: bounded_text(target),
+            },
+            requirements: Requirements::default(),
+            outcome: Outcome::Allowed,
+            status: None,
+            duration: Duration::ZERO,
+            body: None,
+        }
+    }
+
     /// Returns when the request arrived, by the wall clock.
     pub fn time(&self) -> SystemTime {
         self.time
@@ -229,7 +254,9 @@ impl AuditedRequest {
     pub fn org_code(&self) -> Option<&OrgCode> {
         match &self.actor {
             Actor::Organization { org, .. } => Some(org),
-            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential | Actor::Operator { .. } => {
+                None
+            }
         }
     }
 
@@ -237,7 +264,9 @@ impl AuditedRequest {
     pub fn key_id(&self) -> Option<&KeyId> {
         match &self.actor {
             Actor::Organization { key_id, .. } => key_id.as_ref(),
-            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential | Actor::Operator { .. } => {
+                None
+            }
         }
     }
 
@@ -245,7 +274,9 @@ impl AuditedRequest {
     pub fn user_id(&self) -> Option<&str> {
         match &self.actor {
             Actor::Organization { user_id, .. } => user_id.as_deref(),
-            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential | Actor::Operator { .. } => {
+                None
+            }
         }
     }
 
@@ -254,7 +285,9 @@ impl AuditedRequest {
     pub fn is_cached(&self) -> Option<bool> {
         match self.actor {
             Actor::Organization { is_cached, .. } => Some(is_cached),
-            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential | Actor::Operator { .. } => {
+                None
+            }
         }
     }
 
@@ -262,7 +295,21 @@ impl AuditedRequest {
     pub fn is_stale(&self) -> Option<bool> {
         match self.actor {
             Actor::Organization { is_stale, .. } => Some(is_stale),
-            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => None,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential | Actor::Operator { .. } => {
+                None
+            }
+        }
+    }
+
+    /// Returns what an operator changed, if the event is about
+    /// [that](crate::AuditTrail::record_operator_action), cut to 1,024 bytes.
+    pub fn operator_target(&self) -> Option<&str> {
+        match &self.actor {
+            Actor::Operator { target } => Some(target),
+            Actor::Unknown
+            | Actor::Anonymous
+            | Actor::OtherCredential
+            | Actor::Organization { .. } => None,
         }
     }
 
@@ -299,7 +346,7 @@ impl AuditedRequest {
             Outcome::Allowed => match self.actor {
                 Actor::Anonymous => "anonymous",
                 Actor::OtherCredential => "other-credential",
-                Actor::Unknown | Actor::Organization { .. } => "allowed",
+                Actor::Unknown | Actor::Operator { .. } | Actor::Organization { .. } => "allowed",
             },
             Outcome::Rejected(rejection) => rejection.code(),
             Outcome::EndedEarly(end) => end.code(),

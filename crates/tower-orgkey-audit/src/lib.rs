@@ -36,6 +36,7 @@
 //! | `http_response.code`, `.body_length` | the status; how many bytes of the body the server took |
 //! | `src_endpoint` | the peer, if [`peer`](AuditLayer::peer) is set; else its `name` is `unknown` |
 //! | `unmapped.cached`, `unmapped.stale` | whether the verification result was cached, and whether it was past its soft TTL |
+//! | `unmapped.target` | what an operator changed, see [`record_operator_action`](AuditTrail::record_operator_action) |
 //! | `http_request.url.path` | only with [`record_path`](AuditLayer::record_path) |
 //!
 //! No event contains a key, a digest of a key, a query, or a header other than the request's id.

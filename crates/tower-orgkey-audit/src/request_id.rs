@@ -41,7 +41,7 @@ impl Ids {
         })
     }
 
-    fn generate(&self) -> [u8; 32] {
+    pub(crate) fn generate(&self) -> [u8; 32] {
         let count = self.generated.fetch_add(1, Ordering::Relaxed);
         let id = self.hasher.hash(&count.to_le_bytes()).as_u128();
         let mut digits = [0; 32];

@@ -9,7 +9,7 @@ use tower_orgkey::ConfigError;
 
 use crate::event::{AuditedRequest, Source};
 use crate::exporter::{AuditStats, Exporter};
-use crate::request_id::Ids;
+use crate::request_id::{Ids, RequestId};
 use crate::sampling::{Sample, Sampler};
 use crate::sink::AuditSink;
 use crate::telemetry;
@@ -80,6 +80,24 @@ impl AuditTrail {
         // If the runtime shuts down, what is missing now is the best that can be said.
         let waited = waited.unwrap_or_else(|_| wait(&self.0.exporter, Duration::ZERO));
         waited.map_err(|missing| FlushError { missing })
+    }
+
+    /// Records that an operator changed something by hand: blocked an organization, for example.
+    ///
+    /// `operation` names the action, such as `/v1/block`, and `target` what it was about, such as `org_code=org_1`. Each is cut
+    /// to 1,024 bytes; neither may hold a key. The event is of class 6003, its actor is `operator`, and `unmapped.target` is the
+    /// target. Like the events of requests, it is not written yet when this returns, and lost if the queue is full.
+    ///
+    /// ```
+    /// # use tower_orgkey_audit::{AuditTrail, TracingSink};
+    /// # let trail = AuditTrail::start(TracingSink)?;
+    /// trail.record_operator_action("/v1/block", "org_code=org_1");
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn record_operator_action(&self, operation: &str, target: &str) {
+        let id = RequestId::Generated(self.0.ids.generate());
+        let record = AuditedRequest::of_operator(operation, target, id);
+        self.0.exporter.send(Box::new(record));
     }
 
     /// Returns what happened to the events since the trail was started.

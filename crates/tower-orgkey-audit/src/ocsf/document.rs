@@ -299,6 +299,7 @@ fn user(json: &mut Json<'_>, actor: &Actor) {
             json.raw(r#"{"name":"unknown","type_id":0,"type":"Unknown"}"#)
         }
         Actor::Anonymous => json.raw(r#"{"name":"anonymous","type_id":0,"type":"Unknown"}"#),
+        Actor::Operator { .. } => json.raw(r#"{"name":"operator","type_id":2,"type":"Admin"}"#),
         Actor::Organization {
             org,
             key_id,
@@ -440,6 +441,11 @@ fn unmapped(json: &mut Json<'_>, request: &AuditedRequest, class: Class) {
     if !is_listed(&request.method) {
         begin(json, r#""http_method":""#);
         json.raw(request.method.as_str());
+        json.raw("\"");
+    }
+    if let Some(target) = request.operator_target() {
+        begin(json, r#""target":""#);
+        json.text(target);
         json.raw("\"");
     }
     if let (Some(is_cached), Some(is_stale)) = (request.is_cached(), request.is_stale()) {

@@ -497,3 +497,16 @@ async fn plain_services_name_their_routes() {
         assert!(length >= bytes);
     }
 }
+
+#[tokio::test]
+async fn operator_actions_are_recorded() {
+    let stage = Stage::new();
+    let target = format!("org_code={}", "x".repeat(2_000));
+    stage.trail.record_operator_action("/v1/block", &target);
+    let event = stage.event().await;
+    assert_eq!(event["class_uid"], 6003);
+    assert_eq!(event["actor"]["user"]["name"], "operator");
+    assert_eq!(event["api"]["operation"], "POST /v1/block");
+    assert_eq!(event["status_code"], "allowed");
+    assert_eq!(event["unmapped"]["target"], target[..1_024]);
+}

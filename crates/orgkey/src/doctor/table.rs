@@ -1,0 +1,207 @@
+//! The table `[issuer]` of a configuration: read to know what to ask, and printed with what the answers recommend.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tower_orgkey::ConfigError;
+use tower_orgkey::kinde::KindeVerifier;
+
+use super::secret::Secret;
+use crate::meaning::Meaning;
+
+/// An issuer of keys.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct IssuerTable {
+    /// With several issuers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    /// With several issuers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prefixes: Option<Vec<String>>,
+    pub(super) kind: Kind,
+    pub(super) url: String,
+    pub(super) client_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client_secret_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client_secret_env: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) audience: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) api_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unauthorized_means: Option<Meaning>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Kind {
+    Kinde,
+}
+
+impl IssuerTable {
+    /// Returns the origin, without a slash at its end.
+    pub(super) fn origin(&self) -> &str {
+        self.url.trim_end_matches('/')
+    }
+
+    pub(super) fn default_audience(&self) -> String {
+        format!("{}/api", self.origin())
+    }
+
+    pub(super) fn audience(&self) -> String {
+        let audience = self.audience.clone();
+        audience.unwrap_or_else(|| self.default_audience())
+    }
+
+    /// Reads the client secret. The error names neither the file nor the variable: it may be the secret itself, misplaced.
+    pub(super) fn secret(&self) -> Result<Secret, String> {
+        match (&self.client_secret_file, &self.client_secret_env) {
+            (Some(path), None) => {
+                Secret::of_file(path).map_err(|error| format!("client_secret_file: {error}"))
+            }
+            (None, Some(name)) => match Secret::of_env(name) {
+                Ok(Some(secret)) => Ok(secret),
+                Ok(None) => {
+                    Err("client_secret_env: the environment variable is not set".to_owned())
+                }
+                Err(error) => Err(format!("client_secret_env: {error}")),
+            },
+            _ => Err("either client_secret_file or client_secret_env is required".to_owned()),
+        }
+    }
+
+    /// Returns the verifier that this table describes.
+    pub(super) fn verifier(&self, secret: &Secret) -> Result<KindeVerifier, ConfigError> {
+        let mut builder =
+            KindeVerifier::builder(&self.url).client_credentials(&self.client_id, secret.expose());
+        if let Some(audience) = &self.audience {
+            builder = builder.audience(audience);
+        }
+        if let Some(api_id) = &self.api_id {
+            builder = builder.api_id(api_id);
+        }
+        if let Some(meaning) = self.unauthorized_means {
+            builder = builder.unauthorized_means(meaning.into());
+        }
+        builder.build()
+    }
+
+    /// Returns the lines of the configuration.
+    pub(super) fn lines(&self) -> Result<String, toml::ser::Error> {
+        #[derive(Serialize)]
+        struct File<T> {
+            issuer: T,
+        }
+
+        if self.name.is_some() {
+            toml::to_string(&File { issuer: [self] })
+        } else {
+            toml::to_string(&File { issuer: self })
+        }
+    }
+}
+
+/// What the doctor reads of a configuration.
+#[derive(Debug, Deserialize)]
+pub(super) struct File {
+    issuer: OneOrSeveral,
+    /// Whether the gateway signs assertions, which are valid for a minute.
+    identity: Option<toml::Table>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrSeveral {
+    // Not the type itself, whose errors would get lost.
+    One(toml::Table),
+    Several(Vec<toml::Table>),
+}
+
+impl File {
+    /// Reads the issuer with this URL, or the only one.
+    pub(super) fn read(path: &Path, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+        let shown = path.display();
+        let text = fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
+        Self::parse(&text, url).map_err(|error| format!("{shown}: {error}"))
+    }
+
+    fn parse(text: &str, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+        // The message alone: the whole error quotes a line, which may hold a misplaced secret.
+        let file: Self = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        let tables = match file.issuer {
+            OneOrSeveral::One(table) => vec![table],
+            OneOrSeveral::Several(tables) => tables,
+        };
+        let issuers = tables.into_iter().map(|table| {
+            let issuer: Result<IssuerTable, _> = table.try_into();
+            issuer.map_err(|error| format!("[issuer]: {}", error.message()))
+        });
+        let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
+        let same = |issuer: &IssuerTable| {
+            url.is_none_or(|url| url.trim_end_matches('/') == issuer.origin())
+        };
+        let mut issuers = issuers.into_iter().filter(same);
+        match (issuers.next(), issuers.next()) {
+            (Some(issuer), None) => Ok((issuer, file.identity.is_some())),
+            (None, _) => Err("there is no such issuer".to_owned()),
+            (Some(_), Some(_)) => {
+                Err("there are several issuers; --issuer URL selects one".to_owned())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = r#"
+        [listen]
+        checks = "127.0.0.1:8080"
+        [issuer]
+        kind = "kinde"
+        url = "https://a.kinde.com/"
+        client_id = "id"
+        client_secret_env = "SECRET"
+    "#;
+
+    #[test]
+    fn only_the_issuer_is_read() {
+        let (issuer, has_identity) = File::parse(ONE, None).unwrap();
+        assert_eq!(issuer.audience(), "https://a.kinde.com/api");
+        assert!(!has_identity);
+        let lines = issuer.lines().unwrap();
+        assert_eq!(File::parse(&lines, None).unwrap().0, issuer);
+        let identity = format!("{ONE}\n[identity]\nassertion_audience = \"x\"");
+        assert!(File::parse(&identity, None).unwrap().1);
+    }
+
+    #[test]
+    fn url_selects_one_of_several_issuers() {
+        let table = |name: &str| {
+            let table = ONE.split("[issuer]").nth(1).unwrap();
+            let table = table.replace("a.kinde", &format!("{name}.kinde"));
+            format!("[[issuer]]\nname = \"{name}\"\nprefixes = [\"{name}_\"]{table}")
+        };
+        let two = table("a") + &table("b");
+        File::parse(&two, None).unwrap_err();
+        let (issuer, _) = File::parse(&two, Some("https://b.kinde.com")).unwrap();
+        assert_eq!(issuer.name.as_deref(), Some("b"));
+        assert!(issuer.lines().unwrap().starts_with("[[issuer]]"));
+        File::parse(&two, Some("https://c.kinde.com")).unwrap_err();
+    }
+
+    #[test]
+    fn errors_quote_no_value() {
+        for wrong in [
+            ONE.replace("client_secret_env", "client_secret"),
+            ONE.replace("\"SECRET\"", "SECRET"),
+        ] {
+            let error = File::parse(&wrong, None).unwrap_err();
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The listener for operators: health, metrics, revocations.
+
+mod revoke;
+mod token;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::{CACHE_CONTROL, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_orgkey::ApiKeyHandle;
+use tower_orgkey_audit::AuditTrail;
+
+pub(super) use self::token::AdminToken;
+
+/// The most bytes of the body of a revocation.
+const MAX_BODY_LEN: usize = 16 * 1_024;
+
+/// What operators see and change.
+pub(super) struct Admin {
+    pub(super) token: Option<AdminToken>,
+    pub(super) keys: ApiKeyHandle,
+    /// Where revocations are recorded.
+    pub(super) trail: Option<AuditTrail>,
+    pub(super) is_ready: Arc<AtomicBool>,
+    pub(super) metrics: PrometheusHandle,
+}
+
+impl Admin {
+    /// Returns the routes. All but the health checks need the token.
+    pub(super) fn router(self) -> Router {
+        let admin = Arc::new(self);
+        let open = Router::new()
+            .route("/livez", get(async || "ok\n"))
+            .route("/readyz", get(ready));
+        Router::new()
+            .route("/metrics", get(metrics))
+            .route("/v1/{action}", post(revoke::revoke))
+            .fallback(async || StatusCode::NOT_FOUND)
+            .layer(DefaultBodyLimit::max(MAX_BODY_LEN))
+            .layer(from_fn_with_state(Arc::clone(&admin), authorize))
+            .merge(open)
+            .with_state(admin)
+    }
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
+    if admin.is_ready.load(Ordering::Relaxed) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let format = "text/plain; version=0.0.4; charset=utf-8";
+    ([("content-type", format)], admin.metrics.render())
+}
+
+/// Rejects a request without the token, before anything else of it is read.
+async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let is_allowed = match &admin.token {
+        Some(token) => token.is_presented(request.headers()),
+        None => false,
+    };
+    let mut response = if is_allowed {
+        next.run(request).await
+    } else {
+        let mut response =
+            (StatusCode::UNAUTHORIZED, "the admin token is required\n").into_response();
+        for challenge in [
+            "Bearer realm=\"orgkey admin\"",
+            "Basic realm=\"orgkey admin\", charset=\"UTF-8\"",
+        ] {
+            let challenge = HeaderValue::from_static(challenge);
+            response.headers_mut().append(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    };
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,142 @@
+//! The signed identity: a JWT that a service verifies with the gateway's key set.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use moka::sync::Cache;
+use serde::Serialize;
+use tower_orgkey::{KeyId, OrgCode, OrgContext, Scopes};
+
+/// How long an assertion is valid, in seconds.
+const LIFETIME: u64 = 60;
+
+/// How long an assertion is given out, in seconds. A service has at least the rest of its lifetime to read it.
+const REUSE: u64 = 30;
+
+/// The most assertions that are kept.
+const CAPACITY: u64 = 10_000;
+
+const UNUSABLE: &str = "expected an Ed25519 private key of 32 bytes in PKCS #8 and PEM, as `openssl genpkey` writes it";
+
+/// Signs assertions, each once per caller, audience and 30 s.
+pub(super) struct Signer {
+    key: EncodingKey,
+    header: Header,
+    issuer: String,
+    audience: Arc<str>,
+    made: Cache<Subject, Made>,
+}
+
+/// What an assertion says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Subject {
+    org_code: OrgCode,
+    key_id: Option<KeyId>,
+    scopes: Scopes,
+    audience: Arc<str>,
+}
+
+#[derive(Clone)]
+struct Made {
+    at: u64,
+    token: HeaderValue,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    sub: &'a str,
+    aud: &'a str,
+    org_code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<&'a str>,
+    scope: String,
+    iat: u64,
+    exp: u64,
+}
+
+impl Signer {
+    /// Creates a signer with an Ed25519 key in PEM (PKCS #8).
+    pub(super) fn new(pem: &str, issuer: String, audience: &str) -> Result<Self, &'static str> {
+        let key = EncodingKey::from_ed_pem(pem.as_bytes()).map_err(|_| UNUSABLE)?;
+        let mut header = Header::new(Algorithm::EdDSA);
+        let id = public(&key)?.thumbprint(ThumbprintHash::SHA256);
+        header.kid = Some(id.map_err(|_| UNUSABLE)?);
+        Ok(Self {
+            key,
+            header,
+            issuer,
+            audience: audience.into(),
+            made: Cache::new(CAPACITY),
+        })
+    }
+
+    /// Returns the key set that services verify assertions with.
+    pub(super) fn key_set(&self) -> Result<JwkSet, &'static str> {
+        let mut key = public(&self.key)?;
+        key.common.key_id.clone_from(&self.header.kid);
+        key.common.public_key_use = Some(PublicKeyUse::Signature);
+        Ok(JwkSet { keys: vec![key] })
+    }
+
+    /// Returns the assertion about a caller, for an audience if the route has its own. `None` if it cannot be signed.
+    pub(super) fn assertion(
+        &self,
+        caller: &OrgContext,
+        audience: Option<&Arc<str>>,
+    ) -> Option<HeaderValue> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+        let subject = Subject {
+            org_code: caller.org_code().clone(),
+            key_id: caller.key_id().cloned(),
+            scopes: caller.scopes().clone(),
+            audience: Arc::clone(audience.unwrap_or(&self.audience)),
+        };
+        if let Some(made) = self.made.get(&subject)
+            && (made.at..made.at + REUSE).contains(&now)
+        {
+            return Some(made.token);
+        }
+        let token = self.sign(&subject, now)?;
+        let made = Made {
+            at: now,
+            token: token.clone(),
+        };
+        self.made.insert(subject, made);
+        Some(token)
+    }
+
+    fn sign(&self, subject: &Subject, now: u64) -> Option<HeaderValue> {
+        let scopes: Vec<_> = subject.scopes.iter().map(AsRef::as_ref).collect();
+        let claims = Claims {
+            iss: &self.issuer,
+            sub: subject.org_code.as_str(),
+            aud: &subject.audience,
+            org_code: subject.org_code.as_str(),
+            key_id: subject.key_id.as_ref().map(KeyId::as_str),
+            scope: scopes.join(" "),
+            iat: now,
+            exp: now + LIFETIME,
+        };
+        let token = encode(&self.header, &claims, &self.key).ok()?;
+        let mut token = HeaderValue::from_maybe_shared(Bytes::from(token)).ok()?;
+        // A bearer token.
+        token.set_sensitive(true);
+        Some(token)
+    }
+}
+
+fn public(key: &EncodingKey) -> Result<Jwk, &'static str> {
+    Jwk::from_encoding_key(key, Algorithm::EdDSA).map_err(|_| UNUSABLE)
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,174 @@
+use super::*;
+
+const MINIMAL: &str = r#"
+[listen]
+checks = "127.0.0.1:8080"
+
+[issuer]
+kind = "kinde"
+url = "https://acme.kinde.com"
+client_id = "id"
+client_secret_env = "KINDE_SECRET"
+"#;
+
+fn errors(text: &str) -> Vec<(usize, String)> {
+    let problems = Config::parse(text).unwrap_err();
+    problems
+        .into_iter()
+        .map(|problem| (problem.line, problem.message))
+        .collect()
+}
+
+#[test]
+fn minimal_configuration_is_enough() {
+    let config = Config::parse(MINIMAL).unwrap();
+    assert_eq!(config.listen.dialects, Dialect::ALL);
+    assert_eq!(config.warnings().len(), 2);
+}
+
+#[test]
+fn full_configuration_is_read() {
+    let text = r#"
+[listen]
+checks = "unix:/run/orgkey.sock"
+dialects = ["nginx", "forward-auth", "envoy"]
+admin  = "127.0.0.1:9090"
+admin_token_file = "/run/secrets/orgkey-admin"
+
+[issuer]
+kind = "kinde"
+url = "https://acme.kinde.com"
+client_id = "id"
+client_secret_file = "/run/secrets/kinde"
+api_id = "api"
+
+[keys]
+header = "authorization"
+soft_ttl = "60s"
+hard_ttl = "15m"
+
+[[route]]
+match = "GET,POST /reports/{id}"
+scopes = ["read:reports"]
+[[route]]
+match = "* /orgs/{org_code}/{*rest}"
+organization = "org_code"
+any_of = [["a"], ["b", "c"]]
+[[route]]
+match = "GET /health"
+public = true
+
+[limits]
+requests_per_minute = 600
+burst = 50
+[audit]
+file = "/var/log/orgkey/audit.jsonl"
+client_address_header = "x-real-ip"
+[identity]
+assertion_audience = "reports-api"
+assertion_key_file = "/run/secrets/orgkey-ed25519.pem"
+"#;
+    let config = Config::parse(text).unwrap();
+    assert_eq!(
+        config.listen.checks,
+        Address::Unix("/run/orgkey.sock".into())
+    );
+    assert_eq!(config.keys.hard_ttl, Some(Duration::from_secs(900)));
+    assert_eq!(config.limit, Some(Quota::per_minute(600).burst(50)));
+    assert_eq!(config.warnings(), Vec::<&str>::new());
+    let lines: Vec<_> = config
+        .routes
+        .iter()
+        .map(|route| (route.line, route.to_string()))
+        .collect();
+    assert_eq!(lines[1], (23, "* /orgs/{org_code}/{*rest}".to_owned()));
+    assert!(matches!(config.routes[2].demand, Demand::Nothing));
+}
+
+#[test]
+fn several_issuers_have_names_and_prefixes() {
+    let issuer = |name: &str| {
+        format!(
+            "[[issuer]]\nname = '{name}'\nprefixes = ['{name}_']\nkind = 'kinde'\nurl = 'https://{name}.kinde.com'\n\
+             client_id = 'id'\nclient_secret_env = 'SECRET'\n"
+        )
+    };
+    let listen = "[listen]\nchecks = '[::1]:0'\n";
+    let config = Config::parse(&format!("{listen}{}{}", issuer("eu"), issuer("us"))).unwrap();
+    assert_eq!(
+        (config.issuers.len(), config.shared_organizations),
+        (2, false)
+    );
+    let twice = errors(&format!("{listen}{}{}", issuer("eu"), issuer("eu")));
+    assert_eq!(twice.len(), 1, "{twice:?}");
+}
+
+#[test]
+fn all_errors_are_reported_by_line() {
+    let text = r#"[listen]
+checks = "127.0.0.1"
+colour = "blue"
+dialects = ["apache"]
+[issuer]
+kind = "kinde"
+url = "http://acme.kinde.com"
+client_id = ""
+[keys]
+soft_ttl = "soon"
+[[route]]
+match = "get /a"
+[[route]]
+match = "GET /a//b"
+scopes = ["a b"]
+[[route]]
+match = "GET /c"
+public = true
+organization = "org"
+[limit]
+requests_per_minute = 0
+"#;
+    let lines: Vec<_> = errors(text).into_iter().map(|(line, _)| line).collect();
+    assert_eq!(lines, [2, 3, 4, 5, 10, 12, 14, 15, 16, 19, 20]);
+}
+
+#[test]
+fn syntax_errors_have_lines() {
+    let found = errors(&format!("{MINIMAL}\n[keys]\nheader = \n[limits\n"));
+    assert!(found.iter().any(|(line, _)| *line == 12), "{found:?}");
+}
+
+#[test]
+fn values_are_checked_by_what_uses_them() {
+    for (text, line) in [
+        ("[keys]\nsoft_ttl = '60s'\nhard_ttl = '61s'", 12),
+        ("[keys]\nheader = 'cookie'", 11),
+        ("[limits]\nrequests_per_minute = 0", 11),
+        ("[limits]\nburst = 1", 10),
+        (
+            "[identity]\nassertion_audience = ' '\nassertion_key_file = '/k'",
+            11,
+        ),
+        ("[[route]]\nmatch = 'GET /a'\nassertion_audience = 'x'", 10),
+        ("[[route]]\nmatch = 'GET /{a}'\norganization = 'b'", 12),
+        ("[[route]]\nmatch = 'GET /a'\nscopes = []", 12),
+        ("[[route]]\nmatch = 'GET /a'\nany_of = []", 12),
+        ("[[route]]\nmatch = 'GET /a'\nhost = 'a:80'", 12),
+        ("[[route]]\nmatch = 'HEAD /a'", 11),
+        ("[[route]]\nmatch = 'GET /a;v=1'", 11),
+    ] {
+        let found = errors(&format!("{MINIMAL}{text}\n"));
+        assert_eq!(found.len(), 1, "{text} {found:?}");
+        assert_eq!(found[0].0, line, "{text} {found:?}");
+    }
+}
+
+#[test]
+fn secrets_are_not_values() {
+    let text = MINIMAL.replace(
+        "client_secret_env = \"KINDE_SECRET\"",
+        "client_secret = \"hunter2\"",
+    );
+    let found = errors(&text);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(!format!("{found:?}").contains("hunter2"));
+}

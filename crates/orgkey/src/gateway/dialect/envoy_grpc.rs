@@ -1,0 +1,282 @@
+//! The `ext_authz` of Envoy over gRPC, and other implementations of its protocol.
+//!
+//! A response without a status allows the request, so each outcome has one constructor that sets all fields.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
+use prost::Message;
+use tower_orgkey::Rejection;
+
+use super::proto::{
+    CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as Header, HeaderValueOption,
+    HttpRequest, HttpResponse, HttpStatus, OkHttpResponse, Status,
+};
+use super::{Answer, Incomplete};
+use crate::gateway::identity::is_reserved;
+
+pub(in crate::gateway) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+
+/// The most bytes that a question may have. Envoy accepts 60 KiB of headers from a client, and tells some of them twice.
+pub(in crate::gateway) const MAX_LEN: usize = 256 * 1_024;
+
+/// How long before the end of Envoy's deadline an answer is sent.
+const MARGIN: Duration = Duration::from_millis(50);
+
+/// The `append_action` that replaces a header or adds it.
+const OVERWRITE_IF_EXISTS_OR_ADD: i32 = 2;
+
+/// The request that Envoy asks about.
+#[derive(Debug)]
+pub(in crate::gateway) struct Question {
+    pub(in crate::gateway) method: Method,
+    pub(in crate::gateway) target: String,
+    pub(in crate::gateway) host: String,
+    /// The headers that the layers read.
+    pub(in crate::gateway) headers: HeaderMap,
+    /// What an answer depends on.
+    pub(in crate::gateway) about: About,
+}
+
+/// What an answer depends on beside the decision.
+#[derive(Debug, Default)]
+pub(in crate::gateway) struct About {
+    /// The client's headers that could be read as an identity.
+    reserved: Vec<String>,
+    /// Whether the client speaks gRPC.
+    is_grpc: bool,
+}
+
+/// Reads a question from the body of a request. `reads` says which headers are kept.
+pub(in crate::gateway) fn question(
+    body: &[u8],
+    reads: impl Fn(&HeaderName) -> bool,
+) -> Result<Question, Incomplete> {
+    let message = match body {
+        // Not compressed, and one message.
+        [0, a, b, c, d, message @ ..]
+            if u32::from_be_bytes([*a, *b, *c, *d]) as usize == message.len() =>
+        {
+            message
+        }
+        _ => return Err(Incomplete("message")),
+    };
+    let request = CheckRequest::decode(message).map_err(|_| Incomplete("message"))?;
+    let http = request
+        .attributes
+        .and_then(|attributes| attributes.request)
+        .and_then(|request| request.http)
+        .ok_or(Incomplete("attributes.request.http"))?;
+    let HttpRequest {
+        method,
+        headers,
+        path,
+        host,
+        header_map,
+    } = http;
+    let method = method.parse().map_err(|_| Incomplete("method"))?;
+    if path.is_empty() {
+        return Err(Incomplete("path"));
+    }
+    let raw = header_map.into_iter().flat_map(|map| map.headers);
+    let raw = raw.map(|header| {
+        let value = if header.raw_value.is_empty() {
+            header.value.into_bytes()
+        } else {
+            header.raw_value
+        };
+        (header.key, value)
+    });
+    let joined = headers
+        .into_iter()
+        .map(|(name, value)| (name, value.into_bytes()));
+    let mut kept = HeaderMap::new();
+    let mut about = About::default();
+    for (name, value) in joined.chain(raw) {
+        if is_reserved(&name) {
+            about.reserved.push(name);
+            continue;
+        }
+        let Ok(name) = HeaderName::try_from(name) else {
+            continue;
+        };
+        if name == CONTENT_TYPE {
+            about.is_grpc = value.starts_with(b"application/grpc");
+        }
+        if reads(&name) {
+            // A key outside the grammar of headers is not a key: an empty one is rejected as malformed.
+            let value = HeaderValue::from_maybe_shared(Bytes::from(value));
+            kept.append(name, value.unwrap_or(HeaderValue::from_static("")));
+        }
+    }
+    Ok(Question {
+        method,
+        target: path,
+        host,
+        headers: kept,
+        about,
+    })
+}
+
+/// Returns how long the caller waits, less the time that an answer takes.
+pub(in crate::gateway) fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(amount * 3_600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    };
+    Some(timeout.saturating_sub(MARGIN.min(timeout / 4)))
+}
+
+/// Returns the frame that answers a question. `key_header` is the header with the key, if services must not get it.
+pub(in crate::gateway) fn answer(
+    answer: Answer,
+    about: &About,
+    key_header: Option<&HeaderName>,
+) -> Bytes {
+    let response = match answer {
+        Answer::Allowed(identity) => {
+            let present: Vec<_> = identity.present().collect();
+            let headers = present
+                .iter()
+                .filter_map(|(name, value)| Some(header(name.as_str(), value.to_str().ok()?)))
+                .collect();
+            let is_set = |name: &String| present.iter().any(|(set, _)| set.as_str() == name);
+            let reserved = about.reserved.iter().filter(|name| !is_set(name)).cloned();
+            let absent = identity.absent().map(|name| name.as_str().to_owned());
+            let key = key_header.map(|name| name.as_str().to_owned());
+            CheckResponse {
+                status: Some(Status { code: 0 }),
+                http_response: Some(HttpResponse::Ok(OkHttpResponse {
+                    headers,
+                    headers_to_remove: reserved.chain(absent).chain(key).collect(),
+                })),
+            }
+        }
+        Answer::Rejected(response) => denied(&response, about),
+    };
+    framed(&response)
+}
+
+fn denied(response: &Response<Bytes>, about: &About) -> CheckResponse {
+    let status = response.status().as_u16();
+    let code = grpc_status(status);
+    let sent = response
+        .headers()
+        .iter()
+        .filter(|(name, _)| **name != CONTENT_LENGTH && !(about.is_grpc && **name == CONTENT_TYPE));
+    let mut headers: Vec<_> = sent
+        .filter_map(|(name, value)| Some(header(name.as_str(), value.to_str().ok()?)))
+        .collect();
+    let body = if about.is_grpc {
+        // Envoy makes it the message of the status, and would choose another code for 400 and 429.
+        headers.push(header("grpc-status", &code.to_string()));
+        let rejection = response.extensions().get::<Rejection>();
+        rejection
+            .map(|rejection| rejection.detail().to_owned())
+            .unwrap_or_default()
+    } else {
+        String::from_utf8_lossy(response.body()).into_owned()
+    };
+    CheckResponse {
+        status: Some(Status { code }),
+        http_response: Some(HttpResponse::Denied(DeniedHttpResponse {
+            status: Some(HttpStatus {
+                code: status.into(),
+            }),
+            headers,
+            body,
+        })),
+    }
+}
+
+fn header(name: &str, value: &str) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(Header {
+            key: name.to_owned(),
+            value: value.to_owned(),
+            raw_value: Vec::new(),
+        }),
+        append_action: OVERWRITE_IF_EXISTS_OR_ADD,
+    }
+}
+
+/// Returns the status of gRPC for a rejection. Never OK.
+fn grpc_status(status: u16) -> i32 {
+    match status {
+        400 => 3,
+        401 => 16,
+        403 => 7,
+        404 => 5,
+        421 => 9,
+        429 => 8,
+        503 => 14,
+        _ => 13,
+    }
+}
+
+fn framed(message: &CheckResponse) -> Bytes {
+    let len = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(5 + len);
+    frame.put_u8(0);
+    // The message holds what fits into headers.
+    frame.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+    // A `BytesMut` grows, so there is always room.
+    let _ = message.encode(&mut frame);
+    frame.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadline_is_before_the_callers() {
+        let deadline_of = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(
+                HeaderName::from_static("grpc-timeout"),
+                HeaderValue::from_static(text),
+            )]);
+            deadline(&headers)
+        };
+        assert_eq!(deadline_of("500m"), Some(Duration::from_millis(450)));
+        assert_eq!(deadline_of("40m"), Some(Duration::from_millis(30)));
+        assert_eq!(deadline_of("3S"), Some(Duration::from_millis(2_950)));
+        for text in ["", "m", "5", "-1m", "123456789m", "1x", "1.5S"] {
+            assert_eq!(deadline_of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_one_plain_message_is_a_question() {
+        for body in [
+            &b""[..],
+            &[0, 0, 0, 0],
+            &[1, 0, 0, 0, 0],
+            &[0, 0, 0, 0, 1],
+            &[0, 0, 0, 0, 0, 9],
+            &[0, 0, 0, 0, 0],
+        ] {
+            assert!(question(body, |_| true).is_err(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn no_rejection_has_the_status_ok() {
+        for status in 100..=999 {
+            assert_ne!(grpc_status(status), 0);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The `ext_authz` of Envoy over HTTP, and other implementations of its protocol.
+//!
+//! The question is the original request itself, behind a prefix. An identity header that is not set in the answer keeps the value
+//! of the client unless the answer removes it.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, Uri};
+
+use super::{Answer, Incomplete, Original, allowed, at_most_once};
+use crate::gateway::identity::aliases;
+
+pub(in crate::gateway) const PREFIX: &str = "/v1/envoy";
+
+const REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
+
+/// Returns the original target, if the question has the prefix.
+pub(in crate::gateway) fn target(uri: &Uri) -> Option<&str> {
+    let target = uri.path_and_query()?.as_str().strip_prefix(PREFIX)?;
+    target.starts_with('/').then_some(target)
+}
+
+pub(in crate::gateway) fn original<'a>(
+    parts: &'a Parts,
+    target: &'a str,
+) -> Result<Original<'a>, Incomplete> {
+    let host = match parts.uri.authority() {
+        Some(authority) => Some(Cow::Borrowed(authority.as_str())),
+        None => at_most_once(&parts.headers, "host")?,
+    };
+    Ok(Original {
+        method: parts.method.clone(),
+        target: Cow::Borrowed(target),
+        host,
+    })
+}
+
+/// Puts answers into the words of the dialect.
+#[derive(Debug)]
+pub(in crate::gateway) struct Answers {
+    /// What is removed on every allow: aliases, and the key.
+    removed: String,
+}
+
+impl Answers {
+    /// `key_header` is the header with the key, if services must not get it.
+    pub(in crate::gateway) fn new(key_header: Option<&HeaderName>) -> Self {
+        let key = key_header.map(|name| name.as_str().to_owned());
+        let names: Vec<_> = aliases().chain(key).collect();
+        Self {
+            removed: names.join(","),
+        }
+    }
+
+    pub(in crate::gateway) fn answer(&self, answer: Answer) -> Response<Bytes> {
+        match answer {
+            Answer::Allowed(identity) => {
+                let absent = identity.absent();
+                let names = absent.fold(self.removed.clone(), |names, name| {
+                    names + "," + name.as_str()
+                });
+                let mut response = allowed(&identity);
+                // Names of headers are visible ASCII.
+                if let Ok(names) = HeaderValue::from_maybe_shared(Bytes::from(names)) {
+                    response.headers_mut().insert(REMOVE, names);
+                }
+                response
+            }
+            Answer::Rejected(response) => response,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! How each proxy asks, and how it is answered.
+//!
+//! A dialect reads its own headers only. What a client sends under the names of another dialect means nothing.
+
+pub(super) mod envoy_grpc;
+pub(super) mod envoy_http;
+pub(super) mod forward_auth;
+pub(super) mod nginx;
+mod proto;
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderValue, Method, Response};
+
+use super::identity::Identity;
+
+/// The answer to a proxy, before it is put into the words of a dialect.
+pub(super) enum Answer {
+    Allowed(Identity),
+    Rejected(Response<Bytes>),
+}
+
+/// A question without what its dialect requires. Says which header, or part, is missing or repeated.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Incomplete(pub(super) &'static str);
+
+/// The request that a proxy asks about, in headers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Original<'a> {
+    pub(super) method: Method,
+    pub(super) target: Cow<'a, str>,
+    pub(super) host: Option<Cow<'a, str>>,
+}
+
+/// Returns the value of a header that may be there once. Bytes outside UTF-8 are replaced by a character that no path may have.
+fn at_most_once<'a>(
+    headers: &'a HeaderMap,
+    name: &'static str,
+) -> Result<Option<Cow<'a, str>>, Incomplete> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(Incomplete(name)),
+        (value, None) => Ok(value.map(|value| String::from_utf8_lossy(value.as_bytes()))),
+    }
+}
+
+/// Returns the value of a header that must be there once.
+fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Cow<'a, str>, Incomplete> {
+    at_most_once(headers, name)?.ok_or(Incomplete(name))
+}
+
+fn method(headers: &HeaderMap, name: &'static str) -> Result<Method, Incomplete> {
+    once(headers, name)?.parse().map_err(|_| Incomplete(name))
+}
+
+/// Allows a request: 200, and the headers of the identity.
+fn allowed(identity: &Identity) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in identity.present() {
+        headers.insert(name, value.clone());
+    }
+    response
+}

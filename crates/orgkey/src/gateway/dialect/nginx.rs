@@ -1,0 +1,32 @@
+//! The `auth_request` of nginx.
+//!
+//! nginx passes all headers of the client on, so the original request is only in the headers that its configuration overwrites. It
+//! replaces the bodies of rejections by its own, so the problem document is also in a header.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+
+use super::{Answer, Incomplete, Original, allowed, at_most_once, method, once};
+
+const PROBLEM: HeaderName = HeaderName::from_static("x-orgkey-problem");
+
+pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, Incomplete> {
+    Ok(Original {
+        method: method(headers, "x-original-method")?,
+        target: once(headers, "x-original-uri")?,
+        host: at_most_once(headers, "x-original-host")?,
+    })
+}
+
+pub(in crate::gateway) fn answer(answer: Answer) -> Response<Bytes> {
+    match answer {
+        Answer::Allowed(identity) => allowed(&identity),
+        Answer::Rejected(mut response) => {
+            // A problem document is one line of ASCII.
+            if let Ok(problem) = HeaderValue::from_maybe_shared(response.body().clone()) {
+                response.headers_mut().insert(PROBLEM, problem);
+            }
+            response
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! `orgkey gateway`: decides for a reverse proxy whether a request may pass.
+
+mod admin;
+mod assertion;
+mod checks;
+mod command;
+pub mod config;
+mod decision;
+mod dialect;
+mod identity;
+mod path;
+mod routes;
+mod serve;
+mod server;
+mod setup;
+
+pub use self::command::{Args, run};
+pub use self::config::Config;
+pub use self::serve::Bounds;
+pub use self::server::{Error, Gateway, GatewayHandle};

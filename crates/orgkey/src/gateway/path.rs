@@ -1,0 +1,201 @@
+//! Paths that a proxy, the gateway and a service may read differently.
+//!
+//! The gateway decides about the path that it is asked about, and the service gets a path from the proxy. If one of them decodes,
+//! merges or cuts what another does not, a request that was allowed for one route reaches another.
+
+use percent_encoding::percent_decode_str;
+
+/// Returns the path of a request target: all before the query.
+pub(super) fn of_target(target: &str) -> &str {
+    match target.split_once('?') {
+        Some((path, _)) => path,
+        None => target,
+    }
+}
+
+/// Checks that everyone reads this path alike.
+///
+/// # Errors
+///
+/// The end of the sentence "the path …".
+pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static str> {
+    if !path.starts_with('/') {
+        return Err("does not begin with a slash");
+    }
+    let bytes = path.as_bytes();
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            b'\\' => return Err("has a backslash"),
+            b'#' => return Err("has a fragment"),
+            b';' if !allow_semicolons => return Err("has a semicolon"),
+            b'%' => check_encoded(bytes.get(at + 1..at + 3), allow_semicolons)?,
+            0x21..=0x7e => {}
+            _ => return Err("has a character that is not visible ASCII"),
+        }
+    }
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        if segment.is_empty() && segments.peek().is_some() {
+            return Err("has an empty segment");
+        }
+        if is_dots(segment) {
+            return Err("has a dot segment");
+        }
+    }
+    Ok(())
+}
+
+fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'static str> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let decoded = match digits {
+        Some(&[high, low]) => digit(high).zip(digit(low)),
+        _ => None,
+    };
+    match decoded {
+        None => Err("has an invalid percent-encoding"),
+        Some((0x2, 0xf)) => Err("has an encoded slash"),
+        Some((0x5, 0xc)) => Err("has an encoded backslash"),
+        Some((0x0 | 0x1, _) | (0x7, 0xf)) => Err("has an encoded control character"),
+        Some((0x3, 0xb)) if !allow_semicolons => Err("has an encoded semicolon"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Whether a segment is `.` or `..`, plain or encoded, and with parameters behind a semicolon.
+fn is_dots(segment: &str) -> bool {
+    let decoded: Vec<u8> = percent_decode_str(segment).collect();
+    let name = decoded.split(|byte| *byte == b';').next();
+    matches!(name, Some(b"." | b".."))
+}
+
+/// Returns the path as a service may read it that decodes it, ignores case, and ignores a slash at the end.
+pub(super) fn folded(path: &str) -> String {
+    let decoded = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
+    without_last_slash(decoded)
+}
+
+/// Returns the pattern that matches the [folded](folded) forms of the paths that `pattern` matches.
+pub(super) fn folded_pattern(pattern: &str) -> String {
+    // Encoded braces are literal; as plain ones they would be parameters.
+    let escaped = pattern
+        .replace("%7b", "{{")
+        .replace("%7B", "{{")
+        .replace("%7d", "}}")
+        .replace("%7D", "}}");
+    folded(&escaped)
+}
+
+fn without_last_slash(mut path: String) -> String {
+    if path.len() > 1 && path.ends_with('/') {
+        path.pop();
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ambiguous_paths_are_refused() {
+        for path in [
+            "",
+            "reports",
+            "*",
+            "//",
+            "//a",
+            "/a//b",
+            "/.",
+            "/..",
+            "/a/./b",
+            "/a/../b",
+            "/a/%2e%2E/b",
+            "/a/.%2e",
+            "/a/%2e",
+            "/a%2Fb",
+            "/a%2fb",
+            "/a%5cb",
+            "/a%5Cb",
+            "/a%00b",
+            "/a%0ab",
+            "/a\\b",
+            "/a%",
+            "/a%4",
+            "/a%zz",
+            "/a%+1",
+            "/a;b",
+            "/a%3bb",
+            "/a b",
+            "/a\u{e9}",
+            "/a\u{0}",
+            "/a#b",
+            "/a\tb",
+        ] {
+            assert!(check(path, false).is_err(), "{path:?}");
+        }
+        for path in [
+            "/",
+            "/a",
+            "/a/",
+            "/a/b.c",
+            "/a/...",
+            "/a/.b",
+            "/caf%C3%A9",
+            "/a%20b",
+            "/a:b@c",
+            "/%25",
+        ] {
+            assert_eq!(check(path, false), Ok(()), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn semicolons_can_be_allowed() {
+        assert_eq!(check("/a;v=1/b%3bc", true), Ok(()));
+        assert!(check("/a/..;v=1/b", true).is_err());
+        assert!(check("/a/%2e%2e%3bv=1/b", true).is_err());
+    }
+
+    /// Merges slashes and resolves dot segments, as a proxy or a service may.
+    fn normalized(path: &str) -> String {
+        let mut segments = Vec::new();
+        for segment in path.split('/').filter(|segment| !segment.is_empty()) {
+            match segment {
+                "." => {}
+                ".." => {
+                    segments.pop();
+                }
+                segment => segments.push(segment),
+            }
+        }
+        let mut path = segments
+            .iter()
+            .fold(String::new(), |path, segment| path + "/" + segment);
+        if path.is_empty() {
+            path.push('/');
+        }
+        path
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_paths_have_one_reading(path in "/[a-c./;%25eEfF5cC0-]{0,12}") {
+            if check(&path, true).is_ok() {
+                let decoded = percent_decode_str(&path).decode_utf8_lossy().into_owned();
+                // Decoding adds no separator, and neither reading has a dot segment or an empty one.
+                prop_assert_eq!(decoded.matches('/').count(), path.matches('/').count());
+                for reading in [path, decoded] {
+                    let plain = without_last_slash(reading.clone());
+                    prop_assert_eq!(normalized(&reading), plain);
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_checked_without_panic(path in any::<String>()) {
+            let _ = check(&path, false);
+            let _ = folded(&path);
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! Finds the route of a request.
+//!
+//! A route matches if its methods, its host and its path do. Of several, the one with the most specific path wins, by the rules of
+//! [`matchit`]; of equal paths, the one for the host; of these, the one that names the method.
+
+use std::collections::{BTreeSet, HashMap};
+
+use http::Method;
+use matchit::{InsertError, Router};
+
+use super::config::{Methods, RouteConfig};
+use super::path;
+
+/// The routes of a configuration.
+#[derive(Debug)]
+pub(super) struct Routes {
+    all: Vec<RouteConfig>,
+    allow_semicolons: bool,
+    by_host: HashMap<String, Table>,
+    of_other_hosts: Table,
+}
+
+/// The routes of one host.
+#[derive(Debug)]
+struct Table {
+    by_method: HashMap<Method, Paths>,
+    of_other_methods: Paths,
+}
+
+/// The routes of one host and method.
+#[derive(Debug, Default)]
+struct Paths {
+    as_sent: Router<usize>,
+    /// The same routes, for folded paths.
+    folded: Router<usize>,
+}
+
+/// The route of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The index of the route.
+    pub(super) index: usize,
+    parameters: Vec<(String, String)>,
+}
+
+impl Found {
+    /// Returns a parameter of the path, as it was sent.
+    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+        let found = self.parameters.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Why a request has no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotFound {
+    /// The path can be read in several ways. Holds the end of the sentence "the path …".
+    Ambiguous(&'static str),
+    /// No route matches.
+    NoRoute,
+}
+
+impl Routes {
+    /// Returns the matcher of routes without conflicts.
+    pub(super) fn new(routes: Vec<RouteConfig>, allow_semicolons: bool) -> Self {
+        Self::build(routes, allow_semicolons, &mut Vec::new())
+    }
+
+    /// Returns the routes that conflict with another one, by their index, with a message.
+    pub(super) fn conflicts(routes: &[RouteConfig]) -> Vec<(usize, String)> {
+        let mut conflicts = Vec::new();
+        Self::build(routes.to_vec(), false, &mut conflicts);
+        // A conflict is in the tables of several methods and hosts.
+        let mut seen = BTreeSet::new();
+        conflicts.retain(|(index, _)| seen.insert(*index));
+        conflicts
+    }
+
+    fn build(
+        routes: Vec<RouteConfig>,
+        allow_semicolons: bool,
+        conflicts: &mut Vec<(usize, String)>,
+    ) -> Self {
+        let hosts: BTreeSet<_> = routes
+            .iter()
+            .filter_map(|route| route.host.clone())
+            .collect();
+        let of_other_hosts = Table::build(&routes, None, conflicts);
+        let tables = hosts.into_iter().map(|host| {
+            let table = Table::build(&routes, Some(&host), conflicts);
+            (host, table)
+        });
+        Self {
+            by_host: tables.collect(),
+            of_other_hosts,
+            all: routes,
+            allow_semicolons,
+        }
+    }
+
+    pub(super) fn get(&self, index: usize) -> &RouteConfig {
+        &self.all[index]
+    }
+
+    /// Finds the route of a request. The target may have a query, the host a port.
+    pub(super) fn find(
+        &self,
+        method: &Method,
+        host: Option<&str>,
+        target: &str,
+    ) -> Result<Found, NotFound> {
+        let path = path::of_target(target);
+        path::check(path, self.allow_semicolons).map_err(NotFound::Ambiguous)?;
+        let paths = self.table(host).paths(method);
+        let found = paths.as_sent.at(path);
+        let folded = paths
+            .folded
+            .at(&path::folded(path))
+            .ok()
+            .map(|found| *found.value);
+        if found.as_ref().ok().map(|found| *found.value) != folded {
+            return Err(NotFound::Ambiguous(
+                "matches another route when it is decoded, in lower case, or without its last slash",
+            ));
+        }
+        let found = found.map_err(|_| NotFound::NoRoute)?;
+        let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Ok(Found {
+            index: *found.value,
+            parameters: found.params.iter().map(own).collect(),
+        })
+    }
+
+    fn table(&self, host: Option<&str>) -> &Table {
+        if self.by_host.is_empty() {
+            return &self.of_other_hosts;
+        }
+        host.and_then(host_name)
+            .and_then(|host| self.by_host.get(&host))
+            .unwrap_or(&self.of_other_hosts)
+    }
+}
+
+/// Returns the name of a host in lower case, without its port and the dot at its end.
+pub(super) fn host_name(host: &str) -> Option<String> {
+    let authority: http::uri::Authority = host.parse().ok()?;
+    let name = authority.host();
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (!name.is_empty() && !host.contains('@')).then(|| name.to_ascii_lowercase())
+}
+
+impl Table {
+    fn build(
+        routes: &[RouteConfig],
+        host: Option<&str>,
+        conflicts: &mut Vec<(usize, String)>,
+    ) -> Self {
+        let mut candidates: Vec<_> = routes
+            .iter()
+            .enumerate()
+            .filter(|(_, route)| route.host.is_none() || route.host.as_deref() == host)
+            .collect();
+        // Stable: the routes for the host first.
+        candidates.sort_by_key(|(_, route)| route.host.is_none());
+        let methods: Vec<_> = candidates
+            .iter()
+            .flat_map(|(_, route)| match &route.methods {
+                Methods::Any => &[][..],
+                Methods::Only(methods) => methods,
+            })
+            .cloned()
+            .collect();
+        let by_method = methods
+            .into_iter()
+            .map(|method| {
+                let paths = Paths::build(&candidates, Some(&method), conflicts);
+                (method, paths)
+            })
+            .collect();
+        Self {
+            by_method,
+            of_other_methods: Paths::build(&candidates, None, conflicts),
+        }
+    }
+
+    fn paths(&self, method: &Method) -> &Paths {
+        let method = if method == Method::HEAD {
+            &Method::GET
+        } else {
+            method
+        };
+        self.by_method.get(method).unwrap_or(&self.of_other_methods)
+    }
+}
+
+/// How specific a route is beside its path: whether it is for any host and for any method.
+type Rank = (bool, bool);
+
+impl Paths {
+    fn build(
+        candidates: &[(usize, &RouteConfig)],
+        method: Option<&Method>,
+        conflicts: &mut Vec<(usize, String)>,
+    ) -> Self {
+        let mut matching: Vec<(Rank, usize, &RouteConfig)> = candidates
+            .iter()
+            .filter_map(|&(index, route)| {
+                let is_any = match &route.methods {
+                    Methods::Any => true,
+                    Methods::Only(methods) => method
+                        .is_some_and(|method| methods.contains(method))
+                        .then_some(false)?,
+                };
+                Some(((route.host.is_none(), is_any), index, route))
+            })
+            .collect();
+        matching.sort_by_key(|(rank, ..)| *rank);
+        let mut paths = Self::default();
+        let mut inserted: HashMap<String, (Rank, usize)> = HashMap::new();
+        for (rank, index, route) in matching {
+            match inserted.get(&shape(&route.pattern)) {
+                // The more specific route is there already.
+                Some((other, _)) if *other < rank => continue,
+                Some((_, other)) => {
+                    let line = candidates
+                        .iter()
+                        .find(|(index, _)| index == other)
+                        .map_or(0, |(_, route)| route.line);
+                    conflicts.push((
+                        index,
+                        format!("`{route}` is a duplicate of the route in line {line}"),
+                    ));
+                    continue;
+                }
+                None => {}
+            }
+            inserted.insert(shape(&route.pattern), (rank, index));
+            let as_sent = paths.as_sent.insert(&route.pattern, index);
+            let folded = paths
+                .folded
+                .insert(path::folded_pattern(&route.pattern), index);
+            if let Err(error) = as_sent.and(folded) {
+                let message = match error {
+                    InsertError::Conflict { with } => format!(
+                        "`{route}` cannot be told apart from the path `{with}` of another route"
+                    ),
+                    error => format!("`{route}`: {error}"),
+                };
+                conflicts.push((index, message));
+            }
+        }
+        paths
+    }
+}
+
+/// Returns a pattern without the names of its parameters.
+fn shape(pattern: &str) -> String {
+    let mut shape = String::with_capacity(pattern.len());
+    let mut is_name = false;
+    for c in pattern.chars() {
+        match c {
+            '{' => {
+                is_name = true;
+                shape.push(c);
+            }
+            '}' => {
+                is_name = false;
+                shape.push(c);
+            }
+            '*' => shape.push(c),
+            _ if is_name => {}
+            c => shape.push(c),
+        }
+    }
+    shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::Config;
+    use proptest::prelude::*;
+
+    fn config(routes: &str) -> Result<Config, Vec<crate::gateway::config::Problem>> {
+        let head = "[listen]\nchecks = '127.0.0.1:0'\n[issuer]\nkind = 'kinde'\nurl = 'https://acme.kinde.com'\n\
+                    client_id = 'id'\nclient_secret_env = 'SECRET'\n";
+        Config::parse(&format!("{head}{routes}"))
+    }
+
+    fn routes(lines: &[&str]) -> Routes {
+        let text = lines.iter().fold(String::new(), |text, line| {
+            text + "[[route]]
+" + line + "
+"
+        });
+        let config = config(&text).unwrap();
+        Routes::new(config.routes, false)
+    }
+
+    fn found(routes: &Routes, method: &Method, host: Option<&str>, target: &str) -> Option<usize> {
+        match routes.find(method, host, target) {
+            Ok(found) => Some(found.index),
+            Err(NotFound::NoRoute) => None,
+            Err(NotFound::Ambiguous(reason)) => panic!("{target} {reason}"),
+        }
+    }
+
+    #[test]
+    fn most_specific_route_wins() {
+        let routes = routes(&[
+            "match = '* /orgs/{org}/{*rest}'",
+            "match = 'GET /orgs/{org}/users'",
+            "match = '* /orgs/{id}/users'",
+            "match = 'GET,POST /reports'",
+        ]);
+        let at = |method: Method, target| found(&routes, &method, None, target);
+        assert_eq!(at(Method::GET, "/orgs/a/users"), Some(1));
+        assert_eq!(at(Method::HEAD, "/orgs/a/users?x=/../"), Some(1));
+        assert_eq!(at(Method::POST, "/orgs/a/users"), Some(2));
+        assert_eq!(at(Method::POST, "/orgs/a/keys/1"), Some(0));
+        assert_eq!(at(Method::POST, "/reports"), Some(3));
+        assert_eq!(at(Method::DELETE, "/reports"), None);
+        assert_eq!(at(Method::GET, "/"), None);
+    }
+
+    #[test]
+    fn routes_of_a_host_come_first() {
+        let routes = routes(&[
+            "match = 'GET /a'",
+            "match = '* /a'\nhost = 'API.example.com'",
+            "match = 'GET /b'\nhost = 'api.example.com'",
+        ]);
+        for host in [
+            "api.example.com",
+            "API.Example.com:8443",
+            "api.example.com.",
+        ] {
+            assert_eq!(
+                found(&routes, &Method::GET, Some(host), "/a"),
+                Some(1),
+                "{host}"
+            );
+        }
+        for host in [
+            None,
+            Some("example.com"),
+            Some("x@api.example.com"),
+            Some(""),
+        ] {
+            assert_eq!(
+                found(&routes, &Method::GET, host, "/a"),
+                Some(0),
+                "{host:?}"
+            );
+            assert_eq!(found(&routes, &Method::GET, host, "/b"), None, "{host:?}");
+        }
+    }
+
+    #[test]
+    fn other_readings_of_a_path_are_refused() {
+        let routes = routes(&[
+            "match = 'GET /Reports/{id}'",
+            "match = '* /{*rest}'\npublic = true",
+            "match = '* /x/{*rest}'",
+            "match = '* /x/admin'",
+        ]);
+        for target in [
+            "/reports/1",
+            "/REPORTS/1",
+            "/Reports/1/",
+            "/%52eports/1",
+            "/x/admin/",
+            "/x/Admin",
+            "/x/%61dmin",
+        ] {
+            let result = routes.find(&Method::GET, None, target);
+            assert!(
+                matches!(result, Err(NotFound::Ambiguous(_))),
+                "{target} {result:?}"
+            );
+        }
+        assert_eq!(found(&routes, &Method::GET, None, "/Reports/1"), Some(0));
+        assert_eq!(found(&routes, &Method::GET, None, "/x/other/"), Some(2));
+    }
+
+    #[test]
+    fn duplicates_are_errors() {
+        for (a, b) in [
+            ("GET /a/{x}", "GET /a/{y}"),
+            ("GET,POST /a", "POST /a"),
+            ("* /a", "* /a"),
+            ("GET /a", "GET /A"),
+            ("GET /a", "* /a/"),
+            ("GET /a/{x}", "GET /a/{*x}"),
+            ("GET /caf%c3%a9", "GET /caf%C3%A9"),
+        ] {
+            let problems = config(&format!(
+                "[[route]]\nmatch = '{a}'\n[[route]]\nmatch = '{b}'\n"
+            ))
+            .unwrap_err();
+            assert_eq!(problems.len(), 1, "{a} {b} {problems:?}");
+        }
+        for (a, b) in [
+            ("GET /a", "POST /a"),
+            ("GET /a", "* /a"),
+            ("GET /a/{x}", "* /a/b"),
+        ] {
+            assert!(
+                config(&format!(
+                    "[[route]]\nmatch = '{a}'\n[[route]]\nmatch = '{b}'\n"
+                ))
+                .is_ok(),
+                "{a} {b}"
+            );
+        }
+    }
+
+    proptest! {
+        /// Whatever a service decodes, folds or cuts once, it finds the route that was decided about.
+        #[test]
+        fn decided_route_is_the_route_of_every_reading(target in "(/(a|b|A|%61|%62|%41|x|%2e|\\.|adm%69n|admin|%C3%A9|;|)){1,4}") {
+            let routes = routes(&[
+                "match = '* /{*rest}'",
+                "match = '* /a/{id}'",
+                "match = '* /a/b'",
+                "match = '* /a/{id}/admin'",
+                "match = '* /x/{*rest}'",
+            ]);
+            if let Ok(decided) = routes.find(&Method::GET, None, &target) {
+                let decoded = percent_encoding::percent_decode_str(&target).decode_utf8_lossy().into_owned();
+                let cut = |path: &str| if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path.to_owned() };
+                for reading in [target.clone(), decoded.clone(), target.to_lowercase(), decoded.to_lowercase(), cut(&target), cut(&decoded)] {
+                    let paths = routes.of_other_hosts.paths(&Method::GET);
+                    if let Ok(read) = paths.as_sent.at(&reading) {
+                        prop_assert_eq!(*read.value, decided.index, "{} is read as {}", target, reading);
+                    }
+                }
+            }
+        }
+    }
+}

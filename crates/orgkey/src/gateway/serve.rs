@@ -1,0 +1,231 @@
+//! Serves a listener: HTTP/1.1 and HTTP/2 without TLS, with bounds on slow and large requests.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::config::Address;
+
+/// The bounds of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The most connections at a time. More wait to be accepted.
+    pub connections: usize,
+    /// How long a connection may take to its first request.
+    pub first_request: Duration,
+    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused. Longer than proxies keep their
+    /// unused connections, so that they do not send on one that is being closed.
+    pub head: Duration,
+    /// The most bytes of the head of a request.
+    pub head_len: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 4_096,
+            first_request: Duration::from_secs(10),
+            head: Duration::from_secs(75),
+            head_len: 64 * 1_024,
+        }
+    }
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removes the file of a unix socket when the listener is closed.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Listens at an address. Replaces a unix socket that nobody listens at.
+    pub(super) async fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
+            Address::Unix(path) => {
+                remove_unused(path).await?;
+                let listener = UnixListener::bind(path)?;
+                Ok(Self::Unix(listener, SocketFile(path.clone())))
+            }
+        }
+    }
+
+    /// Returns where the listener listens, with the port that the operating system chose.
+    pub(super) fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Unix(_, file) => Ok(Address::Unix(file.0.clone())),
+        }
+    }
+}
+
+async fn remove_unused(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Answers requests until `stop` holds the time at which the last connection must be closed.
+pub(super) async fn serve<S, F, B>(
+    listener: Listener,
+    service: S,
+    bounds: Bounds,
+    mut stop: watch::Receiver<Option<Instant>>,
+) where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let server = Server {
+        service,
+        bounds,
+        builder: builder(bounds),
+    };
+    let free = Arc::new(Semaphore::new(bounds.connections));
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let last = loop {
+        if let Some(last) = *stop.borrow_and_update() {
+            break last;
+        }
+        while connections.try_join_next().is_some() {}
+        let accepted = async {
+            // The semaphore is never closed.
+            let permit = Arc::clone(&free).acquire_owned().await.ok();
+            let stream = match &listener {
+                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                    // Only costs latency if it fails.
+                    let _ = stream.set_nodelay(true);
+                    Stream::Tcp(stream)
+                }),
+                Listener::Unix(listener, _) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| Stream::Unix(stream)),
+            };
+            (permit, stream)
+        };
+        let (permit, stream) = tokio::select! {
+            accepted = accepted => accepted,
+            changed = stop.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                // No file descriptor is left, or the client is gone.
+                tracing::warn!(%error, "connection is not accepted");
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (server, watcher) = (server.clone(), graceful.watcher());
+        connections.spawn(async move {
+            match stream {
+                Stream::Tcp(stream) => server.connection(stream, watcher).await,
+                Stream::Unix(stream) => server.connection(stream, watcher).await,
+            }
+            drop(permit);
+        });
+    };
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = sleep_until(last) => tracing::warn!("connections are closed with requests in flight"),
+    }
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+#[derive(Clone)]
+struct Server<S> {
+    service: S,
+    bounds: Bounds,
+    builder: auto::Builder<TokioExecutor>,
+}
+
+fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.head)
+        .max_buf_size(bounds.head_len);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(bounds.head_len).unwrap_or(u32::MAX))
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    builder
+}
+
+impl<S, F, B> Server<S>
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// Serves a connection. Errors are the client's, and concern this connection alone.
+    async fn connection<I>(self, stream: I, watcher: Watcher)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&has_asked);
+        let service = self.service;
+        let service = service_fn(move |request| {
+            asked.store(true, Ordering::Relaxed);
+            let answer = service(request);
+            async { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(watcher.watch(connection));
+        // Neither version of HTTP limits the time until its first bytes.
+        let first = timeout(self.bounds.first_request, &mut connection).await;
+        if first.is_err() && has_asked.load(Ordering::Relaxed) {
+            let _ = connection.await;
+        }
+    }
+}

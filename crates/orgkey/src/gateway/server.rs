@@ -1,0 +1,258 @@
+//! A gateway that runs.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tower::ServiceExt;
+use tower_orgkey::ApiKeyHandle;
+use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
+
+use super::admin::Admin;
+use super::checks::Checks;
+use super::config::{Address, Config};
+use super::decision::Decisions;
+use super::serve::{Bounds, Listener, serve};
+use super::setup::Setup;
+
+/// How long a shutdown may take in all, less what the process needs to end.
+const SHUTDOWN: Duration = Duration::from_millis(9_500);
+
+/// The part of it that is kept for the audit trail.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// How often histograms are cleared of old samples.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why a gateway does not start, or not reload. Holds no secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration has errors that show when its parts are built.
+    #[error("{}", .0.join("\n"))]
+    Config(Vec<String>),
+    /// An address cannot be listened at.
+    #[error("cannot listen at {0}: {1}")]
+    Listen(Address, #[source] io::Error),
+    /// The audit file cannot be opened.
+    #[error("cannot open the audit file: {0}")]
+    Audit(#[source] io::Error),
+    /// These tables differ from those of the running gateway, and only a restart changes them.
+    #[error("{} changed: restart the gateway to apply it", .0.join(", "))]
+    NeedsRestart(Vec<&'static str>),
+}
+
+/// A gateway that listens, and answers when it [runs](Self::run).
+///
+/// ```no_run
+/// use orgkey::gateway::{Config, Gateway};
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config::parse(&std::fs::read_to_string("gateway.toml")?).map_err(|problems| problems[0].to_string())?;
+/// let gateway = Gateway::start(config).await?;
+/// println!("proxies ask at {}", gateway.checks_address());
+/// gateway.run(std::future::pending()).await;
+/// # Ok(()) }
+/// ```
+pub struct Gateway {
+    handle: GatewayHandle,
+    checks: Listener,
+    checks_address: Address,
+    admin: Option<(Listener, Admin)>,
+    admin_address: Option<Address>,
+    trail: Option<AuditTrail>,
+    is_ready: Arc<AtomicBool>,
+    metrics: PrometheusHandle,
+    bounds: Bounds,
+}
+
+/// Changes a running gateway.
+#[derive(Clone)]
+pub struct GatewayHandle {
+    checks: Arc<Checks>,
+    config: Arc<Config>,
+}
+
+impl GatewayHandle {
+    /// Applies the routes and limits of a configuration. Entries, blocks and what limits have counted stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NeedsRestart`] if another table differs from that at the start. Nothing is applied then.
+    pub fn reload(&self, config: &Config) -> Result<(), Error> {
+        let differences = self.config.fixed_differences(config);
+        if !differences.is_empty() {
+            return Err(Error::NeedsRestart(differences));
+        }
+        self.checks.decisions().reload(config);
+        Ok(())
+    }
+
+    /// Returns the handle of the layer.
+    pub fn keys(&self) -> ApiKeyHandle {
+        self.checks.decisions().keys()
+    }
+}
+
+impl Gateway {
+    /// Reads the secrets of a configuration, and listens. Asks the issuer nothing.
+    ///
+    /// Installs the recorder of metrics of this process, unless another one is installed.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let setup = Setup::new(&config).map_err(Error::Config)?;
+        let trail = match config.audit.as_ref().and_then(|audit| audit.file.as_ref()) {
+            None => None,
+            Some(path) => {
+                let sink = JsonLines::append(path).map_err(Error::Audit)?;
+                let trail = AuditTrail::builder()
+                    .sink(sink)
+                    .service("orgkey gateway")
+                    .start();
+                Some(trail.map_err(|error| Error::Config(vec![error.to_string()]))?)
+            }
+        };
+        let audit = trail.as_ref().map(AuditLayer::new);
+        let decisions = Decisions::new(&config, setup.layer, audit);
+        let keys = decisions.keys();
+        let (checks, checks_address) = bind(&config.listen.checks).await?;
+        let is_ready = Arc::new(AtomicBool::new(true));
+        let metrics = recorder();
+        let (admin, admin_address) = match &config.listen.admin {
+            None => (None, None),
+            Some(address) => {
+                let (listener, address) = bind(address).await?;
+                let admin = Admin {
+                    token: setup.admin_token,
+                    keys,
+                    trail: trail.clone(),
+                    is_ready: Arc::clone(&is_ready),
+                    metrics: metrics.clone(),
+                };
+                (Some((listener, admin)), Some(address))
+            }
+        };
+        Ok(Self {
+            handle: GatewayHandle {
+                checks: Arc::new(Checks::new(&config, decisions, setup.signer)),
+                config: Arc::new(config),
+            },
+            checks,
+            checks_address,
+            admin,
+            admin_address,
+            trail,
+            is_ready,
+            metrics,
+            bounds: Bounds::default(),
+        })
+    }
+
+    /// Sets the bounds of both listeners.
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self
+    }
+
+    /// Returns where proxies ask, with the port that the operating system chose.
+    pub fn checks_address(&self) -> &Address {
+        &self.checks_address
+    }
+
+    /// Returns where operators ask.
+    pub fn admin_address(&self) -> Option<&Address> {
+        self.admin_address.as_ref()
+    }
+
+    /// Returns a handle that changes the gateway while it runs.
+    pub fn handle(&self) -> GatewayHandle {
+        self.handle.clone()
+    }
+
+    /// Answers until `shutdown` is ready. Then the gateway stops to be ready, waits for `shutdown_wait`, closes its connections, and
+    /// writes its audit events, within 10 s.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let (stop_checks, stopped_checks) = watch::channel(None);
+        let (stop_admin, stopped_admin) = watch::channel(None);
+        let checks = Arc::clone(&self.handle.checks);
+        let answer = move |request| Arc::clone(&checks).answer(request);
+        let checks = tokio::spawn(serve(self.checks, answer, self.bounds, stopped_checks));
+        let admin = self.admin.map(|(listener, admin)| {
+            let router = admin.router();
+            let answer = move |request| {
+                let answer = router.clone().oneshot(request);
+                async { answer.await.unwrap_or_else(|never| match never {}) }
+            };
+            tokio::spawn(serve(listener, answer, self.bounds, stopped_admin))
+        });
+        let metrics = self.metrics;
+        let upkeep = tokio::spawn(async move {
+            loop {
+                sleep(UPKEEP).await;
+                metrics.run_upkeep();
+            }
+        });
+        shutdown.await;
+
+        let end = Instant::now() + SHUTDOWN;
+        self.is_ready.store(false, Ordering::Relaxed);
+        tracing::info!("gateway is stopping");
+        sleep(self.handle.config.listen.shutdown_wait).await;
+        let _ = stop_checks.send(Some(end - FLUSH));
+        if let Err(error) = checks.await {
+            tracing::error!(%error, "listener failed");
+        }
+        if let Some(trail) = self.trail
+            && let Err(error) = trail
+                .shutdown(end.saturating_duration_since(Instant::now()))
+                .await
+        {
+            tracing::error!(%error, "audit events are lost");
+        }
+        if let Some(admin) = admin {
+            let _ = stop_admin.send(Some(Instant::now()));
+            let _ = admin.await;
+        }
+        upkeep.abort();
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("checks_address", &self.checks_address)
+            .field("admin_address", &self.admin_address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for GatewayHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GatewayHandle").finish_non_exhaustive()
+    }
+}
+
+async fn bind(address: &Address) -> Result<(Listener, Address), Error> {
+    let failed = |error| Error::Listen(address.clone(), error);
+    let listener = Listener::bind(address).await.map_err(failed)?;
+    let bound = listener.address().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Installs the recorder of this process, once.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = RECORDER.get_or_init(|| {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another recorder of metrics is installed: /metrics is empty");
+        }
+        handle
+    });
+    handle.clone()
+}

@@ -1,0 +1,7 @@
+#![doc = include_str!("../README.md")]
+
+pub mod doctor;
+pub mod emulator;
+pub mod gateway;
+
+mod meaning;

@@ -1,0 +1,126 @@
+//! The signed identity.
+
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use kinde_emulator::KindeEmulator;
+use orgkey::gateway::{Config, Gateway};
+use serde_json::Value;
+
+use crate::checks::ROUTES;
+use crate::support::{Files, Reply, request, send};
+
+const IDENTITY: &str =
+    "[identity]\nassertion_audience = 'reports-api'\nassertion_key_file = 'DIR/key.pem'\n";
+
+/// Returns an Ed25519 key as OpenSSL writes it.
+fn private_key() -> String {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).unwrap();
+    let prefix = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    let der = BASE64_STANDARD.encode([&prefix[..], &seed].concat());
+    format!("-----BEGIN PRIVATE KEY-----\n{der}\n-----END PRIVATE KEY-----\n")
+}
+
+fn key_set(files: &Files) -> JwkSet {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orgkey"));
+    let output = command
+        .args(["gateway", "jwks", "--config"])
+        .arg(files.path("gateway.toml"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn claims(keys: &JwkSet, token: &str, audience: &str) -> jsonwebtoken::errors::Result<Value> {
+    let id = decode_header(token)?.kid.unwrap();
+    let key = DecodingKey::from_jwk(keys.find(&id).unwrap())?;
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_audience(&[audience]);
+    validation.set_issuer(&["orgkey"]);
+    Ok(decode::<Value>(token, &key, &validation)?.claims)
+}
+
+#[tokio::test]
+async fn key_set_verifies_assertions() {
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    std::fs::write(files.path("key.pem"), private_key()).unwrap();
+    let route = "[[route]]\nmatch = 'GET /billing'\nassertion_audience = 'billing-api'\n";
+    let text = files.config(&emulator, &format!("{ROUTES}{route}{IDENTITY}"));
+    std::fs::write(files.path("gateway.toml"), &text).unwrap();
+    let gateway = Gateway::start(Config::parse(&text).unwrap()).await.unwrap();
+    let address = gateway.checks_address().to_string().parse().unwrap();
+    tokio::spawn(gateway.run(std::future::pending()));
+
+    let spec = kinde_emulator::KeySpec::organization("org_1").scopes(["read:reports", "a"]);
+    let bearer = format!("Bearer {}", emulator.issue_key(spec).secret());
+    let ask = async |target: &str| -> Reply {
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("x-original-method", "GET"),
+            ("x-original-uri", target),
+            ("x-org-assertion", "forged"),
+        ];
+        send(address, request("GET", "/v1/nginx", &headers)).await
+    };
+    let first = ask("/reports/1").await;
+    let token = first.header("x-org-assertion").unwrap();
+    let keys = key_set(&files);
+    let said = claims(&keys, &token, "reports-api").unwrap();
+    assert_eq!(
+        (&said["org_code"], &said["sub"]),
+        (&"org_1".into(), &"org_1".into())
+    );
+    assert_eq!(said["scope"], "a read:reports");
+    assert_eq!(
+        said["key_id"].as_str().map(str::to_owned),
+        first.header("x-org-key-id")
+    );
+    assert_eq!(
+        said["exp"].as_u64().unwrap() - said["iat"].as_u64().unwrap(),
+        60
+    );
+    assert_eq!(said.get("jti"), None);
+
+    // Another request of the same caller gets the same one, a route with its own audience another.
+    assert_eq!(
+        ask("/reports/2").await.header("x-org-assertion"),
+        Some(token.clone())
+    );
+    let other = ask("/billing").await.header("x-org-assertion").unwrap();
+    assert!(claims(&keys, &other, "billing-api").is_ok());
+    assert!(claims(&keys, &other, "reports-api").is_err());
+    assert_eq!(ask("/health").await.header("x-org-assertion"), None);
+
+    std::fs::write(files.path("key.pem"), private_key()).unwrap();
+    assert!(
+        key_set(&files)
+            .find(&decode_header(&token).unwrap().kid.unwrap())
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn only_ed25519_keys_are_accepted() {
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let config = Config::parse(&files.config(&emulator, IDENTITY)).unwrap();
+    for pem in [
+        "",
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        "not PEM",
+    ] {
+        std::fs::write(files.path("key.pem"), pem).unwrap();
+        let error = Gateway::start(config.clone()).await.unwrap_err();
+        assert!(error.to_string().contains("Ed25519"), "{error}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Where the doctor takes its settings and keys from.
+
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::{Diagnosis, Stage, doctor};
+
+#[tokio::test]
+async fn configuration_file_is_read() {
+    let stage = Stage::set().await;
+    // Tables of the gateway are not read, so errors in them do not matter.
+    let gateway = "[listen]\nchecks = 7\n[[route]]\nunknown = true\n";
+    let diagnosis = stage.configured(gateway).await;
+    assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+    stage.assert_recommendation_works(&diagnosis).await;
+    let diagnosis = stage.configured("apiid = \"api_1\"").await;
+    assert_eq!(diagnosis.code, 2);
+    assert!(diagnosis.text.contains("apiid"));
+}
+
+#[tokio::test]
+async fn secret_is_read_from_a_file() {
+    let stage = Stage::set().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), stage.emulator.client_secret() + "\n").unwrap();
+    let mut command = doctor();
+    command
+        .args(["--json", "--issuer", stage.emulator.issuer_url()])
+        .args(["--client-id", &stage.emulator.client_id()])
+        .arg("--client-secret-file")
+        .arg(file.path());
+    stage.environment(&mut command);
+    let diagnosis = stage.diagnose(command).await;
+    assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+    assert!(diagnosis.lines().contains("client_secret_file"));
+}
+
+#[tokio::test]
+async fn keys_are_read_from_standard_input() {
+    let stage = Stage::set().await;
+    let mut command = stage.command();
+    command
+        .arg("--keys-from-stdin")
+        .env_remove("ORGKEY_GOOD_KEY")
+        .env_remove("ORGKEY_REVOKED_KEY")
+        .stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let keys = format!("{}\r\n{}\n", stage.good.secret(), stage.revoked.secret());
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(keys.as_bytes()).await.unwrap();
+    drop(stdin);
+    let diagnosis = Diagnosis::of(&child.wait_with_output().await.unwrap());
+    stage.assert_secret(&diagnosis.text);
+    assert_eq!(diagnosis.code, 0);
+    assert_eq!(diagnosis.result("good key"), "ok");
+    assert_eq!(diagnosis.result("revoked key"), "ok");
+}
+
+#[tokio::test]
+async fn keys_are_read_from_other_variables() {
+    let stage = Stage::set().await;
+    let mut command = stage.command();
+    command
+        .args(["--good-key-env", "A_KEY", "--revoked-key-env", "B_KEY"])
+        .env_remove("ORGKEY_GOOD_KEY")
+        .env("A_KEY", stage.good.secret())
+        .env("B_KEY", stage.revoked.secret());
+    assert_eq!(stage.diagnose(command).await.result("good key"), "ok");
+    let mut command = stage.command();
+    command.args(["--good-key-env", "A_KEY"]);
+    assert_eq!(stage.diagnose(command).await.code, 2);
+}
+
+#[tokio::test]
+async fn checks_without_keys_are_warnings() {
+    let stage = Stage::set().await;
+    let mut command = stage.command();
+    command
+        .env_remove("ORGKEY_GOOD_KEY")
+        .env_remove("ORGKEY_REVOKED_KEY");
+    let diagnosis = stage.diagnose(command).await;
+    assert_eq!(diagnosis.code, 0);
+    assert_eq!(diagnosis.result("good key"), "warning");
+    assert_eq!(diagnosis.result("revoked key"), "warning");
+    assert_eq!(diagnosis.result("rehearsal"), "ok");
+    assert!(!diagnosis.lines().contains("api_id"));
+}
+
+#[tokio::test]
+async fn keys_are_no_arguments() {
+    let stage = Stage::set().await;
+    for flag in ["--good-key", "--revoked-key", "--client-secret", "--key"] {
+        let mut command = stage.command();
+        command.args([flag, "k_live_example"]);
+        assert_eq!(stage.diagnose(command).await.code, 2, "{flag}");
+    }
+    assert_eq!(doctor().output().await.unwrap().status.code(), Some(2));
+}

@@ -1,0 +1,320 @@
+//! Envoy's protocol over gRPC.
+
+// The messages of the gateway; real Envoy checks their numbers.
+#[path = "../../src/gateway/dialect/proto.rs"]
+mod proto;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use axum::body::Bytes;
+use http_body_util::Full;
+use kinde_emulator::{Endpoint, Fault};
+use prost::Message;
+
+use self::proto::{
+    AttributeContext, AttributeRequest, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderMap,
+    HeaderValue, HeaderValueOption, HttpRequest, HttpResponse, OkHttpResponse,
+};
+use crate::checks::ROUTES;
+use crate::support::{Headers, Reply, World, request, send, send_h2};
+
+const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+
+fn question(method: &str, path: &str, headers: &[(&str, &str)]) -> HttpRequest {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    HttpRequest {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        host: "app".to_owned(),
+        headers: headers.iter().map(own).collect(),
+        header_map: None,
+    }
+}
+
+async fn call(to: SocketAddr, body: Vec<u8>, metadata: &[(&str, &str)]) -> Reply {
+    let headers = [
+        &[("content-type", "application/grpc"), ("te", "trailers")],
+        metadata,
+    ]
+    .concat();
+    let target = format!("http://{to}{PATH}");
+    send_h2(
+        to,
+        request("POST", &target, &headers).map(|_| Full::new(Bytes::from(body))),
+    )
+    .await
+}
+
+fn framed(http: HttpRequest) -> Vec<u8> {
+    let request = AttributeRequest { http: Some(http) };
+    let attributes = AttributeContext {
+        request: Some(request),
+    };
+    let message = CheckRequest {
+        attributes: Some(attributes),
+    }
+    .encode_to_vec();
+    let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+    [&[0][..], &len, &message].concat()
+}
+
+async fn check(to: SocketAddr, http: HttpRequest) -> CheckResponse {
+    let reply = call(to, framed(http), &[("grpc-timeout", "5S")]).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(
+        reply.header("content-type").as_deref(),
+        Some("application/grpc")
+    );
+    assert_eq!(reply.trailers.get("grpc-status").unwrap(), "0");
+    let len = u32::try_from(reply.body.len() - 5).unwrap().to_be_bytes();
+    assert_eq!(&reply.body[..5], [&[0][..], &len].concat());
+    let response = CheckResponse::decode(&reply.body[5..]).unwrap();
+    assert!(
+        response.status.is_some(),
+        "a response without a status allows"
+    );
+    response
+}
+
+fn headers(options: &[HeaderValueOption]) -> HashMap<&str, &str> {
+    let pairs = options.iter().map(|option| {
+        assert_eq!(option.append_action, 2);
+        let header = option.header.as_ref().unwrap();
+        assert!(header.raw_value.is_empty());
+        (header.key.as_str(), header.value.as_str())
+    });
+    let map: HashMap<_, _> = pairs.collect();
+    assert_eq!(map.len(), options.len());
+    map
+}
+
+fn allowed(response: &CheckResponse) -> &OkHttpResponse {
+    assert_eq!(response.status.as_ref().unwrap().code, 0);
+    match &response.http_response {
+        Some(HttpResponse::Ok(ok)) => ok,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn denied(response: &CheckResponse) -> &DeniedHttpResponse {
+    assert_ne!(response.status.as_ref().unwrap().code, 0);
+    match &response.http_response {
+        Some(HttpResponse::Denied(denied)) => denied,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn allowed_requests_have_an_identity() {
+    let world = World::start(ROUTES).await;
+    let bearer = format!("Bearer {}", world.key("org_1", &["read:reports"]));
+    let spoofed = [
+        ("authorization", bearer.as_str()),
+        ("x-org-code", "org_2"),
+        ("x_org_code", "org_2"),
+        ("X.Org.Code", "org_2"),
+        ("x-org-plan", "gold"),
+        ("x-organization", "kept"),
+    ];
+    let response = check(world.checks, question("GET", "/reports/1?q=//", &spoofed)).await;
+    let ok = allowed(&response);
+    let set = headers(&ok.headers);
+    assert_eq!(
+        (set["x-org-code"], set["x-org-scopes"]),
+        ("org_1", "read:reports")
+    );
+    assert!(!set["x-org-key-id"].is_empty());
+    for name in [
+        "authorization",
+        "x_org_code",
+        "X.Org.Code",
+        "x-org-plan",
+        "x-org-assertion",
+    ] {
+        assert!(
+            ok.headers_to_remove.iter().any(|removed| removed == name),
+            "{name}"
+        );
+    }
+    // A name that is set and removed would be removed.
+    for name in set.keys().chain(&["x-organization"]) {
+        assert!(
+            !ok.headers_to_remove.iter().any(|removed| removed == name),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn public_routes_remove_the_identity() {
+    let world = World::start(ROUTES).await;
+    let headers = [("authorization", "Bearer a b"), ("x-org-code", "org_2")];
+    let response = check(world.checks, question("GET", "/health", &headers)).await;
+    let ok = allowed(&response);
+    assert_eq!(ok.headers, []);
+    for name in [
+        "x-org-code",
+        "x-org-key-id",
+        "x-org-scopes",
+        "x-org-assertion",
+        "authorization",
+    ] {
+        assert!(
+            ok.headers_to_remove.iter().any(|removed| removed == name),
+            "{name}"
+        );
+    }
+    assert_eq!(world.emulator.calls().verify.total, 0);
+}
+
+#[tokio::test]
+async fn rejections_are_those_of_the_other_dialects() {
+    let world = World::start(ROUTES).await;
+    let bearer = format!("Bearer {}", world.key("org_1", &["other"]));
+    let joined = format!("{bearer},{bearer}");
+    let cases: [(u16, i32, &str, Headers<'_>); 8] = [
+        (401, 16, "/reports/1", &[]),
+        (
+            401,
+            16,
+            "/reports/1",
+            &[("authorization", "Bearer unknown-key-1")],
+        ),
+        (400, 3, "/reports/1", &[("authorization", &joined)]),
+        (403, 7, "/reports/1", &[("authorization", &bearer)]),
+        (403, 7, "/orgs/org_2/x", &[("authorization", &bearer)]),
+        (403, 7, "/", &[("authorization", &bearer)]),
+        (400, 3, "/orgs/../health", &[]),
+        (400, 3, "health", &[]),
+    ];
+    for (status, code, path, headers_of_client) in cases {
+        let response = check(world.checks, question("GET", path, headers_of_client)).await;
+        let denied = denied(&response);
+        let headers = headers(&denied.headers);
+        assert_eq!(response.status.as_ref().unwrap().code, code, "{path}");
+        assert_eq!(
+            denied.status.as_ref().unwrap().code,
+            i32::from(status),
+            "{path}"
+        );
+
+        let own = [("x-original-method", "GET"), ("x-original-uri", path)];
+        let other = send(
+            world.checks,
+            request("GET", "/v1/nginx", &[&own, headers_of_client].concat()),
+        )
+        .await;
+        assert_eq!(denied.body, other.text(), "{path}");
+        for name in [
+            "www-authenticate",
+            "retry-after",
+            "content-type",
+            "cache-control",
+        ] {
+            let expected = other.header(name);
+            assert_eq!(
+                headers.get(name).copied(),
+                expected.as_deref(),
+                "{path} {name}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn raw_headers_are_read_too() {
+    let world = World::start(ROUTES).await;
+    let bearer = format!("Bearer {}", world.key("org_1", &["read:reports"]));
+    let raw = |key: &str, value: &str| HeaderValue {
+        key: key.to_owned(),
+        value: String::new(),
+        raw_value: value.as_bytes().to_vec(),
+    };
+    let with = |headers| {
+        let map = Some(HeaderMap { headers });
+        HttpRequest {
+            header_map: map,
+            ..question("GET", "/reports/1", &[])
+        }
+    };
+    let response = check(
+        world.checks,
+        with(vec![
+            raw("authorization", &bearer),
+            raw("x_org_code", "org_2"),
+        ]),
+    )
+    .await;
+    assert!(
+        allowed(&response)
+            .headers_to_remove
+            .contains(&"x_org_code".to_owned())
+    );
+    let twice = check(
+        world.checks,
+        with(vec![
+            raw("authorization", &bearer),
+            raw("authorization", &bearer),
+        ]),
+    )
+    .await;
+    assert_eq!(denied(&twice).status.as_ref().unwrap().code, 400);
+}
+
+#[tokio::test]
+async fn callers_of_grpc_get_a_sentence() {
+    let world = World::start(ROUTES).await;
+    let headers_of_client = [("content-type", "application/grpc+proto")];
+    let response = check(
+        world.checks,
+        question("POST", "/reports/1", &headers_of_client),
+    )
+    .await;
+    let denied = denied(&response);
+    let headers = headers(&denied.headers);
+    assert_eq!(headers["grpc-status"], "16");
+    assert!(headers.contains_key("www-authenticate") && !headers.contains_key("content-type"));
+    assert!(
+        !denied.body.is_empty() && !denied.body.contains('{'),
+        "{}",
+        denied.body
+    );
+}
+
+#[tokio::test]
+async fn answers_come_before_envoys_deadline() {
+    let world = World::start(ROUTES).await;
+    world.emulator.inject(Endpoint::Verify, Fault::hold());
+    let http = question(
+        "GET",
+        "/reports/1",
+        &[("authorization", "Bearer never-seen-key")],
+    );
+    let reply = call(world.checks, framed(http), &[("grpc-timeout", "200m")]).await;
+    let response = CheckResponse::decode(&reply.body[5..]).unwrap();
+    let denied = denied(&response);
+    assert_eq!(denied.status.as_ref().unwrap().code, 503);
+    assert_eq!(headers(&denied.headers)["retry-after"], "1");
+    // The layer's own deadline is later, so its rejection would name another time.
+    assert!(world.emulator.calls().verify.total > 0);
+}
+
+#[tokio::test]
+async fn unreadable_questions_deny() {
+    let world = World::start(ROUTES).await;
+    let no_method = framed(question("", "/health", &[]));
+    let no_path = framed(question("GET", "", &[]));
+    for body in [b"junk".to_vec(), vec![0, 0, 0, 0, 0], no_method, no_path] {
+        let reply = call(world.checks, body, &[]).await;
+        let response = CheckResponse::decode(&reply.body[5..]).unwrap();
+        assert_eq!(denied(&response).status.as_ref().unwrap().code, 500);
+    }
+    let large = question("GET", "/health", &[("x-large", &"x".repeat(300_000))]);
+    let reply = call(world.checks, framed(large), &[]).await;
+    assert_eq!(reply.header("grpc-status").as_deref(), Some("8"));
+    assert!(reply.body.is_empty());
+    // Without HTTP/2 there are no trailers.
+    let reply = send(world.checks, request("POST", PATH, &[])).await;
+    assert_eq!(reply.status, 404);
+}

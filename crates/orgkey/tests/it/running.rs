@@ -1,0 +1,253 @@
+//! Listeners, reload and shutdown.
+
+use std::time::Duration;
+
+use orgkey::gateway::{Bounds, Config, Error, Gateway};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::checks::{LIMITS, ROUTES};
+use crate::support::{Files, World, request, send, send_h2, until_line};
+
+async fn status_of(world: &World, target: &str, key: &str) -> u16 {
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", target),
+    ];
+    send(world.checks, request("GET", "/v1/nginx", &headers))
+        .await
+        .status
+        .as_u16()
+}
+
+/// Reads until the other side closes the connection.
+async fn rest_of(mut stream: TcpStream) -> String {
+    let mut text = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut text)).await;
+    read.expect("the gateway closes the connection").ok();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+const BOUNDS: Bounds = Bounds {
+    connections: 2,
+    first_request: Duration::from_millis(50),
+    head: Duration::from_millis(50),
+    head_len: 16 * 1_024,
+};
+
+#[tokio::test]
+async fn both_versions_of_http_are_served() {
+    let world = World::start(ROUTES).await;
+    let headers = [("x-original-method", "GET"), ("x-original-uri", "/health")];
+    assert_eq!(
+        send(world.checks, request("GET", "/v1/nginx", &headers))
+            .await
+            .status,
+        200
+    );
+    let target = format!("http://{}/v1/nginx", world.checks);
+    assert_eq!(
+        send_h2(world.checks, request("GET", &target, &headers))
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn slow_connections_are_closed() {
+    let world = World::with_bounds(ROUTES, BOUNDS).await;
+    for address in [world.checks, world.admin] {
+        for start in [
+            "",
+            "PRI * HT",
+            "GET /v1/ngi",
+            "GET /v1/nginx HTTP/1.1\r\nhost: x\r\n",
+        ] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(start.as_bytes()).await.unwrap();
+            assert!(!rest_of(stream).await.contains(" 200 "), "{start}");
+        }
+    }
+    // More connections than there may be at a time were served, one after another.
+    assert_eq!(status_of(&world, "/health", "unread-key").await, 200);
+}
+
+#[tokio::test]
+async fn large_heads_are_rejected() {
+    let world = World::with_bounds(
+        ROUTES,
+        Bounds {
+            first_request: Duration::from_secs(30),
+            ..BOUNDS
+        },
+    )
+    .await;
+    for address in [world.checks, world.admin] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "GET /v1/nginx HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n",
+            "x".repeat(20_000)
+        );
+        // The gateway may close the connection before all is written.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let reply = rest_of(stream).await;
+        assert!(
+            reply.is_empty() || reply.starts_with("HTTP/1.1 431"),
+            "{reply}"
+        );
+    }
+    assert_eq!(status_of(&world, "/health", "unread-key").await, 200);
+}
+
+#[tokio::test]
+async fn reload_changes_routes_and_keeps_state() {
+    let world = World::start(&format!("{ROUTES}{LIMITS}")).await;
+    let key = world.key("org_1", &["read:reports"]);
+    for _ in 0..5 {
+        assert_eq!(status_of(&world, "/reports/1", &key).await, 200);
+    }
+    assert_eq!(status_of(&world, "/reports/1", &key).await, 429);
+    let moved = format!("{ROUTES}{LIMITS}").replace("/reports/{id}", "/documents/{id}");
+    world.reload(&moved).unwrap();
+    assert_eq!(status_of(&world, "/reports/1", &key).await, 403);
+    // What the limit has counted is kept, and the entry too.
+    assert_eq!(status_of(&world, "/documents/1", &key).await, 429);
+    let without_limit = moved.split("[limits]").next().unwrap();
+    world.reload(without_limit).unwrap();
+    assert_eq!(status_of(&world, "/documents/1", &key).await, 200);
+    assert_eq!(world.emulator.calls().verify.total, 1);
+
+    world
+        .handle
+        .keys()
+        .block_org(&"org_1".parse().unwrap())
+        .unwrap();
+    world.reload(ROUTES).unwrap();
+    assert_eq!(status_of(&world, "/reports/1", &key).await, 401);
+}
+
+#[tokio::test]
+async fn other_tables_need_a_restart() {
+    let world = World::start(ROUTES).await;
+    let text = world
+        .files
+        .config(&world.emulator, &ROUTES.replace("/health", "/moved"));
+    for (from, to, table) in [
+        (
+            "checks = '127.0.0.1:0'",
+            "checks = '127.0.0.1:1'",
+            "[listen]",
+        ),
+        ("kind = 'kinde'", "kind = 'kinde'\napi_id = 'x'", "[issuer]"),
+        ("[issuer]", "[keys]\nsoft_ttl = '5s'\n[issuer]", "[keys]"),
+    ] {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text);
+        let error = world
+            .handle
+            .reload(&Config::parse(&changed).unwrap())
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::NeedsRestart(tables) if tables == &[table]),
+            "{error}"
+        );
+        assert!(error.to_string().contains("restart"), "{error}");
+        assert_eq!(status_of(&world, "/health", "unread-key").await, 200);
+        assert_eq!(status_of(&world, "/moved", "unread-key").await, 403);
+    }
+}
+
+#[tokio::test]
+async fn decisions_are_recorded() {
+    let world = World::start(&format!(
+        "{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\nclient_address_header = 'x-real-ip'\n"
+    ))
+    .await;
+    let key = world.key("org_1", &["read:reports"]);
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "POST"),
+        ("x-original-uri", "/reports/secret-id?q=1"),
+        ("x-real-ip", "192.0.2.7"),
+        ("x-request-id", "request-1"),
+    ];
+    assert_eq!(
+        send(world.checks, request("GET", "/v1/nginx", &headers))
+            .await
+            .status,
+        200
+    );
+    let file = world.files.path("audit.jsonl");
+    let line = until_line(&file, |line| line.contains("request-1")).await;
+    for part in ["org_1", "POST /reports/{id}", "192.0.2.7", "read:reports"] {
+        assert!(line.contains(part), "{part} {line}");
+    }
+    assert!(
+        !line.contains("secret-id") && !line.contains(&key),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn shutdown_answers_what_is_in_flight() {
+    let mut world = World::start(&format!("{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\n")).await;
+    let key = world.key("org_1", &["read:reports"]);
+    world.emulator.inject(
+        kinde_emulator::Endpoint::Verify,
+        kinde_emulator::Fault::latency(Duration::from_millis(300)),
+    );
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports/1"),
+    ];
+    let asked = tokio::spawn(send(world.checks, request("GET", "/v1/nginx", &headers)));
+    world
+        .emulator
+        .wait_for_calls(kinde_emulator::Endpoint::Verify, 1)
+        .await;
+    world.stop.take().unwrap().send(()).unwrap();
+    assert_eq!(asked.await.unwrap().status, 200);
+    world.running.await.unwrap();
+    assert!(TcpStream::connect(world.checks).await.is_err());
+    let written = std::fs::read_to_string(world.files.path("audit.jsonl")).unwrap();
+    assert_eq!(written.lines().count(), 1);
+}
+
+#[tokio::test]
+async fn unix_socket_replaces_an_unused_one() {
+    let emulator = kinde_emulator::KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let socket = files.path("checks.sock");
+    // A process that was killed leaves its file.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let text = files.config(&emulator, ROUTES).replacen(
+        "127.0.0.1:0",
+        &format!("unix:{}", socket.display()),
+        1,
+    );
+    let config = Config::parse(&text).unwrap();
+    let gateway = Gateway::start(config.clone()).await.unwrap();
+    assert!(matches!(
+        Gateway::start(config).await,
+        Err(Error::Listen(..))
+    ));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(gateway.run(async {
+        let _ = stopped.await;
+    }));
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    let head = "GET /v1/envoy/health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    drop(stop);
+    running.await.unwrap();
+    assert!(!socket.exists());
+}
