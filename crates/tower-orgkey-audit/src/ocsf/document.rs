@@ -296,7 +296,7 @@ fn response(json: &mut Json<'_>, status: StatusCode, rejection: Option<&Rejectio
 fn user(json: &mut Json<'_>, actor: &Actor) {
     match actor {
         Actor::Unknown | Actor::OtherCredential => {
-            json.raw(r#"{"name":"unknown","type_id":0,"type":"Unknown"}"#)
+            json.raw(r#"{"name":"unknown","type_id":0,"type":"Unknown"}"#);
         }
         Actor::Anonymous => json.raw(r#"{"name":"anonymous","type_id":0,"type":"Unknown"}"#),
         Actor::Operator { .. } => json.raw(r#"{"name":"operator","type_id":2,"type":"Admin"}"#),
