@@ -10,19 +10,19 @@ use std::error::Error;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tower::util::BoxCloneService;
 use tower::{ServiceBuilder, service_fn};
 use tower_orgkey::{
     ApiKeyLayer, OrgCode, OrgContext, RequestHead, Scopes, Verification, require_org_with,
     require_scope, verifier_fn,
 };
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+/// Builds the service.
+fn service<B: Send + 'static>() -> BoxCloneService<Request<B>, Response<Full<Bytes>>, Infallible> {
     let verifier = verifier_fn(|key| async move {
         Ok(match key.expose_secret() {
             "k_test_0123456789" => Verification::of_organization(OrgCode::from_static("org_1"))
@@ -36,7 +36,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(require_scope("read:reports"))
         .layer(require_org_with(organization_in_the_path))
         .service(service_fn(reports));
+    BoxCloneService::new(service)
+}
 
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // One service for all connections: its clones share the cache.
+    let service = service();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     tokio::spawn(async move {
@@ -70,7 +76,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Reads the context from the request's extensions.
-async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn reports<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let reports = match request.extensions().get::<OrgContext>() {
         Some(org) => format!("reports of {}", org.org_code()),
         None => unreachable!("the layer rejects requests without a context"),
@@ -80,4 +86,27 @@ async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
 
 fn organization_in_the_path(head: RequestHead<'_>) -> Option<String> {
     head.uri.path().split('/').nth(1).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_own_organization_is_served() {
+        for (path, key, status) in [
+            ("/org_1/reports", "k_test_0123456789", 200),
+            ("/org_2/reports", "k_test_0123456789", 403),
+            ("/org_1/reports", "k_test_unknown", 401),
+        ] {
+            let request = Request::get(path)
+                .header("authorization", format!("Bearer {key}"))
+                .body(())
+                .unwrap();
+            let response = service().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status, "{path} {key}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use tower_orgkey::{
 };
 
 /// In place of `KindeVerifier::builder("https://acme.kinde.com")…build()?`.
-pub(crate) fn kinde() -> BoxVerifier {
+fn kinde() -> BoxVerifier {
     verifier_fn(|key| async move {
         Ok(match key.expose_secret() {
             "k_live_0123456789" => Verification::of_organization(OrgCode::from_static("org_acme")),
@@ -29,7 +29,7 @@ pub(crate) fn kinde() -> BoxVerifier {
 }
 
 /// In place of a table of keys, which is down for keys that end with `down`.
-pub(crate) fn table() -> BoxVerifier {
+fn table() -> BoxVerifier {
     verifier_fn(|key| async move {
         match key.expose_secret() {
             "acme-0123456789" => Ok(Verification::of_organization(OrgCode::from_static(
@@ -43,7 +43,7 @@ pub(crate) fn table() -> BoxVerifier {
 }
 
 /// One layer. Each issuer has its own circuit breaker and limits, and keys with another prefix are rejected without a call.
-pub(crate) fn by_prefix(
+fn by_prefix(
     kinde: BoxVerifier,
     table: BoxVerifier,
 ) -> Result<(Router, ApiKeyHandle), ConfigError> {
@@ -60,7 +60,7 @@ pub(crate) fn by_prefix(
 }
 
 /// Two layers: the outer one takes keys of the table from `X-Api-Key`, the inner one keys of Kinde from `Authorization`.
-pub(crate) fn by_header(kinde: BoxVerifier, table: BoxVerifier) -> Result<Router, ConfigError> {
+fn by_header(kinde: BoxVerifier, table: BoxVerifier) -> Result<Router, ConfigError> {
     let outer = ApiKeyLayer::builder(table)
         .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
         .allow_anonymous()
@@ -111,4 +111,52 @@ async fn send(app: &Router, header: &str, value: &str) -> Result<(), Box<dyn Err
         String::from_utf8_lossy(&body)
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn whoami_with(app: &Router, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut request = Request::get("/whoami");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), 64 * 1024).await.unwrap();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn prefixes_choose_the_issuer() {
+        let (app, _) = by_prefix(kinde(), table()).unwrap();
+        for (key, status) in [
+            ("k_live_9876543210", 401),
+            ("other_0123456789", 401),
+            ("acme-1-down", 503),
+        ] {
+            let header = format!("Bearer {key}");
+            let answer = whoami_with(&app, &[("authorization", &header)]).await;
+            assert_eq!(answer.0, status, "{key}");
+        }
+        let kinde = whoami_with(&app, &[("authorization", "Bearer k_live_0123456789")]).await;
+        assert_eq!(kinde, (200, "kinde:org_acme".to_owned()));
+        let table = whoami_with(&app, &[("authorization", "Bearer acme-0123456789")]).await;
+        assert_eq!(table, (200, "table:org_acme".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn headers_choose_the_issuer() {
+        let app = by_header(kinde(), table()).unwrap();
+        let kinde = ("authorization", "Bearer k_live_0123456789");
+        let table = ("x-api-key", "acme-0123456789");
+        for headers in [&[kinde][..], &[table]] {
+            let answer = whoami_with(&app, headers).await;
+            assert_eq!(answer, (200, "org_acme".to_owned()));
+        }
+        assert_eq!(whoami_with(&app, &[kinde, table]).await.0, 400);
+        assert_eq!(whoami_with(&app, &[]).await.0, 401);
+    }
 }
