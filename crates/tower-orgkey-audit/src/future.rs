@@ -10,7 +10,7 @@ use tower_orgkey::observer::{
 };
 
 use crate::body::AuditBody;
-use crate::event::{AuditedRequest, Outcome};
+use crate::event::{AuditedRequest, Outcome, Route, bounded_text};
 use crate::trail::AuditTrail;
 
 pin_project! {
@@ -74,6 +74,9 @@ impl RequestAudit {
         }
         record.actor = caller.into();
         record.requirements = self.observation.requirements();
+        if let Some(operation) = self.observation.operation() {
+            record.route = Some(Route::Named(bounded_text(&operation)));
+        }
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
         Some((record, self.trail))

@@ -23,11 +23,17 @@ use crate::message::{Malformed, called_tools};
 
 const DEFAULT_MAX_BODY: usize = 1024 * 1024;
 
+/// How audit and usage name calls of tools without an entry.
+const OPERATION: &str = "mcp:tools/call";
+
 /// A layer that requires scopes by MCP tool. A tool without an entry is rejected, unless
 /// [`other_tools_need_any_key`](McpToolsBuilder::other_tools_need_any_key) is set.
 ///
 /// It reads the body of every POST, up to [`max_body`](McpToolsBuilder::max_body), and decides by the body: a header alone never
 /// permits a call. Other methods of the protocol, such as `tools/list`, need a key with any scopes.
+///
+/// The audit and usage crates record a call as the route `mcp:tools/call:NAME`, or `mcp:tools/call` for a tool without an entry,
+/// instead of the path that all messages have.
 ///
 /// Place it inside of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). See the [crate](crate) for an example.
 #[derive(Clone)]
@@ -37,9 +43,16 @@ pub struct McpTools {
 }
 
 struct Shared {
-    tools: HashMap<Box<str>, ScopePolicy>,
+    tools: HashMap<Box<str>, Tool>,
     others_pass: bool,
     max_body: usize,
+}
+
+#[derive(Debug)]
+struct Tool {
+    policy: ScopePolicy,
+    /// How audit and usage name calls of it.
+    operation: Arc<str>,
 }
 
 impl McpTools {
@@ -68,7 +81,7 @@ impl McpTools {
     /// ```
     pub fn permits(&self, org: &OrgContext, tool: &str) -> bool {
         match self.shared.tools.get(tool) {
-            Some(policy) => policy.permits(org.scopes()),
+            Some(tool) => tool.policy.permits(org.scopes()),
             None => self.shared.others_pass,
         }
     }
@@ -106,17 +119,23 @@ impl McpTools {
         };
         let mut missing = BTreeSet::new();
         let mut is_unknown = false;
-        for tool in tools {
-            let Some(policy) = self.shared.tools.get(&*tool) else {
-                is_unknown |= !self.shared.others_pass;
-                continue;
-            };
-            let is_met = policy.permits(context.scopes());
+        for name in tools {
+            let tool = self.shared.tools.get(&*name);
+            let is_met = tool.is_some_and(|tool| tool.policy.permits(context.scopes()));
             if let Some(observation) = context.observation() {
-                observation.record_requirement(Requirement::scopes(policy.clone(), is_met));
+                match tool {
+                    Some(Tool { policy, operation }) => {
+                        observation.record_operation(Arc::clone(operation));
+                        observation.record_requirement(Requirement::scopes(policy.clone(), is_met));
+                    }
+                    // Without the name, which the client chooses.
+                    None => observation.record_operation(OPERATION),
+                }
             }
-            if !is_met {
-                missing.extend(required(policy, context));
+            match tool {
+                Some(tool) if !is_met => missing.extend(required(&tool.policy, context)),
+                Some(_) => {}
+                None => is_unknown |= !self.shared.others_pass,
             }
         }
         (is_unknown || !missing.is_empty()).then(|| Rejection::insufficient_scope(missing))
@@ -208,7 +227,8 @@ impl McpToolsBuilder {
                 let problem = format!("`{name}` is named twice");
                 return Err(ConfigError::new("tool", problem));
             }
-            tools.insert(name.into_boxed_str(), policy);
+            let operation = format!("{OPERATION}:{name}").into();
+            tools.insert(name.into_boxed_str(), Tool { policy, operation });
         }
         let shared = Shared {
             tools,

@@ -135,6 +135,10 @@ impl Aggregator {
     #[inline]
     pub(crate) fn count(&self, observation: &RequestObservation, route: RouteId, ended: Ended) {
         let caller = observation.caller();
+        let route = match observation.operation() {
+            Some(operation) => self.routes.id(&operation),
+            None => route,
+        };
         let (account, key) = match &caller {
             Some(Caller::Organization { context, .. }) => (
                 AccountRef::Organization(context.org_code()),

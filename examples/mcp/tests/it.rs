@@ -3,17 +3,38 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 
+use axum::Router;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_orgkey::{ApiKeyLayer, KeyId, OrgCode, Scopes, Verification, verifier_fn};
+use tower_orgkey_audit::{
+    AuditEvent, AuditEventKind, AuditLayer, AuditSink, AuditTrail, SinkError,
+};
+use tower_orgkey_usage::UsageLayer;
+
+/// A sink that passes on the route of each request.
+struct Routes(Sender<String>);
+
+impl AuditSink for Routes {
+    fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError> {
+        for event in events {
+            if let AuditEventKind::Request(request) = event.kind() {
+                let route = request.route().unwrap_or_default().to_owned();
+                self.0.send(route).map_err(SinkError::permanent)?;
+            }
+        }
+        Ok(())
+    }
+}
 
 const READER: &str = "k_test_reader";
 const WRITER: &str = "k_test_writer";
 
-async fn start() -> String {
-    let auth = ApiKeyLayer::new(verifier_fn(|key| async move {
+fn auth() -> ApiKeyLayer {
+    ApiKeyLayer::new(verifier_fn(|key| async move {
         let (org, scopes) = match key.expose_secret() {
             READER => ("org_reader", &["read:invoices"][..]),
             WRITER => ("org_writer", &["read:invoices", "write:payments"][..]),
@@ -22,10 +43,17 @@ async fn start() -> String {
         Ok(Verification::of_organization(OrgCode::from_static(org))
             .with_key_id(KeyId::new(format!("id_of_{org}")).unwrap())
             .with_scopes(Scopes::from_names(scopes.iter().copied())))
-    }));
+    }))
+}
+
+async fn start() -> String {
+    serve(example_mcp::app(auth()).unwrap()).await
+}
+
+async fn serve(app: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/mcp", listener.local_addr().unwrap());
-    tokio::spawn(async { axum::serve(listener, example_mcp::app(auth).unwrap()).await });
+    tokio::spawn(async { axum::serve(listener, app).await });
     url
 }
 
@@ -227,6 +255,45 @@ async fn fault_118_headers_do_not_decide() {
             "mcp-message-too-large".to_owned()
         )
     );
+}
+
+#[tokio::test]
+async fn audit_and_usage_see_the_tool() {
+    let (sink, events) = std::sync::mpsc::channel();
+    let trail = AuditTrail::start(Routes(sink)).unwrap();
+    let usage = UsageLayer::new();
+    let app = example_mcp::app(auth())
+        .unwrap()
+        .route_layer(AuditLayer::new(&trail))
+        .route_layer(usage.clone());
+    let url = serve(app).await;
+    for tool in ["list_invoices", "refund", "of-the-client"] {
+        post(&url, READER, &call(tool))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+    }
+    trail
+        .flush(std::time::Duration::from_secs(60))
+        .await
+        .unwrap();
+    let routes: Vec<String> = events.try_iter().collect();
+    let expected = [
+        "mcp:tools/call:list_invoices",
+        "mcp:tools/call:refund",
+        "mcp:tools/call",
+    ];
+    assert_eq!(routes, expected);
+    for route in expected {
+        assert_eq!(
+            usage.handle().snapshot().of_route(route).requests(),
+            1,
+            "{route}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -96,6 +96,7 @@ pub struct RequestObservation(Arc<Mutex<Record>>);
 struct Record {
     caller: Option<Caller>,
     requirements: Requirements,
+    operation: Option<Arc<str>>,
     rejection: Option<Rejection>,
     callbacks: Vec<Callback>,
     /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
@@ -184,6 +185,28 @@ impl RequestObservation {
     /// Returns what guards and extractors required of the request, in order: the first eight.
     pub fn requirements(&self) -> Requirements {
         self.record().requirements.clone()
+    }
+
+    /// Names the operation of the request. For a layer that knows more than the router, such as which tool a message calls that
+    /// arrives at one path. The audit and usage crates record it instead of the route.
+    ///
+    /// There must be as many names as operations, not one per request, because each is counted.
+    ///
+    /// ```
+    /// use tower_orgkey::RequestObservation;
+    ///
+    /// let mut extensions = http::Extensions::new();
+    /// let observation = RequestObservation::attach(&mut extensions);
+    /// observation.record_operation("rpc:list_reports");
+    /// assert_eq!(observation.operation().as_deref(), Some("rpc:list_reports"));
+    /// ```
+    pub fn record_operation(&self, name: impl Into<Arc<str>>) {
+        self.record().operation = Some(name.into());
+    }
+
+    /// Returns the name that [`record_operation`](Self::record_operation) gave the operation.
+    pub fn operation(&self) -> Option<Arc<str>> {
+        self.record().operation.clone()
     }
 
     /// Returns the last rejection that a layer of this crate responded with.
