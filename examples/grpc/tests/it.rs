@@ -25,6 +25,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use tonic_web::GrpcWebLayer;
+use tower::Layer;
 use tower_orgkey::grpc::GrpcRejectionResponse;
 use tower_orgkey::rejection::DefaultRejectionResponse;
 use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
@@ -228,6 +229,51 @@ async fn guards_limits_and_settings_work_under_tonic() {
     assert!(details.retry_info().unwrap().retry_delay.unwrap() > Duration::from_secs(1));
     assert_eq!(details.quota_failure().unwrap().violations.len(), 1);
     assert!(metadata(status.metadata(), "retry-after").is_some());
+}
+
+/// Rejections of guards, limits and settings that the other tests do not cause.
+#[tokio::test]
+async fn every_layer_has_a_code() {
+    let (auth, handle) = layer();
+    let down = settings_fn(async |_: OrgCode| Err::<u32, _>(SettingsError::unavailable("down")));
+    let settings = OrgSettingsLayer::new(&handle, down);
+    let none = OrgConcurrencyLimitLayer::new(|_: &OrgContext| Some(0));
+    let unset = OrgRateLimitLayer::from_settings(|_: &OrgContext, _: &u32| None);
+    let hidden = require_org_with(|_: RequestHead<'_>| Some("org_2".to_owned())).with_not_found();
+    let service = || ReportsServer::new(ReportsService);
+    let (address, listener) = listener().await;
+    // Each under a path of its own: a router of axum, because tonic has one set of layers.
+    let app = axum::Router::new()
+        .nest_service("/settings", settings.layer(service()))
+        .nest_service("/concurrency", none.layer(service()))
+        .nest_service("/internal", unset.layer(service()))
+        .nest_service("/hidden", hidden.layer(service()))
+        .layer(auth);
+    tokio::spawn(async { axum::serve(listener, app).await });
+    for (path, code, expected) in [
+        ("settings", Code::Unavailable, "SETTINGS_UNAVAILABLE"),
+        (
+            "concurrency",
+            Code::ResourceExhausted,
+            "CONCURRENCY_LIMITED",
+        ),
+        ("internal", Code::Internal, "INTERNAL"),
+        ("hidden", Code::NotFound, "NOT_FOUND"),
+    ] {
+        let origin = format!("http://{address}/{path}").parse().unwrap();
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = channel.connect().await.unwrap();
+        let mut client = ReportsClient::with_origin(channel, origin);
+        let status = client
+            .list(with_key(ListRequest {}, READER))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (status.code(), &*reason(&status)),
+            (code, expected),
+            "{path}"
+        );
+    }
 }
 
 #[tokio::test]
