@@ -70,6 +70,7 @@
 //! | `limit` | | [rate and concurrency limits](limit) |
 //! | `settings` | | [settings of organizations](settings) |
 //! | `metrics` | | metrics through the `metrics` facade |
+//! | `assertion` | | [services behind `orgkey gateway`](assertion): its signed identities in place of keys |
 //! | `grpc` | | [gRPC](grpc): statuses, scopes by method, streams |
 //! | `serde` | | `Serialize` and `Deserialize` for organization codes, key ids and scopes |
 //! | `test-util` | | [contexts and a clock for tests](test_util) |
@@ -77,6 +78,7 @@
 // Without some features, links to their items are broken.
 #![cfg_attr(
     not(all(
+        feature = "assertion",
         feature = "axum",
         feature = "grpc",
         feature = "kinde",
@@ -92,6 +94,9 @@
 pub mod telemetry;
 
 mod api_keys;
+#[cfg(feature = "assertion")]
+#[cfg_attr(docsrs, doc(cfg(feature = "assertion")))]
+pub mod assertion;
 pub mod auth;
 mod config;
 pub mod context;

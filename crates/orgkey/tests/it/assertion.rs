@@ -3,12 +3,17 @@
 use std::process::Command;
 
 use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use http::HeaderName;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use kinde_emulator::KindeEmulator;
 use orgkey::gateway::{Config, Gateway};
 use serde_json::Value;
+use tower::ServiceExt;
+use tower_orgkey::assertion::AssertionVerifier;
+use tower_orgkey::test_util::TestClock;
+use tower_orgkey::{ApiKeyLayer, OrgContext, require_scope};
 
 use crate::checks::ROUTES;
 use crate::support::{Files, Reply, request, send};
@@ -107,6 +112,99 @@ async fn key_set_verifies_assertions() {
             .find(&decode_header(&token).unwrap().kid.unwrap())
             .is_none()
     );
+}
+
+#[tokio::test]
+async fn layer_behind_the_gateway_accepts_assertions() {
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    std::fs::write(files.path("key.pem"), private_key()).unwrap();
+    let text = files.config(&emulator, &format!("{ROUTES}{IDENTITY}"));
+    std::fs::write(files.path("gateway.toml"), &text).unwrap();
+    let gateway = Gateway::start(Config::parse(&text).unwrap()).await.unwrap();
+    let address = gateway.checks_address().to_string().parse().unwrap();
+    tokio::spawn(gateway.run(std::future::pending()));
+    let spec = kinde_emulator::KeySpec::organization("org_1").scopes(["read:reports"]);
+    let bearer = format!("Bearer {}", emulator.issue_key(spec).secret());
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports/1"),
+    ];
+    let reply = send(address, request("GET", "/v1/nginx", &headers)).await;
+    let token = reply.header("x-org-assertion").unwrap();
+
+    let set = serde_json::to_string(&key_set(&files)).unwrap();
+    let clock = TestClock::new();
+    let service = |issuer: &str, audience: &str| {
+        let verifier = AssertionVerifier::new(&set, issuer, audience).unwrap();
+        let auth = ApiKeyLayer::builder(verifier)
+            .credential_header(HeaderName::from_static("x-org-assertion"), "Assertion")
+            .max_key_len(8_192)
+            .test_clock(clock.clone())
+            .build()
+            .unwrap();
+        let whoami = async |org: OrgContext| format!("{} {:?}", org.org_code(), org.key_id());
+        let guard = require_scope("read:reports");
+        axum::Router::new()
+            .route("/", axum::routing::get(whoami).route_layer(guard))
+            .route_layer(auth)
+    };
+    let call = async |app: &axum::Router, token: &str| {
+        let request = http::Request::get("/").header("x-org-assertion", token);
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 65_536)
+            .await
+            .unwrap();
+        (status.as_u16(), String::from_utf8_lossy(&body).into_owned())
+    };
+    let app = service("orgkey", "reports-api");
+    let (status, body) = call(&app, &token).await;
+    assert_eq!(
+        (status, body.starts_with("org_1 Some")),
+        (200, true),
+        "{body}"
+    );
+    for (issuer, audience) in [("other", "reports-api"), ("orgkey", "billing-api")] {
+        assert_eq!(call(&service(issuer, audience), &token).await.0, 401);
+    }
+    // Another signature, another algorithm, and a claim that was changed.
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let (header, payload) = signed.split_once('.').unwrap();
+    let other = if payload.starts_with('e') { "f" } else { "e" };
+    let none = BASE64_URL_SAFE_NO_PAD.encode(br#"{"alg":"none","typ":"JWT"}"#);
+    for forged in [
+        format!("{signed}.{}", signature.chars().rev().collect::<String>()),
+        format!("{none}.{payload}."),
+        format!("{header}.{other}{}.{signature}", &payload[1..]),
+    ] {
+        assert_ne!(call(&app, &forged).await.0, 200, "{forged}");
+    }
+    // At most 60 s after it was signed, and the leeway.
+    clock.jump(std::time::Duration::from_secs(66));
+    assert_ne!(call(&app, &token).await.0, 200);
+}
+
+#[test]
+fn only_ed25519_key_sets_are_accepted() {
+    let error = |set: &str| {
+        AssertionVerifier::new(set, "orgkey", "api")
+            .err()
+            .map(|e| e.field())
+    };
+    for set in [
+        "",
+        "{}",
+        r#"{"keys":[]}"#,
+        r#"{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"1"}]}"#,
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#,
+    ] {
+        assert_eq!(error(set), Some("key_set"), "{set}");
+    }
+    let one = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    assert_eq!(error(one), None);
 }
 
 #[tokio::test]
