@@ -3,6 +3,10 @@
 //! With [`AssertionVerifier`], a service behind the gateway has the same layer, guards, limits and settings as one that accepts keys
 //! itself. No call is made: a signature is checked.
 //!
+//! A stream ends with the assertion of its request, after 65 s at most: the service cannot learn more about the key. The key set is
+//! read once, so restart the service after the gateway's key was replaced, or keep both keys in the set. `jsonwebtoken` is used
+//! with `aws_lc_rs`; if another dependency enables its `rust_crypto` too, install one of them as its `CryptoProvider` at start.
+//!
 //! ```no_run
 //! use http::HeaderName;
 //! use tower_orgkey::ApiKeyLayer;
@@ -21,7 +25,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
@@ -35,6 +39,9 @@ use crate::verify::{Verification, Verifier, VerifyError};
 
 /// How far the clocks of the gateway and this service may differ, in seconds.
 const LEEWAY: u64 = 5;
+
+/// The longest lifetime of an assertion, in seconds.
+const MAX_LIFETIME: u64 = 60;
 
 /// Verifies the assertions of `orgkey gateway`: JWTs with `EdDSA` over Ed25519, of one issuer and for one audience.
 ///
@@ -53,6 +60,7 @@ struct Claims {
     org_code: String,
     key_id: Option<String>,
     scope: String,
+    iat: u64,
     exp: u64,
 }
 
@@ -62,7 +70,8 @@ impl AssertionVerifier {
     ///
     /// # Errors
     ///
-    /// If the key set is not JSON, has no key, or has one that is not an Ed25519 key with an id.
+    /// If the key set is not JSON, has no key, two with one id, or one that is not an Ed25519 key with an id; and if the issuer or the
+    /// audience is empty.
     pub fn new(
         key_set: &str,
         issuer: impl Into<String>,
@@ -81,15 +90,24 @@ impl AssertionVerifier {
             let id = id.ok_or_else(|| wrong("has a key that is not an Ed25519 key with an id"))?;
             let decoding =
                 DecodingKey::from_jwk(key).map_err(|_| wrong("has a key that cannot be read"))?;
-            keys.insert(id, decoding);
+            if keys.insert(id, decoding).is_some() {
+                return Err(wrong("has two keys with one id"));
+            }
+        }
+        let (issuer, audience) = (issuer.into(), audience.into());
+        if issuer.is_empty() || audience.is_empty() {
+            return Err(ConfigError::new(
+                "issuer",
+                "neither it nor the audience may be empty",
+            ));
         }
         if keys.is_empty() {
             return Err(wrong("has no key"));
         }
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.leeway = LEEWAY;
-        validation.set_issuer(&[issuer.into()]);
-        validation.set_audience(&[audience.into()]);
+        validation.set_issuer(&[issuer]);
+        validation.set_audience(&[audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         Ok(Self { keys, validation })
     }
@@ -99,7 +117,10 @@ impl AssertionVerifier {
         let claims: Claims = decode(token, self.keys.get(&id)?, &self.validation)
             .ok()?
             .claims;
-        if claims.sub != claims.org_code {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+        let lifetime = claims.exp.checked_sub(claims.iat)?;
+        let is_from_the_future = claims.iat > now.saturating_add(LEEWAY);
+        if claims.sub != claims.org_code || lifetime > MAX_LIFETIME || is_from_the_future {
             return None;
         }
         let expiry =

@@ -56,7 +56,8 @@
 //!
 //! # Streams
 //!
-//! A stream outlives the verification of its key. [`EndStreamsLayer`] ends it with status 16 when the key becomes invalid.
+//! A stream outlives the verification of its key. [`EndStreamsLayer`] ends it with status 16 when the key becomes invalid. It does
+//! not end when the key loses a scope.
 
 mod methods;
 mod response;
@@ -80,8 +81,11 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return false;
     };
-    match value.as_bytes().strip_prefix(GRPC.as_bytes()) {
-        Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
+    match value.as_bytes().split_at_checked(GRPC.len()) {
+        Some((kind, rest)) => {
+            kind.eq_ignore_ascii_case(GRPC.as_bytes())
+                && matches!(rest.trim_ascii_start().first(), None | Some(b'+' | b';'))
+        }
         None => false,
     }
 }
@@ -104,7 +108,7 @@ mod tests {
             [
                 "application/grpc",
                 "application/grpc+proto",
-                "application/grpc;x=y"
+                "Application/gRPC ;x=y"
             ]
             .map(is)
                 == [true; 3]

@@ -12,9 +12,9 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{is_grpc, status};
+use super::status;
 use crate::context::OrgContext;
-use crate::rejection::{Rejection, RejectionBody, unrendered};
+use crate::rejection::{Rejection, RejectionBody, RejectionKind, unrendered};
 
 /// Completes when the key of a request is no longer valid.
 type Invalid = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -26,7 +26,9 @@ type Invalid = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// request stream that it has passed on ends with an error. When that is, says [`OrgContext::until_invalid`], or
 /// [`OrgContext::until_invalid_revalidating`] with [`revalidate_every`](Self::revalidate_every).
 ///
-/// Other requests, and calls without an organization, are passed on unchanged.
+/// It ends every response of a key, whatever its content type, so place it around gRPC services only. Calls without an
+/// organization, which an open method has, are passed on unchanged. Outside of `ApiKeyLayer` it responds with an error, and logs
+/// why. Needs a tokio runtime.
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
 pub struct EndStreamsLayer {
@@ -87,9 +89,18 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let context = match request.extensions().get::<OrgContext>() {
-            Some(context) if is_grpc(request.headers()) => Some(context),
-            _ => None,
+        // Whatever the content type: servers serve calls with another one.
+        let context = match OrgContext::required_by(request.extensions(), "`EndStreamsLayer`") {
+            Ok(context) => Some(context),
+            Err(rejection) if rejection.kind() == RejectionKind::Internal => {
+                return EndStreamsFuture {
+                    inner: None,
+                    invalid: None,
+                    rejection: Some(rejection),
+                };
+            }
+            // The layer let the request through without an organization.
+            Err(_) => None,
         };
         let for_request = context.map(|context| self.layer.invalid(context));
         let for_response = context.map(|context| self.layer.invalid(context));
@@ -99,8 +110,9 @@ where
             has_ended: false,
         });
         EndStreamsFuture {
-            inner: self.inner.call(request),
+            inner: Some(self.inner.call(request)),
             invalid: for_response,
+            rejection: None,
         }
     }
 }
@@ -108,9 +120,11 @@ where
 pin_project! {
     /// The response future of [`EndStreams`].
     pub struct EndStreamsFuture<F> {
+        // `None` if the request was rejected.
         #[pin]
-        inner: F,
+        inner: Option<F>,
         invalid: Option<Invalid>,
+        rejection: Option<Rejection>,
     }
 }
 
@@ -126,7 +140,13 @@ where
         if is_over(this.invalid, cx) {
             return Poll::Ready(Ok(unrendered(Rejection::invalid_token())));
         }
-        this.inner.poll(cx).map_ok(|response| {
+        let Some(inner) = this.inner.as_pin_mut() else {
+            let rejection = this.rejection.take();
+            return Poll::Ready(Ok(unrendered(
+                rejection.unwrap_or_else(|| unreachable!("polled after completion")),
+            )));
+        };
+        inner.poll(cx).map_ok(|response| {
             response.map(|body| ResponseStream {
                 body: Some(body),
                 invalid: this.invalid.take(),
@@ -328,6 +348,48 @@ mod tests {
             Poll::Ready(frame) => frame,
             Poll::Pending => panic!("pending"),
         }
+    }
+
+    /// Calls a service beneath the layer, which passes on what it gets.
+    fn called(context: Option<OrgContext>) -> Response<ResponseStream<()>> {
+        let mut service = EndStreamsLayer::new().layer(tower_layer::layer_fn(|()| Echo).layer(()));
+        let mut request = Request::new(());
+        if let Some(context) = context {
+            request.extensions_mut().insert(context);
+        }
+        let mut future = std::pin::pin!(service.call(request));
+        let mut cx = Context::from_waker(Waker::noop());
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(Ok(response)) => response,
+            _ => panic!("no response"),
+        }
+    }
+
+    #[derive(Clone)]
+    struct Echo;
+
+    impl<B> Service<Request<B>> for Echo {
+        type Response = Response<()>;
+        type Error = std::convert::Infallible;
+        type Future = std::future::Ready<Result<Response<()>, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<B>) -> Self::Future {
+            ready(Ok(Response::new(())))
+        }
+    }
+
+    #[test]
+    fn responses_of_any_content_type_end() {
+        let context = crate::test_util::OrgContextBuilder::new("org_1").build();
+        let response = called(Some(context));
+        assert_eq!(response.status(), 200);
+        assert!(response.body().invalid.is_some());
+        // Outside of the layer.
+        assert_eq!(called(None).status(), 500);
     }
 
     #[test]

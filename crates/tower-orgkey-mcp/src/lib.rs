@@ -30,7 +30,7 @@
 //!
 //! | revision | sessions | headers |
 //! |---|---|---|
-//! | 2026-07-28 | none: each request stands alone | `Mcp-Method` and `Mcp-Name` must agree with the body |
+//! | 2026-07-28 | none: each request stands alone | `Mcp-Method`, and for a call of a tool `Mcp-Name`, must agree with the body if they are there |
 //! | 2025-11-25 and before | `Mcp-Session-Id`, from the response to `initialize` | none |
 //!
 //! Both are served. A server that needs no sessions should switch them off (`legacy_session_mode` of `rmcp`), and then needs no
@@ -43,7 +43,7 @@
 //! | the key lacks a scope of a tool | 403, with all scopes in the challenge | `insufficient-scope` |
 //! | a tool without an entry | 403 | `insufficient-scope` |
 //! | the session is unknown, or of another key | 404: the client begins a new one | `not-found` |
-//! | the body is not a JSON-RPC message, or the headers contradict it | 400 | `mcp-message-malformed`, `mcp-header-mismatch` |
+//! | the body is not one JSON-RPC message, or the headers contradict it | 400 | `mcp-message-malformed`, `mcp-header-mismatch` |
 //! | the body is larger than [`max_body`](McpToolsBuilder::max_body) | 413 | `mcp-message-too-large` |
 //!
 //! # Lists of tools

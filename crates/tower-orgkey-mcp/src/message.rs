@@ -39,29 +39,20 @@ pub(crate) enum Malformed {
     Header,
 }
 
-/// Returns the names of the tools that a body calls: one, or several in a batch.
-pub(crate) fn called_tools(headers: &HeaderMap, body: &[u8]) -> Result<Vec<String>, Malformed> {
-    let whole: &RawValue = serde_json::from_slice(body).map_err(|_| Malformed::Body)?;
-    let messages: Vec<&RawValue> = if whole.get().starts_with('[') {
-        serde_json::from_str(whole.get()).map_err(|_| Malformed::Body)?
-    } else {
-        vec![whole]
-    };
-    let mut tools = Vec::new();
-    for message in messages {
-        let message: Message<'_> = object(message)?;
-        let mut name = None;
-        if message.method.as_deref() == Some(CALL) {
-            let params: Params<'_> = object(message.params.ok_or(Malformed::Body)?)?;
-            name = Some(params.name.into_owned());
-        }
-        agrees(headers, "mcp-method", message.method.as_deref())?;
-        if let Some(name) = name {
-            agrees(headers, "mcp-name", Some(&name))?;
-            tools.push(name);
-        }
+/// Returns the name of the tool that a body calls. A batch is malformed: the protocol has none since 2025-06-18.
+pub(crate) fn called_tool(headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Malformed> {
+    let message: &RawValue = serde_json::from_slice(body).map_err(|_| Malformed::Body)?;
+    let message: Message<'_> = object(message)?;
+    let mut tool = None;
+    if message.method.as_deref() == Some(CALL) {
+        let params: Params<'_> = object(message.params.ok_or(Malformed::Body)?)?;
+        tool = Some(params.name.into_owned());
     }
-    Ok(tools)
+    agrees(headers, "mcp-method", message.method.as_deref())?;
+    if let Some(name) = &tool {
+        agrees(headers, "mcp-name", Some(name))?;
+    }
+    Ok(tool)
 }
 
 /// Reads an object. Serde would read a structure from an array too.
@@ -105,14 +96,14 @@ mod tests {
 
     use super::*;
 
-    fn tools(body: &str) -> Result<Vec<String>, Malformed> {
-        called_tools(&HeaderMap::new(), body.as_bytes())
+    fn tool(body: &str) -> Result<Option<String>, Malformed> {
+        called_tool(&HeaderMap::new(), body.as_bytes())
     }
 
     fn with_headers(
         headers: &[(&'static str, &'static str)],
         body: &str,
-    ) -> Result<Vec<String>, Malformed> {
+    ) -> Result<Option<String>, Malformed> {
         let headers = headers.iter().map(|&(name, value)| {
             (
                 HeaderName::from_static(name),
@@ -123,29 +114,24 @@ mod tests {
         for (name, value) in headers {
             map.append(name, value);
         }
-        called_tools(&map, body.as_bytes())
+        called_tool(&map, body.as_bytes())
     }
 
     const REFUND: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"refund","arguments":{}}}"#;
 
     #[test]
     fn calls_are_found() {
-        assert_eq!(tools(REFUND).unwrap(), ["refund"]);
-        assert_eq!(
-            tools(&format!("\n [{REFUND}, {REFUND}]")).unwrap(),
-            ["refund", "refund"]
-        );
+        assert_eq!(tool(REFUND).unwrap().as_deref(), Some("refund"));
         // Escapes are decoded.
         let escaped = r#"{"\u006dethod":"tools\/call","params":{"n\u0061me":"re\u0066und"}}"#;
-        assert_eq!(tools(escaped).unwrap(), ["refund"]);
+        assert_eq!(tool(escaped).unwrap().as_deref(), Some("refund"));
         for other in [
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
             r#"{"method":"tools/list","params":{"name":"refund"}}"#,
             r#"{"jsonrpc":"2.0","id":1,"result":{"method":"tools/call"}}"#,
             r#"{"method":"tools/call2","params":[1]}"#,
-            "[]",
         ] {
-            assert_eq!(tools(other).unwrap(), [""; 0], "{other}");
+            assert_eq!(tool(other).unwrap(), None, "{other}");
         }
     }
 
@@ -166,10 +152,11 @@ mod tests {
             r#"{"method":"tools/call"}"#,
             r#"{"method":"ping"}{"method":"tools/call"}"#,
             "\u{feff}{\"method\":\"ping\"}",
-            r#"[{"method":"ping"},7]"#,
+            "[]",
+            r#"[{"method":"ping"}]"#,
             r#"[["tools/call",{"name":"refund"}]]"#,
         ] {
-            assert_eq!(tools(body), Err(Malformed::Body), "{body}");
+            assert_eq!(tool(body), Err(Malformed::Body), "{body}");
         }
     }
 
@@ -183,8 +170,8 @@ mod tests {
             &[("mcp-name", "=?base64?cmVmdW5k?=")],
         ] {
             assert_eq!(
-                with_headers(headers, REFUND).unwrap(),
-                ["refund"],
+                with_headers(headers, REFUND).unwrap().as_deref(),
+                Some("refund"),
                 "{headers:?}"
             );
         }
@@ -213,7 +200,7 @@ mod tests {
             let other: Option<serde_json::Value> = serde_json::from_str(&body).ok();
             let calls = other.as_ref().is_some_and(|value| value["method"] == CALL);
             if calls {
-                prop_assert!(tools(&body).map_or(true, |tools| !tools.is_empty()));
+                prop_assert!(tool(&body).map_or(true, |tool| tool.is_some()));
             }
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tower_layer::Layer;
 use tower_orgkey::{KeyId, OrgCode, OrgContext, Rejection};
@@ -36,7 +37,8 @@ const DEFAULT_IDLE: Duration = Duration::from_secs(3_600);
 /// was given to, and responds with 404 to any other, and for an id that it does not know. A client begins a new session then.
 ///
 /// A key has at most 64 sessions here, and the oldest is forgotten when it begins another one, so that a key affects no
-/// other. Sessions are kept in memory: behind a load balancer, requests of a session must reach the same node.
+/// other. The sessions of the 100,000 keys that were used last are kept. The stream of a session does not end with its key: end
+/// it in the server, by [`OrgContext::until_invalid`]. Sessions are kept in memory: behind a load balancer, requests of a session must reach the same node.
 ///
 /// Place it inside of [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). See the [crate](crate) for an example.
 #[derive(Clone)]
@@ -70,6 +72,8 @@ impl McpSessions {
     pub fn with_idle(idle: Duration) -> Self {
         let owners = Cache::builder()
             .max_capacity(KEYS)
+            // The default policy would refuse the entry of a new key in favor of frequent ones.
+            .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(idle)
             .build();
         Self { owners }
@@ -194,7 +198,9 @@ where
                     sessions.remove(&owner, &id);
                 }
                 Requested::None => {
-                    if let Some(id) = response.headers().get(SESSION) {
+                    if let Some(id) = response.headers().get(SESSION)
+                        && id.len() <= MAX_ID
+                    {
                         sessions.add(owner, id.as_bytes());
                     }
                 }

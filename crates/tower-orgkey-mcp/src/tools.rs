@@ -1,7 +1,7 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{Method, StatusCode};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower::ServiceExt;
 use tower_layer::Layer;
@@ -19,7 +20,7 @@ use tower_orgkey::scope::{Scope, ScopePolicy};
 use tower_orgkey::{ConfigError, OrgContext, Rejection};
 use tower_service::Service;
 
-use crate::message::{Malformed, called_tools};
+use crate::message::{Malformed, called_tool};
 
 const DEFAULT_MAX_BODY: usize = 1024 * 1024;
 
@@ -29,8 +30,8 @@ const OPERATION: &str = "mcp:tools/call";
 /// A layer that requires scopes by MCP tool. A tool without an entry is rejected, unless
 /// [`other_tools_need_any_key`](McpToolsBuilder::other_tools_need_any_key) is set.
 ///
-/// It reads the body of every POST, up to [`max_body`](McpToolsBuilder::max_body), and decides by the body: a header alone never
-/// permits a call. Other methods of the protocol, such as `tools/list`, need a key with any scopes.
+/// It reads every body, up to [`max_body`](McpToolsBuilder::max_body), and decides by it: a header alone never permits a call. A
+/// batch of messages, which the protocol has no more, is rejected. Other methods of the protocol, such as `tools/list`, need a key with any scopes.
 ///
 /// The audit and usage crates record a call as the route `mcp:tools/call:NAME`, or `mcp:tools/call` for a tool without an entry,
 /// instead of the path that all messages have.
@@ -113,32 +114,28 @@ impl McpTools {
             Ok(context) => context,
             Err(rejection) => return Some(rejection),
         };
-        let tools = match called_tools(&request.headers, body) {
-            Ok(tools) => tools,
+        let name = match called_tool(&request.headers, body) {
+            Ok(name) => name?,
             Err(malformed) => return Some(rejected(malformed)),
         };
-        let mut missing = BTreeSet::new();
-        let mut is_unknown = false;
-        for name in tools {
-            let tool = self.shared.tools.get(&*name);
-            let is_met = tool.is_some_and(|tool| tool.policy.permits(context.scopes()));
-            if let Some(observation) = context.observation() {
-                match tool {
-                    Some(Tool { policy, operation }) => {
-                        observation.record_operation(Arc::clone(operation));
-                        observation.record_requirement(Requirement::scopes(policy.clone(), is_met));
-                    }
-                    // Without the name, which the client chooses.
-                    None => observation.record_operation(OPERATION),
-                }
-            }
+        let tool = self.shared.tools.get(&*name);
+        let is_met = match tool {
+            Some(tool) => tool.policy.permits(context.scopes()),
+            None => self.shared.others_pass,
+        };
+        if let Some(observation) = context.observation() {
             match tool {
-                Some(tool) if !is_met => missing.extend(required(&tool.policy, context)),
-                Some(_) => {}
-                None => is_unknown |= !self.shared.others_pass,
+                Some(Tool { policy, operation }) => {
+                    observation.record_operation(Arc::clone(operation));
+                    observation.record_requirement(Requirement::scopes(policy.clone(), is_met));
+                }
+                // Without the name, which the client chooses.
+                None => observation.record_operation(OPERATION),
             }
         }
-        (is_unknown || !missing.is_empty()).then(|| Rejection::insufficient_scope(missing))
+        // A policy without alternatives rejects every key, and names no scope.
+        let required = tool.map(|tool| required(&tool.policy, context));
+        (!is_met).then(|| Rejection::insufficient_scope(required.unwrap_or_default()))
     }
 }
 
@@ -276,8 +273,13 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let inner = self.inner.clone();
-        if request.method() != Method::POST {
-            return Box::pin(inner.oneshot(request));
+        // Any body is read, whatever the method: the server behind may read it too.
+        if request.method() != Method::POST && request.body().is_end_stream() {
+            let rejection = OrgContext::of(request.extensions()).err();
+            return match rejection {
+                Some(rejection) => Box::pin(ready(Ok(rejection.into_response()))),
+                None => Box::pin(inner.oneshot(request)),
+            };
         }
         let tools = self.tools.clone();
         Box::pin(async move {
@@ -313,4 +315,59 @@ fn unread(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Rejection 
 fn ended(request: &http::request::Parts) -> Option<Rejection> {
     let context = OrgContext::of(&request.extensions).ok()?;
     (!context.is_still_valid()).then(|| Rejection::verifier_unavailable(Duration::from_secs(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tower_orgkey::test_util::OrgContextBuilder;
+
+    use super::*;
+
+    fn service(
+        tools: &McpTools,
+    ) -> McpToolsService<
+        impl Service<Request, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    > {
+        tools.layer(tower::service_fn(async |_: Request| {
+            Ok(Response::new(Body::empty()))
+        }))
+    }
+
+    async fn status(tools: &McpTools, method: &str, has_key: bool, body: &'static str) -> u16 {
+        let mut request = Request::builder().method(method).uri("/mcp");
+        if has_key {
+            request = request.extension(OrgContextBuilder::new("org_1").scopes(["a"]).build());
+        }
+        let request = request.body(Body::from(body)).unwrap();
+        service(tools)
+            .oneshot(request)
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    }
+
+    #[tokio::test]
+    async fn every_body_is_decided_about() {
+        let none: [[&str; 1]; 0] = [];
+        let tools = McpTools::builder()
+            .tool("open", ScopePolicy::new([["a"]]))
+            .tool("closed", ScopePolicy::new(none))
+            .build()
+            .unwrap();
+        let open = r#"{"method":"tools/call","params":{"name":"open"}}"#;
+        let closed = r#"{"method":"tools/call","params":{"name":"closed"}}"#;
+        for method in ["POST", "PUT", "GET", "DELETE"] {
+            assert_eq!(status(&tools, method, true, open).await, 200, "{method}");
+            assert_eq!(status(&tools, method, true, closed).await, 403, "{method}");
+            // Without a key there is no layer, or an anonymous caller.
+            assert_ne!(status(&tools, method, false, open).await, 200, "{method}");
+        }
+        assert_eq!(status(&tools, "GET", true, "").await, 200);
+        assert_ne!(status(&tools, "GET", false, "").await, 200);
+        assert_eq!(status(&tools, "POST", true, "").await, 400);
+    }
 }

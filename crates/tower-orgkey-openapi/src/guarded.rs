@@ -54,7 +54,7 @@ pub trait Guarded: Sized {
     /// ```
     fn scoped<P: ScopeSet>(self) -> Self;
 
-    /// Documents that a key with any scopes is required. `ApiKeyLayer` requires it; no guard is added.
+    /// Requires a key with any scopes, by a guard, also beneath a layer that allows anonymous requests.
     fn any_key(self) -> Self;
 
     /// Requires, by a guard, the scope that Kinde derives from the method and the path of each operation: see
@@ -62,7 +62,8 @@ pub trait Guarded: Sized {
     ///
     /// # Panics
     ///
-    /// If an operation has none, because its path has a wildcard, or its name is longer than 64 characters.
+    /// If an operation has none, because its path has a wildcard, or its name is longer than 64 characters; and if one is `HEAD`,
+    /// because requests with that method need the scope of `GET`.
     fn operation_scope(self, prefix: &str) -> Self;
 }
 
@@ -89,7 +90,9 @@ where
     }
 
     fn any_key(self) -> Self {
-        document(self, &Alternatives::from([[].into()]))
+        let mut documented = document(self, &Alternatives::from([[].into()]));
+        documented.2 = documented.2.route_layer(from_fn(require_key));
+        documented
     }
 
     #[track_caller]
@@ -97,6 +100,10 @@ where
         let mut scopes = Vec::new();
         for (method, path, _) in all(&self.1) {
             let path = format!("{prefix}{path}");
+            assert!(
+                method != Method::HEAD,
+                "{method} {path} needs the scope of GET"
+            );
             match operation_scope(&method, &path) {
                 Some(scope) => scopes.push(Alternatives::from([[scope].into()])),
                 None => panic!("{method} {path} has no scope of its own"),
@@ -105,6 +112,13 @@ where
         let mut documented = document_each(self, scopes);
         documented.2 = documented.2.route_layer(from_fn(require));
         documented
+    }
+}
+
+async fn require_key(request: Request, next: Next) -> Response {
+    match OrgContext::of(request.extensions()) {
+        Ok(_) => next.run(request).await,
+        Err(rejection) => rejection.into_response(),
     }
 }
 

@@ -235,6 +235,8 @@ impl Decisions {
             Some(context) if response.status() == StatusCode::OK => {
                 Decision::Allowed(context, route.audience.clone())
             }
+            // Whatever else passed would be an allow to the proxy.
+            _ if !(400..600).contains(&response.status().as_u16()) => Decision::misconfigured(),
             _ => Decision::Rejected(response),
         }
     }

@@ -106,10 +106,11 @@ pub(super) fn aliases() -> impl Iterator<Item = String> {
 /// Whether a header could be read as one of an identity.
 pub(super) fn is_reserved(name: &str) -> bool {
     let folded = |byte: u8| {
-        if matches!(byte, b'_' | b'.') {
-            b'-'
-        } else {
+        // Some servers read every other character as `_`.
+        if byte.is_ascii_alphanumeric() {
             byte.to_ascii_lowercase()
+        } else {
+            b'-'
         }
     };
     name.bytes().map(folded).take(6).eq(*b"x-org-")

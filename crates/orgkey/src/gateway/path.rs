@@ -28,7 +28,12 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
             b'\\' => return Err("has a backslash"),
             b'#' => return Err("has a fragment"),
             b';' if !allow_semicolons => return Err("has a semicolon"),
-            b'%' => check_encoded(bytes.get(at + 1..at + 3), allow_semicolons)?,
+            b'%' => {
+                check_encoded(bytes.get(at + 1..at + 3), allow_semicolons)?;
+                if is_encoded_twice(&bytes[at..]) {
+                    return Err("is encoded twice");
+                }
+            }
             0x21..=0x7e => {}
             _ => return Err("has a character that is not visible ASCII"),
         }
@@ -45,6 +50,12 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
     Ok(())
 }
 
+/// Whether a percent-encoded percent sign begins another encoding.
+fn is_encoded_twice(encoded: &[u8]) -> bool {
+    matches!(encoded, [b'%', b'2', b'5', high, low, ..]
+        if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
+}
+
 fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'static str> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let decoded = match digits {
@@ -54,6 +65,9 @@ fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'
     match decoded {
         None => Err("has an invalid percent-encoding"),
         Some((0x2, 0xf)) => Err("has an encoded slash"),
+        // Decoded before it is cut, it would end the path.
+        Some((0x3, 0xf)) => Err("has an encoded question mark"),
+        Some((0x2, 0x3)) => Err("has an encoded number sign"),
         Some((0x5, 0xc)) => Err("has an encoded backslash"),
         Some((0x0 | 0x1, _) | (0x7, 0xf)) => Err("has an encoded control character"),
         Some((0x3, 0xb)) if !allow_semicolons => Err("has an encoded semicolon"),
@@ -72,6 +86,13 @@ fn is_dots(segment: &str) -> bool {
 pub(super) fn folded(path: &str) -> String {
     let decoded = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
     without_last_slash(decoded)
+}
+
+/// Returns a path without the parameters of its segments, all behind a semicolon.
+pub(super) fn without_parameters(path: &str) -> String {
+    let name = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
+    let names: Vec<_> = path.split('/').map(name).collect();
+    names.join("/")
 }
 
 /// Returns the pattern that matches the [folded](folded) forms of the paths that `pattern` matches.
@@ -115,6 +136,10 @@ mod tests {
             "/a/%2e",
             "/a%2Fb",
             "/a%2fb",
+            "/a%3Fb",
+            "/a%23b",
+            "/a%252e",
+            "/%2561",
             "/a%5cb",
             "/a%5Cb",
             "/a%00b",

@@ -111,14 +111,31 @@ impl Routes {
     ) -> Result<Found, NotFound> {
         let path = path::of_target(target);
         path::check(path, self.allow_semicolons).map_err(NotFound::Ambiguous)?;
-        let paths = self.table(host).paths(method);
+        // Some services read `delete` as `DELETE`.
+        if method
+            .as_str()
+            .bytes()
+            .any(|byte| byte.is_ascii_lowercase())
+        {
+            return Err(NotFound::Ambiguous(
+                "is asked for by a method in lower case",
+            ));
+        }
+        let paths = self.table(host)?.paths(method);
         let found = paths.as_sent.at(path);
         let folded = paths
             .folded
             .at(&path::folded(path))
             .ok()
             .map(|found| *found.value);
-        if found.as_ref().ok().map(|found| *found.value) != folded {
+        // A service may cut the parameters of segments.
+        let without_parameters = paths
+            .folded
+            .at(&path::without_parameters(&path::folded(path)))
+            .ok()
+            .map(|found| *found.value);
+        let sent = found.as_ref().ok().map(|found| *found.value);
+        if sent != folded || sent != without_parameters {
             return Err(NotFound::Ambiguous(
                 "matches another route when it is decoded, in lower case, or without its last slash",
             ));
@@ -131,13 +148,15 @@ impl Routes {
         })
     }
 
-    fn table(&self, host: Option<&str>) -> &Table {
+    /// Returns the routes of a host. If any route has one, a request without a host that everyone reads alike is ambiguous.
+    fn table(&self, host: Option<&str>) -> Result<&Table, NotFound> {
         if self.by_host.is_empty() {
-            return &self.of_other_hosts;
+            return Ok(&self.of_other_hosts);
         }
-        host.and_then(host_name)
-            .and_then(|host| self.by_host.get(&host))
-            .unwrap_or(&self.of_other_hosts)
+        let host = host.and_then(host_name).ok_or(NotFound::Ambiguous(
+            "is asked for at no host, or at one that is not valid",
+        ))?;
+        Ok(self.by_host.get(&host).unwrap_or(&self.of_other_hosts))
     }
 }
 
@@ -341,19 +360,40 @@ mod tests {
                 "{host}"
             );
         }
+        let other = Some("example.com");
+        assert_eq!(found(&routes, &Method::GET, other, "/a"), Some(0));
+        assert_eq!(found(&routes, &Method::GET, other, "/b"), None);
         for host in [
             None,
-            Some("example.com"),
             Some("x@api.example.com"),
+            Some("api%2Eexample.com"),
             Some(""),
         ] {
-            assert_eq!(
-                found(&routes, &Method::GET, host, "/a"),
-                Some(0),
-                "{host:?}"
-            );
-            assert_eq!(found(&routes, &Method::GET, host, "/b"), None, "{host:?}");
+            let result = routes.find(&Method::GET, host, "/a");
+            assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{host:?}");
         }
+    }
+
+    #[test]
+    fn methods_in_lower_case_are_refused() {
+        let routes = routes(&["match = '* /{*rest}'", "match = 'DELETE /a'"]);
+        assert_eq!(found(&routes, &Method::DELETE, None, "/a"), Some(1));
+        for method in ["delete", "Delete", "get"] {
+            let method = method.parse().unwrap();
+            let result = routes.find(&method, None, "/a");
+            assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{method}");
+        }
+    }
+
+    #[test]
+    fn parameters_hide_no_route() {
+        let mut routes = routes(&["match = '* /{*rest}'", "match = '* /admin'"]);
+        routes.allow_semicolons = true;
+        for target in ["/admin;x=1", "/admin%3bx", "/Admin;x"] {
+            let result = routes.find(&Method::GET, None, target);
+            assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
+        }
+        assert_eq!(found(&routes, &Method::GET, None, "/other;x=1"), Some(0));
     }
 
     #[test]

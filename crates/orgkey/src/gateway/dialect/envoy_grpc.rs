@@ -15,7 +15,7 @@ use super::proto::{
     HttpRequest, HttpResponse, HttpStatus, OkHttpResponse, Status,
 };
 use super::{Answer, Incomplete};
-use crate::gateway::identity::is_reserved;
+use crate::gateway::identity::{aliases, is_reserved};
 
 pub(in crate::gateway) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
@@ -95,6 +95,7 @@ pub(in crate::gateway) fn question(
     let mut kept = HeaderMap::new();
     let mut about = About::default();
     for (name, value) in joined.chain(raw) {
+        let name = name.to_ascii_lowercase();
         if is_reserved(&name) {
             about.reserved.push(name);
             continue;
@@ -161,7 +162,7 @@ pub(in crate::gateway) fn answer(
                 status: Some(Status { code: 0 }),
                 http_response: Some(HttpResponse::Ok(OkHttpResponse {
                     headers,
-                    headers_to_remove: reserved.chain(absent).chain(key).collect(),
+                    headers_to_remove: reserved.chain(aliases()).chain(absent).chain(key).collect(),
                 })),
             }
         }
