@@ -128,7 +128,7 @@ async fn allowed_requests_have_an_identity() {
     for name in [
         "authorization",
         "x_org_code",
-        "X.Org.Code",
+        "x.org.code",
         "x-org-plan",
         "x-org-assertion",
     ] {
