@@ -30,7 +30,7 @@
 //!
 //! | revision | sessions | headers |
 //! |---|---|---|
-//! | 2026-07-28 | none: each request stands alone | `Mcp-Method`, and for a call of a tool `Mcp-Name`, must agree with the body if they are there |
+//! | 2026-07-28 | none: each request stands alone | `Mcp-Method` and `Mcp-Name` must agree with the body if they are there |
 //! | 2025-11-25 and before | `Mcp-Session-Id`, from the response to `initialize` | none |
 //!
 //! Both are served. A server that needs no sessions should switch them off (`legacy_session_mode` of `rmcp`), and then needs no
@@ -49,7 +49,7 @@
 //! # Lists of tools
 //!
 //! [`McpTools`] rejects calls. A server should also list only what the caller may use: [`McpTools::retain`] filters in the
-//! handler of `tools/list`, whose result must then have the `cacheScope` `private`, which is the default of `rmcp`.
+//! handler of `tools/list`. The result must then have the `cacheScope` `private`, which is the default of `rmcp`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod message;

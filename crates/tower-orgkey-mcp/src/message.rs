@@ -23,11 +23,13 @@ struct Message<'a> {
     params: Option<&'a RawValue>,
 }
 
-/// The parameters of a call.
+/// What the parameters of a call, a prompt or a resource name.
 #[derive(Deserialize)]
 struct Params<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    uri: Option<Cow<'a, str>>,
 }
 
 /// Why a message is rejected.
@@ -43,16 +45,20 @@ pub(crate) enum Malformed {
 pub(crate) fn called_tool(headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Malformed> {
     let message: &RawValue = serde_json::from_slice(body).map_err(|_| Malformed::Body)?;
     let message: Message<'_> = object(message)?;
-    let mut tool = None;
-    if message.method.as_deref() == Some(CALL) {
-        let params: Params<'_> = object(message.params.ok_or(Malformed::Body)?)?;
-        tool = Some(params.name.into_owned());
-    }
-    agrees(headers, "mcp-method", message.method.as_deref())?;
-    if let Some(name) = &tool {
-        agrees(headers, "mcp-name", Some(name))?;
-    }
-    Ok(tool)
+    let method = message.method.as_deref();
+    // The methods for which the header `Mcp-Name` is defined.
+    let named = match method {
+        Some(CALL | "prompts/get" | "resources/read") => {
+            let params: Params<'_> = object(message.params.ok_or(Malformed::Body)?)?;
+            let is_resource = method == Some("resources/read");
+            let name = if is_resource { params.uri } else { params.name };
+            Some(name.ok_or(Malformed::Body)?.into_owned())
+        }
+        _ => None,
+    };
+    agrees(headers, "mcp-method", method)?;
+    agrees(headers, "mcp-name", named.as_deref())?;
+    Ok(named.filter(|_| method == Some(CALL)))
 }
 
 /// Reads an object. Serde would read a structure from an array too.
@@ -189,6 +195,19 @@ mod tests {
                 "{headers:?}"
             );
         }
+        for (body, name) in [
+            (r#"{"method":"prompts/get","params":{"name":"a"}}"#, "a"),
+            (r#"{"method":"resources/read","params":{"uri":"b"}}"#, "b"),
+        ] {
+            assert_eq!(with_headers(&[("mcp-name", name)], body), Ok(None));
+            let other = with_headers(&[("mcp-name", "c")], body);
+            assert_eq!(other, Err(Malformed::Header), "{body}");
+        }
+        let ping = r#"{"method":"ping"}"#;
+        assert_eq!(
+            with_headers(&[("mcp-name", "refund")], ping),
+            Err(Malformed::Header)
+        );
         let response = r#"{"id":1,"result":{}}"#;
         assert_eq!(with_headers(&[call], response), Err(Malformed::Header));
     }

@@ -298,7 +298,7 @@ where
     }
 }
 
-/// Returns the rejection of a request whose body cannot be read.
+/// Returns the rejection of a request with a body that cannot be read.
 fn unread(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Rejection {
     if error.is::<LengthLimitError>() {
         return Rejection::custom(
