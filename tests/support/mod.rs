@@ -9,6 +9,8 @@
 //! | `stub`, `kinde` | a server with scripted replies, and one that behaves like Kinde, with a verifier and a layer |
 //! | `emulated`, `proxy` | an application, an emulator, and a proxy between them that injects faults |
 //! | `log` | the captured events of a thread |
+//!
+//! `python`, which runs Python programs, is included without the others.
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 

@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 
 use axum::Router;
 use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::process::Command;
 use tower_orgkey::ApiKeyLayer;
 use tower_orgkey::scope::ScopePolicy;
 use tower_orgkey_openapi::{Guarded, OrgKeyScheme, undocumented};
@@ -20,6 +19,8 @@ use utoipa_axum::routes;
 
 #[path = "../examples/reports/api.rs"]
 mod api;
+#[path = "../../../tests/support/python.rs"]
+mod python;
 
 #[utoipa::path(get, path = "/reports", responses((status = 200, body = str)))]
 async fn list() -> &'static str {
@@ -160,19 +161,6 @@ fn keys_in_another_header_are_documented() {
     );
 }
 
-/// A program of the virtual environment that `./test` installs.
-fn python(program: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let environment =
-        std::env::var_os("ORGKEY_TEST_PYTHON").map_or(root.join("target/python"), PathBuf::from);
-    environment.join("bin").join(program)
-}
-
-async fn output(mut command: Command) -> Output {
-    let output = command.output().await;
-    output.unwrap_or_else(|error| panic!("{command:?}: {error}; `./test` installs it"))
-}
-
 async fn serve(app: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/openapi.json", listener.local_addr().unwrap());
@@ -181,7 +169,7 @@ async fn serve(app: Router) -> String {
 }
 
 async fn schemathesis(url: &str) -> Output {
-    let mut command = Command::new(python("schemathesis"));
+    let mut command = python::program("schemathesis");
     command
         .args([
             "run",
@@ -196,7 +184,7 @@ async fn schemathesis(url: &str) -> Output {
         .args(["--suppress-health-check", "all", "--no-color"])
         .args(["-H", &format!("Authorization: Bearer {}", api::KEY)])
         .current_dir(env!("CARGO_TARGET_TMPDIR"));
-    output(command).await
+    python::output(command).await
 }
 
 #[tokio::test]
@@ -204,9 +192,9 @@ async fn document_is_valid_openapi() {
     let (_, _, api) = api::routes();
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openapi.json");
     std::fs::write(&path, api.to_json().unwrap()).unwrap();
-    let mut command = Command::new(python("openapi-spec-validator"));
+    let mut command = python::program("openapi-spec-validator");
     command.args(["--schema", "3.1"]).arg(&path);
-    let output = output(command).await;
+    let output = python::output(command).await;
     assert!(
         output.status.success(),
         "{}",

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
+#[path = "../../../tests/support/python.rs"]
+mod python;
+
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -242,7 +244,7 @@ async fn every_layer_has_a_code() {
     let hidden = require_org_with(|_: RequestHead<'_>| Some("org_2".to_owned())).with_not_found();
     let service = || ReportsServer::new(ReportsService);
     let (address, listener) = listener().await;
-    // Each under a path of its own: a router of axum, because tonic has one set of layers.
+    // A router of axum with a path for each, because a server of tonic has one set of layers.
     let app = axum::Router::new()
         .nest_service("/settings", settings.layer(service()))
         .nest_service("/concurrency", none.layer(service()))
@@ -402,7 +404,7 @@ async fn grpc_web_callers_get_statuses() {
     assert!(String::from_utf8_lossy(&body).contains("grpc-status:0"));
 }
 
-/// Calls by grpcio, whose paths are sent as they are written.
+/// grpcio sends paths as they are written.
 #[tokio::test]
 async fn python_callers_get_statuses() {
     let (address, _) = start().await;
@@ -450,22 +452,5 @@ async fn python_callers_get_statuses() {
 }
 
 async fn grpcio(address: SocketAddr, path: &str, key: &str) -> serde_json::Value {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let environment = std::env::var_os("ORGKEY_TEST_PYTHON");
-    let environment =
-        environment.map_or(root.join("../../target/python"), std::path::PathBuf::from);
-    let python = environment.join("bin/python");
-    let output = tokio::process::Command::new(&python)
-        .arg(root.join("tests/grpcio.py"))
-        .args([&address.to_string(), path, key])
-        .output()
-        .await
-        .unwrap_or_else(|error| panic!("{}: {error}; `./test` installs it", python.display()));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{text} {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_str(&text).unwrap()
+    python::script("grpcio.py", &[&address.to_string(), path, key]).await
 }

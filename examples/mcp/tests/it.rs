@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../tests/support/python.rs"]
+mod python;
+
 use std::sync::mpsc::Sender;
 
 use axum::Router;
@@ -104,14 +106,14 @@ async fn code(response: Response) -> (StatusCode, String) {
 #[tokio::test]
 async fn organizations_see_their_tools_and_data() {
     let url = start().await;
-    let seen = python(&url, READER).await;
+    let seen = python::script("client.py", &[&url, READER]).await;
     assert_eq!(seen["tools"], json!(["list_invoices"]));
     assert_eq!(seen["list_invoices"], "invoices of org_reader: 1, 2");
     assert!(
         seen["refund"].as_str().unwrap().starts_with("error"),
         "{seen}"
     );
-    let seen = python(&url, WRITER).await;
+    let seen = python::script("client.py", &[&url, WRITER]).await;
     assert_eq!(seen["tools"], json!(["list_invoices", "refund"]));
     assert_eq!(seen["list_invoices"], "invoices of org_writer: 1, 2");
     assert_eq!(seen["refund"], "refunded invoice 7 of org_writer");
@@ -301,24 +303,4 @@ async fn metadata_is_404() {
     let url = start().await;
     let url = url.replace("/mcp", "/.well-known/oauth-protected-resource");
     assert_eq!(http().get(url).send().await.unwrap().status(), 404);
-}
-
-async fn python(url: &str, key: &str) -> Value {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let environment = std::env::var_os("ORGKEY_TEST_PYTHON")
-        .map_or(root.join("../../target/python"), PathBuf::from);
-    let program = environment.join("bin/python");
-    let output = tokio::process::Command::new(&program)
-        .arg(root.join("tests/client.py"))
-        .args([url, key])
-        .output()
-        .await
-        .unwrap_or_else(|error| panic!("{}: {error}; `./test` installs it", program.display()));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{text} {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_str(&text).unwrap()
 }

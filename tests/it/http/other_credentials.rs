@@ -34,6 +34,28 @@ fn builder(issuer: &Issuer) -> ApiKeyLayerBuilder {
         .only_prefix("k_test_")
 }
 
+/// A layer for keys in another header, and one inside of it that passes other credentials on.
+fn outer_and_passing(issuer: &Issuer) -> (ApiKeyLayer, ApiKeyLayer) {
+    let outer = ApiKeyLayer::builder(issuer.clone())
+        .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+        .build()
+        .unwrap();
+    let inner = builder(issuer)
+        .pass_other_credentials_to_inner_auth()
+        .build()
+        .unwrap();
+    (outer, inner)
+}
+
+/// A request with a key of the outer layer, and a credential that is not a key.
+fn with_both() -> axum::http::Request<()> {
+    let mut request = crate::support::service::request(JWT);
+    request
+        .headers_mut()
+        .insert("x-api-key", ONE.parse().unwrap());
+    request
+}
+
 async fn authorization(headers: HeaderMap) -> String {
     let values = headers.get_all("authorization").iter();
     let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
@@ -243,22 +265,12 @@ async fn fault_116_other_credentials_cost_nothing() {
 #[tokio::test]
 async fn passed_credential_is_recorded_as_such() {
     let issuer = issuer();
-    let outer = ApiKeyLayer::builder(issuer.clone())
-        .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
-        .build()
-        .unwrap();
-    let inner = builder(&issuer)
-        .pass_other_credentials_to_inner_auth()
-        .build()
-        .unwrap();
+    let (outer, inner) = outer_and_passing(&issuer);
     let service = tower::ServiceBuilder::new()
         .layer(outer)
         .layer(inner)
         .service(crate::support::service::Handler::default());
-    let mut request = crate::support::service::request(JWT);
-    request
-        .headers_mut()
-        .insert("x-api-key", ONE.parse().unwrap());
+    let mut request = with_both();
     let observation = RequestObservation::attach(request.extensions_mut());
     let response = tower::ServiceExt::oneshot(service, request).await.unwrap();
     assert_eq!(
@@ -340,14 +352,7 @@ fn invalid_key_rules_are_not_built() {
 #[tokio::test]
 async fn an_observed_passed_credential_is_not_500() {
     let issuer = issuer();
-    let outer = ApiKeyLayer::builder(issuer.clone())
-        .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
-        .build()
-        .unwrap();
-    let inner = builder(&issuer)
-        .pass_other_credentials_to_inner_auth()
-        .build()
-        .unwrap();
+    let (outer, inner) = outer_and_passing(&issuer);
     let inner = tower::ServiceBuilder::new()
         .layer(inner)
         .service(crate::support::service::Handler::default());
@@ -360,10 +365,7 @@ async fn an_observed_passed_credential_is_not_500() {
         }
     });
     let service = tower::ServiceBuilder::new().layer(outer).service(recorded);
-    let mut request = crate::support::service::request(JWT);
-    request
-        .headers_mut()
-        .insert("x-api-key", ONE.parse().unwrap());
+    let request = with_both();
     let response = tower::ServiceExt::oneshot(service, request).await.unwrap();
     assert_eq!(response.status(), axum::http::StatusCode::OK);
 }

@@ -1,0 +1,34 @@
+//! Programs of the virtual environment that `./test` installs. Included by the tests of packages two levels below the root.
+
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use tokio::process::Command;
+
+/// Returns the command for a program.
+pub(crate) fn program(name: &str) -> Command {
+    let environment = std::env::var_os("ORGKEY_TEST_PYTHON").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/python"),
+        PathBuf::from,
+    );
+    Command::new(environment.join("bin").join(name))
+}
+
+pub(crate) async fn output(mut command: Command) -> Output {
+    let output = command.output().await;
+    output.unwrap_or_else(|error| panic!("{command:?}: {error}; `./test` installs it"))
+}
+
+/// Runs a script of the package's tests, and returns the JSON that it prints.
+pub(crate) async fn script(name: &str, arguments: &[&str]) -> serde_json::Value {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut command = program("python");
+    command.arg(tests.join(name)).args(arguments);
+    let output = output(command).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text} {errors}");
+    serde_json::from_str(&text).unwrap()
+}
