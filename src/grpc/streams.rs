@@ -42,7 +42,8 @@ impl EndStreamsLayer {
     }
 
     /// Verifies the key of a call again when its result is older than `period`, so that a call with a valid key outlives the
-    /// hard TTL. Needs [`revalidation`](crate::ApiKeyLayerBuilder::revalidation).
+    /// hard TTL. Without [`revalidation`](crate::ApiKeyLayerBuilder::revalidation) every call ends at once, and the log names
+    /// the cause.
     pub fn revalidate_every(mut self, period: Duration) -> Self {
         self.period = Some(period);
         self

@@ -327,7 +327,7 @@ impl<S: AuditSink> Worker<S> {
         }
     }
 
-    /// Lets events arrive. Waits for a command only, so the events wake nobody.
+    /// Collects events. Waits for a command only, so events do not wake the worker.
     fn collect(&mut self) {
         if self.organizations.len() + self.unauthenticated.len() < BATCH
             && let Ok(command) = self.commands.recv_timeout(self.collect)

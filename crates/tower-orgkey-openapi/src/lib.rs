@@ -27,7 +27,7 @@
 //! # assert!(api.to_json().unwrap().contains(r#""security":[{"org_key":["read:reports"]}]"#));
 //! ```
 //!
-//! [`Guarded`] has a method for each way to require a key. Scopes stand in the requirement of the scheme `org_key`, which
+//! [`Guarded`] has a method for each way to require a key. Scopes are in the requirement of the scheme `org_key`, which
 //! OpenAPI permits for all schemes since 3.1, and in the description of the operation, because many viewers do not show them.
 //!
 #![cfg_attr(

@@ -1,7 +1,7 @@
 //! Removes secrets and control characters from text.
 //!
 //! An issuer may repeat what it was sent: whole, in part, or encoded. Every text that is printed passes [`Scrubber::clean`]. It
-//! replaces each run of characters that has eight letters or digits in a row in common with a secret, whatever stands between
+//! replaces each run of characters that has eight letters or digits in a row in common with a secret, whatever is between
 //! them and in whatever case. Secrets are also searched for backwards, percent-encoded, and in hexadecimal and base64.
 
 use std::collections::HashSet;
@@ -43,7 +43,7 @@ impl Scrubber {
         for before in 0..3 {
             let padded = [&vec![0; before], secret].concat();
             let encoded = STANDARD_NO_PAD.encode(padded);
-            // The first and last characters also depend on what stands around the secret.
+            // The first and last characters also depend on the text around the secret.
             let from = encoded.len().min(if before == 0 { 0 } else { before + 1 });
             let until = encoded.len().saturating_sub(1).max(from);
             self.add_form(&encoded.as_bytes()[from..until]);

@@ -115,7 +115,7 @@ pub(super) struct File {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum OneOrSeveral {
-    // Not the type itself, whose errors would get lost.
+    // Not the type itself, because its errors would get lost.
     One(toml::Table),
     Several(Vec<toml::Table>),
 }

@@ -70,7 +70,7 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Listens at an address. Replaces a unix socket that nobody listens at.
+    /// Listens at an address. Replaces a unix socket without a listener.
     pub(super) async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),

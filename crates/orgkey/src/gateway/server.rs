@@ -100,7 +100,7 @@ impl GatewayHandle {
 }
 
 impl Gateway {
-    /// Reads the secrets of a configuration, and listens. Asks the issuer nothing.
+    /// Reads the secrets of a configuration, and listens. Does not call the issuer.
     ///
     /// Installs the recorder of metrics of this process, unless another one is installed.
     pub async fn start(config: Config) -> Result<Self, Error> {

@@ -18,7 +18,7 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    /// Reads the secrets of a configuration. Opens no socket and asks nobody.
+    /// Reads the secrets of a configuration. Opens no socket and makes no call.
     ///
     /// # Errors
     ///

@@ -27,7 +27,7 @@ host = "api.example.com"
 
 pub(crate) const LIMITS: &str = "[limits]\nrequests_per_minute = 600\nburst = 5\n";
 
-/// The dialects whose questions are heads of requests.
+/// The dialects that put the original request into headers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Dialect {
     Nginx,

@@ -23,7 +23,7 @@ enum Body {
     All(bool),
 }
 
-/// A body whose values are in their grammars.
+/// A body after its value was checked.
 enum Target {
     KeyId(KeyId),
     Org(OrgCode),

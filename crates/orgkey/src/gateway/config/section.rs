@@ -58,7 +58,7 @@ impl<'a> Problems<'a> {
     }
 }
 
-/// A table whose keys are taken out one by one.
+/// A table of the file. Its keys are removed as they are read, so the rest is unknown.
 pub(super) struct Section<'i> {
     name: &'static str,
     pub(super) span: Range<usize>,
