@@ -29,7 +29,7 @@ const COMPONENT: &str = "`GrpcMethods`";
 /// | [`method`](GrpcMethodsBuilder::method) | rejected | passes if the key satisfies the policy |
 /// | [`any_key`](GrpcMethodsBuilder::any_key) | rejected | passes |
 /// | [`open`](GrpcMethodsBuilder::open) | passes, if the layer has [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) | passes |
-/// | any other | rejected | rejected, without a word about which methods exist |
+/// | any other | rejected | rejected, whether the service has it or not |
 ///
 /// See the [module documentation](crate::grpc) for an example.
 #[derive(Clone)]

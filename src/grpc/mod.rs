@@ -18,7 +18,7 @@
 //!     .open_health()
 //!     .build()?;
 //!
-//! // For `tonic::transport::Server::builder().layer(..)`, or around an axum router.
+//! // For `tonic::transport::Server::builder().layer(..)`, or around the gRPC routes of an axum router.
 //! let layers = ServiceBuilder::new()
 //!     .layer(auth)
 //!     .layer(methods)

@@ -68,7 +68,8 @@ use crate::request_head::RequestHead;
 )]
 pub trait RejectionResponse<B> {
     /// Called with every request before it is decided about, on a clone for this request. For a format that depends on the
-    /// request, such as that of [gRPC](crate::grpc::GrpcRejectionResponse). Must not block. Does nothing by default.
+    /// request, such as that of [gRPC](crate::grpc::GrpcRejectionResponse). A format that wraps another one must call it there
+    /// too. Must not block. Does nothing by default.
     #[inline]
     fn prepare(&mut self, request: RequestHead<'_>) {
         let _ = request;

@@ -25,6 +25,8 @@ const PROBLEM: &str = "Problem";
 /// and the required scopes to the description. With two calls a key must meet both requirements. The routes must be inside of
 /// [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer).
 ///
+/// A policy without alternatives, which rejects every key, panics: a document without alternatives means that no key is required.
+///
 /// Another guard is added by [`UtoipaMethodRouterExt::map`](utoipa_axum::router::UtoipaMethodRouterExt::map):
 /// `routes!(list).any_key().map(|routes| routes.route_layer(require_org("org_code")))`.
 pub trait Guarded: Sized {
@@ -163,6 +165,10 @@ fn document_each<S>(
             Some(before) => both(&before, &required),
             None => required,
         };
+        assert!(
+            !all.is_empty(),
+            "a policy without alternatives rejects every key, which OpenAPI would show as open"
+        );
         describe(operation, &all);
         operation.security = Some(
             all.iter()

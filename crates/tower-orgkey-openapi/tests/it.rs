@@ -14,7 +14,7 @@ use tower_orgkey::scope::ScopePolicy;
 use tower_orgkey_openapi::{Guarded, OrgKeyScheme, undocumented};
 use utoipa::Modify;
 use utoipa::openapi::OpenApi;
-use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 #[path = "../examples/reports/api.rs"]
@@ -147,6 +147,13 @@ async fn each_operation_has_its_scope() {
     let nested = OpenApiRouter::new().routes(routes!(list).operation_scope(""));
     let (router, api) = OpenApiRouter::new().nest("/v1", nested).split_for_parts();
     assert_eq!(differences(router, &api).await.len(), 1);
+}
+
+#[test]
+#[should_panic(expected = "rejects every key")]
+fn closed_route_is_not_documented_as_open() {
+    let none: [[&str; 1]; 0] = [];
+    let _ = routes!(list).guarded(ScopePolicy::new(none)) as UtoipaMethodRouter;
 }
 
 #[test]
