@@ -48,6 +48,7 @@
 //! * [`require_org`] and [`require_org_with`] require that the request names the organization of the key.
 //! * [`ApiKeyLayer::require_scope`] and its siblings combine the layer and one guard into one layer.
 //! * [`OrgRateLimitLayer`] and [`OrgConcurrencyLimitLayer`] limit organizations or keys (feature `limit`).
+//! * [`RegionLayer`](region::RegionLayer) serves only the organizations at home in its region (feature `region`).
 //!
 //! # Outer layers
 //!
@@ -68,6 +69,7 @@
 //! | `rustls` | yes | TLS to the issuer by rustls |
 //! | `native-tls` | | TLS to the issuer by the platform's library |
 //! | `limit` | | [rate and concurrency limits](limit) |
+//! | `region` | | [regions](region): only the organizations at home here are served |
 //! | `settings` | | [settings of organizations](settings) |
 //! | `metrics` | | metrics through the `metrics` facade |
 //! | `assertion` | | [services behind `orgkey gateway`](assertion): its signed identities in place of keys |
@@ -83,6 +85,7 @@
         feature = "grpc",
         feature = "kinde",
         feature = "limit",
+        feature = "region",
         feature = "settings",
         feature = "test-util"
     )),
@@ -120,6 +123,9 @@ pub mod kinde;
 #[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
 mod pending;
+#[cfg(feature = "region")]
+#[cfg_attr(docsrs, doc(cfg(feature = "region")))]
+pub mod region;
 pub mod rejection;
 mod request_head;
 pub mod scope;

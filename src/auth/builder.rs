@@ -6,14 +6,14 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HeaderName};
 use orgkey_lookup::Config;
 
-use super::layer::{ApiKeyLayer, Core, PeerFn, peer_fn};
+use super::layer::{ApiKeyLayer, BeforeLookup, Core, PeerFn, peer_fn};
 use super::stacked::{Outer, accepted};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
 use crate::config::{ConfigError, config_setters};
 use crate::credential::{CredentialHeader, CredentialSource, KeyFilter, KeyRules};
-use crate::key::{DigestSecret, MAX_KEY_LEN, MIN_KEY_LEN, is_token68};
-use crate::rejection::{Challenge, DefaultRejectionResponse, ResponseFormat};
+use crate::key::{ApiKey, DigestSecret, MAX_KEY_LEN, MIN_KEY_LEN, is_token68};
+use crate::rejection::{Challenge, DefaultRejectionResponse, Rejection, ResponseFormat};
 use crate::request_head::RequestHead;
 use crate::verify::{DynVerifier, Organizations};
 
@@ -49,6 +49,7 @@ pub struct ApiKeyLayerBuilder {
     outer: Vec<Outer>,
     rules: KeyRules,
     peer: Option<PeerFn>,
+    before_lookup: Option<BeforeLookup>,
     #[cfg(feature = "test-util")]
     digest_secret: Option<[u8; 16]>,
 }
@@ -69,6 +70,7 @@ impl ApiKeyLayerBuilder {
             outer: Vec::new(),
             rules: KeyRules::default(),
             peer: None,
+            before_lookup: None,
             #[cfg(feature = "test-util")]
             digest_secret: None,
         }
@@ -338,6 +340,35 @@ impl ApiKeyLayerBuilder {
         self
     }
 
+    /// Sets a function that can reject a request whose key would have to be looked up. If it returns a rejection, the issuer
+    /// is not called, and nothing is cached.
+    ///
+    /// For what the key itself or the request shows, such as the [region](crate::rejection#wrong-region) of a prefix. The
+    /// function cannot accept a request. It is not called for a key with a usable cached result, so it must not be the only
+    /// place where a request of that kind is rejected. It must not block, and must not pass the key on.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_orgkey::{ApiKey, ApiKeyLayer, Rejection, RequestHead};
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    ///
+    /// let auth = ApiKeyLayer::builder(verifier)
+    ///     .reject_before_lookup(|_: RequestHead<'_>, key: &ApiKey| {
+    ///         let is_old = key.expose_secret().starts_with("v1_");
+    ///         is_old.then(|| Rejection::custom(StatusCode::GONE, "old-key", "Create a new key."))
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn reject_before_lookup(
+        mut self,
+        reject: impl Fn(RequestHead<'_>, &ApiKey) -> Option<Rejection> + Send + Sync + 'static,
+    ) -> Self {
+        self.before_lookup = Some(Box::new(reject));
+        self
+    }
+
     /// Reads the time from a clock for tests.
     #[cfg(feature = "test-util")]
     pub fn test_clock(mut self, clock: crate::clock::TestClock) -> Self {
@@ -397,6 +428,7 @@ impl ApiKeyLayerBuilder {
                 has_extras: self.strip_credential || self.keeps_key || !accepted.is_empty(),
                 accepted,
                 peer: self.peer,
+                before_lookup: self.before_lookup,
             }),
             format: ResponseFormat {
                 respond: DefaultRejectionResponse,

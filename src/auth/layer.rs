@@ -10,7 +10,8 @@ use super::service::ApiKeyService;
 use crate::api_keys::Cache;
 use crate::credential::CredentialSource;
 use crate::handle::ApiKeyHandle;
-use crate::rejection::{DefaultRejectionResponse, ResponseFormat};
+use crate::key::ApiKey;
+use crate::rejection::{DefaultRejectionResponse, Rejection, ResponseFormat};
 use crate::request_head::RequestHead;
 use crate::verify::Verifier;
 
@@ -41,7 +42,12 @@ pub(crate) struct Core {
     /// Whether a request that passes needs more than its context.
     pub(super) has_extras: bool,
     pub(super) peer: Option<PeerFn>,
+    pub(super) before_lookup: Option<BeforeLookup>,
 }
+
+/// May reject a request before its key is looked up.
+pub(super) type BeforeLookup =
+    Box<dyn Fn(RequestHead<'_>, &ApiKey) -> Option<Rejection> + Send + Sync>;
 
 /// Distinguishes callers by a hash of the value that the user's function returns for a request.
 pub(super) type PeerFn = Box<dyn Fn(RequestHead<'_>) -> Option<u64> + Send + Sync>;

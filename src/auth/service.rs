@@ -91,8 +91,11 @@ where
             Decision::Wait(lookup) => ResponseFuture {
                 format,
                 passed: Passed::Key,
-                state: State::Waiting {
-                    pending: self.wait(request, *lookup),
+                state: match self.wait(request, *lookup) {
+                    Ok(pending) => State::Waiting { pending },
+                    Err(rejection) => State::Rejected {
+                        rejection: Some(rejection),
+                    },
                 },
             },
         }
@@ -100,21 +103,29 @@ where
 }
 
 impl<S: Clone, F> ApiKeyService<S, F> {
-    /// Calls the user's function for the peer here instead of in [`Core::decide`]: an opaque function that gets a reference to
+    /// Calls the user's functions here instead of in [`Core::decide`]: an opaque function that gets a reference to
     /// the request would make the compiler copy the request of every hit.
     #[cold]
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
         mut lookup: LookupRequest<ApiKeys>,
-    ) -> Box<Pending<S, ReqBody, Arc<Core>>> {
+    ) -> Result<Box<Pending<S, ReqBody, Arc<Core>>>, Rejection> {
         let core = Arc::clone(&self.layer.core);
+        if let Some(before_lookup) = &core.before_lookup
+            && let Some(rejection) = before_lookup(RequestHead::of(&request), &lookup.query)
+        {
+            return Err(RequestObservation::rejected(
+                request.extensions(),
+                rejection,
+            ));
+        }
         if let Some(peer) = &core.peer {
             lookup.peer = peer(RequestHead::of(&request));
         }
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
-        Box::new(Pending::new(inner, request, &cache, lookup, core))
+        Ok(Box::new(Pending::new(inner, request, &cache, lookup, core)))
     }
 }
 

@@ -380,7 +380,7 @@ impl OrgContext {
     }
 
     /// Like [`optional`](Self::optional), for a layer that must be inside `ApiKeyLayer`.
-    #[cfg(any(feature = "limit", feature = "settings"))]
+    #[cfg(any(feature = "limit", feature = "region", feature = "settings"))]
     #[inline]
     pub(crate) fn optional_in_layer<'a>(
         extensions: &'a Extensions,

@@ -113,6 +113,14 @@ fn details(rejection: &Rejection) -> Vec<Any> {
     {
         info.metadata.insert("scope".to_owned(), scope.to_owned());
     }
+    for (name, value) in [
+        ("region", rejection.region()),
+        ("base", rejection.region_base()),
+    ] {
+        if let Some(value) = value.filter(|value| value.len() <= MAX_METADATA) {
+            info.metadata.insert(name.to_owned(), value.to_owned());
+        }
+    }
     let mut details = vec![any("ErrorInfo", &info)];
     if let Some(wait) = rejection.retry_after() {
         let info = RetryInfo {
@@ -148,8 +156,10 @@ fn code(rejection: &Rejection) -> u16 {
         | RejectionKind::InsufficientScope
         | RejectionKind::OrganizationMismatch => 7,
         RejectionKind::NotFound => 5,
+        RejectionKind::WrongRegion => 9,
         RejectionKind::RateLimited | RejectionKind::ConcurrencyLimited => 8,
-        RejectionKind::VerifierUnavailable
+        RejectionKind::RegionUnknown
+        | RejectionKind::VerifierUnavailable
         | RejectionKind::VerifierMisconfigured
         | RejectionKind::SettingsUnavailable => 14,
         RejectionKind::Internal => 13,
@@ -164,7 +174,7 @@ fn code_of_status(status: StatusCode) -> u16 {
         403 => 7,
         404 => 5,
         409 => 10,
-        412 => 9,
+        412 | 421 => 9,
         429 => 8,
         501 => 12,
         503 => 14,

@@ -46,6 +46,16 @@
 //!
 //! **404.** The response instead of `organization-mismatch` if the API does not reveal which organizations exist.
 //!
+//! ## wrong-region
+//!
+//! **421.** The key is valid, and its organization lives in another region. The members `region` and `base` name the region
+//! and the address of the API there. Send the request to that address. The API may respond with 403 instead.
+//!
+//! ## region-unknown
+//!
+//! **503.** The key is valid, but the region of its organization is not known at the moment. Try again after `Retry-After`
+//! seconds.
+//!
 //! ## verifier-unavailable
 //!
 //! **503.** The key cannot be verified at the moment, which says nothing about the key. Try again after `Retry-After` seconds.
@@ -116,8 +126,17 @@ pub struct Rejection {
 enum Details {
     /// Of [`RejectionKind::InsufficientScope`].
     Scope(Box<str>),
+    /// Of [`RejectionKind::WrongRegion`].
+    Region(Region),
     /// Of [`RejectionKind::Custom`].
     Custom(Custom),
+}
+
+#[derive(Debug)]
+struct Region {
+    name: Cow<'static, str>,
+    base: Option<Cow<'static, str>>,
+    status: StatusCode,
 }
 
 #[derive(Debug)]
@@ -145,6 +164,10 @@ pub enum RejectionKind {
     OrganizationMismatch,
     /// The same, if the guard responds with 404 instead.
     NotFound,
+    /// The organization lives in another region. 421, or 403.
+    WrongRegion,
+    /// The region of the organization is not known now. 503.
+    RegionUnknown,
     /// The key cannot be verified now. 503.
     VerifierUnavailable,
     /// The same, because the issuer rejects the credentials of this service. 503.
@@ -165,7 +188,7 @@ impl RejectionKind {
     /// Every kind, in the order of the [guide](crate::rejection).
     pub const ALL: &'static [Self] = &Self::KINDS;
 
-    pub(crate) const KINDS: [Self; 14] = [
+    pub(crate) const KINDS: [Self; 16] = [
         Self::CredentialMissing,
         Self::CredentialMalformed,
         Self::InvalidToken,
@@ -173,6 +196,8 @@ impl RejectionKind {
         Self::InsufficientScope,
         Self::OrganizationMismatch,
         Self::NotFound,
+        Self::WrongRegion,
+        Self::RegionUnknown,
         Self::VerifierUnavailable,
         Self::VerifierMisconfigured,
         Self::RateLimited,
@@ -192,6 +217,8 @@ impl RejectionKind {
             Self::InsufficientScope => "insufficient-scope",
             Self::OrganizationMismatch => "organization-mismatch",
             Self::NotFound => "not-found",
+            Self::WrongRegion => "wrong-region",
+            Self::RegionUnknown => "region-unknown",
             Self::VerifierUnavailable => "verifier-unavailable",
             Self::VerifierMisconfigured => "verifier-misconfigured",
             Self::RateLimited => "rate-limited",
@@ -287,6 +314,31 @@ impl Rejection {
     /// The same, for an API that does not say which resources exist. 404.
     pub fn not_found() -> Self {
         Self::new(RejectionKind::NotFound)
+    }
+
+    /// The organization lives in another region: its name, and the address of the API there for clients. The default response
+    /// has the status `status`: 421, or one that clients do not retry by themselves.
+    ///
+    /// [`RegionLayer`](crate::region::RegionLayer) makes it from its configuration. Pass no data of organizations: the response
+    /// names both texts.
+    pub fn wrong_region(
+        region: impl Into<Cow<'static, str>>,
+        base: Option<Cow<'static, str>>,
+        status: StatusCode,
+    ) -> Self {
+        Self {
+            details: Some(Arc::new(Details::Region(Region {
+                name: region.into(),
+                base,
+                status,
+            }))),
+            ..Self::new(RejectionKind::WrongRegion)
+        }
+    }
+
+    /// The region of the organization is not known now. 503.
+    pub fn region_unknown(retry_after: Duration) -> Self {
+        Self::with_wait(RejectionKind::RegionUnknown, retry_after)
     }
 
     /// The key cannot be verified now. 503.
@@ -386,6 +438,13 @@ impl Rejection {
         }
     }
 
+    fn as_region(&self) -> Option<&Region> {
+        match self.details.as_deref() {
+            Some(Details::Region(region)) => Some(region),
+            _ => None,
+        }
+    }
+
     /// Returns whether a layer has rendered the rejection in its format, and counted it.
     pub(crate) fn is_rendered(&self) -> bool {
         self.is_rendered
@@ -398,8 +457,10 @@ impl Rejection {
 
     /// Returns the status of the default response.
     pub fn status(&self) -> StatusCode {
-        if let Some(custom) = self.as_custom() {
-            return custom.status;
+        match self.details.as_deref() {
+            Some(Details::Custom(custom)) => return custom.status,
+            Some(Details::Region(region)) => return region.status,
+            Some(Details::Scope(_)) | None => {}
         }
         match self.kind {
             RejectionKind::CredentialMissing | RejectionKind::InvalidToken => {
@@ -410,7 +471,9 @@ impl Rejection {
             | RejectionKind::InsufficientScope
             | RejectionKind::OrganizationMismatch => StatusCode::FORBIDDEN,
             RejectionKind::NotFound => StatusCode::NOT_FOUND,
-            RejectionKind::VerifierUnavailable
+            RejectionKind::WrongRegion => StatusCode::MISDIRECTED_REQUEST,
+            RejectionKind::RegionUnknown
+            | RejectionKind::VerifierUnavailable
             | RejectionKind::VerifierMisconfigured
             | RejectionKind::SettingsUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             RejectionKind::RateLimited | RejectionKind::ConcurrencyLimited => {
@@ -439,6 +502,10 @@ impl Rejection {
             RejectionKind::InsufficientScope => "The API key lacks a scope",
             RejectionKind::OrganizationMismatch => "The API key belongs to another organization",
             RejectionKind::NotFound => "Not found",
+            RejectionKind::WrongRegion => "The organization lives in another region",
+            RejectionKind::RegionUnknown => {
+                "The region of the organization is not known at the moment"
+            }
             RejectionKind::VerifierUnavailable | RejectionKind::VerifierMisconfigured => {
                 "The API key cannot be verified at the moment"
             }
@@ -477,6 +544,9 @@ impl Rejection {
                 "The URL names another organization than the one that the key belongs to."
             }
             RejectionKind::NotFound => "There is no resource at this URL.",
+            RejectionKind::WrongRegion => {
+                "The key is valid. Send the request to the API in the region of the organization."
+            }
             RejectionKind::VerifierUnavailable => {
                 "This says nothing about the key. Try again later."
             }
@@ -487,7 +557,9 @@ impl Rejection {
             RejectionKind::ConcurrencyLimited => {
                 "Wait until one of the requests in flight ends, then try again."
             }
-            RejectionKind::SettingsUnavailable => "The key is valid. Try again later.",
+            RejectionKind::RegionUnknown | RejectionKind::SettingsUnavailable => {
+                "The key is valid. Try again later."
+            }
             RejectionKind::Internal | RejectionKind::Custom => {
                 "The operator of this service has to fix it."
             }
@@ -501,6 +573,16 @@ impl Rejection {
             Some(Details::Scope(scope)) => Some(scope),
             _ => None,
         }
+    }
+
+    /// Returns the region that the organization lives in: only for [`RejectionKind::WrongRegion`].
+    pub fn region(&self) -> Option<&str> {
+        Some(&self.as_region()?.name)
+    }
+
+    /// Returns the address of the API in the [region](Self::region) of the organization, if it is known.
+    pub fn region_base(&self) -> Option<&str> {
+        self.as_region()?.base.as_deref()
     }
 
     /// Returns when to try again. Whole seconds, rounded up, go into `Retry-After`.

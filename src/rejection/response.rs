@@ -172,6 +172,14 @@ fn write_problem(rejection: &Rejection) -> Bytes {
         // A scope-token has neither `"` nor `\` nor control characters.
         let _ = write!(body, r#","scope":"{scope}""#);
     }
+    for (member, value) in [
+        ("region", rejection.region()),
+        ("base", rejection.region_base()),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(body, r#","{member}":"{}""#, Escaped(value));
+        }
+    }
     body.push('}');
     body.into()
 }

@@ -89,12 +89,16 @@ mod placement;
 mod rate_limited_log;
 #[cfg(feature = "kinde")]
 pub(crate) mod reconciler;
+#[cfg(feature = "region")]
+mod region;
 mod requests;
 
 pub(crate) use self::placement::layer_inside;
-#[cfg(any(feature = "limit", feature = "settings"))]
+#[cfg(any(feature = "limit", feature = "region", feature = "settings"))]
 pub(crate) use self::placement::layer_outside;
 pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
+#[cfg(feature = "region")]
+pub(crate) use self::region::region_undeclared;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
 pub(crate) use self::requests::{key_not_kept, layer_missing, looked_up};

@@ -16,7 +16,7 @@ pub(crate) fn layer_inside(layer: &'static str) {
 }
 
 /// A layer that must be inside `ApiKeyLayer` is outside, or there is no `ApiKeyLayer`.
-#[cfg(any(feature = "limit", feature = "settings"))]
+#[cfg(any(feature = "limit", feature = "region", feature = "settings"))]
 pub(crate) fn layer_outside(layer: &'static str) {
     static LOGS: RateLimitedLogs = RateLimitedLogs::new();
     if let Some(suppressed) = LOGS.admit(layer, "") {

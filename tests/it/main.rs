@@ -15,6 +15,7 @@ mod outage;
 mod pages;
 mod quickstart;
 mod reconciler;
+mod region;
 mod revoke_endpoint;
 mod settings;
 mod streams;

@@ -71,6 +71,8 @@ fn every_part_of_a_rejection_can_be_read() {
         Rejection::insufficient_scope(["a"]),
         Rejection::organization_mismatch(),
         Rejection::not_found(),
+        Rejection::wrong_region("us", None, StatusCode::MISDIRECTED_REQUEST),
+        Rejection::region_unknown(wait),
         Rejection::verifier_unavailable(wait),
         Rejection::verifier_misconfigured(wait),
         Rejection::rate_limited(wait),
