@@ -1,5 +1,11 @@
 //! Compares tables in the documentation with the code.
 
+#![allow(clippy::unwrap_used)] // A test may fail on what it cannot read.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
 #[test]
 fn troubleshooting_lists_warnings_and_errors() {
     let explained = messages_in_table(include_str!("../../src/troubleshooting.md"));
@@ -8,6 +14,7 @@ fn troubleshooting_lists_warnings_and_errors() {
         warnings_and_errors(include_str!("../../src/telemetry/limit.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/placement.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/reconciler.rs")),
+        warnings_and_errors(include_str!("../../src/telemetry/region.rs")),
         warnings_and_errors(include_str!("../../src/telemetry/requests.rs")),
         warnings_and_errors(include_str!("../../src/settings/telemetry.rs")),
         warnings_and_errors(include_str!("../../src/api_keys/telemetry.rs")),
@@ -51,6 +58,39 @@ fn log_messages_of_satellites_are_documented() {
         for message in &emitted {
             let is_documented = documented.iter().any(|begin| message.starts_with(begin));
             assert!(is_documented, "not in the README: {message}");
+        }
+    }
+}
+
+/// Every contribution names a test that exists.
+#[test]
+fn tests_on_the_compliance_page_exist() {
+    let page = include_str!("../../docs/compliance.md");
+    let named: BTreeSet<&str> = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|code| code.contains('_') && !code.contains(' '))
+        .collect();
+    assert!(named.len() > 15, "{named:?}");
+    let mut sources = String::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for folder in ["tests", "crates"] {
+        read_rust(&root.join(folder), &mut sources);
+    }
+    for test in named {
+        let is_there = sources.contains(&format!("fn {test}("));
+        assert!(is_there, "no such test: {test}");
+    }
+}
+
+fn read_rust(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_rust(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&fs::read_to_string(&path).unwrap());
         }
     }
 }
