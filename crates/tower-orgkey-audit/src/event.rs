@@ -7,6 +7,7 @@ use tower_orgkey::observer::{Caller, EarlyEnd, Requirements};
 use tower_orgkey::{KeyId, OrgCode, Rejection};
 
 use crate::peer::AuditPeer;
+use crate::pseudonym::{self, Pseudonym, PseudonymKey};
 use crate::request_id::RequestId;
 
 /// One event of an [`AuditTrail`](crate::AuditTrail).
@@ -148,6 +149,8 @@ pub struct AuditedRequest {
     pub(crate) route: Option<Route>,
     pub(crate) path: Option<Box<str>>,
     pub(crate) peer: Option<AuditPeer>,
+    /// Instead of the peer.
+    pub(crate) peer_pseudonym: Option<Pseudonym>,
     pub(crate) actor: Actor,
     pub(crate) requirements: Requirements,
     pub(crate) outcome: Outcome,
@@ -174,6 +177,19 @@ pub(crate) enum Actor {
         is_cached: bool,
         is_stale: bool,
     },
+}
+
+impl Actor {
+    /// Replaces the id of the user that the key acts for.
+    pub(crate) fn pseudonymize(&mut self, key: &PseudonymKey) {
+        if let Self::Organization {
+            user_id: Some(user_id),
+            ..
+        } = self
+        {
+            *user_id = key.of_user(user_id).into();
+        }
+    }
 }
 
 impl From<Option<Caller>> for Actor {
@@ -227,6 +243,7 @@ impl AuditedRequest {
             route: Some(Route::Named(bounded_text(operation))),
             path: None,
             peer: None,
+            peer_pseudonym: None,
             actor: Actor::Operator {
                 target: bounded_text(target),
             },
@@ -270,7 +287,8 @@ impl AuditedRequest {
         }
     }
 
-    /// Returns the user that the key acts for.
+    /// Returns the user that the key acts for, or the pseudonym of its id with
+    /// [`pseudonymize`](crate::AuditLayer::pseudonymize).
     pub fn user_id(&self) -> Option<&str> {
         match &self.actor {
             Actor::Organization { user_id, .. } => user_id.as_deref(),
@@ -333,9 +351,15 @@ impl AuditedRequest {
         self.path.as_deref()
     }
 
-    /// Returns where the request comes from, with [`peer`](crate::AuditLayer::peer).
+    /// Returns where the request comes from, with [`peer`](crate::AuditLayer::peer). `None` if it has a
+    /// [pseudonym](Self::peer_pseudonym).
     pub fn peer(&self) -> Option<AuditPeer> {
         self.peer
+    }
+
+    /// Returns the pseudonym of the peer's address, with [`pseudonymize`](crate::AuditLayer::pseudonymize).
+    pub fn peer_pseudonym(&self) -> Option<&str> {
+        self.peer_pseudonym.as_ref().map(pseudonym::text)
     }
 
     /// Returns the outcome: `allowed`, `anonymous`, `other-credential`, `timed-out` for a status of 408 or 504, the

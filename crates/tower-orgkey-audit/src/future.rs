@@ -5,12 +5,14 @@ use std::task::{Context, Poll};
 
 use http::{Method, Response, StatusCode};
 use pin_project_lite::pin_project;
+use tower_orgkey::RejectionKind;
 use tower_orgkey::observer::{
-    EarlyEnd, ObservedFuture, Observer, OuterObservation, ResponseObserver,
+    EarlyEnd, ObservedFuture, Observer, OuterObservation, Requirements, ResponseObserver,
 };
 
 use crate::body::AuditBody;
-use crate::event::{AuditedRequest, Outcome, Route, bounded_text};
+use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_text};
+use crate::layer::Privacy;
 use crate::trail::AuditTrail;
 
 pin_project! {
@@ -50,6 +52,7 @@ pub(crate) struct RequestAudit {
     record: Box<AuditedRequest>,
     observation: OuterObservation,
     trail: AuditTrail,
+    privacy: Privacy,
 }
 
 impl RequestAudit {
@@ -57,11 +60,13 @@ impl RequestAudit {
         record: Box<AuditedRequest>,
         observation: OuterObservation,
         trail: AuditTrail,
+        privacy: Privacy,
     ) -> Self {
         Self {
             record,
             observation,
             trail,
+            privacy,
         }
     }
 
@@ -77,10 +82,24 @@ impl RequestAudit {
         if let Some(operation) = self.observation.operation() {
             record.route = Some(Route::Named(bounded_text(&operation)));
         }
+        if let Some(key) = &self.privacy.pseudonyms {
+            record.actor.pseudonymize(key);
+        }
+        if self.privacy.is_minimal_outside_home && is_wrong_region(&outcome) {
+            record.actor = Actor::Unknown;
+            record.requirements = Requirements::default();
+            record.path = None;
+            record.peer = None;
+            record.peer_pseudonym = None;
+        }
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
         Some((record, self.trail))
     }
+}
+
+fn is_wrong_region(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Rejected(rejection) if rejection.kind() == RejectionKind::WrongRegion)
 }
 
 impl Observer for RequestAudit {

@@ -6,6 +6,7 @@ use tower_layer::Layer;
 use tower_orgkey::RequestHead;
 
 use crate::peer::AuditPeer;
+use crate::pseudonym::PseudonymKey;
 use crate::service::AuditService;
 use crate::trail::AuditTrail;
 
@@ -28,6 +29,14 @@ pub(crate) struct Options {
     pub(crate) record_path: bool,
     pub(crate) route: Option<HeadFn<String>>,
     pub(crate) peer: Option<HeadFn<AuditPeer>>,
+    pub(crate) privacy: Privacy,
+}
+
+/// What events leave out.
+#[derive(Clone, Default)]
+pub(crate) struct Privacy {
+    pub(crate) pseudonyms: Option<PseudonymKey>,
+    pub(crate) is_minimal_outside_home: bool,
 }
 
 impl AuditLayer {
@@ -40,6 +49,7 @@ impl AuditLayer {
                 record_path: false,
                 route: None,
                 peer: None,
+                privacy: Privacy::default(),
             }),
         }
     }
@@ -120,6 +130,33 @@ impl AuditLayer {
         peer: impl Fn(RequestHead<'_>) -> Option<P> + Send + Sync + 'static,
     ) -> Self {
         self.set(|options| options.peer = Some(Arc::new(move |head| peer(head).map(Into::into))));
+        self
+    }
+
+    /// Replaces the ids of users and the addresses of peers by keyed pseudonyms. Off unless called.
+    ///
+    /// Both are personal data. Ports are left out. The codes of organizations and the ids of keys stay as they are, and so do a
+    /// [path](Self::record_path) and a client's request id, which may contain anything.
+    ///
+    /// ```
+    /// # use tower_orgkey_audit::{AuditLayer, AuditTrail, PseudonymKey, TracingSink};
+    /// # let trail = AuditTrail::start(TracingSink)?;
+    /// # let secret = [7; 32];
+    /// let audit = AuditLayer::new(&trail).pseudonymize(PseudonymKey::new(&secret)?);
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn pseudonymize(mut self, key: PseudonymKey) -> Self {
+        self.set(|options| options.privacy.pseudonyms = Some(key));
+        self
+    }
+
+    /// Leaves out of the events of requests that are rejected with
+    /// [`wrong-region`](tower_orgkey::rejection#wrong-region) whom they are about: the organization, the key, the user, the
+    /// peer, the path and the requirements. Off unless called.
+    ///
+    /// The event stays in the region that rejected the request. A sampled trail counts such events as those of unknown callers.
+    pub fn minimal_outside_home(mut self) -> Self {
+        self.set(|options| options.privacy.is_minimal_outside_home = true);
         self
     }
 

@@ -34,7 +34,7 @@
 //! | `status_id` | 1 success, 2 failure (rejected, failed, or a status of 400 or more), 99 the client disconnected |
 //! | `authorizations` | what guards required, and the `decision`: scope policies (`policy.data.any_of`), and the path parameter that names the organization |
 //! | `http_response.code`, `.body_length` | the status; how many bytes of the body the server took |
-//! | `src_endpoint` | the peer, if [`peer`](AuditLayer::peer) is set; else its `name` is `unknown` |
+//! | `src_endpoint` | the peer, if [`peer`](AuditLayer::peer) is set; else its `name` is `unknown`. With [`pseudonymize`](AuditLayer::pseudonymize) its `uid` is a pseudonym |
 //! | `unmapped.cached`, `unmapped.stale` | whether the verification result was cached, and whether it was past its soft TTL |
 //! | `unmapped.target` | what an operator changed, see [`record_operator_action`](AuditTrail::record_operator_action) |
 //! | `http_request.url.path` | only with [`record_path`](AuditLayer::record_path) |
@@ -72,6 +72,7 @@ mod json_lines;
 mod layer;
 mod ocsf;
 mod peer;
+mod pseudonym;
 mod request_id;
 mod sampling;
 mod service;
@@ -89,6 +90,7 @@ pub use self::future::AuditFuture;
 pub use self::json_lines::JsonLines;
 pub use self::layer::AuditLayer;
 pub use self::peer::AuditPeer;
+pub use self::pseudonym::PseudonymKey;
 pub use self::service::AuditService;
 pub use self::sink::{AuditSink, SinkError};
 pub use self::tracing_sink::TracingSink;

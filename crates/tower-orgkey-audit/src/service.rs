@@ -57,6 +57,11 @@ impl AuditLayer {
             .ids()
             .settle(request.headers_mut(), &options.request_id_header);
         let head = RequestHead::of(request);
+        let peer = options.peer.as_ref().and_then(|peer| peer(head));
+        let (peer, peer_pseudonym) = match (peer, &options.privacy.pseudonyms) {
+            (Some(peer), Some(key)) => (None, Some(key.of_ip(peer.ip()))),
+            (peer, _) => (peer, None),
+        };
         let record = Box::new(AuditedRequest {
             time: SystemTime::now(),
             arrived: Instant::now(),
@@ -67,7 +72,8 @@ impl AuditLayer {
                 None => matched(head),
             },
             path: options.record_path.then(|| bounded_text(head.uri.path())),
-            peer: options.peer.as_ref().and_then(|peer| peer(head)),
+            peer,
+            peer_pseudonym,
             // Set when the request ends.
             actor: Actor::Unknown,
             requirements: Requirements::default(),
@@ -76,7 +82,12 @@ impl AuditLayer {
             duration: Duration::ZERO,
             body: None,
         });
-        RequestAudit::new(record, observation, self.trail.clone())
+        RequestAudit::new(
+            record,
+            observation,
+            self.trail.clone(),
+            options.privacy.clone(),
+        )
     }
 }
 

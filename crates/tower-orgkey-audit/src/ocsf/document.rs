@@ -12,7 +12,6 @@ use crate::event::{
     Actor, AuditEvent, AuditEventKind, AuditedRequest, Body, BodyEnd, LostEvents, Period,
     SuppressedRejections,
 };
-use crate::peer::AuditPeer;
 use crate::request_id::RequestId;
 use tower_orgkey::Rejection;
 use tower_orgkey::observer::Requirements;
@@ -129,7 +128,7 @@ impl AuditEvent {
             json.text(rejection.title());
         }
         json.raw(r#"","src_endpoint":{"#);
-        endpoint(json, request.peer);
+        endpoint(json, request);
         json.raw(r#"},"http_request":{"uid":""#);
         json.again(id);
         if is_listed(&request.method) {
@@ -413,10 +412,16 @@ fn is_listed(method: &Method) -> bool {
     )
 }
 
-fn endpoint(json: &mut Json<'_>, peer: Option<AuditPeer>) {
-    let Some(peer) = peer else {
+fn endpoint(json: &mut Json<'_>, request: &AuditedRequest) {
+    let Some(peer) = request.peer else {
         // The schema requires `ip` or `name`.
-        return json.raw(r#""name":"unknown""#);
+        json.raw(r#""name":"unknown""#);
+        if let Some(pseudonym) = &request.peer_pseudonym {
+            json.raw(r#","uid":""#);
+            json.plain(pseudonym);
+            json.raw("\"");
+        }
+        return;
     };
     // Writing to memory does not fail.
     let _ = write!(json.0, r#""ip":"{}""#, peer.ip());

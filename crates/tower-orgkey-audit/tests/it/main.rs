@@ -10,6 +10,7 @@ mod events;
 mod files;
 mod placement;
 mod pressure;
+mod privacy;
 mod schema;
 mod secrecy;
 mod traits;
