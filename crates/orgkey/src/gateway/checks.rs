@@ -17,6 +17,7 @@ use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions, rendered};
 use super::dialect::{Answer, Incomplete, Original, envoy_grpc, envoy_http, forward_auth, nginx};
 use super::identity::{Identity, Unusable};
+use super::recent::Recent;
 
 /// The counter of answers, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
 pub(super) const CHECKS: &str = "orgkey_gateway_checks_total";
@@ -35,6 +36,7 @@ pub(super) struct Checks {
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Answers,
     signer: Option<Signer>,
+    recent: Recent,
     logged: OncePerSecond,
 }
 
@@ -47,12 +49,18 @@ impl Checks {
             envoy: envoy_http::Answers::new(removed_key.as_ref()),
             removed_key,
             signer,
+            recent: Recent::new(),
             logged: OncePerSecond::default(),
         }
     }
 
     pub(super) fn decisions(&self) -> &Decisions {
         &self.decisions
+    }
+
+    /// Returns what was decided in the last hour.
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// Answers a question. What is not a question is rejected.
@@ -166,10 +174,16 @@ impl Checks {
 
     fn answered(&self, dialect: &'static str, decision: Decision) -> Answer {
         let (outcome, answer) = match decision {
-            Decision::Public => ("public", Answer::Allowed(Identity::default())),
+            Decision::Public => {
+                self.recent.record("public", None);
+                ("public", Answer::Allowed(Identity::default()))
+            }
             Decision::Allowed(context, audience) => {
                 match self.identity(&context, audience.as_ref()) {
-                    Ok(identity) => ("allowed", Answer::Allowed(identity)),
+                    Ok(identity) => {
+                        self.recent.record("allowed", Some(context.org_code()));
+                        ("allowed", Answer::Allowed(identity))
+                    }
                     Err(unusable) => {
                         return self.answered(dialect, self.unusable(&context, &unusable));
                     }
@@ -177,10 +191,9 @@ impl Checks {
             }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();
-                (
-                    rejection.map_or("internal", Rejection::code),
-                    Answer::Rejected(response),
-                )
+                let code = rejection.map_or("internal", Rejection::code);
+                self.recent.record(code, None);
+                (code, Answer::Rejected(response))
             }
         };
         metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome).increment(1);

@@ -147,6 +147,11 @@ impl Decisions {
         self.layer.handle()
     }
 
+    /// Returns the limit of each organization.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        **self.quota.load()
+    }
+
     /// Whether a header of the client is read.
     pub(super) fn reads(&self, name: &HeaderName) -> bool {
         self.read.contains(name) || self.client_address.as_ref() == Some(name)

@@ -118,8 +118,8 @@ impl Gateway {
         };
         let audit = trail.as_ref().map(AuditLayer::new);
         let decisions = Decisions::new(&config, setup.layer, audit);
-        let keys = decisions.keys();
-        let (checks, checks_address) = bind(&config.listen.checks).await?;
+        let checks = Arc::new(Checks::new(&config, decisions, setup.signer));
+        let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));
         let metrics = recorder();
         let (admin, admin_address) = match &config.listen.admin {
@@ -128,7 +128,7 @@ impl Gateway {
                 let (listener, address) = bind(address).await?;
                 let admin = Admin {
                     token: setup.admin_token,
-                    keys,
+                    checks: Arc::clone(&checks),
                     trail: trail.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
@@ -138,10 +138,10 @@ impl Gateway {
         };
         Ok(Self {
             handle: GatewayHandle {
-                checks: Arc::new(Checks::new(&config, decisions, setup.signer)),
+                checks: checks,
                 config: Arc::new(config),
             },
-            checks,
+            checks: listener,
             checks_address,
             admin,
             admin_address,
