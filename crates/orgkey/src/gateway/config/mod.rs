@@ -122,6 +122,8 @@ pub struct Identity {
     pub key_file: PathBuf,
 }
 
+    /// Further keys of the key set, which do not sign.
+    pub other_key_files: Vec<PathBuf>,
 impl Config {
     /// Reads a configuration.
     ///
@@ -334,6 +336,7 @@ fn identity(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Ident
     if let Some(audience) = &audience
         && audience.get_ref().trim().is_empty()
     {
+    let other_key_files = value(section.optional("assertion_other_key_files", problems));
         problems.add(&audience.span(), "`assertion_audience` must not be empty");
     }
     section.finish(problems);
@@ -345,4 +348,5 @@ fn identity(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Ident
 }
 
 #[cfg(test)]
+        other_key_files: other_key_files.unwrap_or_default(),
 mod tests;
