@@ -10,7 +10,8 @@ use tower_orgkey::observer::{
 };
 
 use crate::body::AuditBody;
-use crate::event::{AuditedRequest, Outcome, Route, bounded_text};
+use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_text};
+use crate::layer::AuditLayer;
 use crate::trail::AuditTrail;
 
 pin_project! {
@@ -49,19 +50,19 @@ impl<F> fmt::Debug for AuditFuture<F> {
 pub(crate) struct RequestAudit {
     record: Box<AuditedRequest>,
     observation: OuterObservation,
-    trail: AuditTrail,
+    layer: AuditLayer,
 }
 
 impl RequestAudit {
     pub(crate) fn new(
         record: Box<AuditedRequest>,
         observation: OuterObservation,
-        trail: AuditTrail,
+        layer: AuditLayer,
     ) -> Self {
         Self {
             record,
             observation,
-            trail,
+            layer,
         }
     }
 
@@ -69,17 +70,22 @@ impl RequestAudit {
     fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
         let mut record = self.record;
         let caller = self.observation.caller();
-        if caller.is_none() && !matches!(outcome, Outcome::Rejected(_)) {
+        let is_undecided = caller.is_none() && !matches!(outcome, Outcome::Rejected(_));
+        if is_undecided && !self.layer.options.record_undecided {
             return None;
         }
-        record.actor = caller.into();
+        record.actor = if is_undecided {
+            Actor::Anonymous
+        } else {
+            caller.into()
+        };
         record.requirements = self.observation.requirements();
         if let Some(operation) = self.observation.operation() {
             record.route = Some(Route::Named(bounded_text(&operation)));
         }
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
-        Some((record, self.trail))
+        Some((record, self.layer.trail))
     }
 }
 

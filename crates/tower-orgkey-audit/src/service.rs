@@ -76,7 +76,7 @@ impl AuditLayer {
             duration: Duration::ZERO,
             body: None,
         });
-        RequestAudit::new(record, observation, self.trail.clone())
+        RequestAudit::new(record, observation, self.clone())
     }
 }
 
