@@ -109,11 +109,12 @@ impl Checks {
                     target: &original.target,
                     host: original.host.as_deref(),
                     headers,
+                    scopes: None,
                     deadline: None,
                 };
                 self.decisions.decide(check).await
             }
-            Err(incomplete) => self.incomplete(dialect, &incomplete),
+            Err(incomplete) => Decision::Incomplete(incomplete),
         };
         self.answered(dialect, decision)
     }
@@ -136,14 +137,15 @@ impl Checks {
                     target: &question.target,
                     host: Some(&question.host),
                     headers: &question.headers,
+                    scopes: question.scopes,
                     deadline,
                 };
                 (self.decisions.decide(check).await, question.about)
             }
-            Err(incomplete) => {
-                let decision = self.incomplete("envoy-grpc", &incomplete);
-                (decision, envoy_grpc::About::default())
-            }
+            Err(incomplete) => (
+                Decision::Incomplete(incomplete),
+                envoy_grpc::About::default(),
+            ),
         };
         let answer = self.answered("envoy-grpc", decision);
         let frame = envoy_grpc::answer(answer, &about, self.removed_key.as_ref());
@@ -188,6 +190,9 @@ impl Checks {
                         return self.answered(dialect, self.unusable(&context, &unusable));
                     }
                 }
+            }
+            Decision::Incomplete(incomplete) => {
+                return self.answered(dialect, self.incomplete(dialect, &incomplete));
             }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();

@@ -145,6 +145,8 @@ mod tests {
         for number in 0..1_000 {
             let organization = OrgCode::new(format!("org_{number}")).unwrap();
             recent.record_at(0, "allowed", Some(&organization));
+        }
+        for _ in 0..1_000 {
             recent.record_at(1, "allowed", Some(&busy));
         }
         let hour = recent.last_hour_at(1);

@@ -251,3 +251,68 @@ async fn unix_socket_replaces_an_unused_one() {
     running.await.unwrap();
     assert!(!socket.exists());
 }
+
+#[tokio::test]
+async fn requests_without_a_route_are_recorded() {
+    let world = World::start(&format!(
+        "{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\nclient_address_header = 'x-real-ip'\n"
+    ))
+    .await;
+    let file = world.files.path("audit.jsonl");
+    for (id, target, code) in [
+        ("request-1", "/none/secret-id", "no-route"),
+        ("request-2", "/reports/secret-id//", "ambiguous-path"),
+        ("request-3", "/health", ""),
+        ("request-4", "/none/secret-id", "no-route"),
+    ] {
+        let headers = [
+            ("authorization", "Bearer unread-key"),
+            ("x-original-method", "GET"),
+            ("x-original-uri", target),
+            ("x-real-ip", "192.0.2.7"),
+            ("x-request-id", id),
+        ];
+        send(world.checks, request("GET", "/v1/nginx", &headers)).await;
+        if code.is_empty() {
+            continue;
+        }
+        let line = until_line(&file, |line| line.contains(id)).await;
+        assert!(line.contains(code) && line.contains("192.0.2.7"), "{line}");
+        assert!(
+            !line.contains("secret-id") && !line.contains("unread-key"),
+            "{line}"
+        );
+    }
+    // Public requests are recorded on request only.
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written.lines().count(), 3, "{written}");
+}
+
+#[tokio::test]
+async fn public_requests_are_recorded_on_request() {
+    let world = World::start(&format!(
+        "{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\npublic_requests = true\n"
+    ))
+    .await;
+    let headers = [
+        ("authorization", "Bearer unread-key"),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/health?q=1"),
+        ("x-request-id", "request-1"),
+    ];
+    let reply = send(world.checks, request("GET", "/v1/nginx", &headers)).await;
+    assert_eq!(reply.status, 200);
+    let line = until_line(&world.files.path("audit.jsonl"), |line| {
+        line.contains("request-1")
+    })
+    .await;
+    assert!(
+        line.contains("GET /health") && line.contains("anonymous"),
+        "{line}"
+    );
+    assert!(
+        !line.contains("unread-key") && !line.contains("q=1"),
+        "{line}"
+    );
+    assert_eq!(world.emulator.calls().verify.total, 0);
+}
