@@ -22,9 +22,6 @@ use super::recent::Recent;
 /// The counter of answers, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
 pub(super) const CHECKS: &str = "orgkey_gateway_checks_total";
 
-/// How long the message of a question may take to arrive.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The body of an answer: over gRPC, it has trailers.
 pub(super) type AnswerBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::convert::Infallible>>;
 
@@ -63,8 +60,12 @@ impl Checks {
         &self.recent
     }
 
-    /// Answers a question. What is not a question is rejected.
-    pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<AnswerBody>
+    /// Answers a question, whose body may take this long to arrive. What is not a question is rejected.
+    pub(super) async fn answer<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        timeout: Duration,
+    ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -81,7 +82,7 @@ impl Checks {
                 forward_auth::answer(self.headers("forward-auth", original, &parts.headers).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
-                return self.grpc(&parts.headers, body).await;
+                return self.grpc(&parts.headers, body, timeout).await;
             }
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
@@ -119,14 +120,14 @@ impl Checks {
         self.answered(dialect, decision)
     }
 
-    async fn grpc<B>(&self, headers: &HeaderMap, body: B) -> Response<AnswerBody>
+    async fn grpc<B>(&self, headers: &HeaderMap, body: B, timeout: Duration) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let deadline = envoy_grpc::deadline(headers);
         let read = Limited::new(body, envoy_grpc::MAX_LEN).collect();
-        let Ok(Ok(body)) = tokio::time::timeout(MESSAGE_TIMEOUT, read).await else {
+        let Ok(Ok(body)) = tokio::time::timeout(timeout, read).await else {
             return trailers_only("8");
         };
         let question = envoy_grpc::question(&body.to_bytes(), |name| self.decisions.reads(name));

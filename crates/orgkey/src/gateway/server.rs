@@ -132,6 +132,7 @@ impl Gateway {
                     trail: trail.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
+                    timeout: Bounds::default().body,
                 };
                 (Some((listener, admin)), Some(address))
             }
@@ -155,6 +156,9 @@ impl Gateway {
     /// Sets the bounds of both listeners.
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
         self.bounds = bounds;
+        if let Some((_, admin)) = &mut self.admin {
+            admin.timeout = bounds.body;
+        }
         self
     }
 
@@ -179,7 +183,8 @@ impl Gateway {
         let (stop_checks, stopped_checks) = watch::channel(None);
         let (stop_admin, stopped_admin) = watch::channel(None);
         let checks = Arc::clone(&self.handle.checks);
-        let answer = move |request| Arc::clone(&checks).answer(request);
+        let timeout = self.bounds.body;
+        let answer = move |request| Arc::clone(&checks).answer(request, timeout);
         let checks = tokio::spawn(serve(self.checks, answer, self.bounds, stopped_checks));
         let admin = self.admin.map(|(listener, admin)| {
             let router = admin.router();

@@ -25,9 +25,6 @@ use super::checks::Checks;
 /// The most bytes of the body of a revocation.
 const MAX_BODY_LEN: usize = 16 * 1_024;
 
-/// How long the body of a request may take to arrive.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What operators see and change.
 pub(super) struct Admin {
     pub(super) token: Option<AdminToken>,
@@ -36,6 +33,8 @@ pub(super) struct Admin {
     pub(super) trail: Option<AuditTrail>,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
+    /// How long a request may take.
+    pub(super) timeout: Duration,
 }
 
 impl Admin {
@@ -79,7 +78,7 @@ async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next
     let mut response = if is_allowed && is_of_a_page(&request) {
         (StatusCode::FORBIDDEN, "a page may not change anything\n").into_response()
     } else if is_allowed {
-        let response = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+        let response = tokio::time::timeout(admin.timeout, next.run(request)).await;
         response.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
     } else {
         let mut response =
