@@ -208,7 +208,7 @@ fn only_ed25519_key_sets_are_accepted() {
 }
 
 #[tokio::test]
-async fn only_ed25519_keys_are_accepted() {
+async fn fault_126_signing_key_is_unusable() {
     let emulator = KindeEmulator::start().await.unwrap();
     let files = Files::new(&emulator);
     let config = Config::parse(&files.config(&emulator, IDENTITY)).unwrap();
@@ -221,6 +221,12 @@ async fn only_ed25519_keys_are_accepted() {
         let error = Gateway::start(config.clone()).await.unwrap_err();
         assert!(error.to_string().contains("Ed25519"), "{error}");
     }
+    std::fs::remove_file(files.path("key.pem")).unwrap();
+    let error = Gateway::start(config).await.unwrap_err().to_string();
+    assert!(
+        error.contains("assertion_key_file") && error.contains("key.pem"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

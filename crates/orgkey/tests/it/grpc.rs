@@ -305,7 +305,7 @@ async fn callers_of_grpc_get_a_sentence() {
 }
 
 #[tokio::test]
-async fn answers_come_before_envoys_deadline() {
+async fn fault_127_issuer_is_slower_than_envoy() {
     let world = World::start(ROUTES).await;
     world.emulator.inject(Endpoint::Verify, Fault::hold());
     let http = question(

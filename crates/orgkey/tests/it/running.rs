@@ -1,13 +1,19 @@
 //! Listeners, reload and shutdown.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::body::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use orgkey::gateway::{Bounds, Config, Error, Gateway};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::checks::{LIMITS, ROUTES};
-use crate::support::{Files, World, request, send, send_h2, until_line};
+use crate::support::{ADMIN_TOKEN, Files, World, request, send, send_h2, until_line};
 
 async fn status_of(world: &World, target: &str, key: &str) -> u16 {
     let bearer = format!("Bearer {key}");
@@ -35,6 +41,7 @@ const BOUNDS: Bounds = Bounds {
     first_request: Duration::from_millis(50),
     head: Duration::from_millis(50),
     head_len: 16 * 1_024,
+    body: Duration::from_millis(50),
 };
 
 #[tokio::test]
@@ -57,7 +64,7 @@ async fn both_versions_of_http_are_served() {
 }
 
 #[tokio::test]
-async fn slow_connections_are_closed() {
+async fn fault_122_slow_connections() {
     let world = World::with_bounds(ROUTES, BOUNDS).await;
     for address in [world.checks, world.admin] {
         for start in [
@@ -76,7 +83,7 @@ async fn slow_connections_are_closed() {
 }
 
 #[tokio::test]
-async fn large_heads_are_rejected() {
+async fn fault_122_large_heads() {
     let world = World::with_bounds(
         ROUTES,
         Bounds {
@@ -130,7 +137,7 @@ async fn reload_changes_routes_and_keeps_state() {
 }
 
 #[tokio::test]
-async fn other_tables_need_a_restart() {
+async fn fault_123_other_tables_are_reloaded() {
     let world = World::start(ROUTES).await;
     let text = world
         .files
@@ -315,4 +322,98 @@ async fn public_requests_are_recorded_on_request() {
         "{line}"
     );
     assert_eq!(world.emulator.calls().verify.total, 0);
+}
+
+#[tokio::test]
+async fn fault_122_slow_bodies() {
+    let bounds = Bounds {
+        first_request: Duration::from_secs(30),
+        head: Duration::from_secs(30),
+        ..BOUNDS
+    };
+    let world = World::with_bounds(ROUTES, bounds).await;
+    let mut stream = TcpStream::connect(world.admin).await.unwrap();
+    let head = format!(
+        "POST /v1/block HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\nconnection: close\r\n\
+         content-length: 20\r\n\r\n{{\"org_code\":"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let reply = rest_of(stream).await;
+    assert!(reply.starts_with("HTTP/1.1 408"), "{reply}");
+
+    // A message of gRPC that does not end.
+    let stream = TcpStream::connect(world.checks).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let target = format!(
+        "http://{}/envoy.service.auth.v3.Authorization/Check",
+        world.checks
+    );
+    let body = StreamBody::new(futures_util::stream::pending::<
+        Result<Frame<Bytes>, Infallible>,
+    >());
+    let reply = sender
+        .send_request(request("POST", &target, &[]).map(|_| body))
+        .await
+        .unwrap();
+    assert_eq!(reply.headers()["grpc-status"], "8");
+    assert_eq!(status_of(&world, "/health", "unread-key").await, 200);
+}
+
+#[tokio::test]
+async fn fault_122_unused_connections() {
+    let world = World::with_bounds(ROUTES, BOUNDS).await;
+    for address in [world.checks, world.admin] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let handshake =
+            http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.unwrap();
+        let target = format!("http://{address}/livez");
+        let reply = async {
+            let reply = sender
+                .send_request(request("GET", &target, &[]))
+                .await
+                .unwrap();
+            reply.into_body().collect().await.unwrap();
+            // Not dropped, which would close the connection.
+            sender
+        };
+        // It answers pings, and has no further request.
+        let ended = tokio::time::timeout(Duration::from_secs(30), async {
+            tokio::join!(connection, reply)
+        });
+        ended
+            .await
+            .expect("the gateway closes the connection")
+            .0
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn fault_124_audit_disk_is_full() {
+    let mut world = World::start(&format!("{ROUTES}\n[audit]\nfile = '/dev/full'\n")).await;
+    let key = world.key("org_1", &["read:reports"]);
+    for _ in 0..20 {
+        assert_eq!(status_of(&world, "/reports/1", &key).await, 200);
+        assert_eq!(status_of(&world, "/reports/1", "never-seen-key").await, 401);
+    }
+    // What is lost is known.
+    let bearer = format!("Bearer {ADMIN_TOKEN}");
+    let metrics = send(
+        world.admin,
+        request("GET", "/metrics", &[("authorization", &bearer)]),
+    )
+    .await;
+    assert!(
+        metrics.text().contains("orgkey_audit_events_total"),
+        "{}",
+        metrics.text()
+    );
+    world.stop.take().unwrap().send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), world.running)
+        .await
+        .unwrap()
+        .unwrap();
 }
