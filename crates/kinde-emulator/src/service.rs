@@ -62,7 +62,7 @@ async fn answer(
     let (parts, body) = request.into_parts();
     if shared.control && control::is_control(parts.uri.path()) {
         let body = collect(body).await?;
-        return Ok(response(&control::answer(shared, &parts, &body)));
+        return Ok(response(&control::answer(shared, &parts, &body, peer)));
     }
     let Some((endpoint, key_id)) = Endpoint::of(&parts.method, parts.uri.path()) else {
         shared.state().calls.unrouted += 1;

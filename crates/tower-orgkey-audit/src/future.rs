@@ -12,7 +12,7 @@ use tower_orgkey::observer::{
 
 use crate::body::AuditBody;
 use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_text};
-use crate::layer::Privacy;
+use crate::layer::AuditLayer;
 use crate::trail::AuditTrail;
 
 pin_project! {
@@ -51,22 +51,19 @@ impl<F> fmt::Debug for AuditFuture<F> {
 pub(crate) struct RequestAudit {
     record: Box<AuditedRequest>,
     observation: OuterObservation,
-    trail: AuditTrail,
-    privacy: Privacy,
+    layer: AuditLayer,
 }
 
 impl RequestAudit {
     pub(crate) fn new(
         record: Box<AuditedRequest>,
         observation: OuterObservation,
-        trail: AuditTrail,
-        privacy: Privacy,
+        layer: AuditLayer,
     ) -> Self {
         Self {
             record,
             observation,
-            trail,
-            privacy,
+            layer,
         }
     }
 
@@ -74,18 +71,24 @@ impl RequestAudit {
     fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
         let mut record = self.record;
         let caller = self.observation.caller();
-        if caller.is_none() && !matches!(outcome, Outcome::Rejected(_)) {
+        let is_undecided = caller.is_none() && !matches!(outcome, Outcome::Rejected(_));
+        if is_undecided && !self.layer.options.record_undecided {
             return None;
         }
-        record.actor = caller.into();
+        record.actor = if is_undecided {
+            Actor::Anonymous
+        } else {
+            caller.into()
+        };
         record.requirements = self.observation.requirements();
         if let Some(operation) = self.observation.operation() {
             record.route = Some(Route::Named(bounded_text(&operation)));
         }
-        if let Some(key) = &self.privacy.pseudonyms {
+        let privacy = &self.layer.options.privacy;
+        if let Some(key) = &privacy.pseudonyms {
             record.actor.pseudonymize(key);
         }
-        if self.privacy.is_minimal_outside_home && is_wrong_region(&outcome) {
+        if privacy.is_minimal_outside_home && is_wrong_region(&outcome) {
             record.actor = Actor::Unknown;
             record.requirements = Requirements::default();
             record.path = None;
@@ -94,7 +97,7 @@ impl RequestAudit {
         }
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
-        Some((record, self.trail))
+        Some((record, self.layer.trail))
     }
 }
 

@@ -27,12 +27,13 @@ type HeadFn<T> = Arc<dyn Fn(RequestHead<'_>) -> Option<T> + Send + Sync>;
 pub(crate) struct Options {
     pub(crate) request_id_header: HeaderName,
     pub(crate) record_path: bool,
+    pub(crate) record_undecided: bool,
     pub(crate) route: Option<HeadFn<String>>,
     pub(crate) peer: Option<HeadFn<AuditPeer>>,
     pub(crate) privacy: Privacy,
 }
 
-/// What events leave out.
+/// What events leave out about whom they are about.
 #[derive(Clone, Default)]
 pub(crate) struct Privacy {
     pub(crate) pseudonyms: Option<PseudonymKey>,
@@ -47,6 +48,7 @@ impl AuditLayer {
             options: Arc::new(Options {
                 request_id_header: HeaderName::from_static("x-request-id"),
                 record_path: false,
+                record_undecided: false,
                 route: None,
                 peer: None,
                 privacy: Privacy::default(),
@@ -80,6 +82,22 @@ impl AuditLayer {
     /// Paths contain identifiers, and whatever a client puts there by mistake, a key for instance.
     pub fn record_path(mut self, record: bool) -> Self {
         self.set(|options| options.record_path = record);
+        self
+    }
+
+    /// Sets whether requests are recorded that nothing decided on, such as those to a public route without an
+    /// [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer). Default: no.
+    ///
+    /// Their [code](crate::AuditedRequest::code) is `anonymous`.
+    ///
+    /// ```
+    /// # use tower_orgkey_audit::{AuditLayer, AuditTrail, TracingSink};
+    /// # let trail = AuditTrail::start(TracingSink)?;
+    /// let audit = AuditLayer::new(&trail).record_undecided(true);
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn record_undecided(mut self, record: bool) -> Self {
+        self.set(|options| options.record_undecided = record);
         self
     }
 

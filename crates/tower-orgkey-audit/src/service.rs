@@ -82,12 +82,7 @@ impl AuditLayer {
             duration: Duration::ZERO,
             body: None,
         });
-        RequestAudit::new(
-            record,
-            observation,
-            self.trail.clone(),
-            options.privacy.clone(),
-        )
+        RequestAudit::new(record, observation, self.clone())
     }
 }
 

@@ -4,10 +4,12 @@ mod fault;
 mod names;
 mod requests;
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
+use http::uri::Authority;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -32,6 +34,8 @@ enum Problem {
     NoSuchEndpoint,
     /// Web pages cannot send JSON to another origin without its consent.
     NotJson,
+    /// A web page can let a name of its own resolve to this machine, and then read the replies.
+    OtherHost,
 }
 
 type Answer = Result<(u16, Value), Problem>;
@@ -41,15 +45,38 @@ pub(crate) fn is_control(path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-pub(crate) fn answer(shared: &Shared, parts: &Parts, body: &[u8]) -> Reply {
-    let (status, error) = match route(shared, parts, body) {
+pub(crate) fn answer(shared: &Shared, parts: &Parts, body: &[u8], peer: SocketAddr) -> Reply {
+    let answer = if peer.ip().to_canonical().is_loopback() && !is_for_loopback(parts) {
+        Err(Problem::OtherHost)
+    } else {
+        route(shared, parts, body)
+    };
+    let (status, error) = match answer {
         Ok((status, body)) => return Reply::json(status, &body),
+        Err(Problem::OtherHost) => (
+            403,
+            "`Host` must be an IP address or `localhost`".to_owned(),
+        ),
         Err(Problem::BadRequest(why)) => (400, why),
         Err(Problem::UnknownKey) => (404, "no such key".to_owned()),
         Err(Problem::NoSuchEndpoint) => (404, "no such control endpoint".to_owned()),
         Err(Problem::NotJson) => (415, "the media type must be application/json".to_owned()),
     };
     Reply::json(status, &json!({ "error": error }))
+}
+
+/// Whether a request of this machine names it by an address or as `localhost`, and not by a name that someone else resolves.
+fn is_for_loopback(parts: &Parts) -> bool {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = match (parts.uri.authority(), hosts.next(), hosts.next()) {
+        (Some(authority), ..) => Some(authority.clone()),
+        (None, Some(host), None) => host.to_str().ok().and_then(|host| host.parse().ok()),
+        _ => None,
+    };
+    host.is_some_and(|host: Authority| {
+        let name = host.host().trim_matches(['[', ']']);
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    })
 }
 
 fn route(shared: &Shared, parts: &Parts, body: &[u8]) -> Answer {

@@ -422,3 +422,34 @@ async fn only_json_is_a_control_request() {
     let other: Value = other.json().await.unwrap();
     assert_eq!(other["errors"]["code"], "ROUTE_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn other_host_names_are_rejected() {
+    let on = Controlled::start().await;
+    for (host, status) in [
+        ("attacker.example", 403),
+        ("localhost.attacker.example:80", 403),
+        ("127.0.0.1.attacker.example", 403),
+        ("127.0.0.1@attacker.example", 403),
+        ("", 403),
+        ("localhost:4000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:4000", 200),
+    ] {
+        let request = on.caller.request(Method::GET, "/_emulator");
+        let response = request.header("host", host).send().await.unwrap();
+        assert_eq!(response.status(), status, "{host}");
+        let shows_secret = response
+            .text()
+            .await
+            .unwrap()
+            .contains(&on.emulator.client_secret());
+        assert_eq!(shows_secret, status == 200, "{host}");
+        let request = on.caller.request(Method::POST, "/_emulator/keys");
+        let request = request
+            .header("host", host)
+            .json(&json!({ "org_code": "org_1" }));
+        let issued = request.send().await.unwrap().status() == 201;
+        assert_eq!(issued, status == 200, "{host}");
+    }
+}

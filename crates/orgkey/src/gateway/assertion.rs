@@ -27,6 +27,8 @@ const UNUSABLE: &str = "expected an Ed25519 private key of 32 bytes in PKCS #8 a
 pub(super) struct Signer {
     key: EncodingKey,
     header: Header,
+    /// This key, and those that services accept beside it.
+    key_set: JwkSet,
     issuer: String,
     audience: Arc<str>,
     made: Cache<Subject, Made>,
@@ -63,25 +65,36 @@ struct Claims<'a> {
 impl Signer {
     /// Creates a signer with an Ed25519 key in PEM (PKCS #8).
     pub(super) fn new(pem: &str, issuer: String, audience: &str) -> Result<Self, &'static str> {
-        let key = EncodingKey::from_ed_pem(pem.as_bytes()).map_err(|_| UNUSABLE)?;
+        let (key, public) = read(pem)?;
         let mut header = Header::new(Algorithm::EdDSA);
-        let id = public(&key)?.thumbprint(ThumbprintHash::SHA256);
-        header.kid = Some(id.map_err(|_| UNUSABLE)?);
+        header.kid.clone_from(&public.common.key_id);
         Ok(Self {
             key,
             header,
+            key_set: JwkSet { keys: vec![public] },
             issuer,
             audience: audience.into(),
             made: Cache::new(CAPACITY),
         })
     }
 
+    /// Adds a key to the key set that does not sign.
+    pub(super) fn add_to_key_set(&mut self, pem: &str) -> Result<(), &'static str> {
+        let (_, public) = read(pem)?;
+        let known = &mut self.key_set.keys;
+        if known
+            .iter()
+            .any(|key| key.common.key_id == public.common.key_id)
+        {
+            return Err("this key is in the key set already");
+        }
+        known.push(public);
+        Ok(())
+    }
+
     /// Returns the key set that services verify assertions with.
-    pub(super) fn key_set(&self) -> Result<JwkSet, &'static str> {
-        let mut key = public(&self.key)?;
-        key.common.key_id.clone_from(&self.header.kid);
-        key.common.public_key_use = Some(PublicKeyUse::Signature);
-        Ok(JwkSet { keys: vec![key] })
+    pub(super) fn key_set(&self) -> &JwkSet {
+        &self.key_set
     }
 
     /// Returns the assertion about a caller, for an audience if the route has its own. `None` if it cannot be signed.
@@ -131,8 +144,14 @@ impl Signer {
     }
 }
 
-fn public(key: &EncodingKey) -> Result<Jwk, &'static str> {
-    Jwk::from_encoding_key(key, Algorithm::EdDSA).map_err(|_| UNUSABLE)
+/// Reads a private key, and returns the public one with its id.
+fn read(pem: &str) -> Result<(EncodingKey, Jwk), &'static str> {
+    let key = EncodingKey::from_ed_pem(pem.as_bytes()).map_err(|_| UNUSABLE)?;
+    let mut public = Jwk::from_encoding_key(&key, Algorithm::EdDSA).map_err(|_| UNUSABLE)?;
+    let id = public.thumbprint(ThumbprintHash::SHA256);
+    public.common.key_id = Some(id.map_err(|_| UNUSABLE)?);
+    public.common.public_key_use = Some(PublicKeyUse::Signature);
+    Ok((key, public))
 }
 
 impl fmt::Debug for Signer {

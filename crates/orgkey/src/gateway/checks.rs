@@ -17,12 +17,10 @@ use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions, rendered};
 use super::dialect::{Answer, Incomplete, Original, envoy_grpc, envoy_http, forward_auth, nginx};
 use super::identity::{Identity, Unusable};
+use super::recent::Recent;
 
 /// The counter of answers, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
 pub(super) const CHECKS: &str = "orgkey_gateway_checks_total";
-
-/// How long the message of a question may take to arrive.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The body of an answer: over gRPC, it has trailers.
 pub(super) type AnswerBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::convert::Infallible>>;
@@ -35,6 +33,7 @@ pub(super) struct Checks {
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Answers,
     signer: Option<Signer>,
+    recent: Recent,
     logged: OncePerSecond,
 }
 
@@ -47,6 +46,7 @@ impl Checks {
             envoy: envoy_http::Answers::new(removed_key.as_ref()),
             removed_key,
             signer,
+            recent: Recent::new(),
             logged: OncePerSecond::default(),
         }
     }
@@ -55,8 +55,17 @@ impl Checks {
         &self.decisions
     }
 
-    /// Answers a question. What is not a question is rejected.
-    pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<AnswerBody>
+    /// Returns what was decided in the last hour.
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// Answers a question, whose body may take this long to arrive. What is not a question is rejected.
+    pub(super) async fn answer<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        timeout: Duration,
+    ) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -73,7 +82,7 @@ impl Checks {
                 forward_auth::answer(self.headers("forward-auth", original, &parts.headers).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
-                return self.grpc(&parts.headers, body).await;
+                return self.grpc(&parts.headers, body, timeout).await;
             }
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
@@ -101,23 +110,24 @@ impl Checks {
                     target: &original.target,
                     host: original.host.as_deref(),
                     headers,
+                    scopes: None,
                     deadline: None,
                 };
                 self.decisions.decide(check).await
             }
-            Err(incomplete) => self.incomplete(dialect, &incomplete),
+            Err(incomplete) => Decision::Incomplete(incomplete),
         };
         self.answered(dialect, decision)
     }
 
-    async fn grpc<B>(&self, headers: &HeaderMap, body: B) -> Response<AnswerBody>
+    async fn grpc<B>(&self, headers: &HeaderMap, body: B, timeout: Duration) -> Response<AnswerBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let deadline = envoy_grpc::deadline(headers);
         let read = Limited::new(body, envoy_grpc::MAX_LEN).collect();
-        let Ok(Ok(body)) = tokio::time::timeout(MESSAGE_TIMEOUT, read).await else {
+        let Ok(Ok(body)) = tokio::time::timeout(timeout, read).await else {
             return trailers_only("8");
         };
         let question = envoy_grpc::question(&body.to_bytes(), |name| self.decisions.reads(name));
@@ -128,14 +138,15 @@ impl Checks {
                     target: &question.target,
                     host: Some(&question.host),
                     headers: &question.headers,
+                    scopes: question.scopes,
                     deadline,
                 };
                 (self.decisions.decide(check).await, question.about)
             }
-            Err(incomplete) => {
-                let decision = self.incomplete("envoy-grpc", &incomplete);
-                (decision, envoy_grpc::About::default())
-            }
+            Err(incomplete) => (
+                Decision::Incomplete(incomplete),
+                envoy_grpc::About::default(),
+            ),
         };
         let answer = self.answered("envoy-grpc", decision);
         let frame = envoy_grpc::answer(answer, &about, self.removed_key.as_ref());
@@ -166,21 +177,29 @@ impl Checks {
 
     fn answered(&self, dialect: &'static str, decision: Decision) -> Answer {
         let (outcome, answer) = match decision {
-            Decision::Public => ("public", Answer::Allowed(Identity::default())),
+            Decision::Public => {
+                self.recent.record("public", None);
+                ("public", Answer::Allowed(Identity::default()))
+            }
             Decision::Allowed(context, audience) => {
                 match self.identity(&context, audience.as_ref()) {
-                    Ok(identity) => ("allowed", Answer::Allowed(identity)),
+                    Ok(identity) => {
+                        self.recent.record("allowed", Some(context.org_code()));
+                        ("allowed", Answer::Allowed(identity))
+                    }
                     Err(unusable) => {
                         return self.answered(dialect, self.unusable(&context, &unusable));
                     }
                 }
             }
+            Decision::Incomplete(incomplete) => {
+                return self.answered(dialect, self.incomplete(dialect, &incomplete));
+            }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();
-                (
-                    rejection.map_or("internal", Rejection::code),
-                    Answer::Rejected(response),
-                )
+                let code = rejection.map_or("internal", Rejection::code);
+                self.recent.record(code, None);
+                (code, Answer::Rejected(response))
             }
         };
         metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome).increment(1);

@@ -192,7 +192,7 @@ fn listed(path: &Path, problems: &[Problem]) -> String {
 
 fn key_set(config: &Config) -> Result<String, String> {
     let signer = setup::signer(config)?.ok_or("the table [identity] is missing")?;
-    serde_json::to_string_pretty(&signer.key_set()?).map_err(|error| error.to_string())
+    serde_json::to_string_pretty(signer.key_set()).map_err(|error| error.to_string())
 }
 
 /// Returns what the gateway decides about a request before it reads a key, and whether the request has a route.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
@@ -18,6 +19,7 @@ use http_body_util::{BodyExt, Collected, Full};
 use tower::util::{BoxCloneSyncService, option_layer};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_orgkey::guard::RequireScopeLayer;
+use tower_orgkey::scope::ScopePolicy;
 use tower_orgkey::{
     ApiKeyHandle, ApiKeyLayer, OrgContext, OrgRateLimitLayer, Quota, Rejection, RequestHead,
     require_org_with,
@@ -25,8 +27,14 @@ use tower_orgkey::{
 use tower_orgkey_audit::AuditLayer;
 
 use super::config::{Config, Demand, RouteConfig};
+use super::dialect::Incomplete;
 use super::path;
 use super::routes::{NotFound, Routes};
+
+/// The header with the request's id, for the audit trail.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
 
 /// Answers a request that was asked about. An allowed one has an [`OrgContext`] in its extensions.
 type Decide = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
@@ -39,6 +47,8 @@ pub(super) struct Check<'a> {
     pub(super) host: Option<&'a str>,
     /// The client's headers. Only the key, the request's id and the address of the client are read.
     pub(super) headers: &'a HeaderMap,
+    /// The scopes that the proxy demands beside those of the route.
+    pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
     pub(super) deadline: Option<Duration>,
 }
@@ -51,17 +61,14 @@ pub(super) enum Decision {
     Allowed(OrgContext, Option<Arc<str>>),
     /// It may not pass.
     Rejected(Response<Bytes>),
+    /// It may not pass, because the proxy is not configured as its dialect requires.
+    Incomplete(Incomplete),
 }
 
 impl Decision {
-    /// Rejects a request for a reason that the layer does not know, in the same format.
-    pub(super) fn reject(rejection: Rejection) -> Self {
-        Self::Rejected(rendered(rejection))
-    }
-
     /// Rejects a request that the gateway cannot decide about, because something is not set up.
     pub(super) fn misconfigured() -> Self {
-        Self::reject(Rejection::internal())
+        Self::Rejected(rendered(Rejection::internal()))
     }
 }
 
@@ -71,8 +78,12 @@ pub(super) struct Decisions {
     limit: OrgRateLimitLayer,
     quota: Arc<ArcSwap<Option<Quota>>>,
     audit: Option<AuditLayer>,
-    /// The headers of the client that the layers read.
-    read: Vec<HeaderName>,
+    /// For public routes, if they are recorded.
+    public_audit: Option<AuditLayer>,
+    /// Answers requests without a route, with the rejection in their extensions.
+    reject: Decide,
+    /// The header with the key.
+    key: HeaderName,
     client_address: Option<HeaderName>,
     routes: ArcSwap<RouteServices>,
 }
@@ -82,19 +93,26 @@ struct RouteServices {
     services: Vec<Route>,
 }
 
-/// What a route demands, as a service. `None` for public routes.
 struct Route {
     name: Arc<str>,
     organization: Option<String>,
     audience: Option<Arc<str>>,
-    decide: Option<Decide>,
+    demand: RouteDemand,
+}
+
+/// What a route demands, as a service.
+enum RouteDemand {
+    /// No key is read. The service records the request, if public ones are recorded.
+    Nothing(Option<Decide>),
+    Key(Decide),
 }
 
 /// What guards and the audit trail know about a request beside its head.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Matched {
-    route: Arc<str>,
+    route: Option<Arc<str>>,
     organization: Option<String>,
+    scopes: Option<ScopePolicy>,
     client: Option<IpAddr>,
 }
 
@@ -110,22 +128,23 @@ impl Decisions {
         let current = Arc::clone(&quota);
         let audit = audit.map(|audit| {
             audit
-                .route(|head| Some(Matched::of(head)?.route.to_string()))
+                .route(|head| Some(Matched::of(head)?.route.as_ref()?.to_string()))
                 .peer(|head| Matched::of(head)?.client)
         });
-        let client_address = config
-            .audit
-            .as_ref()
-            .and_then(|audit| audit.client_address_header.clone());
+        let reject = audited(audit.as_ref(), service_fn(reject));
+        let settings = config.audit.as_ref();
+        let client_address = settings.and_then(|audit| audit.client_address_header.clone());
+        let records_public = settings.is_some_and(|audit| audit.public_requests);
+        let public_audit = audit.clone().filter(|_| records_public);
+        let public_audit = public_audit.map(|audit| audit.record_undecided(true));
         let mut decisions = Self {
             layer,
             limit: OrgRateLimitLayer::new(move |_: &OrgContext| **current.load()),
             quota,
             audit,
-            read: vec![
-                config.keys.header_name(),
-                HeaderName::from_static("x-request-id"),
-            ],
+            public_audit,
+            reject,
+            key: config.keys.header_name(),
             client_address,
             routes: ArcSwap::from_pointee(RouteServices {
                 routes: Routes::new(Vec::new(), false),
@@ -147,9 +166,14 @@ impl Decisions {
         self.layer.handle()
     }
 
+    /// Returns the limit of each organization.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        **self.quota.load()
+    }
+
     /// Whether a header of the client is read.
     pub(super) fn reads(&self, name: &HeaderName) -> bool {
-        self.read.contains(name) || self.client_address.as_ref() == Some(name)
+        [&self.key, &REQUEST_ID].contains(&name) || self.client_address.as_ref() == Some(name)
     }
 
     fn services(&self, config: &Config) -> RouteServices {
@@ -160,7 +184,7 @@ impl Decisions {
                 Demand::Nothing => None,
             },
             audience: route.audience.as_deref().map(Into::into),
-            decide: self.service(route),
+            demand: self.demand(route),
         });
         RouteServices {
             services: services.collect(),
@@ -169,24 +193,24 @@ impl Decisions {
     }
 
     /// From the outside in: audit, the layer, the limit, the organization, scopes.
-    fn service(&self, route: &RouteConfig) -> Option<Decide> {
+    fn demand(&self, route: &RouteConfig) -> RouteDemand {
         let Demand::Key {
             scopes,
             organization,
         } = &route.demand
         else {
-            return None;
+            let audit = self.public_audit.as_ref();
+            return RouteDemand::Nothing(
+                audit.map(|audit| audited(Some(audit), service_fn(allow))),
+            );
         };
         let scopes = option_layer(scopes.clone().map(RequireScopeLayer::new));
         let organization = option_layer(organization.as_ref().map(|_| {
             require_org_with(|head: RequestHead<'_>| Matched::of(head)?.organization.clone())
         }));
-        let guarded = organization.layer(scopes.layer(service_fn(allow)));
+        let guarded = organization.layer(scopes.layer(service_fn(allow_with_scopes)));
         let decided = self.layer.layer(self.limit.layer(guarded));
-        Some(match &self.audit {
-            Some(audit) => BoxCloneSyncService::new(audit.layer(decided).map_response(whole)),
-            None => BoxCloneSyncService::new(decided.map_response(whole)),
-        })
+        RouteDemand::Key(audited(self.audit.as_ref(), decided))
     }
 
     /// Decides about a request.
@@ -194,40 +218,45 @@ impl Decisions {
         let current = self.routes.load_full();
         let found = match current.routes.find(&check.method, check.host, check.target) {
             Ok(found) => found,
-            Err(NotFound::NoRoute) => return Decision::reject(no_route()),
-            Err(NotFound::Ambiguous(reason)) => return Decision::reject(ambiguous(reason)),
+            Err(NotFound::NoRoute) => return self.reject(&check, no_route()).await,
+            Err(NotFound::Ambiguous(why)) => return self.reject(&check, ambiguous(why)).await,
         };
         let route = &current.services[found.index];
-        let Some(mut decide) = route.decide.clone() else {
-            return Decision::Public;
-        };
         let organization = route
             .organization
             .as_deref()
             .and_then(|name| found.parameter(name));
-        let Ok(uri) = Uri::try_from(path::of_target(check.target)) else {
-            return Decision::reject(ambiguous("is not a path of a URI"));
-        };
-        let mut request = Request::new(());
-        *request.method_mut() = check.method;
-        *request.uri_mut() = uri;
-        for name in &self.read {
-            for value in check.headers.get_all(name) {
-                request.headers_mut().append(name, value.clone());
-            }
-        }
-        request.extensions_mut().insert(Matched {
-            route: Arc::clone(&route.name),
+        let matched = Matched {
+            route: Some(Arc::clone(&route.name)),
             organization: organization.and_then(decoded),
+            scopes: check.scopes.clone(),
             client: self.client(check.headers),
-        });
+        };
+        let mut decide = match &route.demand {
+            RouteDemand::Nothing(_) if check.scopes.is_some() => {
+                return Decision::Incomplete(SCOPES_OF_PUBLIC_ROUTE);
+            }
+            RouteDemand::Nothing(None) => return Decision::Public,
+            RouteDemand::Nothing(Some(record)) => {
+                let request = self.request(&check, matched, false);
+                let Ok(_) = record.clone().call(request).await;
+                return Decision::Public;
+            }
+            RouteDemand::Key(decide) => decide.clone(),
+        };
+        let Ok(uri) = Uri::try_from(path::of_target(check.target)) else {
+            let why = ambiguous("is not a path of a URI");
+            return self.reject(&check, why).await;
+        };
+        let mut request = self.request(&check, matched, true);
+        *request.uri_mut() = uri;
         let decided = decide.call(request);
         let response = match check.deadline {
             None => decided.await,
             Some(deadline) => match tokio::time::timeout(deadline, decided).await {
                 Ok(response) => response,
                 // The verification goes on, and the next request finds its result.
-                Err(_) => return Decision::reject(too_slow()),
+                Err(_) => return Decision::Rejected(rendered(too_slow())),
             },
         };
         let Ok(mut response) = response;
@@ -241,6 +270,32 @@ impl Decisions {
         }
     }
 
+    /// Rejects a request for a reason that the layer does not know, in the same format.
+    async fn reject(&self, check: &Check<'_>, rejection: Rejection) -> Decision {
+        let matched = Matched {
+            client: self.client(check.headers),
+            ..Matched::default()
+        };
+        let mut request = self.request(check, matched, false);
+        request.extensions_mut().insert(rejection);
+        let Ok(response) = self.reject.clone().call(request).await;
+        Decision::Rejected(response)
+    }
+
+    /// Returns the request that services decide about, without its path.
+    fn request(&self, check: &Check<'_>, matched: Matched, has_key: bool) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = check.method.clone();
+        let key = has_key.then_some(&self.key);
+        for name in key.into_iter().chain([&REQUEST_ID]) {
+            for value in check.headers.get_all(name) {
+                request.headers_mut().append(name, value.clone());
+            }
+        }
+        request.extensions_mut().insert(matched);
+        request
+    }
+
     fn client(&self, headers: &HeaderMap) -> Option<IpAddr> {
         let mut values = headers.get_all(self.client_address.as_ref()?).iter();
         match (values.next(), values.next()) {
@@ -250,7 +305,44 @@ impl Decisions {
     }
 }
 
-/// The inner service of the layer: the request may pass.
+/// Puts the audit trail around a service, and reads its bodies.
+fn audited<S, B>(audit: Option<&AuditLayer>, service: S) -> Decide
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + 'static,
+{
+    match audit {
+        Some(audit) => BoxCloneSyncService::new(audit.layer(service).map_response(whole)),
+        None => BoxCloneSyncService::new(service.map_response(whole)),
+    }
+}
+
+/// Rejects a request by the rejection in its extensions.
+async fn reject(mut request: Request<()>) -> Result<axum::response::Response, Infallible> {
+    let rejection = request.extensions_mut().remove::<Rejection>();
+    Ok(rejection
+        .unwrap_or_else(Rejection::internal)
+        .into_response())
+}
+
+/// The inner service of the layer, with the scopes that the proxy demands.
+async fn allow_with_scopes(request: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let matched = Matched::of(RequestHead::of(&request));
+    match matched.and_then(|matched| matched.scopes.clone()) {
+        None => allow(request).await,
+        Some(policy) => {
+            let guard = RequireScopeLayer::new(policy);
+            guard.layer(service_fn(allow)).oneshot(request).await
+        }
+    }
+}
+
+/// The request may pass.
 async fn allow(request: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
     let mut response = Response::new(Full::default());
     if let Some(context) = request.extensions().get::<OrgContext>() {
@@ -261,7 +353,7 @@ async fn allow(request: Request<()>) -> Result<Response<Full<Bytes>>, Infallible
 
 /// Renders a rejection as the layer does.
 pub(super) fn rendered(rejection: Rejection) -> Response<Bytes> {
-    whole(axum::response::IntoResponse::into_response(rejection))
+    whole(rejection.into_response())
 }
 
 /// Reads a body that is complete, as all bodies of rejections are.

@@ -9,6 +9,7 @@ mod decision;
 mod dialect;
 mod identity;
 mod path;
+mod recent;
 mod routes;
 mod serve;
 mod server;

@@ -7,8 +7,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,12 +17,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::config::Address;
 
@@ -34,11 +32,13 @@ pub struct Bounds {
     pub connections: usize,
     /// How long a connection may take to its first request.
     pub first_request: Duration,
-    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused. Longer than proxies keep their
-    /// unused connections, so that they do not send on one that is being closed.
+    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused, over HTTP/2 too. Longer than
+    /// proxies keep their unused connections, so that they do not send on one that is being closed.
     pub head: Duration,
     /// The most bytes of the head of a request.
     pub head_len: usize,
+    /// How long the body of a request may take.
+    pub body: Duration,
 }
 
 impl Default for Bounds {
@@ -48,9 +48,13 @@ impl Default for Bounds {
             first_request: Duration::from_secs(10),
             head: Duration::from_secs(75),
             head_len: 64 * 1_024,
+            body: Duration::from_secs(5),
         }
     }
 }
+
+/// How long an unused connection may take to close.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -117,7 +121,6 @@ pub(super) async fn serve<S, F, B>(
         builder: builder(bounds),
     };
     let free = Arc::new(Semaphore::new(bounds.connections));
-    let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let last = loop {
         if let Some(last) = *stop.borrow_and_update() {
@@ -156,19 +159,22 @@ pub(super) async fn serve<S, F, B>(
                 continue;
             }
         };
-        let (server, watcher) = (server.clone(), graceful.watcher());
+        let (server, stop) = (server.clone(), stop.clone());
         connections.spawn(async move {
             match stream {
-                Stream::Tcp(stream) => server.connection(stream, watcher).await,
-                Stream::Unix(stream) => server.connection(stream, watcher).await,
+                Stream::Tcp(stream) => server.connection(stream, stop).await,
+                Stream::Unix(stream) => server.connection(stream, stop).await,
             }
             drop(permit);
         });
     };
     drop(listener);
-    tokio::select! {
-        () = graceful.shutdown() => {}
-        () = sleep_until(last) => tracing::warn!("connections are closed with requests in flight"),
+    let ended = timeout_at(last, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await;
+    if ended.is_err() {
+        tracing::warn!("connections are closed with requests in flight");
     }
 }
 
@@ -208,24 +214,90 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Serves a connection. Errors are the client's, and concern this connection alone.
-    async fn connection<I>(self, stream: I, watcher: Watcher)
+    async fn connection<I>(self, stream: I, mut stop: watch::Receiver<Option<Instant>>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&has_asked);
-        let service = self.service;
+        let uses = Arc::new(Mutex::new(Uses::default()));
+        let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
-            asked.store(true, Ordering::Relaxed);
+            let used = InUse::new(Arc::clone(&begun));
             let answer = service(request);
-            async { Ok::<_, Infallible>(answer.await) }
+            async {
+                let response = answer.await;
+                drop(used);
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(watcher.watch(connection));
-        // Neither version of HTTP limits the time until its first bytes.
-        let first = timeout(self.bounds.first_request, &mut connection).await;
-        if first.is_err() && has_asked.load(Ordering::Relaxed) {
-            let _ = connection.await;
+        let mut connection = pin!(connection);
+        // Neither version of HTTP limits the time until its first bytes, and HTTP/2 not that between requests.
+        let mut check_at = Instant::now() + self.bounds.first_request;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                _ = stop.changed() => break,
+                () = sleep_until(check_at) => {}
+            }
+            match lock(&uses).unused_since() {
+                Unused::Never => return,
+                Unused::Since(end) if end + self.bounds.head <= Instant::now() => break,
+                Unused::Since(end) => check_at = end + self.bounds.head,
+                Unused::InUse => check_at = Instant::now() + self.bounds.head,
+            }
+        }
+        connection.as_mut().graceful_shutdown();
+        // A client may keep it open.
+        let _ = timeout(CLOSING, connection).await;
+    }
+}
+
+/// The requests of a connection.
+#[derive(Default)]
+struct Uses {
+    in_flight: usize,
+    last_end: Option<Instant>,
+}
+
+/// Whether a connection is unused.
+enum Unused {
+    /// It had no request.
+    Never,
+    /// Its last response began then.
+    Since(Instant),
+    /// A request is in flight.
+    InUse,
+}
+
+impl Uses {
+    fn unused_since(&self) -> Unused {
+        match self.last_end {
+            _ if self.in_flight > 0 => Unused::InUse,
+            Some(end) => Unused::Since(end),
+            None => Unused::Never,
         }
     }
+}
+
+/// A request in flight.
+struct InUse(Arc<Mutex<Uses>>);
+
+impl InUse {
+    fn new(uses: Arc<Mutex<Uses>>) -> Self {
+        lock(&uses).in_flight += 1;
+        Self(uses)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut uses = lock(&self.0);
+        uses.in_flight -= 1;
+        uses.last_end = Some(Instant::now());
+    }
+}
+
+fn lock(uses: &Mutex<Uses>) -> std::sync::MutexGuard<'_, Uses> {
+    // Both fields are set by single statements.
+    uses.lock().unwrap_or_else(PoisonError::into_inner)
 }

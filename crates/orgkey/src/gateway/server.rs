@@ -118,8 +118,8 @@ impl Gateway {
         };
         let audit = trail.as_ref().map(AuditLayer::new);
         let decisions = Decisions::new(&config, setup.layer, audit);
-        let keys = decisions.keys();
-        let (checks, checks_address) = bind(&config.listen.checks).await?;
+        let checks = Arc::new(Checks::new(&config, decisions, setup.signer));
+        let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));
         let metrics = recorder();
         let (admin, admin_address) = match &config.listen.admin {
@@ -128,20 +128,21 @@ impl Gateway {
                 let (listener, address) = bind(address).await?;
                 let admin = Admin {
                     token: setup.admin_token,
-                    keys,
+                    checks: Arc::clone(&checks),
                     trail: trail.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
+                    timeout: Bounds::default().body,
                 };
                 (Some((listener, admin)), Some(address))
             }
         };
         Ok(Self {
             handle: GatewayHandle {
-                checks: Arc::new(Checks::new(&config, decisions, setup.signer)),
+                checks: checks,
                 config: Arc::new(config),
             },
-            checks,
+            checks: listener,
             checks_address,
             admin,
             admin_address,
@@ -155,6 +156,9 @@ impl Gateway {
     /// Sets the bounds of both listeners.
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
         self.bounds = bounds;
+        if let Some((_, admin)) = &mut self.admin {
+            admin.timeout = bounds.body;
+        }
         self
     }
 
@@ -179,7 +183,8 @@ impl Gateway {
         let (stop_checks, stopped_checks) = watch::channel(None);
         let (stop_admin, stopped_admin) = watch::channel(None);
         let checks = Arc::clone(&self.handle.checks);
-        let answer = move |request| Arc::clone(&checks).answer(request);
+        let timeout = self.bounds.body;
+        let answer = move |request| Arc::clone(&checks).answer(request, timeout);
         let checks = tokio::spawn(serve(self.checks, answer, self.bounds, stopped_checks));
         let admin = self.admin.map(|(listener, admin)| {
             let router = admin.router();

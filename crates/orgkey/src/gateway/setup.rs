@@ -59,7 +59,14 @@ pub(super) fn signer(config: &Config) -> Result<Option<Signer>, String> {
     let of_file = |error: &str| format!("`assertion_key_file`: {error}");
     let pem = read(&identity.key_file).map_err(|error| of_file(&error))?;
     let signer = Signer::new(&pem, identity.issuer.clone(), &identity.audience);
-    signer.map(Some).map_err(of_file)
+    let mut signer = signer.map_err(of_file)?;
+    for file in &identity.other_key_files {
+        let of_file = |error: &str| format!("`assertion_other_key_files`: {error}");
+        let pem = read(file).map_err(|error| of_file(&error))?;
+        let added = signer.add_to_key_set(&pem);
+        added.map_err(|error| of_file(&format!("{}: {error}", file.display())))?;
+    }
+    Ok(Some(signer))
 }
 
 fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {

@@ -34,7 +34,7 @@ async fn status_of(world: &World, key: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn only_health_is_open() {
+async fn fault_125_admin_token_is_wrong() {
     let world = World::start(ROUTES).await;
     for path in ["/livez", "/readyz"] {
         assert_eq!(get(&world, path, &[]).await.status, 200, "{path}");

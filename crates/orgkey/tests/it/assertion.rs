@@ -208,7 +208,7 @@ fn only_ed25519_key_sets_are_accepted() {
 }
 
 #[tokio::test]
-async fn only_ed25519_keys_are_accepted() {
+async fn fault_126_signing_key_is_unusable() {
     let emulator = KindeEmulator::start().await.unwrap();
     let files = Files::new(&emulator);
     let config = Config::parse(&files.config(&emulator, IDENTITY)).unwrap();
@@ -220,5 +220,63 @@ async fn only_ed25519_keys_are_accepted() {
         std::fs::write(files.path("key.pem"), pem).unwrap();
         let error = Gateway::start(config.clone()).await.unwrap_err();
         assert!(error.to_string().contains("Ed25519"), "{error}");
+    }
+    std::fs::remove_file(files.path("key.pem")).unwrap();
+    let error = Gateway::start(config).await.unwrap_err().to_string();
+    assert!(
+        error.contains("assertion_key_file") && error.contains("key.pem"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn rotation_rejects_no_assertion() {
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let names = ["key.pem", "other.pem"];
+    for name in names {
+        std::fs::write(files.path(name), private_key()).unwrap();
+    }
+    let with = |first: &str, others: &str| {
+        let signing = IDENTITY.replace("key.pem", first);
+        let others = format!("assertion_other_key_files = [{others}]\n");
+        files.config(&emulator, &format!("{ROUTES}{signing}{others}"))
+    };
+    let spec = kinde_emulator::KeySpec::organization("org_1").scopes(["read:reports"]);
+    let bearer = format!("Bearer {}", emulator.issue_key(spec).secret());
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports/1"),
+    ];
+    let mut ids = Vec::new();
+    for (first, other) in [("key.pem", "other.pem"), ("other.pem", "key.pem")] {
+        let text = with(first, &format!("'DIR/{other}'"));
+        std::fs::write(files.path("gateway.toml"), &text).unwrap();
+        let gateway = Gateway::start(Config::parse(&text).unwrap()).await.unwrap();
+        let address = gateway.checks_address().to_string().parse().unwrap();
+        tokio::spawn(gateway.run(std::future::pending()));
+        let reply = send(address, request("GET", "/v1/nginx", &headers)).await;
+        let token = reply.header("x-org-assertion").unwrap();
+        let keys = key_set(&files);
+        assert!(claims(&keys, &token, "reports-api").is_ok());
+        assert_eq!(keys.keys.len(), 2);
+        // The first of the set signs.
+        ids.push(decode_header(&token).unwrap().kid.unwrap());
+        assert_eq!(keys.keys[0].common.key_id.as_ref(), ids.last());
+        let set = serde_json::to_string(&keys).unwrap();
+        assert!(!set.contains("\"d\""), "{set}");
+        assert!(AssertionVerifier::new(&set, "orgkey", "reports-api").is_ok());
+    }
+    assert_ne!(ids[0], ids[1]);
+
+    // A key twice, and a file that is not there.
+    for (others, said) in [("'DIR/key.pem'", "already"), ("'DIR/none.pem'", "none.pem")] {
+        let config = Config::parse(&with("key.pem", others)).unwrap();
+        let error = Gateway::start(config).await.unwrap_err().to_string();
+        assert!(
+            error.contains("assertion_other_key_files") && error.contains(said),
+            "{error}"
+        );
     }
 }

@@ -337,7 +337,7 @@ async fn routes_of_a_host_need_the_host() {
 }
 
 #[tokio::test]
-async fn dialects_read_only_their_own_headers() {
+async fn fault_121_headers_of_a_dialect_repeat() {
     let world = World::start(ROUTES).await;
     let nginx = [("x-original-method", "GET"), ("x-original-uri", "/health")];
     let forward = [
@@ -468,7 +468,7 @@ async fn envoy_removes_what_is_not_set() {
 }
 
 #[tokio::test]
-async fn identities_above_3_kib_are_500() {
+async fn fault_129_identity_is_above_3_kib() {
     let world = World::start(ROUTES).await;
     let scopes: Vec<String> = (0..40).map(|number| format!("{number:0>75}")).collect();
     let names: Vec<&str> = scopes.iter().map(String::as_str).collect();

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use axum::body::Bytes;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
 use http_body_util::Full;
 use kinde_emulator::{Endpoint, Fault};
 use prost::Message;
@@ -47,9 +49,17 @@ async fn call(to: SocketAddr, body: Vec<u8>, metadata: &[(&str, &str)]) -> Reply
 }
 
 fn framed(http: HttpRequest) -> Vec<u8> {
+    framed_with(http, &[])
+}
+
+fn framed_with(http: HttpRequest, extensions: &[(&str, &str)]) -> Vec<u8> {
     let request = AttributeRequest { http: Some(http) };
     let attributes = AttributeContext {
         request: Some(request),
+        context_extensions: extensions
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
     };
     let message = CheckRequest {
         attributes: Some(attributes),
@@ -60,7 +70,16 @@ fn framed(http: HttpRequest) -> Vec<u8> {
 }
 
 async fn check(to: SocketAddr, http: HttpRequest) -> CheckResponse {
-    let reply = call(to, framed(http), &[("grpc-timeout", "5S")]).await;
+    check_with(to, http, &[]).await
+}
+
+async fn check_with(
+    to: SocketAddr,
+    http: HttpRequest,
+    extensions: &[(&str, &str)],
+) -> CheckResponse {
+    let framed = framed_with(http, extensions);
+    let reply = call(to, framed, &[("grpc-timeout", "5S")]).await;
     assert_eq!(reply.status, 200);
     assert_eq!(
         reply.header("content-type").as_deref(),
@@ -181,7 +200,7 @@ async fn rejections_are_those_of_the_other_dialects() {
             "/reports/1",
             &[("authorization", "Bearer unknown-key-1")],
         ),
-        (400, 3, "/reports/1", &[("authorization", &joined)]),
+        (400, 16, "/reports/1", &[("authorization", &joined)]),
         (403, 7, "/reports/1", &[("authorization", &bearer)]),
         (403, 7, "/orgs/org_2/x", &[("authorization", &bearer)]),
         (403, 7, "/", &[("authorization", &bearer)]),
@@ -274,6 +293,9 @@ async fn callers_of_grpc_get_a_sentence() {
     let denied = denied(&response);
     let headers = headers(&denied.headers);
     assert_eq!(headers["grpc-status"], "16");
+    let details = BASE64_STANDARD_NO_PAD.decode(headers["grpc-status-details-bin"]);
+    let details = String::from_utf8_lossy(&details.unwrap()).into_owned();
+    assert!(details.contains("CREDENTIAL_MISSING"), "{details}");
     assert!(headers.contains_key("www-authenticate") && !headers.contains_key("content-type"));
     assert!(
         !denied.body.is_empty() && !denied.body.contains('{'),
@@ -283,7 +305,7 @@ async fn callers_of_grpc_get_a_sentence() {
 }
 
 #[tokio::test]
-async fn answers_come_before_envoys_deadline() {
+async fn fault_127_issuer_is_slower_than_envoy() {
     let world = World::start(ROUTES).await;
     world.emulator.inject(Endpoint::Verify, Fault::hold());
     let http = question(
@@ -317,4 +339,53 @@ async fn unreadable_questions_deny() {
     // Without HTTP/2 there are no trailers.
     let reply = send(world.checks, request("POST", PATH, &[])).await;
     assert_eq!(reply.status, 404);
+}
+
+#[tokio::test]
+async fn scopes_of_a_route_of_envoy_are_required() {
+    let world = World::start(ROUTES).await;
+    let key = |scopes: &[&str]| format!("Bearer {}", world.key("org_1", scopes));
+    let (some, all) = (
+        key(&["read:reports", "a"]),
+        key(&["read:reports", "a", "b"]),
+    );
+    for (bearer, scope, status) in [
+        (&some, "a", None),
+        (&some, "a b", Some(403)),
+        (&all, " a  b ", None),
+        (&all, "A", Some(403)),
+        // A demand that cannot be read is no demand that is met.
+        (&all, "", Some(500)),
+        (&all, "a\"b", Some(500)),
+    ] {
+        let headers = [("authorization", bearer.as_str())];
+        let http = question("GET", "/reports/1", &headers);
+        let extensions = [("scope", scope), ("other", "x")];
+        let response = check_with(world.checks, http, &extensions).await;
+        let Some(status) = status else {
+            allowed(&response);
+            continue;
+        };
+        assert_eq!(
+            denied(&response).status.as_ref().unwrap().code,
+            status,
+            "{scope}"
+        );
+    }
+    // Those of the gateway's route are required too.
+    let bearer = key(&["a"]);
+    let http = question("GET", "/reports/1", &[("authorization", &bearer)]);
+    let response = check_with(world.checks, http, &[("scope", "a")]).await;
+    assert_eq!(denied(&response).status.as_ref().unwrap().code, 403);
+    // A public route reads no key.
+    let response = check_with(
+        world.checks,
+        question("GET", "/health", &[]),
+        &[("scope", "a")],
+    )
+    .await;
+    assert_eq!(denied(&response).status.as_ref().unwrap().code, 500);
+    // The client does not choose them.
+    let headers = [("authorization", some.as_str()), ("scope", "b")];
+    allowed(&check(world.checks, question("GET", "/reports/1", &headers)).await);
 }

@@ -9,5 +9,8 @@ mod command;
 mod doctor;
 mod emulator;
 mod grpc;
+#[path = "../../../../tests/support/python.rs"]
+mod python;
 mod running;
+mod status;
 mod support;

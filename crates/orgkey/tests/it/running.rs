@@ -1,13 +1,19 @@
 //! Listeners, reload and shutdown.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::body::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use orgkey::gateway::{Bounds, Config, Error, Gateway};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::checks::{LIMITS, ROUTES};
-use crate::support::{Files, World, request, send, send_h2, until_line};
+use crate::support::{ADMIN_TOKEN, Files, World, request, send, send_h2, until_line};
 
 async fn status_of(world: &World, target: &str, key: &str) -> u16 {
     let bearer = format!("Bearer {key}");
@@ -35,6 +41,7 @@ const BOUNDS: Bounds = Bounds {
     first_request: Duration::from_millis(50),
     head: Duration::from_millis(50),
     head_len: 16 * 1_024,
+    body: Duration::from_millis(50),
 };
 
 #[tokio::test]
@@ -57,7 +64,7 @@ async fn both_versions_of_http_are_served() {
 }
 
 #[tokio::test]
-async fn slow_connections_are_closed() {
+async fn fault_122_slow_connections() {
     let world = World::with_bounds(ROUTES, BOUNDS).await;
     for address in [world.checks, world.admin] {
         for start in [
@@ -76,7 +83,7 @@ async fn slow_connections_are_closed() {
 }
 
 #[tokio::test]
-async fn large_heads_are_rejected() {
+async fn fault_122_large_heads() {
     let world = World::with_bounds(
         ROUTES,
         Bounds {
@@ -130,7 +137,7 @@ async fn reload_changes_routes_and_keeps_state() {
 }
 
 #[tokio::test]
-async fn other_tables_need_a_restart() {
+async fn fault_123_other_tables_are_reloaded() {
     let world = World::start(ROUTES).await;
     let text = world
         .files
@@ -250,4 +257,163 @@ async fn unix_socket_replaces_an_unused_one() {
     drop(stop);
     running.await.unwrap();
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn requests_without_a_route_are_recorded() {
+    let world = World::start(&format!(
+        "{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\nclient_address_header = 'x-real-ip'\n"
+    ))
+    .await;
+    let file = world.files.path("audit.jsonl");
+    for (id, target, code) in [
+        ("request-1", "/none/secret-id", "no-route"),
+        ("request-2", "/reports/secret-id//", "ambiguous-path"),
+        ("request-3", "/health", ""),
+        ("request-4", "/none/secret-id", "no-route"),
+    ] {
+        let headers = [
+            ("authorization", "Bearer unread-key"),
+            ("x-original-method", "GET"),
+            ("x-original-uri", target),
+            ("x-real-ip", "192.0.2.7"),
+            ("x-request-id", id),
+        ];
+        send(world.checks, request("GET", "/v1/nginx", &headers)).await;
+        if code.is_empty() {
+            continue;
+        }
+        let line = until_line(&file, |line| line.contains(id)).await;
+        assert!(line.contains(code) && line.contains("192.0.2.7"), "{line}");
+        assert!(
+            !line.contains("secret-id") && !line.contains("unread-key"),
+            "{line}"
+        );
+    }
+    // Public requests are recorded on request only.
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written.lines().count(), 3, "{written}");
+}
+
+#[tokio::test]
+async fn public_requests_are_recorded_on_request() {
+    let world = World::start(&format!(
+        "{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\npublic_requests = true\n"
+    ))
+    .await;
+    let headers = [
+        ("authorization", "Bearer unread-key"),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/health?q=1"),
+        ("x-request-id", "request-1"),
+    ];
+    let reply = send(world.checks, request("GET", "/v1/nginx", &headers)).await;
+    assert_eq!(reply.status, 200);
+    let line = until_line(&world.files.path("audit.jsonl"), |line| {
+        line.contains("request-1")
+    })
+    .await;
+    assert!(
+        line.contains("GET /health") && line.contains("anonymous"),
+        "{line}"
+    );
+    assert!(
+        !line.contains("unread-key") && !line.contains("q=1"),
+        "{line}"
+    );
+    assert_eq!(world.emulator.calls().verify.total, 0);
+}
+
+#[tokio::test]
+async fn fault_122_slow_bodies() {
+    let bounds = Bounds {
+        first_request: Duration::from_secs(30),
+        head: Duration::from_secs(30),
+        ..BOUNDS
+    };
+    let world = World::with_bounds(ROUTES, bounds).await;
+    let mut stream = TcpStream::connect(world.admin).await.unwrap();
+    let head = format!(
+        "POST /v1/block HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\nconnection: close\r\n\
+         content-length: 20\r\n\r\n{{\"org_code\":"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let reply = rest_of(stream).await;
+    assert!(reply.starts_with("HTTP/1.1 408"), "{reply}");
+
+    // A message of gRPC that does not end.
+    let stream = TcpStream::connect(world.checks).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let target = format!(
+        "http://{}/envoy.service.auth.v3.Authorization/Check",
+        world.checks
+    );
+    let body = StreamBody::new(futures_util::stream::pending::<
+        Result<Frame<Bytes>, Infallible>,
+    >());
+    let reply = sender
+        .send_request(request("POST", &target, &[]).map(|_| body))
+        .await
+        .unwrap();
+    assert_eq!(reply.headers()["grpc-status"], "8");
+    assert_eq!(status_of(&world, "/health", "unread-key").await, 200);
+}
+
+#[tokio::test]
+async fn fault_122_unused_connections() {
+    let world = World::with_bounds(ROUTES, BOUNDS).await;
+    for address in [world.checks, world.admin] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let handshake =
+            http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.unwrap();
+        let target = format!("http://{address}/livez");
+        let reply = async {
+            let reply = sender
+                .send_request(request("GET", &target, &[]))
+                .await
+                .unwrap();
+            reply.into_body().collect().await.unwrap();
+            // Not dropped, which would close the connection.
+            sender
+        };
+        // It answers pings, and has no further request.
+        let ended = tokio::time::timeout(Duration::from_secs(30), async {
+            tokio::join!(connection, reply)
+        });
+        ended
+            .await
+            .expect("the gateway closes the connection")
+            .0
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn fault_124_audit_disk_is_full() {
+    let mut world = World::start(&format!("{ROUTES}\n[audit]\nfile = '/dev/full'\n")).await;
+    let key = world.key("org_1", &["read:reports"]);
+    for _ in 0..20 {
+        assert_eq!(status_of(&world, "/reports/1", &key).await, 200);
+        assert_eq!(status_of(&world, "/reports/1", "never-seen-key").await, 401);
+    }
+    // What is lost is known.
+    let bearer = format!("Bearer {ADMIN_TOKEN}");
+    let metrics = send(
+        world.admin,
+        request("GET", "/metrics", &[("authorization", &bearer)]),
+    )
+    .await;
+    assert!(
+        metrics.text().contains("orgkey_audit_events_total"),
+        "{}",
+        metrics.text()
+    );
+    world.stop.take().unwrap().send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), world.running)
+        .await
+        .unwrap()
+        .unwrap();
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
 mod programs;
+mod stub;
 #[allow(dead_code, reason = "shared with another binary")]
 #[path = "../it/support.rs"]
 mod support;
@@ -17,6 +18,7 @@ use axum::http::{HeaderMap, Uri};
 use kinde_emulator::{Endpoint, Fault};
 
 use self::programs::{Proxy, Setup};
+use self::stub::{Mode, Stub};
 use self::support::{Headers, Reply, World, request, send};
 
 const TABLES: &str = r#"
@@ -78,20 +80,23 @@ impl Scene {
     }
 
     fn assert_rejected(&self, reply: &Reply, status: u16, code: &str) {
-        let setup = self.setup;
-        assert_eq!(reply.status, status, "{setup:?} {}", reply.text());
-        assert_eq!(reply.code(), code, "{setup:?}");
-        assert_eq!(
-            reply.header("content-type").as_deref(),
-            Some("application/problem+json"),
-            "{setup:?}"
-        );
-        assert_eq!(
-            reply.header("cache-control").as_deref(),
-            Some("no-store"),
-            "{setup:?}"
-        );
+        assert_rejected(self.setup, reply, status, code);
     }
+}
+
+fn assert_rejected(setup: Setup, reply: &Reply, status: u16, code: &str) {
+    assert_eq!(reply.status, status, "{setup:?} {}", reply.text());
+    assert_eq!(reply.code(), code, "{setup:?}");
+    assert_eq!(
+        reply.header("content-type").as_deref(),
+        Some("application/problem+json"),
+        "{setup:?}"
+    );
+    assert_eq!(
+        reply.header("cache-control").as_deref(),
+        Some("no-store"),
+        "{setup:?}"
+    );
 }
 
 /// Returns the value of a header that the service got.
@@ -327,6 +332,38 @@ async fn outages_reach_the_client(scene: &mut Scene) {
     for target in ["/health", "/reports/1"] {
         let reply = scene.ask("GET", target, &[]).await;
         assert!(reply.status.is_server_error(), "{setup:?} {}", reply.status);
+    }
+}
+
+/// What the gateway itself does not answer in this configuration: 404 and 421, and nothing.
+async fn other_answers(setup: Setup) {
+    let stub = Stub::start().await;
+    let proxy = Proxy::start(setup, stub.address, service().await).await;
+    for status in [404, 421] {
+        stub.set(Mode::Rejects(status));
+        let reply = send(proxy.address, request("GET", "/reports/1", &[])).await;
+        assert_rejected(setup, &reply, status, stub::CODE);
+    }
+    // Traefik waits for 30 s, the others for 3 s.
+    stub.set(Mode::Silent);
+    let reply = send(proxy.address, request("GET", "/reports/1", &[])).await;
+    assert!(reply.status.is_server_error(), "{setup:?} {}", reply.status);
+    assert!(!reply.text().contains("path:"), "{setup:?}");
+    assert!(stub.unanswered() > 0, "{setup:?}");
+}
+
+#[tokio::test]
+async fn fault_128_gateway_is_silent() {
+    let setups = [
+        Setup::Nginx,
+        Setup::Traefik,
+        Setup::Caddy,
+        Setup::EnvoyHttp,
+        Setup::EnvoyGrpc,
+    ];
+    let all = setups.map(|setup| tokio::spawn(other_answers(setup)));
+    for answered in all {
+        answered.await.unwrap();
     }
 }
 

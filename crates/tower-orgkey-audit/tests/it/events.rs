@@ -276,6 +276,18 @@ async fn undecided_requests_have_no_event() {
     // The layer was called.
     send(&app, request("GET", "/whoami", ONE)).await;
     assert_eq!(stage.event().await["status_code"], "allowed");
+
+    let app = Router::new()
+        .route("/open", get(async || "open"))
+        .merge(routes().route_layer(ApiKeyLayer::new(issuer())))
+        .layer(stage.layer().record_undecided(true));
+    send(&app, request("GET", "/open", ONE)).await;
+    send(&app, request("GET", "/whoami", ONE)).await;
+    let events = stage.events().await;
+    let codes: Vec<_> = events.iter().map(|event| &event["status_code"]).collect();
+    assert_eq!(codes, ["allowed", "anonymous", "allowed"]);
+    assert_eq!(events[1]["actor"]["user"]["name"], "anonymous");
+    assert!(!events[1].to_string().contains(&ONE[..8]));
 }
 
 #[tokio::test]

@@ -1,23 +1,26 @@
-//! The listener for operators: health, metrics, revocations.
+//! The listener for operators: health, metrics, the status page, revocations.
 
+mod chart;
 mod revoke;
+mod status;
 mod token;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{CACHE_CONTROL, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{CACHE_CONTROL, ORIGIN, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tower_orgkey::ApiKeyHandle;
 use tower_orgkey_audit::AuditTrail;
 
 pub(super) use self::token::AdminToken;
+use super::checks::Checks;
 
 /// The most bytes of the body of a revocation.
 const MAX_BODY_LEN: usize = 16 * 1_024;
@@ -25,11 +28,13 @@ const MAX_BODY_LEN: usize = 16 * 1_024;
 /// What operators see and change.
 pub(super) struct Admin {
     pub(super) token: Option<AdminToken>,
-    pub(super) keys: ApiKeyHandle,
+    pub(super) checks: Arc<Checks>,
     /// Where revocations are recorded.
     pub(super) trail: Option<AuditTrail>,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
+    /// How long a request may take.
+    pub(super) timeout: Duration,
 }
 
 impl Admin {
@@ -40,6 +45,7 @@ impl Admin {
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(ready));
         Router::new()
+            .route("/", get(status::status))
             .route("/metrics", get(metrics))
             .route("/v1/{action}", post(revoke::revoke))
             .fallback(async || StatusCode::NOT_FOUND)
@@ -69,8 +75,11 @@ async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next
         Some(token) => token.is_presented(request.headers()),
         None => false,
     };
-    let mut response = if is_allowed {
-        next.run(request).await
+    let mut response = if is_allowed && is_of_a_page(&request) {
+        (StatusCode::FORBIDDEN, "a page may not change anything\n").into_response()
+    } else if is_allowed {
+        let response = tokio::time::timeout(admin.timeout, next.run(request)).await;
+        response.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
     } else {
         let mut response =
             (StatusCode::UNAUTHORIZED, "the admin token is required\n").into_response();
@@ -86,4 +95,11 @@ async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// Whether a page in a browser sends a request that changes something. The status page sends none, and a browser that knows the
+/// password would send it along with those of other pages.
+fn is_of_a_page(request: &Request) -> bool {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    !is_read && request.headers().contains_key(ORIGIN)
 }

@@ -99,7 +99,7 @@ pub(super) async fn revoke(
         Ok(target) => target,
         Err(problem) => return bad(problem),
     };
-    let keys = &admin.keys;
+    let keys = &admin.checks.decisions().keys();
     let only_invalidate = "`all` can only be invalidated";
     let recorded = target.recorded();
     let response = match action.as_str() {

@@ -109,6 +109,8 @@ pub struct Audit {
     pub file: Option<PathBuf>,
     /// The header in which the proxy says who the client is.
     pub client_address_header: Option<HeaderName>,
+    /// Whether requests to public routes are recorded.
+    pub public_requests: bool,
 }
 
 /// The table `[identity]`.
@@ -120,6 +122,8 @@ pub struct Identity {
     pub issuer: String,
     /// The Ed25519 key that signs them, in PEM.
     pub key_file: PathBuf,
+    /// Further keys of the key set, which do not sign.
+    pub other_key_files: Vec<PathBuf>,
 }
 
 impl Config {
@@ -319,10 +323,12 @@ fn audit(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Audit> {
     let file = value(section.optional("file", problems));
     let client_address_header =
         value(section.optional::<Header>("client_address_header", problems)).map(|name| name.0);
+    let public_requests = value(section.optional("public_requests", problems));
     section.finish(problems);
     Some(Audit {
         file,
         client_address_header,
+        public_requests: public_requests.unwrap_or_default(),
     })
 }
 
@@ -330,6 +336,7 @@ fn identity(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Ident
     let mut section = root.table("identity", "[identity]", problems)?;
     let audience: Option<Spanned<String>> = section.required("assertion_audience", problems);
     let key_file = value(section.required("assertion_key_file", problems));
+    let other_key_files = value(section.optional("assertion_other_key_files", problems));
     let issuer = value(section.optional("assertion_issuer", problems));
     if let Some(audience) = &audience
         && audience.get_ref().trim().is_empty()
@@ -341,6 +348,7 @@ fn identity(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Ident
         audience: value(audience)?,
         issuer: issuer.unwrap_or_else(|| "orgkey".to_owned()),
         key_file: key_file?,
+        other_key_files: other_key_files.unwrap_or_default(),
     })
 }
 

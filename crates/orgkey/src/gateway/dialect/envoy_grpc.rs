@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use prost::Message;
-use tower_orgkey::Rejection;
+use tower_orgkey::grpc::GrpcRejectionResponse;
+use tower_orgkey::rejection::RejectionResponse;
+use tower_orgkey::scope::ScopePolicy;
+use tower_orgkey::{Rejection, RequestHead};
 
 use super::proto::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as Header, HeaderValueOption,
@@ -22,8 +25,17 @@ pub(in crate::gateway) const PATH: &str = "/envoy.service.auth.v3.Authorization/
 /// The most bytes that a question may have. Envoy accepts 60 KiB of headers from a client, and tells some of them twice.
 pub(in crate::gateway) const MAX_LEN: usize = 256 * 1_024;
 
+/// The key of `context_extensions` with the scopes of a route of Envoy, separated by spaces.
+const SCOPE: &str = "scope";
+
 /// How long before the end of Envoy's deadline an answer is sent.
 const MARGIN: Duration = Duration::from_millis(50);
+
+const STATUS: &str = "grpc-status";
+const DETAILS: &str = "grpc-status-details-bin";
+
+/// The status of a denial without another one.
+const INTERNAL: i32 = 13;
 
 /// The `append_action` that replaces a header or adds it.
 const OVERWRITE_IF_EXISTS_OR_ADD: i32 = 2;
@@ -36,6 +48,8 @@ pub(in crate::gateway) struct Question {
     pub(in crate::gateway) host: String,
     /// The headers that the layers read.
     pub(in crate::gateway) headers: HeaderMap,
+    /// The scopes that the configuration of Envoy demands, all of them.
+    pub(in crate::gateway) scopes: Option<ScopePolicy>,
     /// What an answer depends on.
     pub(in crate::gateway) about: About,
 }
@@ -64,9 +78,14 @@ pub(in crate::gateway) fn question(
         _ => return Err(Incomplete("message")),
     };
     let request = CheckRequest::decode(message).map_err(|_| Incomplete("message"))?;
-    let http = request
-        .attributes
-        .and_then(|attributes| attributes.request)
+    let attributes = request.attributes.ok_or(Incomplete("attributes"))?;
+    let scopes = attributes.context_extensions.get(SCOPE).map(|names| {
+        let names = names.split_ascii_whitespace();
+        ScopePolicy::try_new([names]).map_err(|_| Incomplete("context_extensions.scope"))
+    });
+    let scopes = scopes.transpose()?;
+    let http = attributes
+        .request
         .and_then(|request| request.http)
         .ok_or(Incomplete("attributes.request.http"))?;
     let HttpRequest {
@@ -117,6 +136,7 @@ pub(in crate::gateway) fn question(
         target: path,
         host,
         headers: kept,
+        scopes,
         about,
     })
 }
@@ -173,7 +193,9 @@ pub(in crate::gateway) fn answer(
 
 fn denied(response: &Response<Bytes>, about: &About) -> CheckResponse {
     let status = response.status().as_u16();
-    let code = grpc_status(status);
+    let rejection = response.extensions().get::<Rejection>();
+    let rejection = rejection.cloned().unwrap_or_else(Rejection::internal);
+    let of_grpc = grpc_headers(&rejection);
     let sent = response
         .headers()
         .iter()
@@ -182,17 +204,22 @@ fn denied(response: &Response<Bytes>, about: &About) -> CheckResponse {
         .filter_map(|(name, value)| Some(header(name.as_str(), value.to_str().ok()?)))
         .collect();
     let body = if about.is_grpc {
-        // Envoy makes it the message of the status, and would choose another code for 400 and 429.
-        headers.push(header("grpc-status", &code.to_string()));
-        let rejection = response.extensions().get::<Rejection>();
-        rejection
-            .map(|rejection| rejection.detail().to_owned())
-            .unwrap_or_default()
+        // Envoy would choose another code for 400 and 429.
+        let sent = [STATUS, DETAILS].map(|name| Some((name, of_grpc.get(name)?.to_str().ok()?)));
+        headers.extend(
+            sent.into_iter()
+                .flatten()
+                .map(|(name, value)| header(name, value)),
+        );
+        // It becomes the message of the status.
+        rejection.detail().to_owned()
     } else {
         String::from_utf8_lossy(response.body()).into_owned()
     };
     CheckResponse {
-        status: Some(Status { code }),
+        status: Some(Status {
+            code: grpc_code(&of_grpc),
+        }),
         http_response: Some(HttpResponse::Denied(DeniedHttpResponse {
             status: Some(HttpStatus {
                 code: status.into(),
@@ -214,17 +241,23 @@ fn header(name: &str, value: &str) -> HeaderValueOption {
     }
 }
 
-/// Returns the status of gRPC for a rejection. Never OK.
-fn grpc_status(status: u16) -> i32 {
-    match status {
-        400 => 3,
-        401 => 16,
-        403 => 7,
-        404 => 5,
-        421 => 9,
-        429 => 8,
-        503 => 14,
-        _ => 13,
+/// Returns the headers of a rejection for a caller of gRPC, as the layer sets them.
+fn grpc_headers(rejection: &Rejection) -> HeaderMap {
+    let mut request = Request::new(());
+    let grpc = HeaderValue::from_static("application/grpc");
+    request.headers_mut().insert(CONTENT_TYPE, grpc);
+    let mut format = GrpcRejectionResponse::new();
+    RejectionResponse::<Bytes>::prepare(&mut format, RequestHead::of(&request));
+    let response: Response<Bytes> = format.rejection_response(rejection);
+    response.into_parts().0.headers
+}
+
+/// Returns the code of a status. Never OK, which would allow the request.
+fn grpc_code(headers: &HeaderMap) -> i32 {
+    let code = headers.get(STATUS).and_then(|code| code.to_str().ok());
+    match code.and_then(|code| code.parse().ok()) {
+        None | Some(0) => INTERNAL,
+        Some(code) => code,
     }
 }
 
@@ -242,6 +275,7 @@ fn framed(message: &CheckResponse) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::StatusCode;
 
     #[test]
     fn deadline_is_before_the_callers() {
@@ -277,7 +311,20 @@ mod tests {
     #[test]
     fn no_rejection_has_the_status_ok() {
         for status in 100..=999 {
-            assert_ne!(grpc_status(status), 0);
+            let status = StatusCode::from_u16(status).unwrap();
+            let mut response = Response::new(Bytes::new());
+            *response.status_mut() = status;
+            if status.is_client_error() || status.is_server_error() {
+                let rejection = Rejection::custom(status, "custom", "detail");
+                response.extensions_mut().insert(rejection);
+            }
+            let denied = denied(&response, &About::default());
+            assert_ne!(denied.status.unwrap().code, 0, "{status}");
         }
+        let ok = HeaderMap::from_iter([(
+            HeaderName::from_static(STATUS),
+            HeaderValue::from_static("0"),
+        )]);
+        assert_eq!(grpc_code(&ok), INTERNAL);
     }
 }

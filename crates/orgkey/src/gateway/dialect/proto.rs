@@ -14,6 +14,9 @@ pub(super) struct CheckRequest {
 pub(super) struct AttributeContext {
     #[prost(message, optional, tag = "4")]
     pub(super) request: Option<AttributeRequest>,
+    /// What the configuration of a route says to the gateway.
+    #[prost(map = "string, string", tag = "10")]
+    pub(super) context_extensions: HashMap<String, String>,
 }
 
 /// `AttributeContext.Request`.

@@ -1,0 +1,234 @@
+//! The status page, for people.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{Html, IntoResponse};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use tower_orgkey::{ApiKeyHandle, BreakerState, Quota};
+
+use super::{Admin, chart};
+use crate::gateway::recent::{LastHour, MINUTES};
+
+/// The seconds after which a browser loads the page again.
+const REFRESH: u64 = 10;
+
+/// The most organizations that are listed.
+const TOP: usize = 10;
+
+/// The rejections that are drawn when there are none. Others are drawn as they come.
+const USUAL: [&str; 8] = [
+    "credential-missing",
+    "invalid-token",
+    "insufficient-scope",
+    "organization-mismatch",
+    "rate-limited",
+    "verifier-unavailable",
+    "no-route",
+    "ambiguous-path",
+];
+
+const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}\
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}\
+table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1.5rem .2rem 0;vertical-align:middle;overflow-wrap:anywhere}\
+th{font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums}.bad{color:#b00020;font-weight:600}\
+.base{fill:#bbb}.bar{fill:#3b6ea5}";
+
+/// The hash names the style above, so no other one applies. Without a source, nothing else is loaded or run.
+const POLICY: &str = "default-src 'none'; style-src 'sha256-UiQgnIa6WDMh2Y66mosi8NSbIZS/42Yx+0I+/c8uWuE='; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'";
+
+pub(super) async fn status(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let checks = &admin.checks;
+    let page = page(
+        &checks.decisions().keys(),
+        checks.decisions().quota(),
+        &checks.recent().last_hour(),
+    );
+    let headers = [
+        ("content-security-policy", POLICY),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "no-referrer"),
+    ];
+    (headers, Html(page.into_string()))
+}
+
+fn page(keys: &ApiKeyHandle, quota: Option<Quota>, hour: &LastHour) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width";
+                meta http-equiv="refresh" content=(REFRESH);
+                title { "orgkey gateway" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { "orgkey gateway" }
+                (issuers(keys))
+                (cache(keys))
+                (limits(quota))
+                (checks(hour))
+                (rejections(hour))
+                (organizations(hour))
+            }
+        }
+    }
+}
+
+fn issuers(keys: &ApiKeyHandle) -> Markup {
+    html! {
+        h2 { "Issuers" }
+        table {
+            thead { tr {
+                th { "Issuer" } th { "Circuit of known keys" } th { "Circuit of unknown keys" } th { "Pause after 429" }
+                th { "Rate limit" } th { "Calls in flight" } th { "Waiting" }
+            } }
+            tbody {
+                @for (name, state) in keys.issuers() {
+                    tr {
+                        td { @if name.is_empty() { "the issuer" } @else { (name) } }
+                        td { (breaker(state.breaker)) }
+                        td { (breaker(state.unknown_breaker)) }
+                        td { @match state.paused_for {
+                            Some(rest) => span .bad { (seconds(rest)) },
+                            None => "none",
+                        } }
+                        td { @match state.calls_per_second {
+                            Some(calls) => (format!("{calls:.1} calls/s")),
+                            None => "none",
+                        } }
+                        td .number { (state.in_flight) }
+                        td .number { (state.waiting) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn breaker(state: BreakerState) -> Markup {
+    html! {
+        @match state {
+            BreakerState::Closed => "closed",
+            BreakerState::HalfOpen => span .bad { "half open" },
+            BreakerState::Open { remaining } => span .bad { "open for " (seconds(remaining)) },
+            _ => "unknown",
+        }
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64().ceil())
+}
+
+fn cache(keys: &ApiKeyHandle) -> Markup {
+    let stats = keys.stats();
+    let cached = stats.hits + stats.stale_hits + stats.invalid_hits;
+    let hit_rate = percent(cached, cached + stats.misses);
+    html! {
+        h2 { "Cache, since the start" }
+        table { tbody {
+            tr { th { "Hit rate" } td .number { @match hit_rate { Some(rate) => (rate), None => "no requests" } } }
+            tr { th { "Entries" } td .number { (stats.entries) } }
+            tr { th { "Invalid keys" } td .number { (stats.invalid_entries) } }
+            tr { th { "Evictions" } td .number { (stats.evictions) } }
+        } }
+    }
+}
+
+/// Returns a share in percent, with one decimal place. `None` of nothing.
+fn percent(part: u64, whole: u64) -> Option<String> {
+    let tenths = (u128::from(part) * 1_000).checked_div(u128::from(whole))?;
+    Some(format!("{}.{} %", tenths / 10, tenths % 10))
+}
+
+fn limits(quota: Option<Quota>) -> Markup {
+    html! {
+        h2 { "Limit of each organization" }
+        @match quota {
+            None => p { "none" },
+            Some(quota) => p {
+                (quota.requests()) " requests in " (seconds(quota.window())) ", at most " (quota.max_burst()) " at once"
+            },
+        }
+    }
+}
+
+fn checks(hour: &LastHour) -> Markup {
+    let none = [0; MINUTES];
+    let of = |outcome| hour.outcomes.get(outcome).unwrap_or(&none);
+    charts(
+        "Checks in the last hour",
+        [("allowed", of("allowed")), ("public", of("public"))],
+    )
+}
+
+fn rejections(hour: &LastHour) -> Markup {
+    let none = [0; MINUTES];
+    let usual = USUAL.map(|code| (code, hour.outcomes.get(code).unwrap_or(&none)));
+    let others = hour.outcomes.iter().map(|(code, counts)| (*code, counts));
+    let others =
+        others.filter(|(code, _)| !USUAL.contains(code) && !["allowed", "public"].contains(code));
+    charts(
+        "Rejections in the last hour",
+        usual.into_iter().chain(others),
+    )
+}
+
+fn charts<'a>(
+    title: &str,
+    rows: impl IntoIterator<Item = (&'a str, &'a [u64; MINUTES])>,
+) -> Markup {
+    html! {
+        h2 { (title) }
+        table {
+            thead { tr { th { "Outcome" } th { "By minute" } th { "Requests" } } }
+            tbody {
+                @for (outcome, counts) in rows {
+                    tr {
+                        td { (outcome) }
+                        td { (chart::bars(outcome, counts)) }
+                        td .number { (counts.iter().sum::<u64>()) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn organizations(hour: &LastHour) -> Markup {
+    let whole = hour.organizations.iter().map(|(_, count)| count).sum();
+    html! {
+        h2 { "Top organizations in the last hour" }
+        @if hour.organizations.is_empty() {
+            p { "none" }
+        }
+        table {
+            thead { tr { th { "Organization" } th { "Share" } th { "Allowed requests" } } }
+            tbody {
+                @for (organization, count) in hour.organizations.iter().take(TOP) {
+                    tr {
+                        td { (organization.as_str()) }
+                        td { (chart::share(*count, whole)) }
+                        td .number { (count) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages_have_one_decimal_place() {
+        assert_eq!(percent(0, 0), None);
+        assert_eq!(percent(2, 3).as_deref(), Some("66.6 %"));
+        assert_eq!(percent(u64::MAX, u64::MAX).as_deref(), Some("100.0 %"));
+    }
+}
