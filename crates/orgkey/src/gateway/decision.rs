@@ -29,6 +29,7 @@ use tower_orgkey_audit::AuditLayer;
 use super::config::{Config, Demand, RouteConfig};
 use super::dialect::Incomplete;
 use super::path;
+use super::region::Regions;
 use super::routes::{NotFound, Routes};
 
 /// The header with the request's id, for the audit trail.
@@ -75,6 +76,7 @@ impl Decision {
 /// What is decided about requests, and the state that decisions share.
 pub(super) struct Decisions {
     layer: ApiKeyLayer,
+    regions: Option<Regions>,
     limit: OrgRateLimitLayer,
     quota: Arc<ArcSwap<Option<Quota>>>,
     audit: Option<AuditLayer>,
@@ -123,10 +125,24 @@ impl Matched {
 }
 
 impl Decisions {
-    pub(super) fn new(config: &Config, layer: ApiKeyLayer, audit: Option<AuditLayer>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        layer: ApiKeyLayer,
+        regions: Option<Regions>,
+        audit: Option<AuditLayer>,
+    ) -> Self {
         let quota = Arc::new(ArcSwap::from_pointee(config.limit));
         let current = Arc::clone(&quota);
+        let is_minimal = config
+            .region
+            .as_ref()
+            .is_some_and(|region| region.minimal_audit);
         let audit = audit.map(|audit| {
+            let audit = if is_minimal {
+                audit.minimal_outside_home()
+            } else {
+                audit
+            };
             audit
                 .route(|head| Some(Matched::of(head)?.route.as_ref()?.to_string()))
                 .peer(|head| Matched::of(head)?.client)
@@ -139,6 +155,7 @@ impl Decisions {
         let public_audit = public_audit.map(|audit| audit.record_undecided(true));
         let mut decisions = Self {
             layer,
+            regions,
             limit: OrgRateLimitLayer::new(move |_: &OrgContext| **current.load()),
             quota,
             audit,
@@ -155,11 +172,23 @@ impl Decisions {
         decisions
     }
 
-    /// Replaces routes and limits. Entries, blocks and what limits have counted stay.
-    pub(super) fn reload(&self, config: &Config) {
+    /// Replaces routes, limits and homes. Entries, blocks and what limits have counted stay.
+    ///
+    /// # Errors
+    ///
+    /// If homes cannot be read. Nothing is replaced then.
+    pub(super) fn reload(&self, config: &Config) -> Result<(), String> {
+        let homes = match (&self.regions, &config.region) {
+            (Some(regions), Some(region)) => Some(regions.reload(region)?),
+            _ => None,
+        };
         let services = self.services(config);
         self.quota.store(Arc::new(config.limit));
         self.routes.store(Arc::new(services));
+        if let Some(apply) = homes {
+            apply();
+        }
+        Ok(())
     }
 
     pub(super) fn keys(&self) -> ApiKeyHandle {
@@ -192,7 +221,7 @@ impl Decisions {
         }
     }
 
-    /// From the outside in: audit, the layer, the limit, the organization, scopes.
+    /// From the outside in: audit, the layer, the region, the limit, the organization, scopes.
     fn demand(&self, route: &RouteConfig) -> RouteDemand {
         let Demand::Key {
             scopes,
@@ -209,7 +238,8 @@ impl Decisions {
             require_org_with(|head: RequestHead<'_>| Matched::of(head)?.organization.clone())
         }));
         let guarded = organization.layer(scopes.layer(service_fn(allow_with_scopes)));
-        let decided = self.layer.layer(self.limit.layer(guarded));
+        let region = option_layer(self.regions.as_ref().map(|regions| regions.layer.clone()));
+        let decided = self.layer.layer(region.layer(self.limit.layer(guarded)));
         RouteDemand::Key(audited(self.audit.as_ref(), decided))
     }
 

@@ -10,6 +10,7 @@ mod dialect;
 mod identity;
 mod path;
 mod recent;
+mod region;
 mod routes;
 mod serve;
 mod server;

@@ -79,18 +79,19 @@ pub struct GatewayHandle {
 }
 
 impl GatewayHandle {
-    /// Applies the routes and limits of a configuration. Entries, blocks and what limits have counted stay.
+    /// Applies the routes, limits and homes of a configuration. Entries, blocks and what limits have counted stay.
     ///
     /// # Errors
     ///
-    /// [`Error::NeedsRestart`] if another table differs from that at the start. Nothing is applied then.
+    /// [`Error::NeedsRestart`] if another table differs from that at the start, and [`Error::Config`] if the file of homes has
+    /// an error. Nothing is applied then.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
         let differences = self.config.fixed_differences(config);
         if !differences.is_empty() {
             return Err(Error::NeedsRestart(differences));
         }
-        self.checks.decisions().reload(config);
-        Ok(())
+        let reloaded = self.checks.decisions().reload(config);
+        reloaded.map_err(|error| Error::Config(vec![error]))
     }
 
     /// Returns the handle of the layer.
@@ -117,7 +118,11 @@ impl Gateway {
             }
         };
         let audit = trail.as_ref().map(AuditLayer::new);
-        let decisions = Decisions::new(&config, setup.layer, audit);
+        let audit = match (audit, setup.pseudonyms) {
+            (Some(audit), Some(key)) => Some(audit.pseudonymize(key)),
+            (audit, _) => audit,
+        };
+        let decisions = Decisions::new(&config, setup.layer, setup.regions, audit);
         let checks = Arc::new(Checks::new(&config, decisions, setup.signer));
         let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));

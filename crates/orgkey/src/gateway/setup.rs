@@ -2,19 +2,23 @@
 
 use std::path::Path;
 
-use tower_orgkey::ApiKeyLayer;
 use tower_orgkey::kinde::KindeVerifier;
+use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder};
+use tower_orgkey_audit::PseudonymKey;
 use zeroize::Zeroizing;
 
 use super::admin::AdminToken;
 use super::assertion::Signer;
 use super::config::{Config, Issuer, SecretSource, prefix_verifier};
+use super::region::Regions;
 
 /// The parts that need secrets.
 pub(super) struct Setup {
     pub(super) layer: ApiKeyLayer,
     pub(super) admin_token: Option<AdminToken>,
     pub(super) signer: Option<Signer>,
+    pub(super) regions: Option<Regions>,
+    pub(super) pseudonyms: Option<PseudonymKey>,
 }
 
 impl Setup {
@@ -25,7 +29,15 @@ impl Setup {
     /// All errors. None holds a secret.
     pub(super) fn new(config: &Config) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
-        let layer = layer(config, &mut errors);
+        let regions = config.region.as_ref().and_then(|region| {
+            let regions = Regions::new(region);
+            regions.map_err(|error| errors.push(error)).ok()
+        });
+        let layer = layer(config, regions.as_ref(), &mut errors);
+        let pseudonyms = pseudonyms(config).unwrap_or_else(|error| {
+            errors.push(format!("`pseudonym_key_file`: {error}"));
+            None
+        });
         let admin_token = match &config.listen.admin_token_file {
             None => None,
             Some(path) => match read(path).and_then(AdminToken::new) {
@@ -45,6 +57,8 @@ impl Setup {
                 layer,
                 admin_token,
                 signer,
+                regions,
+                pseudonyms,
             }),
             _ => Err(errors),
         }
@@ -69,7 +83,23 @@ pub(super) fn signer(config: &Config) -> Result<Option<Signer>, String> {
     Ok(Some(signer))
 }
 
-fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {
+fn pseudonyms(config: &Config) -> Result<Option<PseudonymKey>, String> {
+    let file = config
+        .audit
+        .as_ref()
+        .and_then(|audit| audit.pseudonym_key_file.as_ref());
+    let Some(file) = file else {
+        return Ok(None);
+    };
+    let key = PseudonymKey::new(read(file)?.as_bytes());
+    key.map(Some).map_err(|error| error.to_string())
+}
+
+fn layer(
+    config: &Config,
+    regions: Option<&Regions>,
+    errors: &mut Vec<String>,
+) -> Option<ApiKeyLayer> {
     let mut verifiers = Vec::new();
     for issuer in &config.issuers {
         match verifier(issuer) {
@@ -77,11 +107,15 @@ fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {
             Err(error) => errors.push(format!("[issuer] {error}")),
         }
     }
+    let with_hint = |builder: ApiKeyLayerBuilder| match regions {
+        Some(regions) => builder.reject_before_lookup(regions.hint()),
+        None => builder,
+    };
     let built = match (verifiers.as_slice(), config.issuers.as_slice()) {
-        ([verifier], [_]) => config.keys.layer(verifier.clone()).build(),
+        ([verifier], [_]) => with_hint(config.keys.layer(verifier.clone())).build(),
         (_, issuers) if verifiers.len() == issuers.len() => {
             prefix_verifier(issuers, config.shared_organizations, verifiers)
-                .and_then(|verifier| config.keys.layer(verifier).build())
+                .and_then(|verifier| with_hint(config.keys.layer(verifier)).build())
         }
         _ => return None,
     };

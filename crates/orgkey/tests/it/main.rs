@@ -11,6 +11,7 @@ mod emulator;
 mod grpc;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
+mod region;
 mod running;
 mod status;
 mod support;

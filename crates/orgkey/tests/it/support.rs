@@ -74,12 +74,21 @@ impl World {
     }
 
     pub(crate) async fn with_bounds(tables: &str, bounds: Bounds) -> Self {
+        Self::try_with_bounds(tables, bounds).await.unwrap()
+    }
+
+    /// Returns the error of a gateway that does not start.
+    pub(crate) async fn try_start(tables: &str) -> Result<Self, orgkey::gateway::Error> {
+        Self::try_with_bounds(tables, Bounds::default()).await
+    }
+
+    async fn try_with_bounds(tables: &str, bounds: Bounds) -> Result<Self, orgkey::gateway::Error> {
         let emulator = KindeEmulator::start().await.unwrap();
         let files = Files::new(&emulator);
         let config = Config::parse(&files.config(&emulator, tables)).unwrap();
-        let gateway = Gateway::start(config).await.unwrap().with_bounds(bounds);
+        let gateway = Gateway::start(config).await?.with_bounds(bounds);
         let (stop, stopped) = oneshot::channel();
-        Self {
+        Ok(Self {
             handle: gateway.handle(),
             checks: tcp(gateway.checks_address()),
             admin: tcp(gateway.admin_address().unwrap()),
@@ -89,7 +98,7 @@ impl World {
             })),
             emulator,
             files,
-        }
+        })
     }
 
     pub(crate) fn key(&self, org: &str, scopes: &[&str]) -> String {

@@ -1,6 +1,7 @@
 //! The configuration file of the gateway.
 
 mod issuer;
+mod region;
 mod route;
 mod section;
 mod values;
@@ -16,6 +17,7 @@ use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, Quota, Verification, Verifie
 
 pub(super) use self::issuer::prefix_verifier;
 pub use self::issuer::{Issuer, Kinde};
+pub use self::region::{OtherRegion, Region};
 pub use self::route::{Demand, Methods, RouteConfig};
 pub use self::section::Problem;
 use self::section::{Problems, Section};
@@ -41,6 +43,8 @@ pub struct Config {
     pub allow_semicolons: bool,
     /// What each route demands.
     pub routes: Vec<RouteConfig>,
+    /// Which organizations are served here. All of them without it.
+    pub region: Option<Region>,
     /// The limit of each organization.
     pub limit: Option<Quota>,
     /// Where decisions are recorded.
@@ -111,6 +115,8 @@ pub struct Audit {
     pub client_address_header: Option<HeaderName>,
     /// Whether requests to public routes are recorded.
     pub public_requests: bool,
+    /// The secret of pseudonyms for the ids of users and the addresses of clients.
+    pub pseudonym_key_file: Option<PathBuf>,
 }
 
 /// The table `[identity]`.
@@ -148,6 +154,7 @@ impl Config {
             .into_iter()
             .filter_map(|section| route::route(section, allow_semicolons, &mut problems))
             .collect();
+        let region = region::region(&mut root, &mut problems);
         let limit = limit(&mut root, &mut problems);
         let audit = audit(&mut root, &mut problems);
         let identity = identity(&mut root, &mut problems);
@@ -172,6 +179,7 @@ impl Config {
                 keys,
                 allow_semicolons,
                 routes,
+                region,
                 limit,
                 audit,
                 identity,
@@ -218,6 +226,7 @@ impl Config {
             ("[listen]", self.listen == other.listen),
             ("[issuer]", same_issuers),
             ("[keys]", self.keys == other.keys),
+            ("[region]", self.region == other.region),
             ("[audit]", self.audit == other.audit),
             ("[identity]", self.identity == other.identity),
         ];
@@ -324,11 +333,13 @@ fn audit(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<Audit> {
     let client_address_header =
         value(section.optional::<Header>("client_address_header", problems)).map(|name| name.0);
     let public_requests = value(section.optional("public_requests", problems));
+    let pseudonym_key_file = value(section.optional("pseudonym_key_file", problems));
     section.finish(problems);
     Some(Audit {
         file,
         client_address_header,
         public_requests: public_requests.unwrap_or_default(),
+        pseudonym_key_file,
     })
 }
 
