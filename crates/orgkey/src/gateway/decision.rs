@@ -1,6 +1,6 @@
 //! Decides about a request, with the layer, guards and limits of `tower-orgkey`.
 //!
-//! Each route has a service: the layer and what the route demands, around an inner service that answers with the context of the
+//! Each route has a service: the layer and what the route demands, around an inner service that responds with the context of the
 //! organization. The service gets a request with the method, the path and the credential of the original one, so statuses,
 //! challenges and problem documents are those of the layer.
 
@@ -36,10 +36,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
 
-/// Answers a request that was asked about. An allowed one has an [`OrgContext`] in its extensions.
+/// Decides on a checked request. The response for an allowed one has an [`OrgContext`] in its extensions.
 type Decide = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
 
-/// A request that a proxy asks about.
+/// A request to decide on, as a proxy describes it.
 pub(super) struct Check<'a> {
     pub(super) method: Method,
     /// The path and query, as the client sent them.
@@ -80,7 +80,7 @@ pub(super) struct Decisions {
     audit: Option<AuditLayer>,
     /// For public routes, if they are recorded.
     public_audit: Option<AuditLayer>,
-    /// Answers requests without a route, with the rejection in their extensions.
+    /// Responds to requests without a route, with the rejection in their extensions.
     reject: Decide,
     /// The header with the key.
     key: HeaderName,

@@ -1,6 +1,6 @@
 //! Paths that a proxy, the gateway and a service may read differently.
 //!
-//! The gateway decides about the path that it is asked about, and the service gets a path from the proxy. If one of them decodes,
+//! The gateway decides about the path in a check request, and the service gets a path from the proxy. If one of them decodes,
 //! merges or cuts what another does not, a request that was allowed for one route reaches another.
 
 use percent_encoding::percent_decode_str;

@@ -118,7 +118,7 @@ impl Routes {
             .any(|byte| byte.is_ascii_lowercase())
         {
             return Err(NotFound::Ambiguous(
-                "is asked for by a method in lower case",
+                "is requested by a method in lower case",
             ));
         }
         let paths = self.table(host)?.paths(method);
@@ -157,7 +157,7 @@ impl Routes {
             return Ok(&self.of_other_hosts);
         };
         let host = host_name(host).ok_or(NotFound::Ambiguous(
-            "is asked for at a host that is not valid",
+            "is requested at a host that is not valid",
         ))?;
         Ok(self.by_host.get(&host).unwrap_or(&self.of_other_hosts))
     }
