@@ -95,7 +95,6 @@ struct RouteServices {
 
 struct Route {
     name: Arc<str>,
-    organization: Option<String>,
     audience: Option<Arc<str>>,
     demand: RouteDemand,
 }
@@ -179,10 +178,6 @@ impl Decisions {
     fn services(&self, config: &Config) -> RouteServices {
         let services = config.routes.iter().map(|route| Route {
             name: route.pattern.as_str().into(),
-            organization: match &route.demand {
-                Demand::Key { organization, .. } => organization.clone(),
-                Demand::Nothing => None,
-            },
             audience: route.audience.as_deref().map(Into::into),
             demand: self.demand(route),
         });
@@ -222,13 +217,9 @@ impl Decisions {
             Err(NotFound::Ambiguous(why)) => return self.reject(&check, ambiguous(why)).await,
         };
         let route = &current.services[found.index];
-        let organization = route
-            .organization
-            .as_deref()
-            .and_then(|name| found.parameter(name));
         let matched = Matched {
             route: Some(Arc::clone(&route.name)),
-            organization: organization.and_then(decoded),
+            organization: found.organization.as_deref().and_then(decoded),
             scopes: check.scopes.clone(),
             client: self.client(check.headers),
         };

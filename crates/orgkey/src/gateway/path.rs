@@ -88,6 +88,13 @@ pub(super) fn folded(path: &str) -> String {
     without_last_slash(decoded)
 }
 
+/// Whether a path is its own [folded](folded) form, and has no parameters.
+pub(super) fn is_folded(path: &str) -> bool {
+    let is_plain =
+        |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase() && !matches!(byte, b'%' | b';');
+    path.bytes().all(is_plain) && (path == "/" || !path.ends_with('/'))
+}
+
 /// Returns a path without the parameters of its segments, all behind a semicolon.
 pub(super) fn without_parameters(path: &str) -> String {
     let name = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
@@ -221,6 +228,12 @@ mod tests {
         fn any_text_is_checked_without_panic(path in any::<String>()) {
             let _ = check(&path, false);
             let _ = folded(&path);
+        }
+
+        #[test]
+        fn folded_paths_stay_the_same(path in "/[a-cA/;%?4é.]{0,8}") {
+            let readings = [folded(&path), without_parameters(&path)];
+            prop_assert_eq!(is_folded(&path), readings.iter().all(|reading| *reading == path) && path.is_ascii() && !path.contains('%'));
         }
     }
 }
