@@ -221,11 +221,11 @@ where
         let uses = Arc::new(Mutex::new(Uses::default()));
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
-            let used = InUse::new(Arc::clone(&begun));
+            let in_use = InUse::new(Arc::clone(&begun));
             let response = service(request);
             async {
                 let response = response.await;
-                drop(used);
+                drop(in_use);
                 Ok::<_, Infallible>(response)
             }
         });

@@ -139,7 +139,7 @@ impl Gateway {
         };
         Ok(Self {
             handle: GatewayHandle {
-                checks: checks,
+                checks,
                 config: Arc::new(config),
             },
             checks: listener,
