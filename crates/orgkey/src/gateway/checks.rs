@@ -1,4 +1,4 @@
-//! The listener that proxies ask.
+//! The listener for the check requests of proxies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,23 +15,23 @@ use tower_orgkey::{OrgContext, Rejection};
 use super::assertion::Signer;
 use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions, rendered};
-use super::dialect::{Answer, Incomplete, Original, envoy_grpc, envoy_http, forward_auth, nginx};
+use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
 use super::identity::{Identity, Unusable};
 use super::recent::Recent;
 
-/// The counter of answers, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
+/// The counter of checks, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
 pub(super) const CHECKS: &str = "orgkey_gateway_checks_total";
 
-/// The body of an answer: over gRPC, it has trailers.
-pub(super) type AnswerBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::convert::Infallible>>;
+/// The body of a response: over gRPC, it has trailers.
+pub(super) type ResponseBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::convert::Infallible>>;
 
-/// Answers the questions of proxies.
+/// Responds to the check requests of proxies.
 pub(super) struct Checks {
     decisions: Decisions,
     dialects: Vec<Dialect>,
     /// The header with the key, if services must not get it.
     removed_key: Option<HeaderName>,
-    envoy: envoy_http::Answers,
+    envoy: envoy_http::Responses,
     signer: Option<Signer>,
     recent: Recent,
     logged: OncePerSecond,
@@ -43,7 +43,7 @@ impl Checks {
         Self {
             decisions,
             dialects: config.listen.dialects.clone(),
-            envoy: envoy_http::Answers::new(removed_key.as_ref()),
+            envoy: envoy_http::Responses::new(removed_key.as_ref()),
             removed_key,
             signer,
             recent: Recent::new(),
@@ -60,12 +60,12 @@ impl Checks {
         &self.recent
     }
 
-    /// Answers a question, whose body may take this long to arrive. What is not a question is rejected.
-    pub(super) async fn answer<B>(
+    /// Responds to a check request, whose body may take this long to arrive. Any other request is rejected.
+    pub(super) async fn respond<B>(
         self: Arc<Self>,
         request: Request<B>,
         timeout: Duration,
-    ) -> Response<AnswerBody>
+    ) -> Response<ResponseBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -75,11 +75,11 @@ impl Checks {
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
                 let original = nginx::original(&parts.headers);
-                nginx::answer(self.headers("nginx", original, &parts.headers).await)
+                nginx::response(self.headers("nginx", original, &parts.headers).await)
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
                 let original = forward_auth::original(&parts.headers);
-                forward_auth::answer(self.headers("forward-auth", original, &parts.headers).await)
+                forward_auth::response(self.headers("forward-auth", original, &parts.headers).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
                 return self.grpc(&parts.headers, body, timeout).await;
@@ -87,8 +87,8 @@ impl Checks {
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
                     let original = envoy_http::original(&parts, target);
-                    let answer = self.headers("envoy-http", original, &parts.headers).await;
-                    self.envoy.answer(answer)
+                    let outcome = self.headers("envoy-http", original, &parts.headers).await;
+                    self.envoy.response(outcome)
                 }
                 _ => unknown(),
             },
@@ -96,13 +96,13 @@ impl Checks {
         response.map(|body| Either::Left(Full::new(body)))
     }
 
-    /// Answers a question that is in the head of its request.
+    /// Decides on a check request that is in a head.
     async fn headers(
         &self,
         dialect: &'static str,
         original: Result<Original<'_>, Incomplete>,
         headers: &HeaderMap,
-    ) -> Answer {
+    ) -> Outcome {
         let decision = match original {
             Ok(original) => {
                 let check = Check {
@@ -117,10 +117,15 @@ impl Checks {
             }
             Err(incomplete) => Decision::Incomplete(incomplete),
         };
-        self.answered(dialect, decision)
+        self.outcome(dialect, decision)
     }
 
-    async fn grpc<B>(&self, headers: &HeaderMap, body: B, timeout: Duration) -> Response<AnswerBody>
+    async fn grpc<B>(
+        &self,
+        headers: &HeaderMap,
+        body: B,
+        timeout: Duration,
+    ) -> Response<ResponseBody>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -130,26 +135,26 @@ impl Checks {
         let Ok(Ok(body)) = tokio::time::timeout(timeout, read).await else {
             return trailers_only("8");
         };
-        let question = envoy_grpc::question(&body.to_bytes(), |name| self.decisions.reads(name));
-        let (decision, about) = match question {
-            Ok(question) => {
+        let request = envoy_grpc::read(&body.to_bytes(), |name| self.decisions.reads(name));
+        let (decision, about) = match request {
+            Ok(request) => {
                 let check = Check {
-                    method: question.method,
-                    target: &question.target,
-                    host: Some(&question.host),
-                    headers: &question.headers,
-                    scopes: question.scopes,
+                    method: request.method,
+                    target: &request.target,
+                    host: Some(&request.host),
+                    headers: &request.headers,
+                    scopes: request.scopes,
                     deadline,
                 };
-                (self.decisions.decide(check).await, question.about)
+                (self.decisions.decide(check).await, request.about)
             }
             Err(incomplete) => (
                 Decision::Incomplete(incomplete),
                 envoy_grpc::About::default(),
             ),
         };
-        let answer = self.answered("envoy-grpc", decision);
-        let frame = envoy_grpc::answer(answer, &about, self.removed_key.as_ref());
+        let outcome = self.outcome("envoy-grpc", decision);
+        let frame = envoy_grpc::response(outcome, &about, self.removed_key.as_ref());
         let trailers = HeaderMap::from_iter([(
             HeaderName::from_static("grpc-status"),
             HeaderValue::from_static("0"),
@@ -162,48 +167,48 @@ impl Checks {
         response
     }
 
-    /// Rejects a question that only a wrong configuration of the proxy can have caused.
+    /// Rejects a check request that only a wrong configuration of the proxy can have caused.
     fn incomplete(&self, dialect: &'static str, incomplete: &Incomplete) -> Decision {
         if self.logged.first() {
             let header = incomplete.0;
             tracing::error!(
                 dialect,
                 header,
-                "question of the proxy is incomplete, see its configuration"
+                "check request of the proxy is incomplete, see its configuration"
             );
         }
         Decision::misconfigured()
     }
 
-    fn answered(&self, dialect: &'static str, decision: Decision) -> Answer {
-        let (outcome, answer) = match decision {
+    fn outcome(&self, dialect: &'static str, decision: Decision) -> Outcome {
+        let (name, outcome) = match decision {
             Decision::Public => {
                 self.recent.record("public", None);
-                ("public", Answer::Allowed(Identity::default()))
+                ("public", Outcome::Allowed(Identity::default()))
             }
             Decision::Allowed(context, audience) => {
                 match self.identity(&context, audience.as_ref()) {
                     Ok(identity) => {
                         self.recent.record("allowed", Some(context.org_code()));
-                        ("allowed", Answer::Allowed(identity))
+                        ("allowed", Outcome::Allowed(identity))
                     }
                     Err(unusable) => {
-                        return self.answered(dialect, self.unusable(&context, &unusable));
+                        return self.outcome(dialect, self.unusable(&context, &unusable));
                     }
                 }
             }
             Decision::Incomplete(incomplete) => {
-                return self.answered(dialect, self.incomplete(dialect, &incomplete));
+                return self.outcome(dialect, self.incomplete(dialect, &incomplete));
             }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();
                 let code = rejection.map_or("internal", Rejection::code);
                 self.recent.record(code, None);
-                (code, Answer::Rejected(response))
+                (code, Outcome::Rejected(response))
             }
         };
-        metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome).increment(1);
-        answer
+        metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => name).increment(1);
+        outcome
     }
 
     fn identity(
@@ -239,15 +244,15 @@ impl Checks {
     }
 }
 
-/// Rejects what is not a question: a client may have chosen the path.
+/// Rejects what is not a check request: a client may have chosen the path.
 fn unknown() -> Response<Bytes> {
-    let detail = "The gateway does not answer this.";
+    let detail = "The gateway has no such endpoint.";
     let rejection = Rejection::custom(StatusCode::NOT_FOUND, "unknown-endpoint", detail);
     rendered(rejection)
 }
 
 /// A failure of the call, which denies the request.
-fn trailers_only(status: &'static str) -> Response<AnswerBody> {
+fn trailers_only(status: &'static str) -> Response<ResponseBody> {
     let mut response = Response::new(Either::Left(Full::default()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

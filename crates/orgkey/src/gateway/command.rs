@@ -15,7 +15,7 @@ use super::routes::{NotFound, Routes};
 use super::server::{Gateway, GatewayHandle};
 use super::setup::{self, Setup};
 
-/// Answers nginx, Traefik, Caddy and Envoy whether a request may pass.
+/// Decides for nginx, Traefik, Caddy and Envoy whether a request may pass.
 ///
 /// Without a further command, the gateway runs until SIGTERM or SIGINT. SIGHUP reloads routes and limits.
 #[derive(Clone, Debug, clap::Args)]

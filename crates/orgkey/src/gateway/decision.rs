@@ -1,6 +1,6 @@
 //! Decides about a request, with the layer, guards and limits of `tower-orgkey`.
 //!
-//! Each route has a service: the layer and what the route demands, around an inner service that answers with the context of the
+//! Each route has a service: the layer and what the route demands, around an inner service that responds with the context of the
 //! organization. The service gets a request with the method, the path and the credential of the original one, so statuses,
 //! challenges and problem documents are those of the layer.
 
@@ -37,10 +37,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
 
-/// Answers a request that was asked about. An allowed one has an [`OrgContext`] in its extensions.
+/// Decides on a checked request. The response for an allowed one has an [`OrgContext`] in its extensions.
 type Decide = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
 
-/// A request that a proxy asks about.
+/// A request to decide on, as a proxy describes it.
 pub(super) struct Check<'a> {
     pub(super) method: Method,
     /// The path and query, as the client sent them.
@@ -82,7 +82,7 @@ pub(super) struct Decisions {
     audit: Option<AuditLayer>,
     /// For public routes, if they are recorded.
     public_audit: Option<AuditLayer>,
-    /// Answers requests without a route, with the rejection in their extensions.
+    /// Responds to requests without a route, with the rejection in their extensions.
     reject: Decide,
     /// The header with the key.
     key: HeaderName,
@@ -97,7 +97,6 @@ struct RouteServices {
 
 struct Route {
     name: Arc<str>,
-    organization: Option<String>,
     audience: Option<Arc<str>>,
     demand: RouteDemand,
 }
@@ -208,10 +207,6 @@ impl Decisions {
     fn services(&self, config: &Config) -> RouteServices {
         let services = config.routes.iter().map(|route| Route {
             name: route.pattern.as_str().into(),
-            organization: match &route.demand {
-                Demand::Key { organization, .. } => organization.clone(),
-                Demand::Nothing => None,
-            },
             audience: route.audience.as_deref().map(Into::into),
             demand: self.demand(route),
         });
@@ -252,13 +247,9 @@ impl Decisions {
             Err(NotFound::Ambiguous(why)) => return self.reject(&check, ambiguous(why)).await,
         };
         let route = &current.services[found.index];
-        let organization = route
-            .organization
-            .as_deref()
-            .and_then(|name| found.parameter(name));
         let matched = Matched {
             route: Some(Arc::clone(&route.name)),
-            organization: organization.and_then(decoded),
+            organization: found.organization.as_deref().and_then(decoded),
             scopes: check.scopes.clone(),
             client: self.client(check.headers),
         };

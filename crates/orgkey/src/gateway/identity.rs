@@ -12,7 +12,7 @@ pub(super) const ASSERTION: HeaderName = HeaderName::from_static("x-org-assertio
 /// The names of all headers of an identity.
 pub(super) const NAMES: [HeaderName; 4] = [ORG_CODE, KEY_ID, SCOPES, ASSERTION];
 
-/// The most bytes that the names and values may have. nginx reads the head of an answer into a buffer of 4 KiB.
+/// The most bytes that the names and values may have. nginx reads the head of a response into a buffer of 4 KiB.
 pub(super) const MAX_LEN: usize = 3 * 1_024;
 
 /// The headers of an identity. What has no value is removed from the request of the client.

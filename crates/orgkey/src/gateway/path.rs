@@ -1,6 +1,6 @@
 //! Paths that a proxy, the gateway and a service may read differently.
 //!
-//! The gateway decides about the path that it is asked about, and the service gets a path from the proxy. If one of them decodes,
+//! The gateway decides about the path in a check request, and the service gets a path from the proxy. If one of them decodes,
 //! merges or cuts what another does not, a request that was allowed for one route reaches another.
 
 use percent_encoding::percent_decode_str;
@@ -86,6 +86,13 @@ fn is_dots(segment: &str) -> bool {
 pub(super) fn folded(path: &str) -> String {
     let decoded = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
     without_last_slash(decoded)
+}
+
+/// Whether a path is its own [folded](folded) form, and has no parameters.
+pub(super) fn is_folded(path: &str) -> bool {
+    let is_plain =
+        |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase() && !matches!(byte, b'%' | b';');
+    path.bytes().all(is_plain) && (path == "/" || !path.ends_with('/'))
 }
 
 /// Returns a path without the parameters of its segments, all behind a semicolon.
@@ -221,6 +228,12 @@ mod tests {
         fn any_text_is_checked_without_panic(path in any::<String>()) {
             let _ = check(&path, false);
             let _ = folded(&path);
+        }
+
+        #[test]
+        fn folded_paths_stay_the_same(path in "/[a-cA/;%?4é.]{0,8}") {
+            let readings = [folded(&path), without_parameters(&path)];
+            prop_assert_eq!(is_folded(&path), readings.iter().all(|reading| *reading == path) && path.is_ascii() && !path.contains('%'));
         }
     }
 }

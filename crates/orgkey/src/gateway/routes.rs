@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use http::Method;
 use matchit::{InsertError, Router};
 
-use super::config::{Methods, RouteConfig};
+use super::config::{Demand, Methods, RouteConfig};
 use super::path;
 
 /// The routes of a configuration.
@@ -33,6 +33,8 @@ struct Paths {
     as_sent: Router<usize>,
     /// The same routes, for folded paths.
     folded: Router<usize>,
+    /// Whether a pattern differs from its folded form.
+    differ: bool,
 }
 
 /// The route of a request.
@@ -40,15 +42,8 @@ struct Paths {
 pub(super) struct Found {
     /// The index of the route.
     pub(super) index: usize,
-    parameters: Vec<(String, String)>,
-}
-
-impl Found {
-    /// Returns a parameter of the path, as it was sent.
-    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
-        let found = self.parameters.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str())
-    }
+    /// The parameter that must be the organization of the key, as it was sent.
+    pub(super) organization: Option<String>,
 }
 
 /// Why a request has no route.
@@ -118,33 +113,28 @@ impl Routes {
             .any(|byte| byte.is_ascii_lowercase())
         {
             return Err(NotFound::Ambiguous(
-                "is asked for by a method in lower case",
+                "is requested by a method in lower case",
             ));
         }
         let paths = self.table(host)?.paths(method);
         let found = paths.as_sent.at(path);
-        let folded = paths
-            .folded
-            .at(&path::folded(path))
-            .ok()
-            .map(|found| *found.value);
-        // A service may cut the parameters of segments.
-        let without_parameters = paths
-            .folded
-            .at(&path::without_parameters(&path::folded(path)))
-            .ok()
-            .map(|found| *found.value);
         let sent = found.as_ref().ok().map(|found| *found.value);
-        if sent != folded || sent != without_parameters {
+        if !paths.is_read_alike(path, sent) {
             return Err(NotFound::Ambiguous(
                 "matches another route when it is decoded, in lower case, or without its last slash",
             ));
         }
         let found = found.map_err(|_| NotFound::NoRoute)?;
-        let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let organization = match &self.all[*found.value].demand {
+            Demand::Key {
+                organization: Some(name),
+                ..
+            } => found.params.get(name).map(str::to_owned),
+            _ => None,
+        };
         Ok(Found {
             index: *found.value,
-            parameters: found.params.iter().map(own).collect(),
+            organization,
         })
     }
 
@@ -157,7 +147,7 @@ impl Routes {
             return Ok(&self.of_other_hosts);
         };
         let host = host_name(host).ok_or(NotFound::Ambiguous(
-            "is asked for at a host that is not valid",
+            "is requested at a host that is not valid",
         ))?;
         Ok(self.by_host.get(&host).unwrap_or(&self.of_other_hosts))
     }
@@ -219,6 +209,18 @@ impl Table {
 type Rank = (bool, bool);
 
 impl Paths {
+    /// Whether all readings of a path have the route that it has as it was sent.
+    fn is_read_alike(&self, path: &str, sent: Option<usize>) -> bool {
+        // Then the other readings are the same lookup.
+        if !self.differ && path::is_folded(path) {
+            return true;
+        }
+        let route = |path: &str| self.folded.at(path).ok().map(|found| *found.value);
+        let folded = path::folded(path);
+        // A service may cut the parameters of segments.
+        route(&folded) == sent && route(&path::without_parameters(&folded)) == sent
+    }
+
     fn build(
         candidates: &[(usize, &RouteConfig)],
         method: Option<&Method>,
@@ -258,9 +260,9 @@ impl Paths {
             }
             inserted.insert(shape(&route.pattern), (rank, index));
             let as_sent = paths.as_sent.insert(&route.pattern, index);
-            let folded = paths
-                .folded
-                .insert(path::folded_pattern(&route.pattern), index);
+            let pattern = path::folded_pattern(&route.pattern);
+            paths.differ |= pattern != route.pattern;
+            let folded = paths.folded.insert(pattern, index);
             if let Err(error) = as_sent.and(folded) {
                 let message = match error {
                     InsertError::Conflict { with } => format!(

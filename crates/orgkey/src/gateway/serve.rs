@@ -103,7 +103,7 @@ async fn remove_unused(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers requests until `stop` holds the time at which the last connection must be closed.
+/// Serves requests until `stop` holds the time at which the last connection must be closed.
 pub(super) async fn serve<S, F, B>(
     listener: Listener,
     service: S,
@@ -221,11 +221,11 @@ where
         let uses = Arc::new(Mutex::new(Uses::default()));
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
-            let used = InUse::new(Arc::clone(&begun));
-            let answer = service(request);
+            let in_use = InUse::new(Arc::clone(&begun));
+            let response = service(request);
             async {
-                let response = answer.await;
-                drop(used);
+                let response = response.await;
+                drop(in_use);
                 Ok::<_, Infallible>(response)
             }
         });

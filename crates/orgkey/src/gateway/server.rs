@@ -47,7 +47,7 @@ pub enum Error {
     NeedsRestart(Vec<&'static str>),
 }
 
-/// A gateway that listens, and answers when it [runs](Self::run).
+/// A gateway that listens, and serves when it [runs](Self::run).
 ///
 /// ```no_run
 /// use orgkey::gateway::{Config, Gateway};
@@ -55,7 +55,7 @@ pub enum Error {
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// let config = Config::parse(&std::fs::read_to_string("gateway.toml")?).map_err(|problems| problems[0].to_string())?;
 /// let gateway = Gateway::start(config).await?;
-/// println!("proxies ask at {}", gateway.checks_address());
+/// println!("proxies send their check requests to {}", gateway.checks_address());
 /// gateway.run(std::future::pending()).await;
 /// # Ok(()) }
 /// ```
@@ -144,7 +144,7 @@ impl Gateway {
         };
         Ok(Self {
             handle: GatewayHandle {
-                checks: checks,
+                checks,
                 config: Arc::new(config),
             },
             checks: listener,
@@ -167,12 +167,12 @@ impl Gateway {
         self
     }
 
-    /// Returns where proxies ask, with the port that the operating system chose.
+    /// Returns where proxies send their check requests, with the port that the operating system chose.
     pub fn checks_address(&self) -> &Address {
         &self.checks_address
     }
 
-    /// Returns where operators ask.
+    /// Returns where operators send their requests.
     pub fn admin_address(&self) -> Option<&Address> {
         self.admin_address.as_ref()
     }
@@ -182,22 +182,22 @@ impl Gateway {
         self.handle.clone()
     }
 
-    /// Answers until `shutdown` is ready. Then the gateway stops to be ready, waits for `shutdown_wait`, closes its connections, and
+    /// Serves until `shutdown` is ready. Then the gateway stops to be ready, waits for `shutdown_wait`, closes its connections, and
     /// writes its audit events, within 10 s.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (stop_checks, stopped_checks) = watch::channel(None);
         let (stop_admin, stopped_admin) = watch::channel(None);
         let checks = Arc::clone(&self.handle.checks);
         let timeout = self.bounds.body;
-        let answer = move |request| Arc::clone(&checks).answer(request, timeout);
-        let checks = tokio::spawn(serve(self.checks, answer, self.bounds, stopped_checks));
+        let respond = move |request| Arc::clone(&checks).respond(request, timeout);
+        let checks = tokio::spawn(serve(self.checks, respond, self.bounds, stopped_checks));
         let admin = self.admin.map(|(listener, admin)| {
             let router = admin.router();
-            let answer = move |request| {
-                let answer = router.clone().oneshot(request);
-                async { answer.await.unwrap_or_else(|never| match never {}) }
+            let respond = move |request| {
+                let response = router.clone().oneshot(request);
+                async { response.await.unwrap_or_else(|never| match never {}) }
             };
-            tokio::spawn(serve(listener, answer, self.bounds, stopped_admin))
+            tokio::spawn(serve(listener, respond, self.bounds, stopped_admin))
         });
         let metrics = self.metrics;
         let upkeep = tokio::spawn(async move {

@@ -15,7 +15,10 @@ use std::net::SocketAddr;
 
 use axum::Router;
 use axum::http::{HeaderMap, Uri};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use kinde_emulator::{Endpoint, Fault};
+use tempfile::NamedTempFile;
 
 use self::programs::{Proxy, Setup};
 use self::stub::{Mode, Stub};
@@ -36,6 +39,26 @@ requests_per_minute = 60
 burst = 20
 "#;
 
+/// The headers of the identity.
+const IDENTITY: [&str; 4] = [
+    "x-org-code",
+    "x-org-key-id",
+    "x-org-scopes",
+    "x-org-assertion",
+];
+
+/// Returns the names with a separator instead of all hyphens, and instead of the last one.
+fn aliases(separator: &str) -> Vec<String> {
+    let spellings = IDENTITY.iter().flat_map(|name| {
+        let (head, tail) = name.rsplit_once('-').unwrap();
+        [
+            name.replace('-', separator),
+            format!("{head}{separator}{tail}"),
+        ]
+    });
+    spellings.collect()
+}
+
 /// What the client says about itself. Must never reach the service.
 const FORGED: &str = "forged";
 
@@ -54,6 +77,16 @@ async fn service() -> SocketAddr {
     address
 }
 
+/// Returns a file with an Ed25519 key as OpenSSL writes it.
+fn signing_key() -> NamedTempFile {
+    let prefix = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    let der = BASE64_STANDARD.encode([&prefix[..], &[7; 32]].concat());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{der}\n-----END PRIVATE KEY-----\n");
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), pem).unwrap();
+    file
+}
+
 struct Scene {
     setup: Setup,
     world: World,
@@ -62,7 +95,12 @@ struct Scene {
 
 impl Scene {
     async fn start(setup: Setup) -> Self {
-        let world = World::start(TABLES).await;
+        let key = signing_key();
+        let file = key.path().display();
+        let identity = format!(
+            "[identity]\nassertion_audience = 'reports-api'\nassertion_key_file = '{file}'\n"
+        );
+        let world = World::start(&format!("{TABLES}{identity}")).await;
         let proxy = Proxy::start(setup, world.checks, service().await).await;
         Self {
             setup,
@@ -111,19 +149,16 @@ fn seen<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
 async fn allowed_requests_have_the_identity(scene: &Scene) {
     let setup = scene.setup;
     let bearer = scene.bearer("org_1", &["read:reports"]);
-    let plain = [
+    let mut plain = vec![
         ("authorization", bearer.as_str()),
-        ("x-org-code", FORGED),
-        ("x-org-scopes", FORGED),
-        ("x-org-key-id", FORGED),
-        ("x-org-assertion", FORGED),
-        ("x.org.code", FORGED),
-        ("x.org-code", FORGED),
-        ("x-org-key.id", FORGED),
-        ("x.org.assertion", FORGED),
         ("x-original-uri", "/health"),
         ("x-forwarded-uri", "/health"),
     ];
+    let dotted = aliases(".");
+    let forged = IDENTITY
+        .into_iter()
+        .chain(dotted.iter().map(String::as_str));
+    plain.extend(forged.map(|name| (name, FORGED)));
     let reply = scene.ask("GET", "/reports/1?q=/..//", &plain).await;
     assert_eq!(reply.status, 200, "{setup:?} {}", reply.text());
     assert_eq!(seen(&reply, "x-org-code"), Some("org_1"), "{setup:?}");
@@ -136,17 +171,16 @@ async fn allowed_requests_have_the_identity(scene: &Scene) {
         seen(&reply, "x-org-key-id").is_some_and(|id| !id.is_empty()),
         "{setup:?}"
     );
+    let assertion = seen(&reply, "x-org-assertion");
+    assert!(
+        assertion.is_some_and(|token| token.split('.').count() == 3),
+        "{setup:?}"
+    );
     assert!(!reply.text().contains(FORGED), "{setup:?} {}", reply.text());
     assert_eq!(seen(&reply, "authorization"), None, "{setup:?}");
 
-    for name in [
-        "x_org_code",
-        "x-org_code",
-        "x_org-scopes",
-        "x-org-key_id",
-        "x_org_assertion",
-    ] {
-        let headers = [("authorization", bearer.as_str()), (name, FORGED)];
+    for name in aliases("_") {
+        let headers = [("authorization", bearer.as_str()), (&name, FORGED)];
         let reply = scene.ask("GET", "/reports/1", &headers).await;
         assert!(!reply.text().contains(FORGED), "{setup:?} {name}");
         assert_eq!(
@@ -155,19 +189,16 @@ async fn allowed_requests_have_the_identity(scene: &Scene) {
             "{setup:?} {name}"
         );
     }
-    for name in [
-        "x-org-code",
-        "x-org-key-id",
-        "x-org-scopes",
-        "authorization",
-    ] {
+    for name in IDENTITY.into_iter().chain(["authorization"]) {
         let connection = format!("close, {name}");
         let headers = [
             ("authorization", bearer.as_str()),
             ("connection", &connection),
-            ("x-org-code", FORGED),
+            (name, FORGED),
         ];
-        let reply = scene.ask("GET", "/reports/1", &headers).await;
+        // The key itself is sent once.
+        let headers = &headers[..if name == "authorization" { 2 } else { 3 }];
+        let reply = scene.ask("GET", "/reports/1", headers).await;
         assert!(!reply.text().contains(FORGED), "{setup:?} {name}");
         if reply.status == 200 {
             assert_eq!(

@@ -56,11 +56,11 @@ pub struct Config {
 /// The table `[listen]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Where proxies ask.
+    /// Where proxies send their check requests.
     pub checks: Address,
-    /// How they may ask.
+    /// The dialects of these requests that are served.
     pub dialects: Vec<Dialect>,
-    /// Where operators ask.
+    /// Where operators send their requests.
     pub admin: Option<Address>,
     /// The file with the token of operators.
     pub admin_token_file: Option<PathBuf>,

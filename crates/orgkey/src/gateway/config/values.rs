@@ -55,7 +55,7 @@ impl Address {
     }
 }
 
-/// How a proxy asks.
+/// How a proxy sends its check requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {

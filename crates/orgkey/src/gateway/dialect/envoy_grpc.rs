@@ -17,18 +17,18 @@ use super::proto::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as Header, HeaderValueOption,
     HttpRequest, HttpResponse, HttpStatus, OkHttpResponse, Status,
 };
-use super::{Answer, Incomplete};
+use super::{Incomplete, Outcome};
 use crate::gateway::identity::{aliases, is_reserved};
 
 pub(in crate::gateway) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// The most bytes that a question may have. Envoy accepts 60 KiB of headers from a client, and tells some of them twice.
+/// The most bytes that a check request may have. Envoy accepts 60 KiB of headers from a client, and sends some of them twice.
 pub(in crate::gateway) const MAX_LEN: usize = 256 * 1_024;
 
 /// The key of `context_extensions` with the scopes of a route of Envoy, separated by spaces.
 const SCOPE: &str = "scope";
 
-/// How long before the end of Envoy's deadline an answer is sent.
+/// How long before the end of Envoy's deadline a response is sent.
 const MARGIN: Duration = Duration::from_millis(50);
 
 const STATUS: &str = "grpc-status";
@@ -40,9 +40,9 @@ const INTERNAL: i32 = 13;
 /// The `append_action` that replaces a header or adds it.
 const OVERWRITE_IF_EXISTS_OR_ADD: i32 = 2;
 
-/// The request that Envoy asks about.
+/// The original request, as Envoy describes it.
 #[derive(Debug)]
-pub(in crate::gateway) struct Question {
+pub(in crate::gateway) struct GrpcCheck {
     pub(in crate::gateway) method: Method,
     pub(in crate::gateway) target: String,
     pub(in crate::gateway) host: String,
@@ -50,11 +50,11 @@ pub(in crate::gateway) struct Question {
     pub(in crate::gateway) headers: HeaderMap,
     /// The scopes that the configuration of Envoy demands, all of them.
     pub(in crate::gateway) scopes: Option<ScopePolicy>,
-    /// What an answer depends on.
+    /// What the response depends on.
     pub(in crate::gateway) about: About,
 }
 
-/// What an answer depends on beside the decision.
+/// What a response depends on beside the decision.
 #[derive(Debug, Default)]
 pub(in crate::gateway) struct About {
     /// The client's headers that could be read as an identity.
@@ -63,11 +63,11 @@ pub(in crate::gateway) struct About {
     is_grpc: bool,
 }
 
-/// Reads a question from the body of a request. `reads` says which headers are kept.
-pub(in crate::gateway) fn question(
+/// Reads a check request from the body of a call. `reads` says which headers are kept.
+pub(in crate::gateway) fn read(
     body: &[u8],
     reads: impl Fn(&HeaderName) -> bool,
-) -> Result<Question, Incomplete> {
+) -> Result<GrpcCheck, Incomplete> {
     let message = match body {
         // Not compressed, and one message.
         [0, a, b, c, d, message @ ..]
@@ -131,7 +131,7 @@ pub(in crate::gateway) fn question(
             kept.append(name, value.unwrap_or(HeaderValue::from_static("")));
         }
     }
-    Ok(Question {
+    Ok(GrpcCheck {
         method,
         target: path,
         host,
@@ -141,7 +141,7 @@ pub(in crate::gateway) fn question(
     })
 }
 
-/// Returns how long the caller waits, less the time that an answer takes.
+/// Returns how long the caller waits, less the time that a response takes.
 pub(in crate::gateway) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -161,14 +161,14 @@ pub(in crate::gateway) fn deadline(headers: &HeaderMap) -> Option<Duration> {
     Some(timeout.saturating_sub(MARGIN.min(timeout / 4)))
 }
 
-/// Returns the frame that answers a question. `key_header` is the header with the key, if services must not get it.
-pub(in crate::gateway) fn answer(
-    answer: Answer,
+/// Returns the frame that responds to a check request. `key_header` is the header with the key, if services must not get it.
+pub(in crate::gateway) fn response(
+    outcome: Outcome,
     about: &About,
     key_header: Option<&HeaderName>,
 ) -> Bytes {
-    let response = match answer {
-        Answer::Allowed(identity) => {
+    let response = match outcome {
+        Outcome::Allowed(identity) => {
             let present: Vec<_> = identity.present().collect();
             let headers = present
                 .iter()
@@ -186,7 +186,7 @@ pub(in crate::gateway) fn answer(
                 })),
             }
         }
-        Answer::Rejected(response) => denied(&response, about),
+        Outcome::Rejected(response) => denied(&response, about),
     };
     framed(&response)
 }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_plain_message_is_a_question() {
+    fn only_one_plain_message_is_read() {
         for body in [
             &b""[..],
             &[0, 0, 0, 0],
@@ -304,7 +304,7 @@ mod tests {
             &[0, 0, 0, 0, 0, 9],
             &[0, 0, 0, 0, 0],
         ] {
-            assert!(question(body, |_| true).is_err(), "{body:?}");
+            assert!(read(body, |_| true).is_err(), "{body:?}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The `ext_authz` of Envoy over HTTP, and other implementations of its protocol.
 //!
-//! The question is the original request itself, behind a prefix. An identity header that is not set in the answer keeps the value
-//! of the client unless the answer removes it.
+//! The check request is the original request itself, behind a prefix. An identity header that is not set in the response keeps the
+//! value of the client unless the response removes it.
 
 use std::borrow::Cow;
 
@@ -9,14 +9,14 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, Uri};
 
-use super::{Answer, Incomplete, Original, allowed, at_most_once};
+use super::{Incomplete, Original, Outcome, allowed, at_most_once};
 use crate::gateway::identity::aliases;
 
 pub(in crate::gateway) const PREFIX: &str = "/v1/envoy";
 
 const REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
-/// Returns the original target, if the question has the prefix.
+/// Returns the original target, if the check request has the prefix.
 pub(in crate::gateway) fn target(uri: &Uri) -> Option<&str> {
     let target = uri.path_and_query()?.as_str().strip_prefix(PREFIX)?;
     target.starts_with('/').then_some(target)
@@ -37,14 +37,14 @@ pub(in crate::gateway) fn original<'a>(
     })
 }
 
-/// Puts answers into the words of the dialect.
+/// Renders outcomes in the dialect.
 #[derive(Debug)]
-pub(in crate::gateway) struct Answers {
+pub(in crate::gateway) struct Responses {
     /// What is removed on every allow: aliases, and the key.
     removed: String,
 }
 
-impl Answers {
+impl Responses {
     /// `key_header` is the header with the key, if services must not get it.
     pub(in crate::gateway) fn new(key_header: Option<&HeaderName>) -> Self {
         let key = key_header.map(|name| name.as_str().to_owned());
@@ -54,9 +54,9 @@ impl Answers {
         }
     }
 
-    pub(in crate::gateway) fn answer(&self, answer: Answer) -> Response<Bytes> {
-        match answer {
-            Answer::Allowed(identity) => {
+    pub(in crate::gateway) fn response(&self, outcome: Outcome) -> Response<Bytes> {
+        match outcome {
+            Outcome::Allowed(identity) => {
                 let absent = identity.absent();
                 let names = absent.fold(self.removed.clone(), |names, name| {
                     names + "," + name.as_str()
@@ -68,7 +68,7 @@ impl Answers {
                 }
                 response
             }
-            Answer::Rejected(response) => response,
+            Outcome::Rejected(response) => response,
         }
     }
 }

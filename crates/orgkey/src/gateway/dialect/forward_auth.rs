@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 
-use super::{Answer, Incomplete, Original, allowed, at_most_once, method, once};
+use super::{Incomplete, Original, Outcome, allowed, at_most_once, method, once};
 
 pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, Incomplete> {
     Ok(Original {
@@ -13,9 +13,9 @@ pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, 
     })
 }
 
-pub(in crate::gateway) fn answer(answer: Answer) -> Response<Bytes> {
-    match answer {
-        Answer::Allowed(identity) => allowed(&identity),
-        Answer::Rejected(response) => response,
+pub(in crate::gateway) fn response(outcome: Outcome) -> Response<Bytes> {
+    match outcome {
+        Outcome::Allowed(identity) => allowed(&identity),
+        Outcome::Rejected(response) => response,
     }
 }

@@ -1,4 +1,4 @@
-//! How each proxy asks, and how it is answered.
+//! How each proxy sends a check request, and the response that it understands.
 //!
 //! A dialect reads its own headers only. What a client sends under the names of another dialect means nothing.
 
@@ -16,17 +16,17 @@ use http::{HeaderMap, HeaderValue, Method, Response};
 
 use super::identity::Identity;
 
-/// The answer to a proxy, before it is put into the words of a dialect.
-pub(super) enum Answer {
+/// The outcome of a check, before it is rendered in a dialect.
+pub(super) enum Outcome {
     Allowed(Identity),
     Rejected(Response<Bytes>),
 }
 
-/// A question without what its dialect requires. Says which header, or part, is missing or repeated.
+/// A check request without what its dialect requires. Says which header, or part, is missing or repeated.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Incomplete(pub(super) &'static str);
 
-/// The request that a proxy asks about, in headers.
+/// The original request, from headers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Original<'a> {
     pub(super) method: Method,

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
-use super::{Answer, Incomplete, Original, allowed, at_most_once, method, once};
+use super::{Incomplete, Original, Outcome, allowed, at_most_once, method, once};
 
 const PROBLEM: HeaderName = HeaderName::from_static("x-orgkey-problem");
 
@@ -18,10 +18,10 @@ pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, 
     })
 }
 
-pub(in crate::gateway) fn answer(answer: Answer) -> Response<Bytes> {
-    match answer {
-        Answer::Allowed(identity) => allowed(&identity),
-        Answer::Rejected(mut response) => {
+pub(in crate::gateway) fn response(outcome: Outcome) -> Response<Bytes> {
+    match outcome {
+        Outcome::Allowed(identity) => allowed(&identity),
+        Outcome::Rejected(mut response) => {
             // A problem document is one line of ASCII.
             if let Ok(problem) = HeaderValue::from_maybe_shared(response.body().clone()) {
                 response.headers_mut().insert(PROBLEM, problem);
