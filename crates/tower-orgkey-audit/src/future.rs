@@ -68,14 +68,17 @@ impl RequestAudit {
     /// Completes the record but for the response. `None` if nothing was decided on the request.
     fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
         let mut record = self.record;
-        let caller = self.observation.caller();
-        if caller.is_none() && !matches!(outcome, Outcome::Rejected(_)) {
+        let is_decided = self.observation.read(|recorded| {
+            let caller = recorded.caller();
+            record.actor = caller.into();
+            record.requirements = recorded.requirements().clone();
+            if let Some(operation) = recorded.operation() {
+                record.route = Some(Route::Named(bounded_text(operation)));
+            }
+            caller.is_some() || matches!(outcome, Outcome::Rejected(_))
+        });
+        if !is_decided {
             return None;
-        }
-        record.actor = caller.into();
-        record.requirements = self.observation.requirements();
-        if let Some(operation) = self.observation.operation() {
-            record.route = Some(Route::Named(bounded_text(&operation)));
         }
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
