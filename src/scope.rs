@@ -215,8 +215,16 @@ impl fmt::Debug for Scopes {
 /// The scopes that a route requires: alternatives, each a set of scopes that a key must all have.
 ///
 /// See the [module documentation](crate::scope).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Eq)]
 pub struct ScopePolicy(Arc<[Box<[Scope]>]>);
+
+/// Compares references first: each request through a guard has the guard's policy.
+impl PartialEq for ScopePolicy {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
 
 impl ScopePolicy {
     /// Creates a policy. Without alternatives, it rejects every key.

@@ -1,8 +1,8 @@
 //! Throughput over loopback, with a load generator, relative to a server without a layer.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command};
-use std::time::Duration;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 
 use axum::Router;
 use tower_orgkey::require_scope;
@@ -19,6 +19,13 @@ const ROWS: &[(&str, &str)] = &[
     (
         "whole",
         "audit to a file, usage, auth, rate, settings, scope",
+    ),
+    #[cfg(feature = "whole")]
+    ("trace-layer", "tower-http's `TraceLayer`, JSON to a file"),
+    #[cfg(feature = "whole")]
+    (
+        "traced-from-fn",
+        "a `from_fn` with one `tracing` event, JSON to a file",
     ),
 ];
 
@@ -64,24 +71,30 @@ pub(crate) fn table() {
 }
 
 struct Server {
+    row: &'static str,
     process: Child,
     address: SocketAddr,
 }
 
 impl Server {
-    fn start(row: &str) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = free.local_addr().expect("a port");
-        drop(free);
+    fn start(row: &'static str) -> Self {
         let program = std::env::current_exe().expect("this program");
-        let process = Command::new(program)
-            .args(["serve", row, &address.to_string()])
+        let mut process = Command::new(program)
+            .args(["serve", row])
+            .stdout(Stdio::piped())
             .spawn()
             .expect("a child");
-        while TcpStream::connect(address).is_err() {
-            std::thread::sleep(Duration::from_millis(10));
+        // The child chooses the port: one that is free here could be taken by another process before the child binds it.
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().expect("a pipe"))
+            .read_line(&mut line)
+            .expect("the child's address");
+        let address = line.trim().parse().expect("the child's address");
+        Self {
+            row,
+            process,
+            address,
         }
-        Self { process, address }
     }
 
     /// Requests per second over one second.
@@ -93,7 +106,7 @@ impl Server {
             .output()
             .expect("wrk is installed");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(!said.contains("Non-2xx"), "{said}");
+        assert!(!said.contains("Non-2xx"), "{}: {said}", self.row);
         said.split_once("Requests/sec:")
             .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
             .expect("wrk's figure")
@@ -108,14 +121,18 @@ impl Drop for Server {
     }
 }
 
-/// Serves a row forever.
-pub(crate) fn serve(row: &str, address: &str) {
+/// Serves a row forever, and prints its address.
+pub(crate) fn serve(row: &str) {
     let router: Router = match row {
         "bare" => rows::api(),
         "ours" => rows::api().layer((ours::warm_layer(), require_scope(SCOPE))),
         "from-fn" => hand_made::typical_router(),
         #[cfg(feature = "whole")]
         "whole" => rows::whole::whole_router(&rows::whole::trail()),
+        #[cfg(feature = "whole")]
+        "trace-layer" => rows::traced::globally(rows::traced::trace_layer_router),
+        #[cfg(feature = "whole")]
+        "traced-from-fn" => rows::traced::globally(rows::traced::from_fn_router),
         _ => panic!("no row `{row}`"),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -123,9 +140,10 @@ pub(crate) fn serve(row: &str, address: &str) {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind(address)
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
+        println!("{}", listener.local_addr().expect("a port"));
         axum::serve(listener, router).await.expect("a server");
     });
 }

@@ -47,19 +47,28 @@ pub(crate) fn authorization(n: u32) -> HeaderValue {
 
 /// A verifier in memory for which every key is valid. It allocates new strings each time, like a parser of replies.
 pub(crate) fn builder() -> ApiKeyLayerBuilder {
-    ApiKeyLayer::builder(verifier_fn(yes)).fixed_digest_secret(rows::SECRET)
+    builder_of(PER_ORG)
+}
+
+/// The same, with this number of keys per organization.
+pub(crate) fn builder_of(per_org: u32) -> ApiKeyLayerBuilder {
+    let verifier = verifier_fn(move |key| yes(key, per_org));
+    ApiKeyLayer::builder(verifier).fixed_digest_secret(rows::SECRET)
 }
 
 #[expect(
     clippy::needless_pass_by_value,
     reason = "what `verifier_fn` hands over"
 )]
-fn yes(key: ApiKey) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
+fn yes(
+    key: ApiKey,
+    per_org: u32,
+) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
     let digits = &key.expose_secret()["k_live_".len()..];
     let mixed = u128::from_str_radix(digits, 16).expect("a key of ours");
     // The inverse of the multiplier modulo 2^128 yields the index of the key.
     let n = mixed.wrapping_mul(inverse(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835));
-    let org = format!("org_{:010x}", n / u128::from(PER_ORG) * 0x5_1ED2);
+    let org = format!("org_{:010x}", n / u128::from(per_org) * 0x5_1ED2);
     let kind = KINDS[(n % KINDS.len() as u128) as usize];
     let verification = Verification::of_organization(OrgCode::new(org).expect("an identifier"))
         .with_key_id(KeyId::new(format!("api_key_{n:032x}")).expect("an identifier"))
@@ -79,6 +88,12 @@ fn inverse(of: u128) -> u128 {
 /// An API with this layer, which has verified this many keys.
 pub(crate) fn filled(auth: ApiKeyLayer, keys: u32) -> Router {
     let router = rows::api().layer((auth, require_scope(SCOPE)));
+    fill(&router, keys);
+    router
+}
+
+/// Sends a request with each of this many keys.
+pub(crate) fn fill(router: &Router, keys: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_time()
         .build()
@@ -97,7 +112,6 @@ pub(crate) fn filled(auth: ApiKeyLayer, keys: u32) -> Router {
             caller.await.expect("a task that ends");
         }
     });
-    router
 }
 
 const CALLERS: u32 = 32;

@@ -62,6 +62,8 @@ pub fn main() -> ExitCode {
                     .chain(rows::whole::ALL.iter().copied())
                     .collect::<Vec<_>>(),
             );
+            threads::whole_table();
+            scale::whole_table();
             end_to_end::table();
         }
         ["guard"] | ["whole", "--guard"] => return hit::guard(),
@@ -73,7 +75,9 @@ pub fn main() -> ExitCode {
         ),
         ["memory", keys] => scale::memory(keys.parse().expect("a number of keys")),
         ["invalid", keys] => scale::invalid(keys.parse().expect("a number of keys")),
-        ["serve", row, address] => end_to_end::serve(row, address),
+        #[cfg(feature = "whole")]
+        ["memory-whole", keys] => scale::memory_whole(keys.parse().expect("a number of keys")),
+        ["serve", row] => end_to_end::serve(row),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::FAILURE;

@@ -143,6 +143,48 @@ pub(crate) fn memory(size: u32) {
     drop((warm, full));
 }
 
+/// Resident bytes per key with everything on.
+#[cfg(feature = "whole")]
+pub(crate) fn whole_table() {
+    let bytes = in_a_child(&["memory-whole", "100000"]);
+    table::print(
+        "whole: resident bytes per active key, one route a key, 10 keys an organization",
+        &["keys", "bytes per key"],
+        &[vec!["100000 keys".into(), format!("{bytes:.0}")]],
+    );
+}
+
+/// Prints the memory per key with everything on, in bytes. All keys are active in two minutes, so usage has a row of the minute
+/// and a row of the totals for each.
+#[cfg(feature = "whole")]
+pub(crate) fn memory_whole(size: u32) {
+    use crate::rows::whole;
+
+    let router = |keys: u32| {
+        let auth = keys::builder_of(10)
+            .soft_ttl(SOFT_TTL)
+            .hard_ttl(SOFT_TTL * 2);
+        let auth = auth.capacity(u64::from(keys)).build().expect("settings");
+        let trail = whole::trail();
+        (whole::whole_router_of(auth, &trail), trail)
+    };
+    let to_next_minute = || {
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .expect("a clock");
+        std::thread::sleep(Duration::from_secs(61 - now.as_secs() % 60));
+    };
+    let warm = router(1_000);
+    keys::fill(&warm.0, 1_000);
+    let before = keys::resident();
+    let full = router(size);
+    keys::fill(&full.0, size);
+    to_next_minute();
+    keys::fill(&full.0, size);
+    println!("{}", (keys::resident() - before) as f64 / f64::from(size));
+    drop((warm, full));
+}
+
 /// Prints the memory of invalid keys, in bytes.
 pub(crate) fn invalid(of: u32) {
     use tower::ServiceExt;

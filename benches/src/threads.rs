@@ -75,6 +75,47 @@ pub(crate) fn table() {
     );
 }
 
+/// The whole stack, compared with the layer alone.
+#[cfg(feature = "whole")]
+pub(crate) fn whole_table() {
+    use crate::rows::whole;
+
+    let (whole, trail) = whole::whole_with_room(2 * REQUESTS as usize);
+    let ours = rows::api().layer((ours::warm_layer(), tower_orgkey::require_scope(rows::SCOPE)));
+    let rows = [("the layer and its guard", ours), ("everything on", whole)]
+        .map(|(says, router)| (says, router.with_state(())));
+    let mut took = vec![(Vec::new(), Vec::new()); rows.len()];
+    for _ in 0..ROUNDS {
+        for ((_, router), (one, two)) in rows.iter().zip(&mut took) {
+            one.push(hammer(router, 1));
+            whole::flush(&trail);
+            two.push(hammer(router, 2));
+            whole::flush(&trail);
+        }
+    }
+    let figures: Vec<(f64, f64)> = took
+        .into_iter()
+        .map(|(one, two)| (table::median(one), table::median(two)))
+        .collect();
+    let lines: Vec<_> = rows
+        .iter()
+        .zip(&figures)
+        .map(|((says, _), (one, two))| {
+            vec![
+                (*says).to_owned(),
+                format!("{one:.0} ns"),
+                format!("{two:.0} ns"),
+                table::ratio(*two, *one),
+            ]
+        })
+        .collect();
+    table::print(
+        "whole: one key, on 1 thread and on 2 threads",
+        &["row", "1 thread", "per thread of 2", "2 / 1"],
+        &lines,
+    );
+}
+
 /// Nanoseconds per request on this number of threads.
 fn hammer(router: &Router, threads: usize) -> f64 {
     let barrier = Barrier::new(threads);

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use foldhash::quality::RandomState;
 use papaya::HashMap as Index;
 
 use super::account::{Account, Decision};
@@ -31,7 +32,8 @@ const CANDIDATES: usize = 8;
 /// The accounts of one rate limit.
 #[derive(Debug)]
 pub(super) struct Accounts {
-    index: Index<Subject, Arc<Account>>,
+    /// Not by a cryptographic hash: issuers choose organizations and keys.
+    index: Index<Subject, Arc<Account>, RandomState>,
     list: Mutex<List>,
     capacity: usize,
     /// The maximum number of accounts of one organization.
@@ -42,7 +44,7 @@ impl Accounts {
     /// At most `capacity` accounts, of which one organization can have a hundredth, and at least ten.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            index: Index::new(),
+            index: Index::default(),
             list: Mutex::default(),
             capacity,
             share: (capacity / 100).max(10).min(capacity),

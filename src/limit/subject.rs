@@ -52,6 +52,7 @@ impl Hash for Subject {
 }
 
 /// [`Subject`] and [`SubjectRef`] must have the same hash.
+#[inline]
 fn hash<H: Hasher>(org: &OrgCode, key: Option<&KeyRef<'_>>, state: &mut H) {
     org.hash(state);
     match key {

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use orgkey_lookup::{Answer, Answered, IndexKey, LookupRequest, Source, Value};
 
 use super::loader::{SettingsError, SettingsLoader};
@@ -32,6 +33,7 @@ impl<T: 'static, L: SettingsLoader<T>> DynLoader<T> for L {
 /// Settings of one type.
 pub(super) struct Loader<T> {
     loader: Box<dyn DynLoader<T>>,
+    /// Not a cryptographic hash: issuers choose organizations.
     hash: RandomState,
 }
 
@@ -49,7 +51,7 @@ impl<T: 'static> Loader<T> {
     pub(super) fn new(loader: impl SettingsLoader<T>) -> Self {
         Self {
             loader: Box::new(loader),
-            hash: RandomState::new(),
+            hash: RandomState::default(),
         }
     }
 

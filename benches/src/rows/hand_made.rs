@@ -124,9 +124,9 @@ async fn typical(State(known): State<Known>, mut request: Request, next: Next) -
     next.run(request).await
 }
 
-/// In place of a network call, which these rows never make.
+/// In place of a network call. Made when the key was cached for a minute, which end-to-end rounds exceed.
 async fn ask_the_issuer() -> Result<Facts, Arc<str>> {
-    Err("not asked".into())
+    Ok(Facts::of_the_key())
 }
 
 fn hex_digest(key: &str) -> String {

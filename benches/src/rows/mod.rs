@@ -5,6 +5,8 @@ pub(crate) mod hand_made;
 pub(crate) mod ours;
 mod plain;
 #[cfg(feature = "whole")]
+pub(crate) mod traced;
+#[cfg(feature = "whole")]
 pub(crate) mod whole;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -16,7 +16,7 @@ use tower_orgkey_audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail, JsonLine
 use tower_orgkey_usage::UsageLayer;
 
 use super::ours::{ask, warm_layer};
-use super::{BEARER, Call, IS_PROFILED, REPORTS, Row, SCOPE, Under, api, passes};
+use super::{BEARER, Call, IS_PROFILED, REPORTS, Row, SCOPE, Under, api, passes, traced};
 
 #[rustfmt::skip]
 pub(crate) const ALL: &[Row] = &[
@@ -29,6 +29,8 @@ pub(crate) const ALL: &[Row] = &[
     Row { name: "whole", says: "**audit, usage, auth, rate, settings, scope in one `layer`**", under: Under::Router, build: whole },
     Row { name: "whole-route-layers", says: "the same, each by `route_layer`", under: Under::Router, build: route_layers },
     Row { name: "whole-guarded", says: "`auth.require_scope(..)` by `route_layer`", under: Under::Router, build: guarded },
+    Row { name: "trace-layer", says: "tower-http's `TraceLayer` alone, JSON to a file", under: Under::Router, build: traced::trace_layer },
+    Row { name: "traced-from-fn", says: "a `from_fn` with one `tracing` event alone, JSON to a file", under: Under::Router, build: traced::from_fn_line },
     Row { name: "whole-two-route-layers", says: "the layer and the guard, each by `route_layer`", under: Under::Router, build: two_route_layers },
 ];
 
@@ -41,16 +43,44 @@ fn usage() -> Call {
     passes(api().layer(layers))
 }
 
-/// JSON lines into a file that is deleted at once: they are written, and leave nothing behind.
 fn lines() -> JsonLines<File> {
+    JsonLines::new(file())
+}
+
+/// A file that is deleted at once: lines are written, and leave nothing behind.
+pub(super) fn file() -> File {
     let path = std::env::temp_dir().join(format!("orgkey-bench-{}.jsonl", std::process::id()));
     let file = File::create(&path).expect("a temporary file");
     std::fs::remove_file(&path).expect("a file that was just created");
-    JsonLines::new(file)
+    file
 }
 
 pub(crate) fn trail() -> AuditTrail {
     AuditTrail::start(lines()).expect("a thread")
+}
+
+/// The API with everything on and its settings loaded, and a trail that has room for this many events.
+pub(crate) fn whole_with_room(events: usize) -> (Router, AuditTrail) {
+    let trail = AuditTrail::builder().sink(lines()).capacity(events);
+    let trail = trail.start().expect("a thread");
+    let router = whole_router(&trail);
+    ask(&router, BEARER);
+    (router, trail)
+}
+
+/// Waits until everything is written, and asserts that no event was lost.
+pub(crate) fn flush(trail: &AuditTrail) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let flushed = runtime
+        .expect("a runtime")
+        .block_on(trail.flush(Duration::from_secs(60)));
+    flushed.expect("a sink that works");
+    let stats = trail.stats();
+    assert_eq!(
+        (stats.lost, stats.written),
+        (0, stats.accepted),
+        "the row misses the cost of lost events"
+    );
 }
 
 /// A sink that begins when its gate is dropped. The events have to fit into the queue.
@@ -98,17 +128,7 @@ impl Complete {
 impl Drop for Complete {
     fn drop(&mut self) {
         self.gate.take();
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let flushed = runtime
-            .expect("a runtime")
-            .block_on(self.trail.flush(Duration::from_secs(60)));
-        flushed.expect("a sink that works");
-        let stats = self.trail.stats();
-        assert_eq!(
-            (stats.lost, stats.written),
-            (0, stats.accepted),
-            "the row misses the cost of lost events"
-        );
+        flush(&self.trail);
     }
 }
 
@@ -152,9 +172,12 @@ fn whole() -> Call {
     complete.call(call)
 }
 
-/// The API with everything on.
+/// The API with everything on, for the key of all rows.
 pub(crate) fn whole_router(trail: &AuditTrail) -> Router {
-    let auth = warm_layer();
+    whole_router_of(warm_layer(), trail)
+}
+
+pub(crate) fn whole_router_of(auth: ApiKeyLayer, trail: &AuditTrail) -> Router {
     let settings = settings_layer(&auth);
     let layers = (
         AuditLayer::new(trail),

@@ -192,15 +192,15 @@ impl Actor {
     }
 }
 
-impl From<Option<Caller>> for Actor {
-    fn from(caller: Option<Caller>) -> Self {
+impl From<Option<&Caller>> for Actor {
+    fn from(caller: Option<&Caller>) -> Self {
         match caller {
             // Copied out of the context, which keeps an entry of the cache alive.
             Some(Caller::Organization { context, is_cached }) => Self::Organization {
                 org: context.org_code().clone(),
                 key_id: context.key_id().cloned(),
                 user_id: context.user_id().map(Into::into),
-                is_cached,
+                is_cached: *is_cached,
                 is_stale: context.is_stale(),
             },
             Some(Caller::Anonymous) => Self::Anonymous,

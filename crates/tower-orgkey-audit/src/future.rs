@@ -70,21 +70,25 @@ impl RequestAudit {
     /// Completes the record but for the response. `None` if nothing was decided on the request.
     fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
         let mut record = self.record;
-        let caller = self.observation.caller();
-        let is_undecided = caller.is_none() && !matches!(outcome, Outcome::Rejected(_));
-        if is_undecided && !self.layer.options.record_undecided {
+        let privacy = &self.layer.options.privacy;
+        let records_undecided = self.layer.options.record_undecided;
+        let is_recorded = self.observation.read(|recorded| {
+            let caller = recorded.caller();
+            let is_undecided = caller.is_none() && !matches!(outcome, Outcome::Rejected(_));
+            record.actor = if is_undecided {
+                Actor::Anonymous
+            } else {
+                caller.into()
+            };
+            record.requirements = recorded.requirements().clone();
+            if let Some(operation) = recorded.operation() {
+                record.route = Some(Route::Named(bounded_text(operation)));
+            }
+            !is_undecided || records_undecided
+        });
+        if !is_recorded {
             return None;
         }
-        record.actor = if is_undecided {
-            Actor::Anonymous
-        } else {
-            caller.into()
-        };
-        record.requirements = self.observation.requirements();
-        if let Some(operation) = self.observation.operation() {
-            record.route = Some(Route::Named(bounded_text(&operation)));
-        }
-        let privacy = &self.layer.options.privacy;
         if let Some(key) = &privacy.pseudonyms {
             record.actor.pseudonymize(key);
         }

@@ -4,6 +4,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use crate::event::AuditEvent;
+use crate::ocsf::Templates;
 use crate::sink::{AuditSink, SinkError};
 
 /// A sink that writes each event as one line of JSON to any [`Write`].
@@ -28,6 +29,7 @@ use crate::sink::{AuditSink, SinkError};
 pub struct JsonLines<W> {
     writer: W,
     buffer: Vec<u8>,
+    templates: Templates,
     /// Whether the output may end in the middle of a line.
     is_torn: bool,
 }
@@ -38,6 +40,7 @@ impl<W: Write + Send + 'static> JsonLines<W> {
         Self {
             writer,
             buffer: Vec::new(),
+            templates: Templates::default(),
             is_torn: false,
         }
     }
@@ -75,7 +78,7 @@ impl<W: Write + Send + 'static> AuditSink for JsonLines<W> {
             self.buffer.push(b'\n');
         }
         for event in events {
-            event.write_json(&mut self.buffer);
+            self.templates.write(event, &mut self.buffer);
             self.buffer.push(b'\n');
         }
         self.is_torn = true;

@@ -17,6 +17,14 @@ pub(crate) enum RequestId {
 }
 
 impl RequestId {
+    #[inline]
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Generated(digits) => digits,
+            Self::Sent(id) => id.as_bytes(),
+        }
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         match self {
             Self::Generated(digits) => std::str::from_utf8(digits).unwrap_or_default(),

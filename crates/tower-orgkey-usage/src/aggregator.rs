@@ -16,7 +16,7 @@ use http::Extensions;
 
 use crate::counts::{Counts, Ended};
 use crate::record::{Period, UsageRecord};
-use crate::routes::{RouteId, Routes};
+use crate::routes::{KnownRoute, RouteId, Routes};
 use crate::snapshot::{LineKey, UsageSnapshot};
 use crate::table::{AccountRef, Bounds, KeyRef, RowKey, RowRef, Table};
 use crate::telemetry;
@@ -116,17 +116,17 @@ impl Aggregator {
         }
     }
 
-    /// Returns the route of a request.
+    /// Returns the route of a request. `known` is the first one of its service.
     #[inline]
-    pub(crate) fn route(&self, head: RequestHead<'_>) -> RouteId {
+    pub(crate) fn route(&self, head: RequestHead<'_>, known: &KnownRoute) -> RouteId {
         if let Some(route) = &self.route {
             return match route(head) {
-                Some(template) => self.routes.id(&template),
+                Some(template) => known.id(&self.routes, &template),
                 None => RouteId::UNMATCHED,
             };
         }
         match matched_path(head.extensions) {
-            Some(template) => self.routes.id(template),
+            Some(template) => known.id(&self.routes, template),
             None => RouteId::UNMATCHED,
         }
     }
@@ -134,38 +134,41 @@ impl Aggregator {
     /// Counts a request that has ended, in the current minute.
     #[inline]
     pub(crate) fn count(&self, observation: &RequestObservation, route: RouteId, ended: Ended) {
-        let caller = observation.caller();
-        let route = match observation.operation() {
-            Some(operation) => self.routes.id(&operation),
-            None => route,
-        };
-        let (account, key) = match &caller {
-            Some(Caller::Organization { context, .. }) => (
-                AccountRef::Organization(context.org_code()),
-                context.key_id().map_or(KeyRef::Unnamed, KeyRef::Id),
-            ),
-            Some(Caller::Anonymous) => (AccountRef::Anonymous, KeyRef::Unnamed),
-            Some(_) | None => (AccountRef::Unauthenticated, KeyRef::Unnamed),
-        };
-        let row = RowRef {
-            account,
-            key,
-            route,
-        };
+        let loss = observation.read(|recorded| {
+            let (account, key) = match recorded.caller() {
+                Some(Caller::Organization { context, .. }) => (
+                    AccountRef::Organization(context.org_code()),
+                    context.key_id().map_or(KeyRef::Unnamed, KeyRef::Id),
+                ),
+                Some(Caller::Anonymous) => (AccountRef::Anonymous, KeyRef::Unnamed),
+                Some(_) | None => (AccountRef::Unauthenticated, KeyRef::Unnamed),
+            };
+            let row = RowRef {
+                account,
+                key,
+                route: match recorded.operation() {
+                    Some(operation) => self.routes.id(operation),
+                    None => route,
+                },
+            };
+            self.count_row(row, ended, recorded.caller().is_some())
+        });
+        self.report(loss);
+    }
+
+    #[inline]
+    fn count_row(&self, row: RowRef<'_>, ended: Ended, is_let_through: bool) -> Loss {
         let hash = self.hasher.hash_one(row);
         let now = Period::of(self.wall.minute());
-        let loss = {
-            let mut shard = self.shard(hash);
-            let loss = shard.roll(now, self);
-            let before = shard.open.merged();
-            let row = shard.open.row(&self.hasher, hash, row);
-            row.count(ended, caller.is_some());
-            Loss {
-                merged: loss.merged + shard.open.merged() - before,
-                ..loss
-            }
-        };
-        self.report(loss);
+        let mut shard = self.shard(hash);
+        let loss = shard.roll(now, self);
+        let before = shard.open.merged();
+        let counts = shard.open.row(&self.hasher, hash, row);
+        counts.count(ended, is_let_through);
+        Loss {
+            merged: loss.merged + shard.open.merged() - before,
+            ..loss
+        }
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {

@@ -5,13 +5,13 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_orgkey::observer::{EarlyEnd, Observer, OuterObservation, ResponseObserver};
 
-use crate::aggregator::Aggregator;
 use crate::counts::{Ended, How};
 use crate::routes::RouteId;
+use crate::service::Shared;
 
 /// A request in flight.
 pub(crate) struct Call {
-    pub(crate) aggregator: Arc<Aggregator>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) observation: OuterObservation,
     pub(crate) began: Instant,
     pub(crate) route: RouteId,
@@ -27,7 +27,8 @@ impl Call {
             request_bytes: self.request_bytes,
             response_bytes,
         };
-        self.aggregator.count(&self.observation, self.route, ended);
+        let aggregator = &self.shared.aggregator;
+        aggregator.count(&self.observation, self.route, ended);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Numbers for routes, so that rows are compared by a number instead of a string.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use foldhash::quality::RandomState;
 use papaya::HashMap;
@@ -22,6 +22,32 @@ impl RouteId {
     #[cfg(test)]
     pub(crate) fn nth(n: u32) -> Self {
         Self(Self::FIRST + n)
+    }
+}
+
+/// The number of the first route of a service, which is usually the only one: axum has a service for each route.
+#[derive(Debug, Default)]
+pub(crate) struct KnownRoute(OnceLock<(Box<str>, RouteId)>);
+
+impl KnownRoute {
+    /// Returns what [`Routes::id`] returns, without a look-up if the template is known.
+    #[inline]
+    pub(crate) fn id(&self, routes: &Routes, template: &str) -> RouteId {
+        match self.0.get() {
+            Some((known, id)) if **known == *template => *id,
+            Some(_) => routes.id(template),
+            None => self.first(routes, template),
+        }
+    }
+
+    #[cold]
+    fn first(&self, routes: &Routes, template: &str) -> RouteId {
+        let id = routes.id(template);
+        // Other templates are not bounded.
+        if id != RouteId::OTHER {
+            let _ = self.0.set((template.into(), id));
+        }
+        id
     }
 }
 

@@ -11,6 +11,7 @@ use tower_service::Service;
 use crate::aggregator::Aggregator;
 use crate::call::Call;
 use crate::future::ResponseFuture;
+use crate::routes::KnownRoute;
 use tower_orgkey::RequestHead;
 use tower_orgkey::observer::{ObservedFuture, OuterObservation};
 
@@ -19,12 +20,22 @@ use tower_orgkey::observer::{ObservedFuture, OuterObservation};
 #[must_use]
 pub struct UsageService<S> {
     inner: S,
-    aggregator: Arc<Aggregator>,
+    shared: Arc<Shared>,
+}
+
+/// What a service shares with its clones and its requests.
+pub(crate) struct Shared {
+    pub(crate) aggregator: Arc<Aggregator>,
+    route: KnownRoute,
 }
 
 impl<S> UsageService<S> {
     pub(crate) fn new(inner: S, aggregator: Arc<Aggregator>) -> Self {
-        Self { inner, aggregator }
+        let shared = Arc::new(Shared {
+            aggregator,
+            route: KnownRoute::default(),
+        });
+        Self { inner, shared }
     }
 }
 
@@ -45,11 +56,14 @@ where
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let call = Call {
-            route: self.aggregator.route(RequestHead::of(&request)),
+            route: self
+                .shared
+                .aggregator
+                .route(RequestHead::of(&request), &self.shared.route),
             request_bytes: declared_size(&request),
             observation: OuterObservation::attach(request.extensions_mut(), "UsageLayer"),
             began: Instant::now(),
-            aggregator: Arc::clone(&self.aggregator),
+            shared: Arc::clone(&self.shared),
         };
         let inner = &mut self.inner;
         ResponseFuture::new(ObservedFuture::call(call, || inner.call(request)))

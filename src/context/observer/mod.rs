@@ -71,7 +71,7 @@ mod outer;
 mod requirement;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{Extensions, Response};
@@ -90,7 +90,14 @@ static IS_USED: AtomicBool = AtomicBool::new(false);
 ///
 /// Clones share the same record. See the [module documentation](crate::observer).
 #[derive(Clone, Default)]
-pub struct RequestObservation(Arc<Mutex<Record>>);
+pub struct RequestObservation(Arc<Observed>);
+
+#[derive(Default)]
+struct Observed {
+    record: Mutex<Record>,
+    /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
+    decisions: AtomicU32,
+}
 
 #[derive(Default)]
 struct Record {
@@ -99,17 +106,43 @@ struct Record {
     operation: Option<Arc<str>>,
     rejection: Option<Rejection>,
     callbacks: Vec<Callback>,
-    /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
-    decisions: u32,
-}
-
-impl Record {
-    fn decided(&mut self) {
-        self.decisions = self.decisions.saturating_add(1);
-    }
 }
 
 type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
+
+/// What is recorded about a request so far. See [`RequestObservation::read`].
+#[derive(Clone, Copy)]
+pub struct Recorded<'a>(&'a Record);
+
+impl<'a> Recorded<'a> {
+    /// Returns what [`RequestObservation::caller`] returns.
+    #[inline]
+    pub fn caller(&self) -> Option<&'a Caller> {
+        self.0.caller.as_ref()
+    }
+
+    /// Returns what [`RequestObservation::requirements`] returns.
+    #[inline]
+    pub fn requirements(&self) -> &'a Requirements {
+        &self.0.requirements
+    }
+
+    /// Returns what [`RequestObservation::operation`] returns.
+    #[inline]
+    pub fn operation(&self) -> Option<&'a str> {
+        self.0.operation.as_deref()
+    }
+}
+
+impl fmt::Debug for Recorded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorded")
+            .field("caller", &self.caller())
+            .field("requirements", self.requirements())
+            .field("operation", &self.operation())
+            .finish()
+    }
+}
 
 /// Who made a request that [`ApiKeyLayer`](crate::ApiKeyLayer) let through.
 #[derive(Clone, Debug)]
@@ -147,7 +180,7 @@ impl RequestObservation {
         let observation = Self::default();
         // Earlier decisions count too, so that `OuterObservation` need not search for them if there was none.
         if has_decision(extensions) {
-            observation.record().decided();
+            observation.decided();
         }
         extensions.insert(observation.clone());
         observation
@@ -172,6 +205,22 @@ impl RequestObservation {
     #[inline]
     pub fn caller(&self) -> Option<Caller> {
         self.record().caller.clone()
+    }
+
+    /// Returns what a function returns for the record, which is not copied.
+    ///
+    /// The record is locked meanwhile: the function must not use the observation, and should be short.
+    ///
+    /// ```
+    /// use tower_orgkey::RequestObservation;
+    ///
+    /// fn was_restricted(observation: &RequestObservation) -> bool {
+    ///     observation.read(|recorded| !recorded.requirements().is_empty())
+    /// }
+    /// ```
+    #[inline]
+    pub fn read<T>(&self, read: impl FnOnce(Recorded<'_>) -> T) -> T {
+        read(Recorded(&self.record()))
     }
 
     /// Returns the context of the organization that made the request, if it was authenticated.
@@ -244,11 +293,10 @@ impl RequestObservation {
     #[inline(never)]
     pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Rejection {
         if let Some(observation) = Self::of(extensions) {
-            let mut record = observation.record();
-            record.rejection = Some(rejection.clone());
+            observation.record().rejection = Some(rejection.clone());
             // A layer that finds no decision rejects with `Internal`.
             if rejection.kind() != RejectionKind::Internal {
-                record.decided();
+                observation.decided();
             }
         }
         rejection
@@ -272,15 +320,14 @@ impl RequestObservation {
     }
 
     fn record_caller(&self, caller: Caller) {
-        let mut record = self.record();
-        record.caller = Some(caller);
-        record.decided();
+        self.record().caller = Some(caller);
+        self.decided();
     }
 
     /// The context must carry neither an observation, because the two would keep each other alive, nor a key.
     fn record_organization(&self, context: OrgContext, is_cached: bool) {
+        self.decided();
         let mut record = self.record();
-        record.decided();
         let called =
             (!record.callbacks.is_empty()).then(|| (record.callbacks.clone(), context.clone()));
         record.caller = Some(Caller::Organization { context, is_cached });
@@ -300,7 +347,17 @@ impl RequestObservation {
     #[inline]
     fn record(&self) -> MutexGuard<'_, Record> {
         // Every change is one assignment or one push, so the record is consistent after a panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let record = self.0.record.lock();
+        record.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Relaxed: whatever passes the response on also publishes this.
+    fn decided(&self) {
+        self.0.decisions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn decisions(&self) -> u32 {
+        self.0.decisions.load(Ordering::Relaxed)
     }
 }
 

@@ -46,7 +46,7 @@ impl OuterObservation {
     #[inline]
     pub fn attach(extensions: &mut Extensions, layer: &'static str) -> Self {
         let observation = RequestObservation::attach(extensions);
-        let decisions = observation.record().decisions;
+        let decisions = observation.decisions();
         let is_inside = decisions > 0 && remove_decision(extensions);
         if is_inside {
             extensions.insert(RemovedDecision);
@@ -79,7 +79,7 @@ impl OuterObservation {
 
     fn is_misplaced(&self) -> bool {
         self.decisions_outside
-            .is_some_and(|before| before == self.observation.record().decisions)
+            .is_some_and(|before| before == self.observation.decisions())
     }
 
     pub(crate) fn has_removed_decision(extensions: &Extensions) -> bool {

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use crate::scope::{Scope, ScopePolicy};
 
 /// What a guard or an extractor required of a request, and whether the request met it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement {
     required: Required,
     is_met: bool,
@@ -18,7 +18,7 @@ pub struct Requirement {
 ///     observation.requirements().iter().all(|requirement| requirement.is_met())
 /// }
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirements {
     /// Almost always the only one, so it costs no allocation.
     first: Option<Requirement>,
@@ -51,7 +51,7 @@ impl Requirements {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Required {
     Scopes(ScopePolicy),
     /// The policy of a type. Not copied.

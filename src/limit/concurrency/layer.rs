@@ -119,7 +119,7 @@ impl OrgConcurrencyLimitLayer {
         let Some(limit) = (self.core.limit)(extensions, context)? else {
             return Ok(None);
         };
-        let subject = SubjectRef::new(context, self.core.per).to_subject();
+        let subject = SubjectRef::new(context, self.core.per);
         match self.core.permits.acquire(subject, limit) {
             Some(permit) => Ok(Some(permit)),
             None => Err(Rejection::concurrency_limited(RETRY_AFTER)),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{Method, StatusCode};
 
 use super::classification::{Caption, Class, Classification};
-use super::json::{Json, Written};
+use super::json::{Field, Json, Written};
 use crate::event::{
     Actor, AuditEvent, AuditEventKind, AuditedRequest, Body, BodyEnd, LostEvents, Period,
     SuppressedRejections,
@@ -89,13 +89,14 @@ impl AuditEvent {
     /// }
     /// ```
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        let mut json = Json(out);
+        self.write(&mut Json::new(out));
+    }
+
+    pub(super) fn write(&self, json: &mut Json<'_>) {
         match &self.kind {
-            AuditEventKind::Request(request) => self.request_document(&mut json, request),
-            AuditEventKind::Suppressed(suppressed) => {
-                self.suppressed_document(&mut json, suppressed);
-            }
-            AuditEventKind::Lost(lost) => self.lost_document(&mut json, lost),
+            AuditEventKind::Request(request) => self.request_document(json, request),
+            AuditEventKind::Suppressed(suppressed) => self.suppressed_document(json, suppressed),
+            AuditEventKind::Lost(lost) => self.lost_document(json, lost),
         }
         json.raw("}");
     }
@@ -106,21 +107,22 @@ impl AuditEvent {
         json.raw(&BEGINNINGS[classification.index()]);
         self.metadata(json);
         json.raw(r#","correlation_uid":""#);
-        let id = match &request.request_id {
+        let id = json.field(Field::RequestId, |json| match &request.request_id {
             RequestId::Generated(digits) => json.plain(digits),
             RequestId::Sent(id) => json.text(id),
-        };
+        });
         json.raw(r#""},"#);
         if classification.activity().0 == Caption::OTHER {
             json.raw(r#""activity_name":""#);
             json.raw(request.method.as_str());
             json.raw(r#"","#);
         }
-        // A clock before 1970 is not set.
-        let since = request.time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        period(json, since, since.saturating_add(request.duration));
+        let (since, until) = span(request);
+        period(json, since, until);
         json.raw(r#","duration":"#);
-        let duration = json.number(millis(request.duration));
+        let duration = json.field(Field::Duration, |json| {
+            json.number(millis(request.duration))
+        });
         json.raw(r#","status_code":""#);
         json.raw(request.code());
         if let Some(rejection) = request.rejection() {
@@ -128,9 +130,9 @@ impl AuditEvent {
             json.text(rejection.title());
         }
         json.raw(r#"","src_endpoint":{"#);
-        endpoint(json, request);
+        json.field(Field::Endpoint, |json| endpoint(json, request));
         json.raw(r#"},"http_request":{"uid":""#);
-        json.again(id);
+        json.field(Field::RequestId, |json| json.again(id));
         if is_listed(&request.method) {
             json.raw(r#"","http_method":""#);
             json.raw(request.method.as_str());
@@ -146,10 +148,10 @@ impl AuditEvent {
             json.raw(r#","http_response":{"code":"#);
             json.raw(status.as_str());
             json.raw(r#","latency":"#);
-            json.again(duration);
+            json.field(Field::Duration, |json| json.again(duration));
             if let Some(body) = request.body {
                 json.raw(r#","body_length":"#);
-                json.number(body.bytes);
+                json.field(Field::BodyLength, |json| json.number(body.bytes));
             }
             json.raw("}");
         }
@@ -227,9 +229,9 @@ impl AuditEvent {
     /// The rest of `metadata`, without its brace.
     fn metadata(&self, json: &mut Json<'_>) {
         json.raw(&self.source.uid);
-        let sequence = json.number(self.sequence);
+        let sequence = json.field(Field::Sequence, |json| json.number(self.sequence));
         json.raw(r#"","sequence":"#);
-        json.again(sequence);
+        json.field(Field::Sequence, |json| json.again(sequence));
     }
 
     fn service(&self, json: &mut Json<'_>) {
@@ -243,7 +245,7 @@ impl AuditEvent {
         match class {
             Class::Authentication => {
                 json.raw(r#","user":"#);
-                user(json, &request.actor);
+                json.field(Field::User, |json| user(json, &request.actor));
                 self.service(json);
                 json.raw(concat!(
                     r#","auth_protocol_id":99,"auth_protocol":"API key","#,
@@ -252,13 +254,13 @@ impl AuditEvent {
             }
             Class::ApiActivity | Class::EventLog => {
                 json.raw(r#","actor":{"user":"#);
-                user(json, &request.actor);
+                json.field(Field::User, |json| user(json, &request.actor));
                 json.raw(r#"},"api":{"operation":""#);
                 operation(json, request);
                 json.raw("\"");
                 self.service(json);
                 json.raw(r#","request":{"uid":""#);
-                json.again(id);
+                json.field(Field::RequestId, |json| json.again(id));
                 json.raw(r#""}"#);
                 if let Some(status) = request.status {
                     response(json, status, request.rejection());
@@ -272,11 +274,18 @@ impl AuditEvent {
 /// Both since the Unix epoch.
 fn period(json: &mut Json<'_>, since: Duration, until: Duration) {
     json.raw(r#""time":"#);
-    let since = json.number(millis(since));
+    let since = json.field(Field::Time, |json| json.number(millis(since)));
     json.raw(r#","start_time":"#);
-    json.again(since);
+    json.field(Field::Time, |json| json.again(since));
     json.raw(r#","end_time":"#);
-    json.number(millis(until));
+    json.field(Field::EndTime, |json| json.number(millis(until)));
+}
+
+/// From the arrival to the head of the response, since the Unix epoch.
+pub(super) fn span(request: &AuditedRequest) -> (Duration, Duration) {
+    // A clock before 1970 is not set.
+    let since = request.time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (since, since.saturating_add(request.duration))
 }
 
 fn response(json: &mut Json<'_>, status: StatusCode, rejection: Option<&Rejection>) {
@@ -292,7 +301,7 @@ fn response(json: &mut Json<'_>, status: StatusCode, rejection: Option<&Rejectio
     json.raw("}");
 }
 
-fn user(json: &mut Json<'_>, actor: &Actor) {
+pub(super) fn user(json: &mut Json<'_>, actor: &Actor) {
     match actor {
         Actor::Unknown | Actor::OtherCredential => {
             json.raw(r#"{"name":"unknown","type_id":0,"type":"Unknown"}"#);
@@ -397,7 +406,7 @@ fn operation(json: &mut Json<'_>, request: &AuditedRequest) {
 }
 
 /// Whether the schema knows the method.
-fn is_listed(method: &Method) -> bool {
+pub(super) fn is_listed(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET
@@ -412,7 +421,7 @@ fn is_listed(method: &Method) -> bool {
     )
 }
 
-fn endpoint(json: &mut Json<'_>, request: &AuditedRequest) {
+pub(super) fn endpoint(json: &mut Json<'_>, request: &AuditedRequest) {
     let Some(peer) = request.peer else {
         // The schema requires `ip` or `name`.
         json.raw(r#""name":"unknown""#);
@@ -424,7 +433,7 @@ fn endpoint(json: &mut Json<'_>, request: &AuditedRequest) {
         return;
     };
     // Writing to memory does not fail.
-    let _ = write!(json.0, r#""ip":"{}""#, peer.ip());
+    let _ = write!(json.out, r#""ip":"{}""#, peer.ip());
     if let Some(port) = peer.port() {
         json.raw(r#","port":"#);
         json.number(port.into());
@@ -473,14 +482,14 @@ fn unmapped(json: &mut Json<'_>, request: &AuditedRequest, class: Class) {
                 BodyEnd::Failed => r#""body_end":"failed","body_duration":"#,
             },
         );
-        json.number(millis(after));
+        json.field(Field::BodyDuration, |json| json.number(millis(after)));
     }
     if separator == "," {
         json.raw("}");
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     let seconds = duration.as_secs().saturating_mul(1_000);
     seconds.saturating_add(duration.subsec_millis().into())
 }

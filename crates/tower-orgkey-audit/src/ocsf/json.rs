@@ -1,9 +1,39 @@
 //! Appends JSON to a buffer.
 
+use std::ops::Range;
+
 use serde_json::Value;
 
 /// JSON that is written piece by piece.
-pub(super) struct Json<'a>(pub(super) &'a mut Vec<u8>);
+pub(super) struct Json<'a> {
+    pub(super) out: &'a mut Vec<u8>,
+    /// What was written of each [`Field`], in order. `None` if nobody asks.
+    marks: Option<&'a mut Vec<Mark>>,
+}
+
+/// A part of an event that differs between events of the same shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    // The numbers come first: their places are indexes.
+    Sequence,
+    Time,
+    EndTime,
+    Duration,
+    BodyLength,
+    BodyDuration,
+    RequestId,
+    /// The contents of `src_endpoint`.
+    Endpoint,
+    /// The object `user`.
+    User,
+}
+
+/// Where a field was written.
+#[derive(Clone, Debug)]
+pub(super) struct Mark {
+    pub(super) field: Field,
+    pub(super) at: Range<usize>,
+}
 
 /// A part of the buffer that was written.
 #[derive(Clone, Copy)]
@@ -12,11 +42,33 @@ pub(super) struct Written {
     end: usize,
 }
 
-impl Json<'_> {
+impl<'a> Json<'a> {
+    pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, marks: None }
+    }
+
+    /// Also notes where each field is written.
+    pub(super) fn marking(out: &'a mut Vec<u8>, marks: &'a mut Vec<Mark>) -> Self {
+        let marks = Some(marks);
+        Self { out, marks }
+    }
+
+    /// Appends a field.
+    #[inline]
+    pub(super) fn field<T>(&mut self, field: Field, write: impl FnOnce(&mut Self) -> T) -> T {
+        let start = self.out.len();
+        let written = write(self);
+        if let Some(marks) = &mut self.marks {
+            let at = start..self.out.len();
+            marks.push(Mark { field, at });
+        }
+        written
+    }
+
     /// Appends JSON as it is.
     #[inline]
     pub(super) fn raw(&mut self, json: &str) {
-        self.0.extend_from_slice(json.as_bytes());
+        self.out.extend_from_slice(json.as_bytes());
     }
 
     pub(super) fn number(&mut self, number: u64) -> Written {
@@ -26,11 +78,11 @@ impl Json<'_> {
     /// Appends a text that needs no escapes, without quotes.
     #[inline]
     pub(super) fn plain(&mut self, text: &[u8]) -> Written {
-        let start = self.0.len();
-        self.0.extend_from_slice(text);
+        let start = self.out.len();
+        self.out.extend_from_slice(text);
         Written {
             start,
-            end: self.0.len(),
+            end: self.out.len(),
         }
     }
 
@@ -52,12 +104,12 @@ impl Json<'_> {
 
     /// Appends again what was written.
     pub(super) fn again(&mut self, written: Written) {
-        self.0.extend_from_within(written.start..written.end);
+        self.out.extend_from_within(written.start..written.end);
     }
 }
 
 /// Whether no byte has to be escaped. Eight bytes at a time: texts are short, and almost all of them are plain.
-fn is_plain(bytes: &[u8]) -> bool {
+pub(super) fn is_plain(bytes: &[u8]) -> bool {
     const fn all(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
@@ -91,7 +143,7 @@ mod tests {
             "a\"b\\c\u{0}\u{1f}\n\t\u{7f}",
         ] {
             let mut out = Vec::from("[\"");
-            let mut json = Json(&mut out);
+            let mut json = Json::new(&mut out);
             let written = json.text(text);
             json.raw("\",\"");
             json.again(written);

@@ -3,11 +3,13 @@
 mod classification;
 mod document;
 mod json;
+mod template;
 
 use serde::ser::{Error, Serialize, Serializer};
 use serde_json::Value;
 
 pub(crate) use self::classification::{Class, Classification};
+pub(crate) use self::template::Templates;
 use crate::event::AuditEvent;
 
 /// Reads back what [`AuditEvent::write_json`] writes, so that there is one description of the document.
