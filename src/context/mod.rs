@@ -32,7 +32,7 @@ pub use crate::identifier::{InvalidIdentifier, KeyId, MAX_IDENTIFIER_LEN, OrgCod
 use crate::key::ApiKey;
 use crate::rejection::{Rejection, RejectionKind};
 use crate::scope::Scopes;
-#[cfg(any(feature = "limit", feature = "settings"))]
+#[cfg(any(feature = "limit", feature = "region", feature = "settings"))]
 use crate::telemetry;
 
 /// The organization, key and scopes of an authenticated request.
@@ -457,7 +457,7 @@ pub(crate) fn undecided(extensions: &Extensions, component: &'static str) -> Rej
 }
 
 /// As [`undecided`], for a layer that must be inside `ApiKeyLayer`.
-#[cfg(any(feature = "limit", feature = "settings"))]
+#[cfg(any(feature = "limit", feature = "region", feature = "settings"))]
 #[cold]
 pub(crate) fn undecided_layer(extensions: &Extensions, layer: &'static str) -> Rejection {
     if !OuterObservation::has_removed_decision(extensions) {

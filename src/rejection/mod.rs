@@ -48,13 +48,12 @@
 //!
 //! ## wrong-region
 //!
-//! **421.** The key is valid, and its organization lives in another region. The members `region` and `base` name the region
+//! **421.** The organization of the key lives in another region. The members `region` and `base` name the region
 //! and the address of the API there. Send the request to that address. The API may respond with 403 instead.
 //!
 //! ## region-unknown
 //!
-//! **503.** The key is valid, but the region of its organization is not known at the moment. Try again after `Retry-After`
-//! seconds.
+//! **503.** The region of the key's organization is not known at the moment. Try again after `Retry-After` seconds.
 //!
 //! ## verifier-unavailable
 //!
@@ -545,7 +544,7 @@ impl Rejection {
             }
             RejectionKind::NotFound => "There is no resource at this URL.",
             RejectionKind::WrongRegion => {
-                "The key is valid. Send the request to the API in the region of the organization."
+                "Send the request to the API in the region of the organization."
             }
             RejectionKind::VerifierUnavailable => {
                 "This says nothing about the key. Try again later."
@@ -557,9 +556,8 @@ impl Rejection {
             RejectionKind::ConcurrencyLimited => {
                 "Wait until one of the requests in flight ends, then try again."
             }
-            RejectionKind::RegionUnknown | RejectionKind::SettingsUnavailable => {
-                "The key is valid. Try again later."
-            }
+            RejectionKind::RegionUnknown => "Try again later.",
+            RejectionKind::SettingsUnavailable => "The key is valid. Try again later.",
             RejectionKind::Internal | RejectionKind::Custom => {
                 "The operator of this service has to fix it."
             }

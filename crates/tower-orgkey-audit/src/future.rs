@@ -13,6 +13,7 @@ use tower_orgkey::observer::{
 use crate::body::AuditBody;
 use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_text};
 use crate::layer::AuditLayer;
+use crate::request_id::RequestId;
 use crate::trail::AuditTrail;
 
 pin_project! {
@@ -69,6 +70,8 @@ impl RequestAudit {
 
     /// Completes the record but for the response. `None` if nothing was decided on the request.
     fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
+        let leaves_out_names =
+            self.layer.options.privacy.is_minimal_outside_home && self.is_outside_home(&outcome);
         let mut record = self.record;
         let privacy = &self.layer.options.privacy;
         let records_undecided = self.layer.options.record_undecided;
@@ -92,7 +95,9 @@ impl RequestAudit {
         if let Some(key) = &privacy.pseudonyms {
             record.actor.pseudonymize(key);
         }
-        if privacy.is_minimal_outside_home && is_wrong_region(&outcome) {
+        if leaves_out_names {
+            let id = self.layer.trail.ids().generate();
+            record.request_id = RequestId::Generated(id);
             record.actor = Actor::Unknown;
             record.requirements = Requirements::default();
             record.path = None;
@@ -103,10 +108,22 @@ impl RequestAudit {
         record.duration = record.arrived.elapsed();
         Some((record, self.layer.trail))
     }
-}
 
-fn is_wrong_region(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Rejected(rejection) if rejection.kind() == RejectionKind::WrongRegion)
+    /// Whether the request was rejected because of its region, whatever a layer in between made of that.
+    fn is_outside_home(&self, outcome: &Outcome) -> bool {
+        let responded = match outcome {
+            Outcome::Rejected(rejection) => Some(rejection.kind()),
+            Outcome::Allowed | Outcome::EndedEarly(_) => None,
+        };
+        let recorded = self.observation.rejection();
+        let mut kinds = responded.into_iter().chain(recorded.map(|it| it.kind()));
+        kinds.any(|kind| {
+            matches!(
+                kind,
+                RejectionKind::WrongRegion | RejectionKind::RegionUnknown
+            )
+        })
+    }
 }
 
 impl Observer for RequestAudit {

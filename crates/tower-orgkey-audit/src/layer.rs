@@ -169,8 +169,9 @@ impl AuditLayer {
     }
 
     /// Leaves out of the events of requests that are rejected with
-    /// [`wrong-region`](tower_orgkey::rejection#wrong-region) whom they are about: the organization, the key, the user, the
-    /// peer, the path and the requirements. Off unless called.
+    /// [`wrong-region`](tower_orgkey::rejection#wrong-region) or
+    /// [`region-unknown`](tower_orgkey::rejection#region-unknown) whom they are about: the organization, the key, the user, the
+    /// peer, the path, the requirements and the client's request id. Off unless called.
     ///
     /// The event stays in the region that rejected the request. A sampled trail counts such events as those of unknown callers.
     pub fn minimal_outside_home(mut self) -> Self {

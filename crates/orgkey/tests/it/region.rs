@@ -192,6 +192,12 @@ fn invalid_regions_are_reported_by_line() {
             "base address",
         ),
         (
+            "[region]\nhere = 'eu'\n[[region.other]]\nname = 'us'\nkey_prefixes = ['a']\n\
+             [[region.other]]\nname = 'ap'\nkey_prefixes = ['a']",
+            8,
+            "prefix of keys twice",
+        ),
+        (
             "[region]\nhere = 'eu'\n[[region.other]]\nname = 'us'\nkey_prefixes = ['']",
             12,
             "must not be empty",

@@ -31,6 +31,8 @@ fn layer(stage: &Stage) -> AuditLayer {
 
 async fn event(stage: &Stage, app: &Router, path: &str, secret: &str) -> (Value, String) {
     let mut request = request("GET", path, secret);
+    let id = http::HeaderValue::from_static("id-of-the-client");
+    request.headers_mut().insert("x-request-id", id);
     let peer: SocketAddr = PEER.parse().unwrap();
     request.extensions_mut().insert(ConnectInfo(peer));
     send(app, request).await;
@@ -66,6 +68,20 @@ async fn users_and_peers_have_pseudonyms() {
 }
 
 fn regional(layer: AuditLayer) -> Router {
+    regional_between(tower::layer::util::Identity::new(), layer)
+}
+
+/// With a layer between the layer of keys and the audit.
+fn regional_between<L>(between: L, layer: AuditLayer) -> Router
+where
+    L: tower::Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
+    L::Service: tower::Service<Request<Body>, Response = Response<Body>, Error = std::convert::Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    <L::Service as tower::Service<Request<Body>>>::Future: Send,
+{
     let home = |org: &OrgContext, _: &Extensions| match org.org_code().as_str() {
         "org_one" => Home::Here,
         _ => Home::At("us".into()),
@@ -74,6 +90,7 @@ fn regional(layer: AuditLayer) -> Router {
     routes()
         .route_layer(region.build().unwrap())
         .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(between)
         .route_layer(layer)
 }
 
@@ -95,11 +112,26 @@ async fn minimal_events_name_nobody_outside_home() {
     let app = regional(layer(&stage).minimal_outside_home());
     let (minimal, text) = event(&stage, &app, "/whoami", TWO).await;
     assert_eq!(minimal["status_code"], "wrong-region");
-    for clear in ["org_two", "id_of_org_two", "192.0.2.77"] {
+    for clear in ["org_two", "192.0.2.77", "id-of-the-client"] {
         assert!(!text.contains(clear), "{clear} in {text}");
     }
     assert_eq!(minimal["http_request"]["url"], Value::Null);
     assert_eq!(minimal["api"]["operation"], "GET /whoami");
+    assert_eq!(minimal["http_request"]["uid"].as_str().unwrap().len(), 32);
+    // A layer in between that makes another response of it changes nothing.
+    let redirect =
+        tower::util::MapResponseLayer::new(|response: Response<Body>| match response.status() {
+            StatusCode::MISDIRECTED_REQUEST => {
+                let mut redirect = Response::new(Body::empty());
+                *redirect.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+                redirect
+            }
+            _ => response,
+        });
+    let app = regional_between(redirect, layer(&stage).minimal_outside_home());
+    let (replaced, text) = event(&stage, &app, "/whoami", TWO).await;
+    assert_eq!(replaced["http_response"]["code"], 307);
+    assert!(!text.contains("org_two"), "{text}");
     // Other events are complete.
     let (complete, _) = event(&stage, &app, "/whoami", ONE).await;
     assert_eq!(complete["actor"]["user"]["org"]["uid"], "org_one");

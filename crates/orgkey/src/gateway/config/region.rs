@@ -101,6 +101,15 @@ pub(super) fn region(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Opt
     if let Err(error) = region.layer(|_, _| Home::Here) {
         problems.add(&at, format!("[region] {error}"));
     }
+    let mut prefixes: Vec<_> = region
+        .others
+        .iter()
+        .flat_map(|other| &other.key_prefixes)
+        .collect();
+    prefixes.sort();
+    if prefixes.windows(2).any(|pair| pair[0] == pair[1]) {
+        problems.add(&at, "[region] has a prefix of keys twice");
+    }
     let has_prefixes = |other: &OtherRegion| !other.key_prefixes.is_empty();
     if region.homes_file.is_none() && !region.others.iter().any(has_prefixes) {
         problems.add(
