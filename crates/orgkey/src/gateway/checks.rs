@@ -1,7 +1,8 @@
 //! The listener for the check requests of proxies.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ve
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full, Limited};
+use metrics::Counter;
 use tower_orgkey::{OrgContext, Rejection};
 
 use super::assertion::Signer;
@@ -33,6 +35,7 @@ pub(super) struct Checks {
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Responses,
     signer: Option<Signer>,
+    counters: Counters,
     recent: Recent,
     logged: OncePerSecond,
 }
@@ -46,6 +49,7 @@ impl Checks {
             envoy: envoy_http::Responses::new(removed_key.as_ref()),
             removed_key,
             signer,
+            counters: Counters::default(),
             recent: Recent::new(),
             logged: OncePerSecond::default(),
         }
@@ -82,7 +86,8 @@ impl Checks {
                 forward_auth::response(self.headers("forward-auth", original, &parts.headers).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
-                return self.grpc(&parts.headers, body, timeout).await;
+                // Boxed, so that the other dialects do not move its future.
+                return Box::pin(self.grpc(&parts.headers, body, timeout)).await;
             }
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
@@ -207,7 +212,7 @@ impl Checks {
                 (code, Outcome::Rejected(response))
             }
         };
-        metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => name).increment(1);
+        self.counters.count(dialect, name);
         outcome
     }
 
@@ -258,6 +263,24 @@ fn trailers_only(status: &'static str) -> Response<ResponseBody> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from_static(status));
     response
+}
+
+/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time.
+#[derive(Default)]
+struct Counters(RwLock<HashMap<(&'static str, &'static str), Counter>>);
+
+impl Counters {
+    fn count(&self, dialect: &'static str, outcome: &'static str) {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counter) = known.get(&(dialect, outcome)) {
+            return counter.increment(1);
+        }
+        drop(known);
+        let counter = metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome);
+        counter.increment(1);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert((dialect, outcome), counter);
+    }
 }
 
 /// Limits a message that each request could cause.

@@ -313,7 +313,11 @@ impl Decisions {
                 request.headers_mut().append(name, value.clone());
             }
         }
-        request.extensions_mut().insert(matched);
+        let is_read =
+            self.audit.is_some() || matched.organization.is_some() || matched.scopes.is_some();
+        if is_read {
+            request.extensions_mut().insert(matched);
+        }
         request
     }
 

@@ -77,6 +77,9 @@ fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'
 
 /// Whether a segment is `.` or `..`, plain or encoded, and with parameters behind a semicolon.
 fn is_dots(segment: &str) -> bool {
+    if !segment.starts_with(['.', '%']) {
+        return false;
+    }
     let decoded: Vec<u8> = percent_decode_str(segment).collect();
     let name = decoded.split(|byte| *byte == b';').next();
     matches!(name, Some(b"." | b".."))

@@ -14,6 +14,8 @@ use crate::gateway::identity::aliases;
 
 pub(in crate::gateway) const PREFIX: &str = "/v1/envoy";
 
+static HOST: HeaderName = http::header::HOST;
+
 const REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
 /// Returns the original target, if the check request has the prefix.
@@ -28,7 +30,7 @@ pub(in crate::gateway) fn original<'a>(
 ) -> Result<Original<'a>, Incomplete> {
     let host = match parts.uri.authority() {
         Some(authority) => Some(Cow::Borrowed(authority.as_str())),
-        None => at_most_once(&parts.headers, "host")?,
+        None => at_most_once(&parts.headers, &HOST)?,
     };
     Ok(Original {
         method: parts.method.clone(),

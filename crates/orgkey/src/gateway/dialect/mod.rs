@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
 use super::identity::Identity;
 
@@ -37,28 +37,31 @@ pub(super) struct Original<'a> {
 /// Returns the value of a header that may be there once. Bytes outside UTF-8 are replaced by a character that no path may have.
 fn at_most_once<'a>(
     headers: &'a HeaderMap,
-    name: &'static str,
+    name: &'static HeaderName,
 ) -> Result<Option<Cow<'a, str>>, Incomplete> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
-        (_, Some(_)) => Err(Incomplete(name)),
+        (_, Some(_)) => Err(Incomplete(name.as_str())),
         (value, None) => Ok(value.map(|value| String::from_utf8_lossy(value.as_bytes()))),
     }
 }
 
 /// Returns the value of a header that must be there once.
-fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Cow<'a, str>, Incomplete> {
-    at_most_once(headers, name)?.ok_or(Incomplete(name))
+fn once<'a>(headers: &'a HeaderMap, name: &'static HeaderName) -> Result<Cow<'a, str>, Incomplete> {
+    at_most_once(headers, name)?.ok_or(Incomplete(name.as_str()))
 }
 
-fn method(headers: &HeaderMap, name: &'static str) -> Result<Method, Incomplete> {
-    once(headers, name)?.parse().map_err(|_| Incomplete(name))
+fn method(headers: &HeaderMap, name: &'static HeaderName) -> Result<Method, Incomplete> {
+    let method = once(headers, name)?;
+    method.parse().map_err(|_| Incomplete(name.as_str()))
 }
 
 /// Allows a request: 200, and the headers of the identity.
 fn allowed(identity: &Identity) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
+    // All below, the date, and the header that removes others.
+    headers.reserve(8);
     headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     for (name, value) in identity.present() {

@@ -8,13 +8,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use super::{Incomplete, Original, Outcome, allowed, at_most_once, method, once};
 
+static METHOD: HeaderName = HeaderName::from_static("x-original-method");
+static URI: HeaderName = HeaderName::from_static("x-original-uri");
+static HOST: HeaderName = HeaderName::from_static("x-original-host");
+
 const PROBLEM: HeaderName = HeaderName::from_static("x-orgkey-problem");
 
 pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, Incomplete> {
     Ok(Original {
-        method: method(headers, "x-original-method")?,
-        target: once(headers, "x-original-uri")?,
-        host: at_most_once(headers, "x-original-host")?,
+        method: method(headers, &METHOD)?,
+        target: once(headers, &URI)?,
+        host: at_most_once(headers, &HOST)?,
     })
 }
 
