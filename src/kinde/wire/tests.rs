@@ -1,6 +1,6 @@
 //! No reply makes a parser panic, or has a meaning that its text does not support.
 
-use http::HeaderValue;
+use http::header::{CONTENT_TYPE, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
