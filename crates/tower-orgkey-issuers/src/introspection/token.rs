@@ -1,0 +1,106 @@
+//! What a reply says about a token.
+
+use serde::Deserialize;
+use tower_orgkey::{Verification, VerifyError};
+
+use super::builder::Rules;
+use crate::endpoint::Reply;
+use crate::fields;
+
+pub(super) enum Reading {
+    /// `active` is false, which may also mean that the server has a problem.
+    Inactive,
+    /// The server works: it knows the token.
+    Active(Verification),
+}
+
+#[derive(Deserialize)]
+struct Activity {
+    active: bool,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token_type: Option<String>,
+    token_use: Option<String>,
+    typ: Option<String>,
+    scope: Option<String>,
+    exp: Option<u64>,
+    jti: Option<String>,
+    aud: Option<Audience>,
+    #[serde(default)]
+    cnf: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Audience {
+    fn contains(&self, audience: &str) -> bool {
+        match self {
+            Self::One(one) => one == audience,
+            Self::Several(several) => several.iter().any(|one| one == audience),
+        }
+    }
+}
+
+/// Reads the reply about this token.
+pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading, VerifyError> {
+    match reply.status() {
+        200 => {}
+        400 => {
+            return Err(VerifyError::invalid_response(
+                "the introspection endpoint answers 400",
+            ));
+        }
+        _ => return Err(reply.cannot_tell()),
+    }
+    if !reply.json::<Activity>()?.active {
+        return Ok(Reading::Inactive);
+    }
+    let described: Token = reply.json()?;
+    if !described.is_for_us(rules) {
+        return Ok(Reading::Active(Verification::invalid()));
+    }
+    let organization = (rules.organization)(&reply.json()?);
+    let mut verification = fields::verification(organization.as_deref())?;
+    if let Some(scope) = &described.scope {
+        let names = scope.split(' ').filter(|name| !name.is_empty());
+        verification = verification.with_scopes(fields::scopes(names)?);
+    }
+    if let Some(exp) = described.exp {
+        verification = verification.with_expires_at(fields::expires_at_seconds(exp)?);
+    }
+    if let Some(jti) = described.jti.filter(|jti| jti != token) {
+        verification = verification.with_key_id(fields::key_id(&jti)?);
+    }
+    Ok(Reading::Active(verification))
+}
+
+impl Token {
+    /// Returns whether it is a bearer access token for this audience.
+    fn is_for_us(&self, rules: &Rules) -> bool {
+        let is_bearer = match &self.token_type {
+            Some(kind) => kind.eq_ignore_ascii_case("bearer"),
+            None => rules.allow_missing_token_type,
+        };
+        let is_access_token = self
+            .token_use
+            .as_ref()
+            .is_none_or(|token_use| token_use == "access_token");
+        let is_other = self.typ.as_ref().is_some_and(|typ| {
+            ["refresh", "offline", "id"]
+                .iter()
+                .any(|other| typ.eq_ignore_ascii_case(other))
+        });
+        let is_audience = rules.audience.as_ref().is_none_or(|audience| {
+            let audiences = self.aud.as_ref();
+            audiences.is_some_and(|audiences| audiences.contains(audience))
+        });
+        is_bearer && is_access_token && !is_other && is_audience && self.cnf.is_null()
+    }
+}
