@@ -33,6 +33,7 @@ server.listen(0, '127.0.0.1', async () => {
           audience,
           scope: 'read:reports write:reports',
           accessTokenFormat: 'opaque',
+          accessTokenTTL: 3600,
         }),
       },
     },

@@ -10,8 +10,38 @@ use super::report::{Guarantee, Report};
 use super::stage::{SOFT_TTL, Seen, Stage};
 use super::watched::Outcome;
 
-const ORG: &str = "org_conformance";
-const OTHER_ORG: &str = "org_conformance_2";
+/// A valid key, and its organization.
+struct Issued {
+    key: ApiKey,
+    organization: String,
+}
+
+impl Issued {
+    /// Returns two keys, of different organizations.
+    async fn two(issuer: &mut impl IssuerUnderTest) -> [Self; 2] {
+        [
+            Self::of(issuer, "org_conformance").await,
+            Self::of(issuer, "org_conformance_2").await,
+        ]
+    }
+
+    async fn of(issuer: &mut impl IssuerUnderTest, organization: &str) -> Self {
+        let key = issuer.issue(organization).await;
+        Self {
+            key,
+            organization: issuer.organization_code(organization),
+        }
+    }
+
+    /// Checks that a request with the key is accepted.
+    async fn is_accepted(&self, stage: &Stage) -> Result<(), String> {
+        self.is(&stage.request(&self.key).await)
+    }
+
+    fn is(&self, seen: &Seen) -> Result<(), String> {
+        seen.is_organization(&self.organization)
+    }
+}
 
 /// How many soft TTLs an issuer has to recover: less than the hard TTL.
 const RECOVERY: usize = 10;
@@ -57,27 +87,24 @@ async fn answers<V: Verifier>(
     report: &mut Report,
 ) {
     let stage = stage(verifier);
-    let (key, other) = (issuer.issue(ORG).await, issuer.issue(OTHER_ORG).await);
+    let [one, other] = Issued::two(issuer).await;
     let accepted = first([
-        stage.request(&key).await.is_organization(ORG),
-        stage.request(&other).await.is_organization(OTHER_ORG),
-        stage.request(&key).await.is_organization(ORG),
+        one.is_accepted(&stage).await,
+        other.is_accepted(&stage).await,
+        one.is_accepted(&stage).await,
     ]);
     report.record(Guarantee::ValidKeysAccepted, Condition::Normal, accepted);
 
-    let revoked = issuer.issue(ORG).await;
-    issuer.revoke(&revoked).await;
-    let mut rejected = stage.request(&revoked).await.is_unauthorized();
-    if let Some(unknown) = altered(&key) {
+    let [revoked, _] = Issued::two(issuer).await;
+    issuer.revoke(&revoked.key).await;
+    let mut rejected = stage.request(&revoked.key).await.is_unauthorized();
+    if let Some(unknown) = altered(&one.key) {
         let unknown = stage.request(&unknown).await;
         rejected = rejected.and(unknown.is_unauthorized());
     }
     report.record(Guarantee::InvalidKeysRejected, Condition::Normal, rejected);
-    report.record(
-        Guarantee::KeysSecret,
-        Condition::Normal,
-        stage.record.leak(),
-    );
+    let secret = stage.record.leak();
+    report.record(Guarantee::KeysSecret, Condition::Normal, secret);
 }
 
 /// A key that was not issued, of the same form.
@@ -95,18 +122,17 @@ async fn revocation<V: Verifier>(
     report: &mut Report,
 ) {
     let stage = stage(verifier);
-    let (key, other) = (issuer.issue(ORG).await, issuer.issue(OTHER_ORG).await);
+    let [revoked, other] = Issued::two(issuer).await;
     let course = async {
-        stage.request(&key).await.is_organization(ORG)?;
-        stage.request(&other).await.is_organization(OTHER_ORG)?;
-        issuer.revoke(&key).await;
+        revoked.is_accepted(&stage).await?;
+        other.is_accepted(&stage).await?;
+        issuer.revoke(&revoked.key).await;
         for _ in 0..2 {
             stage.clock.jump(SOFT_TTL);
-            stage.verify_stale(&key).await?;
-            let seen = stage.verify_stale(&other).await?;
-            seen.is_organization(OTHER_ORG)?;
+            stage.verify_stale(&revoked.key).await?;
+            other.is(&stage.verify_stale(&other.key).await?)?;
         }
-        stage.request(&key).await.is_unauthorized()
+        stage.request(&revoked.key).await.is_unauthorized()
     };
     let result = course.await;
     report.record(Guarantee::RevokedKeysRejected, Condition::Normal, result);
@@ -118,14 +144,14 @@ async fn lone_revocation<V: Verifier>(
     report: &mut Report,
 ) {
     let stage = stage(verifier);
-    let key = issuer.issue(ORG).await;
+    let [revoked, _] = Issued::two(issuer).await;
     let course = async {
-        stage.request(&key).await.is_organization(ORG)?;
-        issuer.revoke(&key).await;
+        revoked.is_accepted(&stage).await?;
+        issuer.revoke(&revoked.key).await;
         for _ in 0..2 {
-            stage.verify_again(&key).await?;
+            stage.verify_again(&revoked.key).await?;
         }
-        stage.request(&key).await.is_unauthorized()
+        stage.request(&revoked.key).await.is_unauthorized()
     };
     let result = course.await;
     report.record(
@@ -149,8 +175,8 @@ async fn fault<V: Verifier>(
     ];
 
     let stage = stage(verifier);
-    let (known, new) = (issuer.issue(ORG).await, issuer.issue(OTHER_ORG).await);
-    let accepted = stage.request(&known).await.is_organization(ORG);
+    let [known, new] = Issued::two(issuer).await;
+    let mut kept = known.is_accepted(&stage).await;
     if !issuer.set(condition).await {
         normal(issuer).await;
         for guarantee in CHECKED {
@@ -159,45 +185,35 @@ async fn fault<V: Verifier>(
         return;
     }
     let finished = stage.record.finished();
-    let mut kept = accepted;
     let mut unavailable = Ok(());
     for _ in 0..2 {
-        kept = kept.and(is_kept(&stage, &known).await);
-        let seen = stage.request(&new).await;
+        let verified = stage.verify_again(&known.key).await;
+        kept = kept.and_then(|()| known.is(&verified?));
+        let seen = stage.request(&new.key).await;
         // An answer that looks like "invalid" rejects a key that the layer does not know.
         if condition != Condition::Inactive || seen != Seen::Status(401, false) {
             unavailable = unavailable.and(seen.is_unavailable());
         }
-        kept = kept.and(stage.request(&known).await.is_organization(ORG));
+        kept = kept.and(known.is_accepted(&stage).await);
     }
-    let outcomes = stage.record.outcomes_since(finished);
+    let classified = classified(condition, &stage.record.outcomes_since(finished));
     report.record(Guarantee::KnownKeysKept, condition, kept);
     report.record(Guarantee::NewKeysUnavailable, condition, unavailable);
-    report.record(
-        Guarantee::FailuresClassified,
-        condition,
-        classified(condition, &outcomes),
-    );
-    if let Some(proxy) = issuer.proxy() {
-        match condition {
-            Condition::HugeReply => {
-                report.record(Guarantee::RepliesBounded, condition, proxy.is_bounded());
-            }
-            Condition::Redirect => {
-                let ignored = proxy.is_redirect_ignored();
-                report.record(Guarantee::RedirectsIgnored, condition, ignored);
-            }
-            _ => {}
+    report.record(Guarantee::FailuresClassified, condition, classified);
+    match (condition, issuer.proxy()) {
+        (Condition::HugeReply, Some(proxy)) => {
+            report.record(Guarantee::RepliesBounded, condition, proxy.is_bounded());
         }
+        (Condition::Redirect, Some(proxy)) => {
+            let ignored = proxy.is_redirect_ignored();
+            report.record(Guarantee::RedirectsIgnored, condition, ignored);
+        }
+        _ => {}
     }
     normal(issuer).await;
     let recovery = recovery(&stage, &known, &new).await;
     report.record(Guarantee::Recovery, condition, recovery);
     report.record(Guarantee::KeysSecret, condition, stage.record.leak());
-}
-
-async fn is_kept(stage: &Stage, known: &ApiKey) -> Result<(), String> {
-    stage.verify_again(known).await?.is_organization(ORG)
 }
 
 /// Checks that the verifier says what the failures were about.
@@ -227,16 +243,16 @@ fn classified(condition: Condition, outcomes: &[Outcome]) -> Result<(), String> 
     }
 }
 
-async fn recovery(stage: &Stage, known: &ApiKey, new: &ApiKey) -> Result<(), String> {
-    let mut seen = Err("unreachable".to_owned());
+async fn recovery(stage: &Stage, known: &Issued, new: &Issued) -> Result<(), String> {
+    let mut accepted = Ok(());
     for _ in 0..RECOVERY {
         stage.clock.jump(SOFT_TTL);
-        stage.request(known).await.is_organization(ORG)?;
-        seen = stage.request(new).await.is_organization(OTHER_ORG);
-        if seen.is_ok() {
+        known.is_accepted(stage).await?;
+        accepted = new.is_accepted(stage).await;
+        if accepted.is_ok() {
             break;
         }
     }
-    seen?;
-    stage.verify_again(known).await?.is_organization(ORG)
+    accepted?;
+    known.is(&stage.verify_again(&known.key).await?)
 }

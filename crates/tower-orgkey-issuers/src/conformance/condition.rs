@@ -44,8 +44,15 @@ impl Condition {
 
 /// The issuer of a verifier under test. See the [module documentation](super) for an example.
 pub trait IssuerUnderTest: Send {
-    /// Issues a new valid key for this organization.
+    /// Issues a new valid key for this organization: `org_conformance` or `org_conformance_2`. The key does not expire in the
+    /// next 15 minutes.
     fn issue(&mut self, organization: &str) -> impl Future<Output = ApiKey> + Send;
+
+    /// Returns the organization code of keys that were issued for this organization. The same text unless overridden, for
+    /// issuers that name organizations themselves.
+    fn organization_code(&self, organization: &str) -> String {
+        organization.to_owned()
+    }
 
     /// Revokes a key. The issuer's next answer about it says so.
     fn revoke(&mut self, key: &ApiKey) -> impl Future<Output = ()> + Send;

@@ -5,6 +5,11 @@
 mod introspection;
 mod kinde;
 mod kit;
+#[path = "../../../../tests/support/python.rs"]
+mod python;
+#[path = "../../../../tests/support/server.rs"]
+mod server;
+mod servers;
 #[allow(dead_code, reason = "only a part is used")]
 #[path = "../../../../tests/support/stub.rs"]
 mod stub;
