@@ -202,8 +202,8 @@ mod tests {
         let key = running.issue("org-acme").await;
         assert!(verifier.verify(&key).await.unwrap().is_valid());
         running.call("/outage", json!({})).await;
-        let verified = format!("{:?}", verifier.reverify(&key).await.unwrap());
-        assert!(verified.contains("Unconfirmed"), "{verified}");
+        let result = format!("{:?}", verifier.reverify(&key).await.unwrap());
+        assert!(result.contains("Unconfirmed"), "{result}");
     }
 
     #[tokio::test]

@@ -122,13 +122,10 @@ mod tests {
 
     #[tokio::test]
     async fn clerk_passes_the_kit() {
-        let about = |_: &str, organization: Option<&str>| match organization {
-            Some(organization) => (200, valid(organization)),
-            None => {
-                let mut reply = valid("org_1");
-                reply["revoked"] = json!(true);
-                (200, reply)
-            }
+        let about = |_: &str, organization: Option<&str>| {
+            let mut reply = valid(organization.unwrap_or("org_1"));
+            reply["revoked"] = json!(organization.is_none());
+            (200, reply)
         };
         let key_of = |request: &_| member(request, "secret");
         let mut vendor = Vendor::start("ak_", key_of, about, Some((404, "{}"))).await;

@@ -9,5 +9,9 @@ mod command;
 mod doctor;
 mod emulator;
 mod grpc;
+mod issuers;
 mod running;
+#[allow(dead_code, reason = "only a part is used")]
+#[path = "../../../../tests/support/stub.rs"]
+mod stub;
 mod support;

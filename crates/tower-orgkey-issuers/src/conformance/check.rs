@@ -187,8 +187,8 @@ async fn fault<V: Verifier>(
     let finished = stage.record.finished();
     let mut unavailable = Ok(());
     for _ in 0..2 {
-        let verified = stage.verify_again(&known.key).await;
-        kept = kept.and_then(|()| known.is(&verified?));
+        let seen = stage.verify_again(&known.key).await;
+        kept = kept.and_then(|()| known.is(&seen?));
         let seen = stage.request(&new.key).await;
         // An answer that looks like "invalid" rejects a key that the layer does not know.
         if condition != Condition::Inactive || seen != Seen::Status(401, false) {
@@ -225,17 +225,15 @@ fn classified(condition: Condition, outcomes: &[Outcome]) -> Result<(), String> 
     }
     let is_expected = |outcome: &Outcome| match (condition, outcome) {
         (_, Outcome::Valid) => false,
-        (Condition::Inactive, _) => true,
-        (Condition::CredentialsRejected, Outcome::Failed(kind)) => {
-            !matches!(kind, InvalidResponse | Throttled { .. })
-        }
-        (Condition::CredentialsRejected, Outcome::Invalid) => true,
-        (Condition::Throttled, Outcome::Failed(kind)) => matches!(kind, Throttled { .. }),
-        (Condition::Garbage | Condition::HugeReply, Outcome::Failed(kind)) => {
-            *kind == InvalidResponse
-        }
-        (_, Outcome::Failed(kind)) => *kind == Unavailable,
+        // Unconfirmed, or an error.
+        (Condition::Inactive, _) | (Condition::CredentialsRejected, Outcome::Invalid) => true,
         (_, Outcome::Invalid) => false,
+        (condition, Outcome::Failed(kind)) => match condition {
+            Condition::CredentialsRejected => !matches!(kind, InvalidResponse | Throttled { .. }),
+            Condition::Throttled => matches!(kind, Throttled { .. }),
+            Condition::Garbage | Condition::HugeReply => *kind == InvalidResponse,
+            _ => *kind == Unavailable,
+        },
     };
     match outcomes.iter().find(|outcome| !is_expected(outcome)) {
         None => Ok(()),

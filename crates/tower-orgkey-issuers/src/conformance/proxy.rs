@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER};
 use http::header::{HeaderName, TRANSFER_ENCODING};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -232,9 +232,7 @@ impl Shared {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         let mut headers = head.headers;
-        HOP_BY_HOP
-            .iter()
-            .for_each(|name| drop(headers.remove(name)));
+        remove_hop_by_hop(&mut headers);
         let sent = self
             .client
             .request(head.method, format!("http://{}{path}", self.config.issuer))
@@ -246,9 +244,7 @@ impl Shared {
         let mut response = Response::builder().status(received.status());
         if let Some(headers) = response.headers_mut() {
             headers.clone_from(received.headers());
-            HOP_BY_HOP
-                .iter()
-                .for_each(|name| drop(headers.remove(name)));
+            remove_hop_by_hop(headers);
         }
         let body = received.bytes().await.map_err(io::Error::other)?;
         response.body(full(body)).map_err(io::Error::other)
@@ -264,6 +260,12 @@ impl Shared {
             Ok(Frame::data(chunk.clone()))
         });
         BodyExt::boxed(StreamBody::new(stream::iter(chunks)))
+    }
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
     }
 }
 

@@ -10,10 +10,16 @@ use crate::Endpoint;
 
 type Organization = Arc<dyn Fn(&Claims) -> Option<String> + Send + Sync>;
 
+/// The audience that a token must have.
+#[derive(Debug)]
+pub(super) enum Audience {
+    Any,
+    Required(String),
+}
+
 /// What a token must be, and where its organization is.
 pub(super) struct Rules {
-    /// `None` for any.
-    pub(super) audience: Option<String>,
+    pub(super) audience: Audience,
     pub(super) organization: Organization,
     pub(super) allow_missing_token_type: bool,
 }
@@ -22,8 +28,7 @@ pub(super) struct Rules {
 #[must_use]
 pub struct IntrospectionVerifierBuilder {
     endpoint: Endpoint,
-    /// `Some(None)` for any.
-    audience: Option<Option<String>>,
+    audience: Option<Audience>,
     organization: Option<Organization>,
     allow_missing_token_type: bool,
     canary: Result<Option<ApiKey>, ConfigError>,
@@ -42,7 +47,7 @@ impl IntrospectionVerifierBuilder {
 
     /// Requires that `aud` is this audience or contains it.
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
-        self.audience = Some(Some(audience.into()));
+        self.audience = Some(Audience::Required(audience.into()));
         self
     }
 
@@ -52,7 +57,7 @@ impl IntrospectionVerifierBuilder {
     ///
     /// A token that a customer gave to another API of the same server is then a key of this one.
     pub fn any_audience(mut self) -> Self {
-        self.audience = Some(None);
+        self.audience = Some(Audience::Any);
         self
     }
 
@@ -132,7 +137,7 @@ impl IntrospectionVerifierBuilder {
                 "set the audience of this API, or `any_audience`",
             ));
         };
-        if audience.as_ref().is_some_and(|text| text.trim().is_empty()) {
+        if matches!(&audience, Audience::Required(text) if text.trim().is_empty()) {
             return Err(ConfigError::new("audience", "must not be empty"));
         }
         let Some(organization) = self.organization else {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use tower_orgkey::{Verification, VerifyError};
 
-use super::builder::Rules;
+use super::builder::{Audience, Rules};
 use crate::endpoint::Reply;
 use crate::fields;
 
@@ -20,26 +20,26 @@ struct Activity {
 }
 
 #[derive(Deserialize)]
-struct Token {
+struct Description {
     token_type: Option<String>,
     token_use: Option<String>,
     typ: Option<String>,
     scope: Option<String>,
     exp: Option<u64>,
     jti: Option<String>,
-    aud: Option<Audience>,
+    aud: Option<Audiences>,
     #[serde(default)]
     cnf: serde_json::Value,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Audience {
+enum Audiences {
     One(String),
     Several(Vec<String>),
 }
 
-impl Audience {
+impl Audiences {
     fn contains(&self, audience: &str) -> bool {
         match self {
             Self::One(one) => one == audience,
@@ -62,7 +62,7 @@ pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading,
     if !reply.json::<Activity>()?.active {
         return Ok(Reading::Inactive);
     }
-    let described: Token = reply.json()?;
+    let described: Description = reply.json()?;
     if !described.is_for_us(rules) {
         return Ok(Reading::Active(Verification::invalid()));
     }
@@ -81,7 +81,7 @@ pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading,
     Ok(Reading::Active(verification))
 }
 
-impl Token {
+impl Description {
     /// Returns whether it is a bearer access token for this audience.
     fn is_for_us(&self, rules: &Rules) -> bool {
         let is_bearer = match &self.token_type {
@@ -97,10 +97,11 @@ impl Token {
                 .iter()
                 .any(|other| typ.eq_ignore_ascii_case(other))
         });
-        let is_audience = rules.audience.as_ref().is_none_or(|audience| {
-            let audiences = self.aud.as_ref();
-            audiences.is_some_and(|audiences| audiences.contains(audience))
-        });
+        let is_audience = match (&rules.audience, &self.aud) {
+            (Audience::Any, _) => true,
+            (Audience::Required(audience), Some(all)) => all.contains(audience),
+            (Audience::Required(_), None) => false,
+        };
         is_bearer && is_access_token && !is_other && is_audience && self.cnf.is_null()
     }
 }

@@ -185,9 +185,9 @@ async fn key_itself_is_no_key_id() {
 #[tokio::test]
 async fn exp_caps_the_hard_ttl() {
     let (_stub, strict) = stub(&active()).await;
-    let verified = strict.build().unwrap().verify(&key()).await.unwrap();
+    let result = strict.build().unwrap().verify(&key()).await.unwrap();
     let expected = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
-    assert_eq!(verified.expires_at(), Some(expected));
+    assert_eq!(result.expires_at(), Some(expected));
     let (_stub, strict) = stub(&with(&json!({ "exp": 1_700_000_000 }))).await;
     let seen = seen(strict.build().unwrap(), "opaque-token-1").await;
     assert_eq!(seen.unwrap_err(), 401, "expired, although it is active");
@@ -284,15 +284,15 @@ async fn fault_132_canary_confirms_that_a_key_is_inactive() {
         (&[true], true, "Valid", 1),
     ] {
         let (stub, verifier) = in_turn(key_answers, canary).await;
-        let verified = verifier.reverify(&key()).await.unwrap();
-        let text = format!("{verified:?}");
+        let result = verifier.reverify(&key()).await.unwrap();
+        let text = format!("{result:?}");
         assert!(text.contains(shown), "{key_answers:?} {canary}: {text}");
         assert_eq!(stub.count(At::Elsewhere), calls, "{key_answers:?} {canary}");
     }
     // An unknown key costs one call.
     let (stub, verifier) = in_turn(&[false], true).await;
-    let verified = verifier.verify(&key()).await.unwrap();
-    assert!(format!("{verified:?}").contains("Unconfirmed"));
+    let result = verifier.verify(&key()).await.unwrap();
+    assert!(format!("{result:?}").contains("Unconfirmed"));
     assert_eq!(stub.count(At::Elsewhere), 1);
 }
 

@@ -54,14 +54,14 @@ impl Table {
         let table = self.clone();
         verifier_fn(move |key| {
             let state = table.0.lock().unwrap();
-            let verified = match state.keys.get(key.expose_secret()) {
+            let result = match state.keys.get(key.expose_secret()) {
                 _ if state.condition != Some(Condition::Normal) => in_fault(&key),
                 Some(org) => Ok(Verification::of_organization(
                     OrgCode::new(organization(org)).unwrap(),
                 )),
                 None => Ok(Verification::invalid()),
             };
-            async { verified }
+            async { result }
         })
     }
 }
@@ -130,10 +130,10 @@ async fn answer_of_a_cache_is_found() {
             if let Some(hit) = hit {
                 return Ok(hit);
             }
-            let verified = verifier.verify(&key).await?;
+            let result = verifier.verify(&key).await?;
             let secret = key.expose_secret().to_owned();
-            remembered.lock().unwrap().insert(secret, verified.clone());
-            Ok(verified)
+            remembered.lock().unwrap().insert(secret, result.clone());
+            Ok(result)
         }
     });
     let report = check_verifier(caching, &mut table).await;

@@ -75,9 +75,9 @@ async fn fault_135_verifying_spends_nothing() {
 #[tokio::test]
 async fn valid_key_is_read() {
     let (_stub, verifier) = answering(200, &valid("org_1")).await;
-    let verified = verifier.verify(&key()).await.unwrap();
+    let result = verifier.verify(&key()).await.unwrap();
     let expected = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
-    assert_eq!(verified.expires_at(), Some(expected), "milliseconds");
+    assert_eq!(result.expires_at(), Some(expected), "milliseconds");
     let org = seen(verifier.clone(), "sk_0123456789").await.unwrap();
     assert_eq!(org.org_code(), "org_1");
     assert_eq!(org.key_id().unwrap(), "key_1");

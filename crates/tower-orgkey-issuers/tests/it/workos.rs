@@ -81,11 +81,11 @@ async fn key_of_a_user_has_a_user() {
 #[tokio::test]
 async fn null_is_invalid_and_401_is_not() {
     let (_stub, verifier) = answering(Answer::json(200, r#"{"api_key":null}"#)).await;
-    let verified = format!("{:?}", verifier.verify(&key()).await.unwrap());
-    assert!(verified.contains("Definitive"), "{verified}");
+    let result = format!("{:?}", verifier.verify(&key()).await.unwrap());
+    assert!(result.contains("Definitive"), "{result}");
     let (_stub, verifier) = answering(Answer::json(422, "{}")).await;
-    let verified = format!("{:?}", verifier.verify(&key()).await.unwrap());
-    assert!(verified.contains("Unconfirmed"), "{verified}");
+    let result = format!("{:?}", verifier.verify(&key()).await.unwrap());
+    assert!(result.contains("Unconfirmed"), "{result}");
     for (status, body, kind) in [
         (401, "{}", VerifyErrorKind::Misconfigured),
         (403, "{}", VerifyErrorKind::Misconfigured),
