@@ -1,5 +1,6 @@
 //! Reads the fields of an issuer's reply that most issuers have. An unusable field is an
 //! [invalid response](VerifyError::invalid_response), which concerns one key only.
+//! [`Endpoint`](crate::Endpoint) has an example of a verifier that uses them.
 
 use std::time::{Duration, SystemTime};
 

@@ -4,10 +4,10 @@
 //! use tower_orgkey::ApiKeyLayer;
 //! use tower_orgkey_issuers::unkey::UnkeyVerifier;
 //!
-//! # #[cfg(feature = "rustls")] {
-//! let auth = ApiKeyLayer::new(UnkeyVerifier::new("unkey_0123456789")?);
-//! # }
-//! # Ok::<(), tower_orgkey::ConfigError>(())
+//! # fn auth() -> Result<ApiKeyLayer, Box<dyn std::error::Error>> {
+//! let verifier = UnkeyVerifier::new(std::env::var("UNKEY_ROOT_KEY")?)?;
+//! let auth = ApiKeyLayer::new(verifier);
+//! # Ok(auth) }
 //! ```
 //!
 //! The root key needs the permission `api.*.verify_key`. Every verification costs 0 credits: with a cache, the number of

@@ -4,11 +4,10 @@
 //! use tower_orgkey::ApiKeyLayer;
 //! use tower_orgkey_issuers::workos::WorkOsVerifier;
 //!
-//! # #[cfg(feature = "rustls")] {
-//! let verifier = WorkOsVerifier::new("sk_live_…0123456789".replace('…', "_"))?;
+//! # fn auth() -> Result<ApiKeyLayer, Box<dyn std::error::Error>> {
+//! let verifier = WorkOsVerifier::new(std::env::var("WORKOS_SECRET_KEY")?)?;
 //! let auth = ApiKeyLayer::new(verifier);
-//! # }
-//! # Ok::<(), tower_orgkey::ConfigError>(())
+//! # Ok(auth) }
 //! ```
 //!
 //! | `POST /api_keys/validations` answers | means |

@@ -2,7 +2,7 @@ use std::fmt;
 
 use super::condition::Condition;
 
-/// What a layer guarantees, as far as its verifier keeps it.
+/// What a layer guarantees, as far as its verifier keeps it. See the [module documentation](super).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Guarantee {
@@ -42,7 +42,7 @@ pub enum CheckResult {
     NotChecked,
 }
 
-/// A guarantee that was checked.
+/// A guarantee that was checked, of [`Report::checks`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
@@ -54,7 +54,7 @@ pub struct Check {
     pub result: CheckResult,
 }
 
-/// What [`check_verifier`](super::check_verifier) found. `Display` is a table.
+/// What [`check_verifier`](super::check_verifier) found. `Display` is a table. See the [module documentation](super).
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     checks: Vec<Check>,
