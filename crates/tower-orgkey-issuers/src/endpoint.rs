@@ -91,8 +91,8 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// [`unavailable`](VerifyError::unavailable) if there is no reply, and for a body of more than 64 KiB, unless the status is
-    /// 200: then [`invalid_response`](VerifyError::invalid_response).
+    /// [`unavailable`](VerifyError::unavailable) if there is no reply, and [`invalid_response`](VerifyError::invalid_response) for a
+    /// 200 with a body of more than 64 KiB. With another status, such a body is empty.
     pub async fn post(&self, body: &impl Serialize) -> Result<Reply, VerifyError> {
         // Twice the longest key and the rest of the body: the vector does not grow, so it leaves no copy behind.
         let mut json = Zeroizing::new(Vec::with_capacity(2 * MAX_KEY_LEN + 1024));
@@ -129,13 +129,16 @@ impl Endpoint {
         let response = request.send().await.map_err(transport)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = orgkey_http::read_body(response, MAX_BODY).await;
-        let Some(body) = body.map_err(transport)? else {
-            const TOO_LONG: &str = "the reply is longer than 64 KiB";
-            return Err(match status {
-                // Only this reply is about one key.
-                StatusCode::OK => VerifyError::invalid_response(TOO_LONG),
-                _ => VerifyError::unavailable(TOO_LONG),
-            });
+        let body = match (body, status) {
+            (Ok(Some(body)), _) => body,
+            (Ok(None), StatusCode::OK) => {
+                return Err(VerifyError::invalid_response(
+                    "the reply is longer than 64 KiB",
+                ));
+            }
+            (Err(error), StatusCode::OK) => return Err(transport(error)),
+            // The status says enough, such as a 429 with the page of a proxy.
+            _ => Zeroizing::default(),
         };
         Ok(Reply {
             status,

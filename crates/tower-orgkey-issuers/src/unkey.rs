@@ -10,7 +10,8 @@
 //! # Ok(auth) }
 //! ```
 //!
-//! The root key needs the permission `api.*.verify_key`. Every verification costs 0 credits: with a cache, the number of
+//! The root key needs the permission to verify keys. With `api.*.verify_key`, keys of all APIs of the workspace are accepted; limit
+//! the permission to the API of this service. Every verification costs 0 credits: with a cache, the number of
 //! verifications says nothing about the number of requests. Rate limits that Unkey applies automatically to a key still count
 //! verifications; limit requests with this project's layers instead.
 //!

@@ -10,20 +10,20 @@
 //! use tower_orgkey::{ApiKey, OrgCode, Verification, VerifyError, verifier_fn};
 //! use tower_orgkey_issuers::conformance::{Condition, IssuerUnderTest, check_verifier};
 //!
-//! /// Keys and their organizations, and whether the table can be reached.
+//! /// Keys and their organizations, none for a revoked one; and whether the table can be reached.
 //! #[derive(Clone, Default)]
-//! struct Table(Arc<Mutex<(HashMap<String, String>, bool)>>);
+//! struct Table(Arc<Mutex<(HashMap<String, Option<String>>, bool)>>);
 //!
 //! impl IssuerUnderTest for Table {
 //!     async fn issue(&mut self, organization: &str) -> ApiKey {
 //!         let (keys, _) = &mut *self.0.lock().unwrap();
 //!         let key = format!("k_live_{:08}", keys.len());
-//!         keys.insert(key.clone(), organization.to_owned());
+//!         keys.insert(key.clone(), Some(organization.to_owned()));
 //!         ApiKey::parse(&key).unwrap()
 //!     }
 //!
 //!     async fn revoke(&mut self, key: &ApiKey) {
-//!         self.0.lock().unwrap().0.remove(key.expose_secret());
+//!         self.0.lock().unwrap().0.insert(key.expose_secret().to_owned(), None);
 //!     }
 //!
 //!     async fn set(&mut self, condition: Condition) -> bool {
@@ -39,8 +39,8 @@
 //!     let (keys, is_down) = &*read.0.lock().unwrap();
 //!     let verified = match keys.get(key.expose_secret()) {
 //!         _ if *is_down => Err(VerifyError::unavailable("no connection to the table")),
-//!         Some(org) => Ok(Verification::of_organization(OrgCode::new(org.as_str()).unwrap())),
-//!         None => Ok(Verification::invalid()),
+//!         Some(Some(org)) => Ok(Verification::of_organization(OrgCode::new(org.as_str()).unwrap())),
+//!         _ => Ok(Verification::invalid()),
 //!     };
 //!     async { verified }
 //! });

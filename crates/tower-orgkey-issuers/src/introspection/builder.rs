@@ -22,6 +22,8 @@ pub(super) struct Rules {
     pub(super) audience: Audience,
     pub(super) organization: Organization,
     pub(super) allow_missing_token_type: bool,
+    /// Whether subjects are no users.
+    pub(super) service_accounts: bool,
 }
 
 /// Configures and builds an [`IntrospectionVerifier`]. An audience and the organization are required.
@@ -31,6 +33,7 @@ pub struct IntrospectionVerifierBuilder {
     audience: Option<Audience>,
     organization: Option<Organization>,
     allow_missing_token_type: bool,
+    service_accounts: bool,
     canary: Result<Option<ApiKey>, ConfigError>,
 }
 
@@ -41,6 +44,7 @@ impl IntrospectionVerifierBuilder {
             audience: None,
             organization: None,
             allow_missing_token_type: false,
+            service_accounts: false,
             canary: Ok(None),
         }
     }
@@ -113,6 +117,17 @@ impl IntrospectionVerifierBuilder {
         self
     }
 
+    /// States that the subjects of all tokens are service accounts of organizations. Unless set, a token whose `sub` is not its
+    /// `client_id` acts for a user.
+    ///
+    /// # Warning
+    ///
+    /// If people get tokens for this audience too, each of them then acts for the whole organization.
+    pub fn service_accounts(mut self) -> Self {
+        self.service_accounts = true;
+        self
+    }
+
     /// Sets a token of your own that is always active. It shows that the server is working when the server says that a
     /// known key is inactive, see the [module documentation](super#inactive-is-not-always-an-answer).
     ///
@@ -150,6 +165,7 @@ impl IntrospectionVerifierBuilder {
             audience,
             organization,
             allow_missing_token_type: self.allow_missing_token_type,
+            service_accounts: self.service_accounts,
         };
         Ok(IntrospectionVerifier::new(
             self.endpoint,

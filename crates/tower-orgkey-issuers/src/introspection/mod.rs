@@ -28,14 +28,22 @@
 //! | 200, `active` is true, and `token_type` is not `Bearer`, or absent without [`allow_missing_token_type`](IntrospectionVerifierBuilder::allow_missing_token_type): servers also call refresh tokens active | invalid |
 //! | 200, `active` is true, and `aud` does not contain the required audience | invalid |
 //! | 200, `active` is true | valid |
-//! | 200, anything else; 400 | cannot tell; concerns this key only |
-//! | 401, 403 | cannot tell: the server rejects the credentials of this service |
+//! | 401, 403; 400 with the error `invalid_client` or `unauthorized_client` | cannot tell: the server rejects the credentials of this service |
+//! | 200, anything else; any other 400 | cannot tell; concerns this key only |
 //! | 429 | cannot tell; calls pause |
 //! | any other status, no reply | cannot tell; concerns the server |
 //!
 //! Scopes are `scope`, separated by spaces. From `exp` on, in seconds, the layer rejects the key, whatever is cached. The key id
 //! is `jti`, unless it is the key itself: some servers use an opaque token as its identifier. Without a key id, audit events and
 //! blocks know only the organization.
+//!
+//! A token whose `sub` is not its `client_id` acts for a user, and the layer rejects it unless
+//! [`allow_user_keys`](tower_orgkey::ApiKeyLayerBuilder::allow_user_keys) is set. If the subjects of your tokens are service
+//! accounts, as those of Zitadel are, say so with
+//! [`service_accounts`](IntrospectionVerifierBuilder::service_accounts).
+//!
+//! Access tokens that are JWTs are often longer than the 512 bytes that a layer accepts by default: set
+//! [`max_key_len`](tower_orgkey::ApiKeyLayerBuilder::max_key_len).
 //!
 //! # "Inactive" is not always an answer
 //!
@@ -44,8 +52,10 @@
 //! server is working:
 //!
 //! * With a [`canary`](IntrospectionVerifierBuilder::canary), a token of your own that never ends: the canary is introspected,
-//!   and then the key again. The key is invalid if the canary is active and the key is still not.
-//! * Without one, or if the canary is not active: the next time that the server says of any other key that it is active.
+//!   and then the key again. The key is invalid if the canary is active and the key is still not. While the canary is not
+//!   active, nothing is known, and no known key is rejected before its hard TTL.
+//! * Without one: the next time that the server says of any other key that it is active. After an outage, a valid key can then
+//!   be rejected for some seconds, if another key is verified before it. Set a canary where that matters.
 //!
 //! A revoked key is accepted for at most two soft TTLs and one verification while there is such evidence, and until the hard TTL
 //! otherwise. During such an outage, unknown keys are rejected with 401, and are verified again after a few seconds.

@@ -10,7 +10,8 @@ pub enum Preset {
     /// server.
     ///
     /// The organization is that of the service user. Its personal access tokens need the scope
-    /// `urn:zitadel:iam:user:resourceowner`. Zitadel answers `active: false` to any error of its own, so set a
+    /// `urn:zitadel:iam:user:resourceowner`, and [`service_accounts`](super::IntrospectionVerifierBuilder::service_accounts), because
+    /// their subject is the service user. Zitadel answers `active: false` to any error of its own, so set a
     /// [canary](super::IntrospectionVerifierBuilder::canary).
     Zitadel,
     /// Ory Hydra, at `http://<admin>/admin/oauth2/introspect`, without credentials: keep this port private. Untested against

@@ -27,6 +27,8 @@ struct Description {
     scope: Option<String>,
     exp: Option<u64>,
     jti: Option<String>,
+    sub: Option<String>,
+    client_id: Option<String>,
     aud: Option<Audiences>,
     #[serde(default)]
     cnf: serde_json::Value,
@@ -52,22 +54,21 @@ impl Audiences {
 pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading, VerifyError> {
     match reply.status() {
         200 => {}
-        400 => {
-            return Err(VerifyError::invalid_response(
-                "the introspection endpoint answers 400",
-            ));
-        }
+        400 => return Err(bad_request(reply)),
         _ => return Err(reply.cannot_tell()),
     }
     if !reply.json::<Activity>()?.active {
         return Ok(Reading::Inactive);
     }
-    let described: Description = reply.json()?;
+    let mut described: Description = reply.json()?;
     if !described.is_for_us(rules) {
         return Ok(Reading::Active(Verification::invalid()));
     }
     let organization = (rules.organization)(&reply.json()?);
     let mut verification = fields::verification(organization.as_deref())?;
+    if let Some(user) = described.user().filter(|_| !rules.service_accounts) {
+        verification = verification.with_user_id(user);
+    }
     if let Some(scope) = &described.scope {
         let names = scope.split(' ').filter(|name| !name.is_empty());
         verification = verification.with_scopes(fields::scopes(names)?);
@@ -81,7 +82,27 @@ pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading,
     Ok(Reading::Active(verification))
 }
 
+/// RFC 6749 §5.2 lets a server reject the credentials of this service with 400 too.
+fn bad_request(reply: &Reply) -> VerifyError {
+    #[derive(Deserialize)]
+    struct Body {
+        error: String,
+    }
+
+    match reply.json::<Body>() {
+        Ok(Body { error }) if matches!(&*error, "invalid_client" | "unauthorized_client") => {
+            VerifyError::misconfigured("the introspection endpoint rejects this client")
+        }
+        _ => VerifyError::invalid_response("the introspection endpoint answers 400"),
+    }
+}
+
 impl Description {
+    /// Returns the user that the token acts for. The subject of a client's own token is the client (RFC 9068 §2.2).
+    fn user(&mut self) -> Option<String> {
+        self.sub.take_if(|sub| self.client_id.as_ref() != Some(sub))
+    }
+
     /// Returns whether it is a bearer access token for this audience.
     fn is_for_us(&self, rules: &Rules) -> bool {
         let is_bearer = match &self.token_type {

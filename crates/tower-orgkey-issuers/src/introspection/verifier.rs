@@ -66,8 +66,12 @@ impl Inner {
         if let Reading::Active(verification) = self.introspect(key, deadline).await? {
             return Ok(verification);
         }
-        if !attempt.is_known() || !self.is_canary_active(deadline).await {
+        let Some(canary) = self.canary.as_ref().filter(|_| attempt.is_known()) else {
             return Ok(Verification::invalid_unconfirmed());
+        };
+        if !self.is_active(canary, deadline).await {
+            // Not unconfirmed: the next answer about another key would confirm it, although the server was out of order.
+            return Err(VerifyError::inconclusive("the canary is not active either"));
         }
         // The server may have recovered between the first answer and the canary's.
         match self.introspect(key, deadline).await? {
@@ -87,10 +91,7 @@ impl Inner {
     }
 
     /// Returns whether the canary shows that the server is working.
-    async fn is_canary_active(&self, deadline: Duration) -> bool {
-        let Some(canary) = &self.canary else {
-            return false;
-        };
+    async fn is_active(&self, canary: &ApiKey, deadline: Duration) -> bool {
         // A canary for another audience shows it too.
         let is_active = matches!(
             self.introspect(canary, deadline).await,
@@ -100,7 +101,7 @@ impl Inner {
         if !is_active && !was_failing {
             tracing::warn!(
                 target: "tower_orgkey",
-                "canary token is not active: revoked keys wait for the answer about another key"
+                "canary token is not active: no known key is rejected until it is"
             );
         }
         is_active

@@ -276,10 +276,9 @@ async fn in_turn(key: &'static [bool], canary: bool) -> (Stub, IntrospectionVeri
 
 #[tokio::test]
 async fn fault_132_canary_confirms_that_a_key_is_inactive() {
-    // Definitive, unconfirmed, or recovered between the answer and the canary's.
+    // Definitive, or recovered between the answer and the canary's.
     for (key_answers, canary, shown, calls) in [
         (&[false, false][..], true, "Definitive", 3),
-        (&[false], false, "Unconfirmed", 2),
         (&[false, true], true, "Valid", 3),
         (&[true], true, "Valid", 1),
     ] {
@@ -289,11 +288,61 @@ async fn fault_132_canary_confirms_that_a_key_is_inactive() {
         assert!(text.contains(shown), "{key_answers:?} {canary}: {text}");
         assert_eq!(stub.count(At::Elsewhere), calls, "{key_answers:?} {canary}");
     }
+    // Out of order. An unconfirmed answer would be confirmed by the next one about another key.
+    let (stub, verifier) = in_turn(&[false], false).await;
+    let error = verifier.reverify(&key()).await.unwrap_err();
+    assert_eq!(error.kind(), VerifyErrorKind::Inconclusive);
+    assert_eq!(stub.count(At::Elsewhere), 2);
     // An unknown key costs one call.
     let (stub, verifier) = in_turn(&[false], true).await;
     let result = verifier.verify(&key()).await.unwrap();
     assert!(format!("{result:?}").contains("Unconfirmed"));
     assert_eq!(stub.count(At::Elsewhere), 1);
+}
+
+#[tokio::test]
+async fn rejected_client_may_be_400() {
+    for error in ["invalid_client", "unauthorized_client"] {
+        let body = json!({ "error": error }).to_string();
+        let (_stub, builder) = answering(Answer::json(400, &body)).await;
+        let error = builder.build().unwrap().verify(&key()).await.unwrap_err();
+        assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
+    }
+    let (_stub, builder) = answering(Answer::json(400, r#"{"error":"invalid_request"}"#)).await;
+    let error = builder.build().unwrap().verify(&key()).await.unwrap_err();
+    assert_eq!(error.kind(), VerifyErrorKind::InvalidResponse);
+}
+
+#[tokio::test]
+async fn wait_of_a_429_with_a_long_page_is_read() {
+    let page = "x".repeat(100_000);
+    let answer = Answer::json(429, &page).with("Retry-After", "30");
+    let (_stub, builder) = answering(answer).await;
+    let error = builder.build().unwrap().verify(&key()).await.unwrap_err();
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(30)));
+}
+
+#[tokio::test]
+async fn subject_that_is_no_client_is_a_user() {
+    for (claims, user) in [
+        (
+            json!({ "sub": "user-1", "client_id": "app" }),
+            Some("user-1"),
+        ),
+        (json!({ "sub": "user-1" }), Some("user-1")),
+        (json!({ "sub": "app", "client_id": "app" }), None),
+        (json!({ "client_id": "app" }), None),
+    ] {
+        let (_stub, strict) = stub(&with(&claims)).await;
+        let org = seen(strict.build().unwrap(), "opaque-token-1")
+            .await
+            .unwrap();
+        assert_eq!(org.user_id(), user, "{claims}");
+        let (_stub, strict) = stub(&with(&claims)).await;
+        let waived = strict.service_accounts().build().unwrap();
+        let org = seen(waived, "opaque-token-1").await.unwrap();
+        assert_eq!(org.user_id(), None, "{claims}");
+    }
 }
 
 #[tokio::test]

@@ -32,6 +32,8 @@ pub struct Introspection {
     pub organization: OrganizationSource,
     /// Whether tokens may have no `token_type`.
     pub allow_missing_token_type: bool,
+    /// Whether subjects are service accounts, and no users.
+    pub service_accounts: bool,
     /// A token that is always active.
     pub canary: Option<SecretSource>,
 }
@@ -76,6 +78,8 @@ impl Introspection {
         let preset: Option<PresetName> = value(section.optional("preset", problems));
         let allow_missing_token_type =
             value(section.optional("allow_missing_token_type", problems)).unwrap_or(false);
+        let service_accounts =
+            value(section.optional("service_accounts", problems)).unwrap_or(false);
         let canary = optional_secret(&mut section, CANARY, problems);
         section.finish(problems);
 
@@ -112,6 +116,7 @@ impl Introspection {
             audience,
             organization,
             allow_missing_token_type,
+            service_accounts,
             canary: canary.ok()?,
         };
         check(|read| introspection.verifier(read), &at, problems);
@@ -135,6 +140,9 @@ impl Introspection {
         };
         if self.allow_missing_token_type {
             builder = builder.allow_missing_token_type();
+        }
+        if self.service_accounts {
+            builder = builder.service_accounts();
         }
         if let Some(canary) = &self.canary {
             builder = builder.canary(read(canary)?.as_str());

@@ -112,7 +112,7 @@ fn issuer(lines: &str) -> String {
 fn other_issuers_are_read() {
     for lines in [
         "kind = 'introspection'\nurl = 'https://idp.example/introspect'\nclient_id = 'id'\n\
-         client_secret_env = 'SECRET'\naudience = 'api'\npreset = 'zitadel'\ncanary_env = 'CANARY'",
+         client_secret_env = 'SECRET'\naudience = 'api'\npreset = 'zitadel'\nservice_accounts = true\ncanary_env = 'CANARY'",
         "kind = 'introspection'\nurl = 'http://127.0.0.1:4445/admin/oauth2/introspect'\n\
          any_audience = true\norganization_claim = 'org'\nallow_missing_token_type = true",
         "kind = 'workos'\ntoken_file = '/run/secrets/workos'",
