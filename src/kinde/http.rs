@@ -207,7 +207,7 @@ type TooLong = fn(String) -> VerifyError;
 
 /// Reads the body, where it counts, up to `limit` bytes.
 async fn read_body(
-    mut response: Response,
+    response: Response,
     limit: usize,
     too_long: TooLong,
 ) -> Result<Reply, VerifyError> {
@@ -215,13 +215,10 @@ async fn read_body(
     if !has_body_to_read(reply.status) {
         return Ok(reply);
     }
-    while let Some(chunk) = response.chunk().await.map_err(transport)? {
-        if reply.body.len() + chunk.len() > limit {
-            let limit = limit / 1024;
-            return Err(too_long(format!("the reply is longer than {limit} KiB")));
-        }
-        reply.body.extend_from_slice(&chunk);
-    }
+    let body = orgkey_http::read_body(response, limit).await;
+    reply.body = body
+        .map_err(transport)?
+        .ok_or_else(|| too_long(format!("the reply is longer than {} KiB", limit / 1024)))?;
     Ok(reply)
 }
 

@@ -4,16 +4,30 @@
 //! proxy from the environment, retries nothing, decodes no content encoding, keeps no cookies and sends no referrer. Each
 //! is switched off by name, because other crates of a program can switch features of `reqwest` on for all of them.
 
+mod reply;
+
 use std::fmt;
 use std::time::Duration;
 
 use reqwest::{Client, ClientBuilder, Proxy, redirect, retry};
 use url::{Host, Url};
 
+pub use self::reply::{bearer, is_json, read_body, retry_after};
+
 /// Parses an origin: no path, query or user, and `http` for loopback only unless `allow_http` is set.
 ///
 /// The error says what is wrong with the text, without repeating it.
 pub fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> {
+    let url = endpoint(text, allow_http)?;
+    if url.path() == "/" {
+        Ok(url)
+    } else {
+        Err("must not have a path, query or fragment")
+    }
+}
+
+/// Parses the URL of an endpoint: like [`origin`], with any path.
+pub fn endpoint(text: &str, allow_http: bool) -> Result<Url, &'static str> {
     let Ok(url) = Url::parse(text) else {
         return Err("is no absolute URL");
     };
@@ -23,8 +37,8 @@ pub fn origin(text: &str, allow_http: bool) -> Result<Url, &'static str> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must not hold a user or password");
     }
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err("must not have a path, query or fragment");
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must not have a query or fragment");
     }
     match url.scheme() {
         "https" if !cfg!(any(feature = "rustls", feature = "native-tls")) => {

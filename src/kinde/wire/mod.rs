@@ -11,16 +11,16 @@ mod list;
 mod token;
 mod verify;
 
-use std::time::Duration;
-
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, HeaderMap};
 use http::status::StatusCode;
+use orgkey_http::is_json;
+pub(crate) use orgkey_http::{bearer, retry_after};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 pub(crate) use self::key::{KeyReading, read_key, shows_no_active_key};
 pub(crate) use self::list::{ListReading, ListedKey, Page, read_list};
-pub(crate) use self::token::{TokenReading, bearer, read_token};
+pub(crate) use self::token::{TokenReading, read_token};
 pub(crate) use self::verify::{VerifyReading, read_verify};
 use crate::verify::VerifyError;
 
@@ -36,32 +36,6 @@ pub(crate) struct Reply {
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 /// The longest page of a list that is read, in bytes: 500 keys of 8 KiB each.
 pub(crate) const MAX_PAGE: usize = 4 * 1024 * 1024;
-
-/// The longest `Retry-After` that is accepted, in seconds.
-const MAX_RETRY_AFTER: u64 = 24 * 60 * 60;
-
-const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
-
-/// Returns how long the issuer asks to wait: `RateLimit-Reset`, which Kinde sends, else `Retry-After`.
-///
-/// Both have whole seconds, from 1 s to 24 h. A date, a fraction, a sign, zero or a longer wait is ignored.
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    [RATE_LIMIT_RESET, RETRY_AFTER]
-        .iter()
-        .find_map(|name| delta_seconds(headers.get(name)?.as_bytes()))
-}
-
-fn delta_seconds(value: &[u8]) -> Option<Duration> {
-    let digits = value.trim_ascii();
-    // `u64::from_str` accepts a plus sign.
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let seconds: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    (1..=MAX_RETRY_AFTER)
-        .contains(&seconds)
-        .then(|| Duration::from_secs(seconds))
-}
 
 /// Parses the body if its media type is `application/json`, with any parameters, and it has no content encoding.
 fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, InvalidBody> {
@@ -82,19 +56,6 @@ fn read_json<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, InvalidBody>
     // The parser's message could quote the reply, so it is not passed on.
     serde_json::from_slice(&reply.body)
         .map_err(|_| InvalidBody("the reply is not JSON of the expected form"))
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return false;
-    };
-    let essence = value.as_bytes().split(|&b| b == b';').next();
-    essence.is_some_and(|essence| {
-        essence
-            .trim_ascii()
-            .eq_ignore_ascii_case(b"application/json")
-    })
 }
 
 /// The error for a status that no endpoint gives a meaning.
@@ -125,7 +86,7 @@ impl InvalidBody {
 pub(super) fn reply(status: u16, body: impl AsRef<[u8]>) -> Reply {
     let mut headers = HeaderMap::new();
     headers.insert(
-        CONTENT_TYPE,
+        http::header::CONTENT_TYPE,
         http::HeaderValue::from_static("application/json; charset=utf-8"),
     );
     Reply {

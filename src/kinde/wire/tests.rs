@@ -1,6 +1,8 @@
 //! No reply makes a parser panic, or has a meaning that its text does not support.
 
-use http::HeaderValue;
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use proptest::prelude::*;
 
 use super::*;

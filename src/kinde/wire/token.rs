@@ -8,7 +8,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::fields::{Content, Field};
-use super::{InvalidBody, Reply, cannot_tell, read_json};
+use super::{InvalidBody, Reply, bearer, cannot_tell, read_json};
 use crate::verify::VerifyError;
 
 /// The meaning of a token reply.
@@ -28,8 +28,6 @@ pub(crate) enum TokenReading {
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
 /// The longest time for which a token is used. Kinde's default is a day.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// The longest token, in bytes. Servers reject longer headers.
-const MAX_TOKEN_LEN: usize = 16 * 1024;
 
 /// The error codes of RFC 6749 §5.2. Any other text of the endpoint is not logged.
 const CODES: [&str; 6] = [
@@ -108,23 +106,4 @@ fn read_body(reply: &Reply) -> Result<TokenReading, InvalidBody> {
     };
     let header = bearer(&token).ok_or(InvalidBody("the token is not a valid header value"))?;
     Ok(TokenReading::Token { header, lifetime })
-}
-
-/// Returns `Bearer <token>` as a header value that is zeroized when its last clone is dropped, or `None` if the token is
-/// empty, too long or not visible ASCII.
-pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
-    const SCHEME: &str = "Bearer ";
-
-    let is_valid =
-        (1..=MAX_TOKEN_LEN).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic());
-    if !is_valid {
-        return None;
-    }
-    // Allocated in full, because a vector that grows leaves copies of the secret in memory.
-    let mut value = Zeroizing::new(Vec::with_capacity(SCHEME.len() + token.len()));
-    value.extend_from_slice(SCHEME.as_bytes());
-    value.extend_from_slice(token.as_bytes());
-    let mut value = HeaderValue::from_maybe_shared(bytes::Bytes::from_owner(value)).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }

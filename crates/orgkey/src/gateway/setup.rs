@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder};
 use tower_orgkey_audit::PseudonymKey;
 use zeroize::Zeroizing;
 
 use super::admin::AdminToken;
 use super::assertion::Signer;
-use super::config::{Config, Issuer, SecretSource, prefix_verifier};
+use super::config::{Config, SecretSource, prefix_verifier};
 use super::region::Regions;
 
 /// The parts that need secrets.
@@ -102,7 +101,7 @@ fn layer(
 ) -> Option<ApiKeyLayer> {
     let mut verifiers = Vec::new();
     for issuer in &config.issuers {
-        match verifier(issuer) {
+        match issuer.kind.verifier(&secret) {
             Ok(verifier) => verifiers.push(verifier),
             Err(error) => errors.push(format!("[issuer] {error}")),
         }
@@ -122,15 +121,14 @@ fn layer(
     built.map_err(|error| errors.push(error.to_string())).ok()
 }
 
-fn verifier(issuer: &Issuer) -> Result<KindeVerifier, String> {
-    let secret = match &issuer.kinde.client_secret {
-        SecretSource::File(path) => read(path)?,
-        SecretSource::Env(name) => Zeroizing::new(
-            std::env::var(name).map_err(|_| format!("the variable `{name}` is not set"))?,
-        ),
-    };
-    let builder = issuer.kinde.verifier(&secret);
-    builder.build().map_err(|error| error.to_string())
+/// Reads a secret of an issuer.
+fn secret(source: &SecretSource) -> Result<Zeroizing<String>, String> {
+    match source {
+        SecretSource::File(path) => read(path),
+        SecretSource::Env(name) => std::env::var(name)
+            .map(Zeroizing::new)
+            .map_err(|_| format!("the variable `{name}` is not set")),
+    }
 }
 
 /// Reads a secret from a file, without the white space at its end.

@@ -9,9 +9,13 @@ mod command;
 mod doctor;
 mod emulator;
 mod grpc;
+mod issuers;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
 mod region;
 mod running;
 mod status;
+#[allow(dead_code, reason = "only a part is used")]
+#[path = "../../../../tests/support/stub.rs"]
+mod stub;
 mod support;

@@ -5,9 +5,10 @@ use std::iter;
 use serde::Deserialize;
 use toml::Spanned;
 use tower_orgkey::kinde::{KindeVerifier, KindeVerifierBuilder, UnauthorizedMeans};
-use tower_orgkey::verify::Organizations;
+use tower_orgkey::verify::{BoxVerifier, Organizations};
 use tower_orgkey::{ConfigError, PrefixVerifier, Verification, Verifier, verifier_fn};
 
+use super::other_issuers::{Introspection, WithToken};
 use super::section::{Problems, Section};
 use super::value;
 use super::values::SecretSource;
@@ -21,7 +22,43 @@ pub struct Issuer {
     /// How its keys begin, with several issuers.
     pub prefixes: Vec<String>,
     /// The issuer itself.
-    pub kinde: Kinde,
+    pub kind: IssuerKind,
+}
+
+/// An issuer, and its settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IssuerKind {
+    /// Kinde.
+    Kinde(Kinde),
+    /// A server with token introspection.
+    Introspection(Introspection),
+    /// WorkOS or Unkey.
+    WithToken(WithToken),
+}
+
+/// Reads a secret.
+pub(in crate::gateway) type ReadSecret<'a> =
+    &'a dyn Fn(&SecretSource) -> Result<zeroize::Zeroizing<String>, String>;
+
+impl IssuerKind {
+    /// Returns the verifier.
+    ///
+    /// # Errors
+    ///
+    /// The text for an operator. Names the invalid setting, never its value.
+    pub(in crate::gateway) fn verifier(&self, read: ReadSecret<'_>) -> Result<BoxVerifier, String> {
+        match self {
+            Self::Kinde(kinde) => {
+                let secret = read(&kinde.client_secret)?;
+                let built = kinde.verifier(&secret).build();
+                built
+                    .map(Verifier::boxed)
+                    .map_err(|error| error.to_string())
+            }
+            Self::Introspection(introspection) => introspection.verifier(read),
+            Self::WithToken(issuer) => issuer.verifier(read),
+        }
+    }
 }
 
 /// A Kinde environment.
@@ -61,6 +98,9 @@ impl Kinde {
 #[serde(rename_all = "kebab-case")]
 enum Kind {
     Kinde,
+    Introspection,
+    Workos,
+    Unkey,
 }
 
 #[derive(Clone, Copy, PartialEq, Deserialize)]
@@ -118,32 +158,45 @@ fn issuer(
     is_one_of_several: bool,
     problems: &mut Problems<'_>,
 ) -> Option<Issuer> {
-    let kind = section.required::<Kind>("kind", problems);
-    let url: Option<Spanned<String>> = section.required("url", problems);
-    let client_id: Option<Spanned<String>> = section.required("client_id", problems);
-    let client_secret = secret(&mut section, problems);
-    let api_id: Option<Spanned<String>> = section.optional("api_id", problems);
-    let audience: Option<Spanned<String>> = section.optional("audience", problems);
-    let means: Option<Spanned<Meaning>> = section.optional("unauthorized_means", problems);
     let (name, prefixes) = if is_one_of_several {
         let name = value(section.required("name", problems));
         (name, value(section.required("prefixes", problems)))
     } else {
         (Some(String::new()), Some(Vec::new()))
     };
+    let kind = match section.required::<Kind>("kind", problems)?.into_inner() {
+        Kind::Kinde => kinde(section, problems).map(IssuerKind::Kinde),
+        Kind::Introspection => {
+            Introspection::read(section, problems).map(IssuerKind::Introspection)
+        }
+        Kind::Workos => WithToken::read_workos(section, problems).map(IssuerKind::WithToken),
+        Kind::Unkey => WithToken::read_unkey(section, problems).map(IssuerKind::WithToken),
+    };
+    Some(Issuer {
+        name: name?,
+        prefixes: prefixes?,
+        kind: kind?,
+    })
+}
+
+fn kinde(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Kinde> {
+    let url: Option<Spanned<String>> = section.required("url", problems);
+    let client_id: Option<Spanned<String>> = section.required("client_id", problems);
+    let client_secret = required_secret(&mut section, CLIENT_SECRET, problems);
+    let api_id: Option<Spanned<String>> = section.optional("api_id", problems);
+    let audience: Option<Spanned<String>> = section.optional("audience", problems);
+    let means: Option<Spanned<Meaning>> = section.optional("unauthorized_means", problems);
     let texts = [&url, &client_id, &api_id, &audience];
     let spans = texts.map(|text| text.as_ref().map(Spanned::span));
     let at = section.span.clone();
     section.finish(problems);
-    let kinde = match kind?.into_inner() {
-        Kind::Kinde => Kinde {
-            url: value(url)?,
-            client_id: value(client_id)?,
-            client_secret: client_secret?,
-            api_id: value(api_id),
-            audience: value(audience),
-            unauthorized_means: value(means).unwrap_or_default().into(),
-        },
+    let kinde = Kinde {
+        url: value(url)?,
+        client_id: value(client_id)?,
+        client_secret: client_secret?,
+        api_id: value(api_id),
+        audience: value(audience),
+        unauthorized_means: value(means).unwrap_or_default().into(),
     };
     // The verifier knows which values are valid. The secret is read later.
     if let Err(error) = kinde.verifier("unread").build() {
@@ -157,24 +210,47 @@ fn issuer(
         };
         problems.add(&span.unwrap_or(at), format!("[issuer] {error}"));
     }
-    Some(Issuer {
-        name: name?,
-        prefixes: prefixes?,
-        kinde,
-    })
+    Some(kinde)
 }
 
-fn secret(section: &mut Section<'_>, problems: &mut Problems<'_>) -> Option<SecretSource> {
-    let file = value(section.optional("client_secret_file", problems));
-    let env = value(section.optional("client_secret_env", problems));
+/// The keys for the file and the variable of a secret.
+pub(super) type SecretKeys = [&'static str; 2];
+
+pub(super) const CLIENT_SECRET: SecretKeys = ["client_secret_file", "client_secret_env"];
+
+pub(super) fn required_secret(
+    section: &mut Section<'_>,
+    keys: SecretKeys,
+    problems: &mut Problems<'_>,
+) -> Option<SecretSource> {
+    let [file, env] = keys;
+    let secret = optional_secret(section, keys, problems).ok()?;
+    if secret.is_none() {
+        let message = format!("[issuer] needs `{file}` or `{env}`, and not both");
+        problems.add(&section.span.clone(), message);
+    }
+    secret
+}
+
+/// An error that was added to the problems.
+pub(super) struct Reported;
+
+/// Returns a secret or none. An error if there are both.
+pub(super) fn optional_secret(
+    section: &mut Section<'_>,
+    [file_key, env_key]: SecretKeys,
+    problems: &mut Problems<'_>,
+) -> Result<Option<SecretSource>, Reported> {
+    let file = value(section.optional(file_key, problems));
+    let env = value(section.optional(env_key, problems));
     match (file, env) {
-        (Some(file), None) => Some(SecretSource::File(file)),
-        (None, Some(variable)) => Some(SecretSource::Env(variable)),
-        _ => {
-            let message =
-                "[issuer] needs `client_secret_file` or `client_secret_env`, and not both";
+        (Some(file), None) => Ok(Some(SecretSource::File(file))),
+        (None, Some(variable)) => Ok(Some(SecretSource::Env(variable))),
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => {
+            let message = format!("[issuer] needs `{file_key}` or `{env_key}`, and not both");
             problems.add(&section.span.clone(), message);
-            None
+            Err(Reported)
         }
     }
 }

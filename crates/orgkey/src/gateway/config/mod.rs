@@ -1,6 +1,7 @@
 //! The configuration file of the gateway.
 
 mod issuer;
+mod other_issuers;
 mod region;
 mod route;
 mod section;
@@ -16,7 +17,8 @@ use toml::de::DeTable;
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, Quota, Verification, Verifier, verifier_fn};
 
 pub(super) use self::issuer::prefix_verifier;
-pub use self::issuer::{Issuer, Kinde};
+pub use self::issuer::{Issuer, IssuerKind, Kinde};
+pub use self::other_issuers::{Introspection, OrganizationSource, Vendor, WithToken};
 pub use self::region::{OtherRegion, Region};
 pub use self::route::{Demand, Methods, RouteConfig};
 pub use self::section::Problem;
@@ -191,12 +193,14 @@ impl Config {
     /// Returns what an operator should know about a configuration without errors.
     pub fn warnings(&self) -> Vec<&'static str> {
         let mut warnings = Vec::new();
-        if self
-            .issuers
-            .iter()
-            .any(|issuer| issuer.kinde.api_id.is_none())
-        {
+        if self.issuers.iter().any(
+            |issuer| matches!(&issuer.kind, IssuerKind::Kinde(kinde) if kinde.api_id.is_none()),
+        ) {
             warnings.push("an issuer has no `api_id`: keys of its other APIs are accepted");
+        }
+        let any_audience = |issuer: &Issuer| matches!(&issuer.kind, IssuerKind::Introspection(server) if server.audience.is_none());
+        if self.issuers.iter().any(any_audience) {
+            warnings.push("an issuer has `any_audience`: tokens for its other APIs are accepted");
         }
         if !self.listen.checks.is_local() {
             warnings.push("`checks` is not on loopback: keys cross the network unencrypted");

@@ -103,6 +103,69 @@ fn several_issuers_have_names_and_prefixes() {
     assert_eq!(twice.len(), 1, "{twice:?}");
 }
 
+/// A configuration with this issuer.
+fn issuer(lines: &str) -> String {
+    format!("[listen]\nchecks = '[::1]:0'\n[issuer]\n{lines}\n")
+}
+
+#[test]
+fn other_issuers_are_read() {
+    for lines in [
+        "kind = 'introspection'\nurl = 'https://idp.example/introspect'\nclient_id = 'id'\n\
+         client_secret_env = 'SECRET'\naudience = 'api'\npreset = 'zitadel'\nservice_accounts = true\ncanary_env = 'CANARY'",
+        "kind = 'introspection'\nurl = 'http://127.0.0.1:4445/admin/oauth2/introspect'\n\
+         any_audience = true\norganization_claim = 'org'\nallow_missing_token_type = true",
+        "kind = 'workos'\ntoken_file = '/run/secrets/workos'",
+        "kind = 'unkey'\ntoken_env = 'UNKEY'\norganization_in_meta = 'org'\nurl = 'https://unkey.example/v2'",
+    ] {
+        let config = Config::parse(&issuer(lines));
+        assert!(config.is_ok(), "{lines} {config:?}");
+    }
+    let open =
+        "kind = 'introspection'\nurl = 'http://127.0.0.1/'\nany_audience = true\npreset = 'hydra'";
+    let warnings = Config::parse(&issuer(open)).unwrap().warnings();
+    assert!(
+        warnings.iter().any(|text| text.contains("any_audience")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn mistakes_about_other_issuers_are_reported() {
+    let server = "kind = 'introspection'\nurl = 'http://127.0.0.1/'\n";
+    let complete = format!("{server}audience = 'api'\npreset = 'hydra'\n");
+    for (lines, found) in [
+        (format!("{server}preset = 'hydra'"), "any_audience"),
+        (format!("{complete}any_audience = true"), "any_audience"),
+        (format!("{server}audience = 'api'"), "organization_claim"),
+        (
+            format!("{complete}organization_claim = 'a'"),
+            "organization_claim",
+        ),
+        (format!("{complete}client_id = 'id'"), "client_id"),
+        (
+            format!("{complete}canary_env = 'A'\ncanary_file = '/b'"),
+            "canary_file",
+        ),
+        (format!("{complete}token_env = 'A'"), "token_env"),
+        (complete.replace("127.0.0.1", "idp.example"), "url"),
+        ("kind = 'workos'".to_owned(), "token_file"),
+        (
+            "kind = 'workos'\ntoken_env = 'A'\nurl = 'x'".to_owned(),
+            "url",
+        ),
+        (
+            "kind = 'workos'\ntoken_env = 'A'\nclient_id = 'x'".to_owned(),
+            "client_id",
+        ),
+        ("kind = 'auth0'".to_owned(), "kind"),
+    ] {
+        let problems = errors(&issuer(&lines));
+        assert_eq!(problems.len(), 1, "{lines} {problems:?}");
+        assert!(problems[0].1.contains(found), "{lines} {problems:?}");
+    }
+}
+
 #[test]
 fn all_errors_are_reported_by_line() {
     let text = r#"[listen]

@@ -1,0 +1,149 @@
+//! Unkey, with the replies of its published API description.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tower_orgkey::verify::VerifyErrorKind;
+use tower_orgkey::{ApiKey, Verifier};
+use tower_orgkey_issuers::Endpoint;
+use tower_orgkey_issuers::conformance::check_verifier;
+use tower_orgkey_issuers::unkey::UnkeyVerifier;
+
+use crate::stub::{Answer, Endpoint as At, Stub};
+use crate::vendor::{Vendor, member, seen};
+
+const PATH: &str = "/v2/keys.verifyKey";
+
+fn verifier(url: String) -> UnkeyVerifier {
+    let endpoint = Endpoint::builder(url).bearer_token("unkey_secret");
+    UnkeyVerifier::with_endpoint(endpoint.build().unwrap())
+}
+
+fn reply(data: &Value) -> Value {
+    json!({ "meta": { "requestId": "req_1" }, "data": data })
+}
+
+fn valid(organization: &str) -> Value {
+    reply(&json!({
+        "valid": true, "code": "VALID", "keyId": "key_1", "name": "CI", "enabled": true,
+        "meta": { "tenant": "org_of_meta" }, "expires": 4_000_000_000_000_u64, "credits": 5,
+        "permissions": ["documents.read"], "roles": ["editor"],
+        "identity": { "id": "id_1", "externalId": organization, "meta": {}, "ratelimits": [] },
+        "ratelimits": [],
+    }))
+}
+
+fn invalid(code: &str) -> Value {
+    reply(&json!({ "valid": false, "code": code }))
+}
+
+async fn answering(status: u16, body: &Value) -> (Stub, UnkeyVerifier) {
+    let stub = Stub::start().await;
+    stub.always(At::Elsewhere, Answer::json(status, &body.to_string()));
+    let verifier = verifier(format!("{}{PATH}", stub.url()));
+    (stub, verifier)
+}
+
+fn key() -> ApiKey {
+    ApiKey::parse("sk_0123456789").unwrap()
+}
+
+#[tokio::test]
+async fn fault_134_unkey_passes_the_kit() {
+    let about = |_: &str, organization: Option<&str>| match organization {
+        Some(code) => (200, valid(code)),
+        None => (200, invalid("NOT_FOUND")),
+    };
+    let inactive = invalid("FORBIDDEN").to_string();
+    let inactive = Some((200, &*inactive));
+    let mut vendor = Vendor::start("sk_", |request| member(request, "key"), about, inactive).await;
+    let report = check_verifier(verifier(vendor.url(PATH)), &mut vendor).await;
+    report.assert();
+}
+
+#[tokio::test]
+async fn fault_135_verifying_spends_nothing() {
+    let (stub, verifier) = answering(200, &valid("org_1")).await;
+    verifier.verify(&key()).await.unwrap();
+    let request = &stub.requests(At::Elsewhere)[0];
+    let body: Value = serde_json::from_str(&request.body).unwrap();
+    let expected = json!({ "key": "sk_0123456789", "credits": { "cost": 0 } });
+    assert_eq!(body, expected, "no permissions, no rate limits");
+    assert_eq!(request.token(), Some("unkey_secret"));
+}
+
+#[tokio::test]
+async fn valid_key_is_read() {
+    let (_stub, verifier) = answering(200, &valid("org_1")).await;
+    let result = verifier.verify(&key()).await.unwrap();
+    let expected = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    assert_eq!(result.expires_at(), Some(expected), "milliseconds");
+    let org = seen(verifier.clone(), "sk_0123456789").await.unwrap();
+    assert_eq!(org.org_code(), "org_1");
+    assert_eq!(org.key_id().unwrap(), "key_1");
+    assert!(org.scopes().contains("documents.read") && org.scopes().len() == 1);
+    let of_meta = verifier.organization_in_meta("tenant");
+    let org = seen(of_meta, "sk_0123456789").await.unwrap();
+    assert_eq!(org.org_code(), "org_of_meta");
+}
+
+#[tokio::test]
+async fn fault_136_limits_of_a_key_are_no_rejection() {
+    for code in ["RATE_LIMITED", "USAGE_EXCEEDED"] {
+        let (_stub, verifier) = answering(200, &invalid(code)).await;
+        let error = verifier.verify(&key()).await.unwrap_err();
+        // Throttled would pause the verification of all keys.
+        assert_eq!(error.kind(), VerifyErrorKind::Inconclusive, "{code}");
+        assert_eq!(seen(verifier, "sk_0123456789").await.unwrap_err(), 503);
+    }
+    for code in ["NOT_FOUND", "DISABLED", "EXPIRED"] {
+        let (_stub, verifier) = answering(200, &invalid(code)).await;
+        assert!(!verifier.verify(&key()).await.unwrap().is_valid());
+    }
+}
+
+#[tokio::test]
+async fn other_answers_cannot_tell() {
+    let seconds = |mut reply: Value| {
+        reply["data"]["expires"] = json!(1_800_000_000);
+        reply
+    };
+    let untrue = |mut reply: Value| {
+        reply["data"]["code"] = json!("NOT_FOUND");
+        reply
+    };
+    for (status, body, kind) in [
+        (200, invalid("FORBIDDEN"), VerifyErrorKind::Misconfigured),
+        (
+            200,
+            invalid("INSUFFICIENT_PERMISSIONS"),
+            VerifyErrorKind::InvalidResponse,
+        ),
+        (200, invalid("VALID"), VerifyErrorKind::InvalidResponse),
+        (200, invalid("NEW_CODE"), VerifyErrorKind::InvalidResponse),
+        (
+            200,
+            untrue(valid("org_1")),
+            VerifyErrorKind::InvalidResponse,
+        ),
+        (
+            200,
+            seconds(valid("org_1")),
+            VerifyErrorKind::InvalidResponse,
+        ),
+        (200, json!({}), VerifyErrorKind::InvalidResponse),
+        (400, json!({}), VerifyErrorKind::InvalidResponse),
+        (401, json!({}), VerifyErrorKind::Misconfigured),
+        (403, json!({}), VerifyErrorKind::Misconfigured),
+        (
+            429,
+            json!({}),
+            VerifyErrorKind::Throttled { retry_after: None },
+        ),
+        (500, json!({}), VerifyErrorKind::Unavailable),
+    ] {
+        let (_stub, verifier) = answering(status, &body).await;
+        let error = verifier.verify(&key()).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{status} {body}");
+    }
+}
