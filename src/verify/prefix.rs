@@ -208,6 +208,27 @@ impl Verifier for PrefixVerifier {
             .collect()
     }
 
+    fn identity(&self) -> String {
+        let organizations = match self.0.organizations {
+            Some(Organizations::Separate) => "separate",
+            Some(Organizations::Shared) => "shared",
+            None => "own",
+        };
+        let mut identity = String::from(organizations);
+        for (index, named) in self.0.issuers.iter().enumerate() {
+            let prefixes = self.0.prefixes.iter().filter(|(_, of)| *of == index);
+            let prefixes: Vec<&str> = prefixes.map(|(prefix, _)| prefix.as_str()).collect();
+            let (own, prefixes) = (named.verifier.identity(), prefixes.join(" "));
+            // Each length stands before its text, so that two sets of issuers differ.
+            for part in [&*named.name, &prefixes, &own] {
+                for text in ["\n", &part.len().to_string(), ":", part] {
+                    identity.push_str(text);
+                }
+            }
+        }
+        identity
+    }
+
     fn issuer_of(&self, key: &ApiKey) -> Option<usize> {
         self.0.index_of(key)
     }

@@ -43,6 +43,7 @@ mod watchers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 pub use self::blocks::BlockListFull;
 use self::blocks::{BlockStatus, Blocks};
@@ -64,6 +65,10 @@ use crate::clock::{Clock, Tick};
 use crate::config::Config;
 use crate::source::{Found, IndexKey, Label, Source, Telemetry};
 use crate::upstream::{Upstream, UpstreamState};
+
+/// After [`Cache::refresh_all`], all keys that are used are verified again within this time.
+pub const REFRESH_ALL: Duration = Duration::from_millis(REFRESH_ALL_MILLIS);
+const REFRESH_ALL_MILLIS: u64 = 10_000;
 
 /// Results by key, and the lookups that return them.
 #[derive(Debug)]
@@ -251,6 +256,12 @@ impl<S: Source> Cache<S> {
             _ if oldest.is_some_and(|oldest| entry.sent_at <= oldest) => {
                 (CacheResult::LookUp, Found::Miss)
             }
+            Freshness::Fresh
+                if self.is_due(&entry, now)
+                    && entry.claim_refresh(now, now.after(self.config.lookup_deadline)) =>
+            {
+                (CacheResult::ServeAndRefresh(entry), Found::Stale)
+            }
             Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
             Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
@@ -265,6 +276,13 @@ impl<S: Source> Cache<S> {
             }
             Freshness::Overdue => (CacheResult::LookUp, Found::Miss),
         }
+    }
+
+    /// Returns whether a fresh entry is to be refreshed, because updates may be missing.
+    fn is_due(&self, entry: &Entry<S>, now: Tick) -> bool {
+        let spread = Duration::from_millis(entry.key.bits() % REFRESH_ALL_MILLIS);
+        let due_at = self.blocks.due_at(entry);
+        due_at.is_some_and(|at| now.since(at) >= spread)
     }
 
     /// Returns whether the key is cached as invalid, or blocked.

@@ -21,7 +21,9 @@ const STEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Throttle {
-    /// The configured rate, in calls per second.
+    /// The rate of all nodes that share it.
+    calls_per_second: Option<u32>,
+    /// The rate of this node, in calls per second.
     configured: Option<f64>,
     limit: Option<Limit>,
     pause: Option<Pause>,
@@ -50,12 +52,33 @@ impl Throttle {
     pub(super) fn new(calls_per_second: Option<u32>, now: Tick) -> Self {
         let configured = calls_per_second.map(f64::from);
         Self {
+            calls_per_second,
             configured,
             limit: configured.map(|rate| Limit::new(rate, rate, now)),
             pause: None,
             in_a_row: 0,
             this_second: (0, 0),
             last_second: 0,
+        }
+    }
+
+    /// Divides the configured rate by the number of nodes that share it.
+    pub(super) fn share(&mut self, nodes: u32, now: Tick) {
+        let Some(calls) = self.calls_per_second else {
+            return;
+        };
+        let rate = f64::from(calls) / f64::from(nodes.max(1));
+        if self.configured == Some(rate) {
+            return;
+        }
+        self.configured = Some(rate);
+        if let Some(limit) = &mut self.limit {
+            let lowered = limit.bucket.per_second() < limit.full;
+            limit.full = rate;
+            // A rate that a 429 has lowered goes on rising from there.
+            if !lowered || limit.bucket.per_second() > rate {
+                limit.bucket.set_rate(burst(rate), rate, now);
+            }
         }
     }
 

@@ -1,0 +1,8 @@
+//! Several nodes in one process, with an engine in memory and with real servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot start.
+
+mod memory;
+mod redis;
+mod redis_server;
+mod support;

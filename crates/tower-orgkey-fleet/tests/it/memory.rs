@@ -1,0 +1,265 @@
+//! An engine in memory, on the paused clock.
+
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use tower_orgkey::test_util::TestClock;
+use tower_orgkey::{ApiKey, NotSpread, OrgCode};
+use tower_orgkey_fleet::MemoryEngine;
+
+use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+
+const OK: StatusCode = StatusCode::OK;
+const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
+
+/// Starts nodes that follow one engine. Their wall clocks are the paused clock.
+async fn nodes<const N: usize>(engine: &MemoryEngine, issuer: &Issuer) -> [Node; N] {
+    let mut nodes = Vec::new();
+    for n in 0..N {
+        nodes.push(node(&format!("node-{n}"), engine, issuer).await);
+    }
+    // Each has seen the records of the others.
+    for node in &nodes {
+        until("all nodes are seen", || {
+            node.fleet.status().nodes.len() == N
+        })
+        .await;
+    }
+    let Ok(nodes) = nodes.try_into() else {
+        unreachable!()
+    };
+    nodes
+}
+
+async fn node(name: &str, engine: &MemoryEngine, issuer: &Issuer) -> Node {
+    start(name, engine, issuer).followed().await
+}
+
+fn start(name: &str, engine: &MemoryEngine, issuer: &Issuer) -> Node {
+    let wall = wall_clock();
+    let engine = engine.clone();
+    Node::start_with(
+        name,
+        issuer.clone(),
+        |fleet| fleet.memory(&engine).wall_clock(wall),
+        |layer| layer.test_clock(TestClock::new()),
+    )
+}
+
+/// A wall clock that follows tokio's.
+fn wall_clock() -> impl Fn() -> SystemTime + Send + Sync + 'static {
+    use std::sync::OnceLock;
+
+    thread_local! {
+        static ORIGIN: OnceLock<(SystemTime, tokio::time::Instant)> = const { OnceLock::new() };
+    }
+    let (wall, origin) = ORIGIN
+        .with(|origin| *origin.get_or_init(|| (SystemTime::now(), tokio::time::Instant::now())));
+    move || wall + origin.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_node_verifies_for_all() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let nodes: [Node; 3] = nodes(&engine, &issuer).await;
+    for node in &nodes {
+        assert_eq!(node.get(KEY).await, OK);
+    }
+    assert_eq!(issuer.calls(), 1);
+    assert_eq!(nodes[1].fleet.status().fetched, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_invalidation_is_in_force() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let nodes: [Node; 3] = nodes(&engine, &issuer).await;
+    for node in &nodes {
+        assert_eq!(node.get(KEY).await, OK);
+        assert_eq!(node.get(OTHER).await, OK);
+    }
+    issuer.revoke(KEY);
+    let spread = nodes[0].auth.handle().spread().expected_nodes(3);
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    let mut applied = reach.applied;
+    applied.sort();
+    assert_eq!(applied, ["node-0", "node-1", "node-2"]);
+    let calls = issuer.calls();
+    for node in &nodes {
+        assert_eq!(node.get(KEY).await, UNAUTHORIZED);
+        assert_eq!(node.get(OTHER).await, OK);
+    }
+    assert_eq!(issuer.calls(), calls + 3, "the other key is still cached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_reaches_nodes_that_start_later() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    let (key, org) = (ApiKey::parse(KEY).unwrap(), OrgCode::from_static("org_1"));
+    let spread = first.auth.handle().spread();
+    assert!(spread.block_key(&key).await.unwrap().is_complete());
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    engine.trim_log(100);
+    let third = node("node-2", &engine, &issuer).await;
+    assert_eq!(third.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(third.get(OTHER).await, OK);
+    assert!(spread.unblock_key(&key).await.unwrap().is_complete());
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    assert_eq!(third.get(OTHER).await, UNAUTHORIZED);
+    // Another node may lift it.
+    let spread = second.auth.handle().spread();
+    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    for node in [&first, &second, &third] {
+        assert_eq!(node.get(KEY).await, OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_survives_while_a_node_lives() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    let org = OrgCode::from_static("org_1");
+    let spread = first.auth.handle().spread();
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    drop(first);
+    engine.wipe();
+    until("the loss is noticed", || second.fleet.status().gaps == 1).await;
+    until("the engine is followed", || {
+        second.fleet.status().is_followed()
+    })
+    .await;
+    let third = node("node-2", &engine, &issuer).await;
+    assert_eq!(third.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_node_is_named() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    second.stop();
+    let spread = first.auth.handle().spread();
+    let reach = spread.clone().invalidate_all().await.unwrap();
+    assert_eq!(
+        (reach.applied, reach.missing),
+        (vec!["node-0".to_owned()], vec!["node-1".to_owned()])
+    );
+    let reach = spread.expected_nodes(5).invalidate_all().await.unwrap();
+    assert_eq!(reach.hidden, 3);
+    // Two soft TTLs later it serves nothing from before.
+    tokio::time::sleep(Duration::from_secs(130)).await;
+    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_is_not_missed() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    second.stop();
+    second.fleet.leave().await;
+    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_engine_a_node_is_a_single_node() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    engine.set_available(false);
+    let first = start("first", &engine, &issuer);
+    assert_eq!(first.get(KEY).await, OK);
+    assert_eq!(first.get(KEY).await, OK);
+    assert_eq!(issuer.calls(), 1);
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await;
+    assert_eq!(reach.unwrap_err(), NotSpread::Unavailable);
+    assert_eq!(first.get(KEY).await, UNAUTHORIZED);
+    assert!(!first.fleet.status().is_followed());
+    // The update is sent when the engine appears.
+    engine.set_available(true);
+    until("the engine is followed", || {
+        first.fleet.status().is_followed()
+    })
+    .await;
+    assert_eq!(first.fleet.status().position, 1);
+    assert_eq!(first.fleet.status().unsent, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_known_key_survives_an_outage_of_the_issuer() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let first = node("first", &engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    issuer.set_down(true);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let second = node("second", &engine, &issuer).await;
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!(second.get(OTHER).await, StatusCode::SERVICE_UNAVAILABLE);
+    // Nothing is served past the hard TTL, counted from the call of the first node.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(second.get(KEY).await, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_are_shared() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let nodes: [Node; 4] = nodes(&engine, &issuer).await;
+    for _ in 0..600 {
+        for node in &nodes {
+            assert_eq!(node.get(KEY).await, OK);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // One node alone makes a call per 51 to 60 s.
+    assert!(
+        (10..=13).contains(&issuer.calls()),
+        "{} calls",
+        issuer.calls()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalid_answer_reaches_other_nodes() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(second.get(KEY).await, OK);
+    issuer.revoke(KEY);
+    // Due for a refresh on both, but only the first one gets requests.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    first.get(KEY).await;
+    until("the first node knows", || {
+        first.fleet.status().position == 1
+    })
+    .await;
+    until("the second node knows", || {
+        second.fleet.status().position == 1
+    })
+    .await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+/// The issuer answers, the key is revoked and invalidated, and then the answer arrives.
+#[tokio::test(start_paused = true)]
+async fn fault_103_a_late_valid_answer_is_not_used() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [slow, other] = nodes(&engine, &issuer).await;
+    let release = issuer.hold();
+    let request = slow.get(KEY);
+    tokio::pin!(request);
+    tokio::select! {
+        _ = &mut request => panic!("the answer was not held"),
+        () = until("the call was sent", || issuer.calls() == 1) => {}
+    }
+    issuer.revoke(KEY);
+    let spread = other.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    release.send(true).unwrap();
+    assert_eq!(request.await, UNAUTHORIZED);
+    until("the late result is stored", || engine.results() == 1).await;
+    assert_eq!(other.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(slow.get(KEY).await, UNAUTHORIZED);
+}
