@@ -79,7 +79,7 @@ mod tests {
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             breaker.failed();
             assert!(!breaker.allows());
-            tokio::time::advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
+            tokio::time::advance(Duration::from_millis(seconds * 1_000 - 1)).await;
             assert!(!breaker.allows(), "{seconds} s");
             tokio::time::advance(Duration::from_millis(1)).await;
             assert!(breaker.allows(), "{seconds} s");

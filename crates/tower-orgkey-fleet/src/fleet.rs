@@ -116,11 +116,6 @@ impl Fleet {
             crate::telemetry::not_left(&error);
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
-        self.0.joined.get().map(|joined| &joined.node)
-    }
 }
 
 /// Ends a run when its future is dropped.

@@ -95,6 +95,8 @@ mod fleet;
 pub mod fuzzing;
 mod link;
 mod log;
+#[cfg(test)]
+mod model;
 mod node;
 mod run;
 mod seal;

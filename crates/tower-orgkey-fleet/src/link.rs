@@ -216,7 +216,7 @@ async fn wait_for_nodes(node: &Node, update: Id, expected: usize, began: Instant
 }
 
 /// Returns the acknowledgements of this update that other nodes sealed.
-fn opened(node: &Node, update: Id, acks: &Fields) -> Vec<Acknowledgement> {
+pub(crate) fn opened(node: &Node, update: Id, acks: &Fields) -> Vec<Acknowledgement> {
     let field = hex(update);
     let acks = acks.iter().take(MAX_NODES).filter_map(|(_, sealed)| {
         let opened = node.sealer.open(Kind::Acknowledgement, &field, sealed)?;

@@ -42,6 +42,7 @@ pub(crate) struct Log {
 /// The rules that the model takes out one by one.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent rules")]
 pub(crate) struct Rules {
     pub(crate) epoch: bool,
     pub(crate) known_from: bool,

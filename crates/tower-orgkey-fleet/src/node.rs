@@ -28,6 +28,8 @@ const LIVE_FOR: Duration = Duration::from_secs(10);
 /// The maximum number of updates that wait for the engine, or that are sent again in a new epoch. More are replaced by one that
 /// invalidates everything.
 const MAX_OWN: usize = 10_000;
+/// Records that do not change for this long are removed.
+const RECORDS_KEPT: Duration = Duration::from_secs(600);
 /// The smallest share of the calls to the issuer.
 const MAX_SHARES: usize = 256;
 
@@ -106,7 +108,10 @@ pub(crate) struct Seen {
     pub(crate) name: String,
     /// Its wall clock, by its last record.
     pub(crate) wall: u64,
-    pub(crate) at: Instant,
+    /// The last sign of life.
+    at: Option<Instant>,
+    /// When its record was seen to change.
+    changed: Instant,
     pub(crate) leaves: bool,
 }
 
@@ -259,28 +264,28 @@ impl Node {
             if record.incarnation == self.incarnation {
                 continue;
             }
-            let age = Duration::from_millis(wall.saturating_sub(record.wall));
-            if age > kept {
-                state.forgotten.push(field.clone());
-                continue;
-            }
             let seen = state.nodes.get(&record.incarnation);
             // An old record that is repeated is no sign of life.
             if seen.is_some_and(|seen| seen.wall >= record.wall) {
                 continue;
             }
+            let age = Duration::from_millis(wall.saturating_sub(record.wall));
+            // One that is seen for the first time may be that of a node that ended long ago. It is if it does not change.
+            let is_alive = seen.is_some() || age <= kept;
             let known = Seen {
                 name: record.name,
                 wall: record.wall,
-                at: now.checked_sub(age).unwrap_or(now),
+                at: is_alive.then_some(now),
+                changed: now,
                 leaves: record.leaves,
             };
             state.nodes.insert(record.incarnation, known);
         }
-        state.forgotten.truncate(MAX_NODES);
-        state
+        let ended = state
             .nodes
-            .retain(|_, seen| now.duration_since(seen.at) <= kept);
+            .extract_if(|_, seen| now.duration_since(seen.changed) > RECORDS_KEPT);
+        let ended: Vec<String> = ended.map(|(incarnation, _)| hex(incarnation)).collect();
+        state.forgotten = ended;
     }
 
     /// Returns the records of nodes that ended long ago, once.
@@ -295,7 +300,7 @@ impl Node {
         let live = state
             .nodes
             .values()
-            .filter(|seen| !seen.leaves && now.duration_since(seen.at) <= LIVE_FOR);
+            .filter(|seen| seen.is_known(now, LIVE_FOR));
         let mut walls: Vec<u64> = live.map(|seen| seen.wall).collect();
         let nodes = (walls.len() + 1).min(MAX_SHARES);
         walls.sort_unstable();
@@ -345,7 +350,8 @@ impl Node {
         let ended = state.followed_until.filter(|_| !is_followed);
         let since = now.saturating_duration_since(ended.unwrap_or(state.since));
         let position = state.log.as_ref().map_or(0, Log::applied);
-        let others = state.nodes.values().filter(|seen| !seen.leaves);
+        let kept = self.layer.soft_ttl * 2;
+        let others = state.nodes.values().filter(|seen| seen.is_known(now, kept));
         let mut others: Vec<String> = others.map(|seen| seen.name.clone()).collect();
         others.sort_unstable();
         let mut nodes = vec![self.name.clone()];
@@ -370,9 +376,19 @@ impl Node {
 
     /// Returns the other nodes that must confirm an update.
     pub(crate) fn known_nodes(&self) -> HashMap<Id, String> {
+        let (now, kept) = (Instant::now(), self.layer.soft_ttl * 2);
         let state = self.state();
-        let staying = state.nodes.iter().filter(|(_, seen)| !seen.leaves);
-        staying.map(|(&id, seen)| (id, seen.name.clone())).collect()
+        let known = state.nodes.iter();
+        let known = known.filter(|(_, seen)| seen.is_known(now, kept));
+        known.map(|(&id, seen)| (id, seen.name.clone())).collect()
+    }
+}
+
+impl Seen {
+    /// Returns whether the node gave a sign of life in this time, and has not left.
+    fn is_known(&self, now: Instant, within: Duration) -> bool {
+        let is_alive = self.at.is_some_and(|at| now.duration_since(at) <= within);
+        is_alive && !self.leaves
     }
 }
 

@@ -244,7 +244,7 @@ impl Node {
         Ok(())
     }
 
-    async fn apply_entries(
+    pub(crate) async fn apply_entries(
         &self,
         session: &dyn Session,
         entries: Vec<Read>,

@@ -177,8 +177,12 @@ mod tests {
     #[test]
     fn too_long_values_are_not_sealed() {
         let sealer = sealer(&[1], "f", "i");
-        assert!(sealer.seal(Kind::Result, "p", &[0; MAX_LEN]).is_some());
-        assert!(sealer.seal(Kind::Result, "p", &[0; MAX_LEN + 1]).is_none());
+        assert!(sealer.seal(Kind::Result, "p", &vec![0; MAX_LEN]).is_some());
+        assert!(
+            sealer
+                .seal(Kind::Result, "p", &vec![0; MAX_LEN + 1])
+                .is_none()
+        );
     }
 
     /// 10,000,000 with `TOWER_ORGKEY_FULL=1`.

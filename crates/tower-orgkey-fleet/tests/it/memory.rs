@@ -47,7 +47,7 @@ fn start(name: &str, engine: &MemoryEngine, issuer: &Issuer) -> Node {
 }
 
 /// A wall clock that follows tokio's.
-fn wall_clock() -> impl Fn() -> SystemTime + Send + Sync + 'static {
+fn wall_clock() -> impl Fn() -> SystemTime + Clone + Send + Sync + 'static {
     use std::sync::OnceLock;
 
     thread_local! {
@@ -262,4 +262,181 @@ async fn fault_103_a_late_valid_answer_is_not_used() {
     until("the late result is stored", || engine.results() == 1).await;
     assert_eq!(other.get(KEY).await, UNAUTHORIZED);
     assert_eq!(slow.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_92_lost_data_is_verified_again() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    assert_eq!(second.get(KEY).await, OK);
+    first.auth.handle().invalidate_key_id(&key_id(OTHER));
+    until("the update is applied", || {
+        second.fleet.status().position == 1
+    })
+    .await;
+    engine.wipe();
+    until("the loss is noticed", || second.fleet.status().gaps == 1).await;
+    // The update is sent again, in the new epoch.
+    until("the update is applied", || {
+        second.fleet.status().position == 1
+    })
+    .await;
+    issuer.revoke(KEY);
+    // The key is fresh for half a minute at least, and verified again within 10 s.
+    for _ in 0..11 {
+        assert_eq!(first.get(OTHER).await, OK);
+        second.get(KEY).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_100_a_hidden_failover_is_noticed() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    engine.hide_failovers(true);
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    engine.replicate();
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    // The replica has the result, and not the update.
+    engine.fail_over();
+    assert_eq!(engine.results(), 1);
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    until("the failover is noticed", || {
+        second.fleet.status().gaps == 1
+    })
+    .await;
+    until("the update is sent again", || {
+        second.fleet.status().position == 1
+    })
+    .await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_105_changed_results_are_not_used() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    for key in [KEY, OTHER] {
+        assert_eq!(first.get(key).await, OK);
+    }
+    assert_eq!(engine.swap_results(), 2);
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!((second.fleet.status().rejected, issuer.calls()), (1, 3));
+    let changed = engine.tamper(|sealed| {
+        if let Some(last) = sealed.last_mut() {
+            *last ^= 1;
+        }
+    });
+    assert_eq!(changed, 2);
+    assert_eq!(second.get(OTHER).await, OK);
+    assert_eq!((second.fleet.status().rejected, issuer.calls()), (2, 4));
+    assert_eq!(second.fleet.status().fetched, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_106_repeated_updates_lift_nothing() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    let org = OrgCode::from_static("org_1");
+    let spread = first.auth.handle().spread();
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    assert_eq!(second.get(KEY).await, OK);
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    assert_eq!(engine.replay_log(), 3);
+    until("all is applied", || second.fleet.status().position == 6).await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    // The first block, which has ended, is not in force again either.
+    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    assert_eq!(second.get(KEY).await, OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_107_withheld_updates_do_not_count() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    assert_eq!(second.get(KEY).await, OK);
+    engine.withhold_log(true);
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert_eq!(reach.missing, ["node-1"]);
+    // It shows in the head.
+    until("the gap is noticed", || second.fleet.status().gaps == 1).await;
+    for _ in 0..11 {
+        second.get(KEY).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_108_a_wrong_clock_shares_nothing() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let others: [Node; 2] = nodes(&engine, &issuer).await;
+    let wall = wall_clock();
+    let hour = Duration::from_secs(3_600);
+    for (name, is_late) in [("late", true), ("early", false)] {
+        let wall = wall.clone();
+        let node = Node::start_with(
+            name,
+            issuer.clone(),
+            |fleet| {
+                let now = move || {
+                    if is_late {
+                        wall() - hour
+                    } else {
+                        wall() + hour
+                    }
+                };
+                fleet.memory(&engine).wall_clock(now)
+            },
+            |layer| layer.test_clock(TestClock::new()),
+        );
+        let node = node.followed().await;
+        until("the difference is noticed", || {
+            node.fleet.status().clock_differs
+        })
+        .await;
+        assert_eq!(others[0].get(KEY).await, OK);
+        let calls = issuer.calls();
+        assert_eq!(node.get(KEY).await, OK);
+        assert_eq!(issuer.calls(), calls + 1);
+        assert_eq!(node.fleet.status().fetched, 0);
+        // Updates are applied all the same.
+        let spread = node.auth.handle().spread();
+        spread.invalidate_all().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_divide_the_calls_to_the_issuer() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let start = |name: &str| {
+        let (wall, engine) = (wall_clock(), engine.clone());
+        Node::start_with(
+            name,
+            issuer.clone(),
+            |fleet| fleet.memory(&engine).wall_clock(wall),
+            |layer| layer.test_clock(TestClock::new()).max_calls_per_second(100),
+        )
+    };
+    let nodes = [start("a"), start("b"), start("c"), start("d")];
+    for node in &nodes {
+        let rate = || node.auth.handle().upstream().calls_per_second;
+        until("a quarter is left", || rate() == Some(25.0)).await;
+    }
+    engine.set_available(false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for node in &nodes {
+        let rate = node.auth.handle().upstream().calls_per_second;
+        assert_eq!(rate, Some(25.0), "the last share");
+    }
 }
