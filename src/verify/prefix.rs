@@ -537,4 +537,24 @@ mod tests {
             crate::verify::VerifyErrorKind::InvalidResponse
         );
     }
+
+    #[test]
+    fn the_identity_tells_issuers_and_settings_apart() {
+        let identity = |name: &'static str, prefix: &'static str, organizations| {
+            let builder = PrefixVerifier::builder()
+                .issuer(name, [prefix], verifier("org"))
+                .organizations(organizations);
+            builder.build().unwrap().identity()
+        };
+        let (separate, shared) = (Organizations::Separate, Organizations::Shared);
+        let identities = [
+            identity("a", "p_", separate),
+            identity("b", "p_", separate),
+            identity("a", "q_", separate),
+            identity("a", "p_", shared),
+        ];
+        let distinct: std::collections::HashSet<_> = identities.iter().collect();
+        assert_eq!(distinct.len(), identities.len());
+        assert_eq!(identities[0], identity("a", "p_", separate));
+    }
 }

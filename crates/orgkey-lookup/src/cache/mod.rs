@@ -459,4 +459,34 @@ mod tests {
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
         assert!(get().is_ok());
     }
+
+    #[tokio::test]
+    async fn refresh_all_serves_and_refreshes_within_10_s() {
+        let (cache, entry) = with_one_entry();
+        let get = |now| {
+            let cached = cache.get_fresh(&entry.key, None, now).err().flatten();
+            cache.classify(cached, &entry.key, None, now)
+        };
+        let began = cache.clock.now();
+        // The entry is fresh for the whole test.
+        let entry = insert(&cache, Facts::default(), began);
+        cache.refresh_all();
+        assert!(
+            cache.get_fresh(&entry.key, None, began).is_err(),
+            "a hit reads the tables"
+        );
+        let refreshes = (0..=REFRESH_ALL_MILLIS)
+            .step_by(100)
+            .map(|millis| get(began.after(Duration::from_millis(millis))))
+            .filter(|result| match result {
+                CacheResult::ServeAndRefresh(_) => true,
+                CacheResult::Serve(_) => false,
+                other => panic!("{other:?}"),
+            });
+        assert_eq!(refreshes.count(), 1);
+        // What is looked up later is not due.
+        insert(&cache, Facts::default(), began);
+        assert!(matches!(get(began), CacheResult::Serve(_)));
+        assert!(cache.get_fresh(&entry.key, None, began).is_ok());
+    }
 }

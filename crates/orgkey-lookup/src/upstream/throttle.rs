@@ -351,4 +351,24 @@ mod tests {
         }
         assert!(calls.len() >= 149, "{}", calls.len());
     }
+
+    #[test]
+    fn nodes_share_the_configured_rate() {
+        let mut throttle = Throttle::new(Some(100), at(0));
+        throttle.share(4, at(0));
+        assert_eq!(throttle.rate(at(0)), Some(25.0));
+        throttle.share(2, at(0));
+        assert_eq!(throttle.rate(at(0)), Some(50.0));
+        // A rate that was lowered rises to the share.
+        throttle.too_many(Some(seconds(1)), at(0));
+        assert_eq!(throttle.rate(at(0)), Some(25.0));
+        throttle.share(1, at(0));
+        assert_eq!(throttle.rate(at(0)), Some(25.0));
+        assert_eq!(throttle.rate(at(100)), Some(100.0));
+        throttle.share(10, at(100));
+        assert_eq!(throttle.rate(at(100)), Some(10.0));
+        let mut unlimited = Throttle::new(None, at(0));
+        unlimited.share(10, at(0));
+        assert_eq!(unlimited.rate(at(0)), None);
+    }
 }
