@@ -55,12 +55,7 @@
 //! * `maxmemory-policy volatile-lru`: results have a time to live and may be evicted, the log and the blocks may not. Other
 //!   policies are safe, and cost verifications.
 //! * With replicas: `min-replicas-to-write 1` and `min-replicas-max-lag 2`, so that a failover loses few updates.
-//! * An ACL. Commands of scripts are checked, too:
-//!
-//!   ```text
-//!   user orgkey on >password resetchannels ~orgkey:{acme-api}:* -@all +@connection +eval +evalsha +script|load +info
-//!     +xread +get +set +del +hget +hset +hsetnx +hmget +hincrby +hdel +hgetall +xadd +time +pexpire
-//!   ```
+//! * An ACL: a user with the rules [`ACL_RULES`], for the name of your fleet.
 //! * TLS (`rediss://`, feature `rustls` or `native-tls`) or a Unix socket. Contents are sealed in any case; names of fleets,
 //!   numbers of keys and times are not.
 //!
@@ -109,5 +104,14 @@ mod wire;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub use self::engine::memory::MemoryEngine;
 pub use self::fleet::{Fleet, FleetBuilder};
+
+/// The ACL rules of the engine's user, for a fleet with the name `acme-api`. Commands of scripts are checked, too.
+///
+/// ```text
+/// ACL SETUSER orgkey on >password …
+/// ```
+pub const ACL_RULES: &str = "resetchannels ~orgkey:{acme-api}:* -@all +@connection +eval +evalsha \
+    +script|load +info +xread +get +psetex +del +hget +hset +hsetnx +hmget +hincrby +hdel +hgetall \
+    +xadd +xtrim +time +pexpire";
 pub use self::secret::{FleetSecret, InvalidFleetSecret};
 pub use self::status::{FleetState, FleetStatus};

@@ -93,7 +93,7 @@ async fn fault_85_an_engine_may_appear_later() {
     assert!(!node.fleet.status().is_followed());
     server.restart();
     let node = node.followed().await;
-    assert_eq!(node.fleet.status().position, 1);
+    until("the update is applied", || node.fleet.status().position == 1).await;
 }
 
 #[tokio::test]
@@ -123,4 +123,238 @@ async fn fault_87_a_hung_engine_fails_no_request() {
     .await;
     let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
     assert!(reach.is_complete(), "{reach:?}");
+}
+
+/// The name of a key of the fleet.
+fn key_of(server: &RedisServer, name: &str) -> String {
+    let keys = server.keys(&format!("*:{name}"));
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    keys[0].clone()
+}
+
+/// Kills the server again and again, while updates are sent.
+#[tokio::test]
+async fn fault_86_a_kill_loses_no_acknowledged_update() {
+    let (mut server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    let mut kills = 0;
+    let mut acknowledged = 0;
+    for n in 0..6 {
+        let key = format!("k_live_kill_{n:04}");
+        assert_eq!(first.get(&key).await, OK);
+        assert_eq!(second.get(&key).await, OK);
+        issuer.revoke(&key);
+        let spread = first.auth.handle().spread().expected_nodes(2);
+        let reach = tokio::spawn(spread.invalidate_key_id(&key_id(&key)));
+        if n % 2 == 1 {
+            server.kill();
+            kills += 1;
+            server.restart();
+        }
+        let reach = reach.await.unwrap();
+        if reach.is_ok_and(|reach| reach.is_complete()) {
+            acknowledged += 1;
+            assert_eq!(second.get(&key).await, UNAUTHORIZED, "acknowledged");
+        }
+        // Without an acknowledgement, it is in force here, and sent again.
+        assert_eq!(first.get(&key).await, UNAUTHORIZED);
+        until("both nodes are back", || {
+            first.fleet.status().is_followed() && second.fleet.status().is_followed()
+        })
+        .await;
+        until("the update is sent", || first.fleet.status().unsent == 0).await;
+    }
+    assert_eq!(kills, 3);
+    assert!(acknowledged >= 3, "{acknowledged}");
+    for n in 0..6 {
+        let key = format!("k_live_kill_{n:04}");
+        let mut is_rejected = false;
+        for _ in 0..100 {
+            is_rejected = second.get(&key).await == UNAUTHORIZED;
+            if is_rejected {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert!(is_rejected, "{key} was not invalidated on the second node");
+    }
+}
+
+#[tokio::test]
+async fn fault_88_paused_writes_are_not_acknowledged() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    for node in [&first, &second] {
+        assert_eq!(node.get(KEY).await, OK);
+    }
+    issuer.revoke(KEY);
+    assert_eq!(server.command(&["CLIENT", "PAUSE", "5000", "WRITE"]), "OK");
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await;
+    assert_eq!(reach.unwrap_err(), NotSpread::Unavailable);
+    assert_eq!(first.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(server.command(&["CLIENT", "UNPAUSE"]), "OK");
+    let second = second.followed().await;
+    until("the update is applied", || {
+        second.fleet.status().position >= 1
+    })
+    .await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn fault_91_closed_connections_lose_no_update() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    let mut closed = 0;
+    for n in 1..=20 {
+        first.auth.handle().invalidate_key_id(&key_id(KEY));
+        if n % 5 == 0 {
+            let reply = server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+            closed += reply.parse::<u32>().unwrap();
+        }
+    }
+    assert!(closed > 0);
+    until("all updates are sent", || first.fleet.status().unsent == 0).await;
+    until("all updates are applied", || {
+        let (first, second) = (first.fleet.status(), second.fleet.status());
+        first.position >= 20 && first.position == second.position
+    })
+    .await;
+    assert_eq!(second.fleet.status().gaps, 0);
+}
+
+#[tokio::test]
+async fn fault_93_a_deleted_log_is_noticed() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    // While the second node does not read, an update is lost.
+    second.stop();
+    until("the second node has stopped", || {
+        !second.fleet.status().is_followed()
+    })
+    .await;
+    let handle = first.auth.handle();
+    assert!(
+        !handle
+            .spread()
+            .invalidate_all()
+            .await
+            .unwrap()
+            .is_complete()
+    );
+    assert_eq!(server.command(&["DEL", &key_of(&server, "log")]), "1");
+    let second = second.restarted();
+    until("the loss is noticed", || second.fleet.status().gaps == 1).await;
+    assert_eq!(second.fleet.status().position, 1);
+}
+
+#[tokio::test]
+async fn fault_94_a_trimmed_log_is_noticed() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    second.stop();
+    until("the second node has stopped", || {
+        !second.fleet.status().is_followed()
+    })
+    .await;
+    issuer.revoke(KEY);
+    for _ in 0..3 {
+        let spread = first.auth.handle().spread();
+        spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    }
+    let log = key_of(&server, "log");
+    assert_eq!(server.command(&["XTRIM", &log, "MAXLEN", "1"]), "2");
+    let second = second.restarted();
+    until("the loss is noticed", || second.fleet.status().gaps == 1).await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(second.fleet.status().fetched, 0);
+}
+
+#[tokio::test]
+async fn fault_96_an_engine_without_memory_fails_no_request() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    assert_eq!(server.command(&["CONFIG", "SET", "maxmemory", "1"]), "OK");
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!(second.get(OTHER).await, OK);
+    assert_eq!(issuer.calls(), 3);
+    let reach = first.auth.handle().spread().invalidate_all().await;
+    assert_eq!(reach.unwrap_err(), NotSpread::Unavailable);
+    assert_eq!(server.command(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
+    let first = first.followed().await;
+    until("the update is sent", || first.fleet.status().unsent == 0).await;
+}
+
+#[tokio::test]
+async fn fault_99_a_replica_is_not_followed() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let primary = RedisServer::start();
+    let [node] = nodes(&server, &issuer).await;
+    let port = primary.port.to_string();
+    assert_eq!(server.command(&["REPLICAOF", "127.0.0.1", &port]), "OK");
+    until("the replica is not followed", || {
+        !node.fleet.status().is_followed()
+    })
+    .await;
+    assert_eq!(node.get(KEY).await, OK);
+    assert_eq!(server.command(&["REPLICAOF", "NO", "ONE"]), "OK");
+    let node = node.followed().await;
+    assert!(node.auth.handle().spread().invalidate_all().await.is_ok());
+}
+
+#[tokio::test]
+async fn fault_102_removed_scripts_are_loaded_again() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    assert_eq!(server.command(&["SCRIPT", "FLUSH"]), "OK");
+    assert_eq!(first.get(KEY).await, OK);
+    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    // Without permission, each node is a single node.
+    assert_eq!(
+        server.command(&["ACL", "SETUSER", "default", "-evalsha", "-eval"]),
+        "OK"
+    );
+    for node in [&first, &second] {
+        until("the engine is not followed", || {
+            !node.fleet.status().is_followed()
+        })
+        .await;
+        assert_eq!(node.get(KEY).await, OK);
+        assert_eq!(node.get(OTHER).await, OK);
+    }
+}
+
+/// The commands that the documentation permits are enough.
+#[tokio::test]
+async fn the_documented_acl_is_enough() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let rules = tower_orgkey_fleet::ACL_RULES.replace("acme-api", "test");
+    let mut command = vec!["ACL", "SETUSER", "orgkey", "on", ">password"];
+    command.extend(rules.split_whitespace());
+    assert_eq!(server.command(&command), "OK");
+    let url = format!("redis://orgkey:password@127.0.0.1:{}", server.port);
+    let start = |name: &'static str| {
+        let url = url.clone();
+        Node::start(name, issuer.clone(), move |fleet| fleet.redis(&url))
+    };
+    let first = start("first").followed().await;
+    let second = start("second").followed().await;
+    until("the nodes see each other", || {
+        first.fleet.status().nodes.len() == 2
+    })
+    .await;
+    assert_eq!(first.get(KEY).await, OK);
+    until("the result is stored", || server.keys("*:k:*").len() == 1).await;
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!(issuer.calls(), 1);
+    let org = OrgCode::from_static("org_1");
+    let spread = first.auth.handle().spread();
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    let log = server.command(&["ACL", "LOG"]);
+    assert_eq!(log, "", "commands were denied");
 }

@@ -128,6 +128,12 @@ impl Node {
         self
     }
 
+    /// Follows the engine again, after [`stop`](Self::stop).
+    pub(crate) fn restarted(mut self) -> Self {
+        self.task = tokio::spawn(self.fleet.run());
+        self
+    }
+
     /// Stops the task that follows the engine.
     pub(crate) fn stop(&self) {
         self.task.abort();
