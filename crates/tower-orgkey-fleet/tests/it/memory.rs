@@ -440,3 +440,46 @@ async fn nodes_divide_the_calls_to_the_issuer() {
         assert_eq!(rate, Some(25.0), "the last share");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn fault_104_a_node_that_is_behind_asks_the_issuer() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    engine.withhold_log(true);
+    first.auth.handle().invalidate_key_id(&key_id(OTHER));
+    until("the update is sent", || first.fleet.status().unsent == 0).await;
+    // The engine has an update that this node has not applied.
+    assert!(second.fleet.status().is_followed());
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!((issuer.calls(), second.fleet.status().fetched), (2, 0));
+    engine.withhold_log(false);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_109_a_cold_fleet_serves_known_keys() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let first = node("first", &engine, &issuer).await;
+    let keys: Vec<String> = (0..100).map(|n| format!("k_live_cold_{n:04}")).collect();
+    for key in &keys {
+        assert_eq!(first.get(key).await, OK);
+    }
+    assert_eq!(issuer.calls(), keys.len());
+    issuer.set_down(true);
+    drop(first);
+    // Every node is new, and no call is made for a known key.
+    for n in 0..8 {
+        let node = node(&format!("cold-{n}"), &engine, &issuer).await;
+        for key in &keys {
+            assert_eq!(node.get(key).await, OK);
+        }
+    }
+    assert_eq!(issuer.calls(), keys.len());
+    // Invalid keys stop the fetches of others for a second at most.
+    let late = node("late", &engine, &issuer).await;
+    for n in 0..3_000 {
+        late.get(&format!("junk_{n:08}")).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(late.get(&keys[0]).await, OK);
+}

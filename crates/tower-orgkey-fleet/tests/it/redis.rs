@@ -3,6 +3,7 @@
 use http::StatusCode;
 use tower_orgkey::{ApiKey, NotSpread, OrgCode};
 
+use crate::proxy::{Fault, FaultProxy};
 use crate::redis_server::RedisServer;
 use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
 
@@ -93,7 +94,10 @@ async fn fault_85_an_engine_may_appear_later() {
     assert!(!node.fleet.status().is_followed());
     server.restart();
     let node = node.followed().await;
-    until("the update is applied", || node.fleet.status().position == 1).await;
+    until("the update is applied", || {
+        node.fleet.status().position == 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -357,4 +361,146 @@ async fn the_documented_acl_is_enough() {
     assert!(spread.unblock_org(&org).await.unwrap().is_complete());
     let log = server.command(&["ACL", "LOG"]);
     assert_eq!(log, "", "commands were denied");
+}
+
+/// Starts two nodes; the second one reaches the server through a proxy.
+async fn nodes_with_proxy(server: &RedisServer, issuer: &Issuer) -> ([Node; 2], FaultProxy) {
+    let proxy = FaultProxy::to(([127, 0, 0, 1], server.port).into());
+    let url = format!("redis://{}", proxy.addr());
+    let first = Node::start("first", issuer.clone(), server.engine())
+        .followed()
+        .await;
+    let second = Node::start("second", issuer.clone(), move |fleet| fleet.redis(&url));
+    let second = second.followed().await;
+    for node in [&first, &second] {
+        until("the nodes see each other", || {
+            node.fleet.status().nodes.len() == 2
+        })
+        .await;
+    }
+    ([first, second], proxy)
+}
+
+#[tokio::test]
+async fn fault_89_a_node_that_is_cut_off_is_missing() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let ([first, second], mut proxy) = nodes_with_proxy(&server, &issuer).await;
+    for node in [&first, &second] {
+        assert_eq!(node.get(KEY).await, OK);
+    }
+    proxy.inject(Fault::Refuse).await;
+    assert!(proxy.is_refusing().await);
+    until("the node knows", || !second.fleet.status().is_followed()).await;
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert_eq!(reach.missing, ["second"]);
+    // It keeps the bounds of a single node.
+    assert_eq!(second.get(KEY).await, OK);
+    proxy.heal();
+    let second = second.followed().await;
+    until("the update is applied", || {
+        second.fleet.status().position == 1
+    })
+    .await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn fault_90_a_silent_connection_is_replaced() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let ([first, second], mut proxy) = nodes_with_proxy(&server, &issuer).await;
+    proxy.inject(Fault::Silence).await;
+    until("the node knows", || !second.fleet.status().is_followed()).await;
+    assert!(proxy.injected() > 0);
+    assert_eq!(second.get(KEY).await, OK);
+    proxy.heal();
+    let second = second.followed().await;
+    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    assert_eq!(second.fleet.status().position, 1);
+}
+
+/// A copy from before an acknowledged update takes over, as after a failover to a replica that lagged, or a restore from a
+/// backup.
+#[tokio::test]
+async fn fault_97_a_lost_update_is_sent_again() {
+    let (mut server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    until("the result is stored", || server.keys("*:k:*").len() == 1).await;
+    assert_eq!(server.command(&["SAVE"]), "OK");
+    issuer.revoke(KEY);
+    let org = OrgCode::from_static("org_2");
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    server.kill();
+    server.restart();
+    assert_eq!(server.keys("*:k:*").len(), 1, "the old result is back");
+    // The block is written by the other node.
+    drop(first);
+    let second = second.followed().await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(second.fleet.status().fetched, 0);
+    until("the block is written", || {
+        server.keys("*:blocks").len() == 1
+    })
+    .await;
+    let third = Node::start("third", issuer.clone(), server.engine())
+        .followed()
+        .await;
+    assert_eq!(third.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(third.fleet.status().fetched, 0);
+}
+
+/// Two servers, each with nodes: a split brain.
+#[tokio::test]
+async fn fault_98_a_split_brain_is_reported() {
+    let (server, other, issuer) = (
+        RedisServer::start(),
+        RedisServer::start(),
+        Issuer::default(),
+    );
+    let ([first, second], mut proxy) = nodes_with_proxy(&server, &issuer).await;
+    for node in [&first, &second] {
+        assert_eq!(node.get(KEY).await, OK);
+    }
+    let to = ([127, 0, 0, 1], other.port).into();
+    proxy.inject(Fault::Divert(to)).await;
+    until("the node follows the other server", || {
+        other.keys("*:nodes").len() == 1
+    })
+    .await;
+    let second = second.followed().await;
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert_eq!(reach.missing, ["second"]);
+    // The other side knows that updates may be missing, and verifies the key again within 10 s.
+    assert_eq!(second.fleet.status().gaps, 1);
+}
+
+#[tokio::test]
+async fn fault_101_a_loading_engine_fails_no_request() {
+    let (mut server, issuer) = (RedisServer::start(), Issuer::default());
+    let [node] = nodes(&server, &issuer).await;
+    assert_eq!(server.command(&["DEBUG", "POPULATE", "20000"]), "OK");
+    assert_eq!(server.command(&["SAVE"]), "OK");
+    server.kill();
+    server.add_arguments(&["--key-load-delay", "200"]);
+    server.add_arguments(&["--loading-process-events-interval-bytes", "1024"]);
+    server.spawn();
+    let mut seen = false;
+    until("the engine is loading", || {
+        seen |= server.reply(&["PING"]).contains("LOADING");
+        seen
+    })
+    .await;
+    until("the node knows", || !node.fleet.status().is_followed()).await;
+    assert_eq!(node.get(KEY).await, OK);
+    server.wait_until_it_answers();
+    let node = node.followed().await;
+    assert!(node.auth.handle().spread().invalidate_all().await.is_ok());
 }

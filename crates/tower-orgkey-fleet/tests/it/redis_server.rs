@@ -52,6 +52,12 @@ impl RedisServer {
         }
     }
 
+    /// Adds arguments for the next start.
+    pub(crate) fn add_arguments(&mut self, arguments: &[&str]) {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned());
+        self.arguments.extend(arguments);
+    }
+
     /// Starts the process, after it was killed or for the first time, and waits until it answers.
     pub(crate) fn restart(&mut self) {
         self.spawn();
@@ -100,6 +106,11 @@ impl RedisServer {
     /// Runs a command by `redis-cli` and returns its reply.
     pub(crate) fn command(&self, arguments: &[&str]) -> String {
         self.try_command(arguments).expect("redis-cli failed")
+    }
+
+    /// Runs a command and returns its reply or error. Empty if the server does not answer.
+    pub(crate) fn reply(&self, arguments: &[&str]) -> String {
+        self.try_command(arguments).unwrap_or_default()
     }
 
     fn try_command(&self, arguments: &[&str]) -> Option<String> {
