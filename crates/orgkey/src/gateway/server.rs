@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tower::ServiceExt;
 use tower_orgkey::ApiKeyHandle;
 use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
+use tower_orgkey_fleet::Fleet;
 
 use super::admin::Admin;
 use super::checks::Checks;
@@ -28,6 +29,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 
 /// How often histograms are cleared of old samples.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How long the other nodes of a fleet may take to learn that this one ends.
+const LEAVE: Duration = Duration::from_millis(500);
 
 /// Why a gateway does not start, or not reload. Holds no secret.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,7 @@ pub struct Gateway {
     admin: Option<(Listener, Admin)>,
     admin_address: Option<Address>,
     trail: Option<AuditTrail>,
+    fleet: Option<Fleet>,
     is_ready: Arc<AtomicBool>,
     metrics: PrometheusHandle,
     bounds: Bounds,
@@ -146,6 +150,7 @@ impl Gateway {
             admin,
             admin_address,
             trail,
+            fleet: setup.fleet,
             is_ready,
             metrics,
             bounds: Bounds::default(),
@@ -189,6 +194,7 @@ impl Gateway {
             };
             tokio::spawn(serve(listener, answer, self.bounds, stopped_admin))
         });
+        let follower = self.fleet.as_ref().map(|fleet| tokio::spawn(fleet.run()));
         let metrics = self.metrics;
         let upkeep = tokio::spawn(async move {
             loop {
@@ -205,6 +211,11 @@ impl Gateway {
         let _ = stop_checks.send(Some(end - FLUSH));
         if let Err(error) = checks.await {
             tracing::error!(%error, "listener failed");
+        }
+        if let (Some(fleet), Some(follower)) = (self.fleet, follower) {
+            // Nothing is decided any more, so no node has to wait for this one.
+            let _ = timeout(LEAVE, fleet.leave()).await;
+            follower.abort();
         }
         if let Some(trail) = self.trail
             && let Err(error) = trail

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use tower_orgkey::ApiKeyLayer;
 use tower_orgkey::kinde::KindeVerifier;
+use tower_orgkey::{ApiKeyLayer, ConfigError, Verifier};
+use tower_orgkey_fleet::{Fleet, FleetSecret};
 use zeroize::Zeroizing;
 
 use super::admin::AdminToken;
@@ -15,6 +16,7 @@ pub(super) struct Setup {
     pub(super) layer: ApiKeyLayer,
     pub(super) admin_token: Option<AdminToken>,
     pub(super) signer: Option<Signer>,
+    pub(super) fleet: Option<Fleet>,
 }
 
 impl Setup {
@@ -25,7 +27,11 @@ impl Setup {
     /// All errors. None holds a secret.
     pub(super) fn new(config: &Config) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
-        let layer = layer(config, &mut errors);
+        let fleet = fleet(config).unwrap_or_else(|error| {
+            errors.push(format!("[fleet] {error}"));
+            None
+        });
+        let layer = layer(config, fleet.as_ref(), &mut errors);
         let admin_token = match &config.listen.admin_token_file {
             None => None,
             Some(path) => match read(path).and_then(AdminToken::new) {
@@ -45,6 +51,7 @@ impl Setup {
                 layer,
                 admin_token,
                 signer,
+                fleet,
             }),
             _ => Err(errors),
         }
@@ -62,7 +69,18 @@ pub(super) fn signer(config: &Config) -> Result<Option<Signer>, String> {
     signer.map(Some).map_err(of_file)
 }
 
-fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {
+fn fleet(config: &Config) -> Result<Option<Fleet>, String> {
+    let Some(fleet) = &config.fleet else {
+        return Ok(None);
+    };
+    let secret = read(&fleet.secret_file)?;
+    let secret = FleetSecret::from_base64(&secret);
+    let secret = secret.map_err(|error| format!("`secret_file`: {error}, in base64"))?;
+    let built = fleet.builder(secret).build();
+    built.map(Some).map_err(|error| error.to_string())
+}
+
+fn layer(config: &Config, fleet: Option<&Fleet>, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {
     let mut verifiers = Vec::new();
     for issuer in &config.issuers {
         match verifier(issuer) {
@@ -71,14 +89,26 @@ fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {
         }
     }
     let built = match (verifiers.as_slice(), config.issuers.as_slice()) {
-        ([verifier], [_]) => config.keys.layer(verifier.clone()).build(),
+        ([verifier], [_]) => build(config, fleet, verifier.clone()),
         (_, issuers) if verifiers.len() == issuers.len() => {
             prefix_verifier(issuers, config.shared_organizations, verifiers)
-                .and_then(|verifier| config.keys.layer(verifier).build())
+                .and_then(|verifier| build(config, fleet, verifier))
         }
         _ => return None,
     };
     built.map_err(|error| errors.push(error.to_string())).ok()
+}
+
+fn build(
+    config: &Config,
+    fleet: Option<&Fleet>,
+    verifier: impl Verifier,
+) -> Result<ApiKeyLayer, ConfigError> {
+    let builder = config.keys.layer(verifier);
+    match fleet {
+        Some(fleet) => builder.fleet(fleet).build(),
+        None => builder.build(),
+    }
 }
 
 fn verifier(issuer: &Issuer) -> Result<KindeVerifier, String> {
