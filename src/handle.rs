@@ -6,16 +6,19 @@ use std::sync::Arc;
 use orgkey_lookup::cache::Stats;
 use orgkey_lookup::{BlockListFull, UpstreamState};
 
-use crate::api_keys::Cache;
+use crate::api_keys::{Cache, update};
+use crate::fleet::{Subject, Update};
 use crate::identifier::{KeyId, OrgCode};
 use crate::key::{ApiKey, KeyDigest};
+use crate::spread::Spread;
 
 /// A handle that blocks and invalidates keys and returns statistics. Cheap to clone. All clones control the same layer.
 ///
 /// A *blocked* key is rejected with 401 until it is unblocked or the process ends. An *invalidated* key is verified again.
 /// Both apply to the first request that begins after the method has returned, on every thread, whether or not the key is
 /// cached. The result of a verification in flight is discarded: it is neither cached nor returned to the requests that wait
-/// for it. Both affect this process only. Call the method on each node.
+/// for it. Both affect this process only, unless the layer is in a [fleet](crate::ApiKeyLayerBuilder::fleet): then they are sent
+/// to the other nodes in the background. [`spread`](Self::spread) returns which nodes have applied them.
 ///
 /// To revoke a key, delete it at the issuer *first*, then invalidate it here. In the other order, the issuer may accept it
 /// once more.
@@ -83,54 +86,80 @@ impl ApiKeyHandle {
         self.0.source().digest(key.expose_secret())
     }
 
+    fn subject(&self, key: &ApiKey) -> Subject {
+        Subject::Key(self.digest(key).into())
+    }
+
+    fn update(&self, change: &Update) -> Result<(), BlockListFull> {
+        update::apply(&self.0, change, |fleet| fleet.publish(change)).map(|_| ())
+    }
+
+    fn invalidate(&self, change: &Update) {
+        // Only a block can fail.
+        let _ = self.update(change);
+    }
+
+    fn unblock(&self, subject: Subject) -> bool {
+        let was_blocked = update::unblock(&self.0, &subject);
+        if let Some(fleet) = self.0.source().fleet() {
+            fleet.publish(&Update::Unblock(subject));
+        }
+        was_blocked
+    }
+
+    /// Returns a handle that blocks and invalidates keys on all nodes of a fleet, and says which nodes have applied it.
+    pub fn spread(&self) -> Spread {
+        Spread::new(Arc::clone(&self.0))
+    }
+
     /// Blocks this secret.
     pub fn block_key(&self, key: &ApiKey) -> Result<(), BlockListFull> {
-        self.0.block_key(&self.digest(key))
+        self.update(&Update::Block(self.subject(key)))
     }
 
     /// Blocks every secret of this key.
     pub fn block_key_id(&self, key_id: &KeyId) -> Result<(), BlockListFull> {
-        self.0.block_key_id(key_id.as_str())
+        self.update(&Update::Block(Subject::KeyId(key_id.clone())))
     }
 
     /// Blocks every key of this organization.
     pub fn block_org(&self, org: &OrgCode) -> Result<(), BlockListFull> {
-        self.0.block_organization(org.as_str())
+        self.update(&Update::Block(Subject::Org(org.clone())))
     }
 
     /// Unblocks a secret. Returns `false` if it was not blocked. The key is verified again.
     pub fn unblock_key(&self, key: &ApiKey) -> bool {
-        self.0.unblock_key(&self.digest(key))
+        self.unblock(self.subject(key))
     }
 
     /// Unblocks a key. Returns `false` if it was not blocked. Its secrets are verified again.
     pub fn unblock_key_id(&self, key_id: &KeyId) -> bool {
-        self.0.unblock_key_id(key_id.as_str())
+        self.unblock(Subject::KeyId(key_id.clone()))
     }
 
     /// Unblocks an organization. Returns `false` if it was not blocked. Its keys are verified again.
     pub fn unblock_org(&self, org: &OrgCode) -> bool {
-        self.0.unblock_organization(org.as_str())
+        self.unblock(Subject::Org(org.clone()))
     }
 
     /// Invalidates this secret, whether it is cached as valid or as invalid.
     pub fn invalidate_key(&self, key: &ApiKey) {
-        self.0.invalidate_key(&self.digest(key));
+        self.invalidate(&Update::Invalidate(self.subject(key)));
     }
 
     /// Invalidates every secret of this key. Use it after a rotation, which does not change the identifier.
     pub fn invalidate_key_id(&self, key_id: &KeyId) {
-        self.0.invalidate_key_id(key_id.as_str());
+        self.invalidate(&Update::Invalidate(Subject::KeyId(key_id.clone())));
     }
 
     /// Invalidates every key of this organization, and its settings.
     pub fn invalidate_org(&self, org: &OrgCode) {
-        self.0.invalidate_organization(org.as_str());
+        self.invalidate(&Update::Invalidate(Subject::Org(org.clone())));
     }
 
     /// Invalidates every key, invalid ones included, and all settings.
     pub fn invalidate_all(&self) {
-        self.0.invalidate_all();
+        self.invalidate(&Update::InvalidateAll);
     }
 
     /// Returns the counters of the layer and the sizes of its caches.

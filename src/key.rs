@@ -146,6 +146,21 @@ impl KeyDigest {
     pub(crate) fn low(self) -> u64 {
         self.low
     }
+
+    /// Returns the digest for other nodes of a fleet, which have the same secret. It is sent sealed.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let bits = u128::from(self.high) << 64 | u128::from(self.low);
+        bits.to_le_bytes()
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // Each half is kept.
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        let bits = u128::from_le_bytes(bytes);
+        Self {
+            low: bits as u64,
+            high: (bits >> 64) as u64,
+        }
+    }
 }
 
 impl orgkey_lookup::IndexKey for KeyDigest {
@@ -181,7 +196,8 @@ impl fmt::Debug for KeyTail {
     }
 }
 
-/// The secret of one cache. Generated when the layer is built, never stored or shown.
+/// The secret of one cache, or of the caches of a fleet with the same issuer. Generated when the layer is built, or derived from
+/// the secret of the fleet; never stored or shown.
 pub(crate) struct DigestSecret(Zeroizing<[u8; 16]>);
 
 impl DigestSecret {
@@ -192,7 +208,7 @@ impl DigestSecret {
         Ok(Self(secret))
     }
 
-    #[cfg(feature = "test-util")]
+    /// Takes the secret that the nodes of a fleet share, or that a benchmark needs.
     pub(crate) fn fixed(secret: [u8; 16]) -> Self {
         Self(Zeroizing::new(secret))
     }

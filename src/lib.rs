@@ -105,6 +105,7 @@ mod config;
 pub mod context;
 mod conversions;
 mod credential;
+pub mod fleet;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -132,6 +133,7 @@ pub mod scope;
 #[cfg(feature = "settings")]
 #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub mod settings;
+mod spread;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
@@ -181,9 +183,12 @@ pub use self::verify::{PrefixVerifier, Verification, Verifier, VerifyError, veri
 
 // Items of private modules.
 pub use self::config::ConfigError;
+#[doc(inline)]
+pub use self::fleet::{NotSpread, Reach};
 pub use self::handle::ApiKeyHandle;
 pub use self::key::{ApiKey, DEFAULT_MAX_KEY_LEN, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::request_head::RequestHead;
+pub use self::spread::Spread;
 #[doc(inline)]
 pub use orgkey_lookup::cache::Stats;
 pub(crate) use orgkey_lookup::clock;

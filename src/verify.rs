@@ -128,6 +128,14 @@ pub trait Verifier: Send + Sync + 'static {
         vec![Issuer::new("")]
     }
 
+    /// Returns what tells this verifier from others in a [fleet](crate::ApiKeyLayerBuilder::fleet). Empty unless overridden.
+    ///
+    /// Nodes share results only if their verifiers have the same identity, so it names the issuer and its environment, and
+    /// contains no secret. A verifier that wraps another one delegates this method.
+    fn identity(&self) -> String {
+        String::new()
+    }
+
     /// Returns the index in [`issuers`](Self::issuers) of the issuer that verifies this key. Always the same for equal keys.
     ///
     /// `None` means that no issuer does. The layer rejects such a key as invalid, without a call, and counts it against no
@@ -272,6 +280,10 @@ impl<V: Verifier> Verifier for Arc<V> {
 
     fn issuers(&self) -> Vec<Issuer> {
         V::issuers(self)
+    }
+
+    fn identity(&self) -> String {
+        V::identity(self)
     }
 
     fn issuer_of(&self, key: &ApiKey) -> Option<usize> {

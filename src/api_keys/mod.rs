@@ -1,15 +1,20 @@
 //! API keys as a use of the lookup cache: a verifier behind it, and entries by digest.
 
 mod telemetry;
+pub(crate) mod update;
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use orgkey_lookup::{Answer, Answered, Failure, FailureKind, Label, Source, Value};
+use orgkey_lookup::{
+    Answer, Answered, Failure, FailureKind, Fetched, Label, Position, Source, Value,
+};
 
 use self::telemetry::IssuerTelemetry;
+use crate::fleet::{FleetLink, SharedResult, Subject, Update};
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
@@ -26,17 +31,28 @@ pub(crate) struct ApiKeys {
     secret: DigestSecret,
     interner: Interner,
     keeps_tails: AtomicBool,
+    fleet: Option<Arc<dyn FleetLink>>,
 }
 
 impl ApiKeys {
-    pub(crate) fn new(verifier: Arc<dyn DynVerifier>, secret: DigestSecret) -> Self {
+    pub(crate) fn new(
+        verifier: Arc<dyn DynVerifier>,
+        secret: DigestSecret,
+        fleet: Option<Arc<dyn FleetLink>>,
+    ) -> Self {
         Self {
+            fleet,
             issuers: verifier.issuers(),
             verifier,
             secret,
             interner: Interner::default(),
             keeps_tails: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the link to the fleet, if the layer is in one.
+    pub(crate) fn fleet(&self) -> Option<&Arc<dyn FleetLink>> {
+        self.fleet.as_ref()
     }
 
     /// Returns the issuers of the verifier.
@@ -84,6 +100,45 @@ impl Source for ApiKeys {
             self.secret.tail(key.expose_secret())
         } else {
             None
+        }
+    }
+
+    fn position(&self) -> Option<Position> {
+        self.fleet.as_ref()?.position()
+    }
+
+    async fn fetch(&self, key: &ApiKey) -> Option<Fetched<Facts>> {
+        let fetched = self.fleet.as_ref()?.fetch(key.expose_secret()).await?;
+        let mut value = Facts::from(fetched.result);
+        self.interner.intern(&mut value);
+        Some(Fetched {
+            value,
+            age: fetched.age,
+            version: fetched.version,
+        })
+    }
+
+    fn store(
+        &self,
+        key: &ApiKey,
+        value: &Facts,
+        age: Duration,
+        began: Position,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let stored = self.fleet.as_ref().map(|fleet| {
+            let result = SharedResult::from(value);
+            fleet.store(key.expose_secret(), &result, age, began)
+        });
+        async move {
+            if let Some(stored) = stored {
+                stored.await;
+            }
+        }
+    }
+
+    fn rejected(&self, key: &KeyDigest) {
+        if let Some(fleet) = &self.fleet {
+            fleet.publish(&Update::Invalidate(Subject::Key((*key).into())));
         }
     }
 

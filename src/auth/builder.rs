@@ -12,6 +12,7 @@ use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
 use crate::config::{ConfigError, config_setters};
 use crate::credential::{CredentialHeader, CredentialSource, KeyFilter, KeyRules};
+use crate::fleet::{FleetLink, FleetMember, JoinFleet, LayerInfo};
 use crate::key::{ApiKey, DigestSecret, MAX_KEY_LEN, MIN_KEY_LEN, is_token68};
 use crate::rejection::{Challenge, DefaultRejectionResponse, Rejection, ResponseFormat};
 use crate::request_head::RequestHead;
@@ -50,9 +51,13 @@ pub struct ApiKeyLayerBuilder {
     rules: KeyRules,
     peer: Option<PeerFn>,
     before_lookup: Option<BeforeLookup>,
+    fleet: Option<Box<JoinFn>>,
     #[cfg(feature = "test-util")]
     digest_secret: Option<[u8; 16]>,
 }
+
+/// Joins the fleet when the layer is built, because the settings may change until then.
+type JoinFn = dyn FnOnce(LayerInfo) -> Result<Arc<dyn FleetLink>, ConfigError> + Send + Sync;
 
 impl ApiKeyLayerBuilder {
     pub(super) fn new(verifier: Arc<dyn DynVerifier>) -> Self {
@@ -71,6 +76,7 @@ impl ApiKeyLayerBuilder {
             rules: KeyRules::default(),
             peer: None,
             before_lookup: None,
+            fleet: None,
             #[cfg(feature = "test-util")]
             digest_secret: None,
         }
@@ -369,6 +375,19 @@ impl ApiKeyLayerBuilder {
         self
     }
 
+    /// Joins a fleet of nodes, which share verification results and updates: see the crate `tower-orgkey-fleet`.
+    ///
+    /// [`max_calls_per_second`](Self::max_calls_per_second) is then the rate of all nodes together.
+    ///
+    /// # Errors
+    ///
+    /// [`build`](Self::build) fails if another layer has joined this `Fleet`.
+    pub fn fleet<F: JoinFleet + Clone + Send + Sync + 'static>(mut self, fleet: &F) -> Self {
+        let fleet = fleet.clone();
+        self.fleet = Some(Box::new(move |layer| fleet.join(layer)));
+        self
+    }
+
     /// Reads the time from a clock for tests.
     #[cfg(feature = "test-util")]
     pub fn test_clock(mut self, clock: crate::clock::TestClock) -> Self {
@@ -388,8 +407,19 @@ impl ApiKeyLayerBuilder {
     pub fn build(self) -> Result<ApiKeyLayer, ConfigError> {
         self.config.check()?;
         check_rules(&self.rules)?;
-        let secret = DigestSecret::draw()
-            .map_err(|_| ConfigError::new("build", "the operating system has no random numbers"))?;
+        let info = LayerInfo {
+            issuer: self.verifier.identity(),
+            soft_ttl: self.config.lifetimes.soft,
+            hard_ttl: self.config.lifetimes.hard,
+            lookup_deadline: self.config.lookup_deadline,
+        };
+        let fleet = self.fleet.map(|join| join(info)).transpose()?;
+        let secret = match &fleet {
+            Some(fleet) => DigestSecret::fixed(fleet.digest_secret()),
+            None => DigestSecret::draw().map_err(|_| {
+                ConfigError::new("build", "the operating system has no random numbers")
+            })?,
+        };
         #[cfg(feature = "test-util")]
         let secret = self.digest_secret.map_or(secret, DigestSecret::fixed);
         let realm = self.realm.as_deref().unwrap_or(Challenge::DEFAULT_REALM);
@@ -414,13 +444,18 @@ impl ApiKeyLayerBuilder {
                 )
             }
         };
-        let keys = ApiKeys::new(self.verifier, secret);
+        let keys = ApiKeys::new(self.verifier, secret, fleet.clone());
         let credential = CredentialSource::new(header, self.rules);
         let accepted = accepted(&self.outer, &credential, keys.issuers())?;
+        let cache = Cache::new(keys, self.config, self.clock);
+        if let Some(fleet) = fleet {
+            let member: Arc<dyn FleetMember> = Arc::<Cache>::clone(&cache);
+            fleet.attach(Arc::downgrade(&member));
+        }
         Ok(ApiKeyLayer {
             core: Arc::new(Core {
                 credential,
-                cache: Cache::new(keys, self.config, self.clock),
+                cache,
                 allow_anonymous: self.allow_anonymous,
                 allow_user_keys: self.allow_user_keys,
                 strip_credential: self.strip_credential,

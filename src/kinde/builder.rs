@@ -176,6 +176,12 @@ impl KindeVerifierBuilder {
         let client = self.client(&issuer)?;
         let http = Arc::new(Http::new(client, &issuer));
         let origin = issuer.as_str().trim_end_matches('/').to_owned();
+        let client_id = match &self.choice {
+            Some(Choice::Client { id, .. }) => id.as_str(),
+            _ => "",
+        };
+        let api_id = self.api_id.as_deref().unwrap_or_default();
+        let identity = format!("kinde {origin} client={client_id} api={api_id}");
         let own_api = self
             .api_id
             .map(|api_id| OwnApi::new(Arc::clone(&http), self.clock.clone(), api_id));
@@ -212,6 +218,7 @@ impl KindeVerifierBuilder {
         };
         Ok(KindeVerifier(Arc::new(Kinde {
             issuer: origin,
+            identity,
             evidence: Arc::new(Evidence::new(Arc::clone(&http), self.clock)),
             http,
             credentials,

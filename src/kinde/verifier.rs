@@ -26,6 +26,8 @@ pub struct KindeVerifier(pub(super) Arc<Kinde>);
 
 pub(super) struct Kinde {
     pub(super) issuer: String,
+    /// The issuer, the client and the API, whose answers nodes of a fleet share.
+    pub(super) identity: String,
     pub(super) http: Arc<Http>,
     pub(super) credentials: Credentials,
     pub(super) evidence: Arc<Evidence>,
@@ -90,6 +92,10 @@ impl Verifier for KindeVerifier {
         attempt: Attempt,
     ) -> Result<Verification, VerifyError> {
         self.0.verify(key, &attempt).await
+    }
+
+    fn identity(&self) -> String {
+        self.0.identity.clone()
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) trait DynVerifier: Send + Sync + 'static {
 
     fn issuers(&self) -> Vec<Issuer>;
 
+    fn identity(&self) -> String;
+
     fn issuer_of(&self, key: &ApiKey) -> Option<usize>;
 }
 
@@ -38,6 +40,10 @@ impl<V: Verifier> DynVerifier for V {
 
     fn issuers(&self) -> Vec<Issuer> {
         Verifier::issuers(self)
+    }
+
+    fn identity(&self) -> String {
+        Verifier::identity(self)
     }
 
     fn issuer_of(&self, key: &ApiKey) -> Option<usize> {
@@ -75,6 +81,10 @@ impl Verifier for BoxVerifier {
 
     fn issuers(&self) -> Vec<Issuer> {
         self.0.issuers()
+    }
+
+    fn identity(&self) -> String {
+        self.0.identity()
     }
 
     fn issuer_of(&self, key: &ApiKey) -> Option<usize> {

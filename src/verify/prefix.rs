@@ -208,6 +208,27 @@ impl Verifier for PrefixVerifier {
             .collect()
     }
 
+    fn identity(&self) -> String {
+        let organizations = match self.0.organizations {
+            Some(Organizations::Separate) => "separate",
+            Some(Organizations::Shared) => "shared",
+            None => "own",
+        };
+        let mut identity = String::from(organizations);
+        for (index, named) in self.0.issuers.iter().enumerate() {
+            let prefixes = self.0.prefixes.iter().filter(|(_, of)| *of == index);
+            let prefixes: Vec<&str> = prefixes.map(|(prefix, _)| prefix.as_str()).collect();
+            let (own, prefixes) = (named.verifier.identity(), prefixes.join(" "));
+            // Each length stands before its text, so that two sets of issuers differ.
+            for part in [&*named.name, &prefixes, &own] {
+                for text in ["\n", &part.len().to_string(), ":", part] {
+                    identity.push_str(text);
+                }
+            }
+        }
+        identity
+    }
+
     fn issuer_of(&self, key: &ApiKey) -> Option<usize> {
         self.0.index_of(key)
     }
@@ -515,5 +536,25 @@ mod tests {
             error.kind(),
             crate::verify::VerifyErrorKind::InvalidResponse
         );
+    }
+
+    #[test]
+    fn the_identity_tells_issuers_and_settings_apart() {
+        let identity = |name: &'static str, prefix: &'static str, organizations| {
+            let builder = PrefixVerifier::builder()
+                .issuer(name, [prefix], verifier("org"))
+                .organizations(organizations);
+            builder.build().unwrap().identity()
+        };
+        let (separate, shared) = (Organizations::Separate, Organizations::Shared);
+        let identities = [
+            identity("a", "p_", separate),
+            identity("b", "p_", separate),
+            identity("a", "q_", separate),
+            identity("a", "p_", shared),
+        ];
+        let distinct: std::collections::HashSet<_> = identities.iter().collect();
+        assert_eq!(distinct.len(), identities.len());
+        assert_eq!(identities[0], identity("a", "p_", separate));
     }
 }

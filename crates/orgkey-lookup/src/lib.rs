@@ -39,7 +39,7 @@ pub mod upstream;
 pub use self::cache::{BlockListFull, Cache, CacheResult, Entry, LookupRequest, LookupResult};
 pub use self::config::{Config, Lifetimes};
 pub use self::source::{
-    Answer, Answered, BreakerState, Circuit, Failure, FailureKind, Found, IndexKey, Invalid, Label,
-    Source, Telemetry, Value,
+    Answer, Answered, BreakerState, Circuit, Failure, FailureKind, Fetched, Found, IndexKey,
+    Invalid, Label, Position, Source, Telemetry, Value,
 };
 pub use self::upstream::{CannotTell, UpstreamState};

@@ -41,6 +41,42 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     /// Returns what the entry of this query keeps of it.
     fn mark(&self, query: &Self::Query) -> Self::Mark;
 
+    /// Returns where this node is in the updates that nodes share, or `None` if there is no second tier, or none that can be
+    /// used now.
+    ///
+    /// Called before the version of the blocks and invalidations is read, under the lock of a shard: it must not block.
+    fn position(&self) -> Option<Position> {
+        None
+    }
+
+    /// Returns the result of another node's call. `None` if there is none that may be used, or if it takes too long.
+    fn fetch(
+        &self,
+        query: &Self::Query,
+    ) -> impl Future<Output = Option<Fetched<Self::Value>>> + Send {
+        let _ = query;
+        async { None }
+    }
+
+    /// Returns a future that stores a valid result for other nodes. It is awaited when the waiters have their answer.
+    ///
+    /// `age` is the time since the call was sent, and `began` the position when its lookup began.
+    fn store(
+        &self,
+        query: &Self::Query,
+        value: &Self::Value,
+        age: Duration,
+        began: Position,
+    ) -> impl Future<Output = ()> + Send + use<Self> {
+        let _ = (query, value, age, began);
+        async {}
+    }
+
+    /// Notes that a key of which a valid result was cached is invalid. No lock is held.
+    fn rejected(&self, key: &Self::Key) {
+        let _ = key;
+    }
+
     /// Makes one attempt at a call.
     ///
     /// `known` is the cached value, if there is one. The future is dropped when a lookup takes too long. `deadline` is the
@@ -51,6 +87,27 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
         known: Option<&Self::Value>,
         deadline: Duration,
     ) -> impl Future<Output = Result<Answered<Self::Value>, Self::Error>> + Send;
+}
+
+/// A position in the updates that nodes share: how many of them a node had applied. The cache only passes it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The epoch of the numbers.
+    pub epoch: [u8; 16],
+    /// The number of the last update that was applied.
+    pub number: u64,
+}
+
+/// The result of another node's call.
+#[derive(Debug)]
+pub struct Fetched<V> {
+    /// The result.
+    pub value: V,
+    /// The time since the call was sent.
+    pub age: Duration,
+    /// The version of the blocks and invalidations of this cache that had the same updates as the other node when its lookup
+    /// began. Invalidations with a higher version apply.
+    pub version: u64,
 }
 
 /// The key of an entry. Cheap to clone.

@@ -56,6 +56,8 @@ struct Tables<K> {
     invalidated_ids: HashMap<Box<str>, Invalidation>,
     invalidated_orgs: HashMap<Box<str>, Invalidation>,
     invalidated_all: u64,
+    /// Results of lookups that began at a lower version are due for a refresh since this time.
+    due: Option<Invalidation>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,7 @@ impl<K> Default for Tables<K> {
             invalidated_ids: HashMap::new(),
             invalidated_orgs: HashMap::new(),
             invalidated_all: 0,
+            due: None,
         }
     }
 }
@@ -112,12 +115,12 @@ impl<S: Source> Blocks<S> {
 
     #[cold]
     fn read_tables(&self, entry: &Entry<S>, version: u64) -> BlockStatus {
-        let status = self
-            .tables
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .status(entry);
-        if status == BlockStatus::Clear {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let status = tables.status(entry);
+        // A result that is due is refreshed by a request that reads the tables.
+        let is_due = tables.due_at(entry).is_some();
+        drop(tables);
+        if status == BlockStatus::Clear && !is_due {
             // `version` was read before the tables, so after an update in between the two still differ.
             entry.cleared.store(version, Ordering::Relaxed);
         }
@@ -129,6 +132,20 @@ impl<S: Source> Blocks<S> {
         tables.blocked_keys.contains(key)
     }
 
+    /// Returns since when the entry is due for a refresh.
+    pub(crate) fn due_at(&self, entry: &Entry<S>) -> Option<Tick> {
+        if self.has_cleared(entry) {
+            return None;
+        }
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.due_at(entry)
+    }
+
+    /// Makes the results of all lookups that began before due for a refresh.
+    pub(crate) fn refresh_all(&self, now: Tick) {
+        self.update(|tables, version| tables.due = Some(Invalidation { version, at: now }));
+    }
+
     /// Returns whether everything was invalidated after this version.
     pub(crate) fn is_all_invalidated_since(&self, began: u64) -> bool {
         // Without an update there is no need for the lock.
@@ -138,27 +155,27 @@ impl<S: Source> Blocks<S> {
         }
     }
 
-    pub(crate) fn block_key(&self, key: &S::Key, at: InvalidatedAt) -> Result<(), BlockListFull> {
+    pub(crate) fn block_key(&self, key: &S::Key, at: InvalidatedAt) -> Result<u64, BlockListFull> {
         self.update(|tables, version| {
             block(&mut tables.blocked_keys, key.clone(), "keys")?;
             tables.invalidate_key(key, version, at);
-            Ok(())
+            Ok(version)
         })
     }
 
-    pub(crate) fn block_id(&self, id: &str, at: InvalidatedAt) -> Result<(), BlockListFull> {
+    pub(crate) fn block_id(&self, id: &str, at: InvalidatedAt) -> Result<u64, BlockListFull> {
         self.update(|tables, version| {
             block(&mut tables.blocked_ids, id.into(), "key ids")?;
             tables.invalidate_id(id, version, at);
-            Ok(())
+            Ok(version)
         })
     }
 
-    pub(crate) fn block_org(&self, org: &str, at: InvalidatedAt) -> Result<(), BlockListFull> {
+    pub(crate) fn block_org(&self, org: &str, at: InvalidatedAt) -> Result<u64, BlockListFull> {
         self.update(|tables, version| {
             block(&mut tables.blocked_orgs, org.into(), "organizations")?;
             tables.invalidate_org(org, version, at);
-            Ok(())
+            Ok(version)
         })
     }
 
@@ -174,8 +191,12 @@ impl<S: Source> Blocks<S> {
         self.update(|tables, _| tables.blocked_orgs.remove(org))
     }
 
-    pub(crate) fn invalidate_key(&self, key: &S::Key, at: InvalidatedAt) {
-        self.update(|tables, version| tables.invalidate_key(key, version, at));
+    /// Invalidates the results of a key. Returns the version of the update, like its siblings.
+    pub(crate) fn invalidate_key(&self, key: &S::Key, at: InvalidatedAt) -> u64 {
+        self.update(|tables, version| {
+            tables.invalidate_key(key, version, at);
+            version
+        })
     }
 
     /// Invalidates keys under one version, so that waiting streams are woken once.
@@ -187,16 +208,25 @@ impl<S: Source> Blocks<S> {
         });
     }
 
-    pub(crate) fn invalidate_id(&self, id: &str, at: InvalidatedAt) {
-        self.update(|tables, version| tables.invalidate_id(id, version, at));
+    pub(crate) fn invalidate_id(&self, id: &str, at: InvalidatedAt) -> u64 {
+        self.update(|tables, version| {
+            tables.invalidate_id(id, version, at);
+            version
+        })
     }
 
-    pub(crate) fn invalidate_org(&self, org: &str, at: InvalidatedAt) {
-        self.update(|tables, version| tables.invalidate_org(org, version, at));
+    pub(crate) fn invalidate_org(&self, org: &str, at: InvalidatedAt) -> u64 {
+        self.update(|tables, version| {
+            tables.invalidate_org(org, version, at);
+            version
+        })
     }
 
-    pub(crate) fn invalidate_all(&self) {
-        self.update(Tables::invalidate_all);
+    pub(crate) fn invalidate_all(&self) -> u64 {
+        self.update(|tables, version| {
+            tables.invalidate_all(version);
+            version
+        })
     }
 
     /// Returns the streams that wait for the end of their keys.
@@ -249,6 +279,12 @@ impl<K: Eq + Hash + Clone> Tables<K> {
         } else {
             BlockStatus::Clear
         }
+    }
+
+    /// Returns since when the entry is due for a refresh.
+    fn due_at<S: Source<Key = K>>(&self, entry: &Entry<S>) -> Option<Tick> {
+        let due = self.due.filter(|due| due.version > entry.began);
+        due.map(|due| due.at)
     }
 
     fn invalidate_key(&mut self, key: &K, version: u64, at: InvalidatedAt) {
@@ -386,7 +422,7 @@ mod tests {
         type Update = fn(&Blocks<TestSource>, &Entry<TestSource>);
         let kinds: [(Update, Update); 3] = [
             (
-                |blocks, entry| blocks.block_key(&entry.key, NOW).unwrap(),
+                |blocks, entry| assert!(blocks.block_key(&entry.key, NOW).is_ok()),
                 |blocks, entry| assert!(blocks.unblock_key(&entry.key)),
             ),
             (
@@ -426,7 +462,7 @@ mod tests {
             blocks.status(&entry("o", "one-more", blocks.version())),
             BlockStatus::Clear
         );
-        assert_eq!(blocks.block_id("0", NOW), Ok(()));
+        assert!(blocks.block_id("0", NOW).is_ok());
         assert_eq!(
             blocks.status(&entry("o", "0", blocks.version())),
             BlockStatus::Blocked
@@ -485,7 +521,7 @@ mod tests {
 
     #[test]
     fn invalidating_everything_makes_room() {
-        type Update = fn(&Blocks<TestSource>, &str);
+        type Update = fn(&Blocks<TestSource>, &str) -> u64;
         let kinds: [Update; 3] = [
             |blocks, name| blocks.invalidate_key(&test_key(name), NOW),
             |blocks, name| blocks.invalidate_id(name, NOW),

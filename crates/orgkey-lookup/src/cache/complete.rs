@@ -10,9 +10,9 @@ use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup, Shard};
 use super::unconfirmed::{Followed, Received};
 use super::{Cache, UpstreamOfCache};
-use crate::clock::Tick;
-use crate::source::{Answer, Answered, Invalid, Source, Telemetry, Value};
-use crate::upstream::{Admission, CannotTell, Subject};
+use crate::clock::{Tick, nanos};
+use crate::source::{Answer, Answered, Fetched, Invalid, Position, Source, Telemetry, Value};
+use crate::upstream::{Admission, CannotTell, Priority, Subject};
 
 /// How a verification ended.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ impl<S: Source> Cache<S> {
         outcome: Outcome<S::Value>,
     ) {
         let now = self.clock.now();
+        let mut was_known = false;
         let answered = match &outcome {
             Outcome::Answered(Answered { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
@@ -60,11 +61,16 @@ impl<S: Source> Cache<S> {
                     };
                     match answer {
                         Answer::Valid(value) => self.accept(&mut shard, &ending, value),
-                        Answer::Invalid(Invalid::Definitive | Invalid::Concluded) => {
-                            self.reject(&mut shard, &ending, true)
-                        }
-                        Answer::Invalid(unconfirmed) => {
-                            self.note(&mut shard, &ending, unconfirmed, credential)
+                        Answer::Invalid(invalid) => {
+                            was_known = self.store.get(key).is_some();
+                            match invalid {
+                                Invalid::Definitive | Invalid::Concluded => {
+                                    self.reject(&mut shard, &ending, true)
+                                }
+                                unconfirmed => {
+                                    self.note(&mut shard, &ending, unconfirmed, credential)
+                                }
+                            }
                         }
                     }
                 }
@@ -75,9 +81,13 @@ impl<S: Source> Cache<S> {
                     Completion::CannotTell(cannot_tell)
                 }
             };
+            was_known &= matches!(completion, Completion::Invalid);
             lookup.complete(completion);
         }
         drop(shard);
+        if was_known {
+            self.source.rejected(key);
+        }
         S::Telemetry::entries(self.store.len());
         let UpstreamOfCache {
             upstream,
@@ -221,7 +231,7 @@ impl<S: Source> Cache<S> {
             Followed::Unknown(key, began) => (key, *began),
             Followed::Doubted(entry) => return entry.doubt(),
         };
-        let _shard = self.in_flight.shard(key);
+        let shard = self.in_flight.shard(key);
         match (followed, self.store.get(key)) {
             (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(&cached, entry) => {
                 self.store.remove(entry);
@@ -233,6 +243,62 @@ impl<S: Source> Cache<S> {
         self.recently_valid.forget(key);
         self.invalid_keys.insert(key, began, now);
         self.blocks.wake_key(key);
+        drop(shard);
+        if matches!(followed, Followed::Known(_)) {
+            self.source.rejected(key);
+        }
+    }
+
+    /// Caches a result of the second tier. Completes the lookup if the result will be fresh for a while. Otherwise returns it,
+    /// for use if the upstream does not answer, and the lookup goes on.
+    fn accept_fetched(
+        &self,
+        lookup: &Arc<Lookup<S>>,
+        key: &S::Key,
+        fetched: Fetched<S::Value>,
+    ) -> Option<Arc<Entry<S>>> {
+        let now = self.clock.now();
+        let Fetched {
+            value,
+            age,
+            version,
+        } = fetched;
+        let sent_at = Tick(now.0.checked_sub(nanos(age))?);
+        let entry = Arc::new(Entry::new(
+            value,
+            key.clone(),
+            lookup.mark,
+            sent_at,
+            lookup.began.min(version),
+            self.config.lifetimes,
+            now,
+            Some(Arc::clone(&self.me)),
+        ));
+        let mut shard = self.in_flight.shard(key);
+        let cached = self.store.get(key);
+        let is_usable = !lookup.is_complete()
+            && self.blocks.status(&entry) == BlockStatus::Clear
+            && matches!(
+                entry.freshness(now),
+                Freshness::Fresh | Freshness::Stale | Freshness::Overdue
+            )
+            && self.invalid_keys.get(key, now).is_none()
+            && cached
+                .as_ref()
+                .is_none_or(|cached| cached.sent_at < sent_at);
+        if !is_usable {
+            return None;
+        }
+        self.store.insert(Arc::clone(&entry));
+        self.recently_valid.forget(key);
+        if cached.is_some_and(|cached| !cached.value.has_owner_of(&entry.value)) {
+            self.blocks.wake_key(key);
+        }
+        if entry.freshness(now) == Freshness::Fresh && !self.is_due(&entry, now) {
+            shard.remove(key, lookup);
+            lookup.complete(Completion::Valid(Arc::clone(&entry)));
+        }
+        Some(entry)
     }
 }
 
@@ -249,6 +315,8 @@ pub(super) enum Start<S: Source> {
     Now(Admission<S>),
     /// After this time, if it is admitted then.
     After(Duration, Subject<S::Key>),
+    /// If the second tier has no fresh result, and it is admitted then.
+    Fetch(Subject<S::Key>),
 }
 
 /// The task of a lookup.
@@ -261,15 +329,35 @@ pub(super) struct LookupTask<S: Source> {
     pub(super) key: S::Key,
     /// The cached result of a known key.
     pub(super) known: Option<Arc<Entry<S>>>,
+    /// Where this node was in the updates that nodes share when the lookup began.
+    pub(super) position: Option<Position>,
 }
 
 impl<S: Source> LookupTask<S> {
-    pub(super) async fn run(self, query: S::Query, start: Start<S>) {
+    pub(super) async fn run(mut self, query: S::Query, mut start: Start<S>) {
+        if let Start::Fetch(subject) = &mut start
+            && let Some(fetched) = self.cache.source.fetch(&query).await
+        {
+            let fetched = self.cache.accept_fetched(&self.lookup, &self.key, fetched);
+            if self.lookup.is_complete() {
+                S::Telemetry::entries(self.cache.store.len());
+                return;
+            }
+            if fetched.is_some() {
+                subject.priority = Priority::Known;
+                self.known = fetched;
+            }
+        }
         let cache = &self.cache;
         let upstream = &cache.at(self.lookup.upstream).upstream;
         let verified = async {
             let admission = match start {
                 Start::Now(admission) => admission,
+                Start::Fetch(subject) => {
+                    let admission = upstream.admit(subject, cache.clock.now())?;
+                    upstream.report();
+                    admission
+                }
                 Start::After(wait, subject) => {
                     tokio::time::sleep(wait).await;
                     let admission = upstream.admit(subject, cache.clock.now())?;
@@ -288,7 +376,20 @@ impl<S: Source> LookupTask<S> {
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
             Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.config.retry_after)),
         };
+        let stored = match (&outcome, self.position) {
+            (Outcome::Answered(answered, sent_at), Some(began)) => match &answered.answer {
+                Answer::Valid(value) => {
+                    let age = cache.clock.now().since(*sent_at);
+                    Some(cache.source.store(&query, value, age, began))
+                }
+                Answer::Invalid(_) => None,
+            },
+            _ => None,
+        };
         cache.complete(&self.lookup, &self.key, outcome);
+        if let Some(stored) = stored {
+            stored.await;
+        }
     }
 }
 

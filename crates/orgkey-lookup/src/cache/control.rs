@@ -12,20 +12,20 @@ use crate::source::{Found, Source};
 /// Blocks and invalidations apply to the first request that begins after the method has returned, whether or not the key is
 /// cached. The result of a lookup in flight is discarded.
 impl<S: Source> Cache<S> {
-    /// Blocks this key.
-    pub fn block_key(&self, key: &S::Key) -> Result<(), BlockListFull> {
-        self.blocks.block_key(key, self.invalidated_now())?;
+    /// Blocks this key. Returns the version of the update, as all methods that block or invalidate do.
+    pub fn block_key(&self, key: &S::Key) -> Result<u64, BlockListFull> {
+        let version = self.blocks.block_key(key, self.invalidated_now())?;
         self.forget(key);
-        Ok(())
+        Ok(version)
     }
 
     /// Blocks all keys with this identifier.
-    pub fn block_key_id(&self, key_id: &str) -> Result<(), BlockListFull> {
+    pub fn block_key_id(&self, key_id: &str) -> Result<u64, BlockListFull> {
         self.blocks.block_id(key_id, self.invalidated_now())
     }
 
     /// Blocks all keys of this organization.
-    pub fn block_organization(&self, organization: &str) -> Result<(), BlockListFull> {
+    pub fn block_organization(&self, organization: &str) -> Result<u64, BlockListFull> {
         self.blocks.block_org(organization, self.invalidated_now())
     }
 
@@ -45,29 +45,55 @@ impl<S: Source> Cache<S> {
     }
 
     /// Invalidates this key, whether it is cached as valid or as invalid.
-    pub fn invalidate_key(&self, key: &S::Key) {
-        self.blocks.invalidate_key(key, self.invalidated_now());
+    pub fn invalidate_key(&self, key: &S::Key) -> u64 {
+        let version = self.invalidate_results(key);
         self.forget(key);
+        version
+    }
+
+    /// Invalidates the valid results of this key, and leaves the key cached as invalid if it is.
+    pub fn invalidate_results(&self, key: &S::Key) -> u64 {
+        self.blocks.invalidate_key(key, self.invalidated_now())
     }
 
     /// Invalidates all keys with this identifier.
-    pub fn invalidate_key_id(&self, key_id: &str) {
-        self.blocks.invalidate_id(key_id, self.invalidated_now());
+    pub fn invalidate_key_id(&self, key_id: &str) -> u64 {
+        self.blocks.invalidate_id(key_id, self.invalidated_now())
     }
 
     /// Invalidates all keys of this organization, and what dependent caches contain for it.
-    pub fn invalidate_organization(&self, organization: &str) {
-        self.blocks
-            .invalidate_org(organization, self.invalidated_now());
+    pub fn invalidate_organization(&self, organization: &str) -> u64 {
+        let at = self.invalidated_now();
+        let version = self.blocks.invalidate_org(organization, at);
         self.dependents.invalidate_organization(organization);
+        version
     }
 
     /// Invalidates everything, invalid keys and dependent caches included.
-    pub fn invalidate_all(&self) {
-        self.blocks.invalidate_all();
+    pub fn invalidate_all(&self) -> u64 {
+        let version = self.blocks.invalidate_all();
         self.dependents.invalidate_all();
         for mut shard in self.in_flight.shards() {
             shard.cancel_all();
+        }
+        version
+    }
+
+    /// Returns the present version of the blocks and invalidations.
+    pub fn version(&self) -> u64 {
+        self.blocks.version()
+    }
+
+    /// Makes all results due for a refresh, because updates may be missing. Requests are served meanwhile, and each key is
+    /// verified again by its next request after a time of up to [`REFRESH_ALL`], which differs by key.
+    pub fn refresh_all(&self) {
+        self.blocks.refresh_all(self.clock.now());
+    }
+
+    /// Divides the rate of calls to the upstreams by the number of nodes that share it, at least 1.
+    pub fn share_calls(&self, nodes: u32) {
+        for at in &self.upstreams {
+            at.upstream.share_calls(nodes);
         }
     }
 

@@ -157,6 +157,11 @@ impl<S: Source> Entry<S> {
         ask_after & FAILED != 0 && self.age_at(now) < ask_after & AGE
     }
 
+    /// Returns whether the last lookup failed or left the key in doubt.
+    pub(super) fn has_failed(&self) -> bool {
+        self.ask_after.load(Ordering::Relaxed) & (FAILED | DOUBTED) != 0
+    }
+
     /// Notes that the key may be invalid, until a lookup ends.
     pub(super) fn doubt(&self) {
         self.ask_after.store(DOUBTED, Ordering::Relaxed);

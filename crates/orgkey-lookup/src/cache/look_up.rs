@@ -11,7 +11,7 @@ use super::complete::{LookupTask, Start};
 use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup};
 use crate::clock::Tick;
-use crate::source::{Source, Value};
+use crate::source::{Position, Source, Value};
 use crate::upstream::{CannotTell, Priority, Subject};
 
 /// The result of a lookup for one request.
@@ -133,7 +133,7 @@ impl<S: Source> Cache<S> {
     /// Returns the cached result, if it needs no lookup.
     fn cached_result(&self, request: &LookupRequest<S>, now: Tick) -> Option<LookupResult<S>> {
         match self.servable(&request.key, request.oldest, now) {
-            Some(entry) => (entry.freshness(now) == Freshness::Fresh)
+            Some(entry) => (entry.freshness(now) == Freshness::Fresh && !self.is_due(&entry, now))
                 .then_some(LookupResult::Serve(entry, now)),
             None => self
                 .is_invalid(&request.key, now)
@@ -184,7 +184,9 @@ impl<S: Source> Cache<S> {
             return Ok(JoinedOrStarted::Cached(result));
         }
         let known = self.servable(key, None, now);
-        let start = self.admit(request, upstream, known.as_deref(), now)?;
+        // Before the version: updates are applied before the position moves, so all later updates have a higher version.
+        let position = self.source.position();
+        let start = self.admit(request, upstream, known.as_deref(), position, now)?;
         // The version is read before the call is sent: later invalidations apply to the result.
         let lookup = shard.start(
             key,
@@ -192,6 +194,10 @@ impl<S: Source> Cache<S> {
             upstream,
             self.source.mark(&request.query),
         );
+        if matches!(start, Start::Fetch(_)) {
+            // A result of the second tier is older than any request.
+            lookup.sent(Tick::ZERO);
+        }
         drop(shard);
         self.at(upstream).upstream.report();
         let task = LookupTask {
@@ -199,6 +205,7 @@ impl<S: Source> Cache<S> {
             lookup,
             key: key.clone(),
             known,
+            position,
         };
         Ok(JoinedOrStarted::Started(task, start))
     }
@@ -209,6 +216,7 @@ impl<S: Source> Cache<S> {
         request: &LookupRequest<S>,
         upstream: usize,
         known: Option<&Entry<S>>,
+        position: Option<Position>,
         now: Tick,
     ) -> Result<Start<S>, CannotTell> {
         let key = &request.key;
@@ -231,6 +239,11 @@ impl<S: Source> Cache<S> {
         };
         if !forced_wait.is_zero() {
             return Ok(Start::After(forced_wait, subject));
+        }
+        // After a failure or an unconfirmed answer, the upstream's own answer is needed.
+        let has_failed = known.is_some_and(Entry::has_failed);
+        if position.is_some() && request.oldest.is_none() && !has_failed {
+            return Ok(Start::Fetch(subject));
         }
         upstream.admit(subject, now).map(Start::Now)
     }

@@ -43,6 +43,7 @@ mod watchers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 pub use self::blocks::BlockListFull;
 use self::blocks::{BlockStatus, Blocks};
@@ -64,6 +65,10 @@ use crate::clock::{Clock, Tick};
 use crate::config::Config;
 use crate::source::{Found, IndexKey, Label, Source, Telemetry};
 use crate::upstream::{Upstream, UpstreamState};
+
+/// After [`Cache::refresh_all`], all keys that are used are verified again within this time.
+pub const REFRESH_ALL: Duration = Duration::from_millis(REFRESH_ALL_MILLIS);
+const REFRESH_ALL_MILLIS: u64 = 10_000;
 
 /// Results by key, and the lookups that return them.
 #[derive(Debug)]
@@ -251,6 +256,12 @@ impl<S: Source> Cache<S> {
             _ if oldest.is_some_and(|oldest| entry.sent_at <= oldest) => {
                 (CacheResult::LookUp, Found::Miss)
             }
+            Freshness::Fresh
+                if self.is_due(&entry, now)
+                    && entry.claim_refresh(now, now.after(self.config.lookup_deadline)) =>
+            {
+                (CacheResult::ServeAndRefresh(entry), Found::Stale)
+            }
             Freshness::Fresh => (CacheResult::Serve(entry), Found::Fresh),
             Freshness::Stale if entry.is_doubted() => (CacheResult::LookUp, Found::Miss),
             Freshness::Stale
@@ -265,6 +276,13 @@ impl<S: Source> Cache<S> {
             }
             Freshness::Overdue => (CacheResult::LookUp, Found::Miss),
         }
+    }
+
+    /// Returns whether a fresh entry is to be refreshed, because updates may be missing.
+    fn is_due(&self, entry: &Entry<S>, now: Tick) -> bool {
+        let spread = Duration::from_millis(entry.key.bits() % REFRESH_ALL_MILLIS);
+        let due_at = self.blocks.due_at(entry);
+        due_at.is_some_and(|at| now.since(at) >= spread)
     }
 
     /// Returns whether the key is cached as invalid, or blocked.
@@ -440,5 +458,35 @@ mod tests {
         let closer = cache.classify(cached, &entry.key, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
         assert!(get().is_ok());
+    }
+
+    #[tokio::test]
+    async fn refresh_all_serves_and_refreshes_within_10_s() {
+        let (cache, entry) = with_one_entry();
+        let get = |now| {
+            let cached = cache.get_fresh(&entry.key, None, now).err().flatten();
+            cache.classify(cached, &entry.key, None, now)
+        };
+        let began = cache.clock.now();
+        // The entry is fresh for the whole test.
+        let entry = insert(&cache, Facts::default(), began);
+        cache.refresh_all();
+        assert!(
+            cache.get_fresh(&entry.key, None, began).is_err(),
+            "a hit reads the tables"
+        );
+        let refreshes = (0..=REFRESH_ALL_MILLIS)
+            .step_by(100)
+            .map(|millis| get(began.after(Duration::from_millis(millis))))
+            .filter(|result| match result {
+                CacheResult::ServeAndRefresh(_) => true,
+                CacheResult::Serve(_) => false,
+                other => panic!("{other:?}"),
+            });
+        assert_eq!(refreshes.count(), 1);
+        // What is looked up later is not due.
+        insert(&cache, Facts::default(), began);
+        assert!(matches!(get(began), CacheResult::Serve(_)));
+        assert!(cache.get_fresh(&entry.key, None, began).is_ok());
     }
 }

@@ -196,6 +196,12 @@ impl<S: Source> Upstream<S> {
         self.dispatcher.report();
     }
 
+    /// Divides the rate of calls by the number of nodes that share it.
+    pub(crate) fn share_calls(&self, nodes: u32) {
+        let now = self.clock.now();
+        self.dispatcher.lock().queue.throttle.share(nodes, now);
+    }
+
     /// Admits a lookup, or rejects it. Decides at once. The caller [reports](Self::report) when it holds no lock.
     pub(crate) fn admit(
         &self,

@@ -21,7 +21,9 @@ const STEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Throttle {
-    /// The configured rate, in calls per second.
+    /// The rate of all nodes that share it.
+    calls_per_second: Option<u32>,
+    /// The rate of this node, in calls per second.
     configured: Option<f64>,
     limit: Option<Limit>,
     pause: Option<Pause>,
@@ -50,12 +52,33 @@ impl Throttle {
     pub(super) fn new(calls_per_second: Option<u32>, now: Tick) -> Self {
         let configured = calls_per_second.map(f64::from);
         Self {
+            calls_per_second,
             configured,
             limit: configured.map(|rate| Limit::new(rate, rate, now)),
             pause: None,
             in_a_row: 0,
             this_second: (0, 0),
             last_second: 0,
+        }
+    }
+
+    /// Divides the configured rate by the number of nodes that share it.
+    pub(super) fn share(&mut self, nodes: u32, now: Tick) {
+        let Some(calls) = self.calls_per_second else {
+            return;
+        };
+        let rate = f64::from(calls) / f64::from(nodes.max(1));
+        if self.configured == Some(rate) {
+            return;
+        }
+        self.configured = Some(rate);
+        if let Some(limit) = &mut self.limit {
+            let lowered = limit.bucket.per_second() < limit.full;
+            limit.full = rate;
+            // A rate that a 429 has lowered goes on rising from there.
+            if !lowered || limit.bucket.per_second() > rate {
+                limit.bucket.set_rate(burst(rate), rate, now);
+            }
         }
     }
 
@@ -327,5 +350,25 @@ mod tests {
             assert!(in_window <= 51, "{in_window} from {from}");
         }
         assert!(calls.len() >= 149, "{}", calls.len());
+    }
+
+    #[test]
+    fn nodes_share_the_configured_rate() {
+        let mut throttle = Throttle::new(Some(100), at(0));
+        throttle.share(4, at(0));
+        assert_eq!(throttle.rate(at(0)), Some(25.0));
+        throttle.share(2, at(0));
+        assert_eq!(throttle.rate(at(0)), Some(50.0));
+        // A rate that was lowered rises to the share.
+        throttle.too_many(Some(seconds(1)), at(0));
+        assert_eq!(throttle.rate(at(0)), Some(25.0));
+        throttle.share(1, at(0));
+        assert_eq!(throttle.rate(at(0)), Some(25.0));
+        assert_eq!(throttle.rate(at(100)), Some(100.0));
+        throttle.share(10, at(100));
+        assert_eq!(throttle.rate(at(100)), Some(10.0));
+        let mut unlimited = Throttle::new(None, at(0));
+        unlimited.share(10, at(0));
+        assert_eq!(unlimited.rate(at(0)), None);
     }
 }

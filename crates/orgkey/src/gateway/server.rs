@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tower::ServiceExt;
 use tower_orgkey::ApiKeyHandle;
 use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
+use tower_orgkey_fleet::Fleet;
 
 use super::admin::Admin;
 use super::checks::Checks;
@@ -28,6 +29,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 
 /// How often histograms are cleared of old samples.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How long the other nodes of a fleet may take to learn that this one ends.
+const LEAVE: Duration = Duration::from_millis(500);
 
 /// Why a gateway does not start, or not reload. Holds no secret.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,7 @@ pub struct Gateway {
     admin: Option<(Listener, Admin)>,
     admin_address: Option<Address>,
     trail: Option<AuditTrail>,
+    fleet: Option<Fleet>,
     is_ready: Arc<AtomicBool>,
     metrics: PrometheusHandle,
     bounds: Bounds,
@@ -152,6 +156,7 @@ impl Gateway {
             admin,
             admin_address,
             trail,
+            fleet: setup.fleet,
             is_ready,
             metrics,
             bounds: Bounds::default(),
@@ -188,8 +193,8 @@ impl Gateway {
         let (stop_checks, stopped_checks) = watch::channel(None);
         let (stop_admin, stopped_admin) = watch::channel(None);
         let checks = Arc::clone(&self.handle.checks);
-        let timeout = self.bounds.body;
-        let respond = move |request| Arc::clone(&checks).respond(request, timeout);
+        let body_timeout = self.bounds.body;
+        let respond = move |request| Arc::clone(&checks).respond(request, body_timeout);
         let checks = tokio::spawn(serve(self.checks, respond, self.bounds, stopped_checks));
         let admin = self.admin.map(|(listener, admin)| {
             let router = admin.router();
@@ -199,6 +204,7 @@ impl Gateway {
             };
             tokio::spawn(serve(listener, respond, self.bounds, stopped_admin))
         });
+        let follower = self.fleet.as_ref().map(|fleet| tokio::spawn(fleet.run()));
         let metrics = self.metrics;
         let upkeep = tokio::spawn(async move {
             loop {
@@ -215,6 +221,11 @@ impl Gateway {
         let _ = stop_checks.send(Some(end - FLUSH));
         if let Err(error) = checks.await {
             tracing::error!(%error, "listener failed");
+        }
+        if let (Some(fleet), Some(follower)) = (self.fleet, follower) {
+            // Nothing is decided any more, so no node has to wait for this one.
+            let _ = timeout(LEAVE, fleet.leave()).await;
+            follower.abort();
         }
         if let Some(trail) = self.trail
             && let Err(error) = trail

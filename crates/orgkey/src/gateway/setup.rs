@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder};
+use tower_orgkey::{ApiKeyLayer, ConfigError, Verifier};
 use tower_orgkey_audit::PseudonymKey;
+use tower_orgkey_fleet::{Fleet, FleetSecret};
 use zeroize::Zeroizing;
 
 use super::admin::AdminToken;
@@ -18,6 +19,7 @@ pub(super) struct Setup {
     pub(super) signer: Option<Signer>,
     pub(super) regions: Option<Regions>,
     pub(super) pseudonyms: Option<PseudonymKey>,
+    pub(super) fleet: Option<Fleet>,
 }
 
 impl Setup {
@@ -32,7 +34,11 @@ impl Setup {
             let regions = Regions::new(region);
             regions.map_err(|error| errors.push(error)).ok()
         });
-        let layer = layer(config, regions.as_ref(), &mut errors);
+        let fleet = fleet(config).unwrap_or_else(|error| {
+            errors.push(format!("[fleet] {error}"));
+            None
+        });
+        let layer = layer(config, fleet.as_ref(), regions.as_ref(), &mut errors);
         let pseudonyms = pseudonyms(config).unwrap_or_else(|error| {
             errors.push(format!("`pseudonym_key_file`: {error}"));
             None
@@ -58,6 +64,7 @@ impl Setup {
                 signer,
                 regions,
                 pseudonyms,
+                fleet,
             }),
             _ => Err(errors),
         }
@@ -94,8 +101,20 @@ fn pseudonyms(config: &Config) -> Result<Option<PseudonymKey>, String> {
     key.map(Some).map_err(|error| error.to_string())
 }
 
+fn fleet(config: &Config) -> Result<Option<Fleet>, String> {
+    let Some(fleet) = &config.fleet else {
+        return Ok(None);
+    };
+    let secret = read(&fleet.secret_file)?;
+    let secret = FleetSecret::from_base64(&secret);
+    let secret = secret.map_err(|error| format!("`secret_file`: {error}, in base64"))?;
+    let built = fleet.builder(secret).build();
+    built.map(Some).map_err(|error| error.to_string())
+}
+
 fn layer(
     config: &Config,
+    fleet: Option<&Fleet>,
     regions: Option<&Regions>,
     errors: &mut Vec<String>,
 ) -> Option<ApiKeyLayer> {
@@ -106,19 +125,31 @@ fn layer(
             Err(error) => errors.push(format!("[issuer] {error}")),
         }
     }
-    let with_hint = |builder: ApiKeyLayerBuilder| match regions {
-        Some(regions) => builder.reject_before_lookup(regions.hint()),
-        None => builder,
-    };
     let built = match (verifiers.as_slice(), config.issuers.as_slice()) {
-        ([verifier], [_]) => with_hint(config.keys.layer(verifier.clone())).build(),
+        ([verifier], [_]) => build(config, fleet, regions, verifier.clone()),
         (_, issuers) if verifiers.len() == issuers.len() => {
             prefix_verifier(issuers, config.shared_organizations, verifiers)
-                .and_then(|verifier| with_hint(config.keys.layer(verifier)).build())
+                .and_then(|verifier| build(config, fleet, regions, verifier))
         }
         _ => return None,
     };
     built.map_err(|error| errors.push(error.to_string())).ok()
+}
+
+fn build(
+    config: &Config,
+    fleet: Option<&Fleet>,
+    regions: Option<&Regions>,
+    verifier: impl Verifier,
+) -> Result<ApiKeyLayer, ConfigError> {
+    let mut builder = config.keys.layer(verifier);
+    if let Some(regions) = regions {
+        builder = builder.reject_before_lookup(regions.hint());
+    }
+    if let Some(fleet) = fleet {
+        builder = builder.fleet(fleet);
+    }
+    builder.build()
 }
 
 /// Reads a secret of an issuer.

@@ -1,5 +1,6 @@
 //! The configuration file of the gateway.
 
+mod fleet;
 mod issuer;
 mod other_issuers;
 mod region;
@@ -16,6 +17,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, Quota, Verification, Verifier, verifier_fn};
 
+pub use self::fleet::{EngineUrl, FleetConfig};
 pub(super) use self::issuer::prefix_verifier;
 pub use self::issuer::{Issuer, IssuerKind, Kinde};
 pub use self::other_issuers::{Introspection, OrganizationSource, Vendor, WithToken};
@@ -53,6 +55,8 @@ pub struct Config {
     pub audit: Option<Audit>,
     /// The signed identity.
     pub identity: Option<Identity>,
+    /// The other nodes.
+    pub fleet: Option<FleetConfig>,
 }
 
 /// The table `[listen]`.
@@ -160,6 +164,7 @@ impl Config {
         let limit = limit(&mut root, &mut problems);
         let audit = audit(&mut root, &mut problems);
         let identity = identity(&mut root, &mut problems);
+        let fleet = fleet::fleet(&mut root, &mut problems);
         root.finish(&mut problems);
 
         if identity.is_none() {
@@ -185,6 +190,7 @@ impl Config {
                 limit,
                 audit,
                 identity,
+                fleet,
             }),
             _ => Err(problems.into_sorted()),
         }
@@ -233,6 +239,7 @@ impl Config {
             ("[region]", self.region == other.region),
             ("[audit]", self.audit == other.audit),
             ("[identity]", self.identity == other.identity),
+            ("[fleet]", self.fleet == other.fleet),
         ];
         let differ = tables.into_iter().filter(|(_, is_same)| !is_same);
         differ.map(|(table, _)| table).collect()

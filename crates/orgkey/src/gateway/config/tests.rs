@@ -211,6 +211,14 @@ fn values_are_checked_by_what_uses_them() {
             "[identity]\nassertion_audience = ' '\nassertion_key_file = '/k'",
             11,
         ),
+        (
+            "[fleet]\nname = 'a b'\nredis = 'redis://h'\nsecret_file = '/s'",
+            11,
+        ),
+        (
+            "[fleet]\nname = 'a'\nredis = 'http://h'\nsecret_file = '/s'",
+            12,
+        ),
         ("[[route]]\nmatch = 'GET /a'\nassertion_audience = 'x'", 10),
         ("[[route]]\nmatch = 'GET /{a}'\norganization = 'b'", 12),
         ("[[route]]\nmatch = 'GET /a'\nscopes = []", 12),
@@ -234,4 +242,14 @@ fn secrets_are_not_values() {
     let found = errors(&text);
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(!format!("{found:?}").contains("hunter2"));
+}
+
+#[test]
+fn the_password_of_the_engine_is_not_shown() {
+    let fleet = "[fleet]\nname = 'a'\nredis = 'redis://u:hunter2@h'\nsecret_file = '/s'\n";
+    let config = Config::parse(&format!("{MINIMAL}{fleet}")).unwrap();
+    assert_eq!(config.fleet.as_ref().unwrap().name, "a");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let other = Config::parse(MINIMAL).unwrap();
+    assert_eq!(config.fixed_differences(&other), ["[fleet]"]);
 }

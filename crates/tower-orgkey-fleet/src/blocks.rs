@@ -1,0 +1,111 @@
+//! The blocks that this node holds, by subject. A subject is blocked while one of its blocks has not ended.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use tower_orgkey::fleet::Subject;
+
+use crate::wire::{Id, MAX_UNBLOCKED};
+
+/// The maximum number of ended blocks that are remembered.
+const MAX_ENDED: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct HeldBlocks {
+    by_subject: HashMap<Subject, BTreeSet<Id>>,
+    /// A block that is written again after its end is not applied.
+    ended: HashSet<Id>,
+    order_of_ended: VecDeque<Id>,
+}
+
+impl HeldBlocks {
+    /// Returns whether the block has not ended.
+    pub(crate) fn insert(&mut self, id: Id, subject: &Subject) -> bool {
+        if self.ended.contains(&id) {
+            return false;
+        }
+        let ids = self.by_subject.entry(subject.clone()).or_default();
+        // An update can end no more than these.
+        if ids.len() < MAX_UNBLOCKED {
+            ids.insert(id);
+        }
+        true
+    }
+
+    /// Ends these blocks of a subject. Returns whether none is left.
+    pub(crate) fn end(&mut self, subject: &Subject, ids: &[Id]) -> bool {
+        for &id in ids {
+            if self.ended.insert(id) {
+                self.order_of_ended.push_back(id);
+            }
+        }
+        while self.ended.len() > MAX_ENDED {
+            match self.order_of_ended.pop_front() {
+                Some(oldest) => self.ended.remove(&oldest),
+                None => break,
+            };
+        }
+        let Some(held) = self.by_subject.get_mut(subject) else {
+            return true;
+        };
+        held.retain(|id| !ids.contains(id));
+        let is_empty = held.is_empty();
+        if is_empty {
+            self.by_subject.remove(subject);
+        }
+        is_empty
+    }
+
+    /// Returns the blocks of a subject.
+    pub(crate) fn of(&self, subject: &Subject) -> Vec<Id> {
+        let ids = self.by_subject.get(subject);
+        ids.into_iter().flatten().copied().collect()
+    }
+
+    /// Returns all blocks.
+    pub(crate) fn all(&self) -> Vec<(Id, Subject)> {
+        let by_subject = self.by_subject.iter();
+        by_subject
+            .flat_map(|(subject, ids)| ids.iter().map(|&id| (id, subject.clone())))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tower_orgkey::OrgCode;
+
+    use super::*;
+
+    fn org() -> Subject {
+        Subject::Org(OrgCode::from_static("org_1"))
+    }
+
+    #[test]
+    fn an_end_lifts_no_later_block() {
+        let mut blocks = HeldBlocks::default();
+        assert!(blocks.insert([1; 16], &org()));
+        assert!(blocks.insert([2; 16], &org()));
+        assert!(!blocks.end(&org(), &[[1; 16]]));
+        assert_eq!(blocks.of(&org()), [[2; 16]]);
+        // Repeated.
+        assert!(!blocks.end(&org(), &[[1; 16]]));
+        assert!(blocks.end(&org(), &[[2; 16]]));
+        assert!(blocks.all().is_empty());
+    }
+
+    #[test]
+    fn an_ended_block_does_not_return() {
+        let mut blocks = HeldBlocks::default();
+        blocks.end(&org(), &[[1; 16]]);
+        assert!(!blocks.insert([1; 16], &org()));
+        assert!(blocks.insert([2; 16], &org()));
+        let ids: Vec<Id> = (0..MAX_ENDED as u128)
+            .map(|n| (n + 1000).to_le_bytes())
+            .collect();
+        for id in ids {
+            blocks.end(&org(), &[id]);
+        }
+        assert_eq!(blocks.ended.len(), MAX_ENDED);
+        assert_eq!(blocks.order_of_ended.len(), MAX_ENDED);
+    }
+}

@@ -1,0 +1,42 @@
+//! One function per fuzz target. Each asserts what must hold for any input.
+
+use crate::seal::{Kind, Sealer};
+use crate::secret::FleetSecret;
+use crate::wire::{Acknowledgement, LogEntry, NodeRecord, StoredResult, Wire};
+
+/// Decodes bytes as if they had been opened. What decodes has one encoding.
+pub fn decode(bytes: &[u8]) {
+    fn check<T: Wire>(bytes: &[u8]) {
+        if let Some(value) = T::decode(bytes) {
+            let again = T::decode(&value.encode());
+            assert!(again.is_some(), "an encoding was not decoded");
+        }
+    }
+    check::<StoredResult>(bytes);
+    check::<LogEntry>(bytes);
+    check::<NodeRecord>(bytes);
+    check::<Acknowledgement>(bytes);
+}
+
+/// Opens bytes as an engine may return them.
+///
+/// # Panics
+///
+/// If they open: nobody else knows the secret.
+pub fn open(bytes: &[u8]) {
+    #[allow(clippy::unwrap_used)] // 32 bytes are a secret.
+    let secret = FleetSecret::new(&[7; 32]).unwrap();
+    let Ok(sealer) = Sealer::new(&[secret], "fleet", "issuer") else {
+        return;
+    };
+    let kinds = [
+        Kind::Result,
+        Kind::LogEntry,
+        Kind::NodeRecord,
+        Kind::Block,
+        Kind::Acknowledgement,
+    ];
+    for kind in kinds {
+        assert_eq!(sealer.open(kind, "place", bytes), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Several nodes of [`tower-orgkey`](tower_orgkey) behind one load balancer.
+//!
+//! Without a fleet, each node has its own cache: it calls the issuer for each key, and a key that is invalidated on one node is
+//! accepted by the others for up to two soft TTLs. In a fleet, nodes share verification results, and an update (a block or an
+//! invalidation) on one node is applied by all: [`Spread`](tower_orgkey::Spread) says by which.
+//!
+//! ```no_run
+//! use tower_orgkey::{ApiKeyLayer, KeyId};
+//! use tower_orgkey_fleet::{Fleet, FleetSecret};
+//! # use tower_orgkey::{Verification, verifier_fn};
+//! # async fn start(text: String) -> Result<(), Box<dyn std::error::Error>> {
+//! # let kinde = verifier_fn(|_| async { Ok(Verification::invalid()) });
+//!
+//! let fleet = Fleet::builder("acme-api")
+//!     .secret(FleetSecret::from_base64(&text)?)
+//!     .redis("redis://orgkey:password@redis.internal:6379")
+//!     .build()?;
+//! let auth = ApiKeyLayer::builder(kinde).fleet(&fleet).build()?;
+//! tokio::spawn(fleet.run());
+//!
+//! // After the key was deleted at the issuer:
+//! let reach = auth.handle().spread().invalidate_key_id(&KeyId::new("api_key_0001")?).await?;
+//! assert!(reach.is_complete(), "not yet applied by {:?}", reach.missing);
+//! # Ok(()) }
+//! ```
+//!
+//! # The engine is trusted with nothing
+//!
+//! What the engine stores is sealed with AES-256-GCM-SIV under a key that only the nodes have, and bound to the fleet, the
+//! issuer and its place. It carries its own age and the updates that its node had applied. An engine, or whoever controls it,
+//! can withhold values, and cannot make any up. No request fails because of the engine, and a hit never uses it.
+//!
+//! # States and bounds
+//!
+//! [`Fleet::status`] returns the state.
+//!
+//! | state | a revoked key is accepted until |
+//! |---|---|
+//! | followed, and revoked through [`Spread`](tower_orgkey::Spread) | the future completes, on each node that is not in `missing` |
+//! | followed, and revoked through another method of [`ApiKeyHandle`](tower_orgkey::ApiKeyHandle) | the log reaches the other nodes: usually some milliseconds later |
+//! | followed, and deleted at the issuer only | twice the soft TTL and one verification, on the whole fleet |
+//! | not followed: the engine is down, hangs, or is cut off | twice the soft TTL and one verification, as on a single node |
+//! | the engine withholds or delays updates | twice the soft TTL, one verification and 2 s (the difference of clocks that is allowed for) |
+//! | neither the engine nor the issuer answers | the hard TTL |
+//!
+//! An update that was acknowledged is not undone by anything that happens to the engine. After a loss of data, a failover or a
+//! restart, the engine's log begins again: each node verifies its cached keys again within 10 s and serves them meanwhile,
+//! sends its recent invalidations again, and writes all blocks that it holds, whoever made them. If all nodes and the engine
+//! lose their memory at once, blocks are lost: delete at the issuer what must stay out.
+//!
+//! # The engine
+//!
+//! Redis 7 or 8, or Valkey. `apt-get install redis-server` or `valkey-server`. No data has to survive a restart. Set:
+//!
+//! * `maxmemory-policy volatile-lru`: results have a time to live and may be evicted, the log and the blocks may not. Other
+//!   policies are safe, and cost verifications.
+//! * With replicas: `min-replicas-to-write 1` and `min-replicas-max-lag 2`, so that a failover loses few updates.
+//! * An ACL: a user with the rules [`ACL_RULES`], for the name of your fleet.
+//! * TLS (`rediss://`, feature `rustls` or `native-tls`) or a Unix socket. Contents are sealed in any case; names of fleets,
+//!   numbers of keys and times are not.
+//!
+//! After a restore from a backup, the engine has another run id, so its old log is discarded. Results of the old epoch are not
+//! used. Blocks of the backup that were lifted since are in force again on nodes that start later: lift them again.
+//!
+//! # Clocks
+//!
+//! The age of a result counts by the wall clocks of two nodes, which may differ by 2 s. A node whose clock is further from the
+//! median of the others stops sharing results, and says so in [`FleetStatus::clock_differs`] and the log. Updates are not affected.
+//!
+//! # Rotation of the secret
+//!
+//! Deploy the secrets `[old, new]` to all nodes, then `[new, old]`, then `[new]`. The first one seals and the others are accepted.
+//! Results are shared only between nodes with the same first secret. Meanwhile, an invalidation of one secret key invalidates
+//! everything on nodes with another first secret, and a block of one secret key is not applied there: use its key id.
+//! Blocks of secret keys end with the rotation.
+//!
+//! # The issuer's budget
+//!
+//! [`max_calls_per_second`](tower_orgkey::auth::ApiKeyLayerBuilder::max_calls_per_second) is the budget of the fleet: each node has
+//! an equal share. Without the engine, each keeps its last share.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod blocks;
+mod breaker;
+mod clock;
+mod engine;
+mod fleet;
+#[cfg(any(test, feature = "__fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod link;
+mod log;
+#[cfg(test)]
+mod model;
+mod node;
+mod run;
+mod seal;
+mod secret;
+mod status;
+pub mod telemetry;
+mod wire;
+
+#[cfg(any(test, feature = "test-util"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub use self::engine::memory::MemoryEngine;
+pub use self::fleet::{Fleet, FleetBuilder};
+
+/// The ACL rules of the engine's user, for a fleet with the name `acme-api`. Commands of scripts are checked, too.
+///
+/// ```text
+/// ACL SETUSER orgkey on >password …
+/// ```
+pub const ACL_RULES: &str = "resetchannels ~orgkey:{acme-api}:* -@all +@connection +eval +evalsha \
+    +script|load +info +xread +get +psetex +del +hget +hset +hsetnx +hmget +hincrby +hdel +hgetall \
+    +xadd +xtrim +time +pexpire";
+pub use self::secret::{FleetSecret, InvalidFleetSecret};
+pub use self::status::{FleetState, FleetStatus};

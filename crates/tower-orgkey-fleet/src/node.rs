@@ -1,0 +1,468 @@
+//! The state of this node in its fleet, which the layer, the handle and the task share.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tower_orgkey::fleet::{FleetMember, LayerInfo, Position, Subject, Update};
+
+use crate::blocks::HeldBlocks;
+use crate::clock::{MAX_CLOCK_SKEW, WallClock, millis};
+use crate::engine::{BEGINNING, MAX_NODES, Place, Session};
+use crate::log::{Head, Log};
+use crate::seal::{Kind, Sealer};
+use crate::status::{FleetState, FleetStatus};
+use crate::telemetry;
+use crate::wire::{Change, Id, LogEntry, MAX_UNBLOCKED, NodeRecord, Wire};
+
+/// How far the clocks of others may be behind. Their records are written every second.
+const MAX_CLOCK_LEAD: Duration = Duration::from_secs(5);
+/// How long a node counts as followed after it has written its record.
+pub(crate) const FOLLOWED_FOR: Duration = Duration::from_secs(3);
+/// A node whose record does not change for this long has no share of the calls to the issuer.
+const LIVE_FOR: Duration = Duration::from_secs(10);
+/// The maximum number of updates that wait for the engine, or that are sent again in a new epoch. More are replaced by one that
+/// invalidates everything.
+const MAX_OWN: usize = 10_000;
+/// Records that do not change for this long are removed.
+const RECORDS_KEPT: Duration = Duration::from_secs(600);
+/// The smallest share of the calls to the issuer.
+const MAX_SHARES: usize = 256;
+
+pub(crate) fn hex(id: Id) -> String {
+    format!("{:032x}", u128::from_be_bytes(id))
+}
+
+/// This node.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    /// Differs each time the node starts.
+    pub(crate) incarnation: Id,
+    pub(crate) sealer: Sealer,
+    pub(crate) layer: LayerInfo,
+    pub(crate) wall: WallClock,
+    pub(crate) counters: Counters,
+    /// Random, and different for each value of `next`.
+    ids: u128,
+    next: AtomicU64,
+    member: OnceLock<Weak<dyn FleetMember>>,
+    state: Mutex<State>,
+    /// An update waits to be sent.
+    pub(crate) outgoing: Notify,
+    /// Updates were applied.
+    pub(crate) applied: Notify,
+}
+
+/// What went wrong, and how often.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Values that did not open or decode.
+    pub(crate) rejected: AtomicU64,
+    /// Times that updates may have been missing.
+    pub(crate) gaps: AtomicU64,
+    /// Results that were used.
+    pub(crate) fetched: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) log: Option<Log>,
+    /// The last entry that was read.
+    pub(crate) place: Place,
+    pub(crate) blocks: HeldBlocks,
+    pub(crate) outbox: VecDeque<Outgoing>,
+    /// Invalidations of this node that others may lose with the engine's data.
+    pub(crate) own: VecDeque<(Instant, LogEntry)>,
+    pub(crate) nodes: HashMap<Id, Seen>,
+    pub(crate) session: Option<Arc<dyn Session>>,
+    /// The head by the last record, and how many more reads show whether entries up to it are missing.
+    pub(crate) expected: Option<(Head, u8)>,
+    pub(crate) head: u64,
+    pub(crate) followed_until: Option<Instant>,
+    /// Since when this node follows the log, or does not.
+    pub(crate) since: Instant,
+    pub(crate) clock_differs: bool,
+    refreshed_at: Option<Instant>,
+    /// The records of nodes that ended long ago.
+    forgotten: Vec<String>,
+}
+
+/// An update that the engine has not taken yet.
+pub(crate) struct Outgoing {
+    pub(crate) entry: LogEntry,
+    pub(crate) taken: Option<oneshot::Sender<()>>,
+}
+
+/// Another node.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    /// Its wall clock, by its last record.
+    pub(crate) wall: u64,
+    /// The last sign of life.
+    at: Option<Instant>,
+    /// When its record was seen to change.
+    changed: Instant,
+    pub(crate) leaves: bool,
+}
+
+impl Node {
+    pub(crate) fn new(
+        name: String,
+        [incarnation, ids]: [Id; 2],
+        sealer: Sealer,
+        layer: LayerInfo,
+        wall: WallClock,
+    ) -> Self {
+        Self {
+            name,
+            incarnation,
+            sealer,
+            layer,
+            wall,
+            counters: Counters::default(),
+            ids: u128::from_le_bytes(ids),
+            next: AtomicU64::new(0),
+            member: OnceLock::new(),
+            state: Mutex::new(State {
+                log: None,
+                place: BEGINNING.to_owned(),
+                blocks: HeldBlocks::default(),
+                outbox: VecDeque::new(),
+                own: VecDeque::new(),
+                nodes: HashMap::new(),
+                session: None,
+                expected: None,
+                head: 0,
+                followed_until: None,
+                since: Instant::now(),
+                clock_differs: false,
+                refreshed_at: None,
+                forgotten: Vec::new(),
+            }),
+            outgoing: Notify::new(),
+            applied: Notify::new(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn attach(&self, member: Weak<dyn FleetMember>) {
+        // A fleet is joined once.
+        let _ = self.member.set(member);
+    }
+
+    /// Returns the layer, until it is dropped.
+    pub(crate) fn member(&self) -> Option<Arc<dyn FleetMember>> {
+        self.member.get()?.upgrade()
+    }
+
+    /// Returns an id that no other update, epoch or node has.
+    pub(crate) fn new_id(&self) -> Id {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.ids.wrapping_add(u128::from(next)).to_le_bytes()
+    }
+
+    /// How long updates matter: no result from before can exist any more.
+    pub(crate) fn retention(&self) -> Duration {
+        self.layer.hard_ttl + self.layer.lookup_deadline + Duration::from_secs(60)
+    }
+
+    /// Takes an update of this node, to be sent. Returns its id.
+    pub(crate) fn enqueue(&self, update: &Update, taken: Option<oneshot::Sender<()>>) -> Id {
+        let id = self.new_id();
+        let mut state = self.state();
+        let change = match update {
+            Update::Invalidate(subject) => Change::Invalidate(subject.clone()),
+            Update::InvalidateAll => Change::InvalidateAll,
+            Update::Block(subject) => {
+                state.blocks.insert(id, subject);
+                Change::Block(subject.clone())
+            }
+            Update::Unblock(subject) => {
+                let mut ids = state.blocks.of(subject);
+                ids.truncate(MAX_UNBLOCKED);
+                state.blocks.end(subject, &ids);
+                Change::Unblock(subject.clone(), ids)
+            }
+        };
+        let entry = LogEntry {
+            id,
+            origin: self.incarnation,
+            made_at: self.wall.now(),
+            wants_acks: taken.is_some(),
+            change,
+        };
+        state.remember(&entry, self.retention(), || self.invalidate_all());
+        state.outbox.push_back(Outgoing { entry, taken });
+        state.bound_outbox(|| self.invalidate_all());
+        drop(state);
+        self.outgoing.notify_one();
+        id
+    }
+
+    fn invalidate_all(&self) -> LogEntry {
+        LogEntry {
+            id: self.new_id(),
+            origin: self.incarnation,
+            made_at: self.wall.now(),
+            wants_acks: false,
+            change: Change::InvalidateAll,
+        }
+    }
+
+    /// Returns how many updates were applied, if results of others may be fetched.
+    pub(crate) fn position(&self) -> Option<Position> {
+        let state = self.state();
+        // Until the engine has an own update, it may return a result from before.
+        let may_fetch = state.is_followed() && !state.clock_differs && state.outbox.is_empty();
+        let log = state.log.as_ref().filter(|_| may_fetch)?;
+        Some(log.position())
+    }
+
+    /// Returns the sealed record of this node.
+    pub(crate) fn record(&self, leaves: bool) -> Option<Vec<u8>> {
+        let applied = self.state().log.as_ref().map(Log::position);
+        let record = NodeRecord {
+            incarnation: self.incarnation,
+            name: self.name.clone(),
+            wall: self.wall.now(),
+            applied: applied.unwrap_or(Position {
+                epoch: [0; 16],
+                number: 0,
+            }),
+            leaves,
+        };
+        let field = hex(self.incarnation);
+        self.sealer.seal(Kind::NodeRecord, &field, &record.encode())
+    }
+
+    /// Takes the records of all nodes.
+    pub(crate) fn see(&self, records: &[(String, Vec<u8>)]) {
+        let (now, wall) = (Instant::now(), self.wall.now());
+        // Two soft TTLs: a node that has ended unnoticed serves nothing that is older.
+        let kept = self.layer.soft_ttl * 2;
+        let mut state = self.state();
+        for (field, sealed) in records.iter().take(MAX_NODES) {
+            let opened = self.sealer.open(Kind::NodeRecord, field, sealed);
+            let record = opened.and_then(|opened| NodeRecord::decode(&opened.plain));
+            let Some(record) = record.filter(|record| hex(record.incarnation) == *field) else {
+                Counters::count(&self.counters.rejected);
+                continue;
+            };
+            if record.incarnation == self.incarnation {
+                continue;
+            }
+            let seen = state.nodes.get(&record.incarnation);
+            // An old record that is repeated is no sign of life.
+            if seen.is_some_and(|seen| seen.wall >= record.wall) {
+                continue;
+            }
+            let age = Duration::from_millis(wall.saturating_sub(record.wall));
+            // One that is seen for the first time may be that of a node that ended long ago. It is if it does not change.
+            let is_alive = seen.is_some() || age <= kept;
+            let known = Seen {
+                name: record.name,
+                wall: record.wall,
+                at: is_alive.then_some(now),
+                changed: now,
+                leaves: record.leaves,
+            };
+            state.nodes.insert(record.incarnation, known);
+        }
+        let ended = state
+            .nodes
+            .extract_if(|_, seen| now.duration_since(seen.changed) > RECORDS_KEPT);
+        let ended: Vec<String> = ended.map(|(incarnation, _)| hex(incarnation)).collect();
+        state.forgotten = ended;
+    }
+
+    /// Returns the records of nodes that ended long ago, once.
+    pub(crate) fn take_forgotten(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().forgotten)
+    }
+
+    /// Compares the wall clock with the median of the other nodes, and divides the calls to the issuer.
+    pub(crate) fn compare_nodes(&self) {
+        let (now, wall) = (Instant::now(), self.wall.now());
+        let mut state = self.state();
+        let live = state
+            .nodes
+            .values()
+            .filter(|seen| seen.is_known(now, LIVE_FOR));
+        let mut walls: Vec<u64> = live.map(|seen| seen.wall).collect();
+        let nodes = (walls.len() + 1).min(MAX_SHARES);
+        walls.sort_unstable();
+        let median = walls.get(walls.len() / 2).copied();
+        let differs = median.is_some_and(|median| {
+            median > wall + millis(MAX_CLOCK_SKEW)
+                || wall > median + millis(MAX_CLOCK_LEAD + LIVE_FOR)
+        });
+        let changed = differs != state.clock_differs;
+        state.clock_differs = differs;
+        drop(state);
+        if changed {
+            telemetry::clock_differs(differs);
+        }
+        if let Some(member) = self.member() {
+            member.share_calls(u32::try_from(nodes).unwrap_or(1));
+        }
+    }
+
+    /// Updates may be missing: verifies what is cached again. At most once per soft TTL, because what was verified since is not
+    /// older than that, so that a faulty engine cannot multiply the calls to the issuer.
+    pub(crate) fn refresh_all(&self) {
+        Counters::count(&self.counters.gaps);
+        let now = Instant::now();
+        let mut state = self.state();
+        let is_recent = state
+            .refreshed_at
+            .is_some_and(|at| now.duration_since(at) < self.layer.soft_ttl);
+        if is_recent {
+            return;
+        }
+        state.refreshed_at = Some(now);
+        drop(state);
+        if let Some(member) = self.member() {
+            member.refresh_all();
+        }
+    }
+
+    /// Returns the state for status pages.
+    pub(crate) fn status(&self) -> FleetStatus {
+        use std::sync::atomic::Ordering::Relaxed;
+
+        let now = Instant::now();
+        let state = self.state();
+        let is_followed = state.is_followed();
+        // It may have ended without a sign.
+        let ended = state.followed_until.filter(|_| !is_followed);
+        let since = now.saturating_duration_since(ended.unwrap_or(state.since));
+        let position = state.log.as_ref().map_or(0, Log::applied);
+        let kept = self.layer.soft_ttl * 2;
+        let others = state.nodes.values().filter(|seen| seen.is_known(now, kept));
+        let mut others: Vec<String> = others.map(|seen| seen.name.clone()).collect();
+        others.sort_unstable();
+        let mut nodes = vec![self.name.clone()];
+        nodes.extend(others);
+        FleetStatus {
+            state: if is_followed {
+                FleetState::Followed
+            } else {
+                FleetState::NotFollowed
+            },
+            since,
+            position,
+            lag: state.head.saturating_sub(position),
+            nodes,
+            unsent: state.outbox.len(),
+            clock_differs: state.clock_differs,
+            gaps: self.counters.gaps.load(Relaxed),
+            rejected: self.counters.rejected.load(Relaxed),
+            fetched: self.counters.fetched.load(Relaxed),
+        }
+    }
+
+    /// Returns the other nodes that must confirm an update.
+    pub(crate) fn known_nodes(&self) -> HashMap<Id, String> {
+        let (now, kept) = (Instant::now(), self.layer.soft_ttl * 2);
+        let state = self.state();
+        let known = state.nodes.iter();
+        let known = known.filter(|(_, seen)| seen.is_known(now, kept));
+        known.map(|(&id, seen)| (id, seen.name.clone())).collect()
+    }
+}
+
+impl Seen {
+    /// Returns whether the node gave a sign of life in this time, and has not left.
+    fn is_known(&self, now: Instant, within: Duration) -> bool {
+        let is_alive = self.at.is_some_and(|at| now.duration_since(at) <= within);
+        is_alive && !self.leaves
+    }
+}
+
+impl State {
+    pub(crate) fn is_followed(&self) -> bool {
+        self.followed_until
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Keeps an invalidation, to send it again in a new epoch.
+    fn remember(
+        &mut self,
+        entry: &LogEntry,
+        retention: Duration,
+        invalidate_all: impl FnOnce() -> LogEntry,
+    ) {
+        let now = Instant::now();
+        while let Some((at, _)) = self.own.front()
+            && now.duration_since(*at) > retention
+        {
+            self.own.pop_front();
+        }
+        if matches!(entry.change, Change::Invalidate(_) | Change::InvalidateAll) {
+            self.own.push_back((now, entry.clone()));
+        }
+        if self.own.len() > MAX_OWN {
+            self.own.clear();
+            self.own.push_back((now, invalidate_all()));
+        }
+    }
+
+    /// Replaces invalidations that wait by one of everything, if there are too many.
+    fn bound_outbox(&mut self, invalidate_all: impl FnOnce() -> LogEntry) {
+        if self.outbox.len() <= MAX_OWN {
+            return;
+        }
+        // Whoever waits for one of them is told that it was not sent.
+        self.outbox
+            .retain(|sent| !matches!(sent.entry.change, Change::Invalidate(_)));
+        self.outbox.push_back(Outgoing {
+            entry: invalidate_all(),
+            taken: None,
+        });
+    }
+
+    /// Sends all invalidations again that others may have lost.
+    pub(crate) fn send_again(&mut self, retention: Duration) {
+        let now = Instant::now();
+        let waiting: std::collections::HashSet<Id> =
+            self.outbox.iter().map(|sent| sent.entry.id).collect();
+        let own = self.own.iter().filter(|(at, entry)| {
+            now.duration_since(*at) <= retention && !waiting.contains(&entry.id)
+        });
+        let again: Vec<_> = own
+            .map(|(_, entry)| Outgoing {
+                entry: entry.clone(),
+                taken: None,
+            })
+            .collect();
+        for sent in again.into_iter().rev() {
+            self.outbox.push_front(sent);
+        }
+    }
+
+    /// Returns whether this subject is blocked.
+    pub(crate) fn blocks_subject(&self, subject: &Subject) -> bool {
+        !self.blocks.of(subject).is_empty()
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}

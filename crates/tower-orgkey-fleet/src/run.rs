@@ -1,0 +1,505 @@
+//! The task of a node: reads the log, applies it, sends updates, and writes the node's record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tower_orgkey::fleet::{FleetMember, Subject, Update};
+
+use crate::clock::millis;
+use crate::engine::{
+    Append, BEGINNING, Engine, EngineError, EngineResult, Fields, READ_COUNT, Read, Session,
+};
+use crate::log::{Head, Log, Order};
+use crate::node::{Counters, FOLLOWED_FOR, Node, Outgoing, hex};
+use crate::seal::{Kind, Opened};
+use crate::telemetry;
+use crate::wire::{Acknowledgement, Change, Id, LogEntry, Wire};
+
+/// Records are written this often.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
+/// How long a read waits for an entry.
+const READ_WAIT: Duration = Duration::from_millis(500);
+/// The maximum number of updates that are sent at once.
+const SENT_AT_ONCE: usize = 100;
+/// Waits between attempts to connect double from the first to the second one.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The place of sealed log entries.
+const LOG: &str = "log";
+
+/// Why a node stops to follow a session.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The engine lost data, or another server answers.
+    NewEpoch,
+    Failed(EngineError),
+}
+
+impl From<EngineError> for Stop {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Follows the engine, for ever.
+pub(crate) async fn follow(node: &Node, engine: &dyn Engine) {
+    let mut wait = RECONNECT.0;
+    loop {
+        let connected_at = Instant::now();
+        let error = match engine.connect().await {
+            Ok(session) => node.serve(&session).await,
+            Err(error) => error,
+        };
+        node.lost(&error);
+        if connected_at.elapsed() > RECONNECT.1 {
+            wait = RECONNECT.0;
+        }
+        sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        wait = (wait * 2).min(RECONNECT.1);
+    }
+}
+
+impl Node {
+    async fn serve(&self, session: &Arc<dyn Session>) -> EngineError {
+        loop {
+            match self.serve_epoch(session).await {
+                Stop::NewEpoch => {}
+                Stop::Failed(error) => return error,
+            }
+        }
+    }
+
+    async fn serve_epoch(&self, session: &Arc<dyn Session>) -> Stop {
+        match self.follow_epoch(session).await {
+            Ok(never) => match never {},
+            Err(stop) => stop,
+        }
+    }
+
+    async fn follow_epoch(
+        &self,
+        session: &Arc<dyn Session>,
+    ) -> Result<std::convert::Infallible, Stop> {
+        self.join(session).await?;
+        self.write_record(&**session, true).await?;
+        self.flush(&**session).await?;
+        let mut records = interval(RECORD_EVERY);
+        records.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        records.reset();
+        let mut read = session.read(self.place(), READ_WAIT);
+        loop {
+            tokio::select! {
+                entries = &mut read => {
+                    self.take_entries(&**session, entries?).await?;
+                    read = session.read(self.place(), READ_WAIT);
+                }
+                () = self.outgoing.notified() => self.flush(&**session).await?,
+                _ = records.tick() => self.write_record(&**session, true).await?,
+            }
+        }
+    }
+
+    fn place(&self) -> String {
+        self.state().place.clone()
+    }
+
+    /// Joins the epoch of the engine: reads what the log has, and the blocks.
+    pub(crate) async fn join(&self, session: &Arc<dyn Session>) -> Result<(), Stop> {
+        let head = session.join(self.new_id()).await?;
+        let is_new_epoch = self.begin_epoch(head);
+        loop {
+            let entries = session.read(self.place(), Duration::ZERO).await?;
+            let is_short = entries.len() < READ_COUNT;
+            self.apply_entries(&**session, entries, is_new_epoch)
+                .await?;
+            if is_short {
+                break;
+            }
+        }
+        self.end_join(head, is_new_epoch);
+        if is_new_epoch {
+            self.read_blocks(&**session).await?;
+            self.restore_blocks(&**session).await?;
+        }
+        self.state().session = Some(Arc::clone(session));
+        Ok(())
+    }
+
+    /// Returns whether this is another epoch than that of the last session.
+    fn begin_epoch(&self, head: Head) -> bool {
+        let version = self.cache_version();
+        let mut state = self.state();
+        let before = state.log.as_ref().map(Log::epoch);
+        if before == Some(head.epoch) {
+            return false;
+        }
+        let log = Log::new(head.epoch, 0, version);
+        #[cfg(test)]
+        let log = log.with_rules_of(state.log.as_ref());
+        state.log = Some(log);
+        BEGINNING.clone_into(&mut state.place);
+        state.expected = None;
+        if before.is_some() {
+            state.send_again(self.retention());
+            drop(state);
+            telemetry::new_epoch();
+            self.refresh_all();
+        }
+        true
+    }
+
+    /// All entries were read. Those that are missing may have been trimmed.
+    fn end_join(&self, head: Head, is_new_epoch: bool) {
+        let version = self.cache_version();
+        let mut state = self.state();
+        let Some(log) = state.log.as_mut().filter(|log| log.misses(head)) else {
+            return;
+        };
+        log.restart(head.number, version);
+        drop(state);
+        if !is_new_epoch {
+            telemetry::updates_missing();
+            self.refresh_all();
+        }
+    }
+
+    /// Returns the version of the cache; 0 after the layer was dropped.
+    fn cache_version(&self) -> u64 {
+        self.member().map_or(0, |member| member.version())
+    }
+
+    /// Applies the blocks that the engine has.
+    async fn read_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
+        for (field, sealed) in session.blocks().await? {
+            let opened = self.sealer.open(Kind::Block, &field, &sealed);
+            let block = opened.and_then(|opened| decode(&opened));
+            match block {
+                Some((entry, is_first)) if hex(entry.id) == field => {
+                    self.apply_change(&entry, is_first);
+                }
+                _ => Counters::count(&self.counters.rejected),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the blocks that this node holds and the engine does not have, whoever made them.
+    async fn restore_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
+        let blocks = self.state().blocks.all();
+        for blocks in blocks.chunks(SENT_AT_ONCE) {
+            let made_at = self.wall.now();
+            let blocks = blocks.iter().filter_map(|(id, subject)| {
+                let entry = LogEntry {
+                    id: *id,
+                    origin: self.incarnation,
+                    made_at,
+                    wants_acks: false,
+                    change: Change::Block(subject.clone()),
+                };
+                self.append(&entry)
+            });
+            session.restore(self.new_id(), blocks.collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the reply of a read.
+    pub(crate) async fn take_entries(
+        &self,
+        session: &dyn Session,
+        entries: Vec<Read>,
+    ) -> Result<(), Stop> {
+        let is_short = entries.len() < READ_COUNT;
+        self.apply_entries(session, entries, false).await?;
+        if is_short {
+            self.check_head()?;
+        }
+        Ok(())
+    }
+
+    /// All entries were read. Checks whether those up to the head of the last record are among them.
+    fn check_head(&self) -> Result<(), Stop> {
+        let version = self.cache_version();
+        let mut state = self.state();
+        let Some((head, reads)) = state.expected else {
+            return Ok(());
+        };
+        if reads > 1 {
+            state.expected = Some((head, reads - 1));
+            return Ok(());
+        }
+        state.expected = None;
+        let Some(log) = &mut state.log else {
+            return Ok(());
+        };
+        if log.epoch() != head.epoch {
+            return Err(Stop::NewEpoch);
+        }
+        if log.misses(head) {
+            log.restart(head.number, version);
+            drop(state);
+            telemetry::updates_missing();
+            self.refresh_all();
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn apply_entries(
+        &self,
+        session: &dyn Session,
+        entries: Vec<Read>,
+        is_joining: bool,
+    ) -> Result<(), Stop> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut acks = Fields::new();
+        for entry in entries {
+            if let Some(id) = self.apply_entry(&entry, is_joining)? {
+                acks.extend(self.acknowledgement(id));
+            }
+        }
+        self.applied.notify_waiters();
+        if !acks.is_empty() {
+            session.acknowledge(hex(self.incarnation), acks).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies an entry. Returns the update that is to be acknowledged.
+    fn apply_entry(&self, read: &Read, is_joining: bool) -> Result<Option<Id>, Stop> {
+        let before = self.cache_version();
+        let mut state = self.state();
+        let log = state.log.as_mut().filter(|log| log.epoch() == read.epoch);
+        let Some(log) = log else {
+            return Err(Stop::NewEpoch);
+        };
+        let order = log.order(read.number);
+        if order == Order::Gap {
+            log.restart(read.number - 1, before);
+        }
+        state.place.clone_from(&read.place);
+        drop(state);
+        match order {
+            Order::Seen => return Ok(None),
+            Order::Gap if !is_joining => {
+                telemetry::updates_missing();
+                self.refresh_all();
+            }
+            Order::Gap | Order::Next => {}
+        }
+        let opened = self.sealer.open(Kind::LogEntry, LOG, &read.sealed);
+        let applied = opened.and_then(|opened| decode(&opened));
+        let applied = applied.map(|(entry, is_first)| {
+            let version = self.apply_change(&entry, is_first);
+            (entry, version)
+        });
+        let version = match &applied {
+            Some((_, Some(version))) => Some(*version),
+            // It was not applied, because no result that it is about can exist any more.
+            Some((entry, None)) if self.is_too_old(entry) => Some(before),
+            _ => None,
+        };
+        let Some(version) = version else {
+            // An update that this node cannot apply: like one that is missing.
+            Counters::count(&self.counters.rejected);
+            telemetry::update_rejected();
+            if let Some(log) = &mut self.state().log {
+                log.restart(read.number, before);
+            }
+            self.refresh_all();
+            return Ok(None);
+        };
+        if let Some(log) = &mut self.state().log {
+            log.push(version);
+        }
+        let wants_acks = |entry: &LogEntry| entry.wants_acks && entry.origin != self.incarnation;
+        Ok(applied
+            .filter(|(entry, _)| wants_acks(entry))
+            .map(|(entry, _)| entry.id))
+    }
+
+    fn is_too_old(&self, entry: &LogEntry) -> bool {
+        self.wall.now().saturating_sub(entry.made_at) > millis(self.retention())
+    }
+
+    /// Applies an update. Returns the version of the cache that has it; `None` if it is too old, or not applicable here.
+    fn apply_change(&self, entry: &LogEntry, is_first: bool) -> Option<u64> {
+        let Some(member) = self.member() else {
+            return Some(0);
+        };
+        let is_own = entry.origin == self.incarnation;
+        match &entry.change {
+            // Blocks have no age: they are state.
+            Change::Block(subject) => {
+                if !is_first && matches!(subject, Subject::Key(_)) {
+                    return None;
+                }
+                let version = member.version();
+                if self.state().blocks.insert(entry.id, subject) && !is_own {
+                    return Some(member.apply(&Update::Block(subject.clone()), false));
+                }
+                Some(version)
+            }
+            _ if self.is_too_old(entry) => None,
+            Change::InvalidateAll => Some(member.apply(&Update::InvalidateAll, is_own)),
+            // The fingerprint is that of another secret, so that of any key.
+            Change::Invalidate(Subject::Key(_)) if !is_first => {
+                Some(member.apply(&Update::InvalidateAll, false))
+            }
+            Change::Invalidate(subject) => {
+                Some(member.apply(&Update::Invalidate(subject.clone()), is_own))
+            }
+            Change::Unblock(subject, ids) => Some(self.unblock(&*member, subject, ids)),
+        }
+    }
+
+    fn unblock(&self, member: &dyn FleetMember, subject: &Subject, ids: &[Id]) -> u64 {
+        let version = member.version();
+        let mut state = self.state();
+        let was_blocked = state.blocks_subject(subject);
+        let is_free = state.blocks.end(subject, ids);
+        drop(state);
+        if was_blocked && is_free {
+            member.apply(&Update::Unblock(subject.clone()), false);
+        }
+        version
+    }
+
+    fn acknowledgement(&self, update: Id) -> Option<(String, Vec<u8>)> {
+        let ack = Acknowledgement {
+            update,
+            incarnation: self.incarnation,
+            name: self.name.clone(),
+        };
+        let field = hex(update);
+        let sealed = self
+            .sealer
+            .seal(Kind::Acknowledgement, &field, &ack.encode())?;
+        Some((field, sealed))
+    }
+
+    /// Sends what waits.
+    pub(crate) async fn flush(&self, session: &dyn Session) -> Result<(), Stop> {
+        loop {
+            let entries: Vec<LogEntry> = {
+                let state = self.state();
+                let waiting = state.outbox.iter().take(SENT_AT_ONCE);
+                waiting.map(|sent| sent.entry.clone()).collect()
+            };
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let appends = entries.iter().filter_map(|entry| self.append(entry));
+            let heads = session.append(self.new_id(), appends.collect()).await?;
+            let mut state = self.state();
+            for entry in &entries {
+                // The outbox may have been bounded meanwhile.
+                let at = state
+                    .outbox
+                    .iter()
+                    .position(|sent| sent.entry.id == entry.id);
+                let sent: Option<Outgoing> = at.and_then(|at| state.outbox.remove(at));
+                if let Some(taken) = sent.and_then(|sent| sent.taken) {
+                    // The waiting caller may be gone.
+                    let _ = taken.send(());
+                }
+            }
+            let epoch = state.log.as_ref().map(Log::epoch);
+            drop(state);
+            if heads.iter().any(|head| Some(head.epoch) != epoch) {
+                return Err(Stop::NewEpoch);
+            }
+        }
+    }
+
+    fn append(&self, entry: &LogEntry) -> Option<Append> {
+        let (block, unblock) = match &entry.change {
+            Change::Block(_) => {
+                let field = hex(entry.id);
+                let sealed = self.sealer.seal(Kind::Block, &field, &entry.encode())?;
+                (Some((field, sealed)), Vec::new())
+            }
+            Change::Unblock(_, ids) => (None, ids.iter().copied().map(hex).collect()),
+            _ => (None, Vec::new()),
+        };
+        Some(Append {
+            sealed: self.sealer.seal(Kind::LogEntry, LOG, &entry.encode())?,
+            keep: self.retention(),
+            block,
+            unblock,
+        })
+    }
+
+    /// Writes the record of this node, and takes those of the others. `is_reading`: a read is under way.
+    pub(crate) async fn write_record(
+        &self,
+        session: &dyn Session,
+        is_reading: bool,
+    ) -> Result<(), Stop> {
+        let Some(record) = self.record(false) else {
+            return Ok(());
+        };
+        let node = hex(self.incarnation);
+        let (head, records) = session
+            .record(self.new_id(), node, record, self.take_forgotten())
+            .await?;
+        self.take_head(head, is_reading)?;
+        self.see(&records);
+        self.compare_nodes();
+        telemetry::report(&self.status());
+        Ok(())
+    }
+
+    fn take_head(&self, head: Head, is_reading: bool) -> Result<(), Stop> {
+        let mut state = self.state();
+        if state.log.as_ref().map(Log::epoch) != Some(head.epoch) {
+            return Err(Stop::NewEpoch);
+        }
+        state.head = head.number;
+        if state.expected.is_none() {
+            // A read that is under way may have begun before the head moved.
+            state.expected = Some((head, 1 + u8::from(is_reading)));
+        }
+        let was_followed = state.is_followed();
+        let now = Instant::now();
+        state.followed_until = Some(now + FOLLOWED_FOR);
+        if !was_followed {
+            state.since = now;
+            drop(state);
+            telemetry::followed();
+        }
+        Ok(())
+    }
+
+    /// The session ended.
+    pub(crate) fn lost(&self, error: &EngineError) {
+        let mut state = self.state();
+        state.session = None;
+        let was_followed = state.followed_until.take().is_some();
+        if was_followed {
+            state.since = Instant::now();
+        }
+        drop(state);
+        telemetry::lost(error, was_followed);
+        telemetry::report(&self.status());
+    }
+
+    /// Removes this node from those that others wait for.
+    pub(crate) async fn leave(&self) -> EngineResult<()> {
+        let session = self.state().session.clone();
+        let session = session.ok_or_else(|| EngineError::new("not connected"))?;
+        if let Some(record) = self.record(true) {
+            let node = hex(self.incarnation);
+            session
+                .record(self.new_id(), node, record, Vec::new())
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Decodes an update. Also returns whether it was sealed under the first secret of this node.
+fn decode(opened: &Opened) -> Option<(LogEntry, bool)> {
+    LogEntry::decode(&opened.plain).map(|entry| (entry, opened.is_first))
+}

@@ -1,0 +1,89 @@
+//! Log messages and metrics. The names of metrics are constants.
+//!
+//! | metric | kind | counts |
+//! |---|---|---|
+//! | [`FOLLOWED`] | gauge | 1 while this node follows the engine's log, else 0 |
+//! | [`LAG`] | gauge | updates that the engine has and this node has not applied |
+//! | [`POSITION`] | gauge | the number of the last update that was applied |
+//! | [`NODES`] | gauge | known nodes, this one included |
+//! | [`UNSENT`] | gauge | updates that wait for the engine |
+
+use crate::engine::EngineError;
+use crate::status::FleetStatus;
+
+/// The target of every event of this crate.
+pub const TARGET: &str = "tower_orgkey_fleet";
+/// Whether this node follows the engine's log.
+pub const FOLLOWED: &str = "orgkey_fleet_followed";
+/// How many updates this node is behind.
+pub const LAG: &str = "orgkey_fleet_lag";
+/// The number of the last update that was applied.
+pub const POSITION: &str = "orgkey_fleet_position";
+/// The number of known nodes.
+pub const NODES: &str = "orgkey_fleet_nodes";
+/// The number of updates that wait for the engine.
+pub const UNSENT: &str = "orgkey_fleet_unsent";
+
+pub(crate) fn followed() {
+    tracing::info!(target: TARGET, "fleet log followed");
+}
+
+pub(crate) fn lost(error: &EngineError, was_followed: bool) {
+    if was_followed {
+        tracing::warn!(target: TARGET, %error, "fleet engine lost: this node keeps the bounds of a single node");
+    } else {
+        tracing::debug!(target: TARGET, %error, "fleet engine unavailable");
+    }
+}
+
+pub(crate) fn new_epoch() {
+    tracing::warn!(target: TARGET, "fleet engine lost data or was replaced: cached keys are verified again");
+}
+
+pub(crate) fn updates_missing() {
+    tracing::warn!(target: TARGET, "fleet updates missing: cached keys are verified again");
+}
+
+pub(crate) fn update_rejected() {
+    tracing::error!(
+        target: TARGET,
+        "fleet update not readable: the engine returned a changed entry, or a node has another secret"
+    );
+}
+
+pub(crate) fn clock_differs(differs: bool) {
+    if differs {
+        tracing::error!(target: TARGET, "wall clock differs from the fleet: results are not shared");
+    } else {
+        tracing::info!(target: TARGET, "wall clock agrees with the fleet");
+    }
+}
+
+/// Sets the gauges.
+pub(crate) fn report(status: &FleetStatus) {
+    #[cfg(feature = "metrics")]
+    {
+        // Exact below 2^53.
+        #[allow(clippy::cast_precision_loss)]
+        let set = |name: &'static str, value: u64| metrics::gauge!(name).set(value as f64);
+        set(FOLLOWED, u64::from(status.is_followed()));
+        set(LAG, status.lag);
+        set(POSITION, status.position);
+        set(NODES, status.nodes.len() as u64);
+        set(UNSENT, status.unsent as u64);
+    }
+    #[cfg(not(feature = "metrics"))]
+    let _ = status;
+}
+
+pub(crate) fn no_layer() {
+    tracing::error!(target: TARGET, "fleet not followed: no layer has joined it; call `ApiKeyLayerBuilder::fleet`");
+}
+
+pub(crate) fn runs_twice() {
+    tracing::error!(target: TARGET, "fleet is followed already: `Fleet::run` was called twice");
+}
+
+pub(crate) fn not_left(error: &EngineError) {
+    tracing::warn!(target: TARGET, %error, "fleet not left: other nodes wait for this one for two soft TTLs");
+}

@@ -1,0 +1,11 @@
+//! Several nodes in one process, with an engine in memory and with real servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot start.
+
+mod memory;
+#[path = "../../../../tests/support/proxy.rs"]
+#[allow(dead_code)] // This kit uses a part of it.
+mod proxy;
+mod redis;
+mod redis_server;
+mod support;

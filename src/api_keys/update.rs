@@ -1,0 +1,81 @@
+//! Updates of a layer: blocks and invalidations, its own and those of other nodes of its fleet.
+
+use std::sync::Arc;
+
+use orgkey_lookup::BlockListFull;
+
+use super::Cache;
+use crate::fleet::{FleetLink, FleetMember, Subject, Update};
+use crate::telemetry;
+
+/// Applies an update of this node and sends it to the fleet, if the layer is in one. Returns what `send` returns.
+pub(crate) fn apply<T>(
+    cache: &Cache,
+    update: &Update,
+    send: impl FnOnce(&dyn FleetLink) -> T,
+) -> Result<Option<T>, BlockListFull> {
+    let publish = || cache.source().fleet().map(|fleet: &Arc<_>| send(&**fleet));
+    if matches!(update, Update::Block(_)) {
+        // May fail, and applies to results of any age.
+        apply_here(cache, update)?;
+        return Ok(publish());
+    }
+    // Before it is applied here, so that no result of another node from before the update is fetched in between.
+    let result = publish();
+    apply_here(cache, update)?;
+    Ok(result)
+}
+
+/// Returns the version that has the update.
+fn apply_here(cache: &Cache, update: &Update) -> Result<u64, BlockListFull> {
+    Ok(match update {
+        Update::Invalidate(Subject::Key(key)) => cache.invalidate_key(&(*key).into()),
+        Update::Invalidate(Subject::KeyId(id)) => cache.invalidate_key_id(id.as_str()),
+        Update::Invalidate(Subject::Org(org)) => cache.invalidate_organization(org.as_str()),
+        Update::InvalidateAll => cache.invalidate_all(),
+        Update::Block(Subject::Key(key)) => cache.block_key(&(*key).into())?,
+        Update::Block(Subject::KeyId(id)) => cache.block_key_id(id.as_str())?,
+        Update::Block(Subject::Org(org)) => cache.block_organization(org.as_str())?,
+        Update::Unblock(subject) => {
+            // Invalidates nothing, so the version from before has it.
+            let version = cache.version();
+            unblock(cache, subject);
+            version
+        }
+    })
+}
+
+/// Returns whether there was a block.
+pub(crate) fn unblock(cache: &Cache, subject: &Subject) -> bool {
+    match subject {
+        Subject::Key(key) => cache.unblock_key(&(*key).into()),
+        Subject::KeyId(id) => cache.unblock_key_id(id.as_str()),
+        Subject::Org(org) => cache.unblock_organization(org.as_str()),
+    }
+}
+
+impl FleetMember for Cache {
+    fn apply(&self, update: &Update, is_own: bool) -> u64 {
+        if let (Update::Invalidate(Subject::Key(key)), true) = (update, is_own) {
+            // The key may be cached as invalid since.
+            return self.invalidate_results(&(*key).into());
+        }
+        let version = self.version();
+        apply_here(self, update).unwrap_or_else(|full| {
+            telemetry::block_not_applied(&full);
+            version
+        })
+    }
+
+    fn version(&self) -> u64 {
+        Cache::version(self)
+    }
+
+    fn refresh_all(&self) {
+        Cache::refresh_all(self);
+    }
+
+    fn share_calls(&self, nodes: u32) {
+        Cache::share_calls(self, nodes);
+    }
+}
