@@ -8,7 +8,7 @@ use axum::Router;
 use tower_orgkey::require_scope;
 
 use crate::rows::{self, REPORTS, SCOPE, hand_made, ours};
-use crate::table;
+use crate::{table, wrk};
 
 const ROUNDS: usize = 15;
 const ROWS: &[(&str, &str)] = &[
@@ -99,17 +99,11 @@ impl Server {
 
     /// Requests per second over one second.
     fn load(&self) -> f64 {
-        let output = Command::new("wrk")
-            .args(["-t1", "-c32", "-d1s", "-H"])
-            .arg(format!("Authorization: {}", rows::BEARER))
-            .arg(format!("http://{}{REPORTS}", self.address))
-            .output()
-            .expect("wrk is installed");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(!said.contains("Non-2xx"), "{}: {said}", self.row);
-        said.split_once("Requests/sec:")
-            .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
-            .expect("wrk's figure")
+        let bearer = format!("Authorization: {}", rows::BEARER);
+        wrk::rate(
+            &format!("http://{}{REPORTS}", self.address),
+            [bearer.as_str()],
+        )
     }
 }
 

@@ -12,6 +12,7 @@ pub mod rows;
 mod scale;
 mod table;
 mod threads;
+mod wrk;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ Without a bench, all of them, one after another.
   herd         ten thousand requests at once with one cold key
   miss         a cold key, compared with a plain call to the issuer
   end_to_end   requests per second over loopback, under wrk
+  gateway      `orgkey gateway` under wrk, and behind nginx; built separately
   whole        audit, usage, limits and settings, each and together; built separately
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
   guard --record             writes that file

@@ -1,0 +1,184 @@
+//! The servers that are compared, each in a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::any;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use kinde_emulator::{KeySpec, KindeEmulator};
+use orgkey::gateway::{Config, Gateway};
+use tempfile::TempDir;
+
+use crate::{free_address, wrk};
+
+const ROUTES: &str = "[[route]]\nmatch = 'GET,POST /reports/{id}'\nscopes = ['read:reports']\n\
+                      [[route]]\nmatch = '* /orgs/{org_code}/{*rest}'\norganization = 'org_code'\n";
+
+/// A limit that no load reaches.
+const FULL: &str = "[limits]\nrequests_per_minute = 4000000000\nburst = 4000000000\n\
+                    [audit]\nfile = 'DIR/audit.jsonl'\n\
+                    [identity]\nassertion_audience = 'reports-api'\nassertion_key_file = 'DIR/key.pem'\n";
+
+/// A server of this program.
+pub(crate) struct Server {
+    process: Child,
+    pub(crate) address: SocketAddr,
+    /// The header with a valid key.
+    pub(crate) bearer: String,
+}
+
+impl Server {
+    pub(crate) fn start(row: &str) -> Self {
+        let address = free_address();
+        let program = std::env::current_exe().expect("this program");
+        let mut process = Command::new(program)
+            .args(["serve", row, &address.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a child");
+        let mut key = String::new();
+        let out = process.stdout.take().expect("a pipe");
+        BufReader::new(out).read_line(&mut key).expect("a key");
+        wait_for(address);
+        Self {
+            process,
+            address,
+            bearer: format!("Authorization: Bearer {}", key.trim_end()),
+        }
+    }
+
+    /// Requests per second, as nginx sends them.
+    pub(crate) fn load(&self, path: &str) -> f64 {
+        let headers = [
+            self.bearer.as_str(),
+            "X-Original-Method: GET",
+            "X-Original-URI: /reports/1",
+            "X-Original-Host: api.example.com",
+        ];
+        wrk::rate(&format!("http://{}{path}", self.address), headers)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn wait_for(address: SocketAddr) {
+    while TcpStream::connect(address).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Serves a row forever, and prints a key that it accepts.
+pub(crate) fn serve(row: &str, address: SocketAddr) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        if row == "bare" {
+            println!("unread-key");
+            let listener = tokio::net::TcpListener::bind(address)
+                .await
+                .expect("a port");
+            // Also the service behind nginx.
+            let router = Router::new()
+                .route("/v1/nginx", any(async || ()))
+                .route("/reports/{id}", any(async || ()));
+            return axum::serve(listener, router).await.expect("a server");
+        }
+        let emulator = KindeEmulator::start().await.expect("an issuer");
+        let spec = KeySpec::organization("org_1").scopes(["read:reports"]);
+        println!("{}", emulator.issue_key(spec).secret());
+        let dir = TempDir::new().expect("a directory");
+        let text = config(row, address, &emulator, dir.path());
+        let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let gateway = Gateway::start(config).await.expect("a gateway");
+        gateway.run(std::future::pending()).await;
+    });
+}
+
+fn config(row: &str, address: SocketAddr, emulator: &KindeEmulator, dir: &Path) -> String {
+    std::fs::write(dir.join("secret"), emulator.client_secret()).expect("a file");
+    // An Ed25519 key in PKCS #8.
+    let prefix = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    let der = BASE64_STANDARD.encode([&prefix[..], &[7; 32]].concat());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{der}\n-----END PRIVATE KEY-----\n");
+    std::fs::write(dir.join("key.pem"), pem).expect("a file");
+    let tables = if row == "full" { FULL } else { "" };
+    format!(
+        "[listen]\nchecks = '{address}'\n[issuer]\nkind = 'kinde'\nurl = '{}'\nclient_id = '{}'\n\
+         client_secret_file = 'DIR/secret'\n{ROUTES}{tables}",
+        emulator.issuer_url(),
+        emulator.client_id(),
+    )
+    .replace("DIR", &dir.display().to_string())
+}
+
+/// nginx in front of a service.
+pub(crate) struct Nginx {
+    process: Child,
+    pub(crate) address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Nginx {
+    /// Starts nginx with the configuration of the repository if there is a gateway, and without a check if there is none.
+    pub(crate) fn start(gateway: Option<SocketAddr>, service: SocketAddr) -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let address = free_address();
+        let text = if let Some(gateway) = gateway {
+            let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("../../crates/orgkey/proxies/nginx.conf");
+            let text = std::fs::read_to_string(file).expect("the configuration");
+            text.replace("8080", &gateway.port().to_string())
+        } else {
+            "upstream app { server 127.0.0.1:9000; }\n\
+             server { listen 127.0.0.1:8000; location / { proxy_set_header Host $host; proxy_pass http://app; } }\n"
+                .to_owned()
+        };
+        let text = text
+            .replace("8000", &address.port().to_string())
+            .replace("9000", &service.port().to_string());
+        std::fs::write(dir.path().join("nginx.conf"), text).expect("a file");
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|name| format!("{name}_temp_path {name};"));
+        let main = format!(
+            "daemon off; worker_processes 1; pid nginx.pid; error_log stderr; events {{ }} \
+             http {{ access_log off; {} include nginx.conf; }}",
+            temporary.join(" ")
+        );
+        std::fs::write(dir.path().join("main.conf"), main).expect("a file");
+        let process = Command::new("nginx")
+            .arg("-p")
+            .arg(dir.path())
+            .args(["-c", "main.conf", "-e", "stderr"])
+            .spawn()
+            .expect("nginx is installed");
+        wait_for(address);
+        Self {
+            process,
+            address,
+            _dir: dir,
+        }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // nginx ends its workers on SIGTERM only.
+        let _ = Command::new("kill")
+            .arg(self.process.id().to_string())
+            .status();
+        let _ = self.process.wait();
+    }
+}
