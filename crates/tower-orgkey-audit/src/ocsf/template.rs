@@ -286,6 +286,8 @@ mod tests {
         }
     }
 
+    type Change = Box<dyn Fn(&mut AuditedRequest)>;
+
     /// Requests that differ from [`allowed`] in one part each.
     fn requests() -> Vec<AuditedRequest> {
         let scope = |name, is_met| Requirement::scopes(ScopePolicy::new([[name]]), is_met);
@@ -293,7 +295,7 @@ mod tests {
             let after = Duration::from_millis(millis);
             Some(Body { end, after, bytes })
         };
-        let changes: Vec<Box<dyn Fn(&mut AuditedRequest)>> = vec![
+        let changes: Vec<Change> = vec![
             Box::new(|_| {}),
             Box::new(|it| it.time += Duration::from_millis(987_654_321)),
             Box::new(|it| it.time = UNIX_EPOCH),
@@ -308,7 +310,7 @@ mod tests {
             Box::new(|it| it.route = None),
             Box::new(|it| it.path = Some("/reports/7".into())),
             Box::new(|it| {
-                it.peer = Some("[::1]:80".parse::<std::net::SocketAddr>().unwrap().into())
+                it.peer = Some("[::1]:80".parse::<std::net::SocketAddr>().unwrap().into());
             }),
             Box::new(|it| it.peer = Some(AuditPeer::from(std::net::IpAddr::from([10, 0, 0, 1])))),
             Box::new(|it| it.actor = actor("org_22", Some("key_1"), false)),
@@ -319,7 +321,7 @@ mod tests {
             Box::new(move |it| it.requirements = requirements(&[scope("b", true)])),
             Box::new(move |it| it.requirements = requirements(&[scope("a", false)])),
             Box::new(move |it| {
-                it.requirements = requirements(&[scope("a", true), scope("b", true)])
+                it.requirements = requirements(&[scope("a", true), scope("b", true)]);
             }),
             Box::new(|it| it.outcome = Outcome::Rejected(Rejection::invalid_token())),
             Box::new(|it| it.outcome = Outcome::EndedEarly(EarlyEnd::Dropped)),
@@ -332,12 +334,12 @@ mod tests {
             Box::new(move |it| it.body = body(BodyEnd::Ended, 1, u64::MAX)),
             Box::new(|it| it.body = None),
         ];
-        let changed = changes.into_iter().map(|change| {
+        let request_with = |change: Change| {
             let mut request = allowed();
             change(&mut request);
             request
-        });
-        changed.collect()
+        };
+        changes.into_iter().map(request_with).collect()
     }
 
     fn event(request: &AuditedRequest, source: &Arc<Source>, sequence: u64) -> AuditEvent {
