@@ -5,9 +5,15 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_orgkey::observer::{EarlyEnd, Observer, OuterObservation, ResponseObserver};
 
+use crate::aggregator::Aggregator;
 use crate::counts::{Ended, How};
-use crate::routes::RouteId;
-use crate::service::Shared;
+use crate::routes::{KnownRoute, RouteId};
+
+/// What a service shares with its clones and its requests.
+pub(crate) struct Shared {
+    pub(crate) aggregator: Arc<Aggregator>,
+    pub(crate) route: KnownRoute,
+}
 
 /// A request in flight.
 pub(crate) struct Call {

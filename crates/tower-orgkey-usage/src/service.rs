@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::aggregator::Aggregator;
-use crate::call::Call;
+use crate::call::{Call, Shared};
 use crate::future::ResponseFuture;
 use crate::routes::KnownRoute;
 use tower_orgkey::RequestHead;
@@ -21,12 +21,6 @@ use tower_orgkey::observer::{ObservedFuture, OuterObservation};
 pub struct UsageService<S> {
     inner: S,
     shared: Arc<Shared>,
-}
-
-/// What a service shares with its clones and its requests.
-pub(crate) struct Shared {
-    pub(crate) aggregator: Arc<Aggregator>,
-    route: KnownRoute,
 }
 
 impl<S> UsageService<S> {

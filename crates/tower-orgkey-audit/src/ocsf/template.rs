@@ -336,12 +336,12 @@ mod tests {
             Box::new(move |it| it.body = body(BodyEnd::Ended, 1, u64::MAX)),
             Box::new(|it| it.body = None),
         ];
-        let requests = changes.into_iter().map(|change| {
+        let request_with = |change: Change| {
             let mut request = allowed();
             change(&mut request);
             request
-        });
-        requests.collect()
+        };
+        changes.into_iter().map(request_with).collect()
     }
 
     fn event(request: &AuditedRequest, source: &Arc<Source>, sequence: u64) -> AuditEvent {
