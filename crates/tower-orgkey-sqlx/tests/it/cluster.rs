@@ -13,8 +13,14 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, PgPool};
 
-pub(crate) const ROLES: &str = include_str!("../../src/roles.sql");
-pub(crate) const SCHEMA: &str = include_str!("../../src/schema.sql");
+/// The SQL of the guide: the roles, and the tables.
+static GUIDE: LazyLock<[&str; 2]> = LazyLock::new(|| {
+    let blocks = include_str!("../../src/guide.md").split("```sql\n").skip(1);
+    let blocks: Vec<&str> = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    blocks.try_into().unwrap()
+});
 
 /// The programs refuse to run as root.
 const AS_POSTGRES: &str = r#"
@@ -124,7 +130,7 @@ impl Database {
     pub(crate) async fn new(organizations: &[&str]) -> Self {
         let database = Self::empty().await;
         let mut owner = database.owner().await;
-        sqlx::raw_sql(SCHEMA).execute(&mut owner).await.unwrap();
+        sqlx::raw_sql(GUIDE[1]).execute(&mut owner).await.unwrap();
         let rows = "with org as (select set_config('app.org', $1, true) as org),
                 added as (insert into notes (org, title)
                     select org, org || ' ' || number from org, generate_series(1, 2) number returning org, id)
@@ -149,7 +155,7 @@ impl Database {
         ROLES_MADE
             .get_or_init(|| async {
                 let mut admin = server.connect(&options).await;
-                sqlx::raw_sql(ROLES).execute(&mut admin).await.unwrap();
+                sqlx::raw_sql(GUIDE[0]).execute(&mut admin).await.unwrap();
             })
             .await;
         let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));

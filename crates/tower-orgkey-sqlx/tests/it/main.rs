@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod bouncer;
+mod check;
 mod cluster;
 mod extractor;
+mod guide;
 mod kit;
 mod proxy;
+#[path = "../../../../tests/support/python.rs"]
+mod python;
 mod storm;
 mod transaction;

@@ -1,3 +1,0 @@
--- Once per database server, by an administrator.
-create role app_owner nologin;
-create role app login;
