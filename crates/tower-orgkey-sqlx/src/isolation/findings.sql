@@ -1,0 +1,120 @@
+-- What would show a role the rows of other organizations, as (kind, object, detail), from the role's own view.
+with
+me as (select oid, rolname, rolsuper, rolbypassrls from pg_catalog.pg_roles where rolname = current_user),
+-- The role that connected, and all that `set role` can take from it.
+reachable as (
+    select r.oid, r.rolname, r.rolsuper, r.rolbypassrls
+    from pg_catalog.pg_roles r, pg_catalog.pg_roles login
+    where login.rolname = session_user and r.rolname <> current_user
+        -- A superuser can take every role: its own row says enough.
+        and (r.oid = login.oid or not login.rolsuper and pg_catalog.pg_has_role(session_user, r.oid,
+            case when pg_catalog.current_setting('server_version_num')::int >= 160000 then 'SET' else 'MEMBER' end))
+),
+schemas as (
+    select oid, nspname from pg_catalog.pg_namespace
+    where nspname not in ('pg_catalog', 'information_schema') and nspname !~ '^pg_(toast|temp)'
+        and pg_catalog.has_schema_privilege(oid, 'USAGE')
+),
+relations as (
+    select c.oid, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relispartition, c.reloptions, c.relowner,
+        pg_catalog.format('%I.%I', s.nspname, c.relname) as name
+    from pg_catalog.pg_class c join schemas s on s.oid = c.relnamespace
+    where c.relkind in ('r', 'p', 'v', 'm', 'f')
+        and (pg_catalog.has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+            or pg_catalog.has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE'))
+),
+isolated as (select * from relations where relkind in ('r', 'p') and relrowsecurity),
+policies as (
+    select p.oid, p.polrelid, p.polpermissive, p.polcmd,
+        pg_catalog.pg_get_expr(p.polqual, p.polrelid) as rows_used,
+        pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) as rows_written,
+        exists (select from pg_catalog.unnest(p.polroles) as r(role)
+            where r.role = 0 or pg_catalog.pg_has_role(r.role, 'USAGE')) as applies,
+        -- A function of the user or another relation, which can depend on the organization.
+        exists (select from pg_catalog.pg_depend d
+            where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = p.oid
+                and (d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                    or d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> p.polrelid)) as calls
+    from pg_catalog.pg_policy p
+),
+-- What each policy says about each command, and whether that can depend on the organization.
+rules as (
+    select p.polrelid, p.polpermissive, c.command,
+        p.calls or pg_catalog.strpos(c.expression, 'current_setting(''app.org''') > 0 as is_bound
+    from policies p
+    cross join lateral (values
+        ('r', 'select', p.rows_used),
+        ('a', 'insert', coalesce(p.rows_written, p.rows_used)),
+        ('w', 'update', p.rows_used),
+        ('w', 'update to', coalesce(p.rows_written, p.rows_used)),
+        ('d', 'delete', p.rows_used)
+    ) as c (code, command, expression)
+    where p.applies and p.polcmd in ('*', c.code) and c.expression is not null
+),
+open_commands as (
+    select polrelid, command from rules group by polrelid, command
+    having bool_or(polpermissive and not is_bound) and not bool_or(not polpermissive and is_bound)
+),
+organization_columns as (
+    select distinct d.refobjid as relation, d.refobjsubid as number
+    from pg_catalog.pg_depend d
+    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.refobjsubid > 0
+        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+        and exists (select from policies p where p.oid = d.objid and p.polrelid = d.refobjid)
+)
+select 'superuser', 'role ' || rolname, 'current role' from me where rolsuper
+union all
+select 'bypass-rls', 'role ' || rolname, 'current role' from me where rolbypassrls and not rolsuper
+union all
+select 'reachable-role', 'role ' || r.rolname,
+    case when r.rolsuper then 'superuser' when r.rolbypassrls then 'BYPASSRLS' else 'owns a table without FORCE' end
+from reachable r
+where r.rolsuper or r.rolbypassrls or not pg_catalog.pg_has_role(r.oid, 'USAGE') and exists (
+    select from isolated i where i.relowner = r.oid and not i.relforcerowsecurity)
+union all
+select 'row-security-off', name, 'alter table … enable row level security'
+from relations where relkind in ('r', 'p') and not relrowsecurity and not relispartition
+union all
+select 'partition', name, 'the policies of the parent do not apply'
+from relations where relkind in ('r', 'p') and not relrowsecurity and relispartition
+union all
+select 'not-forced', name, 'the current role has the rights of the owner'
+from isolated where not relforcerowsecurity and pg_catalog.pg_has_role(relowner, 'USAGE')
+union all
+select 'no-policy', name, 'no permissive policy applies to the current role'
+from isolated i where not exists (select from policies p where p.polrelid = i.oid and p.applies and p.polpermissive)
+union all
+select 'policy-without-organization', i.name, pg_catalog.string_agg(o.command, ', ' order by o.command)
+from isolated i join open_commands o on o.polrelid = i.oid group by i.name
+union all
+select 'truncate', name, 'revoke truncate' from isolated where pg_catalog.has_table_privilege(oid, 'TRUNCATE')
+union all
+select 'materialized-view', name, 'has no row security' from relations where relkind = 'm'
+union all
+select 'foreign-table', name, 'has no row security' from relations where relkind = 'f'
+union all
+select 'owner-view', name, 'reads with the rights of its owner: security_invoker'
+from relations where relkind = 'v' and not exists (
+    select from pg_catalog.pg_options_to_table(reloptions) o
+    where o.option_name = 'security_invoker' and o.option_value::bool)
+union all
+select 'definer-function',
+    pg_catalog.format('%I.%I(%s)', s.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)),
+    'runs with the rights of ' || pg_catalog.pg_get_userbyid(p.proowner)
+from pg_catalog.pg_proc p join schemas s on s.oid = p.pronamespace, me
+where p.prosecdef and p.proowner <> me.oid and pg_catalog.has_function_privilege(p.oid, 'EXECUTE')
+union all
+select 'foreign-key', i.name || '.' || pg_catalog.quote_ident(k.conname), 'both sides need the organization'
+from pg_catalog.pg_constraint k
+join isolated i on i.oid = k.conrelid
+join pg_catalog.pg_class target on target.oid = k.confrelid and target.relrowsecurity
+where k.contype = 'f' and k.conparentid = 0 and not exists (
+    select from rows from (pg_catalog.unnest(k.conkey), pg_catalog.unnest(k.confkey)) as pair (here, there)
+    join organization_columns h on h.relation = k.conrelid and h.number = pair.here
+    join organization_columns t on t.relation = k.confrelid and t.number = pair.there)
+union all
+select 'old-server', 'server', 'PostgreSQL ' || pg_catalog.current_setting('server_version') || ': CVE-2024-10976'
+from pg_catalog.current_setting('server_version_num') as v (text), lateral (select v.text::int) as n (number)
+where n.number < case n.number / 10000
+    when 17 then 170001 when 16 then 160005 when 15 then 150009 when 14 then 140014 when 13 then 130017
+    when 12 then 120021 else 120000 end

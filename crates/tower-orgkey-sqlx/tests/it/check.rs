@@ -1,0 +1,224 @@
+//! The check at the start: each planted hole is found, and nothing else.
+
+use std::collections::BTreeSet;
+
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use tower_orgkey_sqlx::isolation::{Exceptions, FindingKind, IsolationReport};
+use tower_orgkey_sqlx::{IsolationError, OrgPool};
+
+use crate::cluster::Database;
+
+async fn findings(pool: PgPool) -> Vec<(FindingKind, String)> {
+    match OrgPool::checked(pool, &Exceptions::none()).await {
+        Ok(_) => Vec::new(),
+        Err(IsolationError::Findings(report)) => list(&report),
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+fn list(report: &IsolationReport) -> Vec<(FindingKind, String)> {
+    let findings = report.findings().iter();
+    findings
+        .map(|finding| (finding.kind(), finding.object().to_owned()))
+        .collect()
+}
+
+/// The holes, each in the tables of the guide: what is run by an administrator in a database, and what must be found.
+/// `{role}` is a role of the hole, with the rights of `app`, as which the check connects.
+const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
+    ("alter role {role} superuser", &[
+        (FindingKind::Superuser, "role {role}"),
+        (FindingKind::NotForced, "public.legacy"),
+        (FindingKind::Truncate, "public.comments"),
+        (FindingKind::Truncate, "public.legacy"),
+        (FindingKind::Truncate, "public.notes"),
+        (FindingKind::RowsVisible, "public.comments"),
+        (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("alter role {role} bypassrls", &[
+        (FindingKind::BypassRls, "role {role}"),
+        (FindingKind::RowsVisible, "public.comments"),
+        (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("create role {role}_admin bypassrls; grant {role}_admin to {role}", &[
+        (FindingKind::ReachableRole, "role {role}_admin"),
+    ]),
+    ("create role {role}_super superuser; grant {role}_super to {role}; alter role {role} noinherit", &[
+        (FindingKind::ReachableRole, "role {role}_super"),
+    ]),
+    ("create role {role}_owner; alter table legacy owner to {role}_owner; grant {role}_owner to {role};
+        alter role {role} noinherit; grant select on legacy to {role}", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
+    ("alter table notes disable row level security", &[(FindingKind::RowSecurityOff, "public.notes")]),
+    ("create table \"Plans\" (id int); grant select on \"Plans\" to app", &[
+        (FindingKind::RowSecurityOff, "public.\"Plans\""),
+    ]),
+    ("alter table legacy owner to {role}; revoke truncate on legacy from {role}", &[
+        (FindingKind::NotForced, "public.legacy"),
+    ]),
+    ("drop policy comments_of_org on comments", &[(FindingKind::NoPolicy, "public.comments")]),
+    ("drop policy notes_of_no_other_org on notes; create policy oops on notes using (true)", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+        (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("drop policy notes_of_no_other_org on notes; create policy oops on notes for insert with check (length(org) > 0)", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
+    // Depends on the organization, and is still true with any.
+    ("drop policy notes_of_no_other_org on notes;
+        create policy oops on notes for select using (current_setting('app.org', true) <> '')", &[
+        (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("create table events (org text, at date) partition by range (at);
+        create table events_1 partition of events for values from ('2026-01-01') to ('2027-01-01');
+        alter table events enable row level security;
+        create policy events_of_org on events using (org = nullif(current_setting('app.org', true), ''));
+        grant select on events, events_1 to app", &[(FindingKind::Partition, "public.events_1")]),
+    ("create materialized view totals as select org, count(*) from notes group by org; grant select on totals to app", &[
+        (FindingKind::MaterializedView, "public.totals"),
+    ]),
+    ("create view all_notes as select * from notes; grant select on all_notes to app", &[
+        (FindingKind::OwnerView, "public.all_notes"),
+    ]),
+    ("create view all_notes with (security_invoker = off) as select * from notes; grant select (title) on all_notes to app", &[
+        (FindingKind::OwnerView, "public.all_notes"),
+    ]),
+    ("create function all_titles(first int) returns setof text language sql security definer as 'select title from notes'", &[
+        (FindingKind::DefinerFunction, "public.all_titles(first integer)"),
+    ]),
+    ("create foreign data wrapper w; create server s foreign data wrapper w; create foreign table remote (id int) server s;
+        grant select on remote to app", &[(FindingKind::ForeignTable, "public.remote")]),
+    ("alter table notes add unique (id); alter table comments add constraint loose foreign key (note_id) references notes (id)", &[
+        (FindingKind::ForeignKey, "public.comments.loose"),
+    ]),
+    ("grant truncate on notes to app", &[(FindingKind::Truncate, "public.notes")]),
+    ("create schema other; grant usage on schema other to app; create table other.rows (id int); grant update (id) on other.rows to app", &[
+        (FindingKind::RowSecurityOff, "other.rows"),
+    ]),
+];
+
+#[tokio::test]
+async fn fault_146_each_hole_is_found() {
+    let mut found_kinds = BTreeSet::new();
+    for (number, (hole, expected)) in HOLES.iter().enumerate() {
+        let database = Database::new(&["org_1"]).await;
+        let role = format!("role_{number}");
+        let mut admin = database.admin().await;
+        // A table whose owner is not forced, which is sound as long as the service is not its owner.
+        let legacy = "create table legacy (org text);
+            alter table legacy enable row level security;
+            create policy legacy_of_org on legacy using (org = nullif(current_setting('app.org', true), ''));
+            grant select on legacy to app;";
+        let roles = format!("{legacy} create role {role} login; grant app to {role};");
+        sqlx::raw_sql(AssertSqlSafe(roles))
+            .execute(&mut admin)
+            .await
+            .unwrap();
+        let pool = PgPoolOptions::new().max_connections(1);
+        let pool = pool
+            .connect_with(database.options(Database::addr(), &role))
+            .await
+            .unwrap();
+        assert_eq!(findings(pool.clone()).await, [], "before: {hole}");
+
+        let hole = hole.replace("{role}", &role);
+        sqlx::raw_sql(AssertSqlSafe(hole.clone()))
+            .execute(&mut admin)
+            .await
+            .unwrap();
+        let expected: Vec<(FindingKind, String)> = expected
+            .iter()
+            .map(|(kind, object)| (*kind, object.replace("{role}", &role)))
+            .collect();
+        assert_eq!(findings(pool.clone()).await, expected, "{hole}");
+
+        // As exceptions by name, all are accepted; one less, and it is reported.
+        let except = |findings: &[(FindingKind, String)]| {
+            findings
+                .iter()
+                .fold(Exceptions::none(), |exceptions, (kind, object)| {
+                    exceptions.except(*kind, object.clone())
+                })
+        };
+        OrgPool::checked(pool.clone(), &except(&expected))
+            .await
+            .unwrap();
+        let error = OrgPool::checked(pool, &except(&expected[1..]))
+            .await
+            .unwrap_err();
+        let IsolationError::Findings(report) = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(list(&report), expected[..1]);
+        found_kinds.extend(expected.into_iter().map(|(kind, _)| kind));
+        drop_roles(&mut admin, &role).await;
+    }
+    // The server of this machine has a current version.
+    found_kinds.insert(FindingKind::OldServer);
+    assert_eq!(found_kinds, FindingKind::ALL.iter().copied().collect());
+}
+
+/// Roles belong to the server, and a superuser among them would be seen by others.
+async fn drop_roles(admin: &mut sqlx::PgConnection, role: &str) {
+    for role in [
+        role.to_owned(),
+        format!("{role}_admin"),
+        format!("{role}_super"),
+        format!("{role}_owner"),
+    ] {
+        let drop = format!(
+            "do $$ begin if exists (select from pg_roles where rolname = '{role}') then
+                drop owned by {role} cascade; drop role {role}; end if; end $$"
+        );
+        sqlx::raw_sql(AssertSqlSafe(drop))
+            .execute(&mut *admin)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn sound_database_has_no_findings() {
+    let database = Database::new(&["org_1"]).await;
+    let pool = database.pool(1).await;
+    OrgPool::checked(pool, &Exceptions::none()).await.unwrap();
+    let bouncer = database.bouncer().await;
+    let pool = database.pool_at(bouncer.addr(), 1).await;
+    OrgPool::checked(pool, &Exceptions::none()).await.unwrap();
+}
+
+#[tokio::test]
+async fn role_that_was_set_can_be_reset() {
+    let database = Database::new(&[]).await;
+    let options = database
+        .options(Database::addr(), "postgres")
+        .options([("role", "app")]);
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await
+        .unwrap();
+    let expected = [(FindingKind::ReachableRole, "role postgres".to_owned())];
+    assert_eq!(findings(pool).await, expected);
+}
+
+#[tokio::test]
+async fn policy_that_casts_empty_text_fails_the_check() {
+    let database = Database::new(&[]).await;
+    let table = "create table documents (org uuid); insert into documents select gen_random_uuid();
+        alter table documents enable row level security; grant select on documents to app;
+        create policy documents_of_org on documents using (org = current_setting('app.org', true)::uuid)";
+    sqlx::raw_sql(table)
+        .execute(&mut database.admin().await)
+        .await
+        .unwrap();
+    let error = OrgPool::checked(database.pool(1).await, &Exceptions::none())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, IsolationError::Probe { table, .. } if table == "public.documents"),
+        "{error:?}"
+    );
+}

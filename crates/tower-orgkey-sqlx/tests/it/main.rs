@@ -1,0 +1,15 @@
+//! Tests with a real PostgreSQL and a real PgBouncer, which `./test` installs and these tests start.
+
+#![allow(clippy::unwrap_used)]
+
+mod bouncer;
+mod check;
+mod cluster;
+mod extractor;
+mod guide;
+mod kit;
+mod proxy;
+#[path = "../../../../tests/support/python.rs"]
+mod python;
+mod storm;
+mod transaction;
