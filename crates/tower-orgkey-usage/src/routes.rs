@@ -140,4 +140,16 @@ mod tests {
         let long = "/".repeat(LONGEST + 1);
         assert_eq!(Routes::new(2).id(&long), RouteId::OTHER);
     }
+
+    #[test]
+    fn a_service_knows_only_its_first_route() {
+        let routes = Routes::new(2);
+        let known = KnownRoute::default();
+        let a = known.id(&routes, "/a");
+        let b = known.id(&routes, "/b");
+        assert_eq!((a, b), (routes.id("/a"), routes.id("/b")));
+        assert_ne!(a, b);
+        assert_eq!((known.id(&routes, "/a"), known.id(&routes, "/b")), (a, b));
+        assert_eq!(known.id(&routes, "/c"), RouteId::OTHER);
+    }
 }
