@@ -44,7 +44,7 @@ const PGBOUNCER: &str = r#"
 [ "$(id -u)" != 0 ] || chown -R postgres "$dir"
 $as "$bin/pgbouncer" -q "$dir/pgbouncer.ini" >"$dir/log" 2>&1 &
 cat >/dev/null
-kill -QUIT $!
+kill -KILL $!
 wait
 rm -rf "$dir"
 "#;

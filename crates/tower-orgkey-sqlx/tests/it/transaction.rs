@@ -232,7 +232,7 @@ async fn job_is_reported_before_it_begins() {
 async fn empty_pool_is_an_error() {
     let database = Database::new(&[]).await;
     let pool = PgPoolOptions::new().max_connections(1);
-    let pool = pool.acquire_timeout(std::time::Duration::from_millis(50));
+    let pool = pool.acquire_timeout(std::time::Duration::from_secs(3));
     let options = database.options(Database::addr(), "app");
     let orgs = OrgPool::unchecked(pool.connect_with(options).await.unwrap());
     let _held = orgs.begin(&org("org_1")).await.unwrap();
