@@ -9,13 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::futures::Notified;
 
-/// Nanoseconds since the origin of the clock, a day before it starts. 64 bits suffice for 584 years.
+/// Nanoseconds since the origin of the clock. 64 bits suffice for 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tick(pub u64);
-
-/// The time of a clock that starts now. A result that another node looked up before this machine booted has an age, too, and
-/// the longest hard TTL is 12 h.
-const START: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Tick {
     /// The origin of the clock.
@@ -64,7 +60,7 @@ impl Clock {
         match self {
             Self::System => system_now(),
             #[cfg(any(test, feature = "test-util"))]
-            Self::Test(clock) => Tick(nanos(START + clock.elapsed())),
+            Self::Test(clock) => Tick(nanos(clock.elapsed())),
         }
     }
 }
@@ -93,8 +89,7 @@ fn system_now() -> Tick {
 
     let time = clock_gettime(CLOCK);
     // Neither field is negative, because the clock starts at boot.
-    let seconds = START.as_secs() + time.tv_sec.cast_unsigned();
-    Tick(seconds * 1_000_000_000 + time.tv_nsec.cast_unsigned())
+    Tick(time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned())
 }
 
 #[cfg(not(unix))]
@@ -103,7 +98,7 @@ fn system_now() -> Tick {
     use std::time::Instant;
 
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    Tick(nanos(START + ORIGIN.get_or_init(Instant::now).elapsed()))
+    Tick(nanos(ORIGIN.get_or_init(Instant::now).elapsed()))
 }
 
 /// A clock that follows tokio's, which a test may pause, and that jumps like the clock of a machine that was suspended.

@@ -263,6 +263,7 @@ impl<S: Source> Cache<S> {
             age,
             version,
         } = fetched;
+        // The clock begins when the machine boots. A result from before is not used, rather than taken for a younger one.
         let sent_at = Tick(now.0.checked_sub(nanos(age))?);
         let entry = Arc::new(Entry::new(
             value,

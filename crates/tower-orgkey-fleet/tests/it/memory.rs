@@ -42,8 +42,15 @@ fn start(name: &str, engine: &MemoryEngine, issuer: &Issuer) -> Node {
         name,
         issuer.clone(),
         |fleet| fleet.memory(&engine).wall_clock(wall),
-        |layer| layer.test_clock(TestClock::new()),
+        |layer| layer.test_clock(clock()),
     )
+}
+
+/// The clock of a machine that runs for a day.
+fn clock() -> TestClock {
+    let clock = TestClock::new();
+    clock.jump(Duration::from_secs(86_400));
+    clock
 }
 
 /// A wall clock that follows tokio's.
@@ -398,7 +405,7 @@ async fn fault_108_a_wrong_clock_shares_nothing() {
                 };
                 fleet.memory(&engine).wall_clock(now)
             },
-            |layer| layer.test_clock(TestClock::new()),
+            |layer| layer.test_clock(clock()),
         );
         let node = node.followed().await;
         until("the difference is noticed", || {
@@ -425,7 +432,7 @@ async fn nodes_divide_the_calls_to_the_issuer() {
             name,
             issuer.clone(),
             |fleet| fleet.memory(&engine).wall_clock(wall),
-            |layer| layer.test_clock(TestClock::new()).max_calls_per_second(100),
+            |layer| layer.test_clock(clock()).max_calls_per_second(100),
         )
     };
     let nodes = [start("a"), start("b"), start("c"), start("d")];
@@ -482,4 +489,25 @@ async fn fault_109_a_cold_fleet_serves_known_keys() {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.get(&keys[0]).await, OK);
+}
+
+/// A time before the machine booted cannot be expressed, so an older result is not used: nothing looks younger than it is.
+#[tokio::test(start_paused = true)]
+async fn fault_108_a_new_machine_uses_no_older_result() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let first = node("first", &engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let clock = TestClock::new();
+    clock.jump(Duration::from_secs(20));
+    let wall = wall_clock();
+    let new = Node::start_with(
+        "new",
+        issuer.clone(),
+        |fleet| fleet.memory(&engine).wall_clock(wall),
+        |layer| layer.test_clock(clock),
+    );
+    let new = new.followed().await;
+    assert_eq!(new.get(KEY).await, OK);
+    assert_eq!(issuer.calls(), 2);
 }
