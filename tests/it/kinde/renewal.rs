@@ -258,7 +258,8 @@ async fn retry_is_answered_under_the_new_token() {
     let stage = Stage::new().await;
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(3_100);
-    let verified = with_a_token_replaced_meanwhile(&stage, valid_reply(), stage.unknown(NEW)).await;
+    let verified =
+        with_a_token_replaced_meanwhile(&stage, valid_reply(), Box::pin(stage.unknown(NEW))).await;
     assert_eq!(verified, (Verdict::Valid, 2));
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
     assert_eq!(stage.count(Endpoint::Probe), 0);
@@ -271,7 +272,8 @@ async fn fault_17_two_rejected_tokens_cost_no_third_one() {
     stage.stub.always(Endpoint::Probe, Answer::status(401));
     stage.jump(3_100);
     let answer = Answer::status(401);
-    let verified = with_a_token_replaced_meanwhile(&stage, answer, stage.unknown(NEW)).await;
+    let verified =
+        with_a_token_replaced_meanwhile(&stage, answer, Box::pin(stage.unknown(NEW))).await;
     assert_eq!(verified, (Verdict::TokenRejected, 2));
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
     // The first 401 needs no probe.
@@ -286,7 +288,8 @@ async fn fault_17_pinned_401_costs_no_third_token() {
     assert_eq!(stage.get(GOOD).await, served());
     stage.jump(3_100);
     let answer = Answer::status(401);
-    let verified = with_a_token_replaced_meanwhile(&stage, answer, stage.verify(NEW)).await;
+    let verified =
+        with_a_token_replaced_meanwhile(&stage, answer, Box::pin(stage.verify(NEW))).await;
     let error = verified.err().unwrap();
     assert_eq!(error.kind(), VerifyErrorKind::Misconfigured);
     assert_eq!(tokens_for(&stage, NEW), first_two_tokens());
