@@ -71,7 +71,6 @@ pub(crate) fn table() {
 }
 
 struct Server {
-    row: &'static str,
     process: Child,
     address: SocketAddr,
 }
@@ -91,7 +90,6 @@ impl Server {
             .expect("the child's address");
         let address = line.trim().parse().expect("the child's address");
         Self {
-            row,
             process,
             address,
         }
