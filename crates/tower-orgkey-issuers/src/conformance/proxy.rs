@@ -25,6 +25,15 @@ use super::condition::Condition;
 const HUGE_CHUNKS: usize = 512;
 const CHUNK: usize = 64 * 1024;
 
+/// The bodies with the status 200 of [`Condition::Garbage`], and their media types.
+pub(super) const GARBAGE: [(&str, &str); 5] = [
+    ("text/html", "<html><h1>It works!</h1>"),
+    ("application/json", "{}"),
+    ("application/json", "[]"),
+    ("application/json", "null"),
+    ("application/json", r#"{"valid":tr"#),
+];
+
 /// Headers that belong to one connection.
 const HOP_BY_HOP: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
 
@@ -65,6 +74,8 @@ struct Shared {
     config: FaultProxyBuilder,
     client: reqwest::Client,
     condition: Mutex<Condition>,
+    /// Calls in this condition.
+    calls: AtomicUsize,
     /// Calls that followed a redirect.
     redirected: AtomicUsize,
     is_huge_reply_read: AtomicBool,
@@ -101,6 +112,7 @@ impl FaultProxyBuilder {
             config: self,
             client,
             condition: Mutex::new(Condition::Normal),
+            calls: AtomicUsize::new(0),
             redirected: AtomicUsize::new(0),
             is_huge_reply_read: AtomicBool::new(false),
         });
@@ -142,6 +154,7 @@ impl FaultProxy {
             return false;
         }
         *self.shared.condition() = condition;
+        self.shared.calls.store(0, Ordering::SeqCst);
         true
     }
 
@@ -202,11 +215,24 @@ impl Shared {
             self.redirected.fetch_add(1, Ordering::SeqCst);
         }
         let condition = *self.condition();
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
         match condition {
             Condition::Normal => self.forward(request).await,
             Condition::Down => Err(io::ErrorKind::ConnectionReset.into()),
             Condition::Slow => std::future::pending().await,
-            Condition::Garbage => reply(200, "text/html", "<html><h1>It works!</h1>", None),
+            Condition::ServerError => {
+                let status = [500, 503][number % 2];
+                reply(
+                    status,
+                    "application/json",
+                    r#"{"error":"server_error"}"#,
+                    None,
+                )
+            }
+            Condition::Garbage => {
+                let (media_type, body) = GARBAGE[number % GARBAGE.len()];
+                reply(200, media_type, body, None)
+            }
             Condition::Throttled => reply(429, "application/json", "{}", Some((RETRY_AFTER, "1"))),
             Condition::CredentialsRejected => {
                 let (status, json) = self.config.credentials_rejected.clone();

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_orgkey::{ApiKey, OrgCode, Verification, Verifier, VerifyError, verifier_fn};
 use tower_orgkey_issuers::conformance::{
     Condition, Guarantee, IssuerUnderTest, Report, check_verifier,
 };
+use tower_orgkey_issuers::{Endpoint, Reply, fields};
 
 use crate::vendor::{Vendor, member};
 
@@ -144,6 +146,80 @@ async fn answer_of_a_cache_is_found() {
     assert!(!report.holds(Guarantee::LoneRevokedKeysRejected, Condition::Normal));
     assert!(
         !report.holds(Guarantee::FailuresClassified, Condition::Down),
+        "{report}"
+    );
+}
+
+/// A verifier over the client of this crate, and how it reads replies.
+struct Over {
+    endpoint: Endpoint,
+    read: fn(&Reply) -> Result<Verification, VerifyError>,
+}
+
+#[derive(Deserialize)]
+struct Lenient {
+    #[serde(default)]
+    org: Option<String>,
+}
+
+impl Lenient {
+    fn verification(self) -> Result<Verification, VerifyError> {
+        self.org.map_or(Ok(Verification::invalid()), |org| {
+            fields::verification(Some(&org))
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Strict {
+    #[serde(deserialize_with = "Option::deserialize")]
+    org: Option<String>,
+}
+
+impl Verifier for Over {
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        let value = key.expose_secret();
+        (self.read)(&self.endpoint.post(&json!({ "value": value })).await?)
+    }
+}
+
+async fn check_over(read: fn(&Reply) -> Result<Verification, VerifyError>) -> Report {
+    let about = |_: &str, organization: Option<&str>| (200, json!({ "org": organization }));
+    let mut vendor = Vendor::start("k_", |request| member(request, "value"), about, None).await;
+    let endpoint = Endpoint::builder(vendor.url("/verify")).build().unwrap();
+    check_verifier(Over { endpoint, read }, &mut vendor).await
+}
+
+#[tokio::test]
+async fn error_of_the_issuer_as_invalid_is_found() {
+    let report = check_over(|reply| match reply.status() {
+        200 => {
+            let Strict { org } = reply.json()?;
+            Lenient { org }.verification()
+        }
+        500.. => Ok(Verification::invalid()),
+        _ => Err(reply.cannot_tell()),
+    });
+    let report = report.await;
+    assert!(!report.holds(Guarantee::KnownKeysKept, Condition::ServerError));
+    let mut broken = report.broken();
+    assert!(
+        broken.all(|check| check.condition == Condition::ServerError),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn missing_member_as_invalid_is_found() {
+    let report = check_over(|reply| match reply.status() {
+        200 => reply.json::<Lenient>()?.verification(),
+        _ => Err(reply.cannot_tell()),
+    });
+    let report = report.await;
+    assert!(!report.holds(Guarantee::KnownKeysKept, Condition::Garbage));
+    let mut broken = report.broken();
+    assert!(
+        broken.all(|check| check.condition == Condition::Garbage),
         "{report}"
     );
 }
