@@ -27,7 +27,7 @@
 //! | 429 | cannot tell: the workspace is over its limit; calls pause |
 //! | any other status, no reply | cannot tell; concerns Unkey |
 //!
-//! The organization is `identity.externalId`, or a member of `meta`; scopes are `permissions`; the key id is `keyId`, and the
+//! The organization is `identity.externalId`, or a member of `meta`, which must be text or null; scopes are `permissions`; the key id is `keyId`, and the
 //! expiry is `expires`, in milliseconds.
 //!
 //! Disable a key rather than delete it: a deleted key is not found, and while no other key is verified, it is accepted up to the
@@ -36,9 +36,9 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use tower_orgkey::{ApiKey, ConfigError, Verification, Verifier, VerifyError};
 
+use crate::members::Members;
 use crate::{Endpoint, fields};
 
 /// Verifies keys with Unkey. See the [module documentation](self).
@@ -110,7 +110,7 @@ struct Data {
     identity: Option<Identity>,
     permissions: Option<Vec<String>>,
     expires: Option<u64>,
-    meta: Option<Map<String, Value>>,
+    meta: Option<Members>,
 }
 
 #[derive(Deserialize)]
@@ -156,10 +156,10 @@ impl UnkeyVerifier {
 
     fn valid(&self, data: &Data) -> Result<Verification, VerifyError> {
         let organization = match &self.organization_in_meta {
-            Some(member) => data
-                .meta
-                .as_ref()
-                .and_then(|meta| meta.get(&**member)?.as_str()),
+            Some(member) => match &data.meta {
+                Some(meta) => meta.text(&[member])?,
+                None => None,
+            },
             None => data
                 .identity
                 .as_ref()

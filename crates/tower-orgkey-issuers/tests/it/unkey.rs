@@ -102,6 +102,24 @@ async fn valid_key_is_read() {
 }
 
 #[tokio::test]
+async fn organization_in_meta_is_read_strictly() {
+    let reply = valid("org_1").to_string();
+    let member = r#""tenant":"org_of_meta""#;
+    assert!(reply.contains(member));
+    for other in [
+        r#""tenant":5"#.to_owned(),
+        format!(r#"{member},"tenant":"org_2""#),
+    ] {
+        let stub = Stub::start().await;
+        let reply = Answer::json(200, &reply.replace(member, &other));
+        stub.always(At::Elsewhere, reply);
+        let verifier = verifier(stub.url()).organization_in_meta("tenant");
+        let error = verifier.verify(&key()).await.unwrap_err();
+        assert_eq!(error.kind(), VerifyErrorKind::InvalidResponse, "{other}");
+    }
+}
+
+#[tokio::test]
 async fn fault_136_limits_of_a_key_are_no_rejection() {
     for code in ["RATE_LIMITED", "USAGE_EXCEEDED"] {
         let (_stub, verifier) = answering(200, &invalid(code)).await;
