@@ -189,7 +189,7 @@ async fn fault<V: Verifier>(
     let mut unavailable = Ok(());
     // The known key is verified once a round, so that each kind of garbage is seen.
     let rounds = match condition {
-        Condition::Garbage => GARBAGE.len(),
+        Condition::Garbage => GARBAGE,
         _ => 2,
     };
     for _ in 0..rounds {

@@ -14,9 +14,10 @@ pub enum Condition {
     Down,
     /// Accepts calls and never answers.
     Slow,
-    /// Answers with the status of an error of its own, such as 500 or 503.
+    /// Answers with the status of an error of its own, such as 500 or 503. The proxy quotes the request in the body.
     ServerError,
-    /// Answers with something that is no answer: a page in HTML, JSON without the members of an answer, or a part of one.
+    /// Answers with something that is no answer: a page in HTML, JSON without the members of an answer, or a part of one. The proxy quotes
+    /// the request in some.
     Garbage,
     /// Asks for fewer calls.
     Throttled,

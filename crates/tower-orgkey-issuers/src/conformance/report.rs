@@ -27,7 +27,7 @@ pub enum Guarantee {
     RepliesBounded,
     /// The verifier follows no redirect, which would send keys to another host.
     RedirectsIgnored,
-    /// No error and no `Debug` output of a result holds a key.
+    /// No error and no `Debug` output of a result holds a key, as it is or percent-encoded.
     KeysSecret,
 }
 

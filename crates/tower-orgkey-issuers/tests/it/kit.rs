@@ -11,6 +11,7 @@ use tower_orgkey_issuers::conformance::{
 };
 use tower_orgkey_issuers::{Endpoint, Reply, fields};
 
+use crate::stub::Request;
 use crate::vendor::{Vendor, member};
 
 /// Keys in memory.
@@ -222,6 +223,54 @@ async fn missing_member_as_invalid_is_found() {
         broken.all(|check| check.condition == Condition::Garbage),
         "{report}"
     );
+}
+
+/// Quotes replies in its errors.
+struct Quoting {
+    client: reqwest::Client,
+    url: String,
+    body: fn(&ApiKey) -> String,
+}
+
+impl Verifier for Quoting {
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        let sent = self.client.post(&self.url).body((self.body)(key));
+        let reply = sent.send().await.map_err(VerifyError::unavailable)?;
+        let text = reply.text().await.map_err(VerifyError::unavailable)?;
+        match serde_json::from_str::<Strict>(&text) {
+            Ok(Strict { org }) => Lenient { org }.verification(),
+            Err(_) => Err(VerifyError::unavailable(text)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn quoted_reply_with_the_key_is_found() {
+    let form: fn(&ApiKey) -> String = |key| {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("value", key.expose_secret()).finish()
+    };
+    let json: fn(&ApiKey) -> String = |key| json!({ "value": key.expose_secret() }).to_string();
+    let of_form: fn(&Request) -> String = |request| {
+        let mut pairs = form_urlencoded::parse(request.body.as_bytes());
+        pairs.next().unwrap().1.into_owned()
+    };
+    let of_json: fn(&Request) -> String = |request| member(request, "value");
+    for (body, key_of) in [(form, of_form), (json, of_json)] {
+        let about = |_: &str, organization: Option<&str>| (200, json!({ "org": organization }));
+        // The form has a slash encoded.
+        let mut vendor = Vendor::start("k/", key_of, about, None).await;
+        let quoting = Quoting {
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            url: vendor.url("/verify"),
+            body,
+        };
+        let report = check_verifier(quoting, &mut vendor).await;
+        for condition in [Condition::Garbage, Condition::ServerError] {
+            assert!(!report.holds(Guarantee::KeysSecret, condition), "{report}");
+        }
+        assert!(report.holds(Guarantee::KeysSecret, Condition::Down));
+    }
 }
 
 /// Follows redirects, and reads whatever it gets.
