@@ -7,7 +7,7 @@ use tower_orgkey::{ApiKey, Verifier};
 
 use super::condition::{Condition, IssuerUnderTest};
 use super::proxy::GARBAGE;
-use super::report::{Guarantee, Report};
+use super::report::{CheckResult, Guarantee, Report};
 use super::stage::{SOFT_TTL, Seen, Stage};
 use super::watched::Outcome;
 
@@ -187,6 +187,7 @@ async fn fault<V: Verifier>(
     }
     let finished = stage.record.finished();
     let mut unavailable = Ok(());
+    let mut is_limited = false;
     // The known key is verified once a round, so that each kind of garbage is seen.
     let rounds = match condition {
         Condition::Garbage => GARBAGE,
@@ -197,14 +198,21 @@ async fn fault<V: Verifier>(
         kept = kept.and_then(|()| known.is(&seen?));
         let seen = stage.request(&new.key).await;
         // An answer that looks like "invalid" rejects a key that the layer does not know.
-        if condition != Condition::Inactive || seen != Seen::Status(401, false) {
+        if condition == Condition::Inactive && seen == Seen::Status(401, false) {
+            is_limited = true;
+        } else {
             unavailable = unavailable.and(seen.is_unavailable());
         }
         kept = kept.and(known.is_accepted(&stage).await);
     }
     let classified = classified(condition, &stage.record.outcomes_since(finished));
     report.record(Guarantee::KnownKeysKept, condition, kept);
-    report.record(Guarantee::NewKeysUnavailable, condition, unavailable);
+    if is_limited && unavailable.is_ok() {
+        let limit = CheckResult::Limited("a new valid key got 401".to_owned());
+        report.push(Guarantee::NewKeysUnavailable, condition, limit);
+    } else {
+        report.record(Guarantee::NewKeysUnavailable, condition, unavailable);
+    }
     report.record(Guarantee::FailuresClassified, condition, classified);
     match (condition, issuer.proxy()) {
         (Condition::HugeReply, Some(proxy)) => {

@@ -58,7 +58,8 @@
 //!   be rejected for some seconds, if another key is verified before it. Set a canary where that matters.
 //!
 //! A revoked key is accepted for at most two soft TTLs and one verification while there is such evidence, and until the hard TTL
-//! otherwise. During such an outage, unknown keys are rejected with 401, and are verified again after a few seconds.
+//! otherwise. During such an outage, unknown keys are rejected with 401, with a canary too. They are verified again after 5 s, and
+//! after repeated answers after at most 60 s.
 
 mod builder;
 mod claims;

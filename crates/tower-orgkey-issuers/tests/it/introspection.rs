@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tower_orgkey::verify::VerifyErrorKind;
 use tower_orgkey::{ApiKey, Verifier};
 use tower_orgkey_issuers::Endpoint;
-use tower_orgkey_issuers::conformance::{Guarantee, check_verifier};
+use tower_orgkey_issuers::conformance::{CheckResult, Condition, Guarantee, check_verifier};
 use tower_orgkey_issuers::introspection::{
     IntrospectionVerifier, IntrospectionVerifierBuilder, Preset,
 };
@@ -93,6 +93,14 @@ async fn without_canary_another_key_is_needed() {
     let verifier = builder(vendor.url("/introspect")).build().unwrap();
     let report = check_verifier(verifier, &mut vendor).await;
     report.assert_except(&[Guarantee::LoneRevokedKeysRejected]);
+    let mut checks = report.checks().iter();
+    let new_keys = checks.find(|check| {
+        check.guarantee == Guarantee::NewKeysUnavailable && check.condition == Condition::Inactive
+    });
+    let result = &new_keys.unwrap().result;
+    assert!(matches!(result, CheckResult::Limited(_)), "{report}");
+    assert!(!report.holds(Guarantee::NewKeysUnavailable, Condition::Inactive));
+    assert!(report.holds(Guarantee::NewKeysUnavailable, Condition::Down));
 }
 
 #[tokio::test]
