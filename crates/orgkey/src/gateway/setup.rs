@@ -70,10 +70,10 @@ fn layer(config: &Config, errors: &mut Vec<String>) -> Option<ApiKeyLayer> {
         }
     }
     let built = match (verifiers.as_slice(), config.issuers.as_slice()) {
-        ([verifier], [_]) => config.keys.layer(verifier.clone()).build(),
+        ([verifier], [_]) => config.layer(verifier.clone()).build(),
         (_, issuers) if verifiers.len() == issuers.len() => {
             prefix_verifier(issuers, config.shared_organizations, verifiers)
-                .and_then(|verifier| config.keys.layer(verifier).build())
+                .and_then(|verifier| config.layer(verifier).build())
         }
         _ => return None,
     };

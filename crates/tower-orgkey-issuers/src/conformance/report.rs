@@ -23,6 +23,9 @@ pub enum Guarantee {
     /// answer are the same. The key is verified again after 5 s, and after repeated answers after at most 60 s.
     NewKeysUnavailable,
     /// After a fault, known and new keys are accepted.
+    ///
+    /// One known key is checked. If an issuer's "invalid" is unconfirmed and there is no canary, other known keys can be rejected
+    /// for some seconds after [`Condition::Inactive`], once another key is valid again. The kit does not show this.
     Recovery,
     /// The verifier says what a failure is about, so that the layer isolates it: the issuer, the rate of calls, or one key.
     FailuresClassified,

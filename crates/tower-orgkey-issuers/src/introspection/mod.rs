@@ -12,7 +12,7 @@
 //!     .audience("https://api.acme.example")
 //!     .organization_claim("org_id")
 //!     .build()?;
-//! let auth = ApiKeyLayer::new(verifier);
+//! let auth = ApiKeyLayer::builder(verifier).max_key_len(8_192).build()?;
 //! # Ok::<(), tower_orgkey::ConfigError>(())
 //! ```
 //!
@@ -42,8 +42,8 @@
 //! accounts, as those of Zitadel are, say so with
 //! [`service_accounts`](IntrospectionVerifierBuilder::service_accounts).
 //!
-//! Access tokens that are JWTs are often longer than the 512 bytes that a layer accepts by default: set
-//! [`max_key_len`](tower_orgkey::ApiKeyLayerBuilder::max_key_len).
+//! Access tokens that are JWTs are often longer than the 512 bytes that a layer accepts by default, which responds with 400 then.
+//! The example sets [`max_key_len`](tower_orgkey::ApiKeyLayerBuilder::max_key_len).
 //!
 //! # "Inactive" is not always an answer
 //!
