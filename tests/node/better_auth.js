@@ -20,7 +20,13 @@ const auth = betterAuth({
   baseURL: 'http://127.0.0.1',
   telemetry: { enabled: false },
   emailAndPassword: { enabled: true },
-  plugins: [organization(), apiKey({ references: 'organization', rateLimit: { enabled: false } })],
+  plugins: [
+    organization(),
+    apiKey([
+      { configId: 'organizations', references: 'organization', rateLimit: { enabled: false } },
+      { configId: 'users', references: 'user', rateLimit: { enabled: false } },
+    ]),
+  ],
 });
 await (await getMigrations(auth.options)).runMigrations();
 const { user } = await auth.api.signUpEmail({
@@ -39,18 +45,24 @@ async function organizationOf(slug) {
 const routes = {
   // The endpoint that a service calls.
   '/verify': async ({ key }) => {
-    const { valid, error, key: found } = await auth.api.verifyApiKey({ body: { key } });
-    return { valid, code: error?.code, key: found };
+    // Without `configId`, the key of a user is valid too, and its `referenceId` is the user's.
+    const body = { configId: 'organizations', key };
+    const { valid, error, key: found } = await auth.api.verifyApiKey({ body });
+    const expiresAt = found?.expiresAt ? new Date(found.expiresAt).getTime() : null;
+    return { valid, code: error?.code, key: found && { ...found, expiresAt } };
   },
   // What the test does.
   '/issue': async ({ organization, ...rest }) => {
     const organizationId = await organizationOf(organization);
-    const body = { organizationId, userId: user.id, permissions: { reports: ['read'] }, ...rest };
-    const { id, key } = await auth.api.createApiKey({ body });
-    return { id, key, organizationId };
+    const permissions = { reports: ['read'] };
+    const body = { configId: 'organizations', organizationId, userId: user.id, permissions, ...rest };
+    const { id, key, expiresAt } = await auth.api.createApiKey({ body });
+    return { id, key, organizationId, expiresAt: expiresAt && new Date(expiresAt).getTime() };
   },
   '/disable': async ({ id }) =>
-    auth.api.updateApiKey({ body: { keyId: id, userId: user.id, enabled: false } }),
+    auth.api.updateApiKey({
+      body: { configId: 'organizations', keyId: id, userId: user.id, enabled: false },
+    }),
   '/outage': async () => database.close() ?? {},
 };
 

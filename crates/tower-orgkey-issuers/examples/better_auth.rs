@@ -4,7 +4,11 @@
 //! Its tests run a real better-auth.
 //!
 //! better-auth verifies keys on its own server only (`auth.api.verifyApiKey`), so your server needs an endpoint for this service, such
-//! as the one in `tests/node/better_auth.js`. Disable the rate limit of its plugin for these keys: every verification counts.
+//! as `/verify` in `tests/node/better_auth.js`. It verifies keys of the configuration with `references: "organization"` only, by
+//! `configId`, because the `referenceId` of another one is a user; and it sends `expiresAt` in milliseconds. Disable the rate limit of its plugin for these keys: every verification counts.
+//!
+//! Disable a key rather than delete it: better-auth says of a deleted key what it says when its database is lost, so such a key is
+//! accepted until another key is verified as valid, or up to the hard TTL.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +36,8 @@ struct Key {
     id: String,
     /// The organization, with `references: "organization"`.
     reference_id: String,
+    /// In milliseconds.
+    expires_at: Option<u64>,
     /// Actions by resource.
     permissions: Option<BTreeMap<String, Vec<String>>>,
 }
@@ -84,9 +90,13 @@ impl Key {
                     .map(move |action| format!("{resource}:{action}"))
             })
             .collect();
-        Ok(fields::verification(Some(&self.reference_id))?
+        let verification = fields::verification(Some(&self.reference_id))?
             .with_key_id(fields::key_id(&self.id)?)
-            .with_scopes(fields::scopes(scopes.iter().map(String::as_str))?))
+            .with_scopes(fields::scopes(scopes.iter().map(String::as_str))?);
+        Ok(match self.expires_at {
+            Some(millis) => verification.with_expires_at(fields::expires_at_millis(millis)?),
+            None => verification,
+        })
     }
 }
 
@@ -158,14 +168,20 @@ mod tests {
             serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
         }
 
-        async fn issue_with(&mut self, mut body: Value, organization: &str) -> ApiKey {
+        async fn issue_with(&mut self, body: Value, organization: &str) -> ApiKey {
+            self.issue_until(body, organization).await.0
+        }
+
+        /// Issues a key, and returns when it expires, in milliseconds.
+        async fn issue_until(&mut self, mut body: Value, organization: &str) -> (ApiKey, Value) {
             body["organization"] = json!(organization);
             let issued = self.call("/issue", body).await;
             let text = |name: &str| issued[name].as_str().unwrap().to_owned();
             self.ids.insert(text("key"), text("id"));
             let named = text("organizationId");
             self.organizations.insert(organization.to_owned(), named);
-            ApiKey::parse(&text("key")).unwrap()
+            let key = ApiKey::parse(&text("key")).unwrap();
+            (key, issued["expiresAt"].clone())
         }
     }
 
@@ -204,6 +220,25 @@ mod tests {
         running.call("/outage", json!({})).await;
         let result = format!("{:?}", verifier.reverify(&key).await.unwrap());
         assert!(result.contains("Unconfirmed"), "{result}");
+    }
+
+    #[tokio::test]
+    async fn key_of_a_user_is_invalid() {
+        let mut running = Running::start().await;
+        let body = json!({ "configId": "users" });
+        let key = running.issue_with(body, "org-acme").await;
+        let result = running.verifier().verify(&key).await.unwrap();
+        assert!(!result.is_valid(), "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn expiry_is_read() {
+        let mut running = Running::start().await;
+        let week = json!({ "expiresIn": 7 * 24 * 3600 });
+        let (key, expires_at) = running.issue_until(week, "org-acme").await;
+        let result = running.verifier().verify(&key).await.unwrap();
+        let expected = fields::expires_at_millis(expires_at.as_u64().unwrap()).unwrap();
+        assert_eq!(result.expires_at(), Some(expected));
     }
 
     #[tokio::test]

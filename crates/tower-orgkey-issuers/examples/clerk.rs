@@ -3,6 +3,9 @@
 //! `cargo run -p tower-orgkey-issuers --example clerk` verifies one key: set `CLERK_SECRET_KEY` and `KEY`. Its tests are against the
 //! published API description, not against Clerk.
 //!
+//! Revoke a key rather than delete it: an unknown key is a 404, as a missing route is, so a deleted key is accepted until another
+//! key is verified as valid, or up to the hard TTL.
+//!
 //! Each verification at Clerk is billed, so the cache of the layer saves money.
 
 use serde::{Deserialize, Serialize};

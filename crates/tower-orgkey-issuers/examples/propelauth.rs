@@ -21,6 +21,8 @@ struct Question<'a> {
 
 #[derive(Deserialize)]
 struct Answer {
+    // Null without an organization; absent is not an answer.
+    #[serde(deserialize_with = "Option::deserialize")]
     org_id: Option<String>,
     user_id: Option<String>,
     metadata: Option<Metadata>,

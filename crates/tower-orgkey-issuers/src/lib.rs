@@ -42,6 +42,8 @@ pub mod introspection;
 #[cfg(doc)]
 #[doc = include_str!("own_issuer.md")]
 pub mod own_issuer {}
+#[cfg(any(feature = "introspection", feature = "unkey"))]
+mod members;
 #[cfg(feature = "unkey")]
 #[cfg_attr(docsrs, doc(cfg(feature = "unkey")))]
 pub mod unkey;

@@ -10,15 +10,16 @@
 //! # Ok(auth) }
 //! ```
 //!
-//! The root key needs the permission to verify keys. With `api.*.verify_key`, keys of all APIs of the workspace are accepted; limit
-//! the permission to the API of this service. Every verification costs 0 credits: with a cache, the number of
+//! The root key needs the permission `api.<api_id>.verify_key`, with the identifier of the API of this service. With
+//! `api.*.verify_key`, keys of all APIs of the workspace are accepted. Every verification costs 0 credits: with a cache, the number of
 //! verifications says nothing about the number of requests. Rate limits that Unkey applies automatically to a key still count
 //! verifications; limit requests with this project's layers instead.
 //!
 //! | `POST /v2/keys.verifyKey` answers | means |
 //! |---|---|
 //! | 200, `valid` is true and `code` is `VALID` | valid |
-//! | 200, `NOT_FOUND`, `DISABLED`, `EXPIRED` | invalid |
+//! | 200, `DISABLED`, `EXPIRED` | invalid |
+//! | 200, `NOT_FOUND` | an unknown key is invalid; a known one once Unkey says of another key that it is valid. Unkey also answers so if the root key may not verify keys of this API |
 //! | 200, `RATE_LIMITED`, `USAGE_EXCEEDED` | cannot tell: a good key over its limit. Other keys are not affected |
 //! | 200, `FORBIDDEN` | cannot tell: Unkey may reject the address of this service |
 //! | 200, any other code; 400 | cannot tell; concerns this key only |
@@ -26,15 +27,18 @@
 //! | 429 | cannot tell: the workspace is over its limit; calls pause |
 //! | any other status, no reply | cannot tell; concerns Unkey |
 //!
-//! The organization is `identity.externalId`, or a member of `meta`; scopes are `permissions`; the key id is `keyId`, and the
+//! The organization is `identity.externalId`, or a member of `meta`, which must be text or null; scopes are `permissions`; the key id is `keyId`, and the
 //! expiry is `expires`, in milliseconds.
+//!
+//! Disable a key rather than delete it: a deleted key is not found, and while no other key is verified, it is accepted up to the
+//! hard TTL.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use tower_orgkey::{ApiKey, ConfigError, Verification, Verifier, VerifyError};
 
+use crate::members::Members;
 use crate::{Endpoint, fields};
 
 /// Verifies keys with Unkey. See the [module documentation](self).
@@ -106,7 +110,7 @@ struct Data {
     identity: Option<Identity>,
     permissions: Option<Vec<String>>,
     expires: Option<u64>,
-    meta: Option<Map<String, Value>>,
+    meta: Option<Members>,
 }
 
 #[derive(Deserialize)]
@@ -134,7 +138,9 @@ impl UnkeyVerifier {
     fn read(&self, data: &Data) -> Result<Verification, VerifyError> {
         match (data.valid, &*data.code) {
             (true, "VALID") => self.valid(data),
-            (false, "NOT_FOUND" | "DISABLED" | "EXPIRED") => Ok(Verification::invalid()),
+            (false, "DISABLED" | "EXPIRED") => Ok(Verification::invalid()),
+            // Also the answer when the root key may not verify keys of this API.
+            (false, "NOT_FOUND") => Ok(Verification::invalid_unconfirmed()),
             // Not `throttled`, which would pause the verification of all keys for one customer's limit.
             (false, "RATE_LIMITED" | "USAGE_EXCEEDED") => Err(VerifyError::inconclusive(
                 "the key is over its own limit at Unkey",
@@ -150,10 +156,10 @@ impl UnkeyVerifier {
 
     fn valid(&self, data: &Data) -> Result<Verification, VerifyError> {
         let organization = match &self.organization_in_meta {
-            Some(member) => data
-                .meta
-                .as_ref()
-                .and_then(|meta| meta.get(&**member)?.as_str()),
+            Some(member) => match &data.meta {
+                Some(meta) => meta.text(&[member])?,
+                None => None,
+            },
             None => data
                 .identity
                 .as_ref()

@@ -142,7 +142,7 @@ fn build(
     regions: Option<&Regions>,
     verifier: impl Verifier,
 ) -> Result<ApiKeyLayer, ConfigError> {
-    let mut builder = config.keys.layer(verifier);
+    let mut builder = config.layer(verifier);
     if let Some(regions) = regions {
         builder = builder.reject_before_lookup(regions.hint());
     }

@@ -70,6 +70,15 @@ async fn issuers_of_all_kinds_have_namespaces() {
         let reply = ask("another-key".to_owned()).await;
         assert_eq!(reply.status, 401, "{issuer}");
     }
+    // As long as a JWT with many claims.
+    let long = format!("Bearer idp-valid-key{}", "x".repeat(4_000));
+    let headers = [
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports"),
+        ("authorization", &*long),
+    ];
+    let reply = send(checks, request("GET", "/v1/nginx", &headers)).await;
+    assert!(reply.status.is_success(), "{reply:?}");
     let credentials = |target: &str| {
         let requests = stub.requests(Endpoint::Elsewhere);
         let mut to = requests

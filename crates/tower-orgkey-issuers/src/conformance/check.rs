@@ -6,7 +6,8 @@ use tower_orgkey::verify::VerifyErrorKind;
 use tower_orgkey::{ApiKey, Verifier};
 
 use super::condition::{Condition, IssuerUnderTest};
-use super::report::{Guarantee, Report};
+use super::proxy::GARBAGE;
+use super::report::{CheckResult, Guarantee, Report};
 use super::stage::{SOFT_TTL, Seen, Stage};
 use super::watched::Outcome;
 
@@ -43,8 +44,8 @@ impl Issued {
     }
 }
 
-/// How many soft TTLs an issuer has to recover: less than the hard TTL.
-const RECOVERY: usize = 10;
+/// How many soft TTLs an issuer has to recover: with the longest fault, less than the hard TTL.
+const RECOVERY: usize = 9;
 
 /// Checks a verifier with its issuer. See the [module documentation](super).
 ///
@@ -186,19 +187,32 @@ async fn fault<V: Verifier>(
     }
     let finished = stage.record.finished();
     let mut unavailable = Ok(());
-    for _ in 0..2 {
+    let mut is_limited = false;
+    // The known key is verified once a round, so that each kind of garbage is seen.
+    let rounds = match condition {
+        Condition::Garbage => GARBAGE,
+        _ => 2,
+    };
+    for _ in 0..rounds {
         let seen = stage.verify_again(&known.key).await;
         kept = kept.and_then(|()| known.is(&seen?));
         let seen = stage.request(&new.key).await;
         // An answer that looks like "invalid" rejects a key that the layer does not know.
-        if condition != Condition::Inactive || seen != Seen::Status(401, false) {
+        if condition == Condition::Inactive && seen == Seen::Status(401, false) {
+            is_limited = true;
+        } else {
             unavailable = unavailable.and(seen.is_unavailable());
         }
         kept = kept.and(known.is_accepted(&stage).await);
     }
     let classified = classified(condition, &stage.record.outcomes_since(finished));
     report.record(Guarantee::KnownKeysKept, condition, kept);
-    report.record(Guarantee::NewKeysUnavailable, condition, unavailable);
+    if is_limited && unavailable.is_ok() {
+        let limit = CheckResult::Limited("a new valid key got 401".to_owned());
+        report.push(Guarantee::NewKeysUnavailable, condition, limit);
+    } else {
+        report.record(Guarantee::NewKeysUnavailable, condition, unavailable);
+    }
     report.record(Guarantee::FailuresClassified, condition, classified);
     match (condition, issuer.proxy()) {
         (Condition::HugeReply, Some(proxy)) => {

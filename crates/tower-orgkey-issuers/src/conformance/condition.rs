@@ -14,7 +14,10 @@ pub enum Condition {
     Down,
     /// Accepts calls and never answers.
     Slow,
-    /// Answers with something that is no answer, such as a page in HTML.
+    /// Answers with the status of an error of its own, such as 500 or 503. The proxy quotes the request in the body.
+    ServerError,
+    /// Answers with something that is no answer: a page in HTML, JSON without the members of an answer, or a part of one. The proxy quotes
+    /// the request in some.
     Garbage,
     /// Asks for fewer calls.
     Throttled,
@@ -30,9 +33,10 @@ pub enum Condition {
 
 impl Condition {
     /// All conditions except [`Normal`](Self::Normal).
-    pub const FAULTS: [Self; 8] = [
+    pub const FAULTS: [Self; 9] = [
         Self::Down,
         Self::Slow,
+        Self::ServerError,
         Self::Garbage,
         Self::Throttled,
         Self::CredentialsRejected,

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER,
+};
 use http::header::{HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::BoxBody;
@@ -24,6 +26,11 @@ use super::condition::Condition;
 /// 32 MiB, more than the buffers of a connection.
 const HUGE_CHUNKS: usize = 512;
 const CHUNK: usize = 64 * 1024;
+
+/// The number of replies of [`Condition::Garbage`].
+pub(super) const GARBAGE: usize = 5;
+
+const JSON: &str = "application/json";
 
 /// Headers that belong to one connection.
 const HOP_BY_HOP: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
@@ -65,6 +72,8 @@ struct Shared {
     config: FaultProxyBuilder,
     client: reqwest::Client,
     condition: Mutex<Condition>,
+    /// Calls in this condition.
+    calls: AtomicUsize,
     /// Calls that followed a redirect.
     redirected: AtomicUsize,
     is_huge_reply_read: AtomicBool,
@@ -101,6 +110,7 @@ impl FaultProxyBuilder {
             config: self,
             client,
             condition: Mutex::new(Condition::Normal),
+            calls: AtomicUsize::new(0),
             redirected: AtomicUsize::new(0),
             is_huge_reply_read: AtomicBool::new(false),
         });
@@ -142,6 +152,7 @@ impl FaultProxy {
             return false;
         }
         *self.shared.condition() = condition;
+        self.shared.calls.store(0, Ordering::SeqCst);
         true
     }
 
@@ -202,22 +213,31 @@ impl Shared {
             self.redirected.fetch_add(1, Ordering::SeqCst);
         }
         let condition = *self.condition();
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
         match condition {
             Condition::Normal => self.forward(request).await,
             Condition::Down => Err(io::ErrorKind::ConnectionReset.into()),
             Condition::Slow => std::future::pending().await,
-            Condition::Garbage => reply(200, "text/html", "<html><h1>It works!</h1>", None),
-            Condition::Throttled => reply(429, "application/json", "{}", Some((RETRY_AFTER, "1"))),
+            Condition::ServerError => {
+                let json =
+                    serde_json::json!({ "error": "server_error", "request": echo(request).await? });
+                reply([500, 503][number % 2], JSON, json.to_string(), None)
+            }
+            Condition::Garbage => {
+                let (media_type, body) = garbage(number, &echo(request).await?);
+                reply(200, media_type, body, None)
+            }
+            Condition::Throttled => reply(429, JSON, "{}", Some((RETRY_AFTER, "1"))),
             Condition::CredentialsRejected => {
                 let (status, json) = self.config.credentials_rejected.clone();
-                reply(status, "application/json", json, None)
+                reply(status, JSON, json, None)
             }
             Condition::Inactive => {
                 let (status, json) = self.config.inactive.clone().unwrap_or_default();
-                reply(status, "application/json", json, None)
+                reply(status, JSON, json, None)
             }
             Condition::HugeReply => {
-                let response = Response::builder().header(CONTENT_TYPE, "application/json");
+                let response = Response::builder().header(CONTENT_TYPE, JSON);
                 response.body(self.huge()).map_err(io::Error::other)
             }
             Condition::Redirect => {
@@ -260,6 +280,30 @@ impl Shared {
             Ok(Frame::data(chunk.clone()))
         });
         BodyExt::boxed(StreamBody::new(stream::iter(chunks)))
+    }
+}
+
+/// The request as text, which some servers and proxies show in their errors.
+async fn echo(request: Request<Incoming>) -> io::Result<String> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let authorization = head.headers.get(AUTHORIZATION);
+    let body = String::from_utf8_lossy(&body);
+    Ok(format!("{} {authorization:?} {body}", head.uri))
+}
+
+/// Returns the media type and the body.
+fn garbage(number: usize, echo: &str) -> (&'static str, String) {
+    match number % GARBAGE {
+        0 => ("text/html", format!("<html><h1>It works!</h1>{echo}")),
+        1 => (JSON, "{}".to_owned()),
+        2 => (JSON, "[]".to_owned()),
+        3 => (JSON, "null".to_owned()),
+        // The beginning of an object.
+        _ => (
+            JSON,
+            format!(r#"{{"request":{}"#, serde_json::Value::from(echo)),
+        ),
     }
 }
 

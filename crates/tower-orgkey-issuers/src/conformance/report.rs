@@ -18,8 +18,14 @@ pub enum Guarantee {
     /// Known keys are accepted during a fault, up to the hard TTL.
     KnownKeysKept,
     /// A valid key that the layer does not know gets 503 with `Retry-After` during a fault, and not 401.
+    ///
+    /// In [`Condition::Inactive`], 401 is [`CheckResult::Limited`]: for a key that the layer has never seen, the outage and the
+    /// answer are the same. The key is verified again after 5 s, and after repeated answers after at most 60 s.
     NewKeysUnavailable,
     /// After a fault, known and new keys are accepted.
+    ///
+    /// One known key is checked. If an issuer's "invalid" is unconfirmed and there is no canary, other known keys can be rejected
+    /// for some seconds after [`Condition::Inactive`], once another key is valid again. The kit does not show this.
     Recovery,
     /// The verifier says what a failure is about, so that the layer isolates it: the issuer, the rate of calls, or one key.
     FailuresClassified,
@@ -27,7 +33,7 @@ pub enum Guarantee {
     RepliesBounded,
     /// The verifier follows no redirect, which would send keys to another host.
     RedirectsIgnored,
-    /// No error and no `Debug` output of a result holds a key.
+    /// No error and no `Debug` output of a result holds a key, as it is or percent-encoded.
     KeysSecret,
 }
 
@@ -36,6 +42,8 @@ pub enum Guarantee {
 pub enum CheckResult {
     /// The guarantee holds.
     Holds,
+    /// It does not hold, because no layer can keep it in this condition, and this happened. [`Report::assert`] permits it.
+    Limited(String),
     /// It does not, and this happened.
     Broken(String),
     /// The issuer cannot be in this condition.
@@ -71,6 +79,10 @@ impl Report {
             Ok(()) => CheckResult::Holds,
             Err(problem) => CheckResult::Broken(problem),
         };
+        self.push(guarantee, condition, result);
+    }
+
+    pub(super) fn push(&mut self, guarantee: Guarantee, condition: Condition, result: CheckResult) {
         self.checks.push(Check {
             guarantee,
             condition,
@@ -79,11 +91,7 @@ impl Report {
     }
 
     pub(super) fn skip(&mut self, guarantee: Guarantee, condition: Condition) {
-        self.checks.push(Check {
-            guarantee,
-            condition,
-            result: CheckResult::NotChecked,
-        });
+        self.push(guarantee, condition, CheckResult::NotChecked);
     }
 
     /// Returns all checks, in the order in which they were made.
@@ -146,6 +154,7 @@ impl fmt::Display for Report {
             write!(f, "{guarantee:<24} {condition:<20} ")?;
             match &check.result {
                 CheckResult::Holds => writeln!(f, "holds")?,
+                CheckResult::Limited(limit) => writeln!(f, "limited: {limit}")?,
                 CheckResult::Broken(problem) => writeln!(f, "BROKEN: {problem}")?,
                 CheckResult::NotChecked => writeln!(f, "not checked")?,
             }

@@ -87,7 +87,10 @@ impl Record {
                 (Outcome::Failed(error.kind()), shown)
             }
         };
-        if shown.contains(key.expose_secret()) {
+        let secret = key.expose_secret();
+        // As it is in a quoted form or URL.
+        let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        if shown.contains(secret) || shown.contains(&encoded) {
             let what = match outcome {
                 Outcome::Failed(_) => "an error",
                 _ => "the `Debug` output of a result",

@@ -1,14 +1,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tower_orgkey::{ApiKey, ConfigError};
+use tower_orgkey::{ApiKey, ConfigError, VerifyError};
 
 use super::claims::Claims;
 use super::preset::Preset;
 use super::verifier::IntrospectionVerifier;
 use crate::Endpoint;
 
-type Organization = Arc<dyn Fn(&Claims) -> Option<String> + Send + Sync>;
+type Organization = Arc<dyn Fn(&Claims) -> Result<Option<String>, VerifyError> + Send + Sync>;
 
 /// The audience that a token must have.
 #[derive(Debug)]
@@ -65,10 +65,11 @@ impl IntrospectionVerifierBuilder {
         self
     }
 
-    /// Reads the organization from this member of the reply. A token without it, or with another type, belongs to no organization.
+    /// Reads the organization from this member of the reply. A token without it, or with null or blank text, belongs to no
+    /// organization; another type is an invalid response.
     pub fn organization_claim(self, name: impl Into<String>) -> Self {
         let name = name.into();
-        self.organization(move |claims| claims.text(&[&name]).map(str::to_owned))
+        self.organization(move |claims| Ok(claims.text(&[&name])?.map(str::to_owned)))
     }
 
     /// Reads the organization from the reply. `None` and blank text mean that the token belongs to none.
@@ -79,12 +80,12 @@ impl IntrospectionVerifierBuilder {
     ///
     /// # let endpoint = Endpoint::builder("http://127.0.0.1:4000/introspect").build()?;
     /// let builder = IntrospectionVerifier::builder(endpoint)
-    ///     .organization(|claims| claims.text(&["ext", "tenant"]).map(str::to_owned));
+    ///     .organization(|claims| Ok(claims.text(&["ext", "tenant"])?.map(str::to_owned)));
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
     pub fn organization(
         mut self,
-        read: impl Fn(&Claims) -> Option<String> + Send + Sync + 'static,
+        read: impl Fn(&Claims) -> Result<Option<String>, VerifyError> + Send + Sync + 'static,
     ) -> Self {
         self.organization = Some(Arc::new(read));
         self

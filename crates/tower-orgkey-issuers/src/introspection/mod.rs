@@ -12,7 +12,7 @@
 //!     .audience("https://api.acme.example")
 //!     .organization_claim("org_id")
 //!     .build()?;
-//! let auth = ApiKeyLayer::new(verifier);
+//! let auth = ApiKeyLayer::builder(verifier).max_key_len(8_192).build()?;
 //! # Ok::<(), tower_orgkey::ConfigError>(())
 //! ```
 //!
@@ -42,8 +42,8 @@
 //! accounts, as those of Zitadel are, say so with
 //! [`service_accounts`](IntrospectionVerifierBuilder::service_accounts).
 //!
-//! Access tokens that are JWTs are often longer than the 512 bytes that a layer accepts by default: set
-//! [`max_key_len`](tower_orgkey::ApiKeyLayerBuilder::max_key_len).
+//! Access tokens that are JWTs are often longer than the 512 bytes that a layer accepts by default, which responds with 400 then.
+//! The example sets [`max_key_len`](tower_orgkey::ApiKeyLayerBuilder::max_key_len).
 //!
 //! # "Inactive" is not always an answer
 //!
@@ -58,7 +58,8 @@
 //!   be rejected for some seconds, if another key is verified before it. Set a canary where that matters.
 //!
 //! A revoked key is accepted for at most two soft TTLs and one verification while there is such evidence, and until the hard TTL
-//! otherwise. During such an outage, unknown keys are rejected with 401, and are verified again after a few seconds.
+//! otherwise. During such an outage, unknown keys are rejected with 401, with a canary too. They are verified again after 5 s, and
+//! after repeated answers after at most 60 s.
 
 mod builder;
 mod claims;

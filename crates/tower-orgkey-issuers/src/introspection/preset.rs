@@ -1,3 +1,5 @@
+use tower_orgkey::VerifyError;
+
 use super::claims::Claims;
 
 /// Where a server has the organization of a token.
@@ -29,16 +31,16 @@ pub enum Preset {
 }
 
 impl Preset {
-    pub(super) fn organization(self, claims: &Claims) -> Option<String> {
+    pub(super) fn organization(self, claims: &Claims) -> Result<Option<String>, VerifyError> {
         let code = match self {
-            Self::Zitadel => claims.text(&["urn:zitadel:iam:user:resourceowner:id"]),
-            Self::Hydra => claims.text(&["ext", "org"]),
-            Self::Keycloak => match claims.names(&["organization"]).as_slice() {
+            Self::Zitadel => claims.text(&["urn:zitadel:iam:user:resourceowner:id"])?,
+            Self::Hydra => claims.text(&["ext", "org"])?,
+            Self::Keycloak => match claims.names(&["organization"])?.as_slice() {
                 [alias] => Some(*alias),
                 _ => None,
             },
         };
-        code.map(str::to_owned)
+        Ok(code.map(str::to_owned))
     }
 }
 
@@ -61,8 +63,16 @@ mod tests {
             (Keycloak, r#"{"organization":{}}"#, None),
         ] {
             let claims: Claims = serde_json::from_str(json).unwrap();
-            let found = preset.organization(&claims);
+            let found = preset.organization(&claims).unwrap();
             assert_eq!(found.as_deref(), organization, "{preset:?} {json}");
+        }
+        for (preset, json) in [
+            (Keycloak, r#"{"organization":["org_1",{"org_2":{}}]}"#),
+            (Hydra, r#"{"ext":{"org":5}}"#),
+            (Hydra, r#"{"ext":"org_1"}"#),
+        ] {
+            let claims: Claims = serde_json::from_str(json).unwrap();
+            assert!(preset.organization(&claims).is_err(), "{preset:?} {json}");
         }
     }
 }

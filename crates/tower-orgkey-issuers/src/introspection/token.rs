@@ -64,7 +64,7 @@ pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading,
     if !described.is_for_us(rules) {
         return Ok(Reading::Active(Verification::invalid()));
     }
-    let organization = (rules.organization)(&reply.json()?);
+    let organization = (rules.organization)(&reply.json()?)?;
     let mut verification = fields::verification(organization.as_deref())?;
     if let Some(user) = described.user().filter(|_| !rules.service_accounts) {
         verification = verification.with_user_id(user);

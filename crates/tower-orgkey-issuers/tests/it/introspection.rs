@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tower_orgkey::verify::VerifyErrorKind;
 use tower_orgkey::{ApiKey, Verifier};
 use tower_orgkey_issuers::Endpoint;
-use tower_orgkey_issuers::conformance::{Guarantee, check_verifier};
+use tower_orgkey_issuers::conformance::{CheckResult, Condition, Guarantee, check_verifier};
 use tower_orgkey_issuers::introspection::{
     IntrospectionVerifier, IntrospectionVerifierBuilder, Preset,
 };
@@ -93,6 +93,14 @@ async fn without_canary_another_key_is_needed() {
     let verifier = builder(vendor.url("/introspect")).build().unwrap();
     let report = check_verifier(verifier, &mut vendor).await;
     report.assert_except(&[Guarantee::LoneRevokedKeysRejected]);
+    let mut checks = report.checks().iter();
+    let new_keys = checks.find(|check| {
+        check.guarantee == Guarantee::NewKeysUnavailable && check.condition == Condition::Inactive
+    });
+    let result = &new_keys.unwrap().result;
+    assert!(matches!(result, CheckResult::Limited(_)), "{report}");
+    assert!(!report.holds(Guarantee::NewKeysUnavailable, Condition::Inactive));
+    assert!(report.holds(Guarantee::NewKeysUnavailable, Condition::Down));
 }
 
 #[tokio::test]
@@ -206,6 +214,8 @@ async fn unusable_replies_concern_one_key() {
         with(&json!({ "scope": ["read:a"] })),
         with(&json!({ "aud": 1 })),
         with(&json!({ "org": "two words" })),
+        with(&json!({ "org": 5 })),
+        with(&json!({ "org": ["org_1"] })),
         with(&json!({ "jti": "two words" })),
         with(&json!({ "token_type": 1 })),
     ] {
@@ -215,7 +225,12 @@ async fn unusable_replies_concern_one_key() {
     }
     // Two parsers could read two values.
     let twice = r#"{"active":false,"active":true,"token_type":"Bearer"}"#;
-    for answer in [Answer::json(200, twice), Answer::json(400, INACTIVE)] {
+    let organizations = active().to_string().replacen('{', r#"{"org":"org_2","#, 1);
+    for answer in [
+        Answer::json(200, twice),
+        Answer::json(200, &organizations),
+        Answer::json(400, INACTIVE),
+    ] {
         let (_stub, builder) = answering(answer).await;
         let error = builder.build().unwrap().verify(&key()).await.unwrap_err();
         assert_eq!(error.kind(), VerifyErrorKind::InvalidResponse);
@@ -246,7 +261,6 @@ async fn no_organization_is_no_error() {
         without("org"),
         with(&json!({ "org": null })),
         with(&json!({ "org": " " })),
-        with(&json!({ "org": 5 })),
     ] {
         let (_stub, builder) = stub(&reply).await;
         let seen = seen(builder.build().unwrap(), "opaque-token-1").await;

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_orgkey::{ApiKey, OrgCode, Verification, Verifier, VerifyError, verifier_fn};
 use tower_orgkey_issuers::conformance::{
     Condition, Guarantee, IssuerUnderTest, Report, check_verifier,
 };
+use tower_orgkey_issuers::{Endpoint, Reply, fields};
 
+use crate::stub::Request;
 use crate::vendor::{Vendor, member};
 
 /// Keys in memory.
@@ -146,6 +149,128 @@ async fn answer_of_a_cache_is_found() {
         !report.holds(Guarantee::FailuresClassified, Condition::Down),
         "{report}"
     );
+}
+
+/// A verifier over the client of this crate, and how it reads replies.
+struct Over {
+    endpoint: Endpoint,
+    read: fn(&Reply) -> Result<Verification, VerifyError>,
+}
+
+#[derive(Deserialize)]
+struct Lenient {
+    #[serde(default)]
+    org: Option<String>,
+}
+
+impl Lenient {
+    fn verification(self) -> Result<Verification, VerifyError> {
+        self.org.map_or(Ok(Verification::invalid()), |org| {
+            fields::verification(Some(&org))
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Strict {
+    #[serde(deserialize_with = "Option::deserialize")]
+    org: Option<String>,
+}
+
+impl Verifier for Over {
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        let value = key.expose_secret();
+        (self.read)(&self.endpoint.post(&json!({ "value": value })).await?)
+    }
+}
+
+async fn check_over(read: fn(&Reply) -> Result<Verification, VerifyError>) -> Report {
+    let about = |_: &str, organization: Option<&str>| (200, json!({ "org": organization }));
+    let mut vendor = Vendor::start("k_", |request| member(request, "value"), about, None).await;
+    let endpoint = Endpoint::builder(vendor.url("/verify")).build().unwrap();
+    check_verifier(Over { endpoint, read }, &mut vendor).await
+}
+
+#[tokio::test]
+async fn error_of_the_issuer_as_invalid_is_found() {
+    let report = check_over(|reply| match reply.status() {
+        200 => {
+            let Strict { org } = reply.json()?;
+            Lenient { org }.verification()
+        }
+        500.. => Ok(Verification::invalid()),
+        _ => Err(reply.cannot_tell()),
+    });
+    let report = report.await;
+    assert!(!report.holds(Guarantee::KnownKeysKept, Condition::ServerError));
+    let mut broken = report.broken();
+    assert!(
+        broken.all(|check| check.condition == Condition::ServerError),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn missing_member_as_invalid_is_found() {
+    let report = check_over(|reply| match reply.status() {
+        200 => reply.json::<Lenient>()?.verification(),
+        _ => Err(reply.cannot_tell()),
+    });
+    let report = report.await;
+    assert!(!report.holds(Guarantee::KnownKeysKept, Condition::Garbage));
+    let mut broken = report.broken();
+    assert!(
+        broken.all(|check| check.condition == Condition::Garbage),
+        "{report}"
+    );
+}
+
+/// Quotes replies in its errors.
+struct Quoting {
+    client: reqwest::Client,
+    url: String,
+    body: fn(&ApiKey) -> String,
+}
+
+impl Verifier for Quoting {
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        let sent = self.client.post(&self.url).body((self.body)(key));
+        let reply = sent.send().await.map_err(VerifyError::unavailable)?;
+        let text = reply.text().await.map_err(VerifyError::unavailable)?;
+        match serde_json::from_str::<Strict>(&text) {
+            Ok(Strict { org }) => Lenient { org }.verification(),
+            Err(_) => Err(VerifyError::unavailable(text)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn quoted_reply_with_the_key_is_found() {
+    let form: fn(&ApiKey) -> String = |key| {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("value", key.expose_secret()).finish()
+    };
+    let json: fn(&ApiKey) -> String = |key| json!({ "value": key.expose_secret() }).to_string();
+    let of_form: fn(&Request) -> String = |request| {
+        let mut pairs = form_urlencoded::parse(request.body.as_bytes());
+        pairs.next().unwrap().1.into_owned()
+    };
+    let of_json: fn(&Request) -> String = |request| member(request, "value");
+    for (body, key_of) in [(form, of_form), (json, of_json)] {
+        let about = |_: &str, organization: Option<&str>| (200, json!({ "org": organization }));
+        // The form has a slash encoded.
+        let mut vendor = Vendor::start("k/", key_of, about, None).await;
+        let quoting = Quoting {
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            url: vendor.url("/verify"),
+            body,
+        };
+        let report = check_verifier(quoting, &mut vendor).await;
+        for condition in [Condition::Garbage, Condition::ServerError] {
+            assert!(!report.holds(Guarantee::KeysSecret, condition), "{report}");
+        }
+        assert!(report.holds(Guarantee::KeysSecret, Condition::Down));
+    }
 }
 
 /// Follows redirects, and reads whatever it gets.

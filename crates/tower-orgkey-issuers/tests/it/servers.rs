@@ -106,7 +106,7 @@ async fn fault_137_oidc_provider_passes_the_kit() {
     let any = || {
         builder(&server, "s:3 cret")
             .any_audience()
-            .organization(|_| Some("org".into()))
+            .organization(|_| Ok(Some("org".into())))
     };
     let lenient = any().allow_missing_token_type().build().unwrap();
     assert!(seen(lenient, refresh_token).await.is_ok());
@@ -135,7 +135,7 @@ async fn fault_138_django_oauth_toolkit_passes_the_kit() {
         .endpoint("/o/introspect/", "s:3 cret")
         .any_audience()
         .allow_missing_token_type()
-        .organization(|claims| claims.text(&["client_id"]).map(str::to_owned))
+        .organization(|claims| Ok(claims.text(&["client_id"])?.map(str::to_owned)))
         .canary(canary.expose_secret())
         .build()
         .unwrap();

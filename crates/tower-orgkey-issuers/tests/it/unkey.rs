@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use tower_orgkey::verify::VerifyErrorKind;
 use tower_orgkey::{ApiKey, Verifier};
 use tower_orgkey_issuers::Endpoint;
-use tower_orgkey_issuers::conformance::check_verifier;
+use tower_orgkey_issuers::conformance::{Guarantee, Report, check_verifier};
 use tower_orgkey_issuers::unkey::UnkeyVerifier;
 
 use crate::stub::{Answer, Endpoint as At, Stub};
-use crate::vendor::{Vendor, member, seen};
+use crate::vendor::{About, Vendor, member, seen};
 
 const PATH: &str = "/v2/keys.verifyKey";
 
@@ -48,17 +48,31 @@ fn key() -> ApiKey {
     ApiKey::parse("sk_0123456789").unwrap()
 }
 
-#[tokio::test]
-async fn fault_134_unkey_passes_the_kit() {
-    let about = |_: &str, organization: Option<&str>| match organization {
-        Some(code) => (200, valid(code)),
-        None => (200, invalid("NOT_FOUND")),
-    };
-    let inactive = invalid("FORBIDDEN").to_string();
+async fn check(about: About) -> Report {
+    // As if the root key lost the permission to verify keys of the API.
+    let inactive = invalid("NOT_FOUND").to_string();
     let inactive = Some((200, &*inactive));
     let mut vendor = Vendor::start("sk_", |request| member(request, "key"), about, inactive).await;
-    let report = check_verifier(verifier(vendor.url(PATH)), &mut vendor).await;
-    report.assert();
+    check_verifier(verifier(vendor.url(PATH)), &mut vendor).await
+}
+
+#[tokio::test]
+async fn fault_134_unkey_passes_the_kit() {
+    let report = check(|_, organization| match organization {
+        Some(code) => (200, valid(code)),
+        None => (200, invalid("DISABLED")),
+    });
+    report.await.assert();
+}
+
+#[tokio::test]
+async fn deleted_key_needs_the_yes_of_another() {
+    let report = check(|_, organization| match organization {
+        Some(code) => (200, valid(code)),
+        None => (200, invalid("NOT_FOUND")),
+    });
+    let report = report.await;
+    report.assert_except(&[Guarantee::LoneRevokedKeysRejected]);
 }
 
 #[tokio::test]
@@ -88,6 +102,24 @@ async fn valid_key_is_read() {
 }
 
 #[tokio::test]
+async fn organization_in_meta_is_read_strictly() {
+    let reply = valid("org_1").to_string();
+    let member = r#""tenant":"org_of_meta""#;
+    assert!(reply.contains(member));
+    for other in [
+        r#""tenant":5"#.to_owned(),
+        format!(r#"{member},"tenant":"org_2""#),
+    ] {
+        let stub = Stub::start().await;
+        let reply = Answer::json(200, &reply.replace(member, &other));
+        stub.always(At::Elsewhere, reply);
+        let verifier = verifier(stub.url()).organization_in_meta("tenant");
+        let error = verifier.verify(&key()).await.unwrap_err();
+        assert_eq!(error.kind(), VerifyErrorKind::InvalidResponse, "{other}");
+    }
+}
+
+#[tokio::test]
 async fn fault_136_limits_of_a_key_are_no_rejection() {
     for code in ["RATE_LIMITED", "USAGE_EXCEEDED"] {
         let (_stub, verifier) = answering(200, &invalid(code)).await;
@@ -96,9 +128,18 @@ async fn fault_136_limits_of_a_key_are_no_rejection() {
         assert_eq!(error.kind(), VerifyErrorKind::Inconclusive, "{code}");
         assert_eq!(seen(verifier, "sk_0123456789").await.unwrap_err(), 503);
     }
-    for code in ["NOT_FOUND", "DISABLED", "EXPIRED"] {
+}
+
+#[tokio::test]
+async fn not_found_is_unconfirmed() {
+    for (code, shown) in [
+        ("NOT_FOUND", "Unconfirmed"),
+        ("DISABLED", "Definitive"),
+        ("EXPIRED", "Definitive"),
+    ] {
         let (_stub, verifier) = answering(200, &invalid(code)).await;
-        assert!(!verifier.verify(&key()).await.unwrap().is_valid());
+        let result = format!("{:?}", verifier.verify(&key()).await.unwrap());
+        assert!(result.contains(shown), "{code}: {result}");
     }
 }
 

@@ -196,6 +196,18 @@ impl Config {
         }
     }
 
+    /// Returns the builder of the layer.
+    pub(super) fn layer(&self, verifier: impl Verifier) -> ApiKeyLayerBuilder {
+        let builder = self.keys.layer(verifier);
+        // Access tokens are often JWTs, which are longer than the keys of other issuers.
+        let has_tokens = |issuer: &Issuer| matches!(issuer.kind, IssuerKind::Introspection(_));
+        if self.issuers.iter().any(has_tokens) {
+            builder.max_key_len(tower_orgkey::MAX_KEY_LEN)
+        } else {
+            builder
+        }
+    }
+
     /// Returns what an operator should know about a configuration without errors.
     pub fn warnings(&self) -> Vec<&'static str> {
         let mut warnings = Vec::new();
