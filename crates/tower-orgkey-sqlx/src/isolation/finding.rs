@@ -36,6 +36,9 @@ kinds! {
     ReachableRole = "reachable-role",
     /// The server has a version in which cached plans can ignore policies (CVE-2024-10976).
     OldServer = "old-server",
+    /// A new session has an organization already, by `alter role`, `alter database` or the options of the connection: statements
+    /// outside of a transaction see its rows.
+    OrganizationPreset = "organization-preset",
     /// A table has no row security. Tables that all organizations share are exceptions by name.
     RowSecurityOff = "row-security-off",
     /// The role can use a partition directly, where the policies of its parent do not apply.
@@ -62,6 +65,9 @@ kinds! {
     ForeignKey = "foreign-key",
     /// The role sees rows of a table without an organization, or with one that does not exist.
     RowsVisible = "rows-visible",
+    /// It is unknown whether the role sees rows without an organization, because reading the table fails: a policy casts the
+    /// empty text, for example (`nullif(current_setting('app.org', true), '')` is null). The detail is the SQLSTATE.
+    ProbeFailed = "probe-failed",
 }
 
 /// One hole in the isolation of organizations.
@@ -80,8 +86,8 @@ impl Finding {
         self.kind
     }
 
-    /// Returns where: `public.notes`, `public.comments.comments_note_id_fkey`, `public.all_notes(integer)`, `role admin` or
-    /// `server`, quoted as in SQL where that is needed.
+    /// Returns where: `public.notes`, `public.comments.comments_note_id_fkey`, `public.all_notes(integer)`, `role admin`,
+    /// `session` or `server`, quoted as in SQL where that is needed.
     pub fn object(&self) -> &str {
         &self.object
     }

@@ -72,6 +72,10 @@ from reachable r
 where r.rolsuper or r.rolbypassrls or not pg_catalog.pg_has_role(r.oid, 'USAGE') and exists (
     select from isolated i where i.relowner = r.oid and not i.relforcerowsecurity)
 union all
+-- Run before the setting is changed.
+select 'organization-preset', 'session', 'app.org is set: alter role … reset app.org, alter database … reset app.org'
+where pg_catalog.current_setting('app.org', true) <> ''
+union all
 select 'row-security-off', name, 'alter table … enable row level security'
 from relations where relkind in ('r', 'p') and not relrowsecurity and not relispartition
 union all

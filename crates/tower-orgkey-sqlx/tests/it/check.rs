@@ -8,6 +8,7 @@ use tower_orgkey_sqlx::isolation::{Exceptions, FindingKind, IsolationReport};
 use tower_orgkey_sqlx::{IsolationError, OrgPool};
 
 use crate::cluster::Database;
+use crate::kit::org;
 
 async fn findings(pool: PgPool) -> Vec<(FindingKind, String)> {
     match OrgPool::checked(pool, &Exceptions::none()).await {
@@ -70,6 +71,21 @@ const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
     ("drop policy notes_of_no_other_org on notes;
         create policy oops on notes for select using (current_setting('app.org', true) <> '')", &[
         (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    // Before an organization is set for the first time, and not after that.
+    ("drop policy notes_of_no_other_org on notes;
+        create policy oops on notes for select using (current_setting('app.org', true) is null or org = current_setting('app.org', true))", &[
+        (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("alter role {role} set app.org = 'org_1'", &[
+        (FindingKind::OrganizationPreset, "session"),
+        (FindingKind::RowsVisible, "public.comments"),
+        (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("create table documents (org uuid); insert into documents select gen_random_uuid();
+        alter table documents enable row level security; grant select on documents to app;
+        create policy documents_of_org on documents using (org = current_setting('app.org', true)::uuid)", &[
+        (FindingKind::ProbeFailed, "public.documents"),
     ]),
     ("create table events (org text, at date) partition by range (at);
         create table events_1 partition of events for values from ('2026-01-01') to ('2027-01-01');
@@ -205,20 +221,47 @@ async fn role_that_was_set_can_be_reset() {
 }
 
 #[tokio::test]
-async fn policy_that_casts_empty_text_fails_the_check() {
+async fn connection_with_an_organization_before() {
+    let database = Database::new(&["org_1"]).await;
+    let hole = "drop policy notes_of_no_other_org on notes; create policy oops on notes for select
+        using (current_setting('app.org', true) is null or org = current_setting('app.org', true))";
+    let mut admin = database.admin().await;
+    sqlx::raw_sql(hole).execute(&mut admin).await.unwrap();
+    let pool = database.pool(2).await;
+    let orgs = OrgPool::unchecked(pool.clone());
+    let first = orgs.begin(&org("org_1")).await.unwrap();
+    let second = orgs.begin(&org("org_1")).await.unwrap();
+    first.rollback().await.unwrap();
+    second.rollback().await.unwrap();
+    let expected = [(FindingKind::RowsVisible, "public.notes".to_owned())];
+    assert_eq!(findings(pool).await, expected);
+}
+
+#[tokio::test]
+async fn policy_that_raises_shows_no_rows() {
     let database = Database::new(&[]).await;
-    let table = "create table documents (org uuid); insert into documents select gen_random_uuid();
+    let strict = "create function org_or_error() returns text language plpgsql stable as $$ begin
+            if coalesce(current_setting('app.org', true), '') = '' then raise exception 'no organization'; end if;
+            return current_setting('app.org');
+        end $$;
+        create table documents (org text); insert into documents values ('org_1');
         alter table documents enable row level security; grant select on documents to app;
-        create policy documents_of_org on documents using (org = current_setting('app.org', true)::uuid)";
-    sqlx::raw_sql(table)
-        .execute(&mut database.admin().await)
-        .await
-        .unwrap();
-    let error = OrgPool::checked(database.pool(1).await, &Exceptions::none())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, IsolationError::Probe { table, .. } if table == "public.documents"),
-        "{error:?}"
-    );
+        create policy documents_of_org on documents using (org = org_or_error())";
+    let mut admin = database.admin().await;
+    sqlx::raw_sql(strict).execute(&mut admin).await.unwrap();
+    assert_eq!(findings(database.pool(1).await).await, []);
+}
+
+#[tokio::test]
+async fn checks_behind_one_connection_do_not_mix() {
+    let database = Database::new(&["org_1"]).await;
+    let bouncer = database.bouncer().await;
+    let mut checks = Vec::new();
+    for _ in 0..20 {
+        let pool = database.pool_at(bouncer.addr(), 1).await;
+        checks.push(async move { OrgPool::checked(pool, &Exceptions::none()).await });
+    }
+    for checked in futures_util::future::join_all(checks).await {
+        checked.unwrap();
+    }
 }
