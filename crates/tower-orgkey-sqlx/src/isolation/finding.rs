@@ -47,8 +47,10 @@ kinds! {
     NotForced = "not-forced",
     /// No permissive policy applies to the role, so that it sees no rows.
     NoPolicy = "no-policy",
-    /// A permissive policy does not depend on the organization (it has neither `current_setting('app.org'…)`, a function of
-    /// yours, nor another table), and no restrictive policy does for the same command. The detail lists the commands.
+    /// A permissive policy does not depend on the organization, and no restrictive policy with `current_setting('app.org'…)` does
+    /// for the same command. The detail lists the commands. An expression depends on the organization if it has a column of
+    /// the table and one of: `current_setting('app.org'…)`, a function whose own text has `'app.org'`, or another table with row
+    /// security. Whether it compares them is not examined: only reading is probed.
     PolicyWithoutOrganization = "policy-without-organization",
     /// The role may `TRUNCATE` a table, which ignores policies.
     Truncate = "truncate",

@@ -29,18 +29,36 @@ policies as (
         pg_catalog.pg_get_expr(p.polqual, p.polrelid) as rows_used,
         pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) as rows_written,
         exists (select from pg_catalog.unnest(p.polroles) as r(role)
-            where r.role = 0 or pg_catalog.pg_has_role(r.role, 'USAGE')) as applies,
-        -- A function of the user or another relation, which can depend on the organization.
-        exists (select from pg_catalog.pg_depend d
-            where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = p.oid
-                and (d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                    or d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> p.polrelid)) as calls
+            where r.role = 0 or pg_catalog.pg_has_role(r.role, 'USAGE')) as applies
     from pg_catalog.pg_policy p
 ),
--- What each policy says about each command, and whether that can depend on the organization.
-rules as (
-    select p.polrelid, p.polpermissive, c.command,
-        p.calls or pg_catalog.strpos(c.expression, 'current_setting(''app.org''') > 0 as is_bound
+-- The functions of a policy that read the organization, and its other tables with row security: also by their short names.
+binders as (
+    select d.objid as policy, n.name
+    from pg_catalog.pg_depend d
+    join pg_catalog.pg_proc f on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass and f.oid = d.refobjid
+    join pg_catalog.pg_namespace s on s.oid = f.pronamespace
+    cross join lateral (values
+        (pg_catalog.quote_ident(f.proname)), (pg_catalog.format('%I.%I', s.nspname, f.proname))) as n (name)
+    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and pg_catalog.strpos(
+        case when f.prokind in ('f', 'w') then pg_catalog.pg_get_functiondef(f.oid) else '' end, '''app.org''') > 0
+    union
+    select d.objid, n.name
+    from pg_catalog.pg_depend d
+    join pg_catalog.pg_class c on d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and c.oid = d.refobjid
+    join pg_catalog.pg_namespace s on s.oid = c.relnamespace
+    join policies p on p.oid = d.objid and p.polrelid <> c.oid
+    cross join lateral (values
+        (pg_catalog.quote_ident(c.relname)), (pg_catalog.format('%I.%I', s.nspname, c.relname))) as n (name)
+    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and c.relkind in ('r', 'p') and c.relrowsecurity
+),
+-- The expressions of policies, and the names in them, without texts and casts. Columns of subqueries are qualified there.
+expressions as (
+    select p.oid as policy, p.polrelid, p.polpermissive, p.applies, c.command, c.expression, array(
+        select m.match[1] from pg_catalog.regexp_matches(
+            pg_catalog.regexp_replace(c.expression,
+                '''(?:[^'']|'''')*''|::[[:alnum:]_."]+(?: varying| with time zone| without time zone)?', ' ', 'g'),
+            '((?:"(?:[^"]|"")+"|[[:alnum:]_$]+)(?:[.](?:"(?:[^"]|"")+"|[[:alnum:]_$]+))*)', 'g') as m (match)) as names
     from policies p
     cross join lateral (values
         ('r', 'select', p.rows_used),
@@ -49,11 +67,24 @@ rules as (
         ('w', 'update to', coalesce(p.rows_written, p.rows_used)),
         ('d', 'delete', p.rows_used)
     ) as c (code, command, expression)
-    where p.applies and p.polcmd in ('*', c.code) and c.expression is not null
+    where p.polcmd in ('*', c.code) and c.expression is not null
 ),
+-- What each policy says about each command: whether it has a column and the organization, as far as the names tell.
+rules as (
+    select e.polrelid, e.polpermissive, e.applies, e.command, r.reads and c.has_column as reads_setting,
+        c.has_column and (r.reads or exists (
+            select from binders b where b.policy = e.policy and b.name = any (e.names))) as is_bound
+    from expressions e
+    join pg_catalog.pg_class t on t.oid = e.polrelid
+    cross join lateral (select exists (select from pg_catalog.pg_attribute a where a.attrelid = t.oid and a.attnum > 0
+        and not a.attisdropped and (pg_catalog.quote_ident(a.attname) = any (e.names)
+            or pg_catalog.format('%I.%I', t.relname, a.attname) = any (e.names)))) as c (has_column)
+    cross join lateral (values (pg_catalog.strpos(e.expression, 'current_setting(''app.org''') > 0)) as r (reads)
+),
+-- A restrictive policy closes the table only if it reads the setting itself: what a function allows is unknown.
 open_commands as (
-    select polrelid, command from rules group by polrelid, command
-    having bool_or(polpermissive and not is_bound) and not bool_or(not polpermissive and is_bound)
+    select polrelid, command from rules where applies group by polrelid, command
+    having bool_or(polpermissive and not is_bound) and not bool_or(not polpermissive and reads_setting)
 ),
 organization_columns as (
     select distinct d.refobjid as relation, d.refobjsubid as number

@@ -69,8 +69,38 @@ const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
     ]),
     // Depends on the organization, and is still true with any.
     ("drop policy notes_of_no_other_org on notes;
-        create policy oops on notes for select using (current_setting('app.org', true) <> '')", &[
+        create policy oops on notes for select using (org <> '' and current_setting('app.org', true) <> '')", &[
         (FindingKind::RowsVisible, "public.notes"),
+    ]),
+    ("drop policy notes_of_no_other_org on notes;
+        create policy oops on notes for delete using (current_setting('app.org', true) <> '')", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
+    ("drop policy notes_of_no_other_org on notes;
+        create policy oops on notes for update using (org = current_setting('app.org', true)) with check (true)", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
+    // Functions and tables that know nothing of the organization.
+    ("create function is_live(title text) returns bool language sql as 'select title <> ''''';
+        drop policy notes_of_no_other_org on notes; create policy live on notes as restrictive using (is_live(title));
+        create policy oops on notes for delete using (true)", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
+    ("create schema app; grant usage on schema app to app;
+        create function app.org_is_open(id bigint) returns bool language sql as 'select id > 0';
+        drop policy notes_of_no_other_org on notes; create policy oops on notes for update using (app.org_is_open(id))", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
+    ("create table shared (title text);
+        drop policy notes_of_no_other_org on notes;
+        create policy oops on notes for delete using (title in (select s.title from shared s))", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
+    // It reads the organization, and what it allows is unknown: it does not close what another policy opens.
+    ("create function is_mine(org text) returns bool language sql as 'select org = current_setting(''app.org'', true)';
+        drop policy notes_of_no_other_org on notes; create policy mine on notes as restrictive using (is_mine(org));
+        create policy oops on notes for delete using (true)", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
     ]),
     // Before an organization is set for the first time, and not after that.
     ("drop policy notes_of_no_other_org on notes;
@@ -203,6 +233,25 @@ async fn sound_database_has_no_findings() {
     let bouncer = database.bouncer().await;
     let pool = database.pool_at(bouncer.addr(), 1).await;
     OrgPool::checked(pool, &Exceptions::none()).await.unwrap();
+}
+
+#[tokio::test]
+async fn sound_policies_have_no_findings() {
+    let database = Database::new(&["org_1"]).await;
+    let tables = "create function org_is(org text) returns bool language plpgsql stable as
+            $$ begin return org = nullif(current_setting('app.org', true), ''); end $$;
+        create function \"the Org\"() returns text language sql stable
+            begin atomic select nullif(current_setting('app.org', true), ''); end;
+        create table a (id int, org text); create table b (id int, \"Org\" text); create table c (id int, note_id bigint);
+        insert into a values (1, 'org_1'); insert into b values (1, 'org_1'); insert into c select 1, id from notes;
+        create policy p on a using (org_is(org));
+        create policy p on b using (\"Org\" = (select \"the Org\"())) with check (\"Org\" = public.\"the Org\"());
+        create policy p on c using (exists (select from notes n where n.id = note_id));
+        alter table a enable row level security; alter table b enable row level security;
+        alter table c enable row level security; grant select, insert, update, delete on a, b, c to app";
+    let mut admin = database.admin().await;
+    sqlx::raw_sql(tables).execute(&mut admin).await.unwrap();
+    assert_eq!(findings(database.pool(1).await).await, []);
 }
 
 #[tokio::test]
