@@ -32,7 +32,12 @@ kinds! {
     Superuser = "superuser",
     /// The role has the attribute `BYPASSRLS`.
     BypassRls = "bypass-rls",
-    /// `set role` or `reset role` takes a role that is a superuser, has `BYPASSRLS`, or owns a table that is not forced.
+    /// The role has `REPLICATION`, has `CREATEROLE` before `PostgreSQL` 16, or has the rights of `pg_execute_server_program`,
+    /// `pg_read_server_files` or `pg_write_server_files`.
+    ServerAccess = "server-access",
+    /// `set role` or `reset role` takes a role that is a superuser, has `BYPASSRLS` or [`ServerAccess`](Self::ServerAccess);
+    /// or whose rights the current role does not inherit, and that owns a table that is not forced, has a policy that does
+    /// not depend on the organization, or can use a relation without policies.
     ReachableRole = "reachable-role",
     /// The server has a version in which cached plans can ignore policies (CVE-2024-10976).
     OldServer = "old-server",
@@ -58,10 +63,12 @@ kinds! {
     MaterializedView = "materialized-view",
     /// The role can use a foreign table, which has no policies.
     ForeignTable = "foreign-table",
-    /// The role can use a view that reads with the rights of its owner.
+    /// The role can use a view that reads with the rights of its owner, which is another role.
     OwnerView = "owner-view",
-    /// The role can call a function that runs with the rights of another role (`SECURITY DEFINER`).
+    /// The role can call a function that runs with the rights of another role (`SECURITY DEFINER`), or a trigger calls it.
     DefinerFunction = "definer-function",
+    /// A table or view has a rule, whose actions run with the rights of the owner.
+    Rule = "rule",
     /// A foreign key between two tables with row security does not include the organization. Foreign keys are checked without
     /// row security: a row can refer to one of another organization, and an error shows which rows exist.
     ForeignKey = "foreign-key",

@@ -52,6 +52,35 @@ const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
         alter role {role} noinherit; grant select on legacy to {role}", &[
         (FindingKind::ReachableRole, "role {role}_owner"),
     ]),
+    ("create role {role}_owner; create table hidden (org text); alter table hidden enable row level security;
+        alter table hidden owner to {role}_owner; grant {role}_owner to {role}; alter role {role} noinherit", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
+    ("create role {role}_owner; create table hidden (org text); grant select on hidden to {role}_owner;
+        grant {role}_owner to {role}; alter role {role} noinherit", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
+    ("create role {role}_owner; create policy reporting on legacy to {role}_owner using (true);
+        grant {role}_owner to {role}; alter role {role} noinherit", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
+    ("create role {role}_owner replication; grant {role}_owner to {role}", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
+    ("alter role {role} replication", &[(FindingKind::ServerAccess, "role {role}")]),
+    ("grant pg_read_server_files to {role}", &[(FindingKind::ServerAccess, "role {role}")]),
+    ("grant pg_execute_server_program to {role}; alter role {role} noinherit", &[
+        (FindingKind::ReachableRole, "role pg_execute_server_program"),
+    ]),
+    ("create rule copied as on insert to notes do also delete from comments", &[(FindingKind::Rule, "public.notes.copied")]),
+    ("create function log_note() returns trigger language plpgsql security definer as 'begin return new; end';
+        revoke execute on function log_note from public;
+        create trigger log after insert on notes for each row execute function log_note()", &[
+        (FindingKind::DefinerFunction, "public.log_note()"),
+    ]),
+    ("create schema other; create table other.rows (id int); grant select on other.rows to app", &[
+        (FindingKind::RowSecurityOff, "other.rows"),
+    ]),
     ("alter table notes disable row level security", &[(FindingKind::RowSecurityOff, "public.notes")]),
     ("create table \"Plans\" (id int); grant select on \"Plans\" to app", &[
         (FindingKind::RowSecurityOff, "public.\"Plans\""),
@@ -70,6 +99,7 @@ const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
     // Depends on the organization, and is still true with any.
     ("drop policy notes_of_no_other_org on notes;
         create policy oops on notes for select using (org <> '' and current_setting('app.org', true) <> '')", &[
+        (FindingKind::ForeignKey, "public.comments.comments_org_note_id_fkey"),
         (FindingKind::RowsVisible, "public.notes"),
     ]),
     ("drop policy notes_of_no_other_org on notes;
@@ -138,6 +168,19 @@ const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
         grant select on remote to app", &[(FindingKind::ForeignTable, "public.remote")]),
     ("alter table notes add unique (id); alter table comments add constraint loose foreign key (note_id) references notes (id)", &[
         (FindingKind::ForeignKey, "public.comments.loose"),
+    ]),
+    // Columns of the policies that are not the organization's.
+    ("alter table notes add unique (id); alter table comments add constraint loose foreign key (note_id) references notes (id);
+        create policy live on notes as restrictive using (id > 0);
+        create policy live on comments as restrictive using (note_id > 0)", &[
+        (FindingKind::ForeignKey, "public.comments.loose"),
+    ]),
+    ("create table a (org text, region text, unique (region)); create table b (org text, region text,
+            constraint loose foreign key (region) references a (region));
+        create policy p on a using (org = current_setting('app.org', true) and region = current_setting('app.region', true));
+        create policy p on b using (region = current_setting('app.region', true) and current_setting('app.org', true) = org);
+        alter table a enable row level security; alter table b enable row level security; grant select on a, b to app", &[
+        (FindingKind::ForeignKey, "public.b.loose"),
     ]),
     ("grant truncate on notes to app", &[(FindingKind::Truncate, "public.notes")]),
     ("create schema other; grant usage on schema other to app; create table other.rows (id int); grant update (id) on other.rows to app", &[
@@ -243,6 +286,11 @@ async fn sound_policies_have_no_findings() {
         create function \"the Org\"() returns text language sql stable
             begin atomic select nullif(current_setting('app.org', true), ''); end;
         create table a (id int, org text); create table b (id int, \"Org\" text); create table c (id int, note_id bigint);
+        create table d (org uuid, id int, name varchar, primary key (org, id));
+        create table e (\"Org\" uuid, id int, foreign key (\"Org\", id) references d);
+        create policy p on d using (org = nullif(current_setting('app.org', true), '')::uuid and id > 0);
+        create policy p on e using ((select nullif(current_setting('app.org', true), ''))::uuid = \"Org\");
+        alter table d enable row level security; alter table e enable row level security; grant select, insert on d, e to app;
         insert into a values (1, 'org_1'); insert into b values (1, 'org_1'); insert into c select 1, id from notes;
         create policy p on a using (org_is(org));
         create policy p on b using (\"Org\" = (select \"the Org\"())) with check (\"Org\" = public.\"the Org\"());
