@@ -1,5 +1,5 @@
-use sqlx::error::DatabaseError;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, SqlSafeStr};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Row, SqlSafeStr};
 
 use crate::OrgPool;
 use crate::isolation::{self, Exceptions, IsolationReport, UnknownFinding};
@@ -13,15 +13,6 @@ pub enum IsolationError {
     /// The database shows rows of other organizations, or could. It prints a table of the findings.
     #[error(transparent)]
     Findings(IsolationReport),
-    /// A table could not be probed: its policy fails without an organization, for example, because it casts the empty text
-    /// (`nullif(current_setting('app.org', true), '')` is null).
-    #[error("the table {table} could not be probed")]
-    Probe {
-        /// The table, quoted as in SQL.
-        table: String,
-        /// What the database answered.
-        source: sqlx::Error,
-    },
     /// The check itself failed.
     #[error("the database could not be checked")]
     Check(#[source] sqlx::Error),
@@ -37,8 +28,11 @@ impl OrgPool {
     /// Checks the database as the role of this pool, and uses the pool if it isolates organizations.
     ///
     /// It looks for everything of [`FindingKind`](crate::isolation::FindingKind), and then reads each table with row security
-    /// without an organization, and with one that does not exist: no row may be visible. That takes an index whose first column
-    /// is the organization, or a scan of the table. The connection of the check is closed afterwards.
+    /// in a session in which no organization was ever set, with an empty one, and with one that does not exist: no row may be
+    /// visible. That takes an index whose first column is the organization, or a scan of the table.
+    ///
+    /// All of it runs in one transaction, which is rolled back. The connection is closed afterwards, and so are idle ones on
+    /// which an organization was set before.
     ///
     /// The check sees what the role may use when it runs. A migration after it is not checked.
     ///
@@ -54,69 +48,121 @@ impl OrgPool {
     /// # Ok(()) }
     /// ```
     pub async fn checked(pool: PgPool, exceptions: &Exceptions) -> Result<Self, IsolationError> {
-        let mut connection = pool.acquire().await.map_err(IsolationError::Check)?;
-        // A dropped check leaves a transaction.
-        connection.close_on_drop();
-        let report = check(&mut connection).await?;
+        let report = check(&pool).await?;
         let report = report.without(exceptions);
         report.into_result().map_err(IsolationError::Findings)?;
         Ok(Self::unchecked(pool))
     }
 }
 
-async fn check(connection: &mut PgConnection) -> Result<IsolationReport, IsolationError> {
+async fn check(pool: &PgPool) -> Result<IsolationReport, IsolationError> {
+    let mut connection = unused_session(pool).await.map_err(IsolationError::Check)?;
+    // A dropped check leaves a transaction, and sqlx 0.9.0 does not always know of it.
+    connection.close_on_drop();
+    // One transaction, in which PgBouncer keeps to one connection: statements are prepared there.
+    let mut transaction = connection.begin().await.map_err(IsolationError::Check)?;
+    let mut report = findings(&mut transaction).await?;
+    let tables: Vec<String> = sqlx::query_scalar(isolation::PROBED)
+        .persistent(false)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(IsolationError::Check)?;
+    // A code of no organization that is also a UUID, for policies that cast it.
+    let unknown: String = sqlx::query_scalar("select pg_catalog.gen_random_uuid()::text")
+        .persistent(false)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(IsolationError::Check)?;
+    // First all without: once set, the setting is never null again.
+    for org in [None, Some(""), Some(&*unknown)] {
+        for table in &tables {
+            let probed = probe(&mut transaction, org, table).await;
+            match probed.map_err(IsolationError::Check)? {
+                Probed::NoRows => {}
+                Probed::Rows => report.rows_visible(table),
+                // The policy casts the code to another type: class 22 is an error in data.
+                Probed::Failed(code) if org == Some(&*unknown) && code.starts_with("22") => {}
+                Probed::Failed(code) => report.probe_failed(table, &code),
+            }
+        }
+    }
+    transaction
+        .rollback()
+        .await
+        .map_err(IsolationError::Check)?;
+    Ok(report)
+}
+
+/// A connection of the pool, with all that its hooks do, on which no organization was set, if there is one.
+async fn unused_session(pool: &PgPool) -> sqlx::Result<PoolConnection<Postgres>> {
+    let mut connection = pool.acquire().await?;
+    for _ in 0..pool.size() {
+        if read_org(&mut connection).await?.is_none() {
+            break;
+        }
+        connection.close().await?;
+        connection = pool.acquire().await?;
+    }
+    Ok(connection)
+}
+
+/// As one simple statement, which also `PgBouncer` keeps on one connection.
+async fn read_org(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
+    let read = "select pg_catalog.current_setting('app.org', true)";
+    let row = sqlx::raw_sql(read).fetch_one(connection).await?;
+    row.try_get(0)
+}
+
+async fn findings(connection: &mut PgConnection) -> Result<IsolationReport, IsolationError> {
     let rows: Vec<(String, String, String)> = sqlx::query_as(isolation::FINDINGS)
         .persistent(false)
         .fetch_all(&mut *connection)
         .await
         .map_err(IsolationError::Check)?;
-    let mut report = IsolationReport::read(rows)?;
-    let tables: Vec<String> = sqlx::query_scalar(isolation::PROBED)
-        .persistent(false)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(IsolationError::Check)?;
-    for table in tables {
-        let probed = async {
-            // A code of no organization that is also a UUID, for policies that cast it.
-            let unknown = "select pg_catalog.gen_random_uuid()::text";
-            let unknown: String = sqlx::query_scalar(unknown)
-                .persistent(false)
-                .fetch_one(&mut *connection)
-                .await?;
-            let without = sees_rows(connection, "", &table).await?;
-            let with_unknown = match sees_rows(connection, &unknown, &table).await {
-                // The policy casts the code to another type: class 22 is an error in data.
-                Err(error) if is_data_error(&error) => false,
-                other => other?,
-            };
-            Ok(without || with_unknown)
-        };
-        match probed.await {
-            Ok(true) => report.rows_visible(&table),
-            Ok(false) => {}
-            Err(source) => return Err(IsolationError::Probe { table, source }),
-        }
-    }
-    Ok(report)
+    Ok(IsolationReport::read(rows)?)
 }
 
-async fn sees_rows(connection: &mut PgConnection, org: &str, table: &str) -> sqlx::Result<bool> {
-    let mut transaction = connection.begin().await?;
-    sqlx::query(isolation::SET_ORG)
-        .persistent(false)
-        .bind(isolation::ORG_SETTING)
-        .bind(org)
-        .execute(&mut *transaction)
-        .await?;
+enum Probed {
+    NoRows,
+    Rows,
+    /// The SQLSTATE. Messages are left out, since they can contain data.
+    Failed(String),
+}
+
+async fn probe(
+    connection: &mut PgConnection,
+    org: Option<&str>,
+    table: &str,
+) -> sqlx::Result<Probed> {
+    let mut savepoint = connection.begin().await?;
+    let sees = sees_rows(&mut savepoint, org, table).await;
+    // Fails if the connection is lost.
+    savepoint.rollback().await?;
+    match sees {
+        Ok(true) => Ok(Probed::Rows),
+        Ok(false) => Ok(Probed::NoRows),
+        Err(sqlx::Error::Database(error)) => {
+            let code = error.code().unwrap_or_default();
+            Ok(Probed::Failed(code.into_owned()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn sees_rows(
+    connection: &mut PgConnection,
+    org: Option<&str>,
+    table: &str,
+) -> sqlx::Result<bool> {
+    if let Some(org) = org {
+        sqlx::query(isolation::SET_ORG)
+            .persistent(false)
+            .bind(isolation::ORG_SETTING)
+            .bind(org)
+            .execute(&mut *connection)
+            .await?;
+    }
     let probe = AssertSqlSafe(isolation::probe(table)).into_sql_str();
     let sees = sqlx::query_scalar(probe).persistent(false);
-    let sees = sees.fetch_one(&mut *transaction).await?;
-    transaction.rollback().await?;
-    Ok(sees)
-}
-
-fn is_data_error(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(DatabaseError::code);
-    code.is_some_and(|code| code.starts_with("22"))
+    sees.fetch_one(connection).await
 }

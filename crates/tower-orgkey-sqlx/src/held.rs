@@ -51,6 +51,10 @@ impl Held {
 
     pub(crate) async fn rollback(mut self) -> sqlx::Result<()> {
         self.state = State::Unknown;
+        if self.depth() == 0 {
+            // sqlx's count is wrong: another `begin` may be in flight, which only closing the connection undoes.
+            return Ok(());
+        }
         while self.depth() > 0 {
             Manager::rollback(&mut self.connection).await?;
         }

@@ -21,6 +21,12 @@ const BEGIN: &str = "begin not deferrable";
 /// The isolation level is the `default_transaction_isolation` of the connection: `set transaction isolation level` is
 /// rejected by PostgreSQL, because the organization is set by a query.
 ///
+/// # Panics
+///
+/// sqlx rolls the whole transaction back if the future of `tx.begin()` is dropped before the savepoint exists, by a timeout for
+/// example. Statements would then run outside of the transaction, so `&mut *tx` panics. `commit` returns an error, and
+/// `rollback` still works. A `&mut PgConnection` that was taken before and is used afterwards is not protected.
+///
 /// # As an extractor
 ///
 /// With the feature `axum`, a handler takes an `OrgTx` as an argument if the state has an [`OrgPool`](crate::OrgPool). It then
@@ -67,6 +73,8 @@ impl OrgTx {
     }
 
     /// Rolls the transaction back, and waits for it. Dropping does the same in the background.
+    ///
+    /// The connection is closed if the future that began a savepoint was dropped.
     pub async fn rollback(self) -> Result<(), OrgTxError> {
         self.held.rollback().await.map_err(OrgTxError::Rollback)
     }
@@ -82,6 +90,10 @@ impl Deref for OrgTx {
 
 impl DerefMut for OrgTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
+        assert!(
+            self.held.depth() > 0,
+            "the transaction was rolled back, because the future that began a savepoint was dropped"
+        );
         &mut self.held.connection
     }
 }

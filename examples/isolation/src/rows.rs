@@ -22,26 +22,42 @@ pub async fn begin<'a>(
     Ok(is_set.then_some(transaction))
 }
 
-/// Checks the database as the role of this client. Stop the start unless `into_result` of the report is `Ok`.
+/// Checks the database as the role of this client, which must be a new connection. Stop the start unless `into_result` of the
+/// report is `Ok`.
 ///
 /// # Panics
 ///
 /// If `FINDINGS` is not of the same version as `IsolationReport`.
 pub async fn check(client: &mut Client) -> Result<IsolationReport, Error> {
-    let rows = client.query(FINDINGS, &[]).await?;
+    let mut transaction = client.transaction().await?;
+    let rows = transaction.query(FINDINGS, &[]).await?;
     let rows = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2)));
     #[expect(clippy::expect_used, reason = "both are of one crate")]
     let mut report = IsolationReport::read::<&str>(rows).expect("findings of another version");
-    for table in client.query(PROBED, &[]).await? {
-        let table: &str = table.get(0);
-        for org in ["", "00000000-0000-0000-0000-000000000000"] {
-            let transaction = client.transaction().await?;
-            transaction.execute(SET_ORG, &[&ORG_SETTING, &org]).await?;
-            let seen = transaction.query_one(&probe(table), &[]).await?;
-            if seen.get(0) {
-                report.rows_visible(table);
+    let tables = transaction.query(PROBED, &[]).await?;
+    let unknown = "00000000-0000-0000-0000-000000000000";
+    // First all without: once set, the setting is never null again.
+    for org in [None, Some(""), Some(unknown)] {
+        for table in &tables {
+            let table: &str = table.get(0);
+            let savepoint = transaction.transaction().await?;
+            if let Some(org) = org {
+                savepoint.execute(SET_ORG, &[&ORG_SETTING, &org]).await?;
             }
+            match savepoint.query_one(&probe(table), &[]).await {
+                Ok(seen) if seen.get(0) => report.rows_visible(table),
+                Ok(_) => {}
+                Err(error) => {
+                    let code = error.code().map_or("", |code| code.code()).to_owned();
+                    // The policy casts the code to another type.
+                    if org != Some(unknown) || !code.starts_with("22") {
+                        report.probe_failed(table, &code);
+                    }
+                }
+            }
+            savepoint.rollback().await?;
         }
     }
+    transaction.rollback().await?;
     Ok(report)
 }

@@ -3,10 +3,11 @@
 //! With the feature `sqlx`, [`OrgPool::checked`](crate::OrgPool::checked) does all of this. For another driver, depend on this
 //! crate with `default-features = false`, which has no dependencies, and as the role of the service:
 //!
-//! 1. Run [`FINDINGS`], and give its rows to [`IsolationReport::read`].
-//! 2. Run [`PROBED`]. For each table that it returns, begin a transaction, [set](SET_ORG) the organization to an empty text and
-//!    run [`probe`]; and again with a code that no organization has. If it returns `true`, call
-//!    [`IsolationReport::rows_visible`].
+//! 1. Begin a transaction on a new connection, run [`FINDINGS`], and give its rows to [`IsolationReport::read`].
+//! 2. Run [`PROBED`]. For each table that it returns, run [`probe`] in a savepoint, which is rolled back: for all tables before
+//!    an organization was [set](SET_ORG), then with an empty text, then with a code that no organization has. If it returns
+//!    `true`, call [`IsolationReport::rows_visible`]; if it fails, [`IsolationReport::probe_failed`], except with class 22 for
+//!    the code of no organization, which a policy may cast. Roll back.
 //! 3. Remove the exceptions, and stop the start of the service unless [`IsolationReport::into_result`] is `Ok`.
 //!
 //! ```

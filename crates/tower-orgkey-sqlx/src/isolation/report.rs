@@ -43,6 +43,25 @@ impl IsolationReport {
         self.add(FindingKind::RowsVisible, table, detail);
     }
 
+    /// Adds that a [`probe`](super::probe) of this table failed with this SQLSTATE. A policy that raises an exception (`P0001`)
+    /// shows no rows, and is no finding.
+    ///
+    /// ```
+    /// use tower_orgkey_sqlx::isolation::{FindingKind, IsolationReport};
+    ///
+    /// let mut report = IsolationReport::default();
+    /// report.probe_failed("public.notes", "P0001");
+    /// assert!(report.findings().is_empty());
+    /// report.probe_failed("public.notes", "22P02");
+    /// assert_eq!(report.findings()[0].kind(), FindingKind::ProbeFailed);
+    /// ```
+    pub fn probe_failed(&mut self, table: &str, sqlstate: &str) {
+        if sqlstate != "P0001" {
+            let detail = format!("SQLSTATE {sqlstate} without an organization");
+            self.add(FindingKind::ProbeFailed, table, &detail);
+        }
+    }
+
     fn add(&mut self, kind: FindingKind, object: &str, detail: &str) {
         let finding = Finding {
             kind,

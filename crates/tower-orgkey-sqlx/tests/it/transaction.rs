@@ -1,5 +1,6 @@
 //! What an `OrgTx` shows, and what a connection is like after it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
 use sqlx::Connection;
@@ -201,9 +202,21 @@ async fn fault_143_savepoint_left_open() {
     // A dropped `begin` of a savepoint rolls everything back: no later statement may run as if it had not.
     let mut tx = orgs.begin(&org("org_1")).await.unwrap();
     assert!(drop_after(1, tx.begin()).await.is_none());
-    assert_eq!(orgs_seen(&mut tx).await, [""; 0]);
+    let used = std::panic::catch_unwind(AssertUnwindSafe(|| std::ptr::from_mut(&mut *tx)));
+    assert!(
+        used.is_err(),
+        "a statement can run outside of the transaction"
+    );
     let error = tx.commit().await.unwrap_err();
     assert!(matches!(error, OrgTxError::NotInTransaction), "{error:?}");
+    assert_clean(&database, &pool).await;
+
+    // Of two dropped ones, sqlx does not know of the transaction that the second begins.
+    let mut tx = orgs.begin(&org("org_1")).await.unwrap();
+    let connection = &mut *tx;
+    assert!(drop_after(1, connection.begin()).await.is_none());
+    assert!(drop_after(1, connection.begin()).await.is_none());
+    tx.rollback().await.unwrap();
     assert_clean(&database, &pool).await;
 }
 
