@@ -93,6 +93,9 @@ mod log;
 #[cfg(test)]
 mod model;
 mod node;
+#[cfg(test)]
+mod peers;
+mod recent;
 mod run;
 mod seal;
 mod secret;

@@ -1,7 +1,7 @@
 //! What the layer asks of the fleet: results of other nodes, and updates for them.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
@@ -150,6 +150,10 @@ impl FleetLink for Link {
                 let _ = session.store(name, sealed, keep).await;
             }
         })
+    }
+
+    fn lock_blocks(&self) -> MutexGuard<'_, ()> {
+        self.node.blocking()
     }
 
     fn publish(&self, update: &Update) {

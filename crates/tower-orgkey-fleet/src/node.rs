@@ -14,6 +14,7 @@ use crate::blocks::HeldBlocks;
 use crate::clock::{MAX_CLOCK_SKEW, WallClock, millis};
 use crate::engine::{BEGINNING, MAX_NODES, Place, Session};
 use crate::log::{Head, Log};
+use crate::recent::RecentIds;
 use crate::seal::{Kind, Sealer};
 use crate::status::{FleetState, FleetStatus};
 use crate::telemetry;
@@ -28,6 +29,8 @@ const LIVE_FOR: Duration = Duration::from_secs(10);
 /// The maximum number of updates that wait for the engine, or that are sent again in a new epoch. More are replaced by one that
 /// invalidates everything.
 const MAX_OWN: usize = 10_000;
+/// The maximum number of applied updates whose ids are remembered.
+const MAX_APPLIED: usize = 100_000;
 /// Records that do not change for this long are removed.
 const RECORDS_KEPT: Duration = Duration::from_secs(600);
 /// The smallest share of the calls to the issuer.
@@ -51,6 +54,8 @@ pub(crate) struct Node {
     next: AtomicU64,
     member: OnceLock<Weak<dyn FleetMember>>,
     state: Mutex<State>,
+    /// Held while the blocks of the state and those of the cache change together. Taken before the state.
+    blocking: Mutex<()>,
     /// An update waits to be sent.
     pub(crate) outgoing: Notify,
     /// Updates were applied.
@@ -79,6 +84,8 @@ pub(crate) struct State {
     /// The last entry that was read.
     pub(crate) place: Place,
     pub(crate) blocks: HeldBlocks,
+    /// The updates that were applied. One that is repeated under another number is not applied again.
+    pub(crate) applied: RecentIds,
     pub(crate) outbox: VecDeque<Outgoing>,
     /// Invalidations of this node that others may lose with the engine's data.
     pub(crate) own: VecDeque<(Instant, LogEntry)>,
@@ -137,6 +144,7 @@ impl Node {
                 log: None,
                 place: BEGINNING.to_owned(),
                 blocks: HeldBlocks::default(),
+                applied: RecentIds::new(MAX_APPLIED),
                 outbox: VecDeque::new(),
                 own: VecDeque::new(),
                 nodes: HashMap::new(),
@@ -149,6 +157,7 @@ impl Node {
                 refreshed_at: None,
                 forgotten: Vec::new(),
             }),
+            blocking: Mutex::new(()),
             outgoing: Notify::new(),
             applied: Notify::new(),
         }
@@ -156,6 +165,10 @@ impl Node {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn blocking(&self) -> MutexGuard<'_, ()> {
+        self.blocking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn attach(&self, member: Weak<dyn FleetMember>) {
@@ -200,7 +213,6 @@ impl Node {
         let entry = LogEntry {
             id,
             origin: self.incarnation,
-            made_at: self.wall.now(),
             wants_acks: taken.is_some(),
             change,
         };
@@ -216,7 +228,6 @@ impl Node {
         LogEntry {
             id: self.new_id(),
             origin: self.incarnation,
-            made_at: self.wall.now(),
             wants_acks: false,
             change: Change::InvalidateAll,
         }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tower_orgkey::fleet::{FleetMember, Subject, Update};
 
-use crate::clock::millis;
 use crate::engine::{
     Append, BEGINNING, Engine, EngineError, EngineResult, Fields, READ_COUNT, Read, Session,
 };
@@ -127,13 +126,17 @@ impl Node {
 
     /// Returns whether this is another epoch than that of the last session.
     fn begin_epoch(&self, head: Head) -> bool {
-        let version = self.cache_version();
-        let mut state = self.state();
-        let before = state.log.as_ref().map(Log::epoch);
+        let before = self.state().log.as_ref().map(Log::epoch);
         if before == Some(head.epoch) {
+            self.check_regression(head);
             return false;
         }
-        let log = Log::new(head.epoch, 0, version);
+        if before.is_some() {
+            telemetry::new_epoch();
+            self.refresh_all();
+        }
+        let log = Log::new(head.epoch, 0, self.cache_version());
+        let mut state = self.state();
         #[cfg(test)]
         let log = log.with_rules_of(state.log.as_ref());
         state.log = Some(log);
@@ -141,25 +144,29 @@ impl Node {
         state.expected = None;
         if before.is_some() {
             state.send_again(self.retention());
-            drop(state);
-            telemetry::new_epoch();
-            self.refresh_all();
         }
         true
     }
 
+    /// An engine whose head is before what was applied has lost updates, or was wrong about the head once.
+    fn check_regression(&self, head: Head) {
+        let is_before = |log: &Log| head.number < log.applied();
+        let regressed = self.state().log.as_ref().is_some_and(is_before);
+        if regressed {
+            self.updates_missing(head.number);
+        }
+    }
+
     /// All entries were read. Those that are missing may have been trimmed.
     fn end_join(&self, head: Head, is_new_epoch: bool) {
-        let version = self.cache_version();
-        let mut state = self.state();
-        let Some(log) = state.log.as_mut().filter(|log| log.misses(head)) else {
+        let misses = |log: &Log| log.misses(head);
+        if !self.state().log.as_ref().is_some_and(misses) {
             return;
-        };
-        log.restart(head.number, version);
-        drop(state);
-        if !is_new_epoch {
-            telemetry::updates_missing();
-            self.refresh_all();
+        }
+        if is_new_epoch {
+            self.restart_log(head.number);
+        } else {
+            self.updates_missing(head.number);
         }
     }
 
@@ -187,12 +194,10 @@ impl Node {
     async fn restore_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
         let blocks = self.state().blocks.all();
         for blocks in blocks.chunks(SENT_AT_ONCE) {
-            let made_at = self.wall.now();
             let blocks = blocks.iter().filter_map(|(id, subject)| {
                 let entry = LogEntry {
                     id: *id,
                     origin: self.incarnation,
-                    made_at,
                     wants_acks: false,
                     change: Change::Block(subject.clone()),
                 };
@@ -219,7 +224,6 @@ impl Node {
 
     /// All entries were read. Checks whether those up to the head of the last record are among them.
     fn check_head(&self) -> Result<(), Stop> {
-        let version = self.cache_version();
         let mut state = self.state();
         let Some((head, reads)) = state.expected else {
             return Ok(());
@@ -229,17 +233,16 @@ impl Node {
             return Ok(());
         }
         state.expected = None;
-        let Some(log) = &mut state.log else {
+        let Some(log) = &state.log else {
             return Ok(());
         };
         if log.epoch() != head.epoch {
             return Err(Stop::NewEpoch);
         }
-        if log.misses(head) {
-            log.restart(head.number, version);
-            drop(state);
-            telemetry::updates_missing();
-            self.refresh_all();
+        let misses = log.misses(head);
+        drop(state);
+        if misses {
+            self.updates_missing(head.number);
         }
         Ok(())
     }
@@ -266,95 +269,125 @@ impl Node {
         Ok(())
     }
 
-    /// Applies an entry. Returns the update that is to be acknowledged.
+    /// Applies an entry. Returns the update that is to be acknowledged, which this node has applied.
     fn apply_entry(&self, read: &Read, is_joining: bool) -> Result<Option<Id>, Stop> {
-        let before = self.cache_version();
-        let mut state = self.state();
-        let log = state.log.as_mut().filter(|log| log.epoch() == read.epoch);
-        let Some(log) = log else {
-            return Err(Stop::NewEpoch);
+        let order = {
+            let mut state = self.state();
+            // What is not readable, or of another epoch, is not read again.
+            state.place.clone_from(&read.place);
+            if read.number == 0 {
+                Counters::count(&self.counters.rejected);
+                return Ok(None);
+            }
+            let log = state.log.as_ref();
+            let Some(log) = log.filter(|log| log.epoch() == read.epoch) else {
+                return Err(Stop::NewEpoch);
+            };
+            log.order(read.number)
         };
-        let order = log.order(read.number);
-        if order == Order::Gap {
-            log.restart(read.number - 1, before);
-        }
-        state.place.clone_from(&read.place);
-        drop(state);
         match order {
             Order::Seen => return Ok(None),
-            Order::Gap if !is_joining => {
-                telemetry::updates_missing();
-                self.refresh_all();
-            }
-            Order::Gap | Order::Next => {}
+            Order::Gap if is_joining => self.restart_log(read.number - 1),
+            Order::Gap => self.updates_missing(read.number - 1),
+            Order::Next => {}
         }
+        let before = self.cache_version();
         let opened = self.sealer.open(Kind::LogEntry, LOG, &read.sealed);
-        let applied = opened.and_then(|opened| decode(&opened));
-        let applied = applied.map(|(entry, is_first)| {
-            let version = self.apply_change(&entry, is_first);
-            (entry, version)
-        });
-        let version = match &applied {
-            Some((_, Some(version))) => Some(*version),
-            // It was not applied, because no result that it is about can exist any more.
-            Some((entry, None)) if self.is_too_old(entry) => Some(before),
-            _ => None,
+        let Some((entry, is_first)) = opened.and_then(|opened| decode(&opened)) else {
+            self.reject_update(read.number);
+            return Ok(None);
         };
-        let Some(version) = version else {
-            // An update that this node cannot apply: like one that is missing.
-            Counters::count(&self.counters.rejected);
-            telemetry::update_rejected();
+        let is_known = self.state().applied.contains(&entry.id);
+        if is_known {
+            // Its version is older than what may have been read since, so results from before it are not used.
             if let Some(log) = &mut self.state().log {
                 log.restart(read.number, before);
             }
-            self.refresh_all();
-            return Ok(None);
-        };
-        if let Some(log) = &mut self.state().log {
-            log.push(version);
+        } else {
+            let Some(version) = self.apply_change(&entry, is_first) else {
+                self.reject_update(read.number);
+                return Ok(None);
+            };
+            let mut state = self.state();
+            state.applied.insert(entry.id);
+            if let Some(log) = &mut state.log {
+                log.push(version);
+            }
         }
-        let wants_acks = |entry: &LogEntry| entry.wants_acks && entry.origin != self.incarnation;
-        Ok(applied
-            .filter(|(entry, _)| wants_acks(entry))
-            .map(|(entry, _)| entry.id))
+        let wants_ack = entry.wants_acks && entry.origin != self.incarnation;
+        Ok(wants_ack.then_some(entry.id))
     }
 
-    fn is_too_old(&self, entry: &LogEntry) -> bool {
-        self.wall.now().saturating_sub(entry.made_at) > millis(self.retention())
+    /// An update that this node cannot apply: like one that is missing.
+    fn reject_update(&self, number: u64) {
+        Counters::count(&self.counters.rejected);
+        telemetry::update_rejected();
+        self.refresh_all();
+        self.restart_log(number);
     }
 
-    /// Applies an update. Returns the version of the cache that has it; `None` if it is too old, or not applicable here.
+    /// Updates up to this number may be missing.
+    fn updates_missing(&self, number: u64) {
+        telemetry::updates_missing();
+        // Before the version is read, so that what is fetched from now on is not due for a refresh.
+        self.refresh_all();
+        self.restart_log(number);
+    }
+
+    fn restart_log(&self, number: u64) {
+        let version = self.cache_version();
+        if let Some(log) = &mut self.state().log {
+            log.restart(number, version);
+        }
+    }
+
+    /// Applies an update. Returns the version of the cache that has it; `None` if it is not applicable here.
     fn apply_change(&self, entry: &LogEntry, is_first: bool) -> Option<u64> {
         let Some(member) = self.member() else {
             return Some(0);
         };
         let is_own = entry.origin == self.incarnation;
         match &entry.change {
-            // Blocks have no age: they are state.
-            Change::Block(subject) => {
-                if !is_first && matches!(subject, Subject::Key(_)) {
-                    return None;
-                }
-                let version = member.version();
-                if self.state().blocks.insert(entry.id, subject) && !is_own {
-                    return Some(member.apply(&Update::Block(subject.clone()), false));
-                }
-                Some(version)
-            }
-            _ if self.is_too_old(entry) => None,
-            Change::InvalidateAll => Some(member.apply(&Update::InvalidateAll, is_own)),
+            Change::Block(subject) => self.block(&*member, entry, subject, is_first),
+            Change::InvalidateAll => member.apply(&Update::InvalidateAll, is_own),
             // The fingerprint is that of another secret, so that of any key.
             Change::Invalidate(Subject::Key(_)) if !is_first => {
-                Some(member.apply(&Update::InvalidateAll, false))
+                member.apply(&Update::InvalidateAll, false)
             }
             Change::Invalidate(subject) => {
-                Some(member.apply(&Update::Invalidate(subject.clone()), is_own))
+                member.apply(&Update::Invalidate(subject.clone()), is_own)
             }
             Change::Unblock(subject, ids) => Some(self.unblock(&*member, subject, ids)),
         }
     }
 
+    fn block(
+        &self,
+        member: &dyn FleetMember,
+        entry: &LogEntry,
+        subject: &Subject,
+        is_first: bool,
+    ) -> Option<u64> {
+        if !is_first && matches!(subject, Subject::Key(_)) {
+            return None;
+        }
+        let _blocking = self.blocking();
+        if !self.state().blocks.insert(entry.id, subject) {
+            return Some(member.version());
+        }
+        if entry.origin == self.incarnation {
+            // It is in force, and results from before its place in the log are not used.
+            return member.apply(&Update::Invalidate(subject.clone()), true);
+        }
+        let version = member.apply(&Update::Block(subject.clone()), false);
+        if version.is_none() {
+            self.state().blocks.forget(subject, &[entry.id]);
+        }
+        version
+    }
+
     fn unblock(&self, member: &dyn FleetMember, subject: &Subject, ids: &[Id]) -> u64 {
+        let _blocking = self.blocking();
         let version = member.version();
         let mut state = self.state();
         let was_blocked = state.blocks_subject(subject);
@@ -452,10 +485,13 @@ impl Node {
     }
 
     fn take_head(&self, head: Head, is_reading: bool) -> Result<(), Stop> {
-        let mut state = self.state();
+        let state = self.state();
         if state.log.as_ref().map(Log::epoch) != Some(head.epoch) {
             return Err(Stop::NewEpoch);
         }
+        drop(state);
+        self.check_regression(head);
+        let mut state = self.state();
         state.head = head.number;
         if state.expected.is_none() {
             // A read that is under way may have begun before the head moved.

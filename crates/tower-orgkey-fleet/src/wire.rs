@@ -34,8 +34,6 @@ pub(crate) struct LogEntry {
     pub(crate) id: Id,
     /// The node that sent it.
     pub(crate) origin: Id,
-    /// When it was made, in milliseconds after 1970.
-    pub(crate) made_at: u64,
     /// Whether the node waits for acknowledgements.
     pub(crate) wants_acks: bool,
     pub(crate) change: Change,
@@ -270,7 +268,6 @@ impl Wire for LogEntry {
     fn write(&self, to: &mut Writer) {
         to.0.extend(self.id);
         to.0.extend(self.origin);
-        to.u64(self.made_at);
         to.u8(u8::from(self.wants_acks));
         match &self.change {
             Change::Invalidate(subject) => {
@@ -297,7 +294,6 @@ impl Wire for LogEntry {
         Some(Self {
             id: from.array()?,
             origin: from.array()?,
-            made_at: from.u64()?,
             wants_acks: from.bool()?,
             change: match from.u8()? {
                 0 => Change::Invalidate(Subject::read(from)?),
@@ -410,7 +406,6 @@ mod tests {
             returns(&LogEntry {
                 id: [1; 16],
                 origin: [2; 16],
-                made_at: 5,
                 wants_acks: true,
                 change,
             });
@@ -446,7 +441,6 @@ mod tests {
         let entry = LogEntry {
             id: [1; 16],
             origin: [2; 16],
-            made_at: 5,
             wants_acks: false,
             change,
         };

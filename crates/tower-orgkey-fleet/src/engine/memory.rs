@@ -222,6 +222,11 @@ impl MemoryEngine {
         log.len()
     }
 
+    #[cfg(test)]
+    pub(crate) fn forget_acknowledgements(&self) {
+        self.server().data.acks.clear();
+    }
+
     /// Takes the rule out that another server process founds another epoch, or that a loss of all data does.
     #[cfg(test)]
     pub(crate) fn break_rules(&self, founds_by_run: bool, founds: bool) {
