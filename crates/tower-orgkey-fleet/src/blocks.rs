@@ -61,6 +61,21 @@ impl HeldBlocks {
         is_empty
     }
 
+    pub(crate) fn holds(&self, subject: &Subject, id: Id) -> bool {
+        self.by_subject
+            .get(subject)
+            .is_some_and(|ids| ids.contains(&id))
+    }
+
+    pub(crate) fn is_ended(&self, id: Id) -> bool {
+        self.ended.contains(&id)
+    }
+
+    /// Returns the number of blocks.
+    pub(crate) fn len(&self) -> usize {
+        self.by_subject.values().map(BTreeSet::len).sum()
+    }
+
     /// Returns the blocks of a subject.
     pub(crate) fn of(&self, subject: &Subject) -> Vec<Id> {
         let ids = self.by_subject.get(subject);

@@ -84,6 +84,9 @@ pub(crate) struct State {
     /// The last entry that was read.
     pub(crate) place: Place,
     pub(crate) blocks: HeldBlocks,
+    pub(crate) synced_blocks_at: Option<Instant>,
+    /// Updates were missing, blocks perhaps among them.
+    pub(crate) may_miss_blocks: bool,
     /// The updates that were applied. One that is repeated under another number is not applied again.
     pub(crate) applied: RecentIds,
     pub(crate) outbox: VecDeque<Outgoing>,
@@ -144,6 +147,8 @@ impl Node {
                 log: None,
                 place: BEGINNING.to_owned(),
                 blocks: HeldBlocks::default(),
+                synced_blocks_at: None,
+                may_miss_blocks: false,
                 applied: RecentIds::new(MAX_APPLIED),
                 outbox: VecDeque::new(),
                 own: VecDeque::new(),
@@ -222,6 +227,20 @@ impl Node {
         drop(state);
         self.outgoing.notify_one();
         id
+    }
+
+    /// Ends a block again that was written after its end.
+    pub(crate) fn end_again(&self, subject: &Subject, block: Id) {
+        let entry = LogEntry {
+            id: self.new_id(),
+            origin: self.incarnation,
+            wants_acks: false,
+            change: Change::Unblock(subject.clone(), vec![block]),
+        };
+        self.state()
+            .outbox
+            .push_back(Outgoing { entry, taken: None });
+        self.outgoing.notify_one();
     }
 
     fn invalidate_all(&self) -> LogEntry {
@@ -337,6 +356,7 @@ impl Node {
         Counters::count(&self.counters.gaps);
         let now = Instant::now();
         let mut state = self.state();
+        state.may_miss_blocks = true;
         let is_recent = state
             .refreshed_at
             .is_some_and(|at| now.duration_since(at) < self.layer.soft_ttl);

@@ -167,3 +167,73 @@ async fn an_own_block_has_a_later_version() {
     peer.read().await;
     assert!(peer.member.version() > before);
 }
+
+/// A node that is cut off while a block is written, and the log trimmed, has the block when it is back.
+#[tokio::test(start_paused = true)]
+async fn a_gap_hides_no_block() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1]).await;
+    let mut second = Peer::join(&engine, 2, &[1]).await;
+    first.send(&Update::Block(org())).await;
+    engine.trim_log(1);
+    second.session = engine.connect().await.unwrap();
+    second.node.join(&second.session).await.unwrap();
+    assert!(second.blocks(&org()), "after a new connection");
+
+    let other = Subject::Org(OrgCode::from_static("org_2"));
+    first.send(&Update::Block(other.clone())).await;
+    engine.trim_log(1);
+    second.read().await;
+    let record = second.node.write_record(&*second.session, false);
+    record.await.unwrap();
+    second.read().await;
+    let record = second.node.write_record(&*second.session, false);
+    record.await.unwrap();
+    assert!(second.blocks(&other), "on the same connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn evicted_blocks_are_written_again() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1]).await;
+    first.send(&Update::Block(org())).await;
+    engine.evict_blocks();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    first
+        .node
+        .write_record(&*first.session, false)
+        .await
+        .unwrap();
+    let later = Peer::join(&engine, 2, &[1]).await;
+    assert!(later.blocks(&org()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_survive_a_rotation() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1, 2]).await;
+    first.send(&Update::Block(org())).await;
+    let second = Peer::join(&engine, 2, &[2, 1]).await;
+    assert!(second.blocks(&org()));
+    let third = Peer::join(&engine, 3, &[2]).await;
+    assert!(third.blocks(&org()));
+}
+
+/// A node that was cut off restores a block that has ended since.
+#[tokio::test(start_paused = true)]
+async fn a_restored_block_is_ended_again() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1]).await;
+    first.send(&Update::Block(org())).await;
+    let late = Peer::join(&engine, 2, &[1]).await;
+    first.send(&Update::Unblock(org())).await;
+    engine.trim_log(2);
+    late.node.join(&late.session).await.unwrap();
+    first.node.join(&first.session).await.unwrap();
+    first.node.flush(&*first.session).await.unwrap();
+    assert!(!first.blocks(&org()));
+    late.read().await;
+    assert!(!late.blocks(&org()));
+    let later = Peer::join(&engine, 3, &[1]).await;
+    assert!(!later.blocks(&org()));
+}

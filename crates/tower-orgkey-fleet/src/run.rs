@@ -1,5 +1,6 @@
 //! The task of a node: reads the log, applies it, sends updates, and writes the node's record.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,12 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 const SENT_AT_ONCE: usize = 100;
 /// Waits between attempts to connect double from the first to the second one.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The blocks of the engine are compared with those of this node this often, and after each gap.
+const SYNC_BLOCKS_EVERY: Duration = Duration::from_secs(60);
+/// Blocks that the engine lost are written again at most this often.
+const RESTORE_BLOCKS_EVERY: Duration = Duration::from_secs(10);
+/// After an epoch was followed for less than this, the node waits before it joins again.
+const STABLE: Duration = Duration::from_secs(3);
 /// The place of sealed log entries.
 const LOG: &str = "log";
 
@@ -60,9 +67,15 @@ pub(crate) async fn follow(node: &Node, engine: &dyn Engine) {
 
 impl Node {
     async fn serve(&self, session: &Arc<dyn Session>) -> EngineError {
+        let mut wait = RECONNECT.0;
         loop {
+            let joined_at = Instant::now();
             match self.serve_epoch(session).await {
-                Stop::NewEpoch => {}
+                Stop::NewEpoch if joined_at.elapsed() >= STABLE => wait = RECONNECT.0,
+                Stop::NewEpoch => {
+                    sleep(wait).await;
+                    wait = (wait * 2).min(RECONNECT.1);
+                }
                 Stop::Failed(error) => return error,
             }
         }
@@ -116,10 +129,7 @@ impl Node {
             }
         }
         self.end_join(head, is_new_epoch);
-        if is_new_epoch {
-            self.read_blocks(&**session).await?;
-            self.restore_blocks(&**session).await?;
-        }
+        self.sync_blocks(&**session).await?;
         self.state().session = Some(Arc::clone(session));
         Ok(())
     }
@@ -175,24 +185,57 @@ impl Node {
         self.member().map_or(0, |member| member.version())
     }
 
-    /// Applies the blocks that the engine has.
-    async fn read_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
-        for (field, sealed) in session.blocks().await? {
-            let opened = self.sealer.open(Kind::Block, &field, &sealed);
-            let block = opened.and_then(|opened| decode(&opened));
-            match block {
-                Some((entry, is_first)) if hex(entry.id) == field => {
-                    self.apply_change(&entry, is_first);
-                }
-                _ => Counters::count(&self.counters.rejected),
-            }
-        }
+    /// Applies the blocks that the engine has, and writes those that it lacks.
+    async fn sync_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
+        let sealed = self.read_blocks(session).await?;
+        self.restore_blocks(session, &sealed).await?;
+        let mut state = self.state();
+        state.synced_blocks_at = Some(Instant::now());
+        state.may_miss_blocks = false;
         Ok(())
     }
 
-    /// Writes the blocks that this node holds and the engine does not have, whoever made them.
-    async fn restore_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
-        let blocks = self.state().blocks.all();
+    /// Returns the blocks that are sealed under the first secret.
+    async fn read_blocks(&self, session: &dyn Session) -> Result<HashSet<Id>, Stop> {
+        let mut sealed_now = HashSet::new();
+        for (field, sealed) in session.blocks().await? {
+            let opened = self.sealer.open(Kind::Block, &field, &sealed);
+            let block = opened.and_then(|opened| decode(&opened));
+            let block = block.filter(|(entry, _)| hex(entry.id) == field);
+            let Some((entry, is_first)) = block else {
+                Counters::count(&self.counters.rejected);
+                continue;
+            };
+            let Change::Block(subject) = &entry.change else {
+                continue;
+            };
+            if is_first {
+                sealed_now.insert(entry.id);
+            }
+            let (is_held, is_ended) = {
+                let state = self.state();
+                (
+                    state.blocks.holds(subject, entry.id),
+                    state.blocks.is_ended(entry.id),
+                )
+            };
+            if is_ended {
+                self.end_again(subject, entry.id);
+            } else if !is_held {
+                self.apply_change(&entry, is_first);
+            }
+        }
+        Ok(sealed_now)
+    }
+
+    /// Writes the blocks that this node holds, whoever made them, except those that the engine has.
+    async fn restore_blocks(
+        &self,
+        session: &dyn Session,
+        except: &HashSet<Id>,
+    ) -> Result<(), Stop> {
+        let mut blocks = self.state().blocks.all();
+        blocks.retain(|(id, _)| !except.contains(id));
         for blocks in blocks.chunks(SENT_AT_ONCE) {
             let blocks = blocks.iter().filter_map(|(id, subject)| {
                 let entry = LogEntry {
@@ -206,6 +249,16 @@ impl Node {
             session.restore(self.new_id(), blocks.collect()).await?;
         }
         Ok(())
+    }
+
+    /// Returns whether the blocks of the engine are to be compared with those of this node, of which it has so many.
+    fn must_sync_blocks(&self, blocks: usize) -> bool {
+        let state = self.state();
+        let age = state.synced_blocks_at.map(|at| at.elapsed());
+        let is_older = |than| age.is_none_or(|age| age >= than);
+        state.may_miss_blocks
+            || is_older(SYNC_BLOCKS_EVERY)
+            || (blocks < state.blocks.len() && is_older(RESTORE_BLOCKS_EVERY))
     }
 
     /// Takes the reply of a read.
@@ -474,13 +527,16 @@ impl Node {
             return Ok(());
         };
         let node = hex(self.incarnation);
-        let (head, records) = session
+        let (head, records, blocks) = session
             .record(self.new_id(), node, record, self.take_forgotten())
             .await?;
         self.take_head(head, is_reading)?;
         self.see(&records);
         self.compare_nodes();
         telemetry::report(&self.status());
+        if self.must_sync_blocks(blocks) {
+            self.sync_blocks(session).await?;
+        }
         Ok(())
     }
 

@@ -179,6 +179,11 @@ impl MemoryEngine {
         log.truncate(log.len().saturating_sub(entries));
     }
 
+    /// Removes all blocks, as eviction does.
+    pub fn evict_blocks(&self) {
+        self.server().data.blocks.clear();
+    }
+
     /// Sets whether the engine hides new log entries from all nodes, as a hostile one may.
     pub fn withhold_log(&self, withholds: bool) {
         self.server().withholds_log = withholds;
@@ -370,13 +375,13 @@ impl Session for MemorySession {
         node: String,
         sealed: Vec<u8>,
         forget: Vec<String>,
-    ) -> BoxFuture<'_, EngineResult<(Head, Fields)>> {
+    ) -> BoxFuture<'_, EngineResult<(Head, Fields, usize)>> {
         self.now(|server| {
             server.found(new_epoch);
             server.data.nodes.retain(|node, _| !forget.contains(node));
             server.data.nodes.insert(node, sealed);
             let head = server.head().ok_or_else(|| EngineError::new("no epoch"))?;
-            Ok((head, fields(&server.data.nodes)))
+            Ok((head, fields(&server.data.nodes), server.data.blocks.len()))
         })
     }
 
@@ -389,9 +394,8 @@ impl Session for MemorySession {
             server.found(new_epoch);
             for append in blocks {
                 if let Some((field, sealed)) = append.block
-                    && !server.data.blocks.contains_key(&field)
+                    && server.data.blocks.insert(field, sealed).is_none()
                 {
-                    server.data.blocks.insert(field, sealed);
                     server.append(append.sealed)?;
                 }
             }
