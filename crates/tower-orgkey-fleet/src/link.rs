@@ -1,17 +1,17 @@
 //! What the layer asks of the fleet: results of other nodes, and updates for them.
 
 use std::collections::HashSet;
-use std::sync::{Arc, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower_orgkey::fleet::{
-    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Update,
+    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Subject, Update,
 };
 use tower_orgkey::{NotSpread, Reach};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, PerSecond};
 use crate::clock::{MAX_CLOCK_SKEW, millis};
 use crate::engine::{Fields, MAX_NODES};
 use crate::log::Head;
@@ -23,6 +23,8 @@ use crate::wire::{Acknowledgement, Id, StoredResult, Wire};
 const FETCH_DEADLINE: Duration = Duration::from_millis(20);
 /// The maximum number of fetches under way.
 const MAX_FETCHES: usize = 256;
+/// The maximum number of keys per second that were not cached here and of which other nodes are told that they are invalid.
+const REJECTIONS_PER_SECOND: u32 = 2;
 /// The longest time to wait for the nodes to apply an update.
 pub(crate) const SPREAD_DEADLINE: Duration = Duration::from_secs(2);
 /// The time between two looks for acknowledgements doubles from the first to the second one.
@@ -34,6 +36,7 @@ pub(crate) struct Link {
     node: Arc<Node>,
     breaker: Breaker,
     fetches: Semaphore,
+    rejections: Mutex<PerSecond>,
 }
 
 impl Link {
@@ -42,7 +45,14 @@ impl Link {
             node,
             breaker: Breaker::default(),
             fetches: Semaphore::new(MAX_FETCHES),
+            rejections: Mutex::default(),
         }
+    }
+
+    fn rejections(&self) -> MutexGuard<'_, PerSecond> {
+        self.rejections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch_result(&self, key: &str) -> Option<FetchedResult> {
@@ -154,6 +164,15 @@ impl FleetLink for Link {
 
     fn lock_blocks(&self) -> MutexGuard<'_, ()> {
         self.node.blocking()
+    }
+
+    fn rejected(&self, key: Subject, was_cached: bool) {
+        // Another node may have cached it. A flood of invalid keys must not fill the log.
+        let is_sent = was_cached
+            || (self.node.state().is_followed() && self.rejections().admits(REJECTIONS_PER_SECOND));
+        if is_sent {
+            self.publish(&Update::Invalidate(key));
+        }
     }
 
     fn publish(&self, update: &Update) {
