@@ -70,11 +70,16 @@ impl Breaker {
     }
 
     pub(crate) fn failed(&self) {
+        let now = Instant::now();
         self.with(|state| {
+            // Those that were under way when the pause began are one failure.
+            if state.paused_until.is_some_and(|until| now < until) {
+                return;
+            }
             state.failures = state.failures.saturating_add(1);
             if let Some(more) = state.failures.checked_sub(FAILURES) {
                 let pause = PAUSE.saturating_mul(1 << more.min(5)).min(LONGEST_PAUSE);
-                state.paused_until = Some(Instant::now() + pause);
+                state.paused_until = Some(now + pause);
             }
         });
     }

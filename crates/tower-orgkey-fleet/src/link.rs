@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tower_orgkey::fleet::{
     BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Subject, Update,
 };
@@ -59,7 +59,8 @@ impl Link {
         let _permit = self.fetches.try_acquire().ok()?;
         let session = self.node.state().session.clone()?;
         let name = self.node.sealer.keys().name(key);
-        let fetched = timeout(FETCH_DEADLINE, session.fetch(name.clone())).await;
+        let deadline = Instant::now() + FETCH_DEADLINE;
+        let fetched = timeout_at(deadline, session.fetch(name.clone())).await;
         let Ok(Ok((sealed, head))) = fetched else {
             self.breaker.failed();
             return None;
@@ -68,7 +69,13 @@ impl Link {
         let (sealed, head) = (sealed?, head?);
         let stored = self.open(&name, &sealed)?;
         let age = self.age(&stored)?;
-        let version = self.version_at(stored.began, head).await?;
+        let version = timeout_at(deadline, self.version_at(stored.began, head)).await;
+        let Ok(version) = version else {
+            // This node is behind.
+            self.breaker.failed();
+            return None;
+        };
+        let version = version?;
         Counters::count(&self.node.counters.fetched);
         Some(FetchedResult {
             result: stored.result,
@@ -95,9 +102,8 @@ impl Link {
     }
 
     /// Returns the version of the cache that has the updates before this position. Waits for this node to apply all updates
-    /// that the engine had when it returned the result.
+    /// that the engine had when it returned the result, for as long as it takes.
     async fn version_at(&self, began: Position, head: Head) -> Option<u64> {
-        let deadline = Instant::now() + FETCH_DEADLINE;
         loop {
             let applied = self.node.applied.notified();
             tokio::pin!(applied);
@@ -110,7 +116,7 @@ impl Link {
                     return log.version_at(began, head);
                 }
             }
-            timeout_at(deadline, applied).await.ok()?;
+            applied.await;
         }
     }
 }
@@ -157,7 +163,9 @@ impl FleetLink for Link {
                 && !keep.is_zero()
             {
                 // Another node verifies the key itself.
-                let _ = session.store(name, sealed, keep).await;
+                if session.store(name, sealed, keep).await.is_err() {
+                    Counters::count(&node.counters.not_stored);
+                }
             }
         })
     }
@@ -184,6 +192,11 @@ impl FleetLink for Link {
         update: &Update,
         expected_nodes: usize,
     ) -> BoxFuture<'static, Result<Reach, NotSpread>> {
+        // Which blocks it ends is not known before.
+        if matches!(update, Update::Unblock(_)) && !self.node.has_read_blocks() {
+            self.node.enqueue(update, None);
+            return Box::pin(async { Err(NotSpread::Unavailable) });
+        }
         let (taken, is_taken) = oneshot::channel();
         let id = self.node.enqueue(update, Some(taken));
         let node = Arc::clone(&self.node);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ const LIVE_FOR: Duration = Duration::from_secs(10);
 const MAX_OWN: usize = 10_000;
 /// The maximum number of applied updates whose ids are remembered.
 const MAX_APPLIED: usize = 100_000;
-/// Records that do not change for this long are removed.
+/// Records that do not change for this long, and for two soft TTLs, are removed.
 const RECORDS_KEPT: Duration = Duration::from_secs(600);
 /// The smallest share of the calls to the issuer.
 const MAX_SHARES: usize = 256;
@@ -52,6 +52,10 @@ pub(crate) struct Node {
     /// Random, and different for each value of `next`.
     ids: u128,
     next: AtomicU64,
+    /// How many records were written.
+    records: AtomicU64,
+    /// Records say that this node leaves.
+    pub(crate) is_leaving: AtomicBool,
     member: OnceLock<Weak<dyn FleetMember>>,
     state: Mutex<State>,
     /// Held while the blocks of the state and those of the cache change together. Taken before the state.
@@ -69,6 +73,8 @@ pub(crate) struct Counters {
     pub(crate) rejected: AtomicU64,
     /// Times that updates may have been missing.
     pub(crate) gaps: AtomicU64,
+    /// Results that the engine did not store.
+    pub(crate) not_stored: AtomicU64,
     /// Results that were used.
     pub(crate) fetched: AtomicU64,
 }
@@ -116,6 +122,7 @@ pub(crate) struct Outgoing {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) name: String,
+    count: u64,
     /// Its wall clock, by its last record.
     pub(crate) wall: u64,
     /// The last sign of life.
@@ -142,6 +149,8 @@ impl Node {
             counters: Counters::default(),
             ids: u128::from_le_bytes(ids),
             next: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            is_leaving: AtomicBool::new(false),
             member: OnceLock::new(),
             state: Mutex::new(State {
                 log: None,
@@ -229,6 +238,11 @@ impl Node {
         id
     }
 
+    /// Returns whether this node knows the blocks of the fleet.
+    pub(crate) fn has_read_blocks(&self) -> bool {
+        self.state().synced_blocks_at.is_some()
+    }
+
     /// Ends a block again that was written after its end.
     pub(crate) fn end_again(&self, subject: &Subject, block: Id) {
         let entry = LogEntry {
@@ -262,17 +276,18 @@ impl Node {
     }
 
     /// Returns the sealed record of this node.
-    pub(crate) fn record(&self, leaves: bool) -> Option<Vec<u8>> {
+    pub(crate) fn record(&self) -> Option<Vec<u8>> {
         let applied = self.state().log.as_ref().map(Log::position);
         let record = NodeRecord {
             incarnation: self.incarnation,
             name: self.name.clone(),
+            count: self.records.fetch_add(1, Ordering::Relaxed),
             wall: self.wall.now(),
             applied: applied.unwrap_or(Position {
                 epoch: [0; 16],
                 number: 0,
             }),
-            leaves,
+            leaves: self.is_leaving.load(Ordering::Relaxed),
         };
         let field = hex(self.incarnation);
         self.sealer.seal(Kind::NodeRecord, &field, &record.encode())
@@ -296,7 +311,7 @@ impl Node {
             }
             let seen = state.nodes.get(&record.incarnation);
             // An old record that is repeated is no sign of life.
-            if seen.is_some_and(|seen| seen.wall >= record.wall) {
+            if seen.is_some_and(|seen| seen.count >= record.count) {
                 continue;
             }
             let age = Duration::from_millis(wall.saturating_sub(record.wall));
@@ -304,6 +319,7 @@ impl Node {
             let is_alive = seen.is_some() || age <= kept;
             let known = Seen {
                 name: record.name,
+                count: record.count,
                 wall: record.wall,
                 at: is_alive.then_some(now),
                 changed: now,
@@ -313,7 +329,7 @@ impl Node {
         }
         let ended = state
             .nodes
-            .extract_if(|_, seen| now.duration_since(seen.changed) > RECORDS_KEPT);
+            .extract_if(|_, seen| now.duration_since(seen.changed) > kept.max(RECORDS_KEPT));
         let ended: Vec<String> = ended.map(|(incarnation, _)| hex(incarnation)).collect();
         state.forgotten = ended;
     }
@@ -402,6 +418,7 @@ impl Node {
             gaps: self.counters.gaps.load(Relaxed),
             rejected: self.counters.rejected.load(Relaxed),
             fetched: self.counters.fetched.load(Relaxed),
+            not_stored: self.counters.not_stored.load(Relaxed),
         }
     }
 

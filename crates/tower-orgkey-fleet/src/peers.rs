@@ -110,6 +110,11 @@ impl Peer {
             .unwrap();
     }
 
+    async fn record(&self) {
+        let record = self.node.write_record(&*self.session, false);
+        record.await.unwrap();
+    }
+
     async fn acknowledgements(&self, update: Id) -> usize {
         let (acks, _) = self.session.acknowledgements(hex(update)).await.unwrap();
         opened(&self.node, update, &acks).len()
@@ -183,12 +188,11 @@ async fn a_gap_hides_no_block() {
     let other = Subject::Org(OrgCode::from_static("org_2"));
     first.send(&Update::Block(other.clone())).await;
     engine.trim_log(1);
-    second.read().await;
-    let record = second.node.write_record(&*second.session, false);
-    record.await.unwrap();
-    second.read().await;
-    let record = second.node.write_record(&*second.session, false);
-    record.await.unwrap();
+    for _ in 0..2 {
+        second.record().await;
+        second.read().await;
+    }
+    second.record().await;
     assert!(second.blocks(&other), "on the same connection");
 }
 
@@ -199,11 +203,7 @@ async fn evicted_blocks_are_written_again() {
     first.send(&Update::Block(org())).await;
     engine.evict_blocks();
     tokio::time::advance(Duration::from_secs(10)).await;
-    first
-        .node
-        .write_record(&*first.session, false)
-        .await
-        .unwrap();
+    first.record().await;
     let later = Peer::join(&engine, 2, &[1]).await;
     assert!(later.blocks(&org()));
 }
@@ -236,4 +236,52 @@ async fn a_restored_block_is_ended_again() {
     assert!(!late.blocks(&org()));
     let later = Peer::join(&engine, 3, &[1]).await;
     assert!(!later.blocks(&org()));
+}
+
+/// The engine says once that it took more updates than it did.
+#[tokio::test(start_paused = true)]
+async fn a_wrong_head_makes_no_node_deaf() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1]).await;
+    let second = Peer::join(&engine, 2, &[1]).await;
+    let head = engine.set_head(u64::MAX);
+    for _ in 0..2 {
+        second.record().await;
+        second.read().await;
+    }
+    engine.set_head(head);
+    second.record().await;
+    let id = first.send(&Update::InvalidateAll).await;
+    second.read().await;
+    assert_eq!(first.acknowledgements(id).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_with_a_changing_clock_is_known() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1]).await;
+    let second = Peer::join(&engine, 2, &[1]).await;
+    for _ in 0..200 {
+        // The wall clock of this node stands still.
+        tokio::time::advance(Duration::from_secs(1)).await;
+        second.record().await;
+        first.record().await;
+    }
+    assert_eq!(first.node.known_nodes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_record_does_not_undo_leaving() {
+    let engine = MemoryEngine::new();
+    let first = Peer::join(&engine, 1, &[1]).await;
+    let second = Peer::join(&engine, 2, &[1]).await;
+    second.record().await;
+    first.record().await;
+    assert_eq!(first.node.known_nodes().len(), 1);
+    // The task has ended, and with it the session.
+    second.node.state().session = None;
+    second.node.leave(&engine).await.unwrap();
+    second.record().await;
+    first.record().await;
+    assert!(first.node.known_nodes().is_empty());
 }

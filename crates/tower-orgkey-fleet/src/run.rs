@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -49,6 +50,7 @@ impl From<EngineError> for Stop {
 
 /// Follows the engine, for ever.
 pub(crate) async fn follow(node: &Node, engine: &dyn Engine) {
+    node.is_leaving.store(false, Ordering::Relaxed);
     let mut wait = RECONNECT.0;
     loop {
         let connected_at = Instant::now();
@@ -523,7 +525,7 @@ impl Node {
         session: &dyn Session,
         is_reading: bool,
     ) -> Result<(), Stop> {
-        let Some(record) = self.record(false) else {
+        let Some(record) = self.record() else {
             return Ok(());
         };
         let node = hex(self.incarnation);
@@ -577,11 +579,21 @@ impl Node {
         telemetry::report(&self.status());
     }
 
-    /// Removes this node from those that others wait for.
-    pub(crate) async fn leave(&self) -> EngineResult<()> {
+    /// Removes this node from those that others wait for. Connects to the engine if the task has ended.
+    pub(crate) async fn leave(&self, engine: &dyn Engine) -> EngineResult<()> {
+        // Whatever record the task writes later says so, too.
+        self.is_leaving.store(true, Ordering::Relaxed);
         let session = self.state().session.clone();
-        let session = session.ok_or_else(|| EngineError::new("not connected"))?;
-        if let Some(record) = self.record(true) {
+        if let Some(session) = session
+            && self.write_last_record(&*session).await.is_ok()
+        {
+            return Ok(());
+        }
+        self.write_last_record(&*engine.connect().await?).await
+    }
+
+    async fn write_last_record(&self, session: &dyn Session) -> EngineResult<()> {
+        if let Some(record) = self.record() {
             let node = hex(self.incarnation);
             session
                 .record(self.new_id(), node, record, Vec::new())

@@ -53,6 +53,8 @@ pub(crate) enum Change {
 pub(crate) struct NodeRecord {
     pub(crate) incarnation: Id,
     pub(crate) name: String,
+    /// Grows with each record of the node, whatever its clock does.
+    pub(crate) count: u64,
     /// The wall clock, in milliseconds after 1970.
     pub(crate) wall: u64,
     /// How many updates it has applied.
@@ -315,6 +317,7 @@ impl Wire for NodeRecord {
     fn write(&self, to: &mut Writer) {
         to.0.extend(self.incarnation);
         to.text(&self.name);
+        to.u64(self.count);
         to.u64(self.wall);
         to.position(self.applied);
         to.u8(u8::from(self.leaves));
@@ -324,6 +327,7 @@ impl Wire for NodeRecord {
         Some(Self {
             incarnation: from.array()?,
             name: from.text(MAX_NODE_NAME_LEN)?.to_owned(),
+            count: from.u64()?,
             wall: from.u64()?,
             applied: from.position()?,
             leaves: from.bool()?,
@@ -413,6 +417,7 @@ mod tests {
         returns(&NodeRecord {
             incarnation: [1; 16],
             name: "node".to_owned(),
+            count: 4,
             wall: 3,
             applied: POSITION,
             leaves: false,

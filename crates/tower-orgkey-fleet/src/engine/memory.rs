@@ -227,6 +227,12 @@ impl MemoryEngine {
         log.len()
     }
 
+    /// Sets the number of the head. Returns the one before.
+    #[cfg(test)]
+    pub(crate) fn set_head(&self, number: u64) -> u64 {
+        std::mem::replace(&mut self.server().data.number, number)
+    }
+
     #[cfg(test)]
     pub(crate) fn forget_acknowledgements(&self) {
         self.server().data.acks.clear();

@@ -31,8 +31,8 @@ use crate::wire::Id;
 const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
 /// A server that is silent for this long is dialed again.
 const RESPONSE_DEADLINE: Duration = Duration::from_secs(1);
-/// Node records are kept this long after the last one was written.
-const NODES_KEPT: Duration = Duration::from_secs(600);
+/// The records of all nodes are kept this long after the last one was written. Nodes remove single ones earlier.
+const NODES_KEPT: Duration = Duration::from_secs(86_400);
 
 /// Founds an epoch, unless the server that runs the script founded the present one. `#!lua` declares that the script writes, so
 /// that a replica rejects it.
