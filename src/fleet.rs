@@ -8,7 +8,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::{Duration, SystemTime};
 
 #[doc(hidden)]
@@ -227,6 +227,13 @@ pub trait FleetLink: Send + Sync {
         began: Position,
     ) -> BoxFuture<'static, ()>;
 
+    /// Locks the blocks of the fleet. Held while a block begins or ends here and its update is sent, so that no update of
+    /// another node comes between.
+    fn lock_blocks(&self) -> MutexGuard<'_, ()>;
+
+    /// Tells the other nodes that the issuer rejected a key, which was cached as valid here or not.
+    fn rejected(&self, key: Subject, was_cached: bool);
+
     /// Sends an update to the other nodes, in the background.
     fn publish(&self, update: &Update);
 
@@ -241,9 +248,9 @@ pub trait FleetLink: Send + Sync {
 /// What a fleet asks of a layer.
 #[doc(hidden)]
 pub trait FleetMember: Send + Sync {
-    /// Applies an update of another node. Returns the version of the cache that has it. An update of this node itself
-    /// (`is_own`) was applied before it was sent, so only its version is new.
-    fn apply(&self, update: &Update, is_own: bool) -> u64;
+    /// Applies an update of another node. Returns the version of the cache that has it, or `None` if it could not be applied.
+    /// An update of this node itself (`is_own`) was applied before it was sent, so only its version is new.
+    fn apply(&self, update: &Update, is_own: bool) -> Option<u64>;
 
     /// Returns the present version.
     fn version(&self) -> u64;

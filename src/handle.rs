@@ -100,8 +100,10 @@ impl ApiKeyHandle {
     }
 
     fn unblock(&self, subject: Subject) -> bool {
+        let fleet = self.0.source().fleet();
+        let _locked = fleet.map(|fleet| fleet.lock_blocks());
         let was_blocked = update::unblock(&self.0, &subject);
-        if let Some(fleet) = self.0.source().fleet() {
+        if let Some(fleet) = fleet {
             fleet.publish(&Update::Unblock(subject));
         }
         was_blocked

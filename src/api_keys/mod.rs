@@ -14,7 +14,7 @@ use orgkey_lookup::{
 };
 
 use self::telemetry::IssuerTelemetry;
-use crate::fleet::{FleetLink, SharedResult, Subject, Update};
+use crate::fleet::{FleetLink, SharedResult, Subject};
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
@@ -136,9 +136,9 @@ impl Source for ApiKeys {
         }
     }
 
-    fn rejected(&self, key: &KeyDigest) {
+    fn rejected(&self, key: &KeyDigest, was_cached: bool) {
         if let Some(fleet) = &self.fleet {
-            fleet.publish(&Update::Invalidate(Subject::Key((*key).into())));
+            fleet.rejected(Subject::Key((*key).into()), was_cached);
         }
     }
 

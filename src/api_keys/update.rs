@@ -14,7 +14,12 @@ pub(crate) fn apply<T>(
     update: &Update,
     send: impl FnOnce(&dyn FleetLink) -> T,
 ) -> Result<Option<T>, BlockListFull> {
-    let publish = || cache.source().fleet().map(|fleet: &Arc<_>| send(&**fleet));
+    let fleet = cache.source().fleet();
+    let changes_blocks = matches!(update, Update::Block(_) | Update::Unblock(_));
+    let _locked = fleet
+        .filter(|_| changes_blocks)
+        .map(|fleet| fleet.lock_blocks());
+    let publish = || fleet.map(|fleet: &Arc<_>| send(&**fleet));
     if matches!(update, Update::Block(_)) {
         // May fail, and applies to results of any age.
         apply_here(cache, update)?;
@@ -55,16 +60,14 @@ pub(crate) fn unblock(cache: &Cache, subject: &Subject) -> bool {
 }
 
 impl FleetMember for Cache {
-    fn apply(&self, update: &Update, is_own: bool) -> u64 {
+    fn apply(&self, update: &Update, is_own: bool) -> Option<u64> {
         if let (Update::Invalidate(Subject::Key(key)), true) = (update, is_own) {
             // The key may be cached as invalid since.
-            return self.invalidate_results(&(*key).into());
+            return Some(self.invalidate_results(&(*key).into()));
         }
-        let version = self.version();
-        apply_here(self, update).unwrap_or_else(|full| {
-            telemetry::block_not_applied(&full);
-            version
-        })
+        apply_here(self, update)
+            .inspect_err(telemetry::block_not_applied)
+            .ok()
     }
 
     fn version(&self) -> u64 {

@@ -72,9 +72,10 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
         async {}
     }
 
-    /// Notes that a key of which a valid result was cached is invalid. No lock is held.
-    fn rejected(&self, key: &Self::Key) {
-        let _ = key;
+    /// Notes that a key is invalid: one of which a valid result was cached (`was_cached`), or one that certainly is. Other nodes
+    /// may have a valid result of it. No lock is held.
+    fn rejected(&self, key: &Self::Key, was_cached: bool) {
+        let _ = (key, was_cached);
     }
 
     /// Makes one attempt at a call.

@@ -1,20 +1,29 @@
 //! The blocks that this node holds, by subject. A subject is blocked while one of its blocks has not ended.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
 use tower_orgkey::fleet::Subject;
 
+use crate::recent::RecentIds;
 use crate::wire::{Id, MAX_UNBLOCKED};
 
 /// The maximum number of ended blocks that are remembered.
 const MAX_ENDED: usize = 10_000;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HeldBlocks {
     by_subject: HashMap<Subject, BTreeSet<Id>>,
     /// A block that is written again after its end is not applied.
-    ended: HashSet<Id>,
-    order_of_ended: VecDeque<Id>,
+    ended: RecentIds,
+}
+
+impl Default for HeldBlocks {
+    fn default() -> Self {
+        Self {
+            by_subject: HashMap::new(),
+            ended: RecentIds::new(MAX_ENDED),
+        }
+    }
 }
 
 impl HeldBlocks {
@@ -34,16 +43,13 @@ impl HeldBlocks {
     /// Ends these blocks of a subject. Returns whether none is left.
     pub(crate) fn end(&mut self, subject: &Subject, ids: &[Id]) -> bool {
         for &id in ids {
-            if self.ended.insert(id) {
-                self.order_of_ended.push_back(id);
-            }
+            self.ended.insert(id);
         }
-        while self.ended.len() > MAX_ENDED {
-            match self.order_of_ended.pop_front() {
-                Some(oldest) => self.ended.remove(&oldest),
-                None => break,
-            };
-        }
+        self.forget(subject, ids)
+    }
+
+    /// Removes blocks that this node could not apply. Returns whether none is left.
+    pub(crate) fn forget(&mut self, subject: &Subject, ids: &[Id]) -> bool {
         let Some(held) = self.by_subject.get_mut(subject) else {
             return true;
         };
@@ -53,6 +59,21 @@ impl HeldBlocks {
             self.by_subject.remove(subject);
         }
         is_empty
+    }
+
+    pub(crate) fn holds(&self, subject: &Subject, id: Id) -> bool {
+        self.by_subject
+            .get(subject)
+            .is_some_and(|ids| ids.contains(&id))
+    }
+
+    pub(crate) fn is_ended(&self, id: Id) -> bool {
+        self.ended.contains(&id)
+    }
+
+    /// Returns the number of blocks.
+    pub(crate) fn len(&self) -> usize {
+        self.by_subject.values().map(BTreeSet::len).sum()
     }
 
     /// Returns the blocks of a subject.
@@ -99,13 +120,5 @@ mod tests {
         blocks.end(&org(), &[[1; 16]]);
         assert!(!blocks.insert([1; 16], &org()));
         assert!(blocks.insert([2; 16], &org()));
-        let ids: Vec<Id> = (0..MAX_ENDED as u128)
-            .map(|n| (n + 1000).to_le_bytes())
-            .collect();
-        for id in ids {
-            blocks.end(&org(), &[id]);
-        }
-        assert_eq!(blocks.ended.len(), MAX_ENDED);
-        assert_eq!(blocks.order_of_ended.len(), MAX_ENDED);
     }
 }

@@ -10,6 +10,7 @@ const FAILURES: u32 = 5;
 /// The first pause. It doubles with each failure after it, to the longest one.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 /// The maximum number of fetches per second that find nothing. Invalid keys cause them.
 const MISSES_PER_SECOND: u32 = 2_000;
 
@@ -20,8 +21,39 @@ pub(crate) struct Breaker(Mutex<State>);
 struct State {
     failures: u32,
     paused_until: Option<Instant>,
-    /// The misses of the second that began then.
-    misses: Option<(Instant, u32)>,
+    misses: PerSecond,
+}
+
+/// Counts the events of a second.
+#[derive(Debug, Default)]
+pub(crate) struct PerSecond(Option<(Instant, u32)>);
+
+impl PerSecond {
+    fn count(&self, now: Instant) -> u32 {
+        let current = self
+            .0
+            .filter(|(since, _)| now.duration_since(*since) < SECOND);
+        current.map_or(0, |(_, count)| count)
+    }
+
+    fn add(&mut self, now: Instant) {
+        let count = self.count(now);
+        let since = match self.0 {
+            Some((since, _)) if count > 0 => since,
+            _ => now,
+        };
+        self.0 = Some((since, count + 1));
+    }
+
+    /// Counts an event, unless there were so many in this second.
+    pub(crate) fn admits(&mut self, max: u32) -> bool {
+        let now = Instant::now();
+        let admits = self.count(now) < max;
+        if admits {
+            self.add(now);
+        }
+        admits
+    }
 }
 
 impl Breaker {
@@ -32,19 +64,22 @@ impl Breaker {
     pub(crate) fn allows(&self) -> bool {
         let now = Instant::now();
         self.with(|state| {
-            let has_room = state.misses.is_none_or(|(since, misses)| {
-                misses < MISSES_PER_SECOND || now.duration_since(since) >= Duration::from_secs(1)
-            });
+            let has_room = state.misses.count(now) < MISSES_PER_SECOND;
             has_room && state.paused_until.is_none_or(|until| now >= until)
         })
     }
 
     pub(crate) fn failed(&self) {
+        let now = Instant::now();
         self.with(|state| {
+            // Those that were under way when the pause began are one failure.
+            if state.paused_until.is_some_and(|until| now < until) {
+                return;
+            }
             state.failures = state.failures.saturating_add(1);
             if let Some(more) = state.failures.checked_sub(FAILURES) {
                 let pause = PAUSE.saturating_mul(1 << more.min(5)).min(LONGEST_PAUSE);
-                state.paused_until = Some(Instant::now() + pause);
+                state.paused_until = Some(now + pause);
             }
         });
     }
@@ -55,11 +90,7 @@ impl Breaker {
             state.failures = 0;
             state.paused_until = None;
             if is_miss {
-                let misses = state
-                    .misses
-                    .filter(|(since, _)| now.duration_since(*since) < Duration::from_secs(1));
-                let (since, misses) = misses.unwrap_or((now, 0));
-                state.misses = Some((since, misses + 1));
+                state.misses.add(now);
             }
         });
     }

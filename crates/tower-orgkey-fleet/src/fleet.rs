@@ -102,6 +102,7 @@ impl Fleet {
                 gaps: 0,
                 rejected: 0,
                 fetched: 0,
+                not_stored: 0,
             },
         }
     }
@@ -111,7 +112,7 @@ impl Fleet {
     /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for two soft TTLs.
     pub async fn leave(&self) {
         if let Some(joined) = self.0.joined.get()
-            && let Err(error) = joined.node.leave().await
+            && let Err(error) = joined.node.leave(&*joined.engine).await
         {
             crate::telemetry::not_left(&error);
         }

@@ -93,6 +93,9 @@ mod log;
 #[cfg(test)]
 mod model;
 mod node;
+#[cfg(test)]
+mod peers;
+mod recent;
 mod run;
 mod seal;
 mod secret;
@@ -111,7 +114,7 @@ pub use self::fleet::{Fleet, FleetBuilder};
 /// ACL SETUSER orgkey on >password …
 /// ```
 pub const ACL_RULES: &str = "resetchannels ~orgkey:{acme-api}:* -@all +@connection +eval +evalsha \
-    +script|load +info +xread +get +psetex +del +hget +hset +hsetnx +hmget +hincrby +hdel +hgetall \
+    +script|load +info +xread +get +set +del +hget +hset +hmget +hincrby +hdel +hgetall +hlen \
     +xadd +xtrim +time +pexpire";
 pub use self::secret::{FleetSecret, InvalidFleetSecret};
 pub use self::status::{FleetState, FleetStatus};

@@ -1,17 +1,17 @@
 //! What the layer asks of the fleet: results of other nodes, and updates for them.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tower_orgkey::fleet::{
-    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Update,
+    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Subject, Update,
 };
 use tower_orgkey::{NotSpread, Reach};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, PerSecond};
 use crate::clock::{MAX_CLOCK_SKEW, millis};
 use crate::engine::{Fields, MAX_NODES};
 use crate::log::Head;
@@ -23,6 +23,8 @@ use crate::wire::{Acknowledgement, Id, StoredResult, Wire};
 const FETCH_DEADLINE: Duration = Duration::from_millis(20);
 /// The maximum number of fetches under way.
 const MAX_FETCHES: usize = 256;
+/// The maximum number of keys per second that were not cached here and of which other nodes are told that they are invalid.
+const REJECTIONS_PER_SECOND: u32 = 2;
 /// The longest time to wait for the nodes to apply an update.
 pub(crate) const SPREAD_DEADLINE: Duration = Duration::from_secs(2);
 /// The time between two looks for acknowledgements doubles from the first to the second one.
@@ -34,6 +36,7 @@ pub(crate) struct Link {
     node: Arc<Node>,
     breaker: Breaker,
     fetches: Semaphore,
+    rejections: Mutex<PerSecond>,
 }
 
 impl Link {
@@ -42,14 +45,22 @@ impl Link {
             node,
             breaker: Breaker::default(),
             fetches: Semaphore::new(MAX_FETCHES),
+            rejections: Mutex::default(),
         }
+    }
+
+    fn rejections(&self) -> MutexGuard<'_, PerSecond> {
+        self.rejections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch_result(&self, key: &str) -> Option<FetchedResult> {
         let _permit = self.fetches.try_acquire().ok()?;
         let session = self.node.state().session.clone()?;
         let name = self.node.sealer.keys().name(key);
-        let fetched = timeout(FETCH_DEADLINE, session.fetch(name.clone())).await;
+        let deadline = Instant::now() + FETCH_DEADLINE;
+        let fetched = timeout_at(deadline, session.fetch(name.clone())).await;
         let Ok(Ok((sealed, head))) = fetched else {
             self.breaker.failed();
             return None;
@@ -58,7 +69,13 @@ impl Link {
         let (sealed, head) = (sealed?, head?);
         let stored = self.open(&name, &sealed)?;
         let age = self.age(&stored)?;
-        let version = self.version_at(stored.began, head).await?;
+        let version = timeout_at(deadline, self.version_at(stored.began, head)).await;
+        let Ok(version) = version else {
+            // This node is behind.
+            self.breaker.failed();
+            return None;
+        };
+        let version = version?;
         Counters::count(&self.node.counters.fetched);
         Some(FetchedResult {
             result: stored.result,
@@ -85,9 +102,8 @@ impl Link {
     }
 
     /// Returns the version of the cache that has the updates before this position. Waits for this node to apply all updates
-    /// that the engine had when it returned the result.
+    /// that the engine had when it returned the result, for as long as it takes.
     async fn version_at(&self, began: Position, head: Head) -> Option<u64> {
-        let deadline = Instant::now() + FETCH_DEADLINE;
         loop {
             let applied = self.node.applied.notified();
             tokio::pin!(applied);
@@ -100,7 +116,7 @@ impl Link {
                     return log.version_at(began, head);
                 }
             }
-            timeout_at(deadline, applied).await.ok()?;
+            applied.await;
         }
     }
 }
@@ -147,9 +163,24 @@ impl FleetLink for Link {
                 && !keep.is_zero()
             {
                 // Another node verifies the key itself.
-                let _ = session.store(name, sealed, keep).await;
+                if session.store(name, sealed, keep).await.is_err() {
+                    Counters::count(&node.counters.not_stored);
+                }
             }
         })
+    }
+
+    fn lock_blocks(&self) -> MutexGuard<'_, ()> {
+        self.node.blocking()
+    }
+
+    fn rejected(&self, key: Subject, was_cached: bool) {
+        // Another node may have cached it. A flood of invalid keys must not fill the log.
+        let is_sent = was_cached
+            || (self.node.state().is_followed() && self.rejections().admits(REJECTIONS_PER_SECOND));
+        if is_sent {
+            self.publish(&Update::Invalidate(key));
+        }
     }
 
     fn publish(&self, update: &Update) {
@@ -161,6 +192,11 @@ impl FleetLink for Link {
         update: &Update,
         expected_nodes: usize,
     ) -> BoxFuture<'static, Result<Reach, NotSpread>> {
+        // Which blocks it ends is not known before.
+        if matches!(update, Update::Unblock(_)) && !self.node.has_read_blocks() {
+            self.node.enqueue(update, None);
+            return Box::pin(async { Err(NotSpread::Unavailable) });
+        }
         let (taken, is_taken) = oneshot::channel();
         let id = self.node.enqueue(update, Some(taken));
         let node = Arc::clone(&self.node);

@@ -90,6 +90,11 @@ impl Log {
         self.versions = VecDeque::from([version]);
     }
 
+    #[cfg(test)]
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
     pub(crate) fn epoch(&self) -> Id {
         self.epoch
     }

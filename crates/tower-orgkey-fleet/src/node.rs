@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::blocks::HeldBlocks;
 use crate::clock::{MAX_CLOCK_SKEW, WallClock, millis};
 use crate::engine::{BEGINNING, MAX_NODES, Place, Session};
 use crate::log::{Head, Log};
+use crate::recent::RecentIds;
 use crate::seal::{Kind, Sealer};
 use crate::status::{FleetState, FleetStatus};
 use crate::telemetry;
@@ -28,7 +29,9 @@ const LIVE_FOR: Duration = Duration::from_secs(10);
 /// The maximum number of updates that wait for the engine, or that are sent again in a new epoch. More are replaced by one that
 /// invalidates everything.
 const MAX_OWN: usize = 10_000;
-/// Records that do not change for this long are removed.
+/// The maximum number of applied updates whose ids are remembered.
+const MAX_APPLIED: usize = 100_000;
+/// Records that do not change for this long, and for two soft TTLs, are removed.
 const RECORDS_KEPT: Duration = Duration::from_secs(600);
 /// The smallest share of the calls to the issuer.
 const MAX_SHARES: usize = 256;
@@ -49,8 +52,14 @@ pub(crate) struct Node {
     /// Random, and different for each value of `next`.
     ids: u128,
     next: AtomicU64,
+    /// How many records were written.
+    records: AtomicU64,
+    /// Records say that this node leaves.
+    pub(crate) is_leaving: AtomicBool,
     member: OnceLock<Weak<dyn FleetMember>>,
     state: Mutex<State>,
+    /// Held while the blocks of the state and those of the cache change together. Taken before the state.
+    blocking: Mutex<()>,
     /// An update waits to be sent.
     pub(crate) outgoing: Notify,
     /// Updates were applied.
@@ -64,6 +73,8 @@ pub(crate) struct Counters {
     pub(crate) rejected: AtomicU64,
     /// Times that updates may have been missing.
     pub(crate) gaps: AtomicU64,
+    /// Results that the engine did not store.
+    pub(crate) not_stored: AtomicU64,
     /// Results that were used.
     pub(crate) fetched: AtomicU64,
 }
@@ -79,6 +90,11 @@ pub(crate) struct State {
     /// The last entry that was read.
     pub(crate) place: Place,
     pub(crate) blocks: HeldBlocks,
+    pub(crate) synced_blocks_at: Option<Instant>,
+    /// Updates were missing, blocks perhaps among them.
+    pub(crate) may_miss_blocks: bool,
+    /// The updates that were applied. One that is repeated under another number is not applied again.
+    pub(crate) applied: RecentIds,
     pub(crate) outbox: VecDeque<Outgoing>,
     /// Invalidations of this node that others may lose with the engine's data.
     pub(crate) own: VecDeque<(Instant, LogEntry)>,
@@ -106,6 +122,7 @@ pub(crate) struct Outgoing {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) name: String,
+    count: u64,
     /// Its wall clock, by its last record.
     pub(crate) wall: u64,
     /// The last sign of life.
@@ -132,11 +149,16 @@ impl Node {
             counters: Counters::default(),
             ids: u128::from_le_bytes(ids),
             next: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            is_leaving: AtomicBool::new(false),
             member: OnceLock::new(),
             state: Mutex::new(State {
                 log: None,
                 place: BEGINNING.to_owned(),
                 blocks: HeldBlocks::default(),
+                synced_blocks_at: None,
+                may_miss_blocks: false,
+                applied: RecentIds::new(MAX_APPLIED),
                 outbox: VecDeque::new(),
                 own: VecDeque::new(),
                 nodes: HashMap::new(),
@@ -149,6 +171,7 @@ impl Node {
                 refreshed_at: None,
                 forgotten: Vec::new(),
             }),
+            blocking: Mutex::new(()),
             outgoing: Notify::new(),
             applied: Notify::new(),
         }
@@ -156,6 +179,10 @@ impl Node {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn blocking(&self) -> MutexGuard<'_, ()> {
+        self.blocking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn attach(&self, member: Weak<dyn FleetMember>) {
@@ -200,7 +227,6 @@ impl Node {
         let entry = LogEntry {
             id,
             origin: self.incarnation,
-            made_at: self.wall.now(),
             wants_acks: taken.is_some(),
             change,
         };
@@ -212,11 +238,29 @@ impl Node {
         id
     }
 
+    /// Returns whether this node knows the blocks of the fleet.
+    pub(crate) fn has_read_blocks(&self) -> bool {
+        self.state().synced_blocks_at.is_some()
+    }
+
+    /// Ends a block again that was written after its end.
+    pub(crate) fn end_again(&self, subject: &Subject, block: Id) {
+        let entry = LogEntry {
+            id: self.new_id(),
+            origin: self.incarnation,
+            wants_acks: false,
+            change: Change::Unblock(subject.clone(), vec![block]),
+        };
+        self.state()
+            .outbox
+            .push_back(Outgoing { entry, taken: None });
+        self.outgoing.notify_one();
+    }
+
     fn invalidate_all(&self) -> LogEntry {
         LogEntry {
             id: self.new_id(),
             origin: self.incarnation,
-            made_at: self.wall.now(),
             wants_acks: false,
             change: Change::InvalidateAll,
         }
@@ -232,17 +276,18 @@ impl Node {
     }
 
     /// Returns the sealed record of this node.
-    pub(crate) fn record(&self, leaves: bool) -> Option<Vec<u8>> {
+    pub(crate) fn record(&self) -> Option<Vec<u8>> {
         let applied = self.state().log.as_ref().map(Log::position);
         let record = NodeRecord {
             incarnation: self.incarnation,
             name: self.name.clone(),
+            count: self.records.fetch_add(1, Ordering::Relaxed),
             wall: self.wall.now(),
             applied: applied.unwrap_or(Position {
                 epoch: [0; 16],
                 number: 0,
             }),
-            leaves,
+            leaves: self.is_leaving.load(Ordering::Relaxed),
         };
         let field = hex(self.incarnation);
         self.sealer.seal(Kind::NodeRecord, &field, &record.encode())
@@ -266,7 +311,7 @@ impl Node {
             }
             let seen = state.nodes.get(&record.incarnation);
             // An old record that is repeated is no sign of life.
-            if seen.is_some_and(|seen| seen.wall >= record.wall) {
+            if seen.is_some_and(|seen| seen.count >= record.count) {
                 continue;
             }
             let age = Duration::from_millis(wall.saturating_sub(record.wall));
@@ -274,6 +319,7 @@ impl Node {
             let is_alive = seen.is_some() || age <= kept;
             let known = Seen {
                 name: record.name,
+                count: record.count,
                 wall: record.wall,
                 at: is_alive.then_some(now),
                 changed: now,
@@ -283,7 +329,7 @@ impl Node {
         }
         let ended = state
             .nodes
-            .extract_if(|_, seen| now.duration_since(seen.changed) > RECORDS_KEPT);
+            .extract_if(|_, seen| now.duration_since(seen.changed) > kept.max(RECORDS_KEPT));
         let ended: Vec<String> = ended.map(|(incarnation, _)| hex(incarnation)).collect();
         state.forgotten = ended;
     }
@@ -326,6 +372,7 @@ impl Node {
         Counters::count(&self.counters.gaps);
         let now = Instant::now();
         let mut state = self.state();
+        state.may_miss_blocks = true;
         let is_recent = state
             .refreshed_at
             .is_some_and(|at| now.duration_since(at) < self.layer.soft_ttl);
@@ -371,6 +418,7 @@ impl Node {
             gaps: self.counters.gaps.load(Relaxed),
             rejected: self.counters.rejected.load(Relaxed),
             fetched: self.counters.fetched.load(Relaxed),
+            not_stored: self.counters.not_stored.load(Relaxed),
         }
     }
 

@@ -1,12 +1,13 @@
 //! The task of a node: reads the log, applies it, sends updates, and writes the node's record.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tower_orgkey::fleet::{FleetMember, Subject, Update};
 
-use crate::clock::millis;
 use crate::engine::{
     Append, BEGINNING, Engine, EngineError, EngineResult, Fields, READ_COUNT, Read, Session,
 };
@@ -24,6 +25,12 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 const SENT_AT_ONCE: usize = 100;
 /// Waits between attempts to connect double from the first to the second one.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The blocks of the engine are compared with those of this node this often, and after each gap.
+const SYNC_BLOCKS_EVERY: Duration = Duration::from_secs(60);
+/// Blocks that the engine lost are written again at most this often.
+const RESTORE_BLOCKS_EVERY: Duration = Duration::from_secs(10);
+/// After an epoch was followed for less than this, the node waits before it joins again.
+const STABLE: Duration = Duration::from_secs(3);
 /// The place of sealed log entries.
 const LOG: &str = "log";
 
@@ -43,6 +50,7 @@ impl From<EngineError> for Stop {
 
 /// Follows the engine, for ever.
 pub(crate) async fn follow(node: &Node, engine: &dyn Engine) {
+    node.is_leaving.store(false, Ordering::Relaxed);
     let mut wait = RECONNECT.0;
     loop {
         let connected_at = Instant::now();
@@ -61,9 +69,15 @@ pub(crate) async fn follow(node: &Node, engine: &dyn Engine) {
 
 impl Node {
     async fn serve(&self, session: &Arc<dyn Session>) -> EngineError {
+        let mut wait = RECONNECT.0;
         loop {
+            let joined_at = Instant::now();
             match self.serve_epoch(session).await {
-                Stop::NewEpoch => {}
+                Stop::NewEpoch if joined_at.elapsed() >= STABLE => wait = RECONNECT.0,
+                Stop::NewEpoch => {
+                    sleep(wait).await;
+                    wait = (wait * 2).min(RECONNECT.1);
+                }
                 Stop::Failed(error) => return error,
             }
         }
@@ -117,23 +131,24 @@ impl Node {
             }
         }
         self.end_join(head, is_new_epoch);
-        if is_new_epoch {
-            self.read_blocks(&**session).await?;
-            self.restore_blocks(&**session).await?;
-        }
+        self.sync_blocks(&**session).await?;
         self.state().session = Some(Arc::clone(session));
         Ok(())
     }
 
     /// Returns whether this is another epoch than that of the last session.
     fn begin_epoch(&self, head: Head) -> bool {
-        let version = self.cache_version();
-        let mut state = self.state();
-        let before = state.log.as_ref().map(Log::epoch);
+        let before = self.state().log.as_ref().map(Log::epoch);
         if before == Some(head.epoch) {
+            self.check_regression(head);
             return false;
         }
-        let log = Log::new(head.epoch, 0, version);
+        if before.is_some() {
+            telemetry::new_epoch();
+            self.refresh_all();
+        }
+        let log = Log::new(head.epoch, 0, self.cache_version());
+        let mut state = self.state();
         #[cfg(test)]
         let log = log.with_rules_of(state.log.as_ref());
         state.log = Some(log);
@@ -141,25 +156,29 @@ impl Node {
         state.expected = None;
         if before.is_some() {
             state.send_again(self.retention());
-            drop(state);
-            telemetry::new_epoch();
-            self.refresh_all();
         }
         true
     }
 
+    /// An engine whose head is before what was applied has lost updates, or was wrong about the head once.
+    fn check_regression(&self, head: Head) {
+        let is_before = |log: &Log| head.number < log.applied();
+        let regressed = self.state().log.as_ref().is_some_and(is_before);
+        if regressed {
+            self.updates_missing(head.number);
+        }
+    }
+
     /// All entries were read. Those that are missing may have been trimmed.
     fn end_join(&self, head: Head, is_new_epoch: bool) {
-        let version = self.cache_version();
-        let mut state = self.state();
-        let Some(log) = state.log.as_mut().filter(|log| log.misses(head)) else {
+        let misses = |log: &Log| log.misses(head);
+        if !self.state().log.as_ref().is_some_and(misses) {
             return;
-        };
-        log.restart(head.number, version);
-        drop(state);
-        if !is_new_epoch {
-            telemetry::updates_missing();
-            self.refresh_all();
+        }
+        if is_new_epoch {
+            self.restart_log(head.number);
+        } else {
+            self.updates_missing(head.number);
         }
     }
 
@@ -168,31 +187,62 @@ impl Node {
         self.member().map_or(0, |member| member.version())
     }
 
-    /// Applies the blocks that the engine has.
-    async fn read_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
-        for (field, sealed) in session.blocks().await? {
-            let opened = self.sealer.open(Kind::Block, &field, &sealed);
-            let block = opened.and_then(|opened| decode(&opened));
-            match block {
-                Some((entry, is_first)) if hex(entry.id) == field => {
-                    self.apply_change(&entry, is_first);
-                }
-                _ => Counters::count(&self.counters.rejected),
-            }
-        }
+    /// Applies the blocks that the engine has, and writes those that it lacks.
+    async fn sync_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
+        let sealed = self.read_blocks(session).await?;
+        self.restore_blocks(session, &sealed).await?;
+        let mut state = self.state();
+        state.synced_blocks_at = Some(Instant::now());
+        state.may_miss_blocks = false;
         Ok(())
     }
 
-    /// Writes the blocks that this node holds and the engine does not have, whoever made them.
-    async fn restore_blocks(&self, session: &dyn Session) -> Result<(), Stop> {
-        let blocks = self.state().blocks.all();
+    /// Returns the blocks that are sealed under the first secret.
+    async fn read_blocks(&self, session: &dyn Session) -> Result<HashSet<Id>, Stop> {
+        let mut sealed_now = HashSet::new();
+        for (field, sealed) in session.blocks().await? {
+            let opened = self.sealer.open(Kind::Block, &field, &sealed);
+            let block = opened.and_then(|opened| decode(&opened));
+            let block = block.filter(|(entry, _)| hex(entry.id) == field);
+            let Some((entry, is_first)) = block else {
+                Counters::count(&self.counters.rejected);
+                continue;
+            };
+            let Change::Block(subject) = &entry.change else {
+                continue;
+            };
+            if is_first {
+                sealed_now.insert(entry.id);
+            }
+            let (is_held, is_ended) = {
+                let state = self.state();
+                (
+                    state.blocks.holds(subject, entry.id),
+                    state.blocks.is_ended(entry.id),
+                )
+            };
+            if is_ended {
+                self.end_again(subject, entry.id);
+            } else if !is_held {
+                self.apply_change(&entry, is_first);
+            }
+        }
+        Ok(sealed_now)
+    }
+
+    /// Writes the blocks that this node holds, whoever made them, except those that the engine has.
+    async fn restore_blocks(
+        &self,
+        session: &dyn Session,
+        except: &HashSet<Id>,
+    ) -> Result<(), Stop> {
+        let mut blocks = self.state().blocks.all();
+        blocks.retain(|(id, _)| !except.contains(id));
         for blocks in blocks.chunks(SENT_AT_ONCE) {
-            let made_at = self.wall.now();
             let blocks = blocks.iter().filter_map(|(id, subject)| {
                 let entry = LogEntry {
                     id: *id,
                     origin: self.incarnation,
-                    made_at,
                     wants_acks: false,
                     change: Change::Block(subject.clone()),
                 };
@@ -201,6 +251,16 @@ impl Node {
             session.restore(self.new_id(), blocks.collect()).await?;
         }
         Ok(())
+    }
+
+    /// Returns whether the blocks of the engine are to be compared with those of this node, of which it has so many.
+    fn must_sync_blocks(&self, blocks: usize) -> bool {
+        let state = self.state();
+        let age = state.synced_blocks_at.map(|at| at.elapsed());
+        let is_older = |than| age.is_none_or(|age| age >= than);
+        state.may_miss_blocks
+            || is_older(SYNC_BLOCKS_EVERY)
+            || (blocks < state.blocks.len() && is_older(RESTORE_BLOCKS_EVERY))
     }
 
     /// Takes the reply of a read.
@@ -219,7 +279,6 @@ impl Node {
 
     /// All entries were read. Checks whether those up to the head of the last record are among them.
     fn check_head(&self) -> Result<(), Stop> {
-        let version = self.cache_version();
         let mut state = self.state();
         let Some((head, reads)) = state.expected else {
             return Ok(());
@@ -229,17 +288,16 @@ impl Node {
             return Ok(());
         }
         state.expected = None;
-        let Some(log) = &mut state.log else {
+        let Some(log) = &state.log else {
             return Ok(());
         };
         if log.epoch() != head.epoch {
             return Err(Stop::NewEpoch);
         }
-        if log.misses(head) {
-            log.restart(head.number, version);
-            drop(state);
-            telemetry::updates_missing();
-            self.refresh_all();
+        let misses = log.misses(head);
+        drop(state);
+        if misses {
+            self.updates_missing(head.number);
         }
         Ok(())
     }
@@ -266,95 +324,125 @@ impl Node {
         Ok(())
     }
 
-    /// Applies an entry. Returns the update that is to be acknowledged.
+    /// Applies an entry. Returns the update that is to be acknowledged, which this node has applied.
     fn apply_entry(&self, read: &Read, is_joining: bool) -> Result<Option<Id>, Stop> {
-        let before = self.cache_version();
-        let mut state = self.state();
-        let log = state.log.as_mut().filter(|log| log.epoch() == read.epoch);
-        let Some(log) = log else {
-            return Err(Stop::NewEpoch);
+        let order = {
+            let mut state = self.state();
+            // What is not readable, or of another epoch, is not read again.
+            state.place.clone_from(&read.place);
+            if read.number == 0 {
+                Counters::count(&self.counters.rejected);
+                return Ok(None);
+            }
+            let log = state.log.as_ref();
+            let Some(log) = log.filter(|log| log.epoch() == read.epoch) else {
+                return Err(Stop::NewEpoch);
+            };
+            log.order(read.number)
         };
-        let order = log.order(read.number);
-        if order == Order::Gap {
-            log.restart(read.number - 1, before);
-        }
-        state.place.clone_from(&read.place);
-        drop(state);
         match order {
             Order::Seen => return Ok(None),
-            Order::Gap if !is_joining => {
-                telemetry::updates_missing();
-                self.refresh_all();
-            }
-            Order::Gap | Order::Next => {}
+            Order::Gap if is_joining => self.restart_log(read.number - 1),
+            Order::Gap => self.updates_missing(read.number - 1),
+            Order::Next => {}
         }
+        let before = self.cache_version();
         let opened = self.sealer.open(Kind::LogEntry, LOG, &read.sealed);
-        let applied = opened.and_then(|opened| decode(&opened));
-        let applied = applied.map(|(entry, is_first)| {
-            let version = self.apply_change(&entry, is_first);
-            (entry, version)
-        });
-        let version = match &applied {
-            Some((_, Some(version))) => Some(*version),
-            // It was not applied, because no result that it is about can exist any more.
-            Some((entry, None)) if self.is_too_old(entry) => Some(before),
-            _ => None,
+        let Some((entry, is_first)) = opened.and_then(|opened| decode(&opened)) else {
+            self.reject_update(read.number);
+            return Ok(None);
         };
-        let Some(version) = version else {
-            // An update that this node cannot apply: like one that is missing.
-            Counters::count(&self.counters.rejected);
-            telemetry::update_rejected();
+        let is_known = self.state().applied.contains(&entry.id);
+        if is_known {
+            // Its version is older than what may have been read since, so results from before it are not used.
             if let Some(log) = &mut self.state().log {
                 log.restart(read.number, before);
             }
-            self.refresh_all();
-            return Ok(None);
-        };
-        if let Some(log) = &mut self.state().log {
-            log.push(version);
+        } else {
+            let Some(version) = self.apply_change(&entry, is_first) else {
+                self.reject_update(read.number);
+                return Ok(None);
+            };
+            let mut state = self.state();
+            state.applied.insert(entry.id);
+            if let Some(log) = &mut state.log {
+                log.push(version);
+            }
         }
-        let wants_acks = |entry: &LogEntry| entry.wants_acks && entry.origin != self.incarnation;
-        Ok(applied
-            .filter(|(entry, _)| wants_acks(entry))
-            .map(|(entry, _)| entry.id))
+        let wants_ack = entry.wants_acks && entry.origin != self.incarnation;
+        Ok(wants_ack.then_some(entry.id))
     }
 
-    fn is_too_old(&self, entry: &LogEntry) -> bool {
-        self.wall.now().saturating_sub(entry.made_at) > millis(self.retention())
+    /// An update that this node cannot apply: like one that is missing.
+    fn reject_update(&self, number: u64) {
+        Counters::count(&self.counters.rejected);
+        telemetry::update_rejected();
+        self.refresh_all();
+        self.restart_log(number);
     }
 
-    /// Applies an update. Returns the version of the cache that has it; `None` if it is too old, or not applicable here.
+    /// Updates up to this number may be missing.
+    fn updates_missing(&self, number: u64) {
+        telemetry::updates_missing();
+        // Before the version is read, so that what is fetched from now on is not due for a refresh.
+        self.refresh_all();
+        self.restart_log(number);
+    }
+
+    fn restart_log(&self, number: u64) {
+        let version = self.cache_version();
+        if let Some(log) = &mut self.state().log {
+            log.restart(number, version);
+        }
+    }
+
+    /// Applies an update. Returns the version of the cache that has it; `None` if it is not applicable here.
     fn apply_change(&self, entry: &LogEntry, is_first: bool) -> Option<u64> {
         let Some(member) = self.member() else {
             return Some(0);
         };
         let is_own = entry.origin == self.incarnation;
         match &entry.change {
-            // Blocks have no age: they are state.
-            Change::Block(subject) => {
-                if !is_first && matches!(subject, Subject::Key(_)) {
-                    return None;
-                }
-                let version = member.version();
-                if self.state().blocks.insert(entry.id, subject) && !is_own {
-                    return Some(member.apply(&Update::Block(subject.clone()), false));
-                }
-                Some(version)
-            }
-            _ if self.is_too_old(entry) => None,
-            Change::InvalidateAll => Some(member.apply(&Update::InvalidateAll, is_own)),
+            Change::Block(subject) => self.block(&*member, entry, subject, is_first),
+            Change::InvalidateAll => member.apply(&Update::InvalidateAll, is_own),
             // The fingerprint is that of another secret, so that of any key.
             Change::Invalidate(Subject::Key(_)) if !is_first => {
-                Some(member.apply(&Update::InvalidateAll, false))
+                member.apply(&Update::InvalidateAll, false)
             }
             Change::Invalidate(subject) => {
-                Some(member.apply(&Update::Invalidate(subject.clone()), is_own))
+                member.apply(&Update::Invalidate(subject.clone()), is_own)
             }
             Change::Unblock(subject, ids) => Some(self.unblock(&*member, subject, ids)),
         }
     }
 
+    fn block(
+        &self,
+        member: &dyn FleetMember,
+        entry: &LogEntry,
+        subject: &Subject,
+        is_first: bool,
+    ) -> Option<u64> {
+        if !is_first && matches!(subject, Subject::Key(_)) {
+            return None;
+        }
+        let _blocking = self.blocking();
+        if !self.state().blocks.insert(entry.id, subject) {
+            return Some(member.version());
+        }
+        if entry.origin == self.incarnation {
+            // It is in force, and results from before its place in the log are not used.
+            return member.apply(&Update::Invalidate(subject.clone()), true);
+        }
+        let version = member.apply(&Update::Block(subject.clone()), false);
+        if version.is_none() {
+            self.state().blocks.forget(subject, &[entry.id]);
+        }
+        version
+    }
+
     fn unblock(&self, member: &dyn FleetMember, subject: &Subject, ids: &[Id]) -> u64 {
+        let _blocking = self.blocking();
         let version = member.version();
         let mut state = self.state();
         let was_blocked = state.blocks_subject(subject);
@@ -437,25 +525,31 @@ impl Node {
         session: &dyn Session,
         is_reading: bool,
     ) -> Result<(), Stop> {
-        let Some(record) = self.record(false) else {
+        let Some(record) = self.record() else {
             return Ok(());
         };
         let node = hex(self.incarnation);
-        let (head, records) = session
+        let (head, records, blocks) = session
             .record(self.new_id(), node, record, self.take_forgotten())
             .await?;
         self.take_head(head, is_reading)?;
         self.see(&records);
         self.compare_nodes();
         telemetry::report(&self.status());
+        if self.must_sync_blocks(blocks) {
+            self.sync_blocks(session).await?;
+        }
         Ok(())
     }
 
     fn take_head(&self, head: Head, is_reading: bool) -> Result<(), Stop> {
-        let mut state = self.state();
+        let state = self.state();
         if state.log.as_ref().map(Log::epoch) != Some(head.epoch) {
             return Err(Stop::NewEpoch);
         }
+        drop(state);
+        self.check_regression(head);
+        let mut state = self.state();
         state.head = head.number;
         if state.expected.is_none() {
             // A read that is under way may have begun before the head moved.
@@ -485,11 +579,21 @@ impl Node {
         telemetry::report(&self.status());
     }
 
-    /// Removes this node from those that others wait for.
-    pub(crate) async fn leave(&self) -> EngineResult<()> {
+    /// Removes this node from those that others wait for. Connects to the engine if the task has ended.
+    pub(crate) async fn leave(&self, engine: &dyn Engine) -> EngineResult<()> {
+        // Whatever record the task writes later says so, too.
+        self.is_leaving.store(true, Ordering::Relaxed);
         let session = self.state().session.clone();
-        let session = session.ok_or_else(|| EngineError::new("not connected"))?;
-        if let Some(record) = self.record(true) {
+        if let Some(session) = session
+            && self.write_last_record(&*session).await.is_ok()
+        {
+            return Ok(());
+        }
+        self.write_last_record(&*engine.connect().await?).await
+    }
+
+    async fn write_last_record(&self, session: &dyn Session) -> EngineResult<()> {
+        if let Some(record) = self.record() {
             let node = hex(self.incarnation);
             session
                 .record(self.new_id(), node, record, Vec::new())

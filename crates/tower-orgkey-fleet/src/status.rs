@@ -36,6 +36,8 @@ pub struct FleetStatus {
     pub rejected: u64,
     /// How many verifications were taken from other nodes.
     pub fetched: u64,
+    /// How many verifications the engine did not store: it failed, or its ACL denies `SET`.
+    pub not_stored: u64,
 }
 
 impl FleetStatus {

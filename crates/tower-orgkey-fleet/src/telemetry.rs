@@ -8,6 +8,11 @@
 //! | [`NODES`] | gauge | known nodes, this one included |
 //! | [`UNSENT`] | gauge | updates that wait for the engine |
 
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::engine::EngineError;
 use crate::status::FleetStatus;
 
@@ -24,6 +29,30 @@ pub const NODES: &str = "orgkey_fleet_nodes";
 /// The number of updates that wait for the engine.
 pub const UNSENT: &str = "orgkey_fleet_unsent";
 
+/// At most one event of a kind in this time.
+const EVENT_EVERY: Duration = Duration::from_secs(10);
+
+/// Admits an event, and tells how many were suppressed since the last one. A faulty engine can cause them at any rate.
+struct RateLimit(Mutex<(Option<Instant>, u64)>);
+
+impl RateLimit {
+    const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
+    fn admit(&self) -> Option<u64> {
+        let now = Instant::now();
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, suppressed) = *state;
+        if last.is_some_and(|last| now.duration_since(last) < EVENT_EVERY) {
+            state.1 += 1;
+            return None;
+        }
+        *state = (Some(now), 0);
+        Some(suppressed)
+    }
+}
+
 pub(crate) fn followed() {
     tracing::info!(target: TARGET, "fleet log followed");
 }
@@ -37,18 +66,27 @@ pub(crate) fn lost(error: &EngineError, was_followed: bool) {
 }
 
 pub(crate) fn new_epoch() {
-    tracing::warn!(target: TARGET, "fleet engine lost data or was replaced: cached keys are verified again");
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(suppressed) = LIMIT.admit() {
+        tracing::warn!(target: TARGET, suppressed, "fleet engine lost data or was replaced: cached keys are verified again");
+    }
 }
 
 pub(crate) fn updates_missing() {
-    tracing::warn!(target: TARGET, "fleet updates missing: cached keys are verified again");
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(suppressed) = LIMIT.admit() {
+        tracing::warn!(target: TARGET, suppressed, "fleet updates missing: cached keys are verified again");
+    }
 }
 
 pub(crate) fn update_rejected() {
-    tracing::error!(
-        target: TARGET,
-        "fleet update not readable: the engine returned a changed entry, or a node has another secret"
-    );
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(suppressed) = LIMIT.admit() {
+        tracing::error!(
+            target: TARGET, suppressed,
+            "fleet update not readable: the engine returned a changed entry, or a node has another secret"
+        );
+    }
 }
 
 pub(crate) fn clock_differs(differs: bool) {

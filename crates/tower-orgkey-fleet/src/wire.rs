@@ -34,8 +34,6 @@ pub(crate) struct LogEntry {
     pub(crate) id: Id,
     /// The node that sent it.
     pub(crate) origin: Id,
-    /// When it was made, in milliseconds after 1970.
-    pub(crate) made_at: u64,
     /// Whether the node waits for acknowledgements.
     pub(crate) wants_acks: bool,
     pub(crate) change: Change,
@@ -55,6 +53,8 @@ pub(crate) enum Change {
 pub(crate) struct NodeRecord {
     pub(crate) incarnation: Id,
     pub(crate) name: String,
+    /// Grows with each record of the node, whatever its clock does.
+    pub(crate) count: u64,
     /// The wall clock, in milliseconds after 1970.
     pub(crate) wall: u64,
     /// How many updates it has applied.
@@ -270,7 +270,6 @@ impl Wire for LogEntry {
     fn write(&self, to: &mut Writer) {
         to.0.extend(self.id);
         to.0.extend(self.origin);
-        to.u64(self.made_at);
         to.u8(u8::from(self.wants_acks));
         match &self.change {
             Change::Invalidate(subject) => {
@@ -297,7 +296,6 @@ impl Wire for LogEntry {
         Some(Self {
             id: from.array()?,
             origin: from.array()?,
-            made_at: from.u64()?,
             wants_acks: from.bool()?,
             change: match from.u8()? {
                 0 => Change::Invalidate(Subject::read(from)?),
@@ -319,6 +317,7 @@ impl Wire for NodeRecord {
     fn write(&self, to: &mut Writer) {
         to.0.extend(self.incarnation);
         to.text(&self.name);
+        to.u64(self.count);
         to.u64(self.wall);
         to.position(self.applied);
         to.u8(u8::from(self.leaves));
@@ -328,6 +327,7 @@ impl Wire for NodeRecord {
         Some(Self {
             incarnation: from.array()?,
             name: from.text(MAX_NODE_NAME_LEN)?.to_owned(),
+            count: from.u64()?,
             wall: from.u64()?,
             applied: from.position()?,
             leaves: from.bool()?,
@@ -410,7 +410,6 @@ mod tests {
             returns(&LogEntry {
                 id: [1; 16],
                 origin: [2; 16],
-                made_at: 5,
                 wants_acks: true,
                 change,
             });
@@ -418,6 +417,7 @@ mod tests {
         returns(&NodeRecord {
             incarnation: [1; 16],
             name: "node".to_owned(),
+            count: 4,
             wall: 3,
             applied: POSITION,
             leaves: false,
@@ -446,7 +446,6 @@ mod tests {
         let entry = LogEntry {
             id: [1; 16],
             origin: [2; 16],
-            made_at: 5,
             wants_acks: false,
             change,
         };

@@ -56,6 +56,7 @@ struct Tables<K> {
     invalidated_ids: HashMap<Box<str>, Invalidation>,
     invalidated_orgs: HashMap<Box<str>, Invalidation>,
     invalidated_all: u64,
+    all_invalidated_at: Option<Tick>,
     /// Results of lookups that began at a lower version are due for a refresh since this time.
     due: Option<Invalidation>,
 }
@@ -76,6 +77,7 @@ impl<K> Default for Tables<K> {
             invalidated_ids: HashMap::new(),
             invalidated_orgs: HashMap::new(),
             invalidated_all: 0,
+            all_invalidated_at: None,
             due: None,
         }
     }
@@ -222,11 +224,17 @@ impl<S: Source> Blocks<S> {
         })
     }
 
-    pub(crate) fn invalidate_all(&self) -> u64 {
+    pub(crate) fn invalidate_all(&self, now: Tick) -> u64 {
         self.update(|tables, version| {
-            tables.invalidate_all(version);
+            tables.invalidate_all(version, now);
             version
         })
+    }
+
+    /// Returns whether an invalidation that applies to the entry was made after its call was sent, whatever its version.
+    pub(crate) fn is_invalidated_since_sent(&self, entry: &Entry<S>) -> bool {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.is_invalidated_since_sent(entry)
     }
 
     /// Returns the streams that wait for the end of their keys.
@@ -281,6 +289,25 @@ impl<K: Eq + Hash + Clone> Tables<K> {
         }
     }
 
+    fn is_invalidated_since_sent<S: Source<Key = K>>(&self, entry: &Entry<S>) -> bool {
+        fn at<K: Eq + Hash + Borrow<Q>, Q: Eq + Hash + ?Sized>(
+            invalidations: &HashMap<K, Invalidation>,
+            what: Option<&Q>,
+        ) -> Option<Tick> {
+            what.and_then(|what| invalidations.get(what))
+                .map(|invalidation| invalidation.at)
+        }
+        [
+            self.all_invalidated_at,
+            at(&self.invalidated_keys, Some(&entry.key)),
+            at(&self.invalidated_ids, entry.value.key_id()),
+            at(&self.invalidated_orgs, entry.value.organization()),
+        ]
+        .into_iter()
+        .flatten()
+        .any(|at| at >= entry.sent_at)
+    }
+
     /// Returns since when the entry is due for a refresh.
     fn due_at<S: Source<Key = K>>(&self, entry: &Entry<S>) -> Option<Tick> {
         let due = self.due.filter(|due| due.version > entry.began);
@@ -289,24 +316,25 @@ impl<K: Eq + Hash + Clone> Tables<K> {
 
     fn invalidate_key(&mut self, key: &K, version: u64, at: InvalidatedAt) {
         if !insert(&mut self.invalidated_keys, key.clone(), version, at) {
-            self.invalidate_all(version);
+            self.invalidate_all(version, at.now);
         }
     }
 
     fn invalidate_id(&mut self, id: &str, version: u64, at: InvalidatedAt) {
         if !insert(&mut self.invalidated_ids, id.into(), version, at) {
-            self.invalidate_all(version);
+            self.invalidate_all(version, at.now);
         }
     }
 
     fn invalidate_org(&mut self, org: &str, version: u64, at: InvalidatedAt) {
         if !insert(&mut self.invalidated_orgs, org.into(), version, at) {
-            self.invalidate_all(version);
+            self.invalidate_all(version, at.now);
         }
     }
 
-    fn invalidate_all(&mut self, version: u64) {
+    fn invalidate_all(&mut self, version: u64, now: Tick) {
         self.invalidated_all = version;
+        self.all_invalidated_at = Some(now);
         self.invalidated_keys.clear();
         self.invalidated_ids.clear();
         self.invalidated_orgs.clear();
@@ -390,7 +418,7 @@ mod tests {
         assert_eq!(blocks.status(&new), BlockStatus::Clear);
         blocks.invalidate_id("id_1", NOW);
         assert_eq!(blocks.status(&new), BlockStatus::Invalidated);
-        blocks.invalidate_all();
+        blocks.invalidate_all(NOW.now);
         assert_eq!(blocks.status(&neighbour), BlockStatus::Invalidated);
         assert_eq!(
             blocks.status(&entry("org_a", "id_1", blocks.version())),
@@ -503,7 +531,7 @@ mod tests {
     fn what_begins_after_invalidate_all_is_clear() {
         let blocks = Blocks::<TestSource>::default();
         let before = blocks.version();
-        blocks.invalidate_all();
+        blocks.invalidate_all(NOW.now);
         let after = blocks.version();
         // Another update, so that the versions differ.
         blocks.invalidate_org("org_a", NOW);

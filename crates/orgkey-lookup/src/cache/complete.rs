@@ -39,7 +39,7 @@ impl<S: Source> Cache<S> {
         outcome: Outcome<S::Value>,
     ) {
         let now = self.clock.now();
-        let mut was_known = false;
+        let (mut was_known, mut is_certain) = (false, false);
         let answered = match &outcome {
             Outcome::Answered(Answered { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
@@ -65,6 +65,7 @@ impl<S: Source> Cache<S> {
                             was_known = self.store.get(key).is_some();
                             match invalid {
                                 Invalid::Definitive | Invalid::Concluded => {
+                                    is_certain = true;
                                     self.reject(&mut shard, &ending, true)
                                 }
                                 unconfirmed => {
@@ -81,12 +82,14 @@ impl<S: Source> Cache<S> {
                     Completion::CannotTell(cannot_tell)
                 }
             };
-            was_known &= matches!(completion, Completion::Invalid);
+            let is_rejected = matches!(completion, Completion::Invalid);
+            was_known &= is_rejected;
+            is_certain &= is_rejected;
             lookup.complete(completion);
         }
         drop(shard);
-        if was_known {
-            self.source.rejected(key);
+        if was_known || is_certain {
+            self.source.rejected(key, was_known);
         }
         S::Telemetry::entries(self.store.len());
         let UpstreamOfCache {
@@ -244,18 +247,19 @@ impl<S: Source> Cache<S> {
         self.invalid_keys.insert(key, began, now);
         self.blocks.wake_key(key);
         drop(shard);
-        if matches!(followed, Followed::Known(_)) {
-            self.source.rejected(key);
-        }
+        let was_known = matches!(followed, Followed::Known(_));
+        self.source.rejected(key, was_known);
     }
 
     /// Caches a result of the second tier. Completes the lookup if the result will be fresh for a while. Otherwise returns it,
-    /// for use if the upstream does not answer, and the lookup goes on.
+    /// for use if the upstream does not answer, and the lookup goes on. The age counts from `asked_at`, when the second tier was
+    /// asked.
     fn accept_fetched(
         &self,
         lookup: &Arc<Lookup<S>>,
         key: &S::Key,
         fetched: Fetched<S::Value>,
+        asked_at: Tick,
     ) -> Option<Arc<Entry<S>>> {
         let now = self.clock.now();
         let Fetched {
@@ -264,7 +268,7 @@ impl<S: Source> Cache<S> {
             version,
         } = fetched;
         // The clock begins when the machine boots. A result from before is not used, rather than taken for a younger one.
-        let sent_at = Tick(now.0.checked_sub(nanos(age))?);
+        let sent_at = Tick(asked_at.0.checked_sub(nanos(age))?);
         let entry = Arc::new(Entry::new(
             value,
             key.clone(),
@@ -279,6 +283,8 @@ impl<S: Source> Cache<S> {
         let cached = self.store.get(key);
         let is_usable = !lookup.is_complete()
             && self.blocks.status(&entry) == BlockStatus::Clear
+            // The version is the word of the second tier, and counts only against the result.
+            && !self.blocks.is_invalidated_since_sent(&entry)
             && matches!(
                 entry.freshness(now),
                 Freshness::Fresh | Freshness::Stale | Freshness::Overdue
@@ -336,10 +342,13 @@ pub(super) struct LookupTask<S: Source> {
 
 impl<S: Source> LookupTask<S> {
     pub(super) async fn run(mut self, query: S::Query, mut start: Start<S>) {
+        let asked_at = self.cache.clock.now();
         if let Start::Fetch(subject) = &mut start
             && let Some(fetched) = self.cache.source.fetch(&query).await
         {
-            let fetched = self.cache.accept_fetched(&self.lookup, &self.key, fetched);
+            let fetched = self
+                .cache
+                .accept_fetched(&self.lookup, &self.key, fetched, asked_at);
             if self.lookup.is_complete() {
                 S::Telemetry::entries(self.cache.store.len());
                 return;
@@ -576,5 +585,69 @@ mod tests {
                 "{what}"
             );
         }
+    }
+
+    /// Whatever version the second tier says, a result is not used if its call was sent before an invalidation of it.
+    #[tokio::test(start_paused = true)]
+    async fn fetched_results_are_refused_by_their_age() {
+        type Invalidate = fn(&Cache<TestSource>);
+        let kinds: [Invalidate; 4] = [
+            |cache| {
+                cache.invalidate_all();
+            },
+            |cache| {
+                cache.invalidate_key(&test_key("some-key"));
+            },
+            |cache| {
+                cache.invalidate_key_id("id_1");
+            },
+            |cache| {
+                cache.invalidate_organization("org_a");
+            },
+        ];
+        for (nth, invalidate) in kinds.into_iter().enumerate() {
+            for (age, is_used) in [(5, false), (1, true)] {
+                let (cache, clock) = cache();
+                clock.jump(Duration::from_secs(100));
+                invalidate(&cache);
+                clock.jump(Duration::from_secs(3));
+                let key = test_key("some-key");
+                let version = cache.blocks.version();
+                let upstream = cache.source.upstream_of(&"some-key".to_owned()).unwrap();
+                let mut shard = cache.in_flight.shard(&key);
+                let lookup = shard.start(&key, version, upstream, ());
+                drop(shard);
+                let fetched = Fetched {
+                    value: Facts::of("org_a", "id_1"),
+                    age: Duration::from_secs(age),
+                    version: u64::MAX,
+                };
+                let now = cache.clock.now();
+                let accepted = cache.accept_fetched(&lookup, &key, fetched, now);
+                assert_eq!(accepted.is_some(), is_used, "kind {nth}, {age} s");
+            }
+        }
+    }
+
+    /// The time that the second tier takes counts.
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_a_fetched_result_counts_from_the_request() {
+        let (cache, clock) = cache();
+        clock.jump(Duration::from_secs(100));
+        let key = test_key("some-key");
+        let upstream = cache.source.upstream_of(&"some-key".to_owned()).unwrap();
+        let mut shard = cache.in_flight.shard(&key);
+        let lookup = shard.start(&key, cache.blocks.version(), upstream, ());
+        drop(shard);
+        let asked_at = cache.clock.now();
+        clock.jump(Duration::from_secs(7));
+        let fetched = Fetched {
+            value: Facts::default(),
+            age: Duration::from_secs(1),
+            version: u64::MAX,
+        };
+        let entry = cache.accept_fetched(&lookup, &key, fetched, asked_at);
+        let age = cache.clock.now().since(entry.unwrap().sent_at);
+        assert_eq!(age, Duration::from_secs(8));
     }
 }

@@ -71,7 +71,7 @@ impl<S: Source> Cache<S> {
 
     /// Invalidates everything, invalid keys and dependent caches included.
     pub fn invalidate_all(&self) -> u64 {
-        let version = self.blocks.invalidate_all();
+        let version = self.blocks.invalidate_all(self.clock.now());
         self.dependents.invalidate_all();
         for mut shard in self.in_flight.shards() {
             shard.cancel_all();

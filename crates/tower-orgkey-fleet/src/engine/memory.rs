@@ -179,6 +179,11 @@ impl MemoryEngine {
         log.truncate(log.len().saturating_sub(entries));
     }
 
+    /// Removes all blocks, as eviction does.
+    pub fn evict_blocks(&self) {
+        self.server().data.blocks.clear();
+    }
+
     /// Sets whether the engine hides new log entries from all nodes, as a hostile one may.
     pub fn withhold_log(&self, withholds: bool) {
         self.server().withholds_log = withholds;
@@ -220,6 +225,17 @@ impl MemoryEngine {
         drop(server);
         self.0.appended.notify_waiters();
         log.len()
+    }
+
+    /// Sets the number of the head. Returns the one before.
+    #[cfg(test)]
+    pub(crate) fn set_head(&self, number: u64) -> u64 {
+        std::mem::replace(&mut self.server().data.number, number)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn forget_acknowledgements(&self) {
+        self.server().data.acks.clear();
     }
 
     /// Takes the rule out that another server process founds another epoch, or that a loss of all data does.
@@ -365,13 +381,13 @@ impl Session for MemorySession {
         node: String,
         sealed: Vec<u8>,
         forget: Vec<String>,
-    ) -> BoxFuture<'_, EngineResult<(Head, Fields)>> {
+    ) -> BoxFuture<'_, EngineResult<(Head, Fields, usize)>> {
         self.now(|server| {
             server.found(new_epoch);
             server.data.nodes.retain(|node, _| !forget.contains(node));
             server.data.nodes.insert(node, sealed);
             let head = server.head().ok_or_else(|| EngineError::new("no epoch"))?;
-            Ok((head, fields(&server.data.nodes)))
+            Ok((head, fields(&server.data.nodes), server.data.blocks.len()))
         })
     }
 
@@ -384,9 +400,8 @@ impl Session for MemorySession {
             server.found(new_epoch);
             for append in blocks {
                 if let Some((field, sealed)) = append.block
-                    && !server.data.blocks.contains_key(&field)
+                    && server.data.blocks.insert(field, sealed).is_none()
                 {
-                    server.data.blocks.insert(field, sealed);
                     server.append(append.sealed)?;
                 }
             }

@@ -108,19 +108,19 @@ pub(crate) trait Session: Send + Sync {
         keep: Duration,
     ) -> BoxFuture<'_, EngineResult<()>>;
 
-    /// Writes a node record, and removes those of other nodes. Returns the head and all records.
+    /// Writes a node record, and removes those of other nodes. Returns the head, all records and the number of blocks.
     fn record(
         &self,
         new_epoch: Id,
         node: String,
         sealed: Vec<u8>,
         forget: Vec<String>,
-    ) -> BoxFuture<'_, EngineResult<(Head, Fields)>>;
+    ) -> BoxFuture<'_, EngineResult<(Head, Fields, usize)>>;
 
     /// Returns all blocks.
     fn blocks(&self) -> BoxFuture<'_, EngineResult<Fields>>;
 
-    /// Writes blocks that the engine does not have, and appends their entries.
+    /// Writes blocks, and appends the entries of those that the engine did not have.
     fn restore(&self, new_epoch: Id, blocks: Vec<Append>) -> BoxFuture<'_, EngineResult<()>>;
 
     /// Writes acknowledgements of updates by this node: `(update, sealed)`.

@@ -15,7 +15,7 @@ use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::streams::{StreamId, StreamReadOptions, StreamReadReply};
 use redis::{
     AsyncCommands, AsyncConnectionConfig, Client, ConnectionInfo, FromRedisValue,
-    IntoConnectionInfo, RedisError, Script,
+    IntoConnectionInfo, RedisError, Script, SetExpiry, SetOptions,
 };
 use tower_orgkey::ConfigError;
 use tower_orgkey::fleet::BoxFuture;
@@ -31,8 +31,8 @@ use crate::wire::Id;
 const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
 /// A server that is silent for this long is dialed again.
 const RESPONSE_DEADLINE: Duration = Duration::from_secs(1);
-/// Node records are kept this long after the last one was written.
-const NODES_KEPT: Duration = Duration::from_secs(600);
+/// The records of all nodes are kept this long after the last one was written. Nodes remove single ones earlier.
+const NODES_KEPT: Duration = Duration::from_secs(86_400);
 
 /// Founds an epoch, unless the server that runs the script founded the present one. `#!lua` declares that the script writes, so
 /// that a replica rejects it.
@@ -47,13 +47,13 @@ end
 
 const JOIN: &str = "return redis.call('HMGET', KEYS[1], 'e', 's')";
 
-/// `KEYS` head log nodes; `ARGV` epoch node record keep, and the nodes to forget.
+/// `KEYS` head log nodes blocks; `ARGV` epoch node record keep, and the nodes to forget.
 const RECORD: &str = r"
 for i = 5, #ARGV do redis.call('HDEL', KEYS[3], ARGV[i]) end
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
 redis.call('PEXPIRE', KEYS[3], ARGV[4])
 local h = redis.call('HMGET', KEYS[1], 'e', 's')
-return {h[1], h[2], redis.call('HGETALL', KEYS[3])}
+return {h[1], h[2], redis.call('HGETALL', KEYS[3]), redis.call('HLEN', KEYS[4])}
 ";
 
 /// `KEYS` head log blocks; `ARGV` epoch keep entries only-new-blocks, and for each entry: payload, field of the block, block,
@@ -69,11 +69,8 @@ for n = 1, tonumber(ARGV[3]) do
   i = i + 4
   local is_new = true
   if field ~= '' then
-    if ARGV[4] == '1' then
-      is_new = redis.call('HSETNX', KEYS[3], field, block) == 1
-    else
-      redis.call('HSET', KEYS[3], field, block)
-    end
+    local added = redis.call('HSET', KEYS[3], field, block) == 1
+    is_new = added or ARGV[4] == '0'
   end
   for k = 1, ends do
     redis.call('HDEL', KEYS[3], ARGV[i])
@@ -270,6 +267,10 @@ impl RedisSession {
     }
 }
 
+fn keep_for(time: Duration) -> SetOptions {
+    SetOptions::default().with_expiration(SetExpiry::PX(millis(time).max(1)))
+}
+
 fn as_epoch(bytes: &[u8]) -> EngineResult<Id> {
     let id = Id::try_from(bytes);
     id.map_err(|_| EngineError::new("the head is not readable"))
@@ -370,7 +371,7 @@ impl Session for RedisSession {
         Box::pin(async move {
             let mut connection = self.commands.clone();
             let stored: () = connection
-                .pset_ex(self.result(&name), sealed, millis(keep).max(1))
+                .set_options(self.result(&name), sealed, keep_for(keep))
                 .await?;
             Ok(stored)
         })
@@ -382,12 +383,13 @@ impl Session for RedisSession {
         node: String,
         sealed: Vec<u8>,
         forget: Vec<String>,
-    ) -> BoxFuture<'_, EngineResult<(Head, Fields)>> {
+    ) -> BoxFuture<'_, EngineResult<(Head, Fields, usize)>> {
         Box::pin(async move {
             let mut script = SCRIPTS.record.key(self.key("head"));
             script
                 .key(self.key("log"))
                 .key(self.key("nodes"))
+                .key(self.key("blocks"))
                 .arg(&new_epoch[..])
                 .arg(node)
                 .arg(sealed)
@@ -395,13 +397,13 @@ impl Session for RedisSession {
             for node in forget {
                 script.arg(node);
             }
-            let (epoch, number, nodes): (Vec<u8>, u64, Vec<Vec<u8>>) =
+            let (epoch, number, nodes, blocks): (Vec<u8>, u64, Vec<Vec<u8>>, usize) =
                 script.invoke_async(&mut self.commands.clone()).await?;
             let head = Head {
                 epoch: as_epoch(&epoch)?,
                 number,
             };
-            Ok((head, pairs(nodes)))
+            Ok((head, pairs(nodes), blocks))
         })
     }
 

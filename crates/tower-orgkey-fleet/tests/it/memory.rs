@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use tower_orgkey::test_util::TestClock;
-use tower_orgkey::{ApiKey, NotSpread, OrgCode};
+use tower_orgkey::{ApiKey, KeyId, NotSpread, OrgCode};
 use tower_orgkey_fleet::MemoryEngine;
 
 use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
@@ -248,6 +248,29 @@ async fn an_invalid_answer_reaches_other_nodes() {
     assert_eq!(second.get(KEY).await, UNAUTHORIZED);
 }
 
+/// A node that did not take the result of another one learns that the key is invalid.
+#[tokio::test(start_paused = true)]
+async fn an_invalid_answer_of_an_unknown_key_reaches_other_nodes() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    engine.tamper(Vec::clear);
+    issuer.revoke(KEY);
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    until("the first node knows", || {
+        first.fleet.status().position == 1
+    })
+    .await;
+    assert_eq!(first.get(KEY).await, UNAUTHORIZED);
+    // A flood of invalid keys does not fill the log.
+    for n in 0..100 {
+        issuer.revoke(&format!("junk_{n:08}"));
+        second.get(&format!("junk_{n:08}")).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(first.fleet.status().position <= 3);
+}
+
 /// The issuer answers, the key is revoked and invalidated, and then the answer arrives.
 #[tokio::test(start_paused = true)]
 async fn fault_103_a_late_valid_answer_is_not_used() {
@@ -318,8 +341,9 @@ async fn fault_100_a_hidden_failover_is_noticed() {
         second.fleet.status().gaps == 1
     })
     .await;
+    // And perhaps that the key is invalid.
     until("the update is sent again", || {
-        second.fleet.status().position == 1
+        second.fleet.status().position >= 1
     })
     .await;
     assert_eq!(second.get(KEY).await, UNAUTHORIZED);
@@ -362,6 +386,20 @@ async fn fault_106_repeated_updates_lift_nothing() {
     // The first block, which has ended, is not in force again either.
     assert!(spread.unblock_org(&org).await.unwrap().is_complete());
     assert_eq!(second.get(KEY).await, OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_106_repeated_updates_apply_once() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    let spread = first.auth.handle().spread();
+    assert!(spread.invalidate_all().await.unwrap().is_complete());
+    assert_eq!(second.get(KEY).await, OK);
+    let calls = issuer.calls();
+    assert_eq!(engine.replay_log(), 1);
+    until("it is read", || second.fleet.status().position == 2).await;
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!((issuer.calls(), second.fleet.status().gaps), (calls, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -417,9 +455,27 @@ async fn fault_108_a_wrong_clock_shares_nothing() {
         assert_eq!(node.get(KEY).await, OK);
         assert_eq!(issuer.calls(), calls + 1);
         assert_eq!(node.fleet.status().fetched, 0);
-        // Updates are applied all the same.
-        let spread = node.auth.handle().spread();
-        spread.invalidate_all().await.unwrap();
+        // Updates are applied all the same, before they are acknowledged.
+        let (key, id) = (
+            format!("k_live_000000{name}"),
+            format!("id_k_live_000000{name}"),
+        );
+        let id = KeyId::new(id).unwrap();
+        for node in [&node, &others[0]] {
+            assert_eq!(node.get(&key).await, OK);
+        }
+        issuer.revoke(&key);
+        for (from, to) in [(&node, &others[0]), (&others[0], &node)] {
+            let reach = from.auth.handle().spread().invalidate_key_id(&id).await;
+            let reach = reach.unwrap();
+            for other in [&others[0], &others[1], &node] {
+                let is_named = reach.applied.contains(&other.fleet.status().nodes[0]);
+                assert!(is_named, "{name}: {reach:?}");
+            }
+            assert_eq!(to.get(&key).await, UNAUTHORIZED, "{name}");
+        }
+        node.stop();
+        node.fleet.leave().await;
     }
 }
 

@@ -334,6 +334,48 @@ async fn fault_102_removed_scripts_are_loaded_again() {
 
 /// The commands that the documentation permits are enough.
 #[tokio::test]
+async fn an_unreadable_entry_is_skipped() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    first.auth.handle().invalidate_all();
+    until("the update is applied", || {
+        second.fleet.status().position == 1
+    })
+    .await;
+    let log = key_of(&server, "log");
+    server.command(&["XADD", &log, "*", "x", "y"]);
+    server.command(&[
+        "XADD",
+        &log,
+        "*",
+        "e",
+        "0123456789abcdef",
+        "s",
+        "7",
+        "p",
+        "y",
+    ]);
+    until("they are counted", || second.fleet.status().rejected >= 1).await;
+    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+}
+
+#[tokio::test]
+async fn failed_stores_are_counted() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let rules = tower_orgkey_fleet::ACL_RULES.replace("acme-api", "test");
+    let mut command = vec!["ACL", "SETUSER", "orgkey", "on", ">password"];
+    command.extend(rules.split_whitespace());
+    command.push("-set");
+    assert_eq!(server.command(&command), "OK");
+    let url = format!("redis://orgkey:password@127.0.0.1:{}", server.port);
+    let node = Node::start("node", issuer, move |fleet| fleet.redis(&url));
+    let node = node.followed().await;
+    assert_eq!(node.get(KEY).await, OK);
+    until("it is counted", || node.fleet.status().not_stored == 1).await;
+}
+
+#[tokio::test]
 async fn the_documented_acl_is_enough() {
     let (server, issuer) = (RedisServer::start(), Issuer::default());
     let rules = tower_orgkey_fleet::ACL_RULES.replace("acme-api", "test");
@@ -359,6 +401,13 @@ async fn the_documented_acl_is_enough() {
     let spread = first.auth.handle().spread();
     assert!(spread.block_org(&org).await.unwrap().is_complete());
     assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    // The log is trimmed with every thousandth update.
+    let head = key_of(&server, "head");
+    server.command(&["HSET", &head, "s", "999"]);
+    for _ in 0..2 {
+        spread.invalidate_all().await.unwrap();
+    }
+    assert_eq!(first.fleet.status().not_stored, 0);
     let log = server.command(&["ACL", "LOG"]);
     assert_eq!(log, "", "commands were denied");
 }
