@@ -53,8 +53,9 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     fn fetch(
         &self,
         query: &Self::Query,
+        is_known: bool,
     ) -> impl Future<Output = Option<Fetched<Self::Value>>> + Send {
-        let _ = query;
+        let _ = (query, is_known);
         async { None }
     }
 
