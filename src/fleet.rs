@@ -57,7 +57,7 @@ impl Reach {
 #[non_exhaustive]
 pub enum NotSpread {
     /// The engine did not take the update in time. It is sent again until the engine takes it, or until no result from before
-    /// the update can exist any more.
+    /// the update can exist any more. An unblock is not sent if the node was never connected: repeat it.
     #[error("the fleet's engine did not take the update; it is in force on this node only")]
     Unavailable,
     /// The list of blocks of this node is full. Nothing was blocked.
@@ -215,8 +215,8 @@ pub trait FleetLink: Send + Sync {
     /// Returns how many updates this node has applied. `None` if results must not be fetched now.
     fn position(&self) -> Option<Position>;
 
-    /// Returns the result that another node stored for this key.
-    fn fetch<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Option<FetchedResult>>;
+    /// Returns the result that another node stored for this key. `is_known`: an older one is cached here.
+    fn fetch<'a>(&'a self, key: &'a str, is_known: bool) -> BoxFuture<'a, Option<FetchedResult>>;
 
     /// Returns a future that stores a result of this age, of a lookup that began at this position.
     fn store(

@@ -107,8 +107,9 @@ impl Source for ApiKeys {
         self.fleet.as_ref()?.position()
     }
 
-    async fn fetch(&self, key: &ApiKey) -> Option<Fetched<Facts>> {
-        let fetched = self.fleet.as_ref()?.fetch(key.expose_secret()).await?;
+    async fn fetch(&self, key: &ApiKey, is_known: bool) -> Option<Fetched<Facts>> {
+        let fleet = self.fleet.as_ref()?;
+        let fetched = fleet.fetch(key.expose_secret(), is_known).await?;
         let mut value = Facts::from(fetched.result);
         self.interner.intern(&mut value);
         Some(Fetched {

@@ -50,11 +50,13 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     }
 
     /// Returns the result of another node's call. `None` if there is none that may be used, or if it takes too long.
+    /// `is_known`: an older result is cached.
     fn fetch(
         &self,
         query: &Self::Query,
+        is_known: bool,
     ) -> impl Future<Output = Option<Fetched<Self::Value>>> + Send {
-        let _ = query;
+        let _ = (query, is_known);
         async { None }
     }
 

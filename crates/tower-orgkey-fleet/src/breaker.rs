@@ -11,7 +11,7 @@ const FAILURES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
-/// The maximum number of fetches per second that find nothing. Invalid keys cause them.
+/// The maximum number of fetches per second of unknown keys that find nothing. Invalid keys cause them.
 const MISSES_PER_SECOND: u32 = 2_000;
 
 #[derive(Debug, Default)]
@@ -63,10 +63,13 @@ impl Breaker {
 
     pub(crate) fn allows(&self) -> bool {
         let now = Instant::now();
-        self.with(|state| {
-            let has_room = state.misses.count(now) < MISSES_PER_SECOND;
-            has_room && state.paused_until.is_none_or(|until| now >= until)
-        })
+        self.with(|state| state.paused_until.is_none_or(|until| now >= until))
+    }
+
+    /// Returns whether results of unknown keys may be fetched.
+    pub(crate) fn has_room(&self) -> bool {
+        let now = Instant::now();
+        self.with(|state| state.misses.count(now) < MISSES_PER_SECOND)
     }
 
     pub(crate) fn failed(&self) {
@@ -124,13 +127,13 @@ mod tests {
     async fn misses_are_limited_by_second() {
         let breaker = Breaker::default();
         for _ in 0..MISSES_PER_SECOND {
-            assert!(breaker.allows());
+            assert!(breaker.has_room());
             breaker.answered(true);
         }
-        assert!(!breaker.allows());
+        assert!(!breaker.has_room());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(breaker.allows());
+        assert!(breaker.has_room());
         breaker.answered(true);
-        assert!(breaker.allows());
+        assert!(breaker.has_room());
     }
 }

@@ -45,8 +45,26 @@
 //!
 //! An update that was acknowledged is not undone by anything that happens to the engine. After a loss of data, a failover or a
 //! restart, the engine's log begins again: each node verifies its cached keys again within 10 s and serves them meanwhile,
-//! sends its recent invalidations again, and writes all blocks that it holds, whoever made them. If all nodes and the engine
-//! lose their memory at once, blocks are lost: delete at the issuer what must stay out.
+//! sends its recent invalidations again, and writes all blocks that it holds, whoever made them. Each node also compares its
+//! blocks with those of the engine once a minute, and within a second of a gap in the log. If all nodes and the engine lose their
+//! memory at once, blocks are lost: delete at the issuer what must stay out.
+//!
+//! # Known limits
+//!
+//! * The clock of a node that is alone is not compared with any other. If it is ahead while results are stored and is set right
+//!   later, those results look younger than they are by the difference, up to the hard TTL.
+//! * A node whose clock is behind by more than two soft TTLs is known to the others from its second record on, one second later.
+//!   A [`Spread`](tower_orgkey::Spread) before that does not wait for it, unless
+//!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) is set.
+//! * An unblock before the first connection to the engine ends no block of the fleet: it returns
+//!   [`NotSpread`](tower_orgkey::NotSpread), and the block is in force again once the node has read the blocks. Unblock again.
+//! * A node remembers 100,000 applied updates and 10,000 ended blocks. An engine that repeats an older update makes nodes verify
+//!   its keys again, or all keys if it is about all.
+//! * A subject has at most 256 blocks at a time.
+//! * For 2 s after an invalidation, its keys are verified by each node: results of others may be from before it.
+//! * At most two keys a second that are invalid and were not cached on the node that found out are reported to the others; those
+//!   keep the bounds of a single node for the rest.
+//! * A lookup of an unknown key asks the engine before it is admitted to the issuer, at most 2,000 times a second and node.
 //!
 //! # The engine
 //!
@@ -72,7 +90,8 @@
 //! Deploy the secrets `[old, new]` to all nodes, then `[new, old]`, then `[new]`. The first one seals and the others are accepted.
 //! Results are shared only between nodes with the same first secret. Meanwhile, an invalidation of one secret key invalidates
 //! everything on nodes with another first secret, and a block of one secret key is not applied there: use its key id.
-//! Blocks of secret keys end with the rotation.
+//! Blocks of secret keys end with the rotation. Other blocks are sealed again by the nodes that hold them: wait for a minute after
+//! the last node has `[new, old]` before you deploy `[new]`.
 //!
 //! # The issuer's budget
 //!

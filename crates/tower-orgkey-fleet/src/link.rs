@@ -21,7 +21,7 @@ use crate::wire::{Acknowledgement, Id, StoredResult, Wire};
 
 /// The longest time that a lookup waits for the engine, and then for updates that this node has not applied.
 const FETCH_DEADLINE: Duration = Duration::from_millis(20);
-/// The maximum number of fetches under way.
+/// The maximum number of fetches of unknown keys under way.
 const MAX_FETCHES: usize = 256;
 /// The maximum number of keys per second that were not cached here and of which other nodes are told that they are invalid.
 const REJECTIONS_PER_SECOND: u32 = 2;
@@ -55,8 +55,15 @@ impl Link {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn fetch_result(&self, key: &str) -> Option<FetchedResult> {
-        let _permit = self.fetches.try_acquire().ok()?;
+    async fn fetch_result(&self, key: &str, is_known: bool) -> Option<FetchedResult> {
+        // A flood of unknown keys must not keep known ones from being fetched.
+        let _permit = if is_known {
+            None
+        } else if self.breaker.has_room() {
+            Some(self.fetches.try_acquire().ok()?)
+        } else {
+            return None;
+        };
         let session = self.node.state().session.clone()?;
         let name = self.node.sealer.keys().name(key);
         let deadline = Instant::now() + FETCH_DEADLINE;
@@ -65,7 +72,7 @@ impl Link {
             self.breaker.failed();
             return None;
         };
-        self.breaker.answered(sealed.is_none());
+        self.breaker.answered(sealed.is_none() && !is_known);
         let (sealed, head) = (sealed?, head?);
         let stored = self.open(&name, &sealed)?;
         let age = self.age(&stored)?;
@@ -134,8 +141,8 @@ impl FleetLink for Link {
         self.node.position().filter(|_| self.breaker.allows())
     }
 
-    fn fetch<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Option<FetchedResult>> {
-        Box::pin(self.fetch_result(key))
+    fn fetch<'a>(&'a self, key: &'a str, is_known: bool) -> BoxFuture<'a, Option<FetchedResult>> {
+        Box::pin(self.fetch_result(key, is_known))
     }
 
     fn store(

@@ -316,7 +316,7 @@ impl World {
         let began = member.cache.version();
         let is_own = self.revoked[key].is_some_and(|(.., by)| by == n);
         let was_invalidated = self.acknowledged[key] || is_own;
-        if let Some(fetched) = member.link.fetch(&name(key)).await {
+        if let Some(fetched) = member.link.fetch(&name(key), false).await {
             member.fetching[key] = Some(Fetching {
                 fetched,
                 began,

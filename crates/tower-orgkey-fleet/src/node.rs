@@ -298,11 +298,16 @@ impl Node {
         let (now, wall) = (Instant::now(), self.wall.now());
         // Two soft TTLs: a node that has ended unnoticed serves nothing that is older.
         let kept = self.layer.soft_ttl * 2;
+        let opened = records.iter().take(MAX_NODES).map(|(field, sealed)| {
+            let opened = self.sealer.open(Kind::NodeRecord, field, sealed)?;
+            let record = NodeRecord::decode(&opened.plain)?;
+            (hex(record.incarnation) == *field).then_some(record)
+        });
+        // Before the lock is taken, which requests need.
+        let opened: Vec<Option<NodeRecord>> = opened.collect();
         let mut state = self.state();
-        for (field, sealed) in records.iter().take(MAX_NODES) {
-            let opened = self.sealer.open(Kind::NodeRecord, field, sealed);
-            let record = opened.and_then(|opened| NodeRecord::decode(&opened.plain));
-            let Some(record) = record.filter(|record| hex(record.incarnation) == *field) else {
+        for record in opened {
+            let Some(record) = record else {
                 Counters::count(&self.counters.rejected);
                 continue;
             };

@@ -202,6 +202,7 @@ async fn evicted_blocks_are_written_again() {
     let first = Peer::join(&engine, 1, &[1]).await;
     first.send(&Update::Block(org())).await;
     engine.evict_blocks();
+    engine.trim_log(1);
     tokio::time::advance(Duration::from_secs(10)).await;
     first.record().await;
     let later = Peer::join(&engine, 2, &[1]).await;

@@ -344,7 +344,7 @@ impl<S: Source> LookupTask<S> {
     pub(super) async fn run(mut self, query: S::Query, mut start: Start<S>) {
         let asked_at = self.cache.clock.now();
         if let Start::Fetch(subject) = &mut start
-            && let Some(fetched) = self.cache.source.fetch(&query).await
+            && let Some(fetched) = self.cache.source.fetch(&query, self.known.is_some()).await
         {
             let fetched = self
                 .cache

@@ -547,6 +547,26 @@ async fn fault_109_a_cold_fleet_serves_known_keys() {
     assert_eq!(late.get(&keys[0]).await, OK);
 }
 
+#[tokio::test(start_paused = true)]
+async fn fault_109_a_flood_keeps_no_known_key_from_sharing() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!((first.get(KEY).await, second.get(KEY).await), (OK, OK));
+    assert_eq!((issuer.calls(), second.fleet.status().fetched), (1, 1));
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(first.get(KEY).await, OK);
+    until("it is refreshed", || issuer.calls() == 2).await;
+    for n in 0..3_000 {
+        second.get(&format!("junk_{n:08}")).await;
+    }
+    until("nothing waits", || second.fleet.status().unsent == 0).await;
+    assert_eq!(second.get(KEY).await, OK);
+    until("the refresh is shared", || {
+        second.fleet.status().fetched == 2
+    })
+    .await;
+}
+
 /// A time before the machine booted cannot be expressed, so an older result is not used: nothing looks younger than it is.
 #[tokio::test(start_paused = true)]
 async fn fault_108_a_new_machine_uses_no_older_result() {
