@@ -46,7 +46,8 @@ pub(super) fn responded(outcome: Outcome<'_>) {
     };
     count!(REQUESTS, "outcome" = outcome;
         "allowed" "anonymous" "other-credential" "credential-missing" "credential-malformed" "invalid-token"
-        "organization-required" "insufficient-scope" "organization-mismatch" "not-found" "verifier-unavailable"
+        "organization-required" "insufficient-scope" "organization-mismatch" "not-found" "wrong-region"
+        "region-unknown" "verifier-unavailable"
         "verifier-misconfigured" "rate-limited" "concurrency-limited" "settings-unavailable" "internal" "custom");
 }
 

@@ -49,6 +49,9 @@ struct Joined {
 
 #[derive(Clone)]
 enum EngineSource {
+    /// Without a feature that has an engine, so that the type has a value. The builder never sets it.
+    #[cfg(not(any(feature = "redis", test, feature = "test-util")))]
+    Missing,
     #[cfg(feature = "redis")]
     Redis(Box<crate::engine::redis::Address>),
     #[cfg(any(test, feature = "test-util"))]
@@ -139,6 +142,8 @@ impl JoinFleet for Fleet {
         let crypto = |_| ConfigError::new("fleet", "the crypto library failed");
         let sealer = Sealer::new(&inner.secrets, &inner.name, &layer.issuer).map_err(crypto)?;
         let engine: Arc<dyn Engine> = match &inner.source {
+            #[cfg(not(any(feature = "redis", test, feature = "test-util")))]
+            EngineSource::Missing => return Err(ConfigError::new("fleet", "has no engine")),
             #[cfg(feature = "redis")]
             EngineSource::Redis(address) => Arc::new(address.engine(&inner.name, &layer.issuer)?),
             #[cfg(any(test, feature = "test-util"))]

@@ -85,7 +85,7 @@ impl<S: Source> Cache<S> {
     }
 
     /// Makes all results due for a refresh, because updates may be missing. Requests are served meanwhile, and each key is
-    /// verified again by its next request after a time of up to [`REFRESH_ALL`], which differs by key.
+    /// verified again by its next request after a time of up to [`REFRESH_ALL`](super::REFRESH_ALL), which differs by key.
     pub fn refresh_all(&self) {
         self.blocks.refresh_all(self.clock.now());
     }
