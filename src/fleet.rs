@@ -231,9 +231,6 @@ pub trait FleetLink: Send + Sync {
     /// another node comes between.
     fn lock_blocks(&self) -> MutexGuard<'_, ()>;
 
-    /// Tells the other nodes that the issuer rejected a key, which was cached as valid here or not.
-    fn rejected(&self, key: Subject, was_cached: bool);
-
     /// Sends an update to the other nodes, in the background.
     fn publish(&self, update: &Update);
 

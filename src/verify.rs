@@ -128,10 +128,12 @@ pub trait Verifier: Send + Sync + 'static {
         vec![Issuer::new("")]
     }
 
-    /// Returns what tells this verifier from others in a [fleet](crate::ApiKeyLayerBuilder::fleet). Empty unless overridden.
+    /// Returns what distinguishes this verifier from others in a [fleet](crate::ApiKeyLayerBuilder::fleet). Empty unless
+    /// overridden: such a verifier cannot join one.
     ///
-    /// Nodes share results only if their verifiers have the same identity, so it names the issuer and its environment, and
-    /// contains no secret. A verifier that wraps another one delegates this method.
+    /// Nodes share results if their verifiers have the same identity. So it names everything that decides which keys are valid and
+    /// to which organization they belong: the issuer, its environment, the audience. It contains no secret. A verifier that wraps
+    /// another one delegates this method.
     fn identity(&self) -> String {
         String::new()
     }

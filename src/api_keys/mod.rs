@@ -14,7 +14,7 @@ use orgkey_lookup::{
 };
 
 use self::telemetry::IssuerTelemetry;
-use crate::fleet::{FleetLink, SharedResult, Subject};
+use crate::fleet::{FleetLink, SharedResult, Subject, Update};
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
@@ -137,9 +137,9 @@ impl Source for ApiKeys {
         }
     }
 
-    fn rejected(&self, key: &KeyDigest, was_cached: bool) {
+    fn rejected(&self, key: &KeyDigest) {
         if let Some(fleet) = &self.fleet {
-            fleet.rejected(Subject::Key((*key).into()), was_cached);
+            fleet.publish(&Update::Invalidate(Subject::Key((*key).into())));
         }
     }
 

@@ -6,7 +6,6 @@ use orgkey_lookup::BlockListFull;
 
 use super::Cache;
 use crate::fleet::{FleetLink, FleetMember, Subject, Update};
-use crate::telemetry;
 
 /// Applies an update of this node and sends it to the fleet, if the layer is in one. Returns what `send` returns.
 pub(crate) fn apply<T>(
@@ -65,9 +64,8 @@ impl FleetMember for Cache {
             // The key may be cached as invalid since.
             return Some(self.invalidate_results(&(*key).into()));
         }
-        apply_here(self, update)
-            .inspect_err(telemetry::block_not_applied)
-            .ok()
+        // Not logged here: the fleet holds a lock.
+        apply_here(self, update).ok()
     }
 
     fn version(&self) -> u64 {

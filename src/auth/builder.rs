@@ -381,7 +381,8 @@ impl ApiKeyLayerBuilder {
     ///
     /// # Errors
     ///
-    /// [`build`](Self::build) fails if another layer has joined this `Fleet`.
+    /// [`build`](Self::build) fails if another layer has joined this `Fleet`, or if the verifier has no
+    /// [identity](crate::Verifier::identity).
     pub fn fleet<F: JoinFleet + Clone + Send + Sync + 'static>(mut self, fleet: &F) -> Self {
         let fleet = fleet.clone();
         self.fleet = Some(Box::new(move |layer| fleet.join(layer)));
@@ -413,6 +414,12 @@ impl ApiKeyLayerBuilder {
             hard_ttl: self.config.lifetimes.hard,
             lookup_deadline: self.config.lookup_deadline,
         };
+        if self.fleet.is_some() && info.issuer.is_empty() {
+            return Err(ConfigError::new(
+                "fleet",
+                "the verifier has no identity, so nodes with other issuers would share its results: see `Verifier::identity`",
+            ));
+        }
         let fleet = self.fleet.map(|join| join(info)).transpose()?;
         let secret = match &fleet {
             Some(fleet) => DigestSecret::fixed(fleet.digest_secret()),

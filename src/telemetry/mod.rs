@@ -101,7 +101,7 @@ pub(crate) use self::rate_limited_log::{RateLimitedLog, RateLimitedLogs};
 pub(crate) use self::region::region_undeclared;
 #[cfg(feature = "axum")]
 pub(crate) use self::requests::parameter_missing;
-pub(crate) use self::requests::{block_not_applied, key_not_kept, layer_missing, looked_up};
+pub(crate) use self::requests::{key_not_kept, layer_missing, looked_up};
 
 /// The target of every event of this crate.
 pub const TARGET: &str = "tower_orgkey";

@@ -57,11 +57,3 @@ pub(crate) fn parameter_missing(parameter: &str) {
         );
     }
 }
-
-/// Another node blocks more than this node has room for.
-pub(crate) fn block_not_applied(full: &orgkey_lookup::BlockListFull) {
-    static LOG: RateLimitedLog = RateLimitedLog::new();
-    if let Some(suppressed) = LOG.admit() {
-        tracing::error!(target: TARGET, error = %full, suppressed, "block of another node not applied");
-    }
-}

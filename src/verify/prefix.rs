@@ -219,6 +219,9 @@ impl Verifier for PrefixVerifier {
             let prefixes = self.0.prefixes.iter().filter(|(_, of)| *of == index);
             let prefixes: Vec<&str> = prefixes.map(|(prefix, _)| prefix.as_str()).collect();
             let (own, prefixes) = (named.verifier.identity(), prefixes.join(" "));
+            if own.is_empty() {
+                return String::new();
+            }
             // Each length stands before its text, so that two sets of issuers differ.
             for part in [&*named.name, &prefixes, &own] {
                 for text in ["\n", &part.len().to_string(), ":", part] {

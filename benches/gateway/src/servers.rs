@@ -1,4 +1,4 @@
-//! The servers that are compared, each in a process of its own.
+//! The servers that are compared, each in a separate process.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};

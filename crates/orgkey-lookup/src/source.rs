@@ -74,10 +74,9 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
         async {}
     }
 
-    /// Notes that a key is invalid: one of which a valid result was cached (`was_cached`), or one that certainly is. Other nodes
-    /// may have a valid result of it. No lock is held.
-    fn rejected(&self, key: &Self::Key, was_cached: bool) {
-        let _ = (key, was_cached);
+    /// Notes that a key is invalid of which a valid result was cached. Other nodes may have one too. No lock is held.
+    fn rejected(&self, key: &Self::Key) {
+        let _ = key;
     }
 
     /// Makes one attempt at a call.

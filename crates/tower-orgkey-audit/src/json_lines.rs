@@ -16,7 +16,7 @@ use crate::sink::{AuditSink, SinkError};
 /// `Ok` means that the operating system has the line, so it survives the process. To survive a crash of the machine, use a
 /// writer whose `flush` calls [`File::sync_data`].
 ///
-/// Most events are written as copies of earlier ones with the same route, status and requirements, whose ids and numbers are
+/// Most events are written as copies of earlier ones with the same route, status and requirements; ids and numbers are
 /// replaced. A sink keeps up to 256 of them, some 2 KB each.
 ///
 /// ```

@@ -33,7 +33,7 @@ pub(crate) struct Options {
     pub(crate) privacy: Privacy,
 }
 
-/// What events leave out about whom they are about.
+/// What identifies people and organizations, and is left out of events.
 #[derive(Clone, Default)]
 pub(crate) struct Privacy {
     pub(crate) pseudonyms: Option<PseudonymKey>,
@@ -170,7 +170,7 @@ impl AuditLayer {
 
     /// Leaves out of the events of requests that are rejected with
     /// [`wrong-region`](tower_orgkey::rejection#wrong-region) or
-    /// [`region-unknown`](tower_orgkey::rejection#region-unknown) whom they are about: the organization, the key, the user, the
+    /// [`region-unknown`](tower_orgkey::rejection#region-unknown) what identifies the caller: the organization, the key, the user, the
     /// peer, the path, the requirements and the client's request id. Off unless called.
     ///
     /// The event stays in the region that rejected the request. A sampled trail counts such events as those of unknown callers.

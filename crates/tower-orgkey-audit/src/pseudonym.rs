@@ -10,8 +10,8 @@ use tower_orgkey::ConfigError;
 ///
 /// A pseudonym is the first half of the HMAC-SHA-256 (RFC 2104) of an identifier, as 32 hexadecimal digits. The same key gives
 /// the same pseudonym, on all nodes and in all trails, so events of one user can still be found by whoever has the key and the
-/// user's id. Without the key nobody can compute or reverse them: there are few addresses, so keep the key apart from the
-/// events. To erase whom all events are about, erase the key.
+/// user's id. Without the key they can be neither computed nor reversed: there are few addresses, so keep the key apart from the
+/// events. If the key is erased, no event can be linked to a person any more.
 ///
 /// `Debug` does not show the key.
 ///

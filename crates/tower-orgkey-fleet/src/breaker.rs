@@ -26,7 +26,7 @@ struct State {
 
 /// Counts the events of a second.
 #[derive(Debug, Default)]
-pub(crate) struct PerSecond(Option<(Instant, u32)>);
+struct PerSecond(Option<(Instant, u32)>);
 
 impl PerSecond {
     fn count(&self, now: Instant) -> u32 {
@@ -43,16 +43,6 @@ impl PerSecond {
             _ => now,
         };
         self.0 = Some((since, count + 1));
-    }
-
-    /// Counts an event, unless there were so many in this second.
-    pub(crate) fn admits(&mut self, max: u32) -> bool {
-        let now = Instant::now();
-        let admits = self.count(now) < max;
-        if admits {
-            self.add(now);
-        }
-        admits
     }
 }
 

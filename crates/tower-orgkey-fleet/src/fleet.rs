@@ -110,7 +110,7 @@ impl Fleet {
         }
     }
 
-    /// Tells the other nodes that this one ends, so that they do not wait for it. Call it when no request is served any more.
+    /// Announces to the other nodes that this one ends, so that they do not wait for it. Call it after the last request was served.
     ///
     /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for two soft TTLs.
     pub async fn leave(&self) {

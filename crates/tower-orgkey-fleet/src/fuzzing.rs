@@ -22,7 +22,7 @@ pub fn decode(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// If they open: nobody else knows the secret.
+/// If they open, because only this node knows the secret.
 pub fn open(bytes: &[u8]) {
     #[allow(clippy::unwrap_used)] // 32 bytes are a secret.
     let secret = FleetSecret::new(&[7; 32]).unwrap();

@@ -62,8 +62,13 @@
 //!   its keys again, or all keys if it is about all.
 //! * A subject has at most 256 blocks at a time.
 //! * For 2 s after an invalidation, its keys are verified by each node: results of others may be from before it.
-//! * At most two keys a second that are invalid and were not cached on the node that found out are reported to the others; those
-//!   keep the bounds of a single node for the rest.
+//! * A node that finds a key invalid which it had not cached as valid does not send that to the others, because anybody can
+//!   present such keys. They keep the bounds of a single node.
+//! * Blocks and unblocks that wait for the engine are not limited in number. A node whose `run` is not spawned keeps them all.
+//! * Updates carry no time. A node that joins does not use results from before it, if the log of the last minutes has an
+//!   invalidation that applies to them.
+//! * A clock that is up to 15 s ahead is not noticed, and of three nodes, one with a wrong clock may stop the others from sharing.
+//! * After 256 blocks of a subject, an unblock ends those 256 only.
 //! * A lookup of an unknown key asks the engine before it is admitted to the issuer, at most 2,000 times a second and node.
 //!
 //! # The engine

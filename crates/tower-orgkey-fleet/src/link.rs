@@ -1,17 +1,17 @@
-//! What the layer asks of the fleet: results of other nodes, and updates for them.
+//! What the layer calls: results of other nodes, and updates for them.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_orgkey::fleet::{
-    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Subject, Update,
+    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Update,
 };
 use tower_orgkey::{NotSpread, Reach};
 
-use crate::breaker::{Breaker, PerSecond};
+use crate::breaker::Breaker;
 use crate::clock::{MAX_CLOCK_SKEW, millis};
 use crate::engine::{Fields, MAX_NODES};
 use crate::log::Head;
@@ -23,8 +23,6 @@ use crate::wire::{Acknowledgement, Id, StoredResult, Wire};
 const FETCH_DEADLINE: Duration = Duration::from_millis(20);
 /// The maximum number of fetches of unknown keys under way.
 const MAX_FETCHES: usize = 256;
-/// The maximum number of keys per second that were not cached here and of which other nodes are told that they are invalid.
-const REJECTIONS_PER_SECOND: u32 = 2;
 /// The longest time to wait for the nodes to apply an update.
 pub(crate) const SPREAD_DEADLINE: Duration = Duration::from_secs(2);
 /// The time between two looks for acknowledgements doubles from the first to the second one.
@@ -36,7 +34,6 @@ pub(crate) struct Link {
     node: Arc<Node>,
     breaker: Breaker,
     fetches: Semaphore,
-    rejections: Mutex<PerSecond>,
 }
 
 impl Link {
@@ -45,14 +42,7 @@ impl Link {
             node,
             breaker: Breaker::default(),
             fetches: Semaphore::new(MAX_FETCHES),
-            rejections: Mutex::default(),
         }
-    }
-
-    fn rejections(&self) -> MutexGuard<'_, PerSecond> {
-        self.rejections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch_result(&self, key: &str, is_known: bool) -> Option<FetchedResult> {
@@ -72,16 +62,20 @@ impl Link {
             self.breaker.failed();
             return None;
         };
-        self.breaker.answered(sealed.is_none() && !is_known);
-        let (sealed, head) = (sealed?, head?);
-        let stored = self.open(&name, &sealed)?;
-        let age = self.age(&stored)?;
+        let is_miss = sealed.is_none() && !is_known;
+        let stored = sealed.and_then(|sealed| self.open(&name, &sealed));
+        let found = stored.and_then(|stored| Some((self.age(&stored)?, stored, head?)));
+        let Some((age, stored, head)) = found else {
+            self.breaker.answered(is_miss);
+            return None;
+        };
         let version = timeout_at(deadline, self.version_at(stored.began, head)).await;
         let Ok(version) = version else {
             // This node is behind.
             self.breaker.failed();
             return None;
         };
+        self.breaker.answered(false);
         let version = version?;
         Counters::count(&self.node.counters.fetched);
         Some(FetchedResult {
@@ -103,7 +97,7 @@ impl Link {
     /// Returns the largest age that the result may have. `None` if it is from the future, or too old to be served.
     fn age(&self, stored: &StoredResult) -> Option<Duration> {
         let latest = self.node.wall.now() + millis(MAX_CLOCK_SKEW);
-        let age = latest.checked_sub(stored.asked_at)?;
+        let age = latest.checked_sub(stored.sent_at)?;
         let age = Duration::from_millis(age);
         (age < self.node.layer.hard_ttl).then_some(age)
     }
@@ -156,7 +150,7 @@ impl FleetLink for Link {
         let name = node.sealer.keys().name(key);
         let stored = StoredResult {
             began,
-            asked_at: node.wall.now().saturating_sub(millis(age)),
+            sent_at: node.wall.now().saturating_sub(millis(age)),
             result: result.clone(),
         };
         let plain = stored.encode();
@@ -179,15 +173,6 @@ impl FleetLink for Link {
 
     fn lock_blocks(&self) -> MutexGuard<'_, ()> {
         self.node.blocking()
-    }
-
-    fn rejected(&self, key: Subject, was_cached: bool) {
-        // Another node may have cached it. A flood of invalid keys must not fill the log.
-        let is_sent = was_cached
-            || (self.node.state().is_followed() && self.rejections().admits(REJECTIONS_PER_SECOND));
-        if is_sent {
-            self.publish(&Update::Invalidate(key));
-        }
     }
 
     fn publish(&self, update: &Update) {

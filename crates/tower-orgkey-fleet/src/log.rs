@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_told_from_a_repetition() {
+    fn a_gap_differs_from_a_repetition() {
         let log = Log::new(EPOCH, 5, 50);
         assert_eq!(log.order(4), Order::Seen);
         assert_eq!(log.order(5), Order::Seen);

@@ -3,7 +3,7 @@
 //! Each node has a cache of the simplest kind. Three things must never happen:
 //!
 //! * **fetched**: a node uses a result from before an invalidation that it has made itself, or that the engine had acknowledged
-//!   when it was asked;
+//!   when it was called;
 //! * **held**: a node serves a result from before an invalidation that all nodes have acknowledged;
 //! * **healed**: after the faults end, a node holds a result from before an acknowledged invalidation, and does not know that it is
 //!   to be verified again.
@@ -37,7 +37,7 @@ const STEPS: usize = 60;
 /// A cached result: when the issuer was called, and the version from which updates apply.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    asked: usize,
+    called: usize,
     began: u64,
 }
 
@@ -115,7 +115,7 @@ fn name(key: usize) -> String {
 /// A verification whose answer has not arrived.
 struct Flight {
     is_valid: bool,
-    asked: usize,
+    called: usize,
     position: Option<Position>,
     began: u64,
 }
@@ -123,7 +123,7 @@ struct Flight {
 /// A result of the engine that has not arrived.
 struct Fetching {
     fetched: FetchedResult,
-    /// The version when it was asked for.
+    /// The version when it was called for.
     began: u64,
     /// Whether the engine had acknowledged the invalidation then, or it was this node's own.
     was_invalidated: bool,
@@ -337,7 +337,7 @@ impl World {
             fetching.fetched.version.min(fetching.began)
         };
         let mut tables = member.cache.tables();
-        let asked = fetching
+        let called = fetching
             .fetched
             .result
             .user
@@ -346,10 +346,10 @@ impl World {
             .parse()
             .unwrap();
         let entry = Entry {
-            asked,
+            called,
             began: version.min(tables.version),
         };
-        let is_revoked = self.revoked[key].is_some_and(|(at, ..)| asked <= at);
+        let is_revoked = self.revoked[key].is_some_and(|(at, ..)| called <= at);
         if tables.insert(key, entry) && is_revoked && fetching.was_invalidated {
             return Err(("fetched", n, key));
         }
@@ -362,13 +362,13 @@ impl World {
             return;
         };
         let entry = Entry {
-            asked: flight.asked,
+            called: flight.called,
             began: flight.began,
         };
         let is_cached = flight.is_valid && member.cache.tables().insert(key, entry);
         if let (true, Some(began)) = (is_cached, flight.position) {
             let result = SharedResult {
-                user: Some(flight.asked.to_string().into()),
+                user: Some(flight.called.to_string().into()),
                 ..SharedResult::default()
             };
             let stored = member
@@ -378,14 +378,14 @@ impl World {
         }
     }
 
-    fn ask(&mut self, n: usize, key: usize) {
-        let (is_valid, asked) = (self.revoked[key].is_none(), self.now);
+    fn look_up(&mut self, n: usize, key: usize) {
+        let (is_valid, called) = (self.revoked[key].is_none(), self.now);
         let member = &mut self.members[n];
         if member.flights[key].is_none() && member.cache.tables().get(key).is_none() {
             let position = member.link.position();
             member.flights[key] = Some(Flight {
                 is_valid,
-                asked,
+                called,
                 position,
                 began: member.cache.version(),
             });
@@ -396,7 +396,7 @@ impl World {
         self.now += 1;
         let (n, key) = (self.random.usize(..NODES), self.random.usize(..KEYS));
         match self.random.u32(..1_000) {
-            0..110 => self.ask(n, key),
+            0..110 => self.look_up(n, key),
             110..230 => self.land(n, key).await,
             230..350 => self.fetch(n, key).await,
             350..450 => self.take_fetched(n, key)?,
@@ -447,7 +447,7 @@ impl World {
             let tables = member.cache.tables();
             for key in (0..KEYS).filter(|&key| self.reached[key]) {
                 let revoked_at = self.revoked[key].map(|(at, ..)| at);
-                let held = tables.get(key).map(|entry| entry.asked);
+                let held = tables.get(key).map(|entry| entry.called);
                 if held.is_some() && held <= revoked_at {
                     return Err(("held", n, key));
                 }
@@ -475,8 +475,8 @@ impl World {
             for key in (0..KEYS).filter(|&key| self.acknowledged[key]) {
                 let revoked_at = self.revoked[key].map(|(at, ..)| at);
                 let held = tables.get(key).filter(|entry| entry.began >= tables.due);
-                let asked = held.map(|entry| entry.asked);
-                if asked.is_some() && asked <= revoked_at {
+                let called = held.map(|entry| entry.called);
+                if called.is_some() && called <= revoked_at {
                     return Err(("healed", n, key));
                 }
             }
@@ -536,7 +536,7 @@ async fn the_epoch_of_a_result_is_needed() {
             world.members[0].node.enqueue(&other, None);
         }
         world.catch_up().await;
-        world.ask(1, 0);
+        world.look_up(1, 0);
         world.land(1, 0).await;
         assert_eq!(world.engine.results(), 1);
         world.engine.replicate();

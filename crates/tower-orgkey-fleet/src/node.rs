@@ -478,9 +478,9 @@ impl State {
         if self.outbox.len() <= MAX_OWN {
             return;
         }
-        // Whoever waits for one of them is told that it was not sent.
+        // Their waiters get an error: the update was not sent.
         self.outbox
-            .retain(|sent| !matches!(sent.entry.change, Change::Invalidate(_)));
+            .retain(|sent| matches!(sent.entry.change, Change::Block(_) | Change::Unblock(..)));
         self.outbox.push_back(Outgoing {
             entry: invalidate_all(),
             taken: None,

@@ -121,6 +121,7 @@ impl Node {
     pub(crate) async fn join(&self, session: &Arc<dyn Session>) -> Result<(), Stop> {
         let head = session.join(self.new_id()).await?;
         let is_new_epoch = self.begin_epoch(head);
+        self.announce(&**session).await?;
         loop {
             let entries = session.read(self.place(), Duration::ZERO).await?;
             let is_short = entries.len() < READ_COUNT;
@@ -520,6 +521,19 @@ impl Node {
     }
 
     /// Writes the record of this node, and takes those of the others. `is_reading`: a read is under way.
+    /// Writes the record of this node before it reads the log. A publisher then either sees this node, or its update is in the
+    /// log that this node reads.
+    async fn announce(&self, session: &dyn Session) -> Result<(), Stop> {
+        let Some(record) = self.record() else {
+            return Ok(());
+        };
+        let node = hex(self.incarnation);
+        let written = session.record(self.new_id(), node, record, Vec::new());
+        let (_, records, _) = written.await?;
+        self.see(&records);
+        Ok(())
+    }
+
     pub(crate) async fn write_record(
         &self,
         session: &dyn Session,

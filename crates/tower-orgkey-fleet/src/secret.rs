@@ -61,7 +61,7 @@ impl fmt::Debug for FleetSecret {
 
 /// The keys of a fleet and an issuer.
 pub(crate) struct Keys {
-    /// Tells secrets apart during a rotation. Public.
+    /// Distinguishes secrets during a rotation. Public.
     pub(crate) id: u8,
     pub(crate) digest: Zeroizing<[u8; 16]>,
     pub(crate) seal: RandomizedNonceKey,

@@ -32,7 +32,7 @@ pub const UNSENT: &str = "orgkey_fleet_unsent";
 /// At most one event of a kind in this time.
 const EVENT_EVERY: Duration = Duration::from_secs(10);
 
-/// Admits an event, and tells how many were suppressed since the last one. A faulty engine can cause them at any rate.
+/// Admits an event, and returns how many were suppressed since the last one. A faulty engine can cause them at any rate.
 struct RateLimit(Mutex<(Option<Instant>, u64)>);
 
 impl RateLimit {
@@ -54,12 +54,19 @@ impl RateLimit {
 }
 
 pub(crate) fn followed() {
-    tracing::info!(target: TARGET, "fleet log followed");
+    static LIMIT: RateLimit = RateLimit::new();
+    if let Some(suppressed) = LIMIT.admit() {
+        tracing::info!(target: TARGET, suppressed, "fleet log followed");
+    }
 }
 
 pub(crate) fn lost(error: &EngineError, was_followed: bool) {
+    static LIMIT: RateLimit = RateLimit::new();
     if was_followed {
-        tracing::warn!(target: TARGET, %error, "fleet engine lost: this node keeps the bounds of a single node");
+        let Some(suppressed) = LIMIT.admit() else {
+            return;
+        };
+        tracing::warn!(target: TARGET, %error, suppressed, "fleet engine lost: this node keeps the bounds of a single node");
     } else {
         tracing::debug!(target: TARGET, %error, "fleet engine unavailable");
     }
@@ -84,7 +91,7 @@ pub(crate) fn update_rejected() {
     if let Some(suppressed) = LIMIT.admit() {
         tracing::error!(
             target: TARGET, suppressed,
-            "fleet update not readable: the engine returned a changed entry, or a node has another secret"
+            "fleet update not applied: the engine returned a changed entry, a node has another secret, or too much is blocked here"
         );
     }
 }

@@ -23,7 +23,7 @@ pub(crate) type Id = [u8; 16];
 pub(crate) struct StoredResult {
     pub(crate) began: Position,
     /// When the call was sent, by the wall clock of the node that sent it, in milliseconds after 1970.
-    pub(crate) asked_at: u64,
+    pub(crate) sent_at: u64,
     pub(crate) result: SharedResult,
 }
 
@@ -196,7 +196,7 @@ impl Wire for StoredResult {
     fn write(&self, to: &mut Writer) {
         let result = &self.result;
         to.position(self.began);
-        to.u64(self.asked_at);
+        to.u64(self.sent_at);
         to.option(result.org.as_ref(), |to, org| to.text(org.as_str()));
         to.option(result.user.as_deref(), Writer::text);
         to.option(result.key_id.as_ref(), |to, id| to.text(id.as_str()));
@@ -212,7 +212,7 @@ impl Wire for StoredResult {
     }
 
     fn read(from: &mut Reader<'_>) -> Option<Self> {
-        let (began, asked_at) = (from.position()?, from.u64()?);
+        let (began, sent_at) = (from.position()?, from.u64()?);
         let org = from.option(Reader::org)?;
         let user = from.option(|from| from.text(MAX_USER_LEN).map(Box::from))?;
         let key_id = from.option(Reader::key_id)?;
@@ -226,7 +226,7 @@ impl Wire for StoredResult {
         })?;
         Some(Self {
             began,
-            asked_at,
+            sent_at,
             result: SharedResult {
                 org,
                 user,
@@ -365,7 +365,7 @@ mod tests {
     fn stored() -> StoredResult {
         StoredResult {
             began: POSITION,
-            asked_at: 1_800_000_000_000,
+            sent_at: 1_800_000_000_000,
             result: SharedResult {
                 org: Some(OrgCode::from_static("org_1")),
                 user: Some("kp_1".into()),

@@ -1,6 +1,6 @@
 //! One endpoint of an issuer, called by the pinned client.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +73,7 @@ struct Inner {
     client: Client,
     url: Url,
     authorization: Option<HeaderValue>,
+    environment: Option<String>,
 }
 
 impl Endpoint {
@@ -81,6 +82,7 @@ impl Endpoint {
         EndpointBuilder {
             url: url.into(),
             authorization: Ok(None),
+            environment: None,
             certificates: Vec::new(),
             allow_http: false,
             connect_timeout: Duration::from_millis(500),
@@ -111,11 +113,40 @@ impl Endpoint {
         self.send("application/x-www-form-urlencoded", body).await
     }
 
+    /// Returns an [identity](tower_orgkey::Verifier::identity) for a verifier over this endpoint with these settings: all that
+    /// decide which keys are valid and to which organization they belong. Empty without an
+    /// [environment](EndpointBuilder::environment).
+    ///
+    /// ```
+    /// use tower_orgkey_issuers::Endpoint;
+    ///
+    /// let endpoint = Endpoint::builder("https://issuer.example/verify").environment("production").build()?;
+    /// assert!(endpoint.identity(&["reports-api"]).contains("production"));
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn identity(&self, settings: &[&str]) -> String {
+        let Some(environment) = self
+            .0
+            .environment
+            .as_deref()
+            .filter(|name| !name.is_empty())
+        else {
+            return String::new();
+        };
+        let mut identity = String::new();
+        for part in [self.0.url.as_str(), environment].iter().chain(settings) {
+            // The length stands before each text, so that two lists differ.
+            let _ = writeln!(identity, "{}:{part}", part.len());
+        }
+        identity
+    }
+
     async fn send(&self, media_type: &'static str, body: Bytes) -> Result<Reply, VerifyError> {
         let Inner {
             client,
             url,
             authorization,
+            ..
         } = &*self.0;
         let mut request = client
             .post(url.clone())
@@ -233,6 +264,7 @@ impl fmt::Debug for Reply {
 pub struct EndpointBuilder {
     url: String,
     authorization: Result<Option<HeaderValue>, ConfigError>,
+    environment: Option<String>,
     certificates: Vec<Vec<u8>>,
     allow_http: bool,
     connect_timeout: Duration,
@@ -260,6 +292,14 @@ impl EndpointBuilder {
         self.authorization = basic(client_id.as_ref(), client_secret.as_ref())
             .map(Some)
             .ok_or_else(|| ConfigError::new("client_credentials", "must not be empty"));
+        self
+    }
+
+    /// Names the environment of the issuer that the credentials are for, such as `production`. Needed only in a fleet: nodes
+    /// share results if their [verifiers](tower_orgkey::Verifier::identity) have the same URL, settings and environment. The
+    /// credentials do not count, so those of two environments need two names.
+    pub fn environment(mut self, name: impl Into<String>) -> Self {
+        self.environment = Some(name.into());
         self
     }
 
@@ -314,6 +354,7 @@ impl EndpointBuilder {
             client,
             url,
             authorization,
+            environment: self.environment,
         })))
     }
 }

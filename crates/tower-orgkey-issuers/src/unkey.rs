@@ -49,13 +49,16 @@ pub struct UnkeyVerifier {
 }
 
 impl UnkeyVerifier {
+    /// The URL that [`new`](Self::new) calls.
+    pub const URL: &'static str = "https://api.unkey.com/v2/keys.verifyKey";
+
     /// Creates a verifier that presents this root key of Unkey.
     ///
     /// # Errors
     ///
     /// Names the invalid setting, as [`EndpointBuilder::build`](crate::EndpointBuilder::build) does.
     pub fn new(root_key: impl AsRef<str>) -> Result<Self, ConfigError> {
-        let endpoint = Endpoint::builder("https://api.unkey.com/v2/keys.verifyKey");
+        let endpoint = Endpoint::builder(Self::URL);
         Ok(Self::with_endpoint(
             endpoint.bearer_token(root_key).build()?,
         ))
@@ -120,6 +123,14 @@ struct Identity {
 }
 
 impl Verifier for UnkeyVerifier {
+    fn identity(&self) -> String {
+        let member = self.organization_in_meta.as_deref();
+        match member {
+            Some(member) => self.endpoint.identity(&["unkey", "meta", member]),
+            None => self.endpoint.identity(&["unkey", "externalId"]),
+        }
+    }
+
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         let question = Question {
             key: key.expose_secret(),

@@ -34,13 +34,16 @@ use crate::{Endpoint, fields};
 pub struct WorkOsVerifier(Endpoint);
 
 impl WorkOsVerifier {
+    /// The URL that [`new`](Self::new) calls.
+    pub const URL: &'static str = "https://api.workos.com/api_keys/validations";
+
     /// Creates a verifier that presents this secret key of WorkOS.
     ///
     /// # Errors
     ///
     /// Names the invalid setting, as [`EndpointBuilder::build`](crate::EndpointBuilder::build) does.
     pub fn new(secret_key: impl AsRef<str>) -> Result<Self, ConfigError> {
-        let endpoint = Endpoint::builder("https://api.workos.com/api_keys/validations");
+        let endpoint = Endpoint::builder(Self::URL);
         Ok(Self(endpoint.bearer_token(secret_key).build()?))
     }
 
@@ -92,6 +95,10 @@ enum Owner {
 }
 
 impl Verifier for WorkOsVerifier {
+    fn identity(&self) -> String {
+        self.0.identity(&["workos"])
+    }
+
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         let value = key.expose_secret();
         let reply = self.0.post(&Question { value }).await?;

@@ -34,7 +34,7 @@ enum Problem {
     NoSuchEndpoint,
     /// Web pages cannot send JSON to another origin without its consent.
     NotJson,
-    /// A web page can let a name of its own resolve to this machine, and then read the replies.
+    /// A web page can let its host name resolve to this machine, and then read the replies.
     OtherHost,
 }
 

@@ -39,7 +39,7 @@ impl<S: Source> Cache<S> {
         outcome: Outcome<S::Value>,
     ) {
         let now = self.clock.now();
-        let (mut was_known, mut is_certain) = (false, false);
+        let mut was_known = false;
         let answered = match &outcome {
             Outcome::Answered(Answered { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
@@ -65,7 +65,6 @@ impl<S: Source> Cache<S> {
                             was_known = self.store.get(key).is_some();
                             match invalid {
                                 Invalid::Definitive | Invalid::Concluded => {
-                                    is_certain = true;
                                     self.reject(&mut shard, &ending, true)
                                 }
                                 unconfirmed => {
@@ -82,14 +81,12 @@ impl<S: Source> Cache<S> {
                     Completion::CannotTell(cannot_tell)
                 }
             };
-            let is_rejected = matches!(completion, Completion::Invalid);
-            was_known &= is_rejected;
-            is_certain &= is_rejected;
+            was_known &= matches!(completion, Completion::Invalid);
             lookup.complete(completion);
         }
         drop(shard);
-        if was_known || is_certain {
-            self.source.rejected(key, was_known);
+        if was_known {
+            self.source.rejected(key);
         }
         S::Telemetry::entries(self.store.len());
         let UpstreamOfCache {
@@ -247,19 +244,20 @@ impl<S: Source> Cache<S> {
         self.invalid_keys.insert(key, began, now);
         self.blocks.wake_key(key);
         drop(shard);
-        let was_known = matches!(followed, Followed::Known(_));
-        self.source.rejected(key, was_known);
+        if matches!(followed, Followed::Known(_)) {
+            self.source.rejected(key);
+        }
     }
 
     /// Caches a result of the second tier. Completes the lookup if the result will be fresh for a while. Otherwise returns it,
-    /// for use if the upstream does not answer, and the lookup goes on. The age counts from `asked_at`, when the second tier was
-    /// asked.
+    /// for use if the upstream does not answer, and the lookup goes on. The age counts from `fetched_at`, when the fetch
+    /// began.
     fn accept_fetched(
         &self,
         lookup: &Arc<Lookup<S>>,
         key: &S::Key,
         fetched: Fetched<S::Value>,
-        asked_at: Tick,
+        fetched_at: Tick,
     ) -> Option<Arc<Entry<S>>> {
         let now = self.clock.now();
         let Fetched {
@@ -268,7 +266,7 @@ impl<S: Source> Cache<S> {
             version,
         } = fetched;
         // The clock begins when the machine boots. A result from before is not used, rather than taken for a younger one.
-        let sent_at = Tick(asked_at.0.checked_sub(nanos(age))?);
+        let sent_at = Tick(fetched_at.0.checked_sub(nanos(age))?);
         let entry = Arc::new(Entry::new(
             value,
             key.clone(),
@@ -342,13 +340,13 @@ pub(super) struct LookupTask<S: Source> {
 
 impl<S: Source> LookupTask<S> {
     pub(super) async fn run(mut self, query: S::Query, mut start: Start<S>) {
-        let asked_at = self.cache.clock.now();
+        let fetched_at = self.cache.clock.now();
         if let Start::Fetch(subject) = &mut start
             && let Some(fetched) = self.cache.source.fetch(&query, self.known.is_some()).await
         {
             let fetched = self
                 .cache
-                .accept_fetched(&self.lookup, &self.key, fetched, asked_at);
+                .accept_fetched(&self.lookup, &self.key, fetched, fetched_at);
             if self.lookup.is_complete() {
                 S::Telemetry::entries(self.cache.store.len());
                 return;
@@ -639,14 +637,14 @@ mod tests {
         let mut shard = cache.in_flight.shard(&key);
         let lookup = shard.start(&key, cache.blocks.version(), upstream, ());
         drop(shard);
-        let asked_at = cache.clock.now();
+        let fetched_at = cache.clock.now();
         clock.jump(Duration::from_secs(7));
         let fetched = Fetched {
             value: Facts::default(),
             age: Duration::from_secs(1),
             version: u64::MAX,
         };
-        let entry = cache.accept_fetched(&lookup, &key, fetched, asked_at);
+        let entry = cache.accept_fetched(&lookup, &key, fetched, fetched_at);
         let age = cache.clock.now().since(entry.unwrap().sent_at);
         assert_eq!(age, Duration::from_secs(8));
     }

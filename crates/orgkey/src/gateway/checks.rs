@@ -64,7 +64,7 @@ impl Checks {
         &self.recent
     }
 
-    /// Responds to a check request, whose body may take this long to arrive. Any other request is rejected.
+    /// Responds to a check request. Its body may take this long to arrive. Any other request is rejected.
     pub(super) async fn respond<B>(
         self: Arc<Self>,
         request: Request<B>,
@@ -272,10 +272,12 @@ struct Counters(RwLock<HashMap<(&'static str, &'static str), Counter>>);
 impl Counters {
     fn count(&self, dialect: &'static str, outcome: &'static str) {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(counter) = known.get(&(dialect, outcome)) {
+        let counter = known.get(&(dialect, outcome)).cloned();
+        // No telemetry is emitted while a lock is held.
+        drop(known);
+        if let Some(counter) = counter {
             return counter.increment(1);
         }
-        drop(known);
         let counter = metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome);
         counter.increment(1);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! A gateway that answers what it is told to, in all dialects.
+//! A gateway with a fixed response, in all dialects.
 
 #[allow(dead_code, reason = "shared with the gateway")]
 #[path = "../../src/gateway/dialect/proto.rs"]
@@ -27,7 +27,7 @@ use self::proto::{
 };
 
 /// The code of the problem document of a rejection.
-pub(crate) const CODE: &str = "told";
+pub(crate) const CODE: &str = "fixed";
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mode {

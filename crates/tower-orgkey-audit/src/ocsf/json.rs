@@ -7,7 +7,7 @@ use serde_json::Value;
 /// JSON that is written piece by piece.
 pub(super) struct Json<'a> {
     pub(super) out: &'a mut Vec<u8>,
-    /// What was written of each [`Field`], in order. `None` if nobody asks.
+    /// What was written of each [`Field`], in order. `None` without a template.
     marks: Option<&'a mut Vec<Mark>>,
 }
 

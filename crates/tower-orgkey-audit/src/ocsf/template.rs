@@ -396,6 +396,6 @@ mod tests {
             texts.extend(templates.held[0].iter().map(|held| held.text.as_ptr()));
         }
         assert_eq!(texts.len(), 80);
-        assert!(texts.iter().all(|text| *text == texts[0]), "written anew");
+        assert!(texts.iter().all(|text| *text == texts[0]), "a new template");
     }
 }

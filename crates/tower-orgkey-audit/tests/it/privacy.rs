@@ -48,7 +48,7 @@ async fn users_and_peers_have_pseudonyms() {
     let app = routes()
         .route_layer(auth.build().unwrap())
         .route_layer(layer(&stage).pseudonymize(key()));
-    // A user who is let through, one who is rejected, and a caller whom nobody knows.
+    // A user who is let through, one who is rejected, and an unknown caller.
     for (path, secret) in [("/whoami", USER), ("/write", USER), ("/whoami", BAD)] {
         let (event, text) = event(&stage, &app, path, secret).await;
         for clear in ["kp_7", "192.0.2.77", "4433"] {
@@ -107,7 +107,7 @@ async fn wrong_region_is_recorded_with_its_organization() {
 }
 
 #[tokio::test]
-async fn minimal_events_name_nobody_outside_home() {
+async fn minimal_events_identify_no_caller() {
     let stage = Stage::new();
     let app = regional(layer(&stage).minimal_outside_home());
     let (minimal, text) = event(&stage, &app, "/whoami", TWO).await;

@@ -173,7 +173,7 @@ impl MemoryEngine {
         log.drain(..entries.min(log.len()));
     }
 
-    /// Removes the newest entries of the log, whose numbers were given out.
+    /// Removes the newest entries of the log after their numbers were returned.
     pub fn drop_newest(&self, entries: usize) {
         let log = &mut self.server().data.log;
         log.truncate(log.len().saturating_sub(entries));

@@ -1,4 +1,4 @@
-//! Real servers: each test starts its own `redis-server`, on loopback, in a directory of its own.
+//! Real servers: each test starts its own `redis-server`, on loopback, in a separate directory.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -14,12 +14,12 @@ pub enum Condition {
     Down,
     /// Accepts calls and never answers.
     Slow,
-    /// Answers with the status of an error of its own, such as 500 or 503. The proxy quotes the request in the body.
+    /// Responds with the status of a server error: 500 or 503. The proxy quotes the request in the body.
     ServerError,
     /// Answers with something that is no answer: a page in HTML, JSON without the members of an answer, or a part of one. The proxy quotes
     /// the request in some.
     Garbage,
-    /// Asks for fewer calls.
+    /// Responds with 429.
     Throttled,
     /// Rejects the credentials of the verifier.
     CredentialsRejected,

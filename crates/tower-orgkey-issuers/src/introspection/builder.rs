@@ -21,6 +21,8 @@ pub(super) enum Audience {
 pub(super) struct Rules {
     pub(super) audience: Audience,
     pub(super) organization: Organization,
+    /// Of the member or the preset.
+    pub(super) organization_name: String,
     pub(super) allow_missing_token_type: bool,
     /// Whether subjects are no users.
     pub(super) service_accounts: bool,
@@ -32,6 +34,7 @@ pub struct IntrospectionVerifierBuilder {
     endpoint: Endpoint,
     audience: Option<Audience>,
     organization: Option<Organization>,
+    organization_name: String,
     allow_missing_token_type: bool,
     service_accounts: bool,
     canary: Result<Option<ApiKey>, ConfigError>,
@@ -43,6 +46,7 @@ impl IntrospectionVerifierBuilder {
             endpoint,
             audience: None,
             organization: None,
+            organization_name: String::new(),
             allow_missing_token_type: false,
             service_accounts: false,
             canary: Ok(None),
@@ -69,7 +73,11 @@ impl IntrospectionVerifierBuilder {
     /// organization; another type is an invalid response.
     pub fn organization_claim(self, name: impl Into<String>) -> Self {
         let name = name.into();
-        self.organization(move |claims| Ok(claims.text(&[&name])?.map(str::to_owned)))
+        let organization_name = format!("claim {name}");
+        let mut builder =
+            self.organization(move |claims| Ok(claims.text(&[&name])?.map(str::to_owned)));
+        builder.organization_name = organization_name;
+        builder
     }
 
     /// Reads the organization from the reply. `None` and blank text mean that the token belongs to none.
@@ -88,6 +96,7 @@ impl IntrospectionVerifierBuilder {
         read: impl Fn(&Claims) -> Result<Option<String>, VerifyError> + Send + Sync + 'static,
     ) -> Self {
         self.organization = Some(Arc::new(read));
+        "function".clone_into(&mut self.organization_name);
         self
     }
 
@@ -105,7 +114,9 @@ impl IntrospectionVerifierBuilder {
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
     pub fn preset(self, preset: Preset) -> Self {
-        self.organization(move |claims| preset.organization(claims))
+        let mut builder = self.organization(move |claims| preset.organization(claims));
+        builder.organization_name = format!("preset {preset:?}");
+        builder
     }
 
     /// Accepts active tokens without a `token_type`, for a server that never sends one.
@@ -165,6 +176,7 @@ impl IntrospectionVerifierBuilder {
         let rules = Rules {
             audience,
             organization,
+            organization_name: self.organization_name,
             allow_missing_token_type: self.allow_missing_token_type,
             service_accounts: self.service_accounts,
         };

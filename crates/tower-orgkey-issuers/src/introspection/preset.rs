@@ -13,14 +13,14 @@ pub enum Preset {
     ///
     /// The organization is that of the service user. Its personal access tokens need the scope
     /// `urn:zitadel:iam:user:resourceowner`, and [`service_accounts`](super::IntrospectionVerifierBuilder::service_accounts), because
-    /// their subject is the service user. Zitadel answers `active: false` to any error of its own, so set a
+    /// their subject is the service user. Zitadel answers `active: false` to any internal error, so set a
     /// [canary](super::IntrospectionVerifierBuilder::canary).
     Zitadel,
     /// Ory Hydra, at `http://<admin>/admin/oauth2/introspect`, without credentials: keep this port private. Untested against
     /// the server.
     ///
     /// The organization is `ext.org`, which your consent application or token hook sets. Hydra answers `active: false` to any
-    /// error of its own, so set a [canary](super::IntrospectionVerifierBuilder::canary).
+    /// internal error, so set a [canary](super::IntrospectionVerifierBuilder::canary).
     Hydra,
     /// Keycloak 26, at `https://<host>/realms/<realm>/protocol/openid-connect/token/introspect`, with the credentials of a
     /// confidential client. Untested against the server.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tower_orgkey::verify::Attempt;
 use tower_orgkey::{ApiKey, Verification, Verifier, VerifyError};
 
-use super::builder::{IntrospectionVerifierBuilder, Rules};
+use super::builder::{Audience, IntrospectionVerifierBuilder, Rules};
 use super::token::{Reading, read};
 use crate::endpoint::{DEADLINE, Endpoint};
 
@@ -41,6 +41,33 @@ impl IntrospectionVerifier {
 }
 
 impl Verifier for IntrospectionVerifier {
+    fn identity(&self) -> String {
+        let rules = &self.0.rules;
+        let (kind, audience) = match &rules.audience {
+            Audience::Any => ("any audience", ""),
+            Audience::Required(audience) => ("audience", audience.as_str()),
+        };
+        let token_type = if rules.allow_missing_token_type {
+            "any"
+        } else {
+            "bearer"
+        };
+        let subjects = if rules.service_accounts {
+            "service accounts"
+        } else {
+            "clients"
+        };
+        let settings = [
+            "introspection",
+            kind,
+            audience,
+            &rules.organization_name,
+            token_type,
+            subjects,
+        ];
+        self.0.endpoint.identity(&settings)
+    }
+
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         self.0.verify(key, &Attempt::new(DEADLINE)).await
     }

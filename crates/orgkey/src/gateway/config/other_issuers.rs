@@ -5,10 +5,10 @@ use std::ops::Range;
 use serde::Deserialize;
 use tower_orgkey::Verifier;
 use tower_orgkey::verify::BoxVerifier;
-use tower_orgkey_issuers::Endpoint;
 use tower_orgkey_issuers::introspection::{IntrospectionVerifier, Preset};
 use tower_orgkey_issuers::unkey::UnkeyVerifier;
 use tower_orgkey_issuers::workos::WorkOsVerifier;
+use tower_orgkey_issuers::{Endpoint, EndpointBuilder};
 use zeroize::Zeroizing;
 
 use super::issuer::{CLIENT_SECRET, ReadSecret, SecretKeys, optional_secret, required_secret};
@@ -36,6 +36,8 @@ pub struct Introspection {
     pub service_accounts: bool,
     /// A token that is always active.
     pub canary: Option<SecretSource>,
+    /// The environment of the issuer, for a fleet.
+    pub environment: Option<String>,
 }
 
 /// Where an introspection reply has the organization.
@@ -81,6 +83,7 @@ impl Introspection {
         let service_accounts =
             value(section.optional("service_accounts", problems)).unwrap_or(false);
         let canary = optional_secret(&mut section, CANARY, problems);
+        let environment = value(section.optional("environment", problems));
         section.finish(problems);
 
         let client = match (client_id, client_secret.ok()?) {
@@ -118,13 +121,14 @@ impl Introspection {
             allow_missing_token_type,
             service_accounts,
             canary: canary.ok()?,
+            environment,
         };
         check(|read| introspection.verifier(read), &at, problems);
         Some(introspection)
     }
 
     pub(super) fn verifier(&self, read: ReadSecret<'_>) -> Result<BoxVerifier, String> {
-        let mut endpoint = Endpoint::builder(&self.url);
+        let mut endpoint = endpoint(&self.url, self.environment.as_ref());
         if let Some((id, secret)) = &self.client {
             endpoint = endpoint.client_credentials(id, read(secret)?.as_str());
         }
@@ -163,6 +167,8 @@ pub struct WithToken {
     pub url: Option<String>,
     /// The secret key of WorkOS, or the root key of Unkey.
     pub token: SecretSource,
+    /// The environment of the issuer, for a fleet.
+    pub environment: Option<String>,
 }
 
 /// A vendor, and what only this one has.
@@ -190,12 +196,14 @@ impl WithToken {
     fn read(mut section: Section<'_>, vendor: Vendor, problems: &mut Problems<'_>) -> Option<Self> {
         let url = value(section.optional("url", problems));
         let token = required_secret(&mut section, TOKEN, problems);
+        let environment = value(section.optional("environment", problems));
         let at = section.span.clone();
         section.finish(problems);
         let issuer = Self {
             vendor,
             url,
             token: token?,
+            environment,
         };
         check(|read| issuer.verifier(read), &at, problems);
         Some(issuer)
@@ -203,27 +211,28 @@ impl WithToken {
 
     pub(super) fn verifier(&self, read: ReadSecret<'_>) -> Result<BoxVerifier, String> {
         let token = read(&self.token)?;
-        let with_url = |url: &String| {
-            let endpoint = Endpoint::builder(url).bearer_token(token.as_str());
-            endpoint.build()
+        let vendors = match self.vendor {
+            Vendor::WorkOs => WorkOsVerifier::URL,
+            Vendor::Unkey(_) => UnkeyVerifier::URL,
         };
-        let endpoint = self.url.as_ref().map(with_url).transpose();
-        let endpoint = endpoint.map_err(|error| error.to_string())?;
-        let built = match (&self.vendor, endpoint) {
-            (Vendor::WorkOs, Some(endpoint)) => Ok(WorkOsVerifier::with_endpoint(endpoint).boxed()),
-            (Vendor::WorkOs, None) => WorkOsVerifier::new(token.as_str()).map(Verifier::boxed),
-            (Vendor::Unkey(member), endpoint) => {
-                let unkey = match endpoint {
-                    Some(endpoint) => Ok(UnkeyVerifier::with_endpoint(endpoint)),
-                    None => UnkeyVerifier::new(token.as_str()),
-                };
-                unkey.map(|unkey| match member {
-                    Some(member) => unkey.organization_in_meta(member.as_str()).boxed(),
-                    None => unkey.boxed(),
-                })
-            }
-        };
-        built.map_err(|error| error.to_string())
+        let url = self.url.as_deref().unwrap_or(vendors);
+        let endpoint = endpoint(url, self.environment.as_ref()).bearer_token(token.as_str());
+        let endpoint = endpoint.build().map_err(|error| error.to_string())?;
+        Ok(match &self.vendor {
+            Vendor::WorkOs => WorkOsVerifier::with_endpoint(endpoint).boxed(),
+            Vendor::Unkey(None) => UnkeyVerifier::with_endpoint(endpoint).boxed(),
+            Vendor::Unkey(Some(member)) => UnkeyVerifier::with_endpoint(endpoint)
+                .organization_in_meta(member.as_str())
+                .boxed(),
+        })
+    }
+}
+
+fn endpoint(url: &str, environment: Option<&String>) -> EndpointBuilder {
+    let endpoint = Endpoint::builder(url);
+    match environment {
+        Some(environment) => endpoint.environment(environment),
+        None => endpoint,
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Region {
     pub unknown_is_here: bool,
     /// Whether a request for another region gets 403 instead of 421.
     pub is_forbidden: bool,
-    /// Whether audit events leave out whom such a request was from.
+    /// Whether the audit events of such requests leave out the organization, key, user and address.
     pub minimal_audit: bool,
 }
 
