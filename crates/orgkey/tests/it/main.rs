@@ -8,10 +8,14 @@ mod checks;
 mod command;
 mod doctor;
 mod emulator;
+mod fleet;
 mod grpc;
 mod issuers;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
+#[allow(dead_code, reason = "only a part is used")]
+#[path = "../../../tower-orgkey-fleet/tests/it/redis_server.rs"]
+mod redis_server;
 mod region;
 mod running;
 mod status;

@@ -84,6 +84,15 @@ impl World {
 
     async fn try_with_bounds(tables: &str, bounds: Bounds) -> Result<Self, orgkey::gateway::Error> {
         let emulator = KindeEmulator::start().await.unwrap();
+        Self::before(emulator, tables, bounds).await
+    }
+
+    /// Starts a gateway for this issuer.
+    pub(crate) async fn before(
+        emulator: KindeEmulator,
+        tables: &str,
+        bounds: Bounds,
+    ) -> Result<Self, orgkey::gateway::Error> {
         let files = Files::new(&emulator);
         let config = Config::parse(&files.config(&emulator, tables)).unwrap();
         let gateway = Gateway::start(config).await?.with_bounds(bounds);

@@ -31,6 +31,8 @@ pub(super) struct Admin {
     pub(super) checks: Arc<Checks>,
     /// Where revocations are recorded.
     pub(super) trail: Option<AuditTrail>,
+    /// Whether revocations reach other gateways.
+    pub(super) has_fleet: bool,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
     /// How long a request may take.

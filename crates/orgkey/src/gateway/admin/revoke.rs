@@ -8,8 +8,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::json;
-use tower_orgkey::{ApiKey, ApiKeyHandle, BlockListFull, KeyId, OrgCode};
+use serde_json::{Value, json};
+use tower_orgkey::{ApiKey, ApiKeyHandle, BlockListFull, KeyId, NotSpread, OrgCode, Reach};
 
 use super::Admin;
 
@@ -58,77 +58,145 @@ impl Target {
         }
     }
 
-    fn invalidate(&self, keys: &ApiKeyHandle) {
-        match self {
-            Self::KeyId(id) => keys.invalidate_key_id(id),
-            Self::Org(code) => keys.invalidate_org(code),
-            Self::Key(key) => keys.invalidate_key(key),
-            Self::All => keys.invalidate_all(),
-        }
+    /// Carries out an action in this gateway, and returns what is answered. `None` for all keys, which can only be invalidated.
+    fn apply(&self, action: Action, keys: &ApiKeyHandle) -> Option<Result<Value, BlockListFull>> {
+        Some(match action {
+            Action::Invalidate => {
+                match self {
+                    Self::KeyId(id) => keys.invalidate_key_id(id),
+                    Self::Org(code) => keys.invalidate_org(code),
+                    Self::Key(key) => keys.invalidate_key(key),
+                    Self::All => keys.invalidate_all(),
+                }
+                Ok(json!({ "invalidated": true }))
+            }
+            Action::Block => {
+                let blocked = match self {
+                    Self::KeyId(id) => keys.block_key_id(id),
+                    Self::Org(code) => keys.block_org(code),
+                    Self::Key(key) => keys.block_key(key),
+                    Self::All => return None,
+                };
+                blocked.map(|()| {
+                    json!({
+                        "blocked": true,
+                        "note": "the block does not survive a restart, and other gateways do not know it",
+                    })
+                })
+            }
+            Action::Unblock => {
+                let was_blocked = match self {
+                    Self::KeyId(id) => keys.unblock_key_id(id),
+                    Self::Org(code) => keys.unblock_org(code),
+                    Self::Key(key) => keys.unblock_key(key),
+                    Self::All => return None,
+                };
+                Ok(json!({ "was_blocked": was_blocked }))
+            }
+        })
     }
 
-    /// Returns `None` for all keys, which cannot be blocked.
-    fn block(&self, keys: &ApiKeyHandle) -> Option<Result<(), BlockListFull>> {
-        match self {
-            Self::KeyId(id) => Some(keys.block_key_id(id)),
-            Self::Org(code) => Some(keys.block_org(code)),
-            Self::Key(key) => Some(keys.block_key(key)),
-            Self::All => None,
-        }
+    /// Carries out an action in all gateways of the fleet. `None` for all keys, which can only be invalidated.
+    async fn spread(
+        &self,
+        action: Action,
+        keys: &ApiKeyHandle,
+    ) -> Option<Result<Reach, NotSpread>> {
+        let spread = keys.spread();
+        Some(match (action, self) {
+            (Action::Invalidate, Self::KeyId(id)) => spread.invalidate_key_id(id).await,
+            (Action::Invalidate, Self::Org(code)) => spread.invalidate_org(code).await,
+            (Action::Invalidate, Self::Key(key)) => spread.invalidate_key(key).await,
+            (Action::Invalidate, Self::All) => spread.invalidate_all().await,
+            (Action::Block, Self::KeyId(id)) => spread.block_key_id(id).await,
+            (Action::Block, Self::Org(code)) => spread.block_org(code).await,
+            (Action::Block, Self::Key(key)) => spread.block_key(key).await,
+            (Action::Unblock, Self::KeyId(id)) => spread.unblock_key_id(id).await,
+            (Action::Unblock, Self::Org(code)) => spread.unblock_org(code).await,
+            (Action::Unblock, Self::Key(key)) => spread.unblock_key(key).await,
+            (Action::Block | Action::Unblock, Self::All) => return None,
+        })
     }
+}
 
-    fn unblock(&self, keys: &ApiKeyHandle) -> Option<bool> {
-        match self {
-            Self::KeyId(id) => Some(keys.unblock_key_id(id)),
-            Self::Org(code) => Some(keys.unblock_org(code)),
-            Self::Key(key) => Some(keys.unblock_key(key)),
-            Self::All => None,
-        }
+/// What is done with a target.
+#[derive(Clone, Copy)]
+enum Action {
+    Invalidate,
+    Block,
+    Unblock,
+}
+
+impl Action {
+    fn of(name: &str) -> Option<Self> {
+        Some(match name {
+            "invalidate" => Self::Invalidate,
+            "block" => Self::Block,
+            "unblock" => Self::Unblock,
+            _ => return None,
+        })
     }
 }
 
 pub(super) async fn revoke(
     State(admin): State<Arc<Admin>>,
-    Path(action): Path<String>,
+    Path(name): Path<String>,
     body: Bytes,
 ) -> Response {
-    if !matches!(action.as_str(), "invalidate" | "block" | "unblock") {
+    let Some(action) = Action::of(&name) else {
         return StatusCode::NOT_FOUND.into_response();
-    }
+    };
     let target = match Target::read(&body) {
         Ok(target) => target,
         Err(problem) => return bad(problem),
     };
     let keys = &admin.checks.decisions().keys();
-    let only_invalidate = "`all` can only be invalidated";
-    let recorded = target.recorded();
-    let response = match action.as_str() {
-        "invalidate" => {
-            target.invalidate(keys);
-            Json(json!({ "invalidated": true })).into_response()
-        }
-        "block" => match target.block(keys) {
-            None => bad(only_invalidate),
-            Some(Ok(())) => Json(json!({
-                "blocked": true,
-                "note": "the block does not survive a restart, and other gateways do not know it",
-            }))
-            .into_response(),
-            Some(Err(full)) => (
-                StatusCode::INSUFFICIENT_STORAGE,
-                Json(json!({ "error": full.to_string() })),
-            )
-                .into_response(),
-        },
-        _ => match target.unblock(keys) {
-            None => bad(only_invalidate),
-            Some(was_blocked) => Json(json!({ "was_blocked": was_blocked })).into_response(),
-        },
+    let done = if admin.has_fleet {
+        target.spread(action, keys).await.map(spread_response)
+    } else {
+        target.apply(action, keys).map(local_response)
     };
-    if let (Some(trail), true) = (&admin.trail, response.status().is_success()) {
-        trail.record_operator_action(&format!("/v1/{action}"), &recorded);
+    let Some((response, is_in_force)) = done else {
+        return bad("`all` can only be invalidated");
+    };
+    if let (Some(trail), true) = (&admin.trail, is_in_force) {
+        trail.record_operator_action(&format!("/v1/{name}"), &target.recorded());
     }
     response
+}
+
+/// Returns the response, and whether the action is in force here.
+fn local_response(applied: Result<Value, BlockListFull>) -> (Response, bool) {
+    match applied {
+        Ok(answer) => (Json(answer).into_response(), true),
+        Err(full) => (storage_full(&full.to_string()), false),
+    }
+}
+
+/// The same, for a gateway in a fleet.
+fn spread_response(spread: Result<Reach, NotSpread>) -> (Response, bool) {
+    match spread {
+        Ok(reach) => {
+            let answer = json!({ "applied": reach.applied, "missing": reach.missing });
+            (Json(answer).into_response(), true)
+        }
+        Err(full @ NotSpread::BlockListFull) => (storage_full(&full.to_string()), false),
+        Err(error) => {
+            let answer = Json(json!({ "error": error.to_string() }));
+            (
+                (StatusCode::SERVICE_UNAVAILABLE, answer).into_response(),
+                true,
+            )
+        }
+    }
+}
+
+fn storage_full(error: &str) -> Response {
+    (
+        StatusCode::INSUFFICIENT_STORAGE,
+        Json(json!({ "error": error })),
+    )
+        .into_response()
 }
 
 fn bad(problem: &str) -> Response {

@@ -1,0 +1,133 @@
+//! Gateways of a fleet, with a real engine.
+
+use http_body_util::Full;
+use kinde_emulator::KindeEmulator;
+use orgkey::gateway::{Bounds, Config, Gateway};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::checks::ROUTES;
+use crate::redis_server::RedisServer;
+use crate::support::{ADMIN_TOKEN, Files, Reply, World, request, send, until_line};
+
+/// The secret of a fleet, in a file.
+fn secret() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    // 32 bytes.
+    std::fs::write(dir.path().join("fleet"), format!("{}=", "A".repeat(43))).unwrap();
+    dir
+}
+
+fn tables(engine: &RedisServer, secret: &TempDir, name: &str) -> String {
+    format!(
+        "{ROUTES}\n[fleet]\nname = 'gateways'\nredis = 'redis://127.0.0.1:{}'\nsecret_file = '{}'\n\
+         node_name = '{name}'\n[audit]\nfile = 'DIR/audit.jsonl'\n",
+        engine.port,
+        secret.path().join("fleet").display()
+    )
+}
+
+async fn check(world: &World, key: &str) -> u16 {
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports/1"),
+    ];
+    let reply = send(world.checks, request("GET", "/v1/nginx", &headers)).await;
+    reply.status.as_u16()
+}
+
+async fn post(world: &World, path: &str, body: &Value) -> Reply {
+    let token = format!("Bearer {ADMIN_TOKEN}");
+    let request = request("POST", path, &[("authorization", &token)]);
+    send(world.admin, request.map(|_| Full::from(body.to_string()))).await
+}
+
+/// Posts until both gateways have applied it.
+async fn spread(world: &World, path: &str, body: &Value) {
+    let both = async {
+        loop {
+            let reply = post(world, path, body).await;
+            if reply.status == 200 {
+                let reach: Value = serde_json::from_slice(&reply.body).unwrap();
+                assert_eq!(reach["missing"], json!([]), "{reach}");
+                if reach["applied"].as_array().unwrap().len() == 2 {
+                    return;
+                }
+            }
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), both).await;
+    waited.unwrap();
+}
+
+#[tokio::test]
+async fn revocations_reach_the_other_gateway() {
+    let (mut engine, secret) = (RedisServer::start(), secret());
+    let emulator = KindeEmulator::start().await.unwrap();
+    let start = async |name| {
+        let tables = tables(&engine, &secret, name);
+        World::before(emulator.clone(), &tables, Bounds::default())
+            .await
+            .unwrap()
+    };
+    let (one, two) = (start("one").await, start("two").await);
+    spread(&one, "/v1/invalidate", &json!({ "all": true })).await;
+
+    let key = one.key("org_1", &["read:reports"]);
+    assert_eq!(
+        (check(&one, &key).await, check(&two, &key).await),
+        (200, 200)
+    );
+
+    let org = json!({ "org_code": "org_1" });
+    spread(&one, "/v1/block", &org).await;
+    assert_eq!(
+        (check(&one, &key).await, check(&two, &key).await),
+        (401, 401)
+    );
+    spread(&two, "/v1/unblock", &org).await;
+    assert_eq!(
+        (check(&one, &key).await, check(&two, &key).await),
+        (200, 200)
+    );
+
+    // Without the engine, the response says that the other gateway does not know.
+    engine.kill();
+    let reply = post(&one, "/v1/block", &org).await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().contains("this node only"), "{reply:?}");
+    assert_eq!(
+        (check(&one, &key).await, check(&two, &key).await),
+        (401, 200)
+    );
+    let file = one.files.path("audit.jsonl");
+    until_line(&file, |line| {
+        line.contains("/v1/block") && line.contains("org_1")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_issuer_without_an_environment_joins_no_fleet() {
+    let (engine, secret) = (RedisServer::start(), secret());
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let config = |environment: &str| {
+        let text = files.config(&emulator, &tables(&engine, &secret, "one"));
+        let (before, after) = text.split_once("[issuer]").unwrap();
+        let (_, after) = after.split_once("[[route]]").unwrap();
+        let token = files.path("token");
+        let issuer = format!(
+            "[issuer]\nkind = 'unkey'\ntoken_file = '{}'\n{environment}\n[[route]]",
+            token.display()
+        );
+        Config::parse(&format!("{before}{issuer}{after}")).unwrap()
+    };
+    let error = Gateway::start(config("")).await.unwrap_err().to_string();
+    assert!(error.contains("identity"), "{error}");
+    Gateway::start(config("environment = 'live'"))
+        .await
+        .unwrap();
+}
