@@ -541,23 +541,48 @@ mod tests {
         );
     }
 
+    /// An issuer with this identity.
+    struct Identified(&'static str);
+
+    impl Verifier for Identified {
+        async fn verify(&self, _: &ApiKey) -> Result<Verification, VerifyError> {
+            unreachable!()
+        }
+
+        fn identity(&self) -> String {
+            self.0.to_owned()
+        }
+    }
+
     #[test]
     fn the_identity_tells_issuers_and_settings_apart() {
-        let identity = |name: &'static str, prefix: &'static str, organizations| {
+        let identity = |own, name: &'static str, prefix: &'static str, organizations| {
             let builder = PrefixVerifier::builder()
-                .issuer(name, [prefix], verifier("org"))
+                .issuer(name, [prefix], Identified(own))
                 .organizations(organizations);
             builder.build().unwrap().identity()
         };
         let (separate, shared) = (Organizations::Separate, Organizations::Shared);
         let identities = [
-            identity("a", "p_", separate),
-            identity("b", "p_", separate),
-            identity("a", "q_", separate),
-            identity("a", "p_", shared),
+            identity("x", "a", "p_", separate),
+            identity("y", "a", "p_", separate),
+            identity("x", "b", "p_", separate),
+            identity("x", "a", "q_", separate),
+            identity("x", "a", "p_", shared),
         ];
         let distinct: std::collections::HashSet<_> = identities.iter().collect();
         assert_eq!(distinct.len(), identities.len());
-        assert_eq!(identities[0], identity("a", "p_", separate));
+        assert_eq!(identities[0], identity("x", "a", "p_", separate));
+    }
+
+    #[test]
+    fn one_issuer_without_an_identity_is_enough() {
+        let verifier = PrefixVerifier::builder()
+            .issuer("a", ["a_"], Identified("x"))
+            .issuer("b", ["b_"], verifier("org"))
+            .organizations(Organizations::Separate)
+            .build()
+            .unwrap();
+        assert_eq!(verifier.identity(), "");
     }
 }

