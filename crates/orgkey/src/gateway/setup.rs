@@ -108,8 +108,14 @@ fn fleet(config: &Config) -> Result<Option<Fleet>, String> {
     let secret = read(&fleet.secret_file)?;
     let secret = FleetSecret::from_base64(&secret);
     let secret = secret.map_err(|error| format!("`secret_file`: {error}, in base64"))?;
-    let built = fleet.builder(secret).build();
-    built.map(Some).map_err(|error| error.to_string())
+    let password = match &fleet.password {
+        Some(source) => Some(self::secret(source)?),
+        None => None,
+    };
+    let password = password.as_ref().map(|password| password.as_str());
+    let builder = fleet.builder(secret, password);
+    let builder = builder.ok_or_else(|| "`redis` cannot have a password".to_owned())?;
+    builder.build().map(Some).map_err(|error| error.to_string())
 }
 
 fn layer(

@@ -10,20 +10,28 @@ use crate::checks::ROUTES;
 use crate::redis_server::RedisServer;
 use crate::support::{ADMIN_TOKEN, Files, Reply, World, request, send, until_line};
 
-/// The secret of a fleet, in a file.
+const PASSWORD: &str = "a/p@ss:word";
+
+fn engine() -> RedisServer {
+    let password = format!(">{PASSWORD}");
+    RedisServer::start_with(&["--user", "orgkey", "on", &password, "~*", "&*", "+@all"])
+}
+
+/// The secret of a fleet and the password of its engine, in files.
 fn secret() -> TempDir {
     let dir = TempDir::new().unwrap();
     // 32 bytes.
     std::fs::write(dir.path().join("fleet"), format!("{}=", "A".repeat(43))).unwrap();
+    std::fs::write(dir.path().join("password"), format!("{PASSWORD}\n")).unwrap();
     dir
 }
 
 fn tables(engine: &RedisServer, secret: &TempDir, name: &str) -> String {
     format!(
-        "{ROUTES}\n[fleet]\nname = 'gateways'\nredis = 'redis://127.0.0.1:{}'\nsecret_file = '{}'\n\
-         node_name = '{name}'\n[audit]\nfile = 'DIR/audit.jsonl'\n",
+        "{ROUTES}\n[fleet]\nname = 'gateways'\nredis = 'redis://orgkey@127.0.0.1:{}'\n\
+         redis_password_file = '{dir}/password'\nsecret_file = '{dir}/fleet'\nnode_name = '{name}'\n[audit]\nfile = 'DIR/audit.jsonl'\n",
         engine.port,
-        secret.path().join("fleet").display()
+        dir = secret.path().display()
     )
 }
 
@@ -64,7 +72,7 @@ async fn spread(world: &World, path: &str, body: &Value) {
 
 #[tokio::test]
 async fn revocations_reach_the_other_gateway() {
-    let (mut engine, secret) = (RedisServer::start(), secret());
+    let (mut engine, secret) = (engine(), secret());
     let emulator = KindeEmulator::start().await.unwrap();
     let start = async |name| {
         let tables = tables(&engine, &secret, name);
@@ -111,7 +119,7 @@ async fn revocations_reach_the_other_gateway() {
 
 #[tokio::test]
 async fn an_issuer_without_an_environment_joins_no_fleet() {
-    let (engine, secret) = (RedisServer::start(), secret());
+    let (engine, secret) = (engine(), secret());
     let emulator = KindeEmulator::start().await.unwrap();
     let files = Files::new(&emulator);
     let config = |environment: &str| {

@@ -248,7 +248,7 @@ pub(super) fn optional_secret(
         (None, Some(variable)) => Ok(Some(SecretSource::Env(variable))),
         (None, None) => Ok(None),
         (Some(_), Some(_)) => {
-            let message = format!("[issuer] needs `{file_key}` or `{env_key}`, and not both");
+            let message = format!("needs `{file_key}` or `{env_key}`, and not both");
             problems.add(&section.span.clone(), message);
             Err(Reported)
         }

@@ -17,7 +17,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 use tower_orgkey::{ApiKeyLayer, ApiKeyLayerBuilder, Quota, Verification, Verifier, verifier_fn};
 
-pub use self::fleet::{EngineUrl, FleetConfig};
+pub use self::fleet::FleetConfig;
 pub(super) use self::issuer::prefix_verifier;
 pub use self::issuer::{Issuer, IssuerKind, Kinde};
 pub use self::other_issuers::{Introspection, OrganizationSource, Vendor, WithToken};
@@ -233,6 +233,10 @@ impl Config {
         }
         if self.listen.admin.is_some() && self.listen.admin_token_file.is_none() {
             warnings.push("`admin` has no `admin_token_file`: it serves only /livez and /readyz");
+        }
+        let is_plain = |fleet: &FleetConfig| fleet.is_plain_and_remote();
+        if self.fleet.as_ref().is_some_and(is_plain) {
+            warnings.push("`redis` is neither on loopback nor `rediss://`: its password crosses the network unencrypted");
         }
         if self.routes.is_empty() {
             warnings.push("there is no [[route]]: every request is rejected");

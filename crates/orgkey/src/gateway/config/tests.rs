@@ -245,11 +245,33 @@ fn secrets_are_not_values() {
 }
 
 #[test]
-fn the_password_of_the_engine_is_not_shown() {
-    let fleet = "[fleet]\nname = 'a'\nredis = 'redis://u:hunter2@h'\nsecret_file = '/s'\n";
-    let config = Config::parse(&format!("{MINIMAL}{fleet}")).unwrap();
-    assert_eq!(config.fleet.as_ref().unwrap().name, "a");
-    assert!(!format!("{config:?}").contains("hunter2"));
+fn the_password_of_the_engine_is_in_a_file() {
+    let fleet = |redis: &str, more: &str| {
+        format!("{MINIMAL}[fleet]\nname = 'a'\nredis = '{redis}'\nsecret_file = '/s'\n{more}\n")
+    };
+    let found = errors(&fleet("redis://u:hunter2@h", ""));
+    assert_eq!(found.len(), 1);
+    assert!(found[0].1.contains("redis_password_file"), "{found:?}");
+    assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+
+    let config = Config::parse(&fleet("redis://u@h", "redis_password_file = '/p'")).unwrap();
+    assert!(
+        config
+            .warnings()
+            .iter()
+            .any(|warning| warning.contains("`redis`"))
+    );
     let other = Config::parse(MINIMAL).unwrap();
     assert_eq!(config.fixed_differences(&other), ["[fleet]"]);
+    for local in [
+        "redis://127.0.0.1",
+        "redis://[::1]:7000",
+        "redis://localhost",
+        "rediss://h",
+    ] {
+        let config = Config::parse(&fleet(local, "")).unwrap();
+        assert_eq!(config.warnings().len(), other.warnings().len(), "{local}");
+    }
+    let both = "redis_password_file = '/p'\nredis_password_env = 'P'";
+    assert_eq!(errors(&fleet("redis://u@h", both)).len(), 1);
 }
