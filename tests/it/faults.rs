@@ -2,12 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Rows that no test shows yet. The list only shrinks: a row in it that has a test fails here.
-const NOT_YET_SHOWN: &[&str] = &[];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -17,10 +14,7 @@ fn root() -> &'static Path {
 fn every_row_has_a_test_that_carries_its_number() {
     let table = fs::read_to_string(root().join("tests/FAULTS.md")).unwrap();
     let rows = rows(&table);
-    assert!(
-        rows.len() > 50 && rows.values().any(|waits| *waits),
-        "the table was not read: {rows:?}"
-    );
+    assert!(rows.len() > 50, "the table was not read: {rows:?}");
     let mut shown = BTreeMap::new();
     for file in sources() {
         for name in fault_tests(&fs::read_to_string(&file).unwrap()) {
@@ -33,30 +27,15 @@ fn every_row_has_a_test_that_carries_its_number() {
     }
 
     let mut wrong = Vec::new();
-    for (row, waits) in &rows {
-        let is_listed = NOT_YET_SHOWN.contains(&row.as_str());
-        match (shown.get(row), is_listed) {
-            (Some(test), true) => wrong.push(format!(
-                "row {row} is shown by {test}: strike it from NOT_YET_SHOWN"
-            )),
-            (None, false) if !waits => wrong.push(format!("row {row} has no test fault_{row}_…")),
-            (None, true) if *waits => {
-                wrong.push(format!("row {row} waits: strike it from NOT_YET_SHOWN"));
-            }
-            _ => {}
+    for row in &rows {
+        if !shown.contains_key(row) {
+            wrong.push(format!("row {row} has no test fault_{row}_…"));
         }
     }
     for (row, test) in &shown {
-        if !rows.contains_key(row) {
+        if !rows.contains(row) {
             wrong.push(format!(
                 "{test} names a row {row:?} that the table does not have"
-            ));
-        }
-    }
-    for row in NOT_YET_SHOWN {
-        if !rows.contains_key(*row) {
-            wrong.push(format!(
-                "NOT_YET_SHOWN names a row {row:?} that the table does not have"
             ));
         }
     }
@@ -66,9 +45,9 @@ fn every_row_has_a_test_that_carries_its_number() {
 #[test]
 fn rows_and_tests_are_read_as_they_are_written() {
     let table = "| # | Fault | T |\n|---|---|---|\n| P | the paused clock |\n\
-                 | 1 | a | P,X |\n| 17b | b | S,waits |\n| 2 | it waits a while | P |\n";
-    let expected = [("1", false), ("17b", true), ("2", false)].map(|(row, w)| (row.to_owned(), w));
-    assert_eq!(rows(table), BTreeMap::from(expected));
+                 | 1 | a | P,X |\n| 17b | b | S |\n| 2 | it waits a while | P |\n";
+    let expected = ["1", "17b", "2"].map(str::to_owned);
+    assert_eq!(rows(table), BTreeSet::from(expected));
 
     // In pieces, so that this file has no such test itself.
     let named = |name: &str| format!("fn {}{name}() {{}}", "fault_");
@@ -98,17 +77,16 @@ fn rows_and_tests_are_read_as_they_are_written() {
     );
 }
 
-/// The rows of the table, and whether each waits for a feature.
-fn rows(table: &str) -> BTreeMap<String, bool> {
-    let mut rows = BTreeMap::new();
+/// The rows of the table.
+fn rows(table: &str) -> BTreeSet<String> {
+    let mut rows = BTreeSet::new();
     for line in table.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let [_, row, .., by, _] = cells.as_slice() else {
+        let [_, row, .., _] = cells.as_slice() else {
             continue;
         };
         if row.starts_with(|c: char| c.is_ascii_digit()) {
-            let waits = by.split(',').any(|by| by.trim() == "waits");
-            let is_new = rows.insert((*row).to_owned(), waits).is_none();
+            let is_new = rows.insert((*row).to_owned());
             assert!(is_new, "row {row} stands twice in the table");
         }
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot start.
 
 mod memory;
+mod outages;
 #[path = "../../../../tests/support/proxy.rs"]
 #[allow(dead_code)] // This kit uses a part of it.
 mod proxy;

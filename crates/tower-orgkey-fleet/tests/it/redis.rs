@@ -30,7 +30,7 @@ async fn nodes<const N: usize>(server: &RedisServer, issuer: &Issuer) -> [Node; 
 }
 
 #[tokio::test]
-async fn results_and_updates_are_shared() {
+async fn fault_28_a_revocation_reaches_every_node() {
     let (server, issuer) = (RedisServer::start(), Issuer::default());
     let nodes: [Node; 3] = nodes(&server, &issuer).await;
     for node in &nodes {
@@ -277,6 +277,56 @@ async fn fault_94_a_trimmed_log_is_noticed() {
 }
 
 #[tokio::test]
+async fn fault_95_an_evicted_log_is_noticed() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [first, second] = nodes(&server, &issuer).await;
+    for node in [&first, &second] {
+        assert_eq!(node.get(KEY).await, OK);
+    }
+    first.auth.handle().invalidate_key_id(&key_id(OTHER));
+    for node in [&first, &second] {
+        until("the update is applied", || {
+            node.fleet.status().position == 1
+        })
+        .await;
+    }
+    let names = [key_of(&server, "head"), key_of(&server, "log")];
+    let policy = [
+        "CONFIG",
+        "SET",
+        "maxmemory-policy",
+        "allkeys-random",
+        "maxmemory",
+        "3mb",
+    ];
+    assert_eq!(server.command(&policy), "OK");
+    let mut filled = 0;
+    until("the head and the log are evicted", || {
+        filled += 1;
+        let prefix = format!("filler-{filled}");
+        assert_eq!(
+            server.command(&["DEBUG", "POPULATE", "50000", &prefix]),
+            "OK"
+        );
+        // Keys that the command added are evicted by the next write.
+        server.command(&["SET", "filler", "x"]);
+        let left = server.command(&["EXISTS", &names[0], &names[1]]);
+        left == "0" || second.fleet.status().gaps > 0
+    })
+    .await;
+    assert_eq!(server.command(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
+    for node in [&first, &second] {
+        until("the loss is noticed", || node.fleet.status().gaps > 0).await;
+    }
+    let (first, second) = (first.followed().await, second.followed().await);
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test]
 async fn fault_96_an_engine_without_memory_fails_no_request() {
     let (server, issuer) = (RedisServer::start(), Issuer::default());
     let [first, second] = nodes(&server, &issuer).await;
@@ -332,7 +382,6 @@ async fn fault_102_removed_scripts_are_loaded_again() {
     }
 }
 
-/// The commands that the documentation permits are enough.
 #[tokio::test]
 async fn an_unreadable_entry_is_skipped() {
     let (server, issuer) = (RedisServer::start(), Issuer::default());
@@ -375,6 +424,7 @@ async fn failed_stores_are_counted() {
     until("it is counted", || node.fleet.status().not_stored == 1).await;
 }
 
+/// The commands that the documentation permits are enough.
 #[tokio::test]
 async fn the_documented_acl_is_enough() {
     let (server, issuer) = (RedisServer::start(), Issuer::default());
@@ -468,6 +518,23 @@ async fn fault_90_a_silent_connection_is_replaced() {
     let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
     assert!(reach.is_complete(), "{reach:?}");
     assert_eq!(second.fleet.status().position, 1);
+}
+
+/// Each node of a fleet is replaced, one after the other, while the issuer is down.
+#[tokio::test]
+async fn fault_40_a_rolling_restart_needs_no_issuer() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let mut old: [Node; 3] = nodes(&server, &issuer).await;
+    assert_eq!(old[0].get(KEY).await, OK);
+    until("the result is stored", || server.keys("*:k:*").len() == 1).await;
+    issuer.set_down(true);
+    for (n, node) in old.iter_mut().enumerate() {
+        let new = Node::start(&format!("new-{n}"), issuer.clone(), server.engine());
+        *node = new.followed().await;
+        assert_eq!(node.get(KEY).await, OK);
+        assert_eq!(node.fleet.status().fetched, 1);
+    }
+    assert_eq!(issuer.calls(), 1);
 }
 
 /// A copy from before an acknowledged update takes over, as after a failover to a replica that lagged, or a restore from a

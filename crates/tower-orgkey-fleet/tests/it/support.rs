@@ -24,7 +24,7 @@ pub(crate) struct Issuer(Arc<State>);
 struct State {
     calls: AtomicUsize,
     revoked: Mutex<HashSet<String>>,
-    is_down: Mutex<bool>,
+    failure: Mutex<Option<VerifyError>>,
     gate: Mutex<Option<tokio::sync::watch::Receiver<bool>>>,
 }
 
@@ -38,7 +38,12 @@ impl Issuer {
     }
 
     pub(crate) fn set_down(&self, is_down: bool) {
-        *self.0.is_down.lock().unwrap() = is_down;
+        self.fail_with(is_down.then(|| VerifyError::unavailable("down")));
+    }
+
+    /// Fails all calls with this error, or none.
+    pub(crate) fn fail_with(&self, error: Option<VerifyError>) {
+        *self.0.failure.lock().unwrap() = error;
     }
 
     /// Answers that are decided from now on are held back until the sender says `true`.
@@ -52,8 +57,8 @@ impl Issuer {
 impl Verifier for Issuer {
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
-        if *self.0.is_down.lock().unwrap() {
-            return Err(VerifyError::unavailable("down"));
+        if let Some(error) = &*self.0.failure.lock().unwrap() {
+            return Err(error.clone());
         }
         let key = key.expose_secret();
         let is_revoked = self.0.revoked.lock().unwrap().contains(key);
