@@ -80,7 +80,8 @@
 //! * With replicas: `min-replicas-to-write 1` and `min-replicas-max-lag 2`, so that a failover loses few updates.
 //! * An ACL: a user with the rules [`ACL_RULES`], for the name of your fleet.
 //! * TLS (`rediss://`, feature `rustls` or `native-tls`) or a Unix socket. Contents are sealed in any case; names of fleets,
-//!   numbers of keys and times are not.
+//!   numbers of keys and times are not. The roots are those of the platform; the variable `SSL_CERT_FILE` names the
+//!   certificate of a private authority.
 //!
 //! After a restore from a backup, the engine has another run id, so its old log is discarded. Results of the old epoch are not
 //! used. Blocks of the backup that were lifted since are in force again on nodes that start later: lift them again.

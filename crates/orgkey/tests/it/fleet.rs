@@ -1,5 +1,9 @@
 //! Gateways of a fleet, with a real engine.
 
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
 use http_body_util::Full;
 use kinde_emulator::KindeEmulator;
 use orgkey::gateway::{Bounds, Config, Gateway};
@@ -138,4 +142,94 @@ async fn an_issuer_without_an_environment_joins_no_fleet() {
     Gateway::start(config("environment = 'live'"))
         .await
         .unwrap();
+}
+
+/// As on a network that is not trusted: TLS, with a certificate of a private authority. In a process of its own, because the
+/// roots are read from the environment.
+#[tokio::test]
+async fn the_engine_is_reached_by_tls() {
+    let secret = secret();
+    let path = |name: &str| secret.path().join(name).display().to_string();
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(path("cert"), certified.cert.pem()).unwrap();
+    std::fs::write(path("key"), certified.signing_key.serialize_pem()).unwrap();
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let (port, password) = (port.to_string(), format!(">{PASSWORD}"));
+    let (cert, key) = (path("cert"), path("key"));
+    let engine = RedisServer::start_with(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-auth-clients",
+        "no",
+        "--user",
+        "orgkey",
+        "on",
+        &password,
+        "~*",
+        "&*",
+        "+@all",
+    ]);
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let tables = tables(&engine, &secret, "one").replace(
+        &format!("redis://orgkey@127.0.0.1:{}", engine.port),
+        &format!("rediss://orgkey@127.0.0.1:{port}"),
+    );
+    let config = files.path("gateway.toml");
+    std::fs::write(&config, files.config(&emulator, &tables)).unwrap();
+    for (roots, status) in [("/dev/null", 503), (cert.as_str(), 200)] {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_orgkey"));
+        process.args(["gateway", "--config"]).arg(&config);
+        process
+            .env("SSL_CERT_FILE", roots)
+            .env_remove("SSL_CERT_DIR");
+        process.env("RUST_LOG", "info").env("NO_COLOR", "1");
+        let mut process = Process(process.stderr(Stdio::piped()).spawn().unwrap());
+        let admin = process.admin_address();
+        let token = format!("Bearer {ADMIN_TOKEN}");
+        let mut last = 0;
+        for _ in 0..100 {
+            let request = request("POST", "/v1/invalidate", &[("authorization", &token)]);
+            let body = json!({ "all": true }).to_string();
+            last = send(admin, request.map(|_| Full::from(body)))
+                .await
+                .status
+                .as_u16();
+            if last == 200 || status != 200 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert_eq!(last, status, "with the roots {roots}");
+    }
+}
+
+/// A gateway, until it is dropped.
+struct Process(Child);
+
+impl Process {
+    fn admin_address(&mut self) -> SocketAddr {
+        let mut lines = BufReader::new(self.0.stderr.take().unwrap()).lines();
+        let line = lines.find_map(|line| line.ok().filter(|line| line.contains("admin=")));
+        // The log goes on, and is not read: a full pipe would stop the gateway.
+        std::thread::spawn(move || lines.for_each(drop));
+        let line = line.unwrap();
+        let (_, rest) = line.split_once("admin=").unwrap();
+        let end = rest.find(|c: char| !"0123456789.:".contains(c));
+        rest[..end.unwrap_or(rest.len())].parse().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
