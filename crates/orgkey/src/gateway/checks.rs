@@ -1,9 +1,8 @@
 //! The listener for the check requests of proxies.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -12,13 +11,13 @@ use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full, Limited};
 use metrics::Counter;
-use tower_orgkey::{OrgContext, Rejection};
+use tower_orgkey::Rejection;
 
-use super::assertion::Signer;
 use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions, rendered};
 use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
-use super::identity::{Identity, Unusable};
+use super::identity::Identity;
+use super::once_per_second::OncePerSecond;
 use super::recent::Recent;
 
 /// The counter of checks, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
@@ -34,21 +33,19 @@ pub(super) struct Checks {
     /// The header with the key, if services must not get it.
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Responses,
-    signer: Option<Signer>,
     counters: Counters,
     recent: Recent,
     logged: OncePerSecond,
 }
 
 impl Checks {
-    pub(super) fn new(config: &Config, decisions: Decisions, signer: Option<Signer>) -> Self {
+    pub(super) fn new(config: &Config, decisions: Decisions) -> Self {
         let removed_key = (!config.keys.pass_to_service).then(|| config.keys.header_name());
         Self {
             decisions,
             dialects: config.listen.dialects.clone(),
             envoy: envoy_http::Responses::new(removed_key.as_ref()),
             removed_key,
-            signer,
             counters: Counters::default(),
             recent: Recent::new(),
             logged: OncePerSecond::default(),
@@ -191,16 +188,9 @@ impl Checks {
                 self.recent.record("public", None);
                 ("public", Outcome::Allowed(Identity::default()))
             }
-            Decision::Allowed(context, audience) => {
-                match self.identity(&context, audience.as_ref()) {
-                    Ok(identity) => {
-                        self.recent.record("allowed", Some(context.org_code()));
-                        ("allowed", Outcome::Allowed(identity))
-                    }
-                    Err(unusable) => {
-                        return self.outcome(dialect, self.unusable(&context, &unusable));
-                    }
-                }
+            Decision::Allowed(context, identity) => {
+                self.recent.record("allowed", Some(context.org_code()));
+                ("allowed", Outcome::Allowed(identity))
             }
             Decision::Incomplete(incomplete) => {
                 return self.outcome(dialect, self.incomplete(dialect, &incomplete));
@@ -214,38 +204,6 @@ impl Checks {
         };
         self.counters.count(dialect, name);
         outcome
-    }
-
-    fn identity(
-        &self,
-        context: &OrgContext,
-        audience: Option<&Arc<str>>,
-    ) -> Result<Identity, Unusable> {
-        let assertion = match &self.signer {
-            Some(signer) => Some(
-                signer
-                    .assertion(context, audience)
-                    .ok_or(Unusable::NotSigned)?,
-            ),
-            None => None,
-        };
-        Identity::new(context, assertion)
-    }
-
-    fn unusable(&self, context: &OrgContext, unusable: &Unusable) -> Decision {
-        if self.logged.first() {
-            let org_code = context.org_code().as_str();
-            match unusable {
-                Unusable::TooLong(bytes) => {
-                    tracing::error!(org_code, bytes, "identity is too long for headers");
-                }
-                Unusable::NotSigned => tracing::error!(org_code, "assertion cannot be signed"),
-                Unusable::NotText => {
-                    tracing::error!(org_code, "identity has characters that headers cannot have");
-                }
-            }
-        }
-        Decision::misconfigured()
     }
 }
 
@@ -282,18 +240,5 @@ impl Counters {
         counter.increment(1);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         known.insert((dialect, outcome), counter);
-    }
-}
-
-/// Limits a message that each request could cause.
-#[derive(Debug, Default)]
-struct OncePerSecond(AtomicU64);
-
-impl OncePerSecond {
-    fn first(&self) -> bool {
-        let second = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |age| age.as_secs());
-        self.0.swap(second, Ordering::Relaxed) != second
     }
 }

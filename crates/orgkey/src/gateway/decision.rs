@@ -28,6 +28,7 @@ use tower_orgkey_audit::AuditLayer;
 
 use super::config::{Config, Demand, RouteConfig};
 use super::dialect::Incomplete;
+use super::identity::{Identities, Identity};
 use super::path;
 use super::region::Regions;
 use super::routes::{NotFound, Routes};
@@ -37,7 +38,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
 
-/// Decides on a checked request. The response for an allowed one has an [`OrgContext`] in its extensions.
+/// Decides on a checked request. The response for an allowed one has a [`Granted`] in its extensions.
 type Decide = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
 
 /// A request to decide on, as a proxy describes it.
@@ -58,8 +59,8 @@ pub(super) struct Check<'a> {
 pub(super) enum Decision {
     /// The route is public. No key was read.
     Public,
-    /// The organization may do it. Holds the audience of its assertion, if the route has its own.
-    Allowed(OrgContext, Option<Arc<str>>),
+    /// The organization may do it.
+    Allowed(OrgContext, Identity),
     /// It may not pass.
     Rejected(Response<Bytes>),
     /// It may not pass, because the proxy is not configured as its dialect requires.
@@ -77,6 +78,7 @@ impl Decision {
 pub(super) struct Decisions {
     layer: ApiKeyLayer,
     regions: Option<Regions>,
+    identities: Arc<Identities>,
     limit: OrgRateLimitLayer,
     quota: Arc<ArcSwap<Option<Quota>>>,
     audit: Option<AuditLayer>,
@@ -97,7 +99,6 @@ struct RouteServices {
 
 struct Route {
     name: Arc<str>,
-    audience: Option<Arc<str>>,
     demand: RouteDemand,
 }
 
@@ -128,6 +129,7 @@ impl Decisions {
         config: &Config,
         layer: ApiKeyLayer,
         regions: Option<Regions>,
+        identities: Identities,
         audit: Option<AuditLayer>,
     ) -> Self {
         let quota = Arc::new(ArcSwap::from_pointee(config.limit));
@@ -155,6 +157,7 @@ impl Decisions {
         let mut decisions = Self {
             layer,
             regions,
+            identities: Arc::new(identities),
             limit: OrgRateLimitLayer::new(move |_: &OrgContext| **current.load()),
             quota,
             audit,
@@ -207,7 +210,6 @@ impl Decisions {
     fn services(&self, config: &Config) -> RouteServices {
         let services = config.routes.iter().map(|route| Route {
             name: route.pattern.as_str().into(),
-            audience: route.audience.as_deref().map(Into::into),
             demand: self.demand(route),
         });
         RouteServices {
@@ -224,15 +226,19 @@ impl Decisions {
         } = &route.demand
         else {
             let audit = self.public_audit.as_ref();
-            return RouteDemand::Nothing(
-                audit.map(|audit| audited(Some(audit), service_fn(allow))),
-            );
+            return RouteDemand::Nothing(audit.map(|audit| audited(Some(audit), service_fn(pass))));
         };
         let scopes = option_layer(scopes.clone().map(RequireScopeLayer::new));
         let organization = option_layer(organization.as_ref().map(|_| {
             require_org_with(|head: RequestHead<'_>| Matched::of(head)?.organization.clone())
         }));
-        let guarded = organization.layer(scopes.layer(service_fn(allow_with_scopes)));
+        let allow = Allow {
+            identities: Arc::clone(&self.identities),
+            audience: route.audience.as_deref().map(Into::into),
+        };
+        let allow = Arc::new(allow);
+        let allow = service_fn(move |request| Arc::clone(&allow).with_scopes(request));
+        let guarded = organization.layer(scopes.layer(allow));
         let region = option_layer(self.regions.as_ref().map(|regions| regions.layer.clone()));
         let decided = self.layer.layer(region.layer(self.limit.layer(guarded)));
         RouteDemand::Key(audited(self.audit.as_ref(), decided))
@@ -281,9 +287,9 @@ impl Decisions {
             },
         };
         let Ok(mut response) = response;
-        match response.extensions_mut().remove::<OrgContext>() {
-            Some(context) if response.status() == StatusCode::OK => {
-                Decision::Allowed(context, route.audience.clone())
+        match response.extensions_mut().remove::<Granted>() {
+            Some(Granted(context, identity)) if response.status() == StatusCode::OK => {
+                Decision::Allowed(context, identity)
             }
             // Whatever else passed would be an allow to the proxy.
             _ if !(400..600).contains(&response.status().as_u16()) => Decision::misconfigured(),
@@ -355,25 +361,54 @@ async fn reject(mut request: Request<()>) -> Result<axum::response::Response, In
         .into_response())
 }
 
-/// The inner service of the layer, with the scopes that the proxy demands.
-async fn allow_with_scopes(request: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let matched = Matched::of(RequestHead::of(&request));
-    match matched.and_then(|matched| matched.scopes.clone()) {
-        None => allow(request).await,
-        Some(policy) => {
-            let guard = RequireScopeLayer::new(policy);
-            guard.layer(service_fn(allow)).oneshot(request).await
+/// The inner service of the layer. It makes the identity, so that the audit trail has the response of a caller whose identity
+/// cannot be passed on.
+struct Allow {
+    identities: Arc<Identities>,
+    /// Who the assertion is for, if the route has its own.
+    audience: Option<Arc<str>>,
+}
+
+/// The caller of an allowed request, and what its service is told.
+#[derive(Clone)]
+struct Granted(OrgContext, Identity);
+
+impl Allow {
+    /// Checks the scopes that the proxy demands.
+    async fn with_scopes(
+        self: Arc<Self>,
+        request: Request<()>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let matched = Matched::of(RequestHead::of(&request));
+        match matched.and_then(|matched| matched.scopes.clone()) {
+            None => Ok(self.allow(&request)),
+            Some(policy) => {
+                let guard = RequireScopeLayer::new(policy);
+                let allow = service_fn(|request| std::future::ready(Ok(self.allow(&request))));
+                guard.layer(allow).oneshot(request).await
+            }
+        }
+    }
+
+    fn allow(&self, request: &Request<()>) -> Response<Full<Bytes>> {
+        let Some(context) = request.extensions().get::<OrgContext>() else {
+            return rendered(Rejection::internal()).map(Full::new);
+        };
+        match self.identities.of(context, self.audience.as_ref()) {
+            None => rendered(Rejection::internal()).map(Full::new),
+            Some(identity) => {
+                let mut response = Response::new(Full::default());
+                let granted = Granted(context.clone(), identity);
+                response.extensions_mut().insert(granted);
+                response
+            }
         }
     }
 }
 
-/// The request may pass.
-async fn allow(request: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let mut response = Response::new(Full::default());
-    if let Some(context) = request.extensions().get::<OrgContext>() {
-        response.extensions_mut().insert(context.clone());
-    }
-    Ok(response)
+/// The inner service of a public route.
+async fn pass(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(Response::new(Full::default()))
 }
 
 /// Renders a rejection as the layer does.

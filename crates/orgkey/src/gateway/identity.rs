@@ -1,8 +1,13 @@
 //! The headers that tell a service which organization sent a request.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
 use tower_orgkey::OrgContext;
+
+use super::assertion::Signer;
+use super::once_per_second::OncePerSecond;
 
 pub(super) const ORG_CODE: HeaderName = HeaderName::from_static("x-org-code");
 pub(super) const KEY_ID: HeaderName = HeaderName::from_static("x-org-key-id");
@@ -16,25 +21,67 @@ pub(super) const NAMES: [HeaderName; 4] = [ORG_CODE, KEY_ID, SCOPES, ASSERTION];
 pub(super) const MAX_LEN: usize = 3 * 1_024;
 
 /// The headers of an identity. What has no value is removed from the request of the client.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Identity {
     values: [Option<HeaderValue>; 4],
 }
 
+/// Makes the identities of callers.
+#[derive(Default)]
+pub(super) struct Identities {
+    signer: Option<Signer>,
+    logged: OncePerSecond,
+}
+
+impl Identities {
+    /// With signed ones, if there is a signer.
+    pub(super) fn new(signer: Option<Signer>) -> Self {
+        Self {
+            signer,
+            logged: OncePerSecond::default(),
+        }
+    }
+
+    /// Returns the identity of a caller, for a service with its own audience or the common one. `None`, and a log message, if
+    /// it cannot be passed on.
+    pub(super) fn of(&self, context: &OrgContext, audience: Option<&Arc<str>>) -> Option<Identity> {
+        let made = match &self.signer {
+            None => Identity::new(context, None),
+            Some(signer) => match signer.assertion(context, audience) {
+                None => Err(Unusable::NotSigned),
+                assertion => Identity::new(context, assertion),
+            },
+        };
+        made.map_err(|unusable| self.log(context, &unusable)).ok()
+    }
+
+    fn log(&self, context: &OrgContext, unusable: &Unusable) {
+        if !self.logged.first() {
+            return;
+        }
+        let org_code = context.org_code().as_str();
+        match unusable {
+            Unusable::TooLong(bytes) => {
+                tracing::error!(org_code, bytes, "identity is too long for headers");
+            }
+            Unusable::NotSigned => tracing::error!(org_code, "assertion cannot be signed"),
+            Unusable::NotText => {
+                tracing::error!(org_code, "identity has characters that headers cannot have");
+            }
+        }
+    }
+}
+
 /// An identity that headers cannot hold.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unusable {
+enum Unusable {
     TooLong(usize),
     NotText,
     NotSigned,
 }
 
 impl Identity {
-    /// Returns the identity of a caller.
-    pub(super) fn new(
-        context: &OrgContext,
-        assertion: Option<HeaderValue>,
-    ) -> Result<Self, Unusable> {
+    fn new(context: &OrgContext, assertion: Option<HeaderValue>) -> Result<Self, Unusable> {
         let code = HeaderValue::from_str(context.org_code().as_str());
         let key_id = context
             .key_id()

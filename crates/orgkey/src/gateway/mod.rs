@@ -8,6 +8,7 @@ pub mod config;
 mod decision;
 mod dialect;
 mod identity;
+mod once_per_second;
 mod path;
 mod recent;
 mod region;

@@ -18,6 +18,7 @@ use super::admin::Admin;
 use super::checks::Checks;
 use super::config::{Address, Config};
 use super::decision::Decisions;
+use super::identity::Identities;
 use super::serve::{Bounds, Listener, serve};
 use super::setup::Setup;
 
@@ -126,8 +127,9 @@ impl Gateway {
             (Some(audit), Some(key)) => Some(audit.pseudonymize(key)),
             (audit, _) => audit,
         };
-        let decisions = Decisions::new(&config, setup.layer, setup.regions, audit);
-        let checks = Arc::new(Checks::new(&config, decisions, setup.signer));
+        let identities = Identities::new(setup.signer);
+        let decisions = Decisions::new(&config, setup.layer, setup.regions, identities, audit);
+        let checks = Arc::new(Checks::new(&config, decisions));
         let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));
         let metrics = recorder();

@@ -295,6 +295,30 @@ async fn requests_without_a_route_are_recorded() {
     assert_eq!(written.lines().count(), 3, "{written}");
 }
 
+/// The service did not get the request, so the event must not say that the organization was allowed.
+#[tokio::test]
+async fn unusable_identities_are_recorded_as_500() {
+    let world = World::start(&format!("{ROUTES}\n[audit]\nfile = 'DIR/audit.jsonl'\n")).await;
+    let mut scopes: Vec<String> = (0..60).map(|n| format!("{n}:{}", "a".repeat(60))).collect();
+    scopes.push("read:reports".to_owned());
+    let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
+    let bearer = format!("Bearer {}", world.key("org_1", &scopes));
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports/1"),
+        ("x-request-id", "request-1"),
+    ];
+    let reply = send(world.checks, request("GET", "/v1/nginx", &headers)).await;
+    assert_eq!(reply.status, 500, "{reply:?}");
+    let file = world.files.path("audit.jsonl");
+    let line = until_line(&file, |line| line.contains("request-1")).await;
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["http_response"]["code"], 500, "{line}");
+    assert_eq!(event["status"], "Failure", "{line}");
+    assert!(line.contains("org_1"), "{line}");
+}
+
 #[tokio::test]
 async fn public_requests_are_recorded_on_request() {
     let world = World::start(&format!(
