@@ -1,4 +1,4 @@
-//! `orgkey emulator`, driven from Python and from a shell.
+//! `orgkey emulator`, driven from Python, from TypeScript and from a shell.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -50,6 +50,20 @@ async fn python_drives_the_emulator() {
     let text = printed(&output);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("Ran 6 tests"), "{text}");
+}
+
+#[tokio::test]
+async fn typescript_drives_the_emulator() {
+    let output = Command::new("node")
+        .args(["--test", "--test-reporter=tap", "app.test.ts"])
+        .current_dir(clients())
+        .env("ORGKEY", PROGRAM)
+        .output()
+        .await
+        .unwrap_or_else(|error| panic!("node cannot be run; ./test installs it: {error}"));
+    let text = printed(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("# pass 2"), "{text}");
 }
 
 #[tokio::test]
