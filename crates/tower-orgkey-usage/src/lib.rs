@@ -48,6 +48,8 @@
 //!   steps back, requests count in the latest minute so far until the clock has passed it again.
 //! * **A sink that counts each id once never counts a request twice.** Ids are random per process, and records keep their
 //!   ids in the [spool file](SpoolFile).
+//! * **A sink that forgets ids says so** in [`remembers`](UsageSink::remembers). A record that it may have stored is then
+//!   [parked](ParkedRecords) instead of being counted twice.
 //! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, the current minute if
 //!   the process is killed, and the oldest records if very many wait. Losses are counted and logged.
 //!
@@ -67,12 +69,14 @@
 //! | info | `usage push recovered` | | |
 //! | error | `usage record undeliverable` | the sink returned `PushError::permanent` for the record of this `id` | compare the record with what the meter expects |
 //! | error | `usage records dropped` | `reason`: more waited than `max_waiting`, the pusher did not run, or it was dropped | a larger `max_waiting`; run the pusher; a spool file |
+//! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |
 //! | warn | `usage spool file cannot be written` | `error` says why; waiting records would be lost with the process | free space, permissions |
 //! | info | `usage spool file is written again` | | |
 //! | warn | `usage spool file truncated` | a crash interrupted a write | nothing: the incomplete line was not pushed |
 
 mod account;
 mod aggregator;
+mod backlog;
 mod call;
 mod catch_unwind;
 mod clock_table;
@@ -81,6 +85,7 @@ mod future;
 mod layer;
 #[cfg(feature = "openmeter")]
 mod openmeter;
+mod parked;
 mod pusher;
 mod queue;
 mod record;
@@ -103,6 +108,7 @@ pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]
 #[cfg_attr(docsrs, doc(cfg(feature = "openmeter")))]
 pub use self::openmeter::{OpenMeterSink, OpenMeterSinkBuilder};
+pub use self::parked::{ParkReason, ParkedRecord, ParkedRecords, Settlement};
 pub use self::pusher::{PushReport, UsagePusher, UsagePusherBuilder};
 pub use self::record::UsageRecord;
 pub use self::service::UsageService;

@@ -7,5 +7,6 @@ mod counted;
 mod exact;
 mod file;
 mod kit;
+mod parked;
 mod pushed;
 mod wire;

@@ -1,16 +1,13 @@
 //! Over sockets: a meter that fails, hangs, resets and responds too late.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_orgkey_usage::telemetry;
-use tower_orgkey_usage::{
-    OpenMeterSink, SpoolFile, SpoolFileError, UsageHandle, UsagePusher, UsagePusherBuilder,
-};
+use tower_orgkey_usage::{OpenMeterSink, UsageHandle, UsagePusher, UsagePusherBuilder};
 
 use crate::collector::{Collector, Does};
-use crate::kit::{app, next_minute, of_org, read, read_times, sums, usage, wall};
+use crate::kit::{Scratch, app, next_minute, of_org, read, read_times, sums, usage, wall};
 
 /// Long enough for a collector that responds.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -40,37 +37,6 @@ async fn push_all(pusher: &mut UsagePusher<OpenMeterSink>) {
         }
     }
     panic!("the collector takes nothing");
-}
-
-/// A file for one test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let name = format!("orgkey-usage-{}-{name}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).unwrap();
-        Self(directory)
-    }
-
-    /// The file, after the last save of a dropped pusher has completed.
-    fn file(&self) -> SpoolFile {
-        for _ in 0..10_000 {
-            match SpoolFile::open(self.0.join("unsent")) {
-                Err(SpoolFileError::InUse { .. }) => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                opened => return opened.unwrap(),
-            }
-        }
-        panic!("the file is never let go of");
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 #[tokio::test]
