@@ -1,6 +1,9 @@
 #![doc = include_str!("../README.md")]
 // Without some features, links to their items are broken.
-#![cfg_attr(not(feature = "openmeter"), allow(rustdoc::broken_intra_doc_links))]
+#![cfg_attr(
+    not(all(feature = "openmeter", feature = "stripe")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 //!
 //! # Where the layer goes
@@ -41,7 +44,7 @@
 //! # Pushing
 //!
 //! A [`UsagePusher`] closes each minute and pushes it to a [`UsageSink`], at least once and in order. [`OpenMeterSink`]
-//! (feature `openmeter`) is a sink.
+//! (feature `openmeter`) and [`StripeSink`] (feature `stripe`) are sinks.
 //!
 //! * **A closed minute stays closed.** Its records are final, and each has a unique id. Requests that end later count in the
 //!   next minute, or in further records of the same minute if [`flush`](UsagePusher::flush) closed it early. If the wall clock
@@ -82,6 +85,8 @@ mod catch_unwind;
 mod clock_table;
 mod counts;
 mod future;
+#[cfg(any(feature = "openmeter", feature = "stripe"))]
+mod http_client;
 mod layer;
 #[cfg(feature = "openmeter")]
 mod openmeter;
@@ -89,11 +94,15 @@ mod parked;
 mod pusher;
 mod queue;
 mod record;
+#[cfg(any(feature = "openmeter", feature = "stripe"))]
+mod rfc_3339;
 mod routes;
 mod service;
 mod sink;
 mod snapshot;
 mod spool;
+#[cfg(feature = "stripe")]
+mod stripe;
 mod table;
 pub mod telemetry;
 #[cfg(feature = "test-util")]
@@ -115,3 +124,6 @@ pub use self::service::UsageService;
 pub use self::sink::{PushError, PushErrorKind, UsageSink};
 pub use self::snapshot::{UsageLine, UsageSnapshot};
 pub use self::spool::{SpoolFile, SpoolFileError};
+#[cfg(feature = "stripe")]
+#[cfg_attr(docsrs, doc(cfg(feature = "stripe")))]
+pub use self::stripe::{StripeCustomer, StripeSink, StripeSinkBuilder};

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 /// | [`retry`](Self::retry) | timeout, connection lost, 5xx | unknown | are pushed again, or [parked](crate::ParkedRecords) if the meter [forgets](UsageSink::remembers) |
 /// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again |
 /// | [`permanent`](Self::permanent) | 400 | none | are pushed in smaller batches; one alone is dropped |
-/// | [`park`](Self::park) | unknown customer | none | are parked |
+/// | [`park`](Self::park) | unknown customer | none | are parked; the others of the batch are pushed again |
 ///
 /// ```
 /// use std::time::Duration;
@@ -111,7 +111,7 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 #[error("{kind}")]
 pub struct PushError {
     kind: PushErrorKind,
-    only: Option<Arc<[usize]>>,
+    places: Option<Arc<[usize]>>,
     #[source]
     source: Arc<dyn StdError + Send + Sync>,
 }
@@ -136,8 +136,8 @@ pub enum PushErrorKind {
     /// record that fails is dropped, counted and logged; if an earlier push may have stored it, it is parked.
     #[error("the sink will never store this")]
     Permanent,
-    /// Nothing of the batch is stored, and its records are parked.
-    #[error("the sink cannot store this record now")]
+    /// Nothing of the batch is stored. Some records are parked, and the others are pushed again at once.
+    #[error("the sink cannot store these records now")]
     Park,
 }
 
@@ -145,7 +145,7 @@ impl PushError {
     fn new(kind: PushErrorKind, source: Box<dyn StdError + Send + Sync>) -> Self {
         Self {
             kind,
-            only: None,
+            places: None,
             source: Arc::from(source),
         }
     }
@@ -167,9 +167,15 @@ impl PushError {
         Self::new(PushErrorKind::Permanent, source.into())
     }
 
-    /// Nothing of the batch is stored, and its records are [parked](crate::ParkedRecords).
-    pub fn park(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self::new(PushErrorKind::Park, source.into())
+    /// Nothing of the batch is stored. The records at these places, counted from 0, are [parked](crate::ParkedRecords), and the
+    /// others are pushed again at once. Places beyond the batch are ignored; without any, this is [`not_stored`](Self::not_stored).
+    pub fn park(
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        let mut error = Self::new(PushErrorKind::Park, source.into());
+        error.places = Some(places.into_iter().collect());
+        error
     }
 
     /// Sets how long the pusher has to wait. Only for errors that are pushed again.
@@ -182,16 +188,29 @@ impl PushError {
     }
 
     /// Limits the error to the records at these places in the batch, counted from 0. The sink has stored all others, now or
-    /// before. Places beyond the batch are ignored.
+    /// before. Places beyond the batch are ignored. No effect on [`park`](Self::park).
     ///
     /// ```
     /// use tower_orgkey_usage::PushError;
     ///
     /// // Of a batch of three, the first and the last record are stored.
-    /// let error = PushError::park("the organization has no customer").only([1]);
+    /// let error = PushError::not_stored("status 429").only([1]);
     /// ```
     pub fn only(mut self, places: impl IntoIterator<Item = usize>) -> Self {
-        self.only = Some(places.into_iter().collect());
+        if self.kind != PushErrorKind::Park {
+            self.places = Some(places.into_iter().collect());
+        }
+        self
+    }
+
+    /// The same error, of a call that cannot have stored anything.
+    #[cfg(feature = "stripe")]
+    pub(crate) fn into_not_stored(mut self) -> Self {
+        let after = match self.kind {
+            PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => after,
+            PushErrorKind::Permanent | PushErrorKind::Park => None,
+        };
+        self.kind = PushErrorKind::NotStored { after };
         self
     }
 
@@ -200,12 +219,9 @@ impl PushError {
         self.kind
     }
 
-    /// The places of the records of a batch of `len` that are stored in spite of the error, ascending.
-    pub(crate) fn stored(&self, len: usize) -> Vec<usize> {
-        let Some(only) = &self.only else {
-            return Vec::new();
-        };
-        let failed: HashSet<usize> = only.iter().copied().collect();
-        (0..len).filter(|place| !failed.contains(place)).collect()
+    /// The places that the error is about in a batch of `len`, ascending. `None`: all.
+    pub(crate) fn places(&self, len: usize) -> Option<Vec<usize>> {
+        let places: BTreeSet<usize> = self.places.as_ref()?.iter().copied().collect();
+        Some(places.into_iter().filter(|place| *place < len).collect())
     }
 }

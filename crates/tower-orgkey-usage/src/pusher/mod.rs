@@ -254,12 +254,19 @@ impl<S: UsageSink> UsagePusher<S> {
         mut batch: Vec<UsageRecord>,
         error: PushError,
     ) -> Result<(), PushError> {
-        let stored = error.stored(batch.len());
-        if !stored.is_empty() {
+        let places = error.places(batch.len());
+        if let (Some(failed), true) = (&places, error.kind() != PushErrorKind::Park) {
+            let mut failed = failed.iter().copied().peekable();
+            let all = 0..batch.len();
+            let stored: Vec<usize> = all
+                .filter(|place| failed.next_if_eq(place).is_none())
+                .collect();
             for place in stored.iter().rev() {
                 batch.remove(*place);
             }
-            self.stored(stored).await;
+            if !stored.is_empty() {
+                self.stored(stored).await;
+            }
             if batch.is_empty() {
                 return Ok(());
             }
@@ -276,7 +283,7 @@ impl<S: UsageSink> UsagePusher<S> {
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
                 if lock(&self.queue).may_be_stored() {
-                    self.park(1).await;
+                    self.park(vec![0]).await;
                 } else {
                     self.drop_undeliverable(&batch, &error).await;
                 }
@@ -287,7 +294,12 @@ impl<S: UsageSink> UsagePusher<S> {
             }
             PushErrorKind::Park => {
                 telemetry::push_ended("park");
-                self.park(batch.len()).await;
+                let places = places.unwrap_or_default();
+                if places.is_empty() {
+                    self.pause(&error, None);
+                    return Err(error);
+                }
+                self.park(places).await;
             }
             PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
                 telemetry::push_ended("retry");
@@ -321,9 +333,9 @@ impl<S: UsageSink> UsagePusher<S> {
         batch
     }
 
-    /// Parks the oldest records.
-    async fn park(&mut self, number: usize) {
-        let parked = lock(&self.queue).park(ParkReason::Held, (0..number).collect());
+    /// Parks the records at these places.
+    async fn park(&mut self, places: Vec<usize>) {
+        let parked = lock(&self.queue).park(ParkReason::Held, places);
         self.parked_now(&parked);
         self.save().await;
     }

@@ -316,15 +316,27 @@ async fn records_at_the_limit_of_age_are_pushed() {
 async fn an_error_about_some_records_is_about_them() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
-    // Stores what it returns no error for.
     let memory = Memory::new(|batch| {
-        let held = |record: &UsageRecord| record.account.organization().unwrap() == "org_3";
-        let places = (0..batch.len()).filter(|place| held(&batch[*place]));
-        Err(PushError::park("no customer").only(places))
+        let of = |org: &str| -> Vec<usize> {
+            let is = |record: &UsageRecord| record.account.organization().unwrap() == org;
+            (0..batch.len())
+                .filter(|place| is(&batch[*place]))
+                .collect()
+        };
+        if !of("org_3").is_empty() {
+            return Err(PushError::park("no customer", of("org_3")));
+        }
+        // Stores the others.
+        match of("org_5") {
+            failed if failed.is_empty() || batch.len() == 1 => Ok(()),
+            failed => Err(PushError::not_stored("alone, please").only(failed)),
+        }
     });
     let mut pusher = with_records(&wall, &usage, Limited::day(&memory), None, 7).await;
     let report = pusher.push_closed().await;
-    assert_eq!((report.pushed, report.parked, report.waiting), (6, 1, 0));
+    assert_eq!((report.pushed, report.parked, report.waiting), (5, 1, 1));
+    assert_eq!(pusher.push_closed().await.pushed, 1);
+    assert_eq!(memory.calls(), 3);
     let parked = pusher.parked();
     assert_eq!(parked.list()[0].reason, ParkReason::Held);
     assert_eq!(
@@ -386,7 +398,7 @@ async fn fault_167_no_push_without_its_note() {
 async fn parked_records_are_bounded() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
-    let memory = Memory::new(|_| Err(PushError::park("no customer")));
+    let memory = Memory::new(|_| Err(PushError::park("no customer", [0])));
     let mut pusher = usage
         .handle()
         .pusher(Limited::day(&memory))
