@@ -1,6 +1,6 @@
 //! The records that the sink has not stored: those that wait, in order, and those that are parked.
 //!
-//! Every change is an [`Change`], which the spool file keeps and replays.
+//! Every change is a [`Change`], which the spool file keeps and replays.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -56,6 +56,22 @@ pub(crate) enum Change<R, P> {
     Dropped(Vec<usize>),
     /// These parked records wait again.
     Again(Vec<usize>),
+}
+
+impl<R, P> Change<R, P> {
+    /// How much of the file the change is done with, or is itself, in records or notes.
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Self::Records(_) | Self::Parked(_) => 0,
+            Self::Done(number) => *number,
+            Self::Removed(records)
+            | Self::Sent { records, .. }
+            | Self::NotStored(records)
+            | Self::Park { records, .. }
+            | Self::Dropped(records)
+            | Self::Again(records) => records.len(),
+        }
+    }
 }
 
 /// A change that holds no records.

@@ -16,6 +16,8 @@ pub(crate) struct Queue {
     backlog: Backlog,
     most: usize,
     journal: Option<Journal>,
+    /// Some records are not in the file.
+    has_unsaved: bool,
 }
 
 /// Until when a record can be pushed.
@@ -55,6 +57,7 @@ impl Queue {
             backlog,
             most,
             journal,
+            has_unsaved: false,
         }
     }
 
@@ -63,6 +66,7 @@ impl Queue {
         if let Some(journal) = &mut self.journal {
             journal.note_records(&records);
         }
+        self.has_unsaved |= !records.is_empty();
         self.backlog.append(records, false);
         let excess = self.backlog.waiting.len().saturating_sub(self.most);
         self.remove(excess);
@@ -210,11 +214,13 @@ impl Queue {
     fn save(&mut self) -> io::Result<()> {
         if let Some(journal) = &mut self.journal {
             journal.write(&self.backlog)?;
-            for waiting in &mut self.backlog.waiting {
-                waiting.is_saved = true;
-            }
-            for parked in &mut self.backlog.parked {
-                parked.is_saved = true;
+            if std::mem::take(&mut self.has_unsaved) {
+                for waiting in &mut self.backlog.waiting {
+                    waiting.is_saved = true;
+                }
+                for parked in &mut self.backlog.parked {
+                    parked.is_saved = true;
+                }
             }
         }
         Ok(())

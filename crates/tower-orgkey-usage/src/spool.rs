@@ -164,7 +164,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Notes a change, which the next write writes.
     pub(crate) fn note(&mut self, change: &Small) {
-        self.noted_removed += weight(change);
+        self.noted_removed += change.weight();
         self.note_lines(|lines| put(lines, change));
     }
 
@@ -230,20 +230,6 @@ impl Journal {
     }
 }
 
-/// How much of the file a change is done with, in records or notes.
-fn weight(change: &Small) -> usize {
-    match change {
-        Change::Records(()) | Change::Parked(()) => 0,
-        Change::Done(number) => *number,
-        Change::Removed(records)
-        | Change::Sent { records, .. }
-        | Change::NotStored(records)
-        | Change::Park { records, .. }
-        | Change::Dropped(records)
-        | Change::Again(records) => records.len(),
-    }
-}
-
 impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal")
@@ -284,10 +270,9 @@ fn read(bytes: &[u8]) -> Result<Reading, (usize, &'static str)> {
         } else {
             let change: ReadChange =
                 serde_json::from_slice(json).map_err(|_| (number, "is not a change"))?;
-            let before = reading.backlog.len();
+            reading.removed += change.weight();
             let replayed = reading.backlog.replay(change);
             replayed.map_err(|problem| (number, problem))?;
-            reading.removed += before.saturating_sub(reading.backlog.len());
         }
         reading.good += end + 1;
     }

@@ -50,8 +50,8 @@ use crate::telemetry;
 /// the spool file, counted and logged, until they are settled through [`ParkedRecords`]. For each organization, the requests
 /// that were served are the sum of those that are billed, wait, are parked, or were dropped with a log message.
 ///
-/// With such a sink and a spool file, a push begins only after the file says so, because after a crash nobody else knows. While the
-/// file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
+/// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
+/// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
 /// beyond, the oldest first, are dropped, counted and logged.
 ///
 /// # Example
@@ -273,6 +273,7 @@ impl<S: UsageSink> UsagePusher<S> {
         }
         if !matches!(error.kind(), PushErrorKind::Retry { .. }) {
             lock(&self.queue).not_stored(batch.len());
+            self.save().await;
         }
         match error.kind() {
             PushErrorKind::Permanent if batch.len() > 1 => {

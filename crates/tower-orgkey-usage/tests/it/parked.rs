@@ -422,3 +422,74 @@ async fn parked_records_are_bounded() {
     drop(pusher);
     assert_eq!(usage.handle().stats().dropped, 5, "without a file");
 }
+
+#[tokio::test(start_paused = true)]
+async fn notes_do_not_fill_the_file() {
+    let scratch = Scratch::new("notes");
+    let wall = wall();
+    let busy = || Memory::new(|_| Err(PushError::not_stored("busy")));
+    let layer = usage(&wall).build().unwrap();
+    let lost = Memory::new(|_| Err(PushError::retry("the answer was lost")));
+    let file = Some(scratch.file());
+    let mut pusher = with_records(&wall, &layer, Limited::day(&lost), file, 200).await;
+    pusher.push_closed().await;
+    drop(pusher);
+    let layer = usage(&wall).build().unwrap();
+    let file = Some(scratch.file());
+    let mut pusher = with_records(&wall, &layer, Limited::day(&busy()), file, 300).await;
+    // Each push is noted twice, for 300 records. The file is rewritten at 10,000, also across a restart.
+    let notes = || {
+        let text = fs::read_to_string(scratch.path()).unwrap();
+        text.matches("\"sent\"").count()
+    };
+    for call in 1..=40 {
+        pusher.push_closed().await;
+        assert!(notes() <= 19, "{} notes", notes());
+        if call == 12 {
+            assert_eq!(notes(), 13);
+            drop(pusher);
+            let layer = usage(&wall).build().unwrap();
+            let file = Some(scratch.file());
+            pusher = with_records(&wall, &layer, Limited::day(&busy()), file, 0).await;
+        }
+    }
+    drop(pusher);
+    // The first push is still noted.
+    forward(&wall, 25 * HOUR);
+    let layer = usage(&wall).build().unwrap();
+    let takes = Memory::new(|_| Ok(()));
+    let file = Some(scratch.file());
+    let mut pusher = with_records(&wall, &layer, Limited::day(&takes), file, 0).await;
+    let report = pusher.push_closed().await;
+    assert_eq!((report.pushed, report.parked), (300, 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewritten_file_keeps_parked_records() {
+    let scratch = Scratch::new("rewritten");
+    let wall = wall();
+    let layer = usage(&wall).build().unwrap();
+    let memory = Memory::new(
+        |batch| match batch[0].account.organization().unwrap().as_str() {
+            "org_0" => Err(PushError::park("no customer", [0])),
+            _ => Ok(()),
+        },
+    );
+    let file = Some(scratch.file());
+    let mut pusher = with_records(&wall, &layer, Limited::day(&memory), file, 1).await;
+    pusher.push_closed().await;
+    // Until the file is rewritten, at 10,000 removed records and notes.
+    let mut sizes = Vec::new();
+    for _ in 0..30 {
+        for key in 0..200 {
+            read_times(&app(&layer), 1, &format!("key.org_1.k{key}")).await;
+        }
+        next_minute(&wall);
+        pusher.push_closed().await;
+        sizes.push(fs::metadata(scratch.path()).unwrap().len());
+    }
+    assert!(!sizes.is_sorted(), "it was never rewritten: {sizes:?}");
+    assert_eq!(memory.sums(), sums(&[("org_1", 6_000)]));
+    drop(pusher);
+    assert_eq!(scratch.file().len(), 1);
+}

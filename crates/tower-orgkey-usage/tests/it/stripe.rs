@@ -8,6 +8,7 @@ use tower_orgkey::OrgCode;
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{ParkReason, StripeCustomer, StripeSink, UsagePusher, UsageSink};
 
+use crate::collector::{Reply, serve_on_loopback};
 use crate::kit::{Sums, app, next_minute, read_times, start, sums, usage, wall};
 use crate::meters::{Fault, Kind, Meter, forward};
 use crate::sums::{lago, stripe};
@@ -176,6 +177,35 @@ async fn a_failed_lookup_sends_nothing() {
     forward(&wall, Duration::from_secs(25 * 3_600));
     push_all(&mut pusher).await;
     assert_eq!(meter.bill(), Sums::from([("1".to_owned(), 21)]));
+}
+
+#[tokio::test]
+async fn without_a_session_nothing_is_in_doubt() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    for status in [200, 400, 401, 500] {
+        let sessions =
+            serve_on_loopback(move |_| Reply::json(status, &serde_json::json!({}))).await;
+        let customer =
+            async |_: OrgCode| Ok::<_, std::io::Error>(StripeCustomer::Id("cus_1".to_owned()));
+        let sink = StripeSink::builder("sk_test_0123", "api_requests", customer)
+            .api_origin(format!("http://{sessions}"))
+            .stream_origin(&meter.url)
+            .build()
+            .unwrap();
+        let mut pusher = usage.handle().pusher(sink).build().unwrap();
+        read_times(&app(&usage), 1, "key.org_1.k1").await;
+        for _ in 0..2 {
+            forward(&wall, Duration::from_secs(25 * 3_600));
+            let report = pusher.push_closed().await;
+            assert_eq!(
+                (report.waiting, report.parked, report.undeliverable),
+                (1, 0, 0)
+            );
+        }
+    }
+    assert_eq!(meter.calls().len(), 0);
 }
 
 #[tokio::test]

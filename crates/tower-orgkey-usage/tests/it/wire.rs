@@ -282,6 +282,46 @@ async fn fault_52_a_failing_meter_costs_no_request() {
     assert_ne!(of(telemetry::USAGE_PUSHES, "retry"), "0");
 }
 
+#[tokio::test]
+async fn a_refused_connection_stores_nothing() {
+    // The port was free a moment ago.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = OpenMeterSink::builder(url)
+        .remembers(Some(Duration::from_secs(3_600)))
+        .build()
+        .unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    for _ in 0..3 {
+        wall.set(wall.now() + Duration::from_secs(3_600));
+        let report = pusher.push_closed().await;
+        assert_eq!((report.waiting, report.parked), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_meter_without_memory_gets_a_record_once() {
+    let collector = Collector::start().await;
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = OpenMeterSink::builder(collector.url())
+        .remembers(Some(Duration::ZERO))
+        .build()
+        .unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    collector.then([Does::Say(429, ""), Does::Say(500, "")]);
+    assert_eq!(pusher.push_closed().await.waiting, 1);
+    assert_eq!(pusher.push_closed().await.waiting, 1);
+    assert_eq!(pusher.push_closed().await.parked, 1);
+    assert_eq!(collector.done(), ["say", "say"]);
+}
+
 #[test]
 fn an_invalid_sink_is_not_built() {
     let builder = || OpenMeterSink::builder("https://openmeter.cloud");
@@ -304,6 +344,8 @@ fn an_invalid_sink_is_not_built() {
             "unattributed_subject",
             builder().unattributed_subject("").build(),
         ),
+        ("path", builder().path("api/v1/events").build()),
+        ("path", builder().path("/api?a=b").build()),
         ("timeout", builder().timeout(zero).build()),
         ("connect_timeout", builder().connect_timeout(zero).build()),
         (
