@@ -52,8 +52,8 @@ pub trait UsageSink: Send + Sync + 'static {
     /// Returns how long the meter counts each id once. `None`, the default: for ever. Zero: it does not.
     ///
     /// A record that a push [may have stored](PushError::retry) is pushed again only if the push ends within this time of the
-    /// beginning of the first such push, by the wall clock (one that is set back makes pushes appear younger). Later it is [parked](crate::ParkedRecords), because the meter could
-    /// count it twice.
+    /// beginning of the first such push. Later it is [parked](crate::ParkedRecords), because the meter could count it twice. The
+    /// wall clock decides; one that is set back makes pushes appear younger.
     fn remembers(&self) -> Option<Duration> {
         None
     }
