@@ -226,3 +226,66 @@ fn part<T>(items: Vec<T>, at: &[usize]) -> (Vec<T>, Vec<T>) {
     }
     (taken, kept)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::{Account, KeyName, Route};
+
+    fn backlog() -> Backlog {
+        let record = |n: u64| UsageRecord {
+            id: n.to_string(),
+            minute: 60 * n,
+            account: Account::Anonymous,
+            key: KeyName::Unnamed,
+            route: Route::Unmatched,
+            counts: crate::Counts::default(),
+        };
+        let mut backlog = Backlog::default();
+        backlog.append((0..4).map(record).collect(), true);
+        let reason = ParkReason::TooOld;
+        let records = vec![1];
+        backlog.apply(&Change::Park { reason, records }).unwrap();
+        backlog
+    }
+
+    #[test]
+    fn positions_beyond_the_backlog_are_errors() {
+        let reason = ParkReason::Held;
+        for at in [
+            vec![3],
+            vec![0, 3],
+            vec![1, 0],
+            vec![1, 1],
+            vec![usize::MAX],
+        ] {
+            let records = at.clone();
+            for change in [
+                Read::Removed(at.clone()),
+                Read::Sent {
+                    at: 1,
+                    records: records.clone(),
+                },
+                Read::NotStored(at.clone()),
+                Read::Park { reason, records },
+                Read::Dropped(at.clone()),
+                Read::Again(at),
+            ] {
+                let mut backlog = backlog();
+                assert!(backlog.replay(change).is_err());
+                assert_eq!((backlog.waiting.len(), backlog.parked.len()), (3, 1));
+            }
+        }
+        assert!(backlog().replay(Read::Done(4)).is_err());
+        assert!(backlog().replay(Read::Done(3)).is_ok());
+    }
+
+    #[test]
+    fn records_keep_their_order() {
+        let mut backlog = backlog();
+        backlog.apply(&Change::Again(vec![0])).unwrap();
+        backlog.apply(&Change::Removed(vec![1])).unwrap();
+        let ids = backlog.waiting.iter().map(|waiting| &waiting.record.id);
+        assert_eq!(ids.collect::<Vec<_>>(), ["0", "3", "1"]);
+    }
+}
