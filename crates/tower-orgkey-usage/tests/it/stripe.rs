@@ -102,13 +102,23 @@ async fn fault_164_an_expired_session_is_renewed() {
     }
     assert_eq!(meter.bill(), sums(&[("org_1", 4)]));
 
+    // A session is not used until it expires, by the sink's own clock.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(14 * 60)).await;
+    tokio::time::resume();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    let calls = meter.calls().len();
+    assert_eq!(pusher.push_closed().await.pushed, 1);
+    assert_eq!((meter.calls().len(), meter.sessions()), (calls + 2, 3));
+
     // Another 401 is not an expired session.
     meter.then([Fault::Says(401)]);
     read_times(&app(&usage), 1, "key.org_1.k1").await;
     next_minute(&wall);
     let calls = meter.calls().len();
     assert_eq!(pusher.push_closed().await.waiting, 1);
-    assert_eq!((meter.calls().len(), meter.sessions()), (calls + 1, 2));
+    assert_eq!((meter.calls().len(), meter.sessions()), (calls + 1, 3));
     let text = format!("{:?} {:?}", stripe(&meter, &wall, false), pusher);
     assert!(!text.contains("sk_test"), "{text}");
 }
