@@ -55,6 +55,10 @@ pub(crate) struct Aggregator {
 #[derive(Debug, Default)]
 pub(crate) struct RecordCounts {
     pub(crate) waiting: AtomicUsize,
+    pub(crate) parked: AtomicUsize,
+    /// Of those that are parked.
+    pub(crate) too_old: AtomicUsize,
+    pub(crate) settled: AtomicU64,
     pub(crate) pushed: AtomicU64,
     pub(crate) undeliverable: AtomicU64,
     pub(crate) dropped: AtomicU64,

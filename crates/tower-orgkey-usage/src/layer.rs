@@ -212,6 +212,9 @@ impl UsageHandle {
             rows,
             merged,
             waiting: records.waiting.load(Ordering::Relaxed),
+            parked: records.parked.load(Ordering::Relaxed),
+            too_old: records.too_old.load(Ordering::Relaxed),
+            settled: records.settled.load(Ordering::Relaxed),
             pushed: records.pushed.load(Ordering::Relaxed),
             undeliverable: records.undeliverable.load(Ordering::Relaxed),
             dropped: records.dropped.load(Ordering::Relaxed),
@@ -235,6 +238,12 @@ pub struct UsageStats {
     pub merged: u64,
     /// Records of closed minutes that wait for the sink.
     pub waiting: usize,
+    /// Records that are [parked](crate::ParkedRecords), for any reason.
+    pub parked: usize,
+    /// Records that are parked because they are [too old](crate::ParkReason::TooOld).
+    pub too_old: usize,
+    /// Parked records that were settled as [billed](crate::Settlement::Billed).
+    pub settled: u64,
     /// Records that the sink has stored.
     pub pushed: u64,
     /// Records that the sink will never store. They are in the snapshot, but not billed.

@@ -1,6 +1,9 @@
 #![doc = include_str!("../README.md")]
 // Without some features, links to their items are broken.
-#![cfg_attr(not(feature = "openmeter"), allow(rustdoc::broken_intra_doc_links))]
+#![cfg_attr(
+    not(all(feature = "openmeter", feature = "stripe")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 //!
 //! # Where the layer goes
@@ -41,13 +44,15 @@
 //! # Pushing
 //!
 //! A [`UsagePusher`] closes each minute and pushes it to a [`UsageSink`], at least once and in order. [`OpenMeterSink`]
-//! (feature `openmeter`) is a sink.
+//! (feature `openmeter`) and [`StripeSink`] (feature `stripe`) are sinks.
 //!
 //! * **A closed minute stays closed.** Its records are final, and each has a unique id. Requests that end later count in the
 //!   next minute, or in further records of the same minute if [`flush`](UsagePusher::flush) closed it early. If the wall clock
 //!   steps back, requests count in the latest minute so far until the clock has passed it again.
 //! * **A sink that counts each id once never counts a request twice.** Ids are random per process, and records keep their
 //!   ids in the [spool file](SpoolFile).
+//! * **A sink that forgets ids says so** in [`remembers`](UsageSink::remembers). A record that it may have stored is then
+//!   [parked](ParkedRecords) instead of being counted twice.
 //! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, the current minute if
 //!   the process is killed, and the oldest records if very many wait. Losses are counted and logged.
 //!
@@ -67,28 +72,37 @@
 //! | info | `usage push recovered` | | |
 //! | error | `usage record undeliverable` | the sink returned `PushError::permanent` for the record of this `id` | compare the record with what the meter expects |
 //! | error | `usage records dropped` | `reason`: more waited than `max_waiting`, the pusher did not run, or it was dropped | a larger `max_waiting`; run the pusher; a spool file |
+//! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |
 //! | warn | `usage spool file cannot be written` | `error` says why; waiting records would be lost with the process | free space, permissions |
 //! | info | `usage spool file is written again` | | |
 //! | warn | `usage spool file truncated` | a crash interrupted a write | nothing: the incomplete line was not pushed |
 
 mod account;
 mod aggregator;
+mod backlog;
 mod call;
 mod catch_unwind;
 mod clock_table;
 mod counts;
 mod future;
+#[cfg(any(feature = "openmeter", feature = "stripe"))]
+mod http_client;
 mod layer;
 #[cfg(feature = "openmeter")]
 mod openmeter;
+mod parked;
 mod pusher;
 mod queue;
 mod record;
+#[cfg(any(feature = "openmeter", feature = "stripe"))]
+mod rfc_3339;
 mod routes;
 mod service;
 mod sink;
 mod snapshot;
 mod spool;
+#[cfg(feature = "stripe")]
+mod stripe;
 mod table;
 pub mod telemetry;
 #[cfg(feature = "test-util")]
@@ -103,9 +117,13 @@ pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]
 #[cfg_attr(docsrs, doc(cfg(feature = "openmeter")))]
 pub use self::openmeter::{OpenMeterSink, OpenMeterSinkBuilder};
+pub use self::parked::{ParkReason, ParkedRecord, ParkedRecords, Settlement};
 pub use self::pusher::{PushReport, UsagePusher, UsagePusherBuilder};
 pub use self::record::UsageRecord;
 pub use self::service::UsageService;
 pub use self::sink::{PushError, PushErrorKind, UsageSink};
 pub use self::snapshot::{UsageLine, UsageSnapshot};
 pub use self::spool::{SpoolFile, SpoolFileError};
+#[cfg(feature = "stripe")]
+#[cfg_attr(docsrs, doc(cfg(feature = "stripe")))]
+pub use self::stripe::{StripeCustomer, StripeSink, StripeSinkBuilder};

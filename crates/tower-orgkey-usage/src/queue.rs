@@ -1,79 +1,265 @@
-//! Records that wait for the sink, in order, and which of them are in the spool file.
+//! The backlog with its bound and its file.
 
-use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::aggregator::RecordCounts;
+use crate::backlog::{Backlog, Change, Small};
+use crate::parked::{ParkReason, ParkedRecord, Settlement};
 use crate::record::UsageRecord;
 use crate::spool::{Journal, SpoolFile};
+use crate::telemetry;
 
 pub(crate) struct Queue {
-    records: VecDeque<UsageRecord>,
+    backlog: Backlog,
     most: usize,
     journal: Option<Journal>,
-    /// How many records, from the head, are in the file.
-    in_file: usize,
-    /// How many records at the head of the file were removed here and not there.
-    done: usize,
+    /// Some records are not in the file.
+    has_unsaved: bool,
+}
+
+/// Until when a record can be pushed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Seconds since the Unix epoch.
+    pub(crate) now: u64,
+    /// How long a push may take.
+    pub(crate) push: Duration,
+    /// How long the meter remembers ids.
+    pub(crate) remembers: Option<Duration>,
+    /// How old a record may be.
+    pub(crate) oldest: Option<Duration>,
+}
+
+impl Limits {
+    /// Whether pushes have to be noted before they begin.
+    pub(crate) fn are_set(&self) -> bool {
+        self.remembers.is_some() || self.oldest.is_some()
+    }
+
+    /// Whether a push that begins now can end after `limit` has passed since `since`.
+    fn is_over(&self, limit: Option<Duration>, since: u64) -> bool {
+        let end = Duration::from_secs(self.now.saturating_sub(since)).saturating_add(self.push);
+        limit.is_some_and(|limit| end >= limit)
+    }
 }
 
 impl Queue {
-    /// Holds at most `most` records, and starts with those of the file.
+    /// Holds at most `most` records, and as many parked ones, and starts with those of the file.
     pub(crate) fn new(file: Option<SpoolFile>, most: usize) -> Self {
-        let (journal, records) = match file {
-            Some(SpoolFile { journal, records }) => (Some(journal), records),
-            None => (None, VecDeque::new()),
+        let (journal, backlog) = match file {
+            Some(SpoolFile { journal, backlog }) => (Some(journal), backlog),
+            None => (None, Backlog::default()),
         };
         Self {
-            in_file: records.len(),
-            records,
+            backlog,
             most,
             journal,
-            done: 0,
+            has_unsaved: false,
         }
     }
 
     /// Appends records, and returns how many of the oldest were dropped.
     pub(crate) fn add(&mut self, records: Vec<UsageRecord>) -> usize {
-        self.records.extend(records);
-        let excess = self.records.len().saturating_sub(self.most);
+        if let Some(journal) = &mut self.journal {
+            journal.note_records(&records);
+        }
+        self.has_unsaved |= !records.is_empty();
+        self.backlog.append(records, false);
+        let excess = self.backlog.waiting.len().saturating_sub(self.most);
         self.remove(excess);
         excess
     }
 
-    /// The oldest records, at most `most`.
-    pub(crate) fn head(&self, most: usize) -> Vec<UsageRecord> {
-        self.records.iter().take(most).cloned().collect()
+    /// Parks those of the `most` oldest records that must not be pushed any more, and returns their ids. Repeats with those
+    /// that follow.
+    pub(crate) fn park_expired(&mut self, most: usize, limits: &Limits) -> Vec<ParkedNow> {
+        let mut ids = Vec::new();
+        while limits.are_set() {
+            let head = self.backlog.waiting.iter().take(most).enumerate();
+            let expired = head.filter(|(_, waiting)| {
+                limits.is_over(limits.oldest, waiting.record.minute)
+                    || (waiting.sent).is_some_and(|sent| limits.is_over(limits.remembers, sent))
+            });
+            let expired: Vec<usize> = expired.map(|(place, _)| place).collect();
+            if expired.is_empty() {
+                break;
+            }
+            ids.extend(self.park(ParkReason::TooOld, expired));
+        }
+        ids
+    }
+
+    /// Parks waiting records, for this reason if the sink cannot have stored them.
+    pub(crate) fn park(&mut self, reason: ParkReason, records: Vec<usize>) -> Vec<ParkedNow> {
+        let number = records.len();
+        self.change(&Change::Park { reason, records });
+        let parked = &self.backlog.parked;
+        let new = parked[parked.len().saturating_sub(number)..].iter();
+        new.map(|parked| ParkedNow {
+            id: parked.parked.record.id.clone(),
+            reason: parked.parked.reason,
+        })
+        .collect()
+    }
+
+    /// Removes the parked records beyond the bound, those first that were parked first, and returns how many there were.
+    pub(crate) fn trim_parked(&mut self) -> usize {
+        let excess = self.backlog.parked.len().saturating_sub(self.most);
+        if excess > 0 {
+            self.change(&Change::Dropped((0..excess).collect()));
+        }
+        excess
+    }
+
+    /// The oldest records, at most `most`. With `at`, notes that a push of them begins then.
+    pub(crate) fn begin_push(&mut self, most: usize, at: Option<u64>) -> Vec<UsageRecord> {
+        let number = most.min(self.backlog.waiting.len());
+        if let Some(at) = at {
+            let mut records = Vec::new();
+            for (place, waiting) in self.backlog.waiting.iter_mut().take(number).enumerate() {
+                // An earlier push that was cancelled had no answer.
+                waiting.is_new = false;
+                if waiting.sent.is_none() {
+                    records.push(place);
+                }
+            }
+            if !records.is_empty() {
+                self.change(&Change::Sent { at, records });
+            }
+        }
+        let head = self.backlog.waiting.iter().take(number);
+        head.map(|waiting| waiting.record.clone()).collect()
+    }
+
+    /// Notes that the push stored none of the `number` oldest records.
+    pub(crate) fn not_stored(&mut self, number: usize) {
+        let head = self.backlog.waiting.iter().take(number).enumerate();
+        let new = head.filter(|(_, waiting)| waiting.is_new);
+        let new: Vec<usize> = new.map(|(place, _)| place).collect();
+        if !new.is_empty() {
+            self.change(&Change::NotStored(new));
+        }
+    }
+
+    /// Whether an earlier push may have stored the oldest record.
+    pub(crate) fn may_be_stored(&self) -> bool {
+        let head = self.backlog.waiting.front();
+        head.is_some_and(|waiting| waiting.sent.is_some())
     }
 
     /// Removes the oldest records.
     pub(crate) fn remove(&mut self, number: usize) {
-        self.records.drain(..number);
-        let in_file = number.min(self.in_file);
-        self.in_file -= in_file;
-        self.done += in_file;
+        if number > 0 {
+            self.change(&Change::Done(number));
+        }
+    }
+
+    /// Removes the records at these places, which are ascending.
+    pub(crate) fn remove_at(&mut self, places: Vec<usize>) {
+        self.change(&Change::Removed(places));
+    }
+
+    pub(crate) fn parked(&self) -> Vec<ParkedRecord> {
+        let parked = self.backlog.parked.iter();
+        parked.map(|parked| parked.parked.clone()).collect()
+    }
+
+    pub(crate) fn settle(
+        &mut self,
+        settlement: Settlement,
+        mut select: impl FnMut(&ParkedRecord) -> bool,
+    ) -> usize {
+        let parked = self.backlog.parked.iter().enumerate();
+        let selected = parked.filter(|(_, parked)| select(&parked.parked));
+        let selected: Vec<usize> = selected.map(|(place, _)| place).collect();
+        let number = selected.len();
+        if number > 0 {
+            self.change(&match settlement {
+                Settlement::Billed => Change::Dropped(selected),
+                Settlement::PushAgain => Change::Again(selected),
+            });
+        }
+        number
+    }
+
+    fn change(&mut self, change: &Small) {
+        if let Some(journal) = &mut self.journal {
+            journal.note(change);
+        }
+        let applied = self.backlog.apply(change);
+        debug_assert!(applied.is_ok(), "places are of this queue");
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.records.len()
+        self.backlog.waiting.len()
     }
 
     /// How many records are not in the file.
     pub(crate) fn unsaved(&self) -> usize {
-        self.records.len() - self.in_file
+        let waiting = self.backlog.waiting.iter();
+        let parked = self.backlog.parked.iter();
+        waiting.filter(|waiting| !waiting.is_saved).count()
+            + parked.filter(|parked| !parked.is_saved).count()
     }
 
     /// Whether the file has to be written.
-    pub(crate) fn is_to_be_saved(&self) -> bool {
-        self.journal.is_some() && (self.done > 0 || self.in_file < self.records.len())
+    fn is_to_be_saved(&self) -> bool {
+        self.journal.as_ref().is_some_and(Journal::is_to_be_written)
     }
 
     /// Writes the file. Blocks.
-    pub(crate) fn save(&mut self) -> io::Result<()> {
+    fn save(&mut self) -> io::Result<()> {
         if let Some(journal) = &mut self.journal {
-            journal.write(self.done, &self.records, self.in_file)?;
-            self.done = 0;
-            self.in_file = self.records.len();
+            journal.write(&self.backlog)?;
+            if std::mem::take(&mut self.has_unsaved) {
+                for waiting in &mut self.backlog.waiting {
+                    waiting.is_saved = true;
+                }
+                for parked in &mut self.backlog.parked {
+                    parked.is_saved = true;
+                }
+            }
         }
         Ok(())
     }
+}
+
+/// A record that was parked just now.
+#[derive(Debug)]
+pub(crate) struct ParkedNow {
+    pub(crate) id: String,
+    pub(crate) reason: ParkReason,
+}
+
+/// Writes the spool file, if there is one and it has to be written.
+pub(crate) async fn save(queue: &Arc<Mutex<Queue>>) -> io::Result<()> {
+    if !lock(queue).is_to_be_saved() {
+        return Ok(());
+    }
+    let queue = Arc::clone(queue);
+    let saved = tokio::task::spawn_blocking(move || lock(&queue).save()).await;
+    // Else the runtime is shutting down.
+    saved.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()))
+}
+
+/// Reports how many records wait and are parked.
+pub(crate) fn report(queue: &Mutex<Queue>, counts: &RecordCounts) {
+    let (waiting, parked, too_old) = {
+        let queue = lock(queue);
+        let parked = queue.backlog.parked.iter();
+        let too_old = parked.filter(|parked| parked.parked.reason == ParkReason::TooOld);
+        (queue.len(), queue.backlog.parked.len(), too_old.count())
+    };
+    counts.waiting.store(waiting, Ordering::Relaxed);
+    counts.parked.store(parked, Ordering::Relaxed);
+    counts.too_old.store(too_old, Ordering::Relaxed);
+    telemetry::waiting(waiting);
+    telemetry::parked_now(parked);
+}
+
+pub(crate) fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

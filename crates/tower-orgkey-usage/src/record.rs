@@ -11,7 +11,7 @@ use crate::counts::Counts;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UsageRecord {
-    /// Unique across processes and restarts: visible ASCII, at most 128 characters. A record that is pushed again has the
+    /// Unique across processes and restarts: visible ASCII, at most 100 characters. A record that is pushed again has the
     /// same id, so a receiver that counts each id once counts every request once.
     pub id: String,
     /// The start of the minute, in seconds since the Unix epoch: a multiple of 60.

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::sync::Arc;
@@ -17,10 +18,13 @@ use crate::record::UsageRecord;
 ///
 /// # What a sink must do
 ///
-/// * Return `Ok` only when every record of the batch is stored: they are not pushed again.
+/// * Return `Ok` only when every record of the batch is stored: they are not pushed again. A record that the meter has already is
+///   stored, even if the meter answers it with an error: leave it out and push the others.
 /// * Allow its future to be dropped at every `await`, by the timeout of the pusher or by a shutdown. The records are pushed
 ///   again.
 /// * Accept records with known ids: after an error the same records can arrive in batches of other sizes.
+/// * If the meter forgets ids or rejects old records, say so in [`remembers`](Self::remembers) and [`oldest`](Self::oldest), and
+///   return [`PushError::retry`] whenever the meter may have stored a record.
 ///
 /// A panic counts as [`PushError::retry`].
 ///
@@ -41,13 +45,47 @@ use crate::record::UsageRecord;
 /// }
 /// ```
 pub trait UsageSink: Send + Sync + 'static {
-    /// Stores these records: at least one, at most [`batch_size`](crate::UsagePusherBuilder::batch_size).
+    /// Stores these records: at least one, at most [`batch_size`](crate::UsagePusherBuilder::batch_size) and
+    /// [`max_batch`](Self::max_batch).
     fn push(&self, batch: &[UsageRecord]) -> impl Future<Output = Result<(), PushError>> + Send;
+
+    /// Returns how long the meter counts each id once. `None`, the default: for ever. Zero: it does not.
+    ///
+    /// A record that a push [may have stored](PushError::retry) is pushed again only if the push ends within this time of the
+    /// beginning of the first such push. Later it is [parked](crate::ParkedRecords), because the meter could count it twice. The
+    /// wall clock decides; one that is set back makes pushes appear younger.
+    fn remembers(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Returns how long after the beginning of its minute the meter accepts a record. `None`, the default: for ever.
+    ///
+    /// An older record is not pushed, but [parked](crate::ParkedRecords).
+    fn oldest(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Returns the most records of a batch. `None`, the default: any number. Zero counts as one.
+    fn max_batch(&self) -> Option<usize> {
+        None
+    }
 }
 
 impl<S: UsageSink> UsageSink for Arc<S> {
     fn push(&self, batch: &[UsageRecord]) -> impl Future<Output = Result<(), PushError>> + Send {
         S::push(self, batch)
+    }
+
+    fn remembers(&self) -> Option<Duration> {
+        S::remembers(self)
+    }
+
+    fn oldest(&self) -> Option<Duration> {
+        S::oldest(self)
+    }
+
+    fn max_batch(&self) -> Option<usize> {
+        S::max_batch(self)
     }
 }
 
@@ -55,17 +93,25 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 ///
 /// `Display` and `source` are logged, so they must not contain a secret.
 ///
+/// | error | for example | the meter has stored | the records |
+/// |---|---|---|---|
+/// | [`retry`](Self::retry) | timeout, connection lost, 5xx | unknown | are pushed again, or [parked](crate::ParkedRecords) if the meter [forgets](UsageSink::remembers) |
+/// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again |
+/// | [`permanent`](Self::permanent) | 400 | none | are pushed in smaller batches; one alone is dropped |
+/// | [`park`](Self::park) | unknown customer | none | are parked; the others of the batch are pushed again |
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_orgkey_usage::{PushError, PushErrorKind};
 ///
-/// let error = PushError::retry("connection refused").after(Duration::from_secs(30));
-/// assert_eq!(error.kind(), PushErrorKind::Retry { after: Some(Duration::from_secs(30)) });
+/// let error = PushError::not_stored("status 429").after(Duration::from_secs(30));
+/// assert_eq!(error.kind(), PushErrorKind::NotStored { after: Some(Duration::from_secs(30)) });
 /// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{kind}")]
 pub struct PushError {
     kind: PushErrorKind,
+    places: Option<Arc<[usize]>>,
     #[source]
     source: Arc<dyn StdError + Send + Sync>,
 }
@@ -74,45 +120,108 @@ pub struct PushError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PushErrorKind {
-    /// The batch is pushed again: the sink is unreachable, busy or misconfigured.
-    #[error("the sink cannot store records now")]
+    /// The batch may be stored, and is pushed again.
+    #[error("the sink gave no clear answer")]
     Retry {
         /// How long the pusher has to wait, at most 5 min.
         after: Option<Duration>,
     },
-    /// The sink will never store some record of the batch. The batch is pushed in smaller parts. A single record that fails
-    /// is dropped, counted and logged.
+    /// Nothing of the batch is stored, and it is pushed again: the sink is unreachable, busy or misconfigured.
+    #[error("the sink cannot store records now")]
+    NotStored {
+        /// How long the pusher has to wait, at most 5 min.
+        after: Option<Duration>,
+    },
+    /// The sink will never store some record of the batch, and has stored none. The batch is pushed in smaller parts. A single
+    /// record that fails is dropped, counted and logged; if an earlier push may have stored it, it is parked.
     #[error("the sink will never store this")]
     Permanent,
+    /// Nothing of the batch is stored. Some records are parked, and the others are pushed again at once.
+    #[error("the sink cannot store these records now")]
+    Park,
 }
 
 impl PushError {
-    /// The batch is pushed again.
+    fn new(kind: PushErrorKind, source: Box<dyn StdError + Send + Sync>) -> Self {
+        Self {
+            kind,
+            places: None,
+            source: Arc::from(source),
+        }
+    }
+
+    /// The batch may be stored, and is pushed again.
     pub fn retry(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self {
-            kind: PushErrorKind::Retry { after: None },
-            source: Arc::from(source.into()),
-        }
+        Self::new(PushErrorKind::Retry { after: None }, source.into())
     }
 
-    /// The sink will never store some record of the batch.
+    /// Nothing of the batch is stored, and it is pushed again.
+    ///
+    /// Return this only if the meter said so, or was not reached.
+    pub fn not_stored(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(PushErrorKind::NotStored { after: None }, source.into())
+    }
+
+    /// The sink will never store some record of the batch, and has stored none.
     pub fn permanent(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self {
-            kind: PushErrorKind::Permanent,
-            source: Arc::from(source.into()),
-        }
+        Self::new(PushErrorKind::Permanent, source.into())
     }
 
-    /// Sets how long the pusher has to wait. No effect on a permanent error.
+    /// Nothing of the batch is stored. The records at these places, counted from 0, are [parked](crate::ParkedRecords), and the
+    /// others are pushed again at once. Places beyond the batch are ignored; without any, this is [`not_stored`](Self::not_stored).
+    pub fn park(
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        let mut error = Self::new(PushErrorKind::Park, source.into());
+        error.places = Some(places.into_iter().collect());
+        error
+    }
+
+    /// Sets how long the pusher has to wait. Only for errors that are pushed again.
     pub fn after(mut self, wait: Duration) -> Self {
-        if let PushErrorKind::Retry { after } = &mut self.kind {
+        if let PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } = &mut self.kind
+        {
             *after = Some(wait);
         }
+        self
+    }
+
+    /// Limits the error to the records at these places in the batch, counted from 0. The sink has stored all others, now or
+    /// before. Places beyond the batch are ignored. No effect on [`park`](Self::park).
+    ///
+    /// ```
+    /// use tower_orgkey_usage::PushError;
+    ///
+    /// // Of a batch of three, the first and the last record are stored.
+    /// let error = PushError::not_stored("status 429").only([1]);
+    /// ```
+    pub fn only(mut self, places: impl IntoIterator<Item = usize>) -> Self {
+        if self.kind != PushErrorKind::Park {
+            self.places = Some(places.into_iter().collect());
+        }
+        self
+    }
+
+    /// The same error, of a call that cannot have stored anything.
+    #[cfg(feature = "stripe")]
+    pub(crate) fn into_not_stored(mut self) -> Self {
+        let after = match self.kind {
+            PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => after,
+            PushErrorKind::Permanent | PushErrorKind::Park => None,
+        };
+        self.kind = PushErrorKind::NotStored { after };
         self
     }
 
     /// Returns what happens to the batch.
     pub fn kind(&self) -> PushErrorKind {
         self.kind
+    }
+
+    /// The places that the error is about in a batch of `len`, ascending. `None`: all.
+    pub(crate) fn places(&self, len: usize) -> Option<Vec<usize>> {
+        let places: BTreeSet<usize> = self.places.as_ref()?.iter().copied().collect();
+        Some(places.into_iter().filter(|place| *place < len).collect())
     }
 }

@@ -1,10 +1,9 @@
 //! The file of records that are not pushed yet.
 //!
-//! Each line is a checksum and a JSON value: the format of the file, records that were added, or how many of the oldest
-//! records were removed. After a crash the last line can be incomplete and is truncated; its records were not pushed, because
-//! records are pushed only after the file is synchronized. Any other invalid line is an error.
+//! Each line is a checksum and a JSON value: the format of the file, or a change of the backlog. After a crash the last line can
+//! be incomplete and is truncated; its records were not pushed, because records are pushed only after the file is synchronized.
+//! Any other invalid line is an error.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::hash::Hasher;
@@ -14,6 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
+use crate::backlog::{Backlog, Change, Read as ReadChange, Small};
+use crate::parked::ParkedRecord;
 use crate::record::UsageRecord;
 use crate::telemetry;
 
@@ -21,7 +22,8 @@ use crate::telemetry;
 const VERSION: u32 = 1;
 /// The most records of one line.
 const RECORDS_A_LINE: usize = 500;
-/// The file is rewritten when it contains more removed records than this, and more removed than other records.
+/// The file is rewritten when it contains more than this of what is done with (removed records, notes of pushes), and more of
+/// that than records.
 const MAX_REMOVED: usize = 10_000;
 
 /// A file that keeps records until the sink has stored them, across restarts and crashes.
@@ -43,7 +45,7 @@ const MAX_REMOVED: usize = 10_000;
 #[derive(Debug)]
 pub struct SpoolFile {
     pub(crate) journal: Journal,
-    pub(crate) records: VecDeque<UsageRecord>,
+    pub(crate) backlog: Backlog,
 }
 
 /// A [`SpoolFile`] cannot be used.
@@ -113,31 +115,33 @@ impl SpoolFile {
                 (file, read)
             }
             _ => (
-                write_new(&path, &VecDeque::new()).map_err(io)?,
+                write_new(&path, &Backlog::default()).map_err(io)?,
                 Reading::default(),
             ),
         };
         let Reading {
-            records, removed, ..
+            backlog, removed, ..
         } = read;
         let journal = Journal {
             path,
             file,
             _lock: lock,
             removed,
+            noted: Vec::new(),
+            noted_removed: 0,
             is_broken: false,
         };
-        Ok(Self { journal, records })
+        Ok(Self { journal, backlog })
     }
 
-    /// Returns how many records an earlier run left in the file.
+    /// Returns how many records an earlier run left in the file, parked ones included.
     pub fn len(&self) -> usize {
-        self.records.len()
+        self.backlog.len()
     }
 
     /// Returns whether an earlier run left no records.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.backlog.is_empty()
     }
 }
 
@@ -147,61 +151,83 @@ pub(crate) struct Journal {
     file: File,
     /// The lock.
     _lock: File,
-    /// Removed records that are still in the file.
+    /// What is in the file and done with.
     removed: usize,
+    /// The lines of changes that are not written yet.
+    noted: Vec<u8>,
+    /// What those lines are done with.
+    noted_removed: usize,
     /// A write failed, so the end of the file is unknown and the file is rewritten.
     is_broken: bool,
 }
 
 impl Journal {
-    /// Writes that the `done` oldest records were removed, and the records of `queue` beyond the `known` first ones.
-    pub(crate) fn write(
-        &mut self,
-        done: usize,
-        queue: &VecDeque<UsageRecord>,
-        known: usize,
-    ) -> io::Result<()> {
-        let removed = self.removed + done;
-        let written =
-            if self.is_broken || (queue.is_empty() && removed > 0) || is_heavy(removed, queue) {
-                self.rewrite(queue)
-            } else {
-                self.append(done, queue, known)
-            };
-        self.is_broken = written.is_err();
+    /// Notes a change, which the next write writes.
+    pub(crate) fn note(&mut self, change: &Small) {
+        self.noted_removed += change.weight();
+        self.note_lines(|lines| put(lines, change));
+    }
+
+    /// Notes that these records wait.
+    pub(crate) fn note_records(&mut self, records: &[UsageRecord]) {
+        self.note_lines(|lines| put_records(lines, records.iter()));
+    }
+
+    fn note_lines(&mut self, put: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) {
+        // The file will be rewritten from the backlog.
+        if self.is_broken {
+            return;
+        }
+        if put(&mut self.noted).is_err() {
+            self.break_off();
+        }
+    }
+
+    fn break_off(&mut self) {
+        self.noted = Vec::new();
+        self.is_broken = true;
+    }
+
+    pub(crate) fn is_to_be_written(&self) -> bool {
+        self.is_broken || !self.noted.is_empty()
+    }
+
+    /// Writes what was noted. `backlog` is the result of all changes.
+    pub(crate) fn write(&mut self, backlog: &Backlog) -> io::Result<()> {
+        if !self.is_to_be_written() {
+            return Ok(());
+        }
+        let removed = self.removed + self.noted_removed;
+        let is_heavy = removed > MAX_REMOVED && removed > backlog.len();
+        let written = if self.is_broken || (backlog.is_empty() && removed > 0) || is_heavy {
+            self.rewrite(backlog)
+        } else {
+            self.append()
+        };
+        match &written {
+            Ok(()) => {
+                self.noted.clear();
+                self.noted_removed = 0;
+                self.is_broken = false;
+            }
+            Err(_) => self.break_off(),
+        }
         written
     }
 
-    fn append(
-        &mut self,
-        done: usize,
-        queue: &VecDeque<UsageRecord>,
-        known: usize,
-    ) -> io::Result<()> {
-        let mut lines = Vec::new();
-        if done > 0 {
-            put(&mut lines, &Line::<()>::Done(done))?;
-        }
-        put_records(&mut lines, queue.iter().skip(known))?;
-        if lines.is_empty() {
-            return Ok(());
-        }
+    fn append(&mut self) -> io::Result<()> {
         self.file.seek(SeekFrom::End(0))?;
-        self.file.write_all(&lines)?;
+        self.file.write_all(&self.noted)?;
         self.file.sync_data()?;
-        self.removed += done;
+        self.removed += self.noted_removed;
         Ok(())
     }
 
-    fn rewrite(&mut self, queue: &VecDeque<UsageRecord>) -> io::Result<()> {
-        self.file = write_new(&self.path, queue)?;
+    fn rewrite(&mut self, backlog: &Backlog) -> io::Result<()> {
+        self.file = write_new(&self.path, backlog)?;
         self.removed = 0;
         Ok(())
     }
-}
-
-fn is_heavy(removed: usize, queue: &VecDeque<UsageRecord>) -> bool {
-    removed > MAX_REMOVED && removed > queue.len()
 }
 
 impl fmt::Debug for Journal {
@@ -212,20 +238,17 @@ impl fmt::Debug for Journal {
     }
 }
 
-/// A line of the file.
+/// The header: the version of the format.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Line<R> {
-    /// The header: the version of the format.
+enum Header {
     TowerOrgkeyUsage(u32),
-    Records(R),
-    Done(usize),
 }
 
 /// The contents of a file.
 #[derive(Default)]
 struct Reading {
-    records: VecDeque<UsageRecord>,
+    backlog: Backlog,
     removed: usize,
     /// The length of all complete lines.
     good: usize,
@@ -236,22 +259,20 @@ fn read(bytes: &[u8]) -> Result<Reading, (usize, &'static str)> {
     let mut number = 0;
     while let Some(end) = bytes[reading.good..].iter().position(|byte| *byte == b'\n') {
         number += 1;
-        let line = get(&bytes[reading.good..reading.good + end]);
-        match (line.ok_or((number, "is not valid"))?, number) {
-            (Line::TowerOrgkeyUsage(VERSION), 1) => {}
-            (Line::TowerOrgkeyUsage(_), 1) => {
-                return Err((number, "names an unknown format"));
+        let json = get(&bytes[reading.good..reading.good + end]);
+        let json = json.ok_or((number, "is not valid"))?;
+        if number == 1 {
+            match serde_json::from_slice(json) {
+                Ok(Header::TowerOrgkeyUsage(VERSION)) => {}
+                Ok(_) => return Err((number, "names an unknown format")),
+                Err(_) => return Err((number, "is not the header")),
             }
-            (Line::TowerOrgkeyUsage(_), _) => return Err((number, "is a second header")),
-            (_, 1) => return Err((number, "is not the header")),
-            (Line::Records(records), _) => reading.records.extend(records),
-            (Line::Done(done), _) => {
-                if done > reading.records.len() {
-                    return Err((number, "removes more records than there are"));
-                }
-                reading.records.drain(..done);
-                reading.removed += done;
-            }
+        } else {
+            let change: ReadChange =
+                serde_json::from_slice(json).map_err(|_| (number, "is not a change"))?;
+            reading.removed += change.weight();
+            let replayed = reading.backlog.replay(change);
+            replayed.map_err(|problem| (number, problem))?;
         }
         reading.good += end + 1;
     }
@@ -262,16 +283,16 @@ fn read(bytes: &[u8]) -> Result<Reading, (usize, &'static str)> {
     Ok(reading)
 }
 
-fn get(line: &[u8]) -> Option<Line<Vec<UsageRecord>>> {
+fn get(line: &[u8]) -> Option<&[u8]> {
     let (sum, json) = line.split_at_checked(16)?;
     let json = json.strip_prefix(b" ")?;
     if *sum != *format!("{:016x}", checksum(json)).as_bytes() {
         return None;
     }
-    serde_json::from_slice(json).ok()
+    Some(json)
 }
 
-fn put<R: Serialize>(lines: &mut Vec<u8>, line: &Line<R>) -> io::Result<()> {
+fn put(lines: &mut Vec<u8>, line: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_vec(line)?;
     write!(lines, "{:016x} ", checksum(&json))?;
     lines.extend_from_slice(&json);
@@ -281,14 +302,21 @@ fn put<R: Serialize>(lines: &mut Vec<u8>, line: &Line<R>) -> io::Result<()> {
 
 fn put_records<'a>(
     lines: &mut Vec<u8>,
-    mut records: impl Iterator<Item = &'a UsageRecord>,
+    records: impl Iterator<Item = &'a UsageRecord>,
+) -> io::Result<()> {
+    in_lines(records, |some| put(lines, &Change::<_, ()>::Records(some)))
+}
+
+fn in_lines<T>(
+    mut items: impl Iterator<Item = T>,
+    mut put: impl FnMut(Vec<T>) -> io::Result<()>,
 ) -> io::Result<()> {
     loop {
-        let some: Vec<&UsageRecord> = records.by_ref().take(RECORDS_A_LINE).collect();
+        let some: Vec<T> = items.by_ref().take(RECORDS_A_LINE).collect();
         if some.is_empty() {
             return Ok(());
         }
-        put(lines, &Line::Records(some))?;
+        put(some)?;
     }
 }
 
@@ -300,10 +328,20 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// Writes a new file and renames it over the old one, so that one complete file exists at any moment.
-fn write_new(path: &Path, queue: &VecDeque<UsageRecord>) -> io::Result<File> {
+fn write_new(path: &Path, backlog: &Backlog) -> io::Result<File> {
     let mut lines = Vec::new();
-    put(&mut lines, &Line::<()>::TowerOrgkeyUsage(VERSION))?;
-    put_records(&mut lines, queue.iter())?;
+    let header = Header::TowerOrgkeyUsage(VERSION);
+    put(&mut lines, &header)?;
+    let waiting = backlog.waiting.iter();
+    put_records(&mut lines, waiting.map(|waiting| &waiting.record))?;
+    for (at, records) in backlog.sent() {
+        let sent = Small::Sent { at, records };
+        put(&mut lines, &sent)?;
+    }
+    let parked = backlog.parked.iter().map(|parked| &parked.parked);
+    in_lines(parked, |some: Vec<&ParkedRecord>| {
+        put(&mut lines, &Change::<(), _>::Parked(some))
+    })?;
     let new = beside(path, ".new");
     let mut file = open(&new, OpenOptions::new().create(true))?;
     file.set_len(0)?;

@@ -7,14 +7,18 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use crate::parked::ParkReason;
 use tower_orgkey::telemetry::TARGET;
 
-/// A counter of records, with the label `result`: `pushed`, `undeliverable` or `dropped`.
+/// A counter of records, with the label `result`: `pushed`, `undeliverable`, `dropped`, `maybe_stored`, `too_old` or `held`;
+/// the last three are parked.
 pub const USAGE_RECORDS: &str = "orgkey_usage_records_total";
-/// A counter of pushes, with the label `result`: `accepted`, `retry` or `permanent`.
+/// A counter of pushes, with the label `result`: `accepted`, `retry`, `permanent` or `park`.
 pub const USAGE_PUSHES: &str = "orgkey_usage_pushes_total";
 /// A gauge of records that wait for the sink.
 pub const USAGE_WAITING: &str = "orgkey_usage_records_waiting";
+/// A gauge of records that are parked.
+pub const USAGE_PARKED: &str = "orgkey_usage_records_parked";
 /// A counter of rows that were merged into an "other" row.
 pub const USAGE_ROWS_MERGED: &str = "orgkey_usage_rows_merged_total";
 
@@ -64,12 +68,20 @@ pub(crate) fn pushed(records: u64) {
 }
 
 pub(crate) fn waiting(records: usize) {
-    // Exact to 2^53.
-    #[cfg(feature = "metrics")]
-    #[allow(clippy::cast_precision_loss)]
-    metrics::gauge!(USAGE_WAITING).set(records as f64);
-    #[cfg(not(feature = "metrics"))]
-    let _ = records;
+    gauge(USAGE_WAITING, records);
+}
+
+pub(crate) fn parked_now(records: usize) {
+    gauge(USAGE_PARKED, records);
+}
+
+pub(crate) fn parked(id: &str, reason: ParkReason) {
+    static LOG: RateLimitedLog = RateLimitedLog::new();
+    let reason = reason.name();
+    count(reason, 1);
+    if let Some(suppressed) = LOG.admit() {
+        tracing::error!(target: TARGET, id, reason, suppressed, "usage record parked");
+    }
 }
 
 pub(crate) fn dropped(records: u64, reason: &'static str) {
@@ -107,6 +119,15 @@ pub(crate) fn spool_recovered() {
 
 pub(crate) fn spool_truncated(bytes: usize) {
     tracing::warn!(target: TARGET, bytes, "usage spool file truncated, its last line was incomplete");
+}
+
+fn gauge(name: &'static str, records: usize) {
+    // Exact to 2^53.
+    #[cfg(feature = "metrics")]
+    #[allow(clippy::cast_precision_loss)]
+    metrics::gauge!(name).set(records as f64);
+    #[cfg(not(feature = "metrics"))]
+    let _ = (name, records);
 }
 
 fn count(result: &'static str, records: u64) {

@@ -1,4 +1,4 @@
-//! The wall clock. It only names minutes.
+//! The wall clock. It names minutes, and measures what outlives the process.
 
 use std::time::{Duration, SystemTime};
 
@@ -25,9 +25,14 @@ impl WallClock {
         now.unwrap_or_default()
     }
 
+    /// Seconds since the Unix epoch.
+    pub(crate) fn seconds(&self) -> u64 {
+        self.since_epoch().as_secs()
+    }
+
     /// The current minute since the Unix epoch.
     pub(crate) fn minute(&self) -> u64 {
-        self.since_epoch().as_secs() / 60
+        self.seconds() / 60
     }
 
     /// The time to the next minute.

@@ -1,12 +1,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::HeaderValue;
-use orgkey_http::Pinned;
 use zeroize::Zeroizing;
 
 use super::OpenMeterSink;
 use super::event::Names;
+use crate::http_client::{HttpSettings, authorization, http_setters};
 use tower_orgkey::ConfigError;
 
 /// Configures an [`OpenMeterSink`].
@@ -15,10 +14,9 @@ pub struct OpenMeterSinkBuilder {
     origin: String,
     token: Option<Zeroizing<String>>,
     names: Names,
-    certificates: Vec<Vec<u8>>,
-    allow_http: bool,
-    connect_timeout: Duration,
-    timeout: Duration,
+    path: String,
+    remembers: Option<Duration>,
+    http: HttpSettings,
 }
 
 impl OpenMeterSinkBuilder {
@@ -31,10 +29,9 @@ impl OpenMeterSinkBuilder {
                 event_type: "tower-orgkey.usage".to_owned(),
                 unattributed: None,
             },
-            certificates: Vec::new(),
-            allow_http: false,
-            connect_timeout: Duration::from_secs(2),
-            timeout: Duration::from_secs(10),
+            path: "/api/v1/events".to_owned(),
+            remembers: Some(Duration::from_secs(32 * 24 * 60 * 60)),
+            http: HttpSettings::default(),
         }
     }
 
@@ -63,71 +60,32 @@ impl OpenMeterSinkBuilder {
         self
     }
 
-    /// Adds root certificates, one or more in PEM. May be called again.
-    pub fn add_root_certificate_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
-        self.certificates.push(pem.as_ref().to_vec());
+    /// Sets the path of the endpoint: `/api/v3/openmeter/events` for Kong Konnect. Begins with `/`, without query. Default:
+    /// `/api/v1/events`.
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.path = path.into();
         self
     }
 
-    /// Allows `http://` for any host. Default: for loopback only.
+    /// Sets how long the meter counts each id once: `None` for ever, zero if not at all. Default: 32 days, as the hosted OpenMeter.
     ///
-    /// # Warning
-    ///
-    /// The token and the usage of each customer are sent in clear text.
-    pub fn dangerously_allow_http(mut self) -> Self {
-        self.allow_http = true;
+    /// See [Deduplication](OpenMeterSink#deduplication).
+    pub fn remembers(mut self, remembers: Option<Duration>) -> Self {
+        self.remembers = remembers;
         self
     }
 
-    /// Sets how long a connection may take, TLS included. Not zero. Default: 2 s.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// Sets how long a call may take. Not zero. Default: 10 s. The pusher's
-    /// [timeout](crate::UsagePusherBuilder::push_timeout) may be shorter.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
+    http_setters!();
 
     /// Builds the sink. Needs no runtime.
     ///
     /// # Errors
     ///
     /// Names the setting that cannot be used, and never its value: `origin` is no absolute `http` or `https` URL, has a path,
-    /// query, fragment or user, is `http` beyond loopback, or `https` with neither TLS feature on; `token` is empty or not
-    /// visible ASCII; `source`, `event_type` or `unattributed_subject` is empty; `add_root_certificate_pem` holds no
+    /// query, fragment or user, is `http` beyond loopback, or `https` with neither TLS feature on; `path` does not begin with `/`,
+    /// or has a query or fragment; `token` is empty or not visible ASCII; `source`, `event_type` or `unattributed_subject` is empty; `add_root_certificate_pem` holds no
     /// certificate; `connect_timeout` or `timeout` is zero.
     pub fn build(self) -> Result<OpenMeterSink, ConfigError> {
-        let origin = orgkey_http::origin(&self.origin, self.allow_http)
-            .map_err(|problem| ConfigError::new("origin", problem))?;
-        self.check()?;
-        let authorization = match &self.token {
-            Some(token) => Some(bearer(token)?),
-            None => None,
-        };
-        let client = Pinned {
-            origin: &origin,
-            connect_timeout: self.connect_timeout,
-            certificates: &self.certificates,
-            proxy: None,
-        }
-        .build()
-        .map_err(|error| ConfigError::new(error.field, error.problem))?;
-        let mut endpoint = origin;
-        endpoint.set_path("/api/v1/events");
-        Ok(OpenMeterSink {
-            client,
-            endpoint,
-            authorization,
-            names: self.names,
-            timeout: self.timeout,
-        })
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
         let texts = [
             ("source", Some(&self.names.source)),
             ("event_type", Some(&self.names.event_type)),
@@ -138,27 +96,17 @@ impl OpenMeterSinkBuilder {
                 return Err(ConfigError::new(field, "must not be empty"));
             }
         }
-        for (field, timeout) in [
-            ("connect_timeout", self.connect_timeout),
-            ("timeout", self.timeout),
-        ] {
-            if timeout.is_zero() {
-                return Err(ConfigError::new(field, "must not be zero"));
-            }
-        }
-        Ok(())
+        let authorization = self
+            .token
+            .as_ref()
+            .map(|token| authorization("token", token));
+        Ok(OpenMeterSink {
+            endpoint: self.http.endpoint("origin", &self.origin, &self.path)?,
+            authorization: authorization.transpose()?,
+            names: self.names,
+            remembers: self.remembers,
+        })
     }
-}
-
-fn bearer(token: &str) -> Result<HeaderValue, ConfigError> {
-    let wrong = || ConfigError::new("token", "must be visible ASCII, and not empty");
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(wrong());
-    }
-    let text = Zeroizing::new(format!("Bearer {token}"));
-    let mut header = HeaderValue::from_str(&text).map_err(|_| wrong())?;
-    header.set_sensitive(true);
-    Ok(header)
 }
 
 impl fmt::Debug for OpenMeterSinkBuilder {

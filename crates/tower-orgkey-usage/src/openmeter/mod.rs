@@ -6,19 +6,18 @@ mod event;
 use std::fmt;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
-use reqwest::Client;
-use url::Url;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 
 pub use self::builder::OpenMeterSinkBuilder;
 use self::event::{Event, Names};
+use crate::http_client::{Endpoint, classify, send};
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
 
 const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-batch+json");
 
-/// Pushes records to OpenMeter's ingest endpoint, `POST /api/v1/events`, as a batch of CloudEvents 1.0 in JSON.
+/// Pushes records to OpenMeter's ingest endpoint, `POST /api/v1/events`, as a batch of CloudEvents 1.0 in JSON. Kong Konnect has
+/// the same endpoint at another [path](OpenMeterSinkBuilder::path).
 ///
 /// | attribute | is |
 /// |---|---|
@@ -44,22 +43,22 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// |---|---|
 /// | 2xx | stored |
 /// | 400, 413, 422 and all other 4xx but these | [permanent error](crate::PushErrorKind::Permanent) |
-/// | 401, 403, 404, 405, 408, 425, 429 | [retried](crate::PushErrorKind::Retry): the sink is misconfigured or busy |
-/// | 3xx, 5xx, none | retried |
+/// | 401, 403, 404, 405, 425, 429; no connection | [not stored](crate::PushErrorKind::NotStored), and pushed again: the sink is misconfigured or busy |
+/// | 3xx, 408, 5xx, none | [may be stored](crate::PushErrorKind::Retry), and pushed again |
 ///
-/// `Retry-After` in seconds is respected.
+/// `Retry-After` and `RateLimit-Reset` in seconds are respected.
 ///
 /// # Deduplication
 ///
 /// A record is pushed again if its push failed, for example because the response was lost after the record was stored. OpenMeter
-/// then counts it once only while it remembers the id:
+/// then counts it once only while it remembers the id. Set how long in [`remembers`](OpenMeterSinkBuilder::remembers): a record
+/// that it may have stored and forgotten is [parked](crate::ParkedRecords) instead of counted twice.
 ///
-/// * **The hosted OpenMeter** deduplicates ids for 32 days by its documentation. A record that is pushed again later is counted
-///   twice.
+/// * **The hosted OpenMeter** deduplicates ids for 32 days by its documentation, which is the default here.
 /// * **A self-hosted OpenMeter deduplicates nothing unless you enable it**: `dedupe.enabled` and `sink.dedupe.enabled` are false
-///   by default. Enable `sink.dedupe`, with the driver `redis` and an `expiration` (24 h by default) longer than the meter may
-///   be unreachable. Prefer it to `dedupe`, which remembers an id before it stores the event: if that fails, the event is
-///   discarded when it is pushed again.
+///   by default; set `remembers` to zero then. Enable `sink.dedupe`, with the driver `redis` and an `expiration` (24 h by default)
+///   longer than the meter may be unreachable, and set `remembers` to that. Prefer it to `dedupe`, which remembers an id before it
+///   stores the event: if that fails, the event is discarded when it is pushed again.
 ///
 /// # HTTP
 ///
@@ -82,11 +81,10 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// ```
 #[must_use]
 pub struct OpenMeterSink {
-    client: Client,
-    endpoint: Url,
+    endpoint: Endpoint,
     authorization: Option<HeaderValue>,
     names: Names,
-    timeout: Duration,
+    remembers: Option<Duration>,
 }
 
 impl OpenMeterSink {
@@ -97,19 +95,12 @@ impl OpenMeterSink {
 
     async fn post(&self, events: &[Event<'_>]) -> Result<(), PushError> {
         let body = serde_json::to_vec(events).map_err(PushError::permanent)?;
-        let mut request = self
-            .client
-            .post(self.endpoint.clone())
-            .header(CONTENT_TYPE, BATCH)
-            .timeout(self.timeout)
-            .body(body);
+        let mut request = self.endpoint.post().header(CONTENT_TYPE, BATCH).body(body);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        match request.send().await {
-            Ok(response) => classify(response.status(), response.headers()),
-            Err(error) => Err(PushError::retry(error.without_url())),
-        }
+        let response = send(request).await?;
+        classify(response.status(), response.headers())
     }
 }
 
@@ -124,67 +115,18 @@ impl UsageSink for OpenMeterSink {
         }
         self.post(&events).await
     }
-}
 
-fn classify(status: StatusCode, headers: &HeaderMap) -> Result<(), PushError> {
-    if status.is_success() {
-        return Ok(());
+    fn remembers(&self) -> Option<Duration> {
+        self.remembers
     }
-    let answer = format!("status {}", status.as_u16());
-    let is_about_us = matches!(status.as_u16(), 401 | 403 | 404 | 405 | 408 | 425 | 429);
-    if status.is_client_error() && !is_about_us {
-        return Err(PushError::permanent(answer));
-    }
-    let error = PushError::retry(answer);
-    let wait = headers
-        .get(RETRY_AFTER)
-        .and_then(|wait| wait.to_str().ok()?.trim().parse().ok());
-    Err(match wait {
-        Some(seconds) => error.after(Duration::from_secs(seconds)),
-        None => error,
-    })
 }
 
 impl fmt::Debug for OpenMeterSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenMeterSink")
-            .field("endpoint", &self.endpoint.as_str())
+            .field("endpoint", &self.endpoint.url().as_str())
             .field("names", &self.names)
             .field("has_token", &self.authorization.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::PushErrorKind;
-
-    fn answer(status: u16, retry_after: Option<&'static str>) -> Result<(), PushErrorKind> {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
-        }
-        let status = StatusCode::from_u16(status).unwrap();
-        classify(status, &headers).map_err(|error| error.kind())
-    }
-
-    #[test]
-    fn responses_are_classified() {
-        for status in [200, 202, 204] {
-            assert_eq!(answer(status, None), Ok(()));
-        }
-        for status in [400, 402, 409, 413, 415, 422] {
-            assert_eq!(answer(status, Some("5")), Err(PushErrorKind::Permanent));
-        }
-        let retry = |after| Err(PushErrorKind::Retry { after });
-        for status in [301, 307, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503] {
-            assert_eq!(answer(status, None), retry(None));
-            let asked = Some(Duration::from_secs(30));
-            assert_eq!(answer(status, Some("30")), retry(asked));
-        }
-        for absurd in ["-1", "soon", "Wed, 21 Oct 2026 07:28:00 GMT", "1e9"] {
-            assert_eq!(answer(429, Some(absurd)), retry(None));
-        }
     }
 }

@@ -38,13 +38,14 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
         }
     }
 
-    /// Sets the most records of a batch. 1 to 10,000. Default: 500.
+    /// Sets the most records of a batch. 1 to 10,000. Default: 500, or [fewer](UsageSink::max_batch) if the sink takes fewer.
     pub fn batch_size(mut self, records: usize) -> Self {
         self.settings.batch_size = records;
         self
     }
 
-    /// Sets how long a push may take. Not zero. Default: 10 s. After a timeout the batch is pushed again.
+    /// Sets how long a push may take. Not zero. Default: 10 s. After a timeout the batch may be stored, and is pushed
+    /// again.
     pub fn push_timeout(mut self, timeout: Duration) -> Self {
         self.settings.push_timeout = timeout;
         self

@@ -4,9 +4,10 @@ mod builder;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 pub use self::builder::UsagePusherBuilder;
 use super::aggregator::Aggregator;
 use super::catch_unwind::CatchUnwind;
-use super::queue::Queue;
+use super::parked::{ParkReason, ParkedRecords};
+use super::queue::{self, Limits, ParkedNow, Queue, lock};
 use super::record::UsageRecord;
 use super::sink::{PushError, PushErrorKind, UsageSink};
 use crate::telemetry;
@@ -40,6 +42,17 @@ use crate::telemetry;
 /// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
 ///
 /// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
+///
+/// # Parked records
+///
+/// If the sink [forgets ids](UsageSink::remembers), a record that it may have stored is not pushed again when it could have
+/// forgotten the id. If it [rejects old records](UsageSink::oldest), those are not pushed. Such records are parked: kept, also in
+/// the spool file, counted and logged, until they are settled through [`ParkedRecords`]. For each organization, the requests
+/// that were served are the sum of those that are billed, wait, are parked, or were dropped with a log message.
+///
+/// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
+/// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
+/// beyond, the oldest first, are dropped, counted and logged.
 ///
 /// # Example
 ///
@@ -117,9 +130,19 @@ pub struct PushReport {
     pub dropped: u64,
     /// Records that still wait.
     pub waiting: usize,
+    /// Records that are parked.
+    pub parked: usize,
 }
 
 impl<S: UsageSink> UsagePusher<S> {
+    /// Returns the records that are parked, to list and settle them while the pusher runs.
+    pub fn parked(&self) -> ParkedRecords {
+        ParkedRecords {
+            aggregator: Arc::clone(&self.aggregator),
+            queue: Arc::clone(&self.queue),
+        }
+    }
+
     /// Closes and pushes every minute, until the future is dropped.
     pub async fn run(mut self) {
         self.run_until(std::future::pending()).await;
@@ -187,52 +210,147 @@ impl<S: UsageSink> UsagePusher<S> {
             let mut queue = lock(&self.queue);
             queue.add(self.aggregator.close(early))
         };
-        if dropped > 0 {
-            let dropped = dropped as u64;
-            self.aggregator
-                .records
-                .dropped
-                .fetch_add(dropped, Ordering::Relaxed);
-            telemetry::dropped(dropped, "more waited than max_waiting");
-        }
+        self.dropped(dropped, "more waited than max_waiting");
         self.report_waiting();
         self.save().await;
     }
 
+    fn dropped(&self, number: usize, reason: &'static str) {
+        if number > 0 {
+            let number = number as u64;
+            let records = &self.aggregator.records;
+            records.dropped.fetch_add(number, Ordering::Relaxed);
+            telemetry::dropped(number, reason);
+        }
+    }
+
     /// Pushes until nothing waits or a pause is due.
     async fn push_waiting(&mut self) -> Result<(), PushError> {
-        // `close` may have been cancelled before it saved.
-        self.save().await;
         loop {
-            let batch = lock(&self.queue).head(self.batch);
+            let limits = self.limits();
+            let batch = self.begin_push(&limits);
+            // Also what a cancelled `close` did not save.
+            let is_saved = self.save().await;
             if batch.is_empty() {
                 // Without records no pause is needed.
                 self.not_before = None;
                 return Ok(());
             }
-            match self.push(&batch).await {
-                Ok(()) => self.stored(batch.len()).await,
-                Err(error) => match error.kind() {
-                    PushErrorKind::Permanent if batch.len() > 1 => {
-                        // Isolate the record that fails.
-                        self.batch = batch.len().div_ceil(2);
-                        telemetry::push_ended("permanent");
-                    }
-                    PushErrorKind::Permanent => {
-                        self.drop_undeliverable(&batch, &error).await;
-                        if self.undeliverable_in_a_row >= MAX_UNDELIVERABLE_IN_A_ROW {
-                            self.pause(&error, None);
-                            return Err(error);
-                        }
-                    }
-                    PushErrorKind::Retry { after } => {
-                        telemetry::push_ended("retry");
-                        self.pause(&error, after);
-                        return Err(error);
-                    }
-                },
+            let result = if is_saved || !limits.are_set() {
+                self.push(&batch).await
+            } else {
+                Err(PushError::not_stored("the spool file cannot be written"))
+            };
+            match result {
+                Ok(()) => self.stored((0..batch.len()).collect()).await,
+                Err(error) => self.failed(batch, error).await?,
             }
         }
+    }
+
+    /// Handles an error. Returns it if a pause is due.
+    async fn failed(
+        &mut self,
+        mut batch: Vec<UsageRecord>,
+        error: PushError,
+    ) -> Result<(), PushError> {
+        let places = error.places(batch.len());
+        if let (Some(failed), true) = (&places, error.kind() != PushErrorKind::Park) {
+            let mut failed = failed.iter().copied().peekable();
+            let all = 0..batch.len();
+            let stored: Vec<usize> = all
+                .filter(|place| failed.next_if_eq(place).is_none())
+                .collect();
+            for place in stored.iter().rev() {
+                batch.remove(*place);
+            }
+            if !stored.is_empty() {
+                self.stored(stored).await;
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+        }
+        if !matches!(error.kind(), PushErrorKind::Retry { .. }) {
+            lock(&self.queue).not_stored(batch.len());
+            self.save().await;
+        }
+        match error.kind() {
+            PushErrorKind::Permanent if batch.len() > 1 => {
+                // Isolate the record that fails.
+                self.batch = batch.len().div_ceil(2);
+                telemetry::push_ended("permanent");
+            }
+            PushErrorKind::Permanent => {
+                telemetry::push_ended("permanent");
+                if lock(&self.queue).may_be_stored() {
+                    self.park(vec![0]).await;
+                } else {
+                    self.drop_undeliverable(&batch, &error).await;
+                }
+                if self.undeliverable_in_a_row >= MAX_UNDELIVERABLE_IN_A_ROW {
+                    self.pause(&error, None);
+                    return Err(error);
+                }
+            }
+            PushErrorKind::Park => {
+                telemetry::push_ended("park");
+                let places = places.unwrap_or_default();
+                if places.is_empty() {
+                    self.pause(&error, None);
+                    return Err(error);
+                }
+                self.park(places).await;
+            }
+            PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
+                telemetry::push_ended("retry");
+                self.pause(&error, after);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            now: self.aggregator.wall.seconds(),
+            push: self.settings.push_timeout,
+            remembers: self.sink.remembers(),
+            oldest: self.sink.oldest(),
+        }
+    }
+
+    /// Returns the next batch, after parking what must not be pushed.
+    fn begin_push(&self, limits: &Limits) -> Vec<UsageRecord> {
+        let most = self.sink.max_batch().unwrap_or(usize::MAX).max(1);
+        let most = self.batch.min(most);
+        let at = limits.are_set().then_some(limits.now);
+        let (batch, parked) = {
+            let mut queue = lock(&self.queue);
+            let parked = queue.park_expired(most, limits);
+            (queue.begin_push(most, at), parked)
+        };
+        self.parked_now(&parked);
+        batch
+    }
+
+    /// Parks the records at these places.
+    async fn park(&mut self, places: Vec<usize>) {
+        let parked = lock(&self.queue).park(ParkReason::Held, places);
+        self.parked_now(&parked);
+        self.save().await;
+    }
+
+    fn parked_now(&self, parked: &[ParkedNow]) {
+        if parked.is_empty() {
+            return;
+        }
+        for record in parked {
+            telemetry::parked(&record.id, record.reason);
+        }
+        let dropped = lock(&self.queue).trim_parked();
+        self.dropped(dropped, "more were parked than max_waiting");
+        self.report_waiting();
     }
 
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
@@ -245,13 +363,12 @@ impl<S: UsageSink> UsagePusher<S> {
         }
     }
 
-    async fn stored(&mut self, number: usize) {
+    async fn stored(&mut self, places: Vec<usize>) {
+        let number = places.len() as u64;
         telemetry::push_ended("accepted");
-        telemetry::pushed(number as u64);
-        self.aggregator
-            .records
-            .pushed
-            .fetch_add(number as u64, Ordering::Relaxed);
+        telemetry::pushed(number);
+        let records = &self.aggregator.records;
+        records.pushed.fetch_add(number, Ordering::Relaxed);
         self.batch = (self.batch * 2).min(self.settings.batch_size);
         self.undeliverable_in_a_row = 0;
         self.not_before = None;
@@ -259,11 +376,11 @@ impl<S: UsageSink> UsagePusher<S> {
         if std::mem::take(&mut self.is_failing) {
             telemetry::push_recovered();
         }
-        self.remove(number).await;
+        lock(&self.queue).remove_at(places);
+        self.removed().await;
     }
 
     async fn drop_undeliverable(&mut self, record: &[UsageRecord], error: &PushError) {
-        telemetry::push_ended("permanent");
         for record in record {
             telemetry::undeliverable(&record.id, error);
         }
@@ -273,7 +390,8 @@ impl<S: UsageSink> UsagePusher<S> {
             .undeliverable
             .fetch_add(number as u64, Ordering::Relaxed);
         self.undeliverable_in_a_row = self.undeliverable_in_a_row.saturating_add(1);
-        self.remove(number).await;
+        lock(&self.queue).remove(number);
+        self.removed().await;
     }
 
     fn pause(&mut self, error: &PushError, asked: Option<Duration>) {
@@ -287,42 +405,33 @@ impl<S: UsageSink> UsagePusher<S> {
         }
     }
 
-    async fn remove(&mut self, number: usize) {
-        lock(&self.queue).remove(number);
+    async fn removed(&mut self) {
         self.report_waiting();
         self.save().await;
     }
 
-    /// Writes the spool file. If that fails, records are pushed all the same.
-    async fn save(&mut self) {
-        if !lock(&self.queue).is_to_be_saved() {
-            return;
-        }
-        let queue = Arc::clone(&self.queue);
-        let saved = tokio::task::spawn_blocking(move || lock(&queue).save()).await;
-        match saved {
-            Ok(Ok(())) => {
+    /// Writes the spool file. Returns whether it is as it should be.
+    async fn save(&mut self) -> bool {
+        match queue::save(&self.queue).await {
+            Ok(()) => {
                 if std::mem::take(&mut self.is_spool_failing) {
                     telemetry::spool_recovered();
                 }
+                true
             }
-            Ok(Err(error)) => {
+            // The runtime is shutting down.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+            Err(error) => {
                 if !std::mem::replace(&mut self.is_spool_failing, true) {
                     telemetry::spool_failed(&error);
                 }
+                false
             }
-            // The runtime is shutting down.
-            Err(_) => {}
         }
     }
 
     fn report_waiting(&self) {
-        let waiting = lock(&self.queue).len();
-        self.aggregator
-            .records
-            .waiting
-            .store(waiting, Ordering::Relaxed);
-        telemetry::waiting(waiting);
+        queue::report(&self.queue, &self.aggregator.records);
     }
 
     fn report(&self) -> PushReport {
@@ -332,6 +441,7 @@ impl<S: UsageSink> UsagePusher<S> {
             undeliverable: records.undeliverable.load(Ordering::Relaxed),
             dropped: records.dropped.load(Ordering::Relaxed),
             waiting: lock(&self.queue).len(),
+            parked: records.parked.load(Ordering::Relaxed),
         }
     }
 }
@@ -343,6 +453,7 @@ impl PushReport {
             undeliverable: self.undeliverable - before.undeliverable,
             dropped: self.dropped - before.dropped,
             waiting: self.waiting,
+            parked: self.parked,
         }
     }
 }
@@ -353,7 +464,10 @@ impl<S> Drop for UsagePusher<S> {
         let dropped = (untaken + lock(&self.queue).unsaved()) as u64;
         let records = &self.aggregator.records;
         records.waiting.store(0, Ordering::Relaxed);
+        records.parked.store(0, Ordering::Relaxed);
+        records.too_old.store(0, Ordering::Relaxed);
         telemetry::waiting(0);
+        telemetry::parked_now(0);
         if dropped > 0 {
             records.dropped.fetch_add(dropped, Ordering::Relaxed);
             telemetry::dropped(dropped, "the pusher was dropped");
@@ -380,8 +494,4 @@ async fn is_first(
         Poll::Pending => work.as_mut().poll(cx).map(|()| false),
     })
     .await
-}
-
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

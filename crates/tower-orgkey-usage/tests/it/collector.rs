@@ -1,4 +1,4 @@
-//! A meter on a socket that accepts CloudEvents and can fail.
+//! A server on loopback, and a meter that accepts CloudEvents and can fail.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -48,15 +48,9 @@ pub(crate) struct Call {
 
 impl Collector {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let serving = Arc::clone(&shared);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&serving)));
-            }
-        });
+        let address = serve_on_loopback(move |request| serving.call(request)).await;
         Self { address, shared }
     }
 
@@ -120,12 +114,75 @@ impl Collector {
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+/// A request as it was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    /// In lower case.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Request {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// What a server does about a request.
+pub(crate) enum Reply {
+    /// The status line, headers and the body.
+    Respond(String, String),
+    /// Responds when the client has disconnected.
+    TooLate,
+    /// Closes the connection.
+    Reset,
+}
+
+impl Reply {
+    pub(crate) fn json(status: u16, body: &Value) -> Self {
+        Self::Respond(format!("{status} Said\r\n"), body.to_string())
+    }
+}
+
+/// Serves on loopback until the runtime ends.
+pub(crate) async fn serve_on_loopback(
+    answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, Arc::clone(&answer)));
+        }
+    });
+    address
+}
+
+async fn serve(mut stream: TcpStream, answer: Arc<impl Fn(&Request) -> Reply>) {
     while let Some((head, body)) = read(&mut stream).await {
-        let events: Vec<Value> = serde_json::from_str(&body).unwrap();
-        let next = shared.next.lock().unwrap().pop_front();
+        let (head, body) = match answer(&Request { head, body }) {
+            Reply::Respond(head, body) => (head, body),
+            Reply::TooLate => {
+                let _ = stream.read(&mut [0; 1]).await;
+                return;
+            }
+            Reply::Reset => return,
+        };
+        let length = body.len();
+        let answer = format!("HTTP/1.1 {head}content-length: {length}\r\n\r\n{body}");
+        if stream.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    fn call(&self, Request { head, body }: &Request) -> Reply {
+        let events: Vec<Value> = serde_json::from_str(body).unwrap();
+        let next = self.next.lock().unwrap().pop_front();
         let does = next
-            .or_else(|| shared.usually.lock().unwrap().clone())
+            .or_else(|| self.usually.lock().unwrap().clone())
             .unwrap_or(Does::Take);
         let (name, takes) = match &does {
             Does::Say(..) => ("say", false),
@@ -136,24 +193,18 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             Does::Take | Does::Refuse(_) => ("take", true),
         };
         if takes {
-            shared.taken.lock().unwrap().extend(events.iter().cloned());
+            self.taken.lock().unwrap().extend(events.iter().cloned());
         }
-        shared.calls.lock().unwrap().push(Call { head, does: name });
-        let answer = match (does, takes) {
-            (Does::Hang | Does::TakeTooLate, _) => {
-                // Until the client disconnects.
-                let _ = stream.read(&mut [0; 1]).await;
-                "204 No Content\r\n".to_owned()
-            }
-            (Does::Reset, _) => return,
+        let head = head.clone();
+        self.calls.lock().unwrap().push(Call { head, does: name });
+        let head = match (does, takes) {
+            (Does::Hang | Does::TakeTooLate, _) => return Reply::TooLate,
+            (Does::Reset, _) => return Reply::Reset,
             (Does::Say(status, headers), _) => format!("{status} Said\r\n{headers}"),
             (_, true) => "204 No Content\r\n".to_owned(),
             (_, false) => "400 Bad Request\r\n".to_owned(),
         };
-        let answer = format!("HTTP/1.1 {answer}content-length: 0\r\n\r\n");
-        if stream.write_all(answer.as_bytes()).await.is_err() {
-            return;
-        }
+        Reply::Respond(head, String::new())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +15,8 @@ use tower::ServiceExt;
 use tower_orgkey::{ApiKey, ApiKeyLayer, KeyId, OrgCode, Verification, require_scope, verifier_fn};
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{
-    PushError, UsageLayer, UsageLayerBuilder, UsageRecord, UsageSink, UsageSnapshot,
+    PushError, SpoolFile, SpoolFileError, UsageLayer, UsageLayerBuilder, UsageRecord, UsageSink,
+    UsageSnapshot,
 };
 
 /// `key.<organization>.<key id>` is valid; any other key is not.
@@ -115,6 +118,7 @@ pub(crate) type Judge =
 /// Stores records in memory.
 pub(crate) struct Memory {
     judge: Mutex<Judge>,
+    calls: AtomicUsize,
     taken: Mutex<Vec<UsageRecord>>,
 }
 
@@ -124,8 +128,13 @@ impl Memory {
     ) -> std::sync::Arc<Self> {
         std::sync::Arc::new(Self {
             judge: Mutex::new(Box::new(judge)),
+            calls: AtomicUsize::new(0),
             taken: Mutex::default(),
         })
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
     }
 
     pub(crate) fn taken(&self) -> Vec<UsageRecord> {
@@ -147,11 +156,51 @@ impl Memory {
 
 impl UsageSink for Memory {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
         // Usable after a panic.
         let answer = (self.judge.lock().unwrap_or_else(PoisonError::into_inner))(batch);
         if answer.is_ok() {
             self.taken.lock().unwrap().extend_from_slice(batch);
         }
         answer
+    }
+}
+
+/// A directory with a spool file for one test.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Self {
+        let name = format!("orgkey-usage-{}-{name}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.join("unsent")
+    }
+
+    /// The file, after the last save of a dropped pusher has completed.
+    pub(crate) fn file(&self) -> SpoolFile {
+        for _ in 0..10_000 {
+            match SpoolFile::open(self.path()) {
+                Err(SpoolFileError::InUse { .. }) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("the file is never let go of");
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -7,5 +7,11 @@ mod counted;
 mod exact;
 mod file;
 mod kit;
+#[path = "../../examples/lago.rs"]
+mod lago;
+mod meters;
+mod parked;
 mod pushed;
+mod stripe;
+mod sums;
 mod wire;

@@ -1,16 +1,13 @@
 //! Over sockets: a meter that fails, hangs, resets and responds too late.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_orgkey_usage::telemetry;
-use tower_orgkey_usage::{
-    OpenMeterSink, SpoolFile, SpoolFileError, UsageHandle, UsagePusher, UsagePusherBuilder,
-};
+use tower_orgkey_usage::{OpenMeterSink, UsageHandle, UsagePusher, UsagePusherBuilder};
 
 use crate::collector::{Collector, Does};
-use crate::kit::{app, next_minute, of_org, read, read_times, sums, usage, wall};
+use crate::kit::{Scratch, app, next_minute, of_org, read, read_times, sums, usage, wall};
 
 /// Long enough for a collector that responds.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -42,37 +39,6 @@ async fn push_all(pusher: &mut UsagePusher<OpenMeterSink>) {
     panic!("the collector takes nothing");
 }
 
-/// A file for one test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let name = format!("orgkey-usage-{}-{name}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).unwrap();
-        Self(directory)
-    }
-
-    /// The file, after the last save of a dropped pusher has completed.
-    fn file(&self) -> SpoolFile {
-        for _ in 0..10_000 {
-            match SpoolFile::open(self.0.join("unsent")) {
-                Err(SpoolFileError::InUse { .. }) => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                opened => return opened.unwrap(),
-            }
-        }
-        panic!("the file is never let go of");
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[tokio::test]
 async fn events_are_cloud_events() {
     let collector = Collector::start().await;
@@ -101,7 +67,7 @@ async fn events_are_cloud_events() {
     let id = event["id"].take();
     let id = id.as_str().unwrap();
     assert!(
-        id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic()),
+        id.len() <= 100 && id.bytes().all(|byte| byte.is_ascii_graphic()),
         "{id}"
     );
     let expected = serde_json::json!({
@@ -316,6 +282,46 @@ async fn fault_52_a_failing_meter_costs_no_request() {
     assert_ne!(of(telemetry::USAGE_PUSHES, "retry"), "0");
 }
 
+#[tokio::test]
+async fn a_refused_connection_stores_nothing() {
+    // The port was free a moment ago.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = OpenMeterSink::builder(url)
+        .remembers(Some(Duration::from_secs(3_600)))
+        .build()
+        .unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    for _ in 0..3 {
+        wall.set(wall.now() + Duration::from_secs(3_600));
+        let report = pusher.push_closed().await;
+        assert_eq!((report.waiting, report.parked), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_meter_without_memory_gets_a_record_once() {
+    let collector = Collector::start().await;
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = OpenMeterSink::builder(collector.url())
+        .remembers(Some(Duration::ZERO))
+        .build()
+        .unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    collector.then([Does::Say(429, ""), Does::Say(500, "")]);
+    assert_eq!(pusher.push_closed().await.waiting, 1);
+    assert_eq!(pusher.push_closed().await.waiting, 1);
+    assert_eq!(pusher.push_closed().await.parked, 1);
+    assert_eq!(collector.done(), ["say", "say"]);
+}
+
 #[test]
 fn an_invalid_sink_is_not_built() {
     let builder = || OpenMeterSink::builder("https://openmeter.cloud");
@@ -338,6 +344,8 @@ fn an_invalid_sink_is_not_built() {
             "unattributed_subject",
             builder().unattributed_subject("").build(),
         ),
+        ("path", builder().path("api/v1/events").build()),
+        ("path", builder().path("/api?a=b").build()),
         ("timeout", builder().timeout(zero).build()),
         ("connect_timeout", builder().connect_timeout(zero).build()),
         (

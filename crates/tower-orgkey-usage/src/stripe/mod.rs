@@ -1,0 +1,323 @@
+//! A sink for Stripe's meters.
+
+mod builder;
+mod event;
+mod session;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+
+pub use self::builder::StripeSinkBuilder;
+use self::event::{Batch, Event, Payload};
+use self::session::Sessions;
+use crate::counts::Counts;
+use crate::http_client::{Endpoint, classify, send};
+use crate::record::UsageRecord;
+use crate::sink::{PushError, UsageSink};
+use crate::wall_clock::WallClock;
+use tower_orgkey::OrgCode;
+
+/// The version of the API that introduced meter event streams.
+const STRIPE_VERSION: HeaderValue = HeaderValue::from_static("2024-09-30.acacia");
+const VERSION_HEADER: HeaderName = HeaderName::from_static("stripe-version");
+/// Replies are small.
+const MAX_BODY: usize = 64 * 1024;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Pushes records to Stripe as meter events: through the meter event stream (version 2 of the API), or
+/// [one at a time](StripeSinkBuilder::v1) for accounts without it.
+///
+/// | field | is |
+/// |---|---|
+/// | `event_name` | that of the meter |
+/// | `identifier` | the record's [id](UsageRecord::id), which Stripe counts once in 24 h |
+/// | `timestamp` | when the minute began; now, if the clock has stepped back and this is in the future |
+/// | `payload.stripe_customer_id` | the organization's customer |
+/// | `payload.value` | [`measure`](StripeSinkBuilder::measure) of the counts, as a whole number; the requests that were [served](Counts::served) unless set |
+///
+/// The meter's `customer_mapping.event_payload_key` and `value_settings.event_payload_key` must have their default values,
+/// `stripe_customer_id` and `value`, and its aggregation must be `sum`. One sink feeds one meter.
+///
+/// Records without an organization, with a value of 0, or of an organization that is [not billed](StripeCustomer::NotBilled) are
+/// not sent. Records of an organization with an [unknown](StripeCustomer::Unknown) customer are
+/// [parked](crate::ParkReason::Held); the others are pushed.
+///
+/// # Limits
+///
+/// Stripe counts an identifier once within 24 hours, and accepts events of the last 35 days. What may be stored and is
+/// forgotten since, and what is older, is [parked](crate::ParkedRecords). To settle it, compare with the meter's event summaries
+/// (`GET /v1/billing/meters/{id}/event_summaries`).
+///
+/// The stream validates events after it has accepted them. Subscribe to `v1.billing.meter.error_report_triggered` and
+/// `v1.billing.meter.no_meter_found`, which report events that it rejected: this sink cannot see that.
+///
+/// # Responses
+///
+/// | response | result |
+/// |---|---|
+/// | 2xx; with `v1`, 400 because the identifier exists | stored |
+/// | 401 `billing_meter_event_session_expired` | pushed once more with a new session, then [not stored](crate::PushErrorKind::NotStored) |
+/// | 401, 403, 404, 405, 409, 425, 429; no connection; no session | [not stored](crate::PushErrorKind::NotStored), and pushed again |
+/// | 3xx, 408, 5xx, none | [may be stored](crate::PushErrorKind::Retry), and pushed again |
+/// | all other 4xx | [permanent error](crate::PushErrorKind::Permanent) |
+///
+/// `Retry-After` in seconds is respected.
+///
+/// # HTTP
+///
+/// The sink reads no proxy from the environment, follows no redirects and retries nothing else. TLS needs the feature `rustls` or
+/// `native-tls`.
+///
+/// ```
+/// use tower_orgkey::OrgCode;
+/// use tower_orgkey_usage::{StripeCustomer, StripeSink, UsageLayer};
+///
+/// # fn secret() -> String { "sk_test_a_key".to_owned() }
+/// async fn customer(org: OrgCode) -> Result<StripeCustomer, std::io::Error> {
+///     // Looked up in a table of yours.
+///     Ok(match org.as_str() {
+///         "org_acme" => StripeCustomer::Id("cus_NffrFeUfNV2Hib".to_owned()),
+///         "org_internal" => StripeCustomer::NotBilled,
+///         _ => StripeCustomer::Unknown,
+///     })
+/// }
+///
+/// let usage = UsageLayer::new();
+/// let sink = StripeSink::builder(secret(), "api_requests", customer).build()?;
+/// let pusher = usage.handle().pusher(sink).build()?;
+/// # Ok::<(), tower_orgkey::ConfigError>(())
+/// ```
+#[must_use]
+pub struct StripeSink {
+    api: Api,
+    event_name: String,
+    customer: CustomerOf,
+    measure: Measure,
+    wall: WallClock,
+}
+
+/// The customer of an organization at Stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StripeCustomer {
+    /// The id of the customer, such as `cus_NffrFeUfNV2Hib`.
+    Id(String),
+    /// The organization is not billed: its records are not sent.
+    NotBilled,
+    /// The customer is not known yet: the records are [parked](crate::ParkReason::Held).
+    Unknown,
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+type Found = Pin<Box<dyn Future<Output = Result<StripeCustomer, BoxError>> + Send>>;
+type CustomerOf = Box<dyn Fn(OrgCode) -> Found + Send + Sync>;
+type Measure = Box<dyn Fn(&Counts) -> u64 + Send + Sync>;
+
+enum Api {
+    V1 {
+        events: Endpoint,
+        key: HeaderValue,
+    },
+    Stream {
+        events: Endpoint,
+        sessions: Box<Sessions>,
+    },
+}
+
+impl StripeSink {
+    /// Returns a builder for the sink of a meter: the account's secret key, or a restricted one that may write billing meter
+    /// events; the event name of the meter; and a function that returns the customer of an organization.
+    ///
+    /// The function is called for each organization of a batch, one after the other, within the
+    /// [timeout](crate::UsagePusherBuilder::push_timeout) of the push. An error of it is logged, and the batch is pushed again.
+    pub fn builder<F, E>(
+        key: impl Into<String>,
+        event_name: impl Into<String>,
+        customer: impl Fn(OrgCode) -> F + Send + Sync + 'static,
+    ) -> StripeSinkBuilder
+    where
+        F: Future<Output = Result<StripeCustomer, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let customer = move |org| -> Found {
+            let found = customer(org);
+            Box::pin(async move { found.await.map_err(Into::into) })
+        };
+        StripeSinkBuilder::new(key.into(), event_name.into(), Box::new(customer))
+    }
+
+    /// Returns the events of a batch.
+    async fn events<'a>(&'a self, batch: &'a [UsageRecord]) -> Result<Vec<Event<'a>>, PushError> {
+        let now = self.wall.seconds();
+        let mut customers: HashMap<&OrgCode, StripeCustomer> = HashMap::new();
+        let mut events = Vec::new();
+        let mut unknown = Vec::new();
+        for (place, record) in batch.iter().enumerate() {
+            let value = (self.measure)(&record.counts);
+            let Some(org) = record.account.organization().filter(|_| value > 0) else {
+                continue;
+            };
+            if !customers.contains_key(org) {
+                let found = (self.customer)(org.clone()).await;
+                let found = found.map_err(PushError::not_stored)?;
+                customers.insert(org, found);
+            }
+            match customers.get(org) {
+                Some(StripeCustomer::Id(customer)) => events.push(Event {
+                    name: &self.event_name,
+                    identifier: &record.id,
+                    timestamp: record.minute.min(now),
+                    payload: Payload {
+                        stripe_customer_id: customer.clone(),
+                        value: value.to_string(),
+                    },
+                }),
+                Some(StripeCustomer::NotBilled) => {}
+                Some(StripeCustomer::Unknown) | None => unknown.push(place),
+            }
+        }
+        if unknown.is_empty() {
+            Ok(events)
+        } else {
+            Err(PushError::park(
+                "an organization has no Stripe customer",
+                unknown,
+            ))
+        }
+    }
+}
+
+impl UsageSink for StripeSink {
+    async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        let events = self.events(batch).await?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        match &self.api {
+            Api::V1 { events: to, key } => {
+                for event in &events {
+                    post_v1(to, key, event).await?;
+                }
+                Ok(())
+            }
+            Api::Stream {
+                events: to,
+                sessions,
+            } => {
+                let body = serde_json::to_vec(&Batch { events }).map_err(PushError::permanent)?;
+                let session = sessions.authorization(None).await?;
+                match post_stream(to, &session, body.clone()).await? {
+                    Streamed::Stored => Ok(()),
+                    Streamed::Expired => {
+                        let session = sessions.authorization(Some(&session)).await?;
+                        match post_stream(to, &session, body).await? {
+                            Streamed::Stored => Ok(()),
+                            Streamed::Expired => Err(PushError::not_stored("status 401")),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn remembers(&self) -> Option<Duration> {
+        Some(DAY)
+    }
+
+    fn oldest(&self) -> Option<Duration> {
+        Some(35 * DAY)
+    }
+
+    fn max_batch(&self) -> Option<usize> {
+        Some(match self.api {
+            Api::V1 { .. } => 1,
+            Api::Stream { .. } => 100,
+        })
+    }
+}
+
+enum Streamed {
+    Stored,
+    Expired,
+}
+
+async fn post_stream(
+    to: &Endpoint,
+    session: &HeaderValue,
+    body: Vec<u8>,
+) -> Result<Streamed, PushError> {
+    let request = to.post();
+    let request = request.header(AUTHORIZATION, session);
+    let request = request.header(VERSION_HEADER, STRIPE_VERSION);
+    let request = request.header(CONTENT_TYPE, "application/json").body(body);
+    let response = send(request).await?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    if status == StatusCode::UNAUTHORIZED {
+        let code = Problem::of(response).await.code;
+        if code.as_deref() == Some("billing_meter_event_session_expired") {
+            return Ok(Streamed::Expired);
+        }
+    }
+    answer(status, &headers).map(|()| Streamed::Stored)
+}
+
+async fn post_v1(to: &Endpoint, key: &HeaderValue, event: &Event<'_>) -> Result<(), PushError> {
+    let request = to.post().header(AUTHORIZATION, key);
+    let request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+    let response = send(request.body(event.form())).await?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    if status == StatusCode::BAD_REQUEST {
+        // The error has no code.
+        let message = Problem::of(response).await.message;
+        let exists = "An event already exists with identifier";
+        if message.is_some_and(|message| message.starts_with(exists)) {
+            return Ok(());
+        }
+    }
+    answer(status, &headers)
+}
+
+/// As for every meter, but that Stripe says 409 about concurrent calls.
+fn answer(status: StatusCode, headers: &HeaderMap) -> Result<(), PushError> {
+    classify(status, headers).map_err(|error| match status {
+        StatusCode::CONFLICT => error.into_not_stored(),
+        _ => error,
+    })
+}
+
+/// The error of a response.
+#[derive(Default, Deserialize)]
+struct Problem {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+impl Problem {
+    async fn of(response: reqwest::Response) -> Self {
+        #[derive(Deserialize)]
+        struct Body {
+            error: Problem,
+        }
+
+        let body = orgkey_http::read_body(response, MAX_BODY).await;
+        let body = body.ok().flatten().unwrap_or_default();
+        serde_json::from_slice(&body).map_or_else(|_| Self::default(), |body: Body| body.error)
+    }
+}
+
+impl fmt::Debug for StripeSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Api::V1 { events, .. } | Api::Stream { events, .. }) = &self.api;
+        f.debug_struct("StripeSink")
+            .field("endpoint", &events.url().as_str())
+            .field("event_name", &self.event_name)
+            .finish_non_exhaustive()
+    }
+}

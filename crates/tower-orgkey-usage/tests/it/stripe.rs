@@ -1,0 +1,268 @@
+//! Stripe: sessions, unknown customers, duplicates, and clocks that step back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tower_orgkey::OrgCode;
+use tower_orgkey_usage::test_util::TestWallClock;
+use tower_orgkey_usage::{ParkReason, StripeCustomer, StripeSink, UsagePusher, UsageSink};
+
+use crate::collector::{Reply, serve_on_loopback};
+use crate::kit::{Sums, app, next_minute, read_times, start, sums, usage, wall};
+use crate::meters::{Fault, Kind, Meter, forward};
+use crate::sums::{lago, stripe};
+
+async fn push_all<S: UsageSink>(pusher: &mut UsagePusher<S>) {
+    for _ in 0..20 {
+        if pusher.push_closed().await.waiting == 0 {
+            return;
+        }
+    }
+    panic!("the meter takes nothing");
+}
+
+/// Pushes five records that the meter has stored without an answer.
+async fn push_known<S: UsageSink>(kind: Kind, sink: impl Fn(&Meter, &TestWallClock) -> S) {
+    let wall = wall();
+    let meter = Meter::start(kind, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let handle = usage.handle();
+    for n in 0..5 {
+        read_times(&app(&usage), 1, &format!("key.org_1.k{n}")).await;
+    }
+    next_minute(&wall);
+    meter.then([Fault::TakesAndResets]);
+    let mut pusher = handle.pusher(sink(&meter, &wall)).build().unwrap();
+    assert_eq!(pusher.push_closed().await.waiting, 5);
+    assert!(!meter.bill().is_empty(), "nothing was stored");
+    let report = pusher.push_closed().await;
+    assert_eq!(
+        (report.pushed, report.undeliverable, report.waiting),
+        (5, 0, 0)
+    );
+    assert_eq!(meter.bill(), sums(&[("org_1", 5)]));
+    assert_eq!(meter.injected(), [Fault::TakesAndResets]);
+}
+
+#[tokio::test]
+async fn fault_163_a_known_record_is_stored() {
+    push_known(Kind::StripeV1, |meter, wall| stripe(meter, wall, true)).await;
+    push_known(Kind::Lago, |meter, _| lago(meter)).await;
+}
+
+#[tokio::test]
+async fn lago_gets_a_batch_without_known_records() {
+    let wall = wall();
+    let meter = Meter::start(Kind::Lago, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let handle = usage.handle();
+    let mut pusher = handle.pusher(lago(&meter)).batch_size(4).build().unwrap();
+    for (org, keys) in [(1, 2), (2, 4)] {
+        for key in 0..keys {
+            read_times(&app(&usage), 1, &format!("key.org_{org}.k{key}")).await;
+        }
+        next_minute(&wall);
+        // At first stored without an answer, so that the next batch has two known records and two new ones. The call without
+        // the known ones is throttled.
+        meter.then(match org {
+            1 => vec![Fault::TakesAndResets],
+            _ => vec![Fault::Works, Fault::Says(429)],
+        });
+        pusher.push_closed().await;
+    }
+    let stats = handle.stats();
+    assert_eq!(
+        (stats.pushed, stats.waiting),
+        (2, 4),
+        "the known ones are stored"
+    );
+    let report = pusher.push_closed().await;
+    assert_eq!(
+        (report.pushed, report.waiting, report.undeliverable),
+        (4, 0, 0)
+    );
+    assert_eq!(meter.bill(), sums(&[("org_1", 2), ("org_2", 4)]));
+    assert_eq!(meter.calls().len(), 4);
+}
+
+#[tokio::test]
+async fn fault_164_an_expired_session_is_renewed() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let sink = stripe(&meter, &wall, false);
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    for (minutes, sessions) in [(1, 1), (1, 1), (16, 2), (1, 2)] {
+        read_times(&app(&usage), 1, "key.org_1.k1").await;
+        forward(&wall, Duration::from_secs(minutes * 60));
+        let report = pusher.push_closed().await;
+        assert_eq!((report.pushed, report.waiting), (1, 0), "{report:?}");
+        assert_eq!(meter.sessions(), sessions);
+    }
+    assert_eq!(meter.bill(), sums(&[("org_1", 4)]));
+
+    // A session is not used until it expires, by the sink's own clock.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(14 * 60)).await;
+    tokio::time::resume();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    let calls = meter.calls().len();
+    assert_eq!(pusher.push_closed().await.pushed, 1);
+    assert_eq!((meter.calls().len(), meter.sessions()), (calls + 2, 3));
+
+    // Another 401 is not an expired session.
+    meter.then([Fault::Says(401)]);
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    let calls = meter.calls().len();
+    assert_eq!(pusher.push_closed().await.waiting, 1);
+    assert_eq!((meter.calls().len(), meter.sessions()), (calls + 1, 3));
+    let text = format!("{:?} {:?}", stripe(&meter, &wall, false), pusher);
+    assert!(!text.contains("sk_test"), "{text}");
+}
+
+#[tokio::test]
+async fn fault_165_an_unknown_customer_blocks_no_other() {
+    for is_v1 in [false, true] {
+        let wall = wall();
+        let kind = if is_v1 {
+            Kind::StripeV1
+        } else {
+            Kind::StripeStream
+        };
+        let meter = Meter::start(kind, &wall).await;
+        let usage = usage(&wall).build().unwrap();
+        let sink = stripe(&meter, &wall, is_v1);
+        let mut pusher = usage.handle().pusher(sink).build().unwrap();
+        for org in ["1", "unknown", "free", "2"] {
+            read_times(&app(&usage), 3, &format!("key.org_{org}.k1")).await;
+        }
+        next_minute(&wall);
+        // Without an answer: the one that was never sent is not in doubt.
+        meter.then([Fault::TakesAndResets]);
+        pusher.push_closed().await;
+        push_all(&mut pusher).await;
+        assert_eq!(meter.bill(), sums(&[("org_1", 3), ("org_2", 3)]));
+        let list = pusher.parked().list();
+        assert_eq!(list.len(), 1);
+        assert_eq!(list[0].reason, ParkReason::Held);
+        assert_eq!(
+            list[0].record.account.organization().unwrap(),
+            "org_unknown"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_failed_lookup_sends_nothing() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lookups);
+    let customer = move |_: OrgCode| {
+        let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            if is_first {
+                Err("the database is down")
+            } else {
+                Ok(StripeCustomer::Id("cus_1".to_owned()))
+            }
+        }
+    };
+    let sink = StripeSink::builder("sk_test_0123", "api_requests", customer)
+        .api_origin(&meter.url)
+        .stream_origin(&meter.url)
+        .measure(|counts| 7 * counts.requests())
+        .build()
+        .unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    read_times(&app(&usage), 3, "key.org_1.k1").await;
+    next_minute(&wall);
+    assert_eq!(pusher.push_closed().await.waiting, 1);
+    assert_eq!(meter.calls().len(), 0);
+    // Nothing was sent, so nothing is in doubt after a day.
+    forward(&wall, Duration::from_secs(25 * 3_600));
+    push_all(&mut pusher).await;
+    assert_eq!(meter.bill(), Sums::from([("1".to_owned(), 21)]));
+}
+
+#[tokio::test]
+async fn without_a_session_nothing_is_in_doubt() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    for status in [200, 400, 401, 500] {
+        let sessions =
+            serve_on_loopback(move |_| Reply::json(status, &serde_json::json!({}))).await;
+        let customer =
+            async |_: OrgCode| Ok::<_, std::io::Error>(StripeCustomer::Id("cus_1".to_owned()));
+        let sink = StripeSink::builder("sk_test_0123", "api_requests", customer)
+            .api_origin(format!("http://{sessions}"))
+            .stream_origin(&meter.url)
+            .build()
+            .unwrap();
+        let mut pusher = usage.handle().pusher(sink).build().unwrap();
+        read_times(&app(&usage), 1, "key.org_1.k1").await;
+        for _ in 0..2 {
+            forward(&wall, Duration::from_secs(25 * 3_600));
+            let report = pusher.push_closed().await;
+            assert_eq!(
+                (report.waiting, report.parked, report.undeliverable),
+                (1, 0, 0)
+            );
+        }
+    }
+    assert_eq!(meter.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn no_event_is_in_the_future() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let sink = stripe(&meter, &wall, false);
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    // The clock was ahead, and is corrected.
+    wall.set(start() - Duration::from_secs(3_600));
+    let report = pusher.flush(Duration::from_secs(60)).await;
+    assert_eq!((report.pushed, report.undeliverable), (1, 0), "{report:?}");
+}
+
+#[test]
+fn an_invalid_stripe_sink_is_not_built() {
+    let builder = |key: &str, name: &str| {
+        let unknown = async |_: OrgCode| Ok::<_, std::io::Error>(StripeCustomer::Unknown);
+        StripeSink::builder(key, name, unknown)
+    };
+    let good = || builder("sk_test_0123", "api_requests");
+    let zero = Duration::ZERO;
+    for (field, built) in [
+        ("key", builder("", "api_requests").build()),
+        ("key", builder("a\r\nb", "api_requests").v1().build()),
+        ("event_name", builder("sk_test_0123", " ").build()),
+        (
+            "event_name",
+            builder("sk_test_0123", &"n".repeat(101)).build(),
+        ),
+        (
+            "api_origin",
+            good().api_origin("http://api.stripe.com").build(),
+        ),
+        (
+            "stream_origin",
+            good().stream_origin("https://a.example/b").build(),
+        ),
+        ("timeout", good().timeout(zero).build()),
+        ("connect_timeout", good().connect_timeout(zero).build()),
+    ] {
+        assert_eq!(built.unwrap_err().field(), field);
+    }
+    assert!(good().build().is_ok());
+    let text = format!("{:?}", good());
+    assert!(!text.contains("sk_test"), "{text}");
+}
