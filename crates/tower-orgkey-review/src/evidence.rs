@@ -1,9 +1,9 @@
 //! Segments, and how they are merged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ranges::Ranges;
-use crate::segment::Segment;
+use crate::segment::{Segment, split};
 
 /// What audit trails say about keys: a small record per organization and key, and which events it was made of.
 ///
@@ -106,6 +106,19 @@ impl Evidence {
             .iter()
             .map(|segment| segment.records.len())
             .sum()
+    }
+
+    /// Returns the ids of all keys with a record. Their organizations are known.
+    ///
+    /// ```
+    /// assert!(tower_orgkey_review::Evidence::default().key_ids().is_empty());
+    /// ```
+    pub fn key_ids(&self) -> BTreeSet<&str> {
+        let names = self
+            .segments
+            .iter()
+            .flat_map(|segment| segment.records.keys());
+        names.filter_map(|name| split(name).1).collect()
     }
 
     /// Returns whether there are no records.

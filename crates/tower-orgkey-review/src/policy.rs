@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::keys::KeyFacts;
 use crate::name::NameTemplate;
+use crate::time::{DAY, UnixMillis, day};
 
 type NameRule = Box<dyn Fn(&KeyFacts) -> Result<(), String> + Send + Sync>;
 
@@ -61,6 +62,13 @@ impl ReviewPolicy {
     pub fn window_days(mut self, days: u32) -> Self {
         self.window_days = days.clamp(1, 3_650);
         self
+    }
+
+    /// Returns when the window begins, for a list of this time: at midnight in UTC. Earlier requests need not be
+    /// [folded](crate::EvidenceBuilder::since).
+    pub fn window_start(&self, listed_at: UnixMillis) -> UnixMillis {
+        let first = day(listed_at.0).saturating_sub(self.window_days);
+        UnixMillis(u64::from(first) * DAY)
     }
 
     /// Sets the days after which a secret must be rotated. 90 by default.

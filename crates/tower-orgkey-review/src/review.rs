@@ -39,8 +39,8 @@ pub struct Review<'a> {
 /// What the segments of the window say.
 struct Seen<'a> {
     segments: Vec<&'a Segment>,
-    /// The organizations that used a key.
-    orgs: HashMap<&'a str, BTreeSet<&'a str>>,
+    /// Keys, each with an organization that used it. Sorted.
+    orgs: Vec<(&'a str, &'a str)>,
     /// The organizations with requests of keys that have no id.
     unidentified: BTreeSet<&'a str>,
     /// All scopes that a policy names.
@@ -129,7 +129,7 @@ impl<'a> Review<'a> {
         for key in &self.keys.keys {
             listed.insert(key.id.as_str());
             let mut orgs: BTreeSet<&str> = key.org.as_deref().into_iter().collect();
-            orgs.extend(seen.orgs.get(key.id.as_str()).into_iter().flatten());
+            orgs.extend(seen.orgs_of(&key.id));
             if orgs.is_empty() {
                 orgs.extend(before.org(&key.id));
             }
@@ -140,20 +140,18 @@ impl<'a> Review<'a> {
                 reviews.push(self.key_review(key, Some(org), seen, before));
             }
         }
-        for (id, orgs) in &seen.orgs {
+        for (id, org) in &seen.orgs {
             if listed.contains(id) {
                 continue;
             }
-            for org in orgs {
-                let known = before.keys.get(&(Some(*org), *id));
-                let facts = KeyFacts {
-                    id: (*id).to_owned(),
-                    name: known.map_or_else(String::new, |key| key.name.clone()),
-                    status: NOT_LISTED.to_owned(),
-                    ..KeyFacts::default()
-                };
-                reviews.push(self.key_review(&facts, Some(org), seen, before));
-            }
+            let known = before.keys.get(&(Some(*org), *id));
+            let facts = KeyFacts {
+                id: (*id).to_owned(),
+                name: known.map_or_else(String::new, |key| key.name.clone()),
+                status: NOT_LISTED.to_owned(),
+                ..KeyFacts::default()
+            };
+            reviews.push(self.key_review(&facts, Some(org), seen, before));
         }
         reviews
     }
@@ -274,15 +272,13 @@ impl<'a> Before<'a> {
 
 impl<'a> Seen<'a> {
     fn of(segments: Vec<&'a Segment>) -> Self {
-        let mut orgs: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+        let mut orgs = Vec::new();
         let mut unidentified = BTreeSet::new();
         let mut asked = BTreeSet::new();
         for segment in &segments {
             for name in segment.records.keys() {
                 match split(name) {
-                    (org, Some(key)) => {
-                        orgs.entry(key).or_default().insert(org);
-                    }
+                    (org, Some(key)) => orgs.push((key, org)),
                     (org, None) => {
                         unidentified.insert(org);
                     }
@@ -293,12 +289,22 @@ impl<'a> Seen<'a> {
                 asked.extend(policies.flatten().flatten().map(String::as_str));
             }
         }
+        orgs.sort_unstable();
+        orgs.dedup();
         Self {
             segments,
             orgs,
             unidentified,
             asked,
         }
+    }
+
+    fn orgs_of(&self, key: &str) -> impl Iterator<Item = &'a str> {
+        let from = self.orgs.partition_point(|(id, _)| *id < key);
+        let of_key = self.orgs[from..]
+            .iter()
+            .take_while(move |(id, _)| *id == key);
+        of_key.map(|(_, org)| *org)
     }
 
     fn records(&self, name: &str) -> impl Iterator<Item = (&'a Segment, &'a Record)> {

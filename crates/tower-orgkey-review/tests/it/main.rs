@@ -9,6 +9,7 @@ mod lines;
 mod ocsf;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
+mod quarter;
 
 use tower_orgkey_review::{Evidence, EvidenceBuilder, KeyFacts, KeyList, UnixMillis};
 
