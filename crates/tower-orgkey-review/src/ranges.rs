@@ -120,7 +120,9 @@ mod tests {
         ) {
             let of = |set: &BTreeSet<u64>| {
                 let mut ranges = Ranges::default();
-                set.iter().for_each(|number| assert!(ranges.insert(*number, 0)));
+                for number in set {
+                    assert!(ranges.insert(*number, 0));
+                }
                 ranges
             };
             prop_assert_eq!(of(&a).common(&of(&b)), a.intersection(&b).next().copied());

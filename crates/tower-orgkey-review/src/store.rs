@@ -149,6 +149,9 @@ impl Evidence {
                     {
                         return Err(invalid("a record names what its segment lacks"));
                     }
+                    if org.contains(' ') {
+                        return Err(invalid("an identifier is outside its grammar"));
+                    }
                     let name = match key {
                         Some(key) => format!("{org} {key}"),
                         None => org.into_owned(),

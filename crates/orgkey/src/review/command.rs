@@ -184,7 +184,7 @@ impl Args {
             let input = BufReader::with_capacity(256 * 1024, file);
             let name = path.display().to_string();
             let read = builder.read(&name, input, |progress| {
-                bar.show(progress.lines, progress.bytes)
+                bar.show(progress.lines, progress.bytes);
             });
             read.map_err(|error| named(path, &error))?;
         }

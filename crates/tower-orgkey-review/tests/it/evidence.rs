@@ -81,7 +81,8 @@ proptest! {
         });
         let text = numbered(7, 0, lines);
         let lines: Vec<_> = text.lines().collect();
-        let shuffled: String = order.iter().map(|at| format!("{}\n", lines[*at])).collect();
+        let shuffled: Vec<_> = order.iter().map(|at| lines[*at]).collect();
+        let shuffled = shuffled.join("\n");
         let (one, other) = (fold(&text), fold(&shuffled));
         let stored = |evidence: &Evidence| {
             let mut stored = Vec::new();
@@ -124,6 +125,9 @@ fn files_that_were_cut_off_are_not_read() {
     }
     let other = text.replacen("\"version\":1", "\"version\":2", 1);
     Evidence::read(other.as_bytes()).unwrap_err();
+    let org = text.replace("\"org\":\"org_1\",\"key\"", "\"org\":\"org 1\",\"key\"");
+    assert_ne!(org, text);
+    Evidence::read(org.as_bytes()).unwrap_err();
     let index = text.replace("\"asked\":[[0,", "\"asked\":[[9,");
     assert_ne!(index, text);
     Evidence::read(index.as_bytes()).unwrap_err();

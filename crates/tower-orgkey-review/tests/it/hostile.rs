@@ -21,10 +21,10 @@ const NAMES: [&str; 8] = [
 fn report() -> ReviewReport {
     let keys = NAMES.iter().enumerate().map(|(n, name)| {
         let mut key = key(&format!("key_{n}<i>"), "org_<b>1", &["beat", "<u>scope"]);
-        key.name = (*name).to_owned();
+        key.name = String::from(*name);
         key.suffix = Some("<s>x".to_owned());
-        key.status = if n == 7 { "<em>" } else { "active" }.to_owned();
-        key.kind = if n == 6 { "<kind>" } else { "organization" }.to_owned();
+        key.status = String::from(if n == 7 { "<em>" } else { "active" });
+        key.kind = String::from(if n == 6 { "<kind>" } else { "organization" });
         key
     });
     let requests = (0..30).map(|n| crate::lines::Line {

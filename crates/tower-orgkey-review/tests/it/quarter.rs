@@ -155,6 +155,7 @@ fn ids(report: &ReviewReport) -> Vec<&str> {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one story, day by day")]
 async fn a_quarter_has_what_was_planted() {
     let emulator = KindeEmulator::builder()
         .token_lifetime(Duration::from_secs(200 * 86_400))
@@ -286,15 +287,9 @@ async fn a_quarter_has_what_was_planted() {
 
     // One line less, and the unused key is only one that was not seen.
     let lines: Vec<_> = nodes[0].moved.lines().map(str::to_owned).collect();
-    let without: Vec<_> = lines
-        .iter()
-        .enumerate()
-        .filter(|(n, _)| *n != lines.len() / 2)
-        .collect();
-    nodes[0].moved = without
-        .into_iter()
-        .map(|(_, line)| format!("{line}\n"))
-        .collect();
+    let mut without = lines.clone();
+    without.remove(lines.len() / 2);
+    nodes[0].moved = without.join("\n");
     let partial = Review::of(&keys, &fold(&nodes), &policy())
         .previous(&first)
         .report();
