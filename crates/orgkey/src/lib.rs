@@ -3,5 +3,6 @@
 pub mod doctor;
 pub mod emulator;
 pub mod gateway;
+pub mod review;
 
 mod meaning;

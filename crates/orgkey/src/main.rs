@@ -17,6 +17,7 @@ enum Command {
     Doctor(orgkey::doctor::Args),
     Emulator(orgkey::emulator::Args),
     Gateway(orgkey::gateway::Args),
+    Review(orgkey::review::Args),
 }
 
 fn main() -> ExitCode {
@@ -24,5 +25,6 @@ fn main() -> ExitCode {
         Command::Doctor(args) => orgkey::doctor::run(&args),
         Command::Emulator(args) => orgkey::emulator::run(&args),
         Command::Gateway(args) => orgkey::gateway::run(args),
+        Command::Review(args) => orgkey::review::run(&args),
     }
 }

@@ -17,31 +17,33 @@ use super::secret::Secret;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// As the verifier reads at most.
 const MAX_BODY: usize = 64 * 1024;
+/// As the reconciler reads at most.
+const MAX_PAGE: usize = 4 * 1024 * 1024;
 
 /// A client of one issuer.
-pub(super) struct Issuer {
+pub(crate) struct Issuer {
     client: Client,
     origin: Url,
 }
 
 /// A complete reply.
 #[derive(Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
-    pub(super) peer: Option<SocketAddr>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+    pub(crate) peer: Option<SocketAddr>,
     /// Before the request and after the headers of the reply.
-    pub(super) between: (SystemTime, SystemTime),
+    pub(crate) between: (SystemTime, SystemTime),
 }
 
 impl Reply {
     /// Returns the body, if it is a JSON object.
-    pub(super) fn json(&self) -> Option<serde_json::Map<String, Value>> {
+    pub(crate) fn json(&self) -> Option<serde_json::Map<String, Value>> {
         serde_json::from_slice(&self.body).ok()
     }
 
-    pub(super) fn header(&self, name: &str) -> Option<String> {
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
         let value = self.headers.get(name)?;
         Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
     }
@@ -49,7 +51,7 @@ impl Reply {
 
 impl Issuer {
     /// Makes the client. It is the one that the verifier uses.
-    pub(super) fn new(origin: Url) -> Result<Self, String> {
+    pub(crate) fn new(origin: Url) -> Result<Self, String> {
         let pinned = Pinned {
             origin: &origin,
             connect_timeout: DEADLINE,
@@ -61,12 +63,12 @@ impl Issuer {
     }
 
     /// Sends a request without a credential.
-    pub(super) async fn hello(&self) -> Result<Reply, String> {
+    pub(crate) async fn hello(&self) -> Result<Reply, String> {
         let url = self.url("/.well-known/openid-configuration");
         send(self.client.get(url)).await
     }
 
-    pub(super) async fn token(
+    pub(crate) async fn token(
         &self,
         client_id: &str,
         secret: &Secret,
@@ -86,7 +88,7 @@ impl Issuer {
         send(request).await
     }
 
-    pub(super) async fn verify(&self, key: &Secret, token: &Secret) -> Result<Reply, String> {
+    pub(crate) async fn verify(&self, key: &Secret, token: &Secret) -> Result<Reply, String> {
         let body = json!({ "api_key": key.expose() }).to_string();
         let request = self
             .client
@@ -97,20 +99,30 @@ impl Issuer {
     }
 
     /// Sends a request for which only the token counts: the verifier's probe.
-    pub(super) async fn probe(&self, token: &Secret) -> Result<Reply, String> {
+    pub(crate) async fn probe(&self, token: &Secret) -> Result<Reply, String> {
         let mut url = self.url("/api/v1/api_keys");
         url.set_query(Some("page_size=1"));
         send(authorized(self.client.get(url), token)?).await
     }
 
     /// Reads the record of a key.
-    pub(super) async fn record(&self, key_id: &str, token: &Secret) -> Result<Reply, String> {
+    pub(crate) async fn record(&self, key_id: &str, token: &Secret) -> Result<Reply, String> {
         let mut url = self.url("/api/v1/api_keys");
         match url.path_segments_mut() {
             Ok(mut segments) => segments.push(key_id),
             Err(()) => return Err("the URL has no path".to_owned()),
         };
         send(authorized(self.client.get(url), token)?).await
+    }
+
+    /// Reads a page of the list of keys: those after this one.
+    pub(crate) async fn list(&self, after: Option<&str>, token: &Secret) -> Result<Reply, String> {
+        let mut url = self.url("/api/v1/api_keys");
+        url.query_pairs_mut().append_pair("page_size", "500");
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("starting_after", after);
+        }
+        send_up_to(MAX_PAGE, authorized(self.client.get(url), token)?).await
     }
 
     fn url(&self, path: &str) -> Url {
@@ -128,14 +140,18 @@ fn authorized(request: RequestBuilder, token: &Secret) -> Result<RequestBuilder,
 }
 
 async fn send(request: RequestBuilder) -> Result<Reply, String> {
+    send_up_to(MAX_BODY, request).await
+}
+
+async fn send_up_to(limit: usize, request: RequestBuilder) -> Result<Reply, String> {
     let before = SystemTime::now();
     let request = request.header(ACCEPT, "application/json").timeout(DEADLINE);
     let mut response = request.send().await.map_err(causes)?;
     let between = (before, SystemTime::now());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(causes)? {
-        if body.len() + chunk.len() > MAX_BODY {
-            return Err(format!("the reply is longer than {} KiB", MAX_BODY / 1024));
+        if body.len() + chunk.len() > limit {
+            return Err(format!("the reply is longer than {} KiB", limit / 1024));
         }
         body.extend_from_slice(&chunk);
     }

@@ -5,7 +5,7 @@
 
 mod advice;
 mod claims;
-mod client;
+pub(crate) mod client;
 mod command;
 mod examination;
 mod network;
@@ -15,8 +15,8 @@ mod reply;
 mod report;
 mod rows;
 mod scrub;
-mod secret;
-mod table;
+pub(crate) mod secret;
+pub(crate) mod table;
 mod token;
 
 pub use self::command::{Args, run};

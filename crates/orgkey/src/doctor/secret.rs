@@ -9,19 +9,19 @@ use zeroize::Zeroizing;
 
 /// A text that is never printed.
 #[derive(Clone)]
-pub(super) struct Secret(Zeroizing<String>);
+pub(crate) struct Secret(Zeroizing<String>);
 
 impl Secret {
-    pub(super) fn new(text: impl Into<String>) -> Self {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
 
-    pub(super) fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 
     /// Reads a file, without the line break at its end.
-    pub(super) fn of_file(path: &Path) -> Result<Self, String> {
+    pub(crate) fn of_file(path: &Path) -> Result<Self, String> {
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
         let text = Zeroizing::new(text);
         let secret = Self::new(text.trim_end_matches(['\r', '\n']));
@@ -32,7 +32,7 @@ impl Secret {
     }
 
     /// Reads a variable of the environment. `None` if it is not set.
-    pub(super) fn of_env(name: &str) -> Result<Option<Self>, String> {
+    pub(crate) fn of_env(name: &str) -> Result<Option<Self>, String> {
         match env::var(name) {
             Ok(text) if text.trim().is_empty() => {
                 Err("the environment variable is empty".to_owned())
@@ -54,16 +54,16 @@ impl fmt::Debug for Secret {
 
 /// The keys to ask the issuer about.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     /// An active key of an organization.
-    pub(super) good: Option<Secret>,
+    pub(crate) good: Option<Secret>,
     /// A key that was revoked.
-    pub(super) revoked: Option<Secret>,
+    pub(crate) revoked: Option<Secret>,
 }
 
 impl Keys {
     /// Reads the good key from the first line of the standard input, and the revoked one from the second.
-    pub(super) fn of_stdin() -> Result<Self, String> {
+    pub(crate) fn of_stdin() -> Result<Self, String> {
         let stdin = io::stdin();
         if stdin.is_terminal() {
             return Err(

@@ -13,51 +13,51 @@ use crate::meaning::Meaning;
 /// An issuer of keys.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct IssuerTable {
+pub(crate) struct IssuerTable {
     /// With several issuers.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) name: Option<String>,
+    pub(crate) name: Option<String>,
     /// With several issuers.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) prefixes: Option<Vec<String>>,
-    pub(super) kind: Kind,
-    pub(super) url: String,
-    pub(super) client_id: String,
+    pub(crate) prefixes: Option<Vec<String>>,
+    pub(crate) kind: Kind,
+    pub(crate) url: String,
+    pub(crate) client_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) client_secret_file: Option<PathBuf>,
+    pub(crate) client_secret_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) client_secret_env: Option<String>,
+    pub(crate) client_secret_env: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) audience: Option<String>,
+    pub(crate) audience: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) api_id: Option<String>,
+    pub(crate) api_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) unauthorized_means: Option<Meaning>,
+    pub(crate) unauthorized_means: Option<Meaning>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Kinde,
 }
 
 impl IssuerTable {
     /// Returns the origin, without a slash at its end.
-    pub(super) fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         self.url.trim_end_matches('/')
     }
 
-    pub(super) fn default_audience(&self) -> String {
+    pub(crate) fn default_audience(&self) -> String {
         format!("{}/api", self.origin())
     }
 
-    pub(super) fn audience(&self) -> String {
+    pub(crate) fn audience(&self) -> String {
         let audience = self.audience.clone();
         audience.unwrap_or_else(|| self.default_audience())
     }
 
     /// Reads the client secret. The error names neither the file nor the variable: it may be the secret itself, misplaced.
-    pub(super) fn secret(&self) -> Result<Secret, String> {
+    pub(crate) fn secret(&self) -> Result<Secret, String> {
         match (&self.client_secret_file, &self.client_secret_env) {
             (Some(path), None) => {
                 Secret::of_file(path).map_err(|error| format!("client_secret_file: {error}"))
@@ -74,7 +74,7 @@ impl IssuerTable {
     }
 
     /// Returns the verifier that this table describes.
-    pub(super) fn verifier(&self, secret: &Secret) -> Result<KindeVerifier, ConfigError> {
+    pub(crate) fn verifier(&self, secret: &Secret) -> Result<KindeVerifier, ConfigError> {
         let mut builder =
             KindeVerifier::builder(&self.url).client_credentials(&self.client_id, secret.expose());
         if let Some(audience) = &self.audience {
@@ -90,7 +90,7 @@ impl IssuerTable {
     }
 
     /// Returns the lines of the configuration.
-    pub(super) fn lines(&self) -> Result<String, toml::ser::Error> {
+    pub(crate) fn lines(&self) -> Result<String, toml::ser::Error> {
         #[derive(Serialize)]
         struct File<T> {
             issuer: T,
@@ -106,7 +106,7 @@ impl IssuerTable {
 
 /// What the doctor reads of a configuration.
 #[derive(Debug, Deserialize)]
-pub(super) struct File {
+pub(crate) struct File {
     issuer: OneOrSeveral,
     /// Whether the gateway signs assertions, which are valid for a minute.
     identity: Option<toml::Table>,
@@ -122,7 +122,7 @@ enum OneOrSeveral {
 
 impl File {
     /// Reads the issuer with this URL, or the only one.
-    pub(super) fn read(path: &Path, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+    pub(crate) fn read(path: &Path, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
         let shown = path.display();
         let text = fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
         Self::parse(&text, url).map_err(|error| format!("{shown}: {error}"))

@@ -17,6 +17,7 @@ mod python;
 #[path = "../../../tower-orgkey-fleet/tests/it/redis_server.rs"]
 mod redis_server;
 mod region;
+mod review;
 mod running;
 mod status;
 #[allow(dead_code, reason = "only a part is used")]

@@ -1,0 +1,168 @@
+//! Reads generated audit lines on one thread, and prints lines per second of its processor, and the most resident memory.
+//!
+//! `orgkey-review-bench LINES KEYS`. The lines are generated in blocks, and the time of that is not counted.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tower_orgkey_review::{EvidenceBuilder, KeyFacts, KeyList, Review, ReviewPolicy, UnixMillis};
+
+/// A line of the audit trail; the numbers in braces differ.
+const LINE: &str = include_str!("line.json");
+const BLOCK: u64 = 8_192;
+/// Milliseconds of the window of the lines.
+const SPAN: u64 = 90 * 86_400_000;
+const SINCE: u64 = 1_780_000_000_000;
+
+struct Generator {
+    parts: Vec<&'static str>,
+    keys: u64,
+    lines: u64,
+    state: u64,
+}
+
+impl Generator {
+    /// Appends a line. Keys are chosen at random, except that each is used once first.
+    fn line(&mut self, out: &mut String, number: u64) {
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let key = if number < self.keys {
+            number
+        } else {
+            (self.state >> 33) % self.keys
+        };
+        let time = SINCE + (u128::from(SPAN) * u128::from(number) / u128::from(self.lines)) as u64;
+        let names = ["read:reports", "write:reports", "read:users", "export"];
+        for part in &self.parts {
+            // Writing to a string cannot fail.
+            let _ = match *part {
+                "{sequence}" => write!(out, "{number}"),
+                "{time}" => write!(out, "{time}"),
+                "{org}" => write!(out, "org_{:011x}", key / 10),
+                "{key}" => write!(out, "api_key_{key:032x}"),
+                "{request}" => write!(out, "{:032x}", self.state),
+                "{scope}" => write!(out, "{}", names[(number % 4) as usize]),
+                text => {
+                    out.push_str(text);
+                    Ok(())
+                }
+            };
+        }
+    }
+}
+
+/// Splits a template into texts and placeholders.
+fn parts(template: &'static str) -> Vec<&'static str> {
+    let mut parts = vec![template];
+    for placeholder in [
+        "{sequence}",
+        "{time}",
+        "{org}",
+        "{key}",
+        "{request}",
+        "{scope}",
+    ] {
+        parts = parts
+            .into_iter()
+            .flat_map(|part| {
+                let mut pieces = Vec::new();
+                let mut rest = part;
+                while let Some(at) = rest.find(placeholder) {
+                    pieces.extend([&rest[..at], &rest[at..at + placeholder.len()]]);
+                    rest = &rest[at + placeholder.len()..];
+                }
+                pieces.push(rest);
+                pieces
+            })
+            .collect();
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+/// Returns a figure of the process in MiB.
+fn memory(name: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    number.unwrap_or(0) as f64 / 1_024.0
+}
+
+/// Returns how long this thread has run. Other load on the machine does not count.
+fn on_processor() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text.split(' ').next().and_then(|first| first.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+fn main() {
+    let mut arguments = std::env::args()
+        .skip(1)
+        .map(|text| text.parse::<u64>().expect("a number"));
+    let lines = arguments.next().unwrap_or(2_000_000);
+    let keys = arguments.next().unwrap_or(1_000_000);
+    let mut generator = Generator {
+        parts: parts(LINE.trim_end()),
+        keys,
+        lines,
+        state: 7,
+    };
+    let before = memory("VmRSS");
+    let mut builder = EvidenceBuilder::new();
+    let mut block = String::new();
+    let mut time = Duration::ZERO;
+    let mut bytes = 0;
+    let mut number = 0;
+    while number < lines {
+        block.clear();
+        for _ in 0..BLOCK.min(lines - number) {
+            generator.line(&mut block, number);
+            block.push('\n');
+            number += 1;
+        }
+        bytes += block.len() as u64;
+        let began = on_processor();
+        builder
+            .read("lines", block.as_bytes(), |_| {})
+            .expect("memory does not fail");
+        time += on_processor() - began;
+    }
+    assert_eq!(builder.problems(), []);
+    println!(
+        "{lines} lines of {} bytes, {keys} keys",
+        bytes / lines.max(1)
+    );
+    println!(
+        "{:.0} lines per second of one processor",
+        lines as f64 / time.as_secs_f64()
+    );
+    println!(
+        "{:.0} MiB more at most, {:.0} MiB after",
+        memory("VmHWM") - before,
+        memory("VmRSS") - before
+    );
+
+    let began = on_processor();
+    let evidence = builder.finish();
+    assert_eq!(evidence.lines().events, lines);
+    let list = KeyList {
+        listed_at: UnixMillis(SINCE + SPAN),
+        keys: (0..keys.min(100_000))
+            .map(|key| KeyFacts {
+                id: format!("api_key_{key:032x}"),
+                status: "active".to_owned(),
+                kind: "organization".to_owned(),
+                ..KeyFacts::default()
+            })
+            .collect(),
+    };
+    let report = Review::of(&list, &evidence, &ReviewPolicy::new()).report();
+    println!(
+        "{} keys reviewed in {:.1} s, {:.0} MiB more at most",
+        report.keys.len(),
+        (on_processor() - began).as_secs_f64(),
+        memory("VmHWM") - before
+    );
+}

@@ -1,0 +1,333 @@
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use tower_orgkey_review::{
+    Decision, Evidence, EvidenceBuilder, KeyList, NameTemplate, Review, ReviewPolicy, ReviewReport,
+    UnixMillis,
+};
+
+use super::issuer::Source;
+
+/// Reviews keys: which are used, which scopes they need, and what has to be decided.
+///
+/// Reads files of tower-orgkey-audit of any number of nodes, line by line. Prints how many findings there are to decide on.
+/// Exits with 2 if an argument, a file or the issuer's list cannot be read, and with 0 otherwise.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The audit files, of all nodes.
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "evidence")]
+    audit: Vec<PathBuf>,
+    /// Files that `--save-evidence` has written, in place of audit files.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    evidence: Vec<PathBuf>,
+    /// Store what the audit files say, so that they can be deleted.
+    #[arg(long, value_name = "FILE", requires = "audit")]
+    save_evidence: Option<PathBuf>,
+    /// The configuration file of the gateway: the list of keys is read from its issuer.
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "keys",
+        conflicts_with = "keys"
+    )]
+    config: Option<PathBuf>,
+    /// With several issuers, the URL of the one whose keys are reviewed.
+    #[arg(long, value_name = "URL", requires = "config")]
+    issuer: Option<String>,
+    /// The list of keys as JSON, in place of the issuer.
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// The report of the last review, as JSON.
+    #[arg(long, value_name = "FILE")]
+    previous: Option<PathBuf>,
+    /// What reviewers decided: a TOML file with `[[decision]]`.
+    #[arg(long, value_name = "FILE")]
+    decisions: Option<PathBuf>,
+    /// Show this organization only. The JSON for the next review must be one without it.
+    #[arg(long, value_name = "CODE")]
+    org: Option<String>,
+    /// The codes of all organizations, one a line.
+    #[arg(long, value_name = "FILE")]
+    organizations: Option<PathBuf>,
+    /// How names of keys are made up, such as `{org}-{env}-{purpose}`.
+    #[arg(long, value_name = "TEMPLATE")]
+    name_template: Option<NameTemplate>,
+    /// How many days are reviewed.
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    window_days: u32,
+    /// After how many days a secret must be rotated.
+    #[arg(long, value_name = "DAYS", default_value_t = 90)]
+    rotation_days: u32,
+    /// Where the report is written to: `.html`, `.csv`, `.json`, or `.jsonl` for OCSF events. Can be repeated.
+    #[arg(long, value_name = "FILE", required = true)]
+    out: Vec<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
+    match try_run(args) {
+        Ok(report) => {
+            let open = report.findings.iter().filter(|finding| finding.is_open());
+            println!(
+                "{} keys, {} findings, {} to be decided on; {}",
+                report.keys.len(),
+                report.findings.len(),
+                open.count(),
+                report.coverage.statement()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("orgkey review: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn try_run(args: &Args) -> Result<ReviewReport, String> {
+    // Before anything that takes long.
+    let formats: Vec<_> = args
+        .out
+        .iter()
+        .map(|path| Format::of(path))
+        .collect::<Result<_, _>>()?;
+    let previous = args.previous.as_deref().map(previous).transpose()?;
+    let decisions = args
+        .decisions
+        .as_deref()
+        .map(decisions)
+        .transpose()?
+        .unwrap_or_default();
+    let policy = args.policy()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let (mut keys, source) = match (&args.keys, &args.config) {
+        (Some(path), _) => {
+            let list = KeyList::from_json(&text(path)?, UnixMillis::now());
+            (list.map_err(|error| named(path, &error))?, None)
+        }
+        (None, Some(config)) => runtime.block_on(async {
+            let source = Source::connect(config, args.issuer.as_deref()).await?;
+            Ok::<_, String>((source.list().await?, Some(source)))
+        })?,
+        (None, None) => return Err("either --keys or --config is required".to_owned()),
+    };
+    let evidence = args.evidence(&policy, keys.listed_at)?;
+    if let Some(source) = source {
+        let before = previous.iter().flat_map(|report| &report.keys);
+        let before = before
+            .filter(|key| key.org.is_some())
+            .map(|key| key.id.as_str());
+        let known = source.plain_ids(evidence.key_ids().into_iter().chain(before));
+        let adding = source.add_organizations(&mut keys, |key| known.contains(key.id.as_str()));
+        runtime.block_on(adding)?;
+        source.prefix(&mut keys);
+    }
+    let mut review = Review::of(&keys, &evidence, &policy).decisions(&decisions);
+    if let Some(previous) = &previous {
+        review = review.previous(previous);
+    }
+    let report = review.report();
+    unmatched(&report, &decisions);
+    let report = match &args.org {
+        Some(org) => report.for_organization(org),
+        None => report,
+    };
+    for (path, format) in args.out.iter().zip(formats) {
+        write(path, format.write(&report)?.as_bytes())?;
+    }
+    Ok(report)
+}
+
+impl Args {
+    fn policy(&self) -> Result<ReviewPolicy, String> {
+        let mut policy = ReviewPolicy::new()
+            .window_days(self.window_days)
+            .rotation_days(self.rotation_days);
+        if let Some(template) = &self.name_template {
+            policy = policy.name_template(template.clone());
+        }
+        if let Some(path) = &self.organizations {
+            let text = text(path)?;
+            let codes: BTreeSet<_> = text
+                .lines()
+                .map(str::trim)
+                .filter(|it| !it.is_empty())
+                .collect();
+            policy = policy.organizations(codes);
+        }
+        Ok(policy)
+    }
+
+    /// Reads the audit files and the stored evidence.
+    fn evidence(&self, policy: &ReviewPolicy, now: UnixMillis) -> Result<Evidence, String> {
+        let mut builder = EvidenceBuilder::new();
+        // What is stored may be for another window.
+        if self.save_evidence.is_none() {
+            builder = builder.since(policy.window_start(now));
+        }
+        let sizes = self.audit.iter().map(|path| {
+            Ok(fs::metadata(path)
+                .map_err(|error| named(path, &error))?
+                .len())
+        });
+        let mut bar = ProgressBar::new(sizes.sum::<Result<u64, String>>()?);
+        for path in &self.audit {
+            let file = File::open(path).map_err(|error| named(path, &error))?;
+            let input = BufReader::with_capacity(256 * 1024, file);
+            let name = path.display().to_string();
+            let read = builder.read(&name, input, |progress| {
+                bar.show(progress.lines, progress.bytes);
+            });
+            read.map_err(|error| named(path, &error))?;
+        }
+        bar.end();
+        for problem in builder.problems() {
+            eprintln!("orgkey review: {problem}");
+        }
+        let mut evidence = builder.finish();
+        if let Some(path) = &self.save_evidence {
+            let file = File::create(path).map_err(|error| named(path, &error))?;
+            let written = evidence.write(BufWriter::new(file));
+            written.map_err(|error| named(path, &error))?;
+        }
+        for path in &self.evidence {
+            let file = File::open(path).map_err(|error| named(path, &error))?;
+            let stored =
+                Evidence::read(BufReader::new(file)).map_err(|error| named(path, &error))?;
+            evidence = evidence
+                .merge(stored)
+                .map_err(|error| named(path, &error))?;
+        }
+        Ok(evidence)
+    }
+}
+
+/// Tells of decisions about findings that are not there, of which some may be misspelt.
+fn unmatched(report: &ReviewReport, decisions: &[Decision]) {
+    let ids: BTreeSet<_> = report
+        .findings
+        .iter()
+        .map(|finding| finding.id.as_str())
+        .collect();
+    for decision in decisions {
+        if !ids.contains(decision.finding.as_str()) {
+            eprintln!("orgkey review: no finding is {:?}", decision.finding);
+        }
+    }
+}
+
+/// What a report is written as.
+#[derive(Clone, Copy)]
+enum Format {
+    Html,
+    Csv,
+    Json,
+    Ocsf,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self, String> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("html") => Ok(Self::Html),
+            Some("csv") => Ok(Self::Csv),
+            Some("json") => Ok(Self::Json),
+            Some("jsonl") => Ok(Self::Ocsf),
+            _ => Err(named(
+                path,
+                &"the name must end in .html, .csv, .json or .jsonl",
+            )),
+        }
+    }
+
+    fn write(self, report: &ReviewReport) -> Result<String, String> {
+        match self {
+            Self::Html => Ok(report.to_html()),
+            Self::Csv => Ok(report.to_csv()),
+            Self::Json => serde_json::to_string_pretty(report).map_err(|error| error.to_string()),
+            Self::Ocsf => Ok(report.to_ocsf()),
+        }
+    }
+}
+
+/// Replaces a file as a whole, so that one that was read before is not lost halfway.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    let temporary = PathBuf::from(name);
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(|error| named(path, &error))
+}
+
+fn previous(path: &Path) -> Result<ReviewReport, String> {
+    let report: ReviewReport = serde_json::from_str(&text(path)?)
+        .map_err(|error| named(path, &format!("not a report: line {}", error.line())))?;
+    if report.orgkey_review != 1 {
+        return Err(named(path, &"a report of another version"));
+    }
+    if report.organization.is_some() {
+        return Err(named(path, &"a report of one organization"));
+    }
+    Ok(report)
+}
+
+fn decisions(path: &Path) -> Result<Vec<Decision>, String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Decisions {
+        #[serde(default)]
+        decision: Vec<Decision>,
+    }
+
+    let decisions: Decisions = toml::from_str(&text(path)?).map_err(|error| named(path, &error))?;
+    Ok(decisions.decision)
+}
+
+fn text(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| named(path, &error))
+}
+
+fn named(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// How far the audit files are read, on a terminal.
+struct ProgressBar {
+    whole: u64,
+    is_shown: bool,
+    shown_at: Instant,
+}
+
+impl ProgressBar {
+    fn new(whole: u64) -> Self {
+        Self {
+            whole,
+            is_shown: std::io::stderr().is_terminal(),
+            shown_at: Instant::now(),
+        }
+    }
+
+    fn show(&mut self, lines: u64, bytes: u64) {
+        if self.is_shown && self.shown_at.elapsed() >= Duration::from_millis(200) {
+            self.shown_at = Instant::now();
+            let percent = u128::from(bytes) * 100 / u128::from(self.whole.max(1));
+            eprint!("\r{percent} %, {lines} lines");
+            // The terminal may be gone.
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    fn end(&self) {
+        if self.is_shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! `orgkey review`: says of each key whether it is used, which scopes it needs, and what has to be decided, with the proof from
+//! audit files. The review itself is `tower-orgkey-review`.
+
+mod command;
+mod issuer;
+
+pub use self::command::{Args, run};

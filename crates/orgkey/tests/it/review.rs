@@ -1,0 +1,341 @@
+//! `orgkey review`, with an emulated issuer and audit lines.
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use kinde_emulator::{KeySpec, KindeEmulator};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+/// Files of a review, and the issuer.
+struct Stage {
+    emulator: KindeEmulator,
+    dir: TempDir,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let stage = Self {
+            emulator: KindeEmulator::start().await.unwrap(),
+            dir: TempDir::new().unwrap(),
+        };
+        let config = format!(
+            "[issuer]\nkind = \"kinde\"\nurl = \"{}\"\nclient_id = \"{}\"\nclient_secret_env = \"TEST_SECRET\"\n",
+            stage.emulator.issuer_url(),
+            stage.emulator.client_id()
+        );
+        stage.file("gateway.toml", &config);
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Runs the command in the directory of the files.
+    async fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orgkey"));
+        command
+            .arg("review")
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("TEST_SECRET", self.emulator.client_secret());
+        let output = command.output().await.unwrap();
+        let printed = [&output.stdout[..], &output.stderr[..]].concat();
+        let printed = String::from_utf8(printed).unwrap();
+        assert!(!printed.contains(&self.emulator.client_secret()));
+        output
+    }
+
+    async fn succeed(&self, args: &[&str]) -> String {
+        let output = self.run(args).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    async fn fail(&self, args: &[&str]) -> String {
+        let output = self.run(args).await;
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+/// A line of the audit trail, of now.
+fn line(sequence: u64, org: &str, key: &str, scope: &str) -> String {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    let line = json!({
+        "class_uid": 6003,
+        "metadata": { "product": { "name": "tower-orgkey" }, "uid": format!("{:016x}-{sequence}", 7), "sequence": sequence },
+        "time": u64::try_from(now).unwrap(), "end_time": u64::try_from(now).unwrap(), "action_id": 1, "status_code": "allowed",
+        "actor": { "user": { "org": { "uid": org }, "programmatic_credentials": [{ "uid": key }] } },
+        "authorizations": [{ "decision": "allowed", "policy": { "data": { "any_of": [[scope]] } } }],
+    });
+    format!("{line}\n")
+}
+
+fn findings(report: &Value) -> Vec<&str> {
+    let findings = report["findings"].as_array().unwrap();
+    findings
+        .iter()
+        .map(|finding| finding["id"].as_str().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn reviews_follow_each_other() {
+    let stage = Stage::set().await;
+    let spec = |org| KeySpec::organization(org).scopes(["read:reports", "write:reports"]);
+    let one = stage.emulator.issue_key(spec("org_1").name("=one"));
+    let two = stage.emulator.issue_key(spec("org_2").name("two"));
+    let lines = line(0, "org_1", one.id(), "read:reports")
+        + "broken\n"
+        + &line(1, "org_1", one.id(), "read:reports");
+    stage.file("audit.jsonl", &lines);
+    let common = ["--audit", "audit.jsonl", "--config", "gateway.toml"];
+    let with = |more: &[&'static str]| [&common[..], more].concat();
+    let output = stage.run(&with(&["--out", "first.json"])).await;
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        errors,
+        "orgkey review: audit.jsonl:2: not JSON, or cut off\n"
+    );
+    let first: Value = serde_json::from_str(&stage.read("first.json")).unwrap();
+    let never = format!("never-asked org_1 {}", one.id());
+    let not_seen = format!("not-seen org_2 {}", two.id());
+    // The organization of a key without a request is asked for.
+    assert_eq!(
+        findings(&first),
+        [
+            never.as_str(),
+            &format!("never-asked org_2 {}", two.id()),
+            &not_seen
+        ]
+    );
+    assert_eq!(stage.emulator.calls().get_key.total, 1);
+
+    stage.emulator.rotate(two.id());
+    stage.emulator.delete(one.id());
+    let decisions = format!(
+        "[[decision]]\nfinding = \"{not_seen}\"\ndecision = \"keep\"\nreviewer = \"security\"\nreason = \"new\"\nuntil = \"2999-01-31\"\n"
+    );
+    stage.file("decisions.toml", &decisions);
+    let printed = stage
+        .succeed(&with(&[
+            "--previous",
+            "first.json",
+            "--decisions",
+            "decisions.toml",
+            "--out",
+            "second.json",
+            "--out",
+            "page.html",
+            "--out",
+            "table.csv",
+            "--out",
+            "events.jsonl",
+        ]))
+        .await;
+    assert!(
+        printed.starts_with("2 keys, 2 findings, 1 to be decided on; "),
+        "{printed}"
+    );
+    // Known from the last review.
+    assert_eq!(stage.emulator.calls().get_key.total, 1);
+    let second: Value = serde_json::from_str(&stage.read("second.json")).unwrap();
+    assert_eq!(second["changes"]["removed"][0]["id"], one.id());
+    assert_eq!(
+        second["changes"]["changed"][0]["what"],
+        json!(["secret rotated"])
+    );
+    assert_eq!(second["changes"]["settled"][0]["id"], never.as_str());
+    let page = stage.read("page.html");
+    let (changes, found) = (
+        page.find("Keys removed: 1").unwrap(),
+        page.find("<h2>Findings").unwrap(),
+    );
+    assert!(changes < found);
+    assert!(stage.read("table.csv").contains("'=one"));
+    assert_eq!(stage.read("events.jsonl").lines().count(), 3);
+
+    // The decision is carried, and a report of one organization shows no other.
+    stage
+        .succeed(&with(&[
+            "--previous",
+            "second.json",
+            "--org",
+            "org_2",
+            "--out",
+            "org_2.json",
+        ]))
+        .await;
+    let third = stage.read("org_2.json");
+    assert!(third.contains("\"keep\"") && !third.contains("org_1") && !third.contains(one.id()));
+    let error = stage
+        .fail(&with(&["--previous", "org_2.json", "--out", "x.json"]))
+        .await;
+    assert!(error.contains("a report of one organization"), "{error}");
+}
+
+#[tokio::test]
+async fn stored_evidence_replaces_audit_files() {
+    let stage = Stage::set().await;
+    stage.file("a.jsonl", &line(0, "org_1", "key_1", "read"));
+    stage.file("b.jsonl", &line(1, "org_1", "key_1", "read"));
+    stage.file(
+        "keys.json",
+        r#"{"listed_at":"2999-01-01T00:00:00Z","api_keys":[{"id":"key_1","scopes":["read"]}]}"#,
+    );
+    let save = |file, to| {
+        [
+            "--audit",
+            file,
+            "--keys",
+            "keys.json",
+            "--save-evidence",
+            to,
+            "--out",
+            "x.json",
+        ]
+    };
+    stage.succeed(&save("a.jsonl", "a.evidence")).await;
+    stage.succeed(&save("b.jsonl", "b.evidence")).await;
+    let keys = ["--keys", "keys.json", "--window-days", "3650"];
+    // The window is longer than the time until the list, so its time is that of today.
+    stage.file("keys.json", r#"[{"id":"key_1","scopes":["read"]}]"#);
+    let stored = [
+        "--evidence",
+        "a.evidence",
+        "b.evidence",
+        "a.evidence",
+        "--out",
+        "stored.json",
+    ];
+    stage.succeed(&[&keys[..], &stored[..]].concat()).await;
+    let report: Value = serde_json::from_str(&stage.read("stored.json")).unwrap();
+    assert_eq!(report["keys"][0]["replayed"], 2);
+    let both = [
+        "--audit",
+        "a.jsonl",
+        "b.jsonl",
+        "--save-evidence",
+        "both.evidence",
+        "--evidence",
+        "a.evidence",
+        "--out",
+        "x.json",
+    ];
+    let error = stage.fail(&[&keys[..], &both[..]].concat()).await;
+    assert!(error.contains("two segments overlap"), "{error}");
+}
+
+#[tokio::test]
+async fn mistakes_are_told() {
+    let stage = Stage::set().await;
+    stage.file("audit.jsonl", "");
+    stage.file("bad.json", "{}");
+    stage.file("bad.toml", "[[decision]]\nfinding = 1\n");
+    stage.file("list.json", "[]");
+    let cases: [(&[&str], &str); 6] = [
+        (
+            &[
+                "--audit",
+                "audit.jsonl",
+                "--keys",
+                "list.json",
+                "--out",
+                "x.pdf",
+            ],
+            "must end in",
+        ),
+        (
+            &[
+                "--audit",
+                "audit.jsonl",
+                "--keys",
+                "bad.json",
+                "--out",
+                "x.csv",
+            ],
+            "api_keys is missing",
+        ),
+        (
+            &[
+                "--audit",
+                "none.jsonl",
+                "--keys",
+                "list.json",
+                "--out",
+                "x.csv",
+            ],
+            "none.jsonl",
+        ),
+        (
+            &[
+                "--audit",
+                "audit.jsonl",
+                "--keys",
+                "list.json",
+                "--previous",
+                "bad.json",
+                "--out",
+                "x.csv",
+            ],
+            "not a report",
+        ),
+        (
+            &[
+                "--audit",
+                "audit.jsonl",
+                "--keys",
+                "list.json",
+                "--decisions",
+                "bad.toml",
+                "--out",
+                "x.csv",
+            ],
+            "finding",
+        ),
+        (
+            &[
+                "--audit",
+                "audit.jsonl",
+                "--keys",
+                "list.json",
+                "--name-template",
+                "{",
+                "--out",
+                "x.csv",
+            ],
+            "placeholder",
+        ),
+    ];
+    for (args, expected) in cases {
+        let error = stage.fail(args).await;
+        assert!(error.contains(expected), "{args:?} {error}");
+    }
+    assert!(!stage.path("x.csv").exists());
+    stage.emulator.set_token_scopes(["other"]);
+    let error = stage
+        .fail(&[
+            "--audit",
+            "audit.jsonl",
+            "--config",
+            "gateway.toml",
+            "--out",
+            "x.csv",
+        ])
+        .await;
+    assert!(error.contains("read:api_keys"), "{error}");
+}

@@ -1,0 +1,247 @@
+//! The report as a page for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::report::{ChangedKey, Changes, Finding, KeyReview, ReviewReport, WeekCount};
+use crate::text::visible;
+use crate::time::UnixMillis;
+
+const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}\
+h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid #767676}h3{font-size:1rem;margin:1.2rem 0 .3rem}\
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .8rem .25rem 0;vertical-align:top;overflow-wrap:anywhere}\
+th{font-weight:600}td,th{border-bottom:1px solid #ddd}.number{text-align:right;font-variant-numeric:tabular-nums}\
+article{margin:1rem 0;padding:.2rem 0 .2rem .8rem;border-left:4px solid #767676;break-inside:avoid}\
+.High{border-color:#b00020}.Medium{border-color:#a65300}p,ol,ul{margin:.3rem 0}.scroll{overflow-x:auto}.unused{color:#8a1c00}\
+.base{fill:#767676}.bar{fill:#3b6ea5}.rejected{fill:#b00020}code{overflow-wrap:anywhere}\
+@media print{body{margin:0;max-width:none}h2{break-after:avoid}tr{break-inside:avoid}.scroll{overflow:visible}}";
+
+/// The hash names the style above, so no other one applies. Nothing is loaded and no script runs.
+const POLICY: &str = "default-src 'none'; style-src 'sha256-kdT0dLybw+ycP5jWCB4ymUrvXW0QHMpOUwgaAi6brOM='; base-uri 'none'; form-action 'none'";
+
+impl ReviewReport {
+    /// Returns the report as one HTML page. It contains its style and its charts, loads nothing, and forbids scripts by its
+    /// content security policy.
+    ///
+    /// ```
+    /// use tower_orgkey_review::ReviewReport;
+    ///
+    /// assert!(ReviewReport::default().to_html().contains("default-src 'none'"));
+    /// ```
+    pub fn to_html(&self) -> String {
+        let mut organizations: BTreeMap<Option<&str>, Vec<&KeyReview>> = BTreeMap::new();
+        for key in &self.keys {
+            organizations
+                .entry(key.org.as_deref())
+                .or_default()
+                .push(key);
+        }
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta http-equiv="content-security-policy" content=(POLICY);
+                    meta name="viewport" content="width=device-width";
+                    meta name="referrer" content="no-referrer";
+                    title { "Access review of " (self.coverage.until.date()) }
+                    style { (PreEscaped(STYLE)) }
+                }
+                body { main {
+                    h1 { "Access review of " (self.coverage.until.date()) @if let Some(org) = &self.organization { ": " (name(org)) } }
+                    (self.changed())
+                    (self.covered())
+                    (self.found())
+                    @for (org, keys) in &organizations { (self.of_organization(*org, keys)) }
+                } }
+            }
+        };
+        page.into_string()
+    }
+
+    fn changed(&self) -> Markup {
+        html! {
+            h2 { "Since the last review" }
+            @match &self.changes {
+                None => p { "This is the first review." },
+                Some(changes) => (difference(changes)),
+            }
+        }
+    }
+
+    fn covered(&self) -> Markup {
+        let coverage = &self.coverage;
+        html! {
+            h2 { "What was recorded" }
+            p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
+            @if self.organization.is_none() {
+                div .scroll tabindex="0" role="region" aria-label="What was recorded" { table { tbody {
+                    (row("Events", coverage.events)) (row("Trails", coverage.trails))
+                    (row("Missing sequence numbers", coverage.missing)) (row("Events reported as lost", coverage.lost))
+                    (row("Rejections without an event each", coverage.suppressed))
+                    (row("Lines that could not be read", coverage.malformed)) (row("Lines of another schema", coverage.foreign))
+                } } }
+            }
+        }
+    }
+
+    fn found(&self) -> Markup {
+        let open = self
+            .findings
+            .iter()
+            .filter(|finding| finding.is_open())
+            .count();
+        html! {
+            h2 { "Findings" }
+            p { (self.findings.len()) " findings, of which " (open) " are to be decided on." }
+            @for finding in &self.findings { (article(finding)) }
+        }
+    }
+
+    fn of_organization(&self, org: Option<&str>, keys: &[&KeyReview]) -> Markup {
+        let weeks = org
+            .and_then(|org| self.requests.get(org))
+            .map_or(&[][..], Vec::as_slice);
+        let title = org.map_or_else(
+            || "Organization not known".to_owned(),
+            |org| visible(org).into_owned(),
+        );
+        html! {
+            h2 { @match org { Some(org) => (name(org)), None => "Organization not known" } }
+            @if !weeks.is_empty() { p { "Requests by week, allowed and rejected:" } (bars(weeks)) }
+            div .scroll tabindex="0" role="region" aria-label={ "Keys of " (title) } { table {
+                thead { tr {
+                    th scope="col" { "Key" } th scope="col" { "Status" } th scope="col" { "Created" } th scope="col" { "Last use" }
+                    th scope="col" { "Scopes" } th scope="col" .number { "Allowed" } th scope="col" .number { "Rejected" }
+                } }
+                tbody { @for key in keys { (key_row(key)) } }
+            } }
+        }
+    }
+}
+
+/// A text that a tenant may have chosen. It does not change the direction of what is around it.
+fn name(text: &str) -> Markup {
+    html! { bdi { (visible(text)) } }
+}
+
+fn row(title: &str, number: u64) -> Markup {
+    html! { tr { th scope="row" { (title) } td .number { (number) } } }
+}
+
+fn difference(changes: &Changes) -> Markup {
+    let list = |title: &str, keys: &[ChangedKey]| {
+        html! {
+            @if !keys.is_empty() {
+                h3 { (title) ": " (keys.len()) }
+                ul { @for key in keys { li {
+                    (name(&key.name)) " (" (name(&key.id)) @if let Some(org) = &key.org { ", " (name(org)) } ")"
+                    @for what in &key.what { "; " (name(what)) }
+                } } }
+            }
+        }
+    };
+    let none = changes.added.is_empty() && changes.removed.is_empty() && changes.changed.is_empty();
+    html! {
+        p { "The last review was of " (changes.since) "." }
+        @if none { p { "No key was added, removed or changed." } }
+        (list("Keys added", &changes.added)) (list("Keys removed", &changes.removed)) (list("Keys changed", &changes.changed))
+        h3 { "Findings" }
+        p { (changes.found.len()) " new, " (changes.settled.len()) " settled, " (changes.decided.len()) " decided." }
+        @if !changes.settled.is_empty() { ul { @for finding in &changes.settled { li {
+            "Settled: " (finding.kind.title()) ", " (name(&finding.key)) @if let Some(org) = &finding.org { ", " (name(org)) }
+        } } } }
+        @if !changes.decided.is_empty() { ul { @for id in &changes.decided { li { "Decided: " (name(id)) } } } }
+    }
+}
+
+fn article(finding: &Finding) -> Markup {
+    let severity = finding.kind.severity().1;
+    html! {
+        article .(severity) {
+            h3 { (finding.kind.title()) ": " (name(&finding.key)) @if let Some(org) = &finding.org { ", " (name(org)) } }
+            p { (severity) ". " (name(&finding.proof)) }
+            p { "Coverage: " (finding.coverage) @if !finding.is_conclusive { ", so this is not conclusive" } "." }
+            @if !finding.scopes.is_empty() { p { "Scopes: " (scopes(&finding.scopes, None)) } }
+            @if !finding.checklist.is_empty() { ol { @for step in &finding.checklist { li { (name(step)) } } } }
+            @match &finding.decision {
+                None => p { "To be decided: " code { (name(&finding.id)) } },
+                Some(decision) => p {
+                    "Decided: " (name(&decision.decision)) ", by " (name(&decision.reviewer)) ". " (name(&decision.reason))
+                    @if let Some(until) = decision.until { " Until " (until) "." }
+                    @if finding.is_decision_expired { " This decision is over; decide again: " code { (name(&finding.id)) } }
+                },
+            }
+        }
+    }
+}
+
+fn key_row(key: &KeyReview) -> Markup {
+    let date =
+        |time: Option<UnixMillis>| time.map_or_else(|| "not known".to_owned(), UnixMillis::date);
+    html! { tr {
+        th scope="row" { (name(&key.name)) br; code { (name(&key.id)) } @if let Some(suffix) = &key.suffix { br; "…" (name(suffix)) } }
+        td { (name(&key.status)) br; (name(&key.kind)) }
+        td { (date(key.created_at)) }
+        td { @match key.last_used { Some(last) => (last.date()), None => "none recorded" } }
+        td { (scopes(&key.granted, key.needed.as_deref())) @if key.needed.is_some() { br; "needed of " (key.replayed) " requests: "
+            @match key.needed.as_deref() { Some([]) | None => "none", Some(needed) => (scopes(needed, None)) } } }
+        td .number { (key.allowed) }
+        td .number { (key.rejections()) @for (code, count) in &key.rejected { br; (name(code)) " " (count) } }
+    } }
+}
+
+/// Scopes, with those that were not needed marked.
+fn scopes(scopes: &[String], needed: Option<&[String]>) -> Markup {
+    html! { @for (n, scope) in scopes.iter().enumerate() {
+        @if n > 0 { ", " }
+        @if needed.is_some_and(|needed| !needed.contains(scope)) {
+            span .unused { (name(scope)) " (not needed)" }
+        } @else { (name(scope)) }
+    } }
+}
+
+/// The width of the bar of a week, with the gap behind it, and the height of the chart.
+const STEP: u64 = 12;
+const HEIGHT: u64 = 48;
+/// A chart shows the last of more weeks.
+const WEEKS: usize = 104;
+
+/// A bar per week, with the rejected requests on top.
+fn bars(weeks: &[WeekCount]) -> Markup {
+    let weeks = &weeks[weeks.len().saturating_sub(WEEKS)..];
+    let whole = |week: &WeekCount| week.allowed.saturating_add(week.rejected);
+    let most = weeks.iter().map(whole).max().unwrap_or(0);
+    let first = weeks.first().map_or(0, |week| week.week.0);
+    let place = |week: &WeekCount| week.week.days_since(UnixMillis(first)) / 7 * STEP;
+    let width = weeks.last().map_or(0, place) + STEP;
+    let (mut allowed, mut rejected) = (String::new(), String::new());
+    for week in weeks {
+        let x = place(week);
+        let top = scaled(week.rejected, most);
+        let height = scaled(week.allowed, most);
+        // Writing to a string cannot fail.
+        let _ = write!(allowed, "M{x} {HEIGHT}v-{height}h10v{height}z");
+        let _ = write!(rejected, "M{x} {}v-{top}h10v{top}z", HEIGHT - height);
+    }
+    let sum: u64 = weeks.iter().map(whole).fold(0, u64::saturating_add);
+    html! {
+        svg viewBox={ "0 -2 " (width) " " (HEIGHT + 3) } width=(width) height=(HEIGHT + 3) role="img"
+            aria-label={ (sum) " requests, at most " (most) " in a week" } {
+            path .base d={ "M0 " (HEIGHT) "h" (width) "v1H0z" } {}
+            path .bar d=(allowed) {}
+            path .rejected d=(rejected) {}
+        }
+    }
+}
+
+/// A count that is not zero is visible.
+fn scaled(count: u64, most: u64) -> u64 {
+    let height = u128::from(count) * u128::from(HEIGHT) / u128::from(most.max(1));
+    u64::try_from(height)
+        .unwrap_or(HEIGHT)
+        .max(u64::from(count > 0))
+        .min(HEIGHT)
+}

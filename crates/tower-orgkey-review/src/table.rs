@@ -1,0 +1,99 @@
+//! The report as a table for spreadsheets.
+
+use crate::report::{Finding, KeyReview, ReviewReport};
+use crate::text::cell;
+
+const HEADER: [&str; 22] = [
+    "organization",
+    "key",
+    "name",
+    "type",
+    "status",
+    "created",
+    "secret_since",
+    "last_used",
+    "last_verified",
+    "allowed",
+    "rejected",
+    "scopes_granted",
+    "scopes_needed",
+    "requests_replayed",
+    "finding",
+    "severity",
+    "scopes",
+    "proof",
+    "coverage",
+    "decision",
+    "reviewer",
+    "until",
+];
+
+impl ReviewReport {
+    /// Returns the report as CSV (RFC 4180) with a header: a row per finding, and one per key without findings.
+    ///
+    /// A cell that a spreadsheet would take for a formula begins with `'`, and characters that are not visible or change the
+    /// direction of a text are written as their number, such as `\u{202e}`.
+    ///
+    /// ```
+    /// use tower_orgkey_review::ReviewReport;
+    ///
+    /// assert!(ReviewReport::default().to_csv().starts_with("organization,key,name,"));
+    /// ```
+    pub fn to_csv(&self) -> String {
+        let mut writer = csv::WriterBuilder::new()
+            .terminator(csv::Terminator::CRLF)
+            .from_writer(Vec::new());
+        // Writing to memory cannot fail, and all rows have the same length.
+        let _ = writer.write_record(HEADER);
+        let mut findings = std::collections::BTreeMap::<_, Vec<&Finding>>::new();
+        for finding in &self.findings {
+            let key = (finding.org.as_deref(), finding.key.as_str());
+            findings.entry(key).or_default().push(finding);
+        }
+        for key in &self.keys {
+            let of_key = findings.get(&(key.org.as_deref(), key.id.as_str()));
+            for finding in of_key.into_iter().flatten() {
+                let _ = writer.write_record(row(key, Some(finding)));
+            }
+            if of_key.is_none() {
+                let _ = writer.write_record(row(key, None));
+            }
+        }
+        let bytes = writer.into_inner().unwrap_or_default();
+        String::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+fn row(key: &KeyReview, finding: Option<&Finding>) -> [String; 22] {
+    let time =
+        |time: Option<crate::UnixMillis>| time.map(|time| time.to_string()).unwrap_or_default();
+    let text = |of: fn(&Finding) -> &str| finding.map(|it| cell(of(it))).unwrap_or_default();
+    let decision = finding.and_then(|finding| finding.decision.as_ref());
+    let scopes = |scopes: &[String]| cell(&scopes.join(" "));
+    [
+        cell(key.org.as_deref().unwrap_or_default()),
+        cell(&key.id),
+        cell(&key.name),
+        cell(&key.kind),
+        cell(&key.status),
+        time(key.created_at),
+        time(key.secret_since),
+        time(key.last_used),
+        time(key.last_verified_at),
+        key.allowed.to_string(),
+        key.rejections().to_string(),
+        scopes(&key.granted),
+        key.needed.as_deref().map(scopes).unwrap_or_default(),
+        key.replayed.to_string(),
+        text(|finding| finding.kind.as_str()),
+        text(|finding| finding.kind.severity().1),
+        finding
+            .map(|finding| scopes(&finding.scopes))
+            .unwrap_or_default(),
+        text(|finding| &finding.proof),
+        text(|finding| &finding.coverage),
+        decision.map(|it| cell(&it.decision)).unwrap_or_default(),
+        decision.map(|it| cell(&it.reviewer)).unwrap_or_default(),
+        time(decision.and_then(|it| it.until)),
+    ]
+}
