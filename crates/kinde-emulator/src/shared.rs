@@ -8,6 +8,7 @@ use crate::endpoint::{Endpoint, Endpoints};
 use crate::fault::Fault;
 use crate::injected::InjectedFaults;
 use crate::issuer::Issuer;
+use crate::late::LateCall;
 use crate::recorded::RecordedRequest;
 
 /// The state that the handles, the server and its connections share, and notifications of its changes.
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) issuer: Issuer,
     pub(crate) faults: InjectedFaults,
     pub(crate) calls: Calls,
+    /// Calls that are carried out later.
+    pub(crate) late: Vec<LateCall>,
     pub(crate) last_requests: [Option<RecordedRequest>; Endpoint::ALL.len()],
 }
 
@@ -47,6 +50,7 @@ impl Shared {
                 issuer,
                 faults: InjectedFaults::default(),
                 calls: Calls::default(),
+                late: Vec::new(),
                 last_requests: Default::default(),
             }),
             call_arrived: Notify::new(),
@@ -57,12 +61,18 @@ impl Shared {
     }
 
     pub(crate) fn inject(&self, at: Endpoints, fault: &Fault) {
-        self.state().faults.inject(at, fault);
+        let mut state = self.state();
+        state.faults.inject(at, fault);
+        state.carry_out_late_calls();
+        drop(state);
         self.faults_changed.notify_waiters();
     }
 
     pub(crate) fn clear(&self, at: Endpoints) {
-        self.state().faults.clear(at);
+        let mut state = self.state();
+        state.faults.clear(at);
+        state.carry_out_late_calls();
+        drop(state);
         self.faults_changed.notify_waiters();
     }
 
