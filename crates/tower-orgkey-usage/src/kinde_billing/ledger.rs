@@ -140,7 +140,8 @@ impl Ledger {
             .saturating_sub(self.settled)
     }
 
-    /// Decides what to send: `None` if the total is confirmed. The caller stores the ledger before it sends.
+    /// Decides what to send: `None` if the total is confirmed. The caller stores the ledger, and sends if it is
+    /// [in time](Send::is_in_time).
     ///
     /// The totals of periods that began before `unknown_before` are unknown, except that of an open one.
     pub(super) fn next(
@@ -150,12 +151,8 @@ impl Ledger {
         now: u64,
         unknown_before: Option<u64>,
     ) -> Result<Option<Send>, HoldReason> {
-        let margin = MARGIN.as_secs();
         if view.ends_at <= now || view.starts_at >= view.ends_at {
             return Err(HoldReason::UnknownPeriod);
-        }
-        if now + margin >= view.ends_at {
-            return Err(HoldReason::PeriodEnds);
         }
         self.turn_to(view, now, unknown_before)?;
         let Some(open) = &self.open else {
@@ -183,7 +180,7 @@ impl Ledger {
         if let Some(open) = &mut self.open {
             open.sending = Some(send.total);
             // If this process ends before the answer, nothing else is sent until the request has arrived or is lost.
-            open.quiet_until = now + margin;
+            open.quiet_until = now + MARGIN.as_secs();
         }
         Ok(Some(send))
     }
@@ -322,5 +319,57 @@ impl Send {
     /// Returns whether there is still time to send.
     pub(super) fn is_in_time(&self, now: u64) -> bool {
         now + MARGIN.as_secs() < self.ends_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    fn view(starts_at: u64) -> View {
+        View {
+            agreement: "a".to_owned(),
+            starts_at,
+            ends_at: starts_at + DAY,
+        }
+    }
+
+    /// A ledger that has sent this total in the first period.
+    fn after(total: u64, outcome: Outcome) -> Ledger {
+        let mut ledger = Ledger::default();
+        let send = ledger.next(total, &view(0), 0, None).unwrap().unwrap();
+        ledger.sent(&send, outcome);
+        ledger
+    }
+
+    #[test]
+    fn lower_total_is_held() {
+        let mut ledger = after(10, Outcome::Accepted);
+        let next = ledger.next(9, &view(0), DAY / 2, None);
+        assert_eq!(next, Err(HoldReason::LowerTotal));
+        assert_eq!(ledger.next(10, &view(0), DAY / 2, None), Ok(None));
+    }
+
+    #[test]
+    fn overlapping_period_is_held() {
+        let mut ledger = after(10, Outcome::Accepted);
+        let next = ledger.next(11, &view(DAY - 1), DAY, None);
+        assert_eq!(next, Err(HoldReason::UnknownPeriod));
+        let next = ledger.next(11, &view(DAY), DAY, None).unwrap();
+        assert_eq!(next.unwrap().total, 1);
+    }
+
+    #[test]
+    fn rejection_settles_no_earlier_send() {
+        for (first, parked) in [(Outcome::Unanswered, 1), (Outcome::Rejected, 0)] {
+            let mut ledger = after(10, first);
+            let send = ledger.next(10, &view(0), 60, None).unwrap().unwrap();
+            ledger.sent(&send, Outcome::Rejected);
+            let next = ledger.next(10, &view(DAY), DAY, None).unwrap().unwrap();
+            assert_eq!(ledger.unsettled().len(), parked);
+            assert_eq!(next.total, if parked == 0 { 10 } else { 0 });
+        }
     }
 }
