@@ -92,7 +92,7 @@ pub enum HoldReason {
     /// Several agreements of the organization have the feature.
     #[error("several agreements of the organization have the feature")]
     SeveralAgreements,
-    /// Kinde shows no billing period, or one that is over or overlaps the last one.
+    /// Kinde shows no billing period, or one that has not begun, is over, or overlaps the last one.
     #[error("the billing period is not known")]
     UnknownPeriod,
     /// The billing period ends within 5 min. The units are billed in the next one.
@@ -151,7 +151,8 @@ impl Ledger {
         now: u64,
         unknown_before: Option<u64>,
     ) -> Result<Option<Send>, HoldReason> {
-        if view.ends_at <= now || view.starts_at >= view.ends_at {
+        // Usage counts in the period of its arrival, so a period that has not begun is not the one to send for.
+        if !(view.starts_at..view.ends_at).contains(&now) {
             return Err(HoldReason::UnknownPeriod);
         }
         self.turn_to(view, now, unknown_before)?;
@@ -359,6 +360,16 @@ mod tests {
         assert_eq!(next, Err(HoldReason::UnknownPeriod));
         let next = ledger.next(11, &view(DAY), DAY, None).unwrap();
         assert_eq!(next.unwrap().total, 1);
+    }
+
+    #[test]
+    fn period_of_another_time_is_held() {
+        let mut ledger = after(10, Outcome::Accepted);
+        for now in [DAY - 1, 2 * DAY] {
+            let next = ledger.next(11, &view(DAY), now, None);
+            assert_eq!(next, Err(HoldReason::UnknownPeriod), "{now}");
+        }
+        assert!(ledger.next(11, &view(DAY), 2 * DAY - 1, None).is_ok());
     }
 
     #[test]
