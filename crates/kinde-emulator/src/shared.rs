@@ -7,7 +7,7 @@ use crate::calls::Calls;
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::fault::Fault;
 use crate::injected::InjectedFaults;
-use crate::issuer::Issuer;
+use crate::issuer::{Call, Issuer};
 use crate::late::LateCall;
 use crate::recorded::RecordedRequest;
 
@@ -79,6 +79,25 @@ impl Shared {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // No user code runs under the lock, and a panic under it leaves the state consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Carries out the calls whose fault is no longer there, in the order of their arrival.
+    pub(crate) fn carry_out_late_calls(&mut self) {
+        let faults = &self.faults;
+        let is_due = |call: &mut LateCall| !faults.is_active(call.endpoint, call.injection);
+        let due: Vec<LateCall> = self.late.extract_if(.., is_due).collect();
+        for call in due {
+            let (_, outcome) = self.issuer.answer(&Call {
+                endpoint: call.endpoint,
+                key_id: call.key_id.as_deref(),
+                parts: &call.parts,
+                body: &call.body,
+                peer_ip: call.peer_ip,
+            });
+            self.calls.of_mut(call.endpoint).count_outcome(outcome);
+        }
     }
 }
 
