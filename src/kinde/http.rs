@@ -19,6 +19,7 @@ use serde::Serialize;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::management::ManagementError;
 use super::wire::{MAX_BODY, MAX_PAGE, Reply};
 use crate::identifier::KeyId;
 use crate::key::ApiKey;
@@ -31,6 +32,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const KEY_TIMEOUT: Duration = Duration::from_secs(2);
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+const MANAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
@@ -178,7 +180,45 @@ impl Http {
         self.read(request).await
     }
 
+    /// Any other call of the management API. The path begins with a slash and is not encoded.
+    pub(super) async fn manage(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        json: Option<&[u8]>,
+        token: &HeaderValue,
+    ) -> Result<Reply, ManagementError> {
+        let mut url = self.keys.clone();
+        url.set_path(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let request = match json {
+            None => self.client.get(url),
+            Some(json) => {
+                let request = self.client.post(url).header(CONTENT_TYPE, JSON);
+                request.body(json.to_vec())
+            }
+        };
+        let request = request.header(AUTHORIZATION, token).timeout(MANAGE_TIMEOUT);
+        let response = self.try_send(request).await;
+        let response = response.map_err(|error| ManagementError {
+            may_have_arrived: !error.is_connect(),
+            source: transport(error),
+        })?;
+        read_body(response, MAX_BODY, VerifyError::unavailable)
+            .await
+            .map_err(|source| ManagementError {
+                may_have_arrived: true,
+                source,
+            })
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Response, VerifyError> {
+        self.try_send(request).await.map_err(transport)
+    }
+
+    async fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
         let sent = request.header(ACCEPT, JSON).send().await;
         match sent {
             Ok(response) => {
@@ -190,7 +230,7 @@ impl Http {
                 if is_certificate && !self.is_distrusted.swap(true, Ordering::Relaxed) {
                     telemetry::kinde::certificate_not_trusted(&causes(&error));
                 }
-                Err(transport(error))
+                Err(error)
             }
         }
     }

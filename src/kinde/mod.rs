@@ -108,6 +108,7 @@
 mod builder;
 mod evidence;
 mod http;
+mod management;
 mod own_api;
 mod reconciler;
 mod token;
@@ -115,5 +116,6 @@ mod verifier;
 pub(crate) mod wire;
 
 pub use self::builder::KindeVerifierBuilder;
+pub use self::management::{ManagementApi, ManagementError, ManagementReply};
 pub use self::reconciler::{KeyReconciler, KeyReconcilerBuilder, ReconcileError, ReconcileReport};
 pub use self::verifier::{KindeVerifier, UnauthorizedMeans};

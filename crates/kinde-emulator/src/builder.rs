@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::billing::Billing;
 use crate::clock::Clock;
 use crate::handle::{Guard, KindeEmulator};
 use crate::issuer::{Issuer, VerifyAccess};
@@ -94,7 +95,8 @@ impl KindeEmulatorBuilder {
         self
     }
 
-    /// Sets the scopes of the M2M application; by default `read:`, `create:`, `update:` and `delete:api_keys`.
+    /// Sets the scopes of the M2M application; by default `read:`, `create:`, `update:` and `delete:api_keys`,
+    /// `read:organizations`, `read:billing_agreements` and `create:meter_usage`.
     pub fn token_scopes<N: Into<String>>(mut self, scopes: impl IntoIterator<Item = N>) -> Self {
         self.token_scopes = Some(scopes.into_iter().map(Into::into).collect());
         self
@@ -183,6 +185,7 @@ impl KindeEmulatorBuilder {
         }
         let issuer = Issuer {
             keys: Keys::new(clock.clone()),
+            billing: Billing::default(),
             clock,
             application,
             valid_key_reply: self.valid_key_reply,

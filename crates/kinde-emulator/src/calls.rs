@@ -28,6 +28,12 @@ pub struct Calls {
     pub rotate_key: EndpointCalls,
     /// `DELETE /api/v1/api_keys/{key_id}`.
     pub delete_key: EndpointCalls,
+    /// `GET /api/v1/organization`.
+    pub get_organization: EndpointCalls,
+    /// `GET /api/v1/billing/agreements`.
+    pub list_agreements: EndpointCalls,
+    /// `POST /api/v1/billing/meter_usage`.
+    pub record_usage: EndpointCalls,
     /// Requests to any other path or method.
     pub unrouted: u64,
     /// Accepted TCP connections, including those that were reset.
@@ -55,7 +61,7 @@ pub struct EndpointCalls {
     pub token_rejected: u64,
     /// Malformed requests.
     pub bad_request: u64,
-    /// Calls for an unknown key id.
+    /// Calls for an unknown key id or organization.
     pub not_found: u64,
     /// Calls that an injected [`Fault`](crate::Fault) affected.
     pub faulted: u64,
@@ -86,6 +92,9 @@ impl Calls {
             Endpoint::CreateKey => &self.create_key,
             Endpoint::RotateKey => &self.rotate_key,
             Endpoint::DeleteKey => &self.delete_key,
+            Endpoint::GetOrganization => &self.get_organization,
+            Endpoint::ListAgreements => &self.list_agreements,
+            Endpoint::RecordUsage => &self.record_usage,
         }
     }
 
@@ -104,6 +113,9 @@ impl Calls {
             Endpoint::CreateKey => &mut self.create_key,
             Endpoint::RotateKey => &mut self.rotate_key,
             Endpoint::DeleteKey => &mut self.delete_key,
+            Endpoint::GetOrganization => &mut self.get_organization,
+            Endpoint::ListAgreements => &mut self.list_agreements,
+            Endpoint::RecordUsage => &mut self.record_usage,
         }
     }
 

@@ -18,11 +18,17 @@ pub enum Endpoint {
     RotateKey,
     /// `DELETE /api/v1/api_keys/{key_id}`.
     DeleteKey,
+    /// `GET /api/v1/organization`.
+    GetOrganization,
+    /// `GET /api/v1/billing/agreements`.
+    ListAgreements,
+    /// `POST /api/v1/billing/meter_usage`.
+    RecordUsage,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Token,
         Self::Verify,
         Self::ListKeys,
@@ -30,6 +36,9 @@ impl Endpoint {
         Self::CreateKey,
         Self::RotateKey,
         Self::DeleteKey,
+        Self::GetOrganization,
+        Self::ListAgreements,
+        Self::RecordUsage,
     ];
 
     /// Returns the endpoint for a request, and the key id in its path.
@@ -45,6 +54,15 @@ impl Endpoint {
                     Method::POST => Some((Self::CreateKey, None)),
                     _ => None,
                 };
+            }
+            "/api/v1/organization" => {
+                return (method == Method::GET).then_some((Self::GetOrganization, None));
+            }
+            "/api/v1/billing/agreements" => {
+                return (method == Method::GET).then_some((Self::ListAgreements, None));
+            }
+            "/api/v1/billing/meter_usage" => {
+                return (method == Method::POST).then_some((Self::RecordUsage, None));
             }
             _ => {}
         }
@@ -70,6 +88,9 @@ impl Endpoint {
             Self::CreateKey => Some("create:api_keys"),
             Self::RotateKey => Some("update:api_keys"),
             Self::DeleteKey => Some("delete:api_keys"),
+            Self::GetOrganization => Some("read:organizations"),
+            Self::ListAgreements => Some("read:billing_agreements"),
+            Self::RecordUsage => Some("create:meter_usage"),
         }
     }
 }
@@ -85,11 +106,11 @@ impl Endpoint {
 /// assert_eq!(Endpoints::ALL, Endpoint::ALL.into());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoints(u8);
+pub struct Endpoints(u16);
 
 impl Endpoints {
     /// The set of all endpoints.
-    pub const ALL: Self = Self(0x7F);
+    pub const ALL: Self = Self(0x3FF);
 
     pub(crate) const NONE: Self = Self(0);
 

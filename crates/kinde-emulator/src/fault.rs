@@ -58,6 +58,8 @@ pub(crate) enum Effect {
     NoResponse,
     Close,
     Reset,
+    LoseReply,
+    Late,
 }
 
 impl Fault {
@@ -217,6 +219,17 @@ impl Fault {
         Self::new(Effect::Reset)
     }
 
+    /// Carries the call out and closes the connection without a response: the answer is lost.
+    pub fn lose_reply() -> Self {
+        Self::new(Effect::LoseReply)
+    }
+
+    /// Closes the connection without a response, and carries the call out when the fault is cleared or replaced: the request
+    /// was delayed on its way.
+    pub fn late() -> Self {
+        Self::new(Effect::Late)
+    }
+
     /// Delays the effect of the fault.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
@@ -292,6 +305,8 @@ impl fmt::Debug for Effect {
             Self::NoResponse => "NoResponse",
             Self::Close => "Close",
             Self::Reset => "Reset",
+            Self::LoseReply => "LoseReply",
+            Self::Late => "Late",
         })
     }
 }

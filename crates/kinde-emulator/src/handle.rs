@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::task::AbortHandle;
 
+use crate::billing::{AgreementSpec, PeriodUsage};
 use crate::builder::KindeEmulatorBuilder;
 use crate::calls::Calls;
 use crate::endpoint::{Endpoint, Endpoints};
@@ -193,6 +194,59 @@ impl KindeEmulator {
     }
 }
 
+/// Billing.
+impl KindeEmulator {
+    /// Adds an organization without an agreement. One that exists is not changed.
+    ///
+    /// Issuing a key adds no organization: `GET /api/v1/organization` is 404 for one that was not added.
+    pub fn add_organization(&self, org_code: impl Into<String>) {
+        self.shared
+            .state()
+            .issuer
+            .billing
+            .add_organization(org_code.into());
+    }
+
+    /// Starts a billing agreement and returns its id. Adds the organization if need be, and cancels its agreement if it has
+    /// one, as a change of plan does. Usage of a cancelled agreement is 400.
+    ///
+    /// ```
+    /// # use kinde_emulator::{AgreementSpec, KindeEmulator};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> std::io::Result<()> {
+    /// let emulator = KindeEmulator::start().await?;
+    /// let id = emulator.start_agreement(AgreementSpec::new("org_1").feature("api_calls"));
+    /// assert!(id.starts_with("agreement_"));
+    /// assert_eq!(emulator.usage(), []);
+    /// # Ok(()) }
+    /// ```
+    pub fn start_agreement(&self, spec: AgreementSpec) -> String {
+        self.shared.state().issuer.billing.start(spec)
+    }
+
+    /// Cancels an agreement. Nothing takes its place.
+    ///
+    /// # Panics
+    ///
+    /// Panics if no agreement has this id.
+    #[track_caller]
+    pub fn cancel_agreement(&self, agreement_id: &str) {
+        let known = self.shared.state().issuer.billing.cancel(agreement_id);
+        assert!(known, "no agreement has the id {agreement_id:?}");
+    }
+
+    /// Sets how long the billing periods in replies lag behind those in which usage is recorded; 0 at first.
+    ///
+    /// Kinde documents that `current_period_end` may be in the past.
+    pub fn set_period_lag(&self, lag: Duration) {
+        self.shared.state().issuer.billing.lag = lag;
+    }
+
+    /// Returns the usage that was recorded, by agreement, feature and billing period. Kinde has no such endpoint.
+    pub fn usage(&self) -> Vec<PeriodUsage> {
+        self.shared.state().issuer.billing.usage()
+    }
+}
+
 /// Behavior of the endpoints, and access tokens.
 impl KindeEmulator {
     /// Sets the reply to verify for a valid key.
@@ -240,7 +294,7 @@ impl KindeEmulator {
 
     /// Sets how far the emulator's clock is ahead of the machine's, in seconds; 0 at first, and negative if it is behind.
     ///
-    /// It is the clock of `Date` headers, of the times of keys, and of the claims and the expiry of tokens: moved forward by the
+    /// It is the clock of `Date` headers, of the times of keys, of billing periods, and of the claims and the expiry of tokens: moved forward by the
     /// lifetime of a token, the token is expired. Latencies and timeouts do not follow it.
     ///
     /// ```
@@ -283,7 +337,8 @@ impl KindeEmulator {
         self.shared.inject(at.into(), &fault);
     }
 
-    /// Clears the faults at these endpoints. Calls held by [`Fault::hold`] are answered.
+    /// Clears the faults at these endpoints. Calls held by [`Fault::hold`] are answered, and those of [`Fault::late`] carried
+    /// out.
     pub fn clear(&self, at: impl Into<Endpoints>) {
         self.shared.clear(at.into());
     }

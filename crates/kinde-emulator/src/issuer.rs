@@ -6,6 +6,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use serde_json::{Map, Value, json};
 
+use crate::billing::Billing;
 use crate::calls::Outcome;
 use crate::clock::Clock;
 use crate::endpoint::Endpoint;
@@ -33,6 +34,7 @@ pub enum VerifyAccess {
 pub(crate) struct Issuer {
     pub(crate) clock: Clock,
     pub(crate) keys: Keys,
+    pub(crate) billing: Billing,
     pub(crate) application: Application,
     pub(crate) valid_key_reply: ValidKeyReply,
     pub(crate) invalid_key_reply: InvalidKeyReply,
@@ -71,7 +73,7 @@ impl Issuer {
         match call.endpoint {
             Endpoint::Token => self.token(call),
             Endpoint::Verify => self.verify(call),
-            Endpoint::ListKeys => self.list(call.parts.uri.query().unwrap_or_default()),
+            Endpoint::ListKeys => self.list(query(call)),
             Endpoint::CreateKey => self.create(call),
             Endpoint::GetKey => match self.keys.by_id(id) {
                 Some(key) => ok(
@@ -96,6 +98,29 @@ impl Issuer {
                     ok(200, &json!({ "message": "Success", "code": "OK" }))
                 } else {
                     unknown_id()
+                }
+            }
+            Endpoint::GetOrganization => match self.billing.organization(query(call)) {
+                Ok(Some(body)) => ok(200, &body),
+                Ok(None) => (
+                    Reply::not_found("ORGANIZATION_NOT_FOUND", "The organization does not exist"),
+                    Outcome::NotFound,
+                ),
+                Err(why) => bad_request(why),
+            },
+            Endpoint::ListAgreements => {
+                match self.billing.agreements(query(call), self.clock.now()) {
+                    Ok(body) => ok(200, &body),
+                    Err(why) => bad_request(why),
+                }
+            }
+            Endpoint::RecordUsage => {
+                let Some(body) = json_object(call) else {
+                    return bad_request("The request must be a JSON object");
+                };
+                match self.billing.record(&body, self.clock.now()) {
+                    Ok(()) => ok(200, &json!({ "message": "Success", "code": "OK" })),
+                    Err(why) => bad_request(why),
                 }
             }
         }
@@ -246,6 +271,10 @@ fn bad_request(why: &str) -> Answer {
 
 fn unknown_id() -> Answer {
     (Reply::route_not_found(), Outcome::NotFound)
+}
+
+fn query<'a>(call: &Call<'a>) -> &'a str {
+    call.parts.uri.query().unwrap_or_default()
 }
 
 fn header(parts: &Parts, name: http::HeaderName) -> Option<&str> {

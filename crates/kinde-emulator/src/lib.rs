@@ -1,7 +1,8 @@
 //! A Kinde-compatible issuer of API keys, for development and tests.
 //!
 //! [`KindeEmulator`] is an HTTP server on loopback. It implements the part of Kinde's API that concerns API keys as it is
-//! published: the token endpoint, and the endpoints that verify, create, get, list, rotate and delete keys. Where Kinde
+//! published: the token endpoint, and the endpoints that verify, create, get, list, rotate and delete keys. It also implements
+//! the endpoints by which usage is billed: an organization with its agreements, and metered usage. Where Kinde
 //! publishes nothing (how an invalid key is answered, whether verify needs a token), a switch selects one of the possible
 //! behaviors. Faults can be injected at each endpoint. No account and no network are needed.
 //!
@@ -48,6 +49,7 @@
 //! | select whether verify needs a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
 //! | revoke tokens, or issue them with a short lifetime or fewer scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
 //! | inject latency, any status or body, a redirect, a rejected token, truncated or slow bodies, timeouts, connection resets | [`inject`](KindeEmulator::inject) with a [`Fault`] |
+//! | add organizations, start and cancel billing agreements; read the recorded usage | [`add_organization`](KindeEmulator::add_organization), [`start_agreement`](KindeEmulator::start_agreement), [`cancel_agreement`](KindeEmulator::cancel_agreement), [`usage`](KindeEmulator::usage) |
 //! | move the clock | [`set_clock_offset`](KindeEmulator::set_clock_offset) |
 //! | do all of this over HTTP, from another language | [`control_endpoints`](KindeEmulatorBuilder::control_endpoints) |
 //! | reset all connections | [`set_outage`](KindeEmulator::set_outage) |
@@ -61,6 +63,8 @@
 //!
 //! * Access tokens have the shape of Kinde's JWTs, but a random signature. The emulator serves no JWKS and recognizes only the
 //!   tokens that it issued.
+//! * An organization has at most one agreement that is not cancelled. `meter_value` must be a whole number, `meter_type_code` is
+//!   required, and `meter_usage_timestamp` is ignored: usage counts in the period in which it arrives.
 //! * Error codes and messages are invented, because Kinde publishes none.
 //! * The id of a scope is its name.
 //! * Keys and tokens are kept in memory and are lost when the process ends.
@@ -72,6 +76,7 @@
 //! | `tls` | no | HTTPS with certificates that are generated at start |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod billing;
 mod body;
 mod builder;
 mod calls;
@@ -85,6 +90,7 @@ mod handle;
 mod injected;
 mod issuer;
 mod keys;
+mod late;
 mod recorded;
 mod replies;
 mod reply;
@@ -95,6 +101,7 @@ mod shared;
 mod tls;
 mod tokens;
 
+pub use self::billing::{AgreementSpec, PeriodUsage};
 pub use self::builder::KindeEmulatorBuilder;
 pub use self::calls::{Calls, EndpointCalls};
 pub use self::endpoint::{Endpoint, Endpoints};

@@ -23,6 +23,7 @@ use crate::endpoint::Endpoint;
 use crate::fault::{Effect, Fault, error_reply};
 use crate::injected::InjectionId;
 use crate::issuer::Call;
+use crate::late::LateCall;
 use crate::recorded::RecordedRequest;
 use crate::reply::Reply;
 use crate::shared::{Mode, Shared};
@@ -75,6 +76,20 @@ async fn answer(
         sleep(fault.delay).await;
     }
 
+    if matches!(fault.effect, Effect::Late) {
+        let mut state = shared.state();
+        state.late.push(LateCall {
+            endpoint,
+            injection,
+            key_id,
+            parts,
+            body,
+            peer_ip: peer.ip().to_string(),
+        });
+        // The fault may have been cleared meanwhile.
+        state.carry_out_late_calls();
+        return Err(Closed);
+    }
     let regular = || {
         let call = Call {
             endpoint,
@@ -129,7 +144,12 @@ async fn answer(
             stopping(shared).await;
             return Err(Closed);
         }
-        Effect::Close => return Err(Closed),
+        Effect::LoseReply => {
+            regular();
+            return Err(Closed);
+        }
+        // `Late` is handled above.
+        Effect::Close | Effect::Late => return Err(Closed),
         Effect::Reset => {
             reset.reset();
             return Err(Closed);

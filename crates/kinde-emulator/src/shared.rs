@@ -7,7 +7,8 @@ use crate::calls::Calls;
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::fault::Fault;
 use crate::injected::InjectedFaults;
-use crate::issuer::Issuer;
+use crate::issuer::{Call, Issuer};
+use crate::late::LateCall;
 use crate::recorded::RecordedRequest;
 
 /// The state that the handles, the server and its connections share, and notifications of its changes.
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) issuer: Issuer,
     pub(crate) faults: InjectedFaults,
     pub(crate) calls: Calls,
+    /// Calls that are carried out later.
+    pub(crate) late: Vec<LateCall>,
     pub(crate) last_requests: [Option<RecordedRequest>; Endpoint::ALL.len()],
 }
 
@@ -47,6 +50,7 @@ impl Shared {
                 issuer,
                 faults: InjectedFaults::default(),
                 calls: Calls::default(),
+                late: Vec::new(),
                 last_requests: Default::default(),
             }),
             call_arrived: Notify::new(),
@@ -57,18 +61,43 @@ impl Shared {
     }
 
     pub(crate) fn inject(&self, at: Endpoints, fault: &Fault) {
-        self.state().faults.inject(at, fault);
+        let mut state = self.state();
+        state.faults.inject(at, fault);
+        state.carry_out_late_calls();
+        drop(state);
         self.faults_changed.notify_waiters();
     }
 
     pub(crate) fn clear(&self, at: Endpoints) {
-        self.state().faults.clear(at);
+        let mut state = self.state();
+        state.faults.clear(at);
+        state.carry_out_late_calls();
+        drop(state);
         self.faults_changed.notify_waiters();
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // No user code runs under the lock, and a panic under it leaves the state consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Carries out the calls whose fault is no longer there, in the order of their arrival.
+    pub(crate) fn carry_out_late_calls(&mut self) {
+        let faults = &self.faults;
+        let is_due = |call: &mut LateCall| !faults.is_active(call.endpoint, call.injection);
+        let due: Vec<LateCall> = self.late.extract_if(.., is_due).collect();
+        for call in due {
+            let (_, outcome) = self.issuer.answer(&Call {
+                endpoint: call.endpoint,
+                key_id: call.key_id.as_deref(),
+                parts: &call.parts,
+                body: &call.body,
+                peer_ip: call.peer_ip,
+            });
+            self.calls.of_mut(call.endpoint).count_outcome(outcome);
+        }
     }
 }
 

@@ -50,11 +50,14 @@ pub(crate) enum TokenCheck {
     Invalid,
 }
 
-pub(crate) const ALL_SCOPES: [&str; 4] = [
+pub(crate) const ALL_SCOPES: [&str; 7] = [
     "read:api_keys",
     "create:api_keys",
     "update:api_keys",
     "delete:api_keys",
+    "read:organizations",
+    "read:billing_agreements",
+    "create:meter_usage",
 ];
 
 impl Application {

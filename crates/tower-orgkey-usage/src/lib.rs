@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 // Without some features, links to their items are broken.
 #![cfg_attr(
-    not(all(feature = "openmeter", feature = "stripe")),
+    not(all(feature = "kinde-billing", feature = "openmeter", feature = "stripe")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -44,7 +44,7 @@
 //! # Pushing
 //!
 //! A [`UsagePusher`] closes each minute and pushes it to a [`UsageSink`], at least once and in order. [`OpenMeterSink`]
-//! (feature `openmeter`) and [`StripeSink`] (feature `stripe`) are sinks.
+//! (feature `openmeter`), [`StripeSink`] (feature `stripe`) and [`KindeBillingSink`] (feature `kinde-billing`) are sinks.
 //!
 //! * **A closed minute stays closed.** Its records are final, and each has a unique id. Requests that end later count in the
 //!   next minute, or in further records of the same minute if [`flush`](UsagePusher::flush) closed it early. If the wall clock
@@ -76,6 +76,10 @@
 //! | warn | `usage spool file cannot be written` | `error` says why; waiting records would be lost with the process | free space, permissions |
 //! | info | `usage spool file is written again` | | |
 //! | warn | `usage spool file truncated` | a crash interrupted a write | nothing: the incomplete line was not pushed |
+//! | error | `usage totals missing or older` | the [file of totals](TotalsFile) was lost or restored | [`resume`](KindeBillingSender::resume); nothing on a first start |
+//! | warn | `usage total held` | `reason` says why an `organization` is not billed | see [`HoldReason`] |
+//! | error | `usage unsettled` | `units` were not answered when their period ended | [`settle`](KindeBillingSender::settle) |
+//! | error | `usage totals store failed` | `error` says why; nothing is sent | repair the store |
 
 mod account;
 mod aggregator;
@@ -87,6 +91,8 @@ mod counts;
 mod future;
 #[cfg(any(feature = "openmeter", feature = "stripe"))]
 mod http_client;
+#[cfg(feature = "kinde-billing")]
+mod kinde_billing;
 mod layer;
 #[cfg(feature = "openmeter")]
 mod openmeter;
@@ -113,6 +119,12 @@ mod wall_clock;
 pub use self::account::{Account, KeyName, Route};
 pub use self::counts::{Counts, DURATION_BOUNDS_MS};
 pub use self::future::ResponseFuture;
+#[cfg(feature = "kinde-billing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kinde-billing")))]
+pub use self::kinde_billing::{
+    HoldReason, KindeBillingBuilder, KindeBillingSender, KindeBillingSink, Ledger, OrgTotal,
+    RecordUnits, ResumeError, SendReport, Totals, TotalsError, TotalsFile, TotalsStore, Unsettled,
+};
 pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]
 #[cfg_attr(docsrs, doc(cfg(feature = "openmeter")))]

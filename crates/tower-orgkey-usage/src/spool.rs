@@ -321,7 +321,7 @@ fn in_lines<T>(
 }
 
 /// Detects accidental damage only.
-fn checksum(bytes: &[u8]) -> u64 {
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(0, 0);
     hasher.write(bytes);
     hasher.finish()
@@ -347,7 +347,13 @@ fn write_new(path: &Path, backlog: &Backlog) -> io::Result<File> {
     file.set_len(0)?;
     file.write_all(&lines)?;
     file.sync_all()?;
-    std::fs::rename(&new, path)?;
+    replace(&new, path)?;
+    Ok(file)
+}
+
+/// Renames a synchronized file over another one, and synchronizes the directory.
+pub(crate) fn replace(new: &Path, path: &Path) -> io::Result<()> {
+    std::fs::rename(new, path)?;
     #[cfg(unix)]
     {
         let directory = match path.parent() {
@@ -356,23 +362,23 @@ fn write_new(path: &Path, backlog: &Backlog) -> io::Result<File> {
         };
         File::open(directory)?.sync_all()?;
     }
-    Ok(file)
+    Ok(())
 }
 
-fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options.read(true).write(true).open(path)
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
 }
 
 #[cfg(unix)]
-fn is_ours(lock: &File) -> io::Result<bool> {
+pub(crate) fn is_ours(lock: &File) -> io::Result<bool> {
     use rustix::fs::{FlockOperation, flock};
 
     match flock(lock, FlockOperation::NonBlockingLockExclusive) {
@@ -384,6 +390,6 @@ fn is_ours(lock: &File) -> io::Result<bool> {
 
 #[cfg(not(unix))]
 #[allow(clippy::unnecessary_wraps)] // As on Unix.
-fn is_ours(_: &File) -> io::Result<bool> {
+pub(crate) fn is_ours(_: &File) -> io::Result<bool> {
     Ok(true)
 }

@@ -19,7 +19,7 @@ impl WallClock {
         }
     }
 
-    fn since_epoch(&self) -> Duration {
+    pub(crate) fn since_epoch(&self) -> Duration {
         // A clock before 1970 is not set.
         let now = self.now().duration_since(SystemTime::UNIX_EPOCH);
         now.unwrap_or_default()

@@ -28,6 +28,8 @@ pub(super) fn read(request: InjectFault) -> Result<Fault, &'static str> {
         FaultKind::NoResponse => Fault::no_response(),
         FaultKind::Close => Fault::close(),
         FaultKind::Reset => Fault::reset(),
+        FaultKind::LoseReply => Fault::lose_reply(),
+        FaultKind::Late => Fault::late(),
     };
     for (name, text) in &request.headers {
         if HeaderName::from_bytes(name.as_bytes()).is_err() {

@@ -5,7 +5,7 @@ mod names;
 mod requests;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use self::requests::{
     Application, Behavior, ClearFaults, InjectFault, IssueKey, MoveClock, Nothing, SelectKey,
-    SetScopes,
+    SetScopes, StartAgreement,
 };
 use crate::calls::EndpointCalls;
 use crate::endpoint::{Endpoint, Endpoints};
@@ -86,6 +86,7 @@ fn route(shared: &Shared, parts: &Parts, body: &[u8]) -> Answer {
         return match path {
             "" | "/" => Ok(ok(settings(&state))),
             "/calls" => Ok(ok(calls(&state))),
+            "/usage" => Ok(ok(usage(&state))),
             _ => Err(Problem::NoSuchEndpoint),
         };
     }
@@ -105,6 +106,7 @@ fn route(shared: &Shared, parts: &Parts, body: &[u8]) -> Answer {
         "/keys/activate" => set_status(shared, &read(body)?, KeyStatus::Active),
         "/keys/delete" => delete(shared, &read(body)?),
         "/keys/scopes" => set_scopes(shared, read(body)?),
+        "/agreements" => start_agreement(shared, read(body)?),
         "/application" => Ok(set_application(shared, read(body)?)),
         "/behavior" => set_behavior(shared, &read(body)?),
         "/faults" => inject(shared, read(body)?),
@@ -187,6 +189,41 @@ fn issue(shared: &Shared, request: IssueKey) -> Answer {
         Some(key) => Ok((201, issued(&key))),
         None => Err(bad_request("another key has this secret")),
     }
+}
+
+fn start_agreement(shared: &Shared, request: StartAgreement) -> Answer {
+    let mut state = shared.state();
+    let now = state.issuer.clock.now();
+    let starts_at = request.starts_at_s.map_or(now, |seconds| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into())
+    });
+    let length = request.period_s.unwrap_or(30 * 86_400);
+    if length == 0 {
+        return Err(bad_request("period_s must not be 0"));
+    }
+    let spec = request.spec();
+    let spec = spec.periods(starts_at, Duration::from_secs(length.into()));
+    let id = state.issuer.billing.start(spec);
+    Ok((201, json!({ "agreement_id": id })))
+}
+
+fn usage(state: &State) -> Value {
+    let usage = state.issuer.billing.usage().into_iter();
+    let usage: Vec<Value> = usage
+        .map(|period| {
+            let starts_at = period.starts_at.duration_since(SystemTime::UNIX_EPOCH);
+            json!({
+                "agreement_id": period.agreement_id,
+                "org_code": period.org_code,
+                "feature_code": period.feature_code,
+                "period_starts_at_s": starts_at.unwrap_or_default().as_secs(),
+                "total": period.total,
+                "calls": period.calls,
+                "lowered": period.lowered,
+            })
+        })
+        .collect();
+    json!({ "usage": usage })
 }
 
 fn rotate(shared: &Shared, key: &SelectKey) -> Answer {

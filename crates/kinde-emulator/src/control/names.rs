@@ -16,6 +16,9 @@ pub(super) fn of(endpoint: Endpoint) -> &'static str {
         Endpoint::CreateKey => "create_key",
         Endpoint::RotateKey => "rotate_key",
         Endpoint::DeleteKey => "delete_key",
+        Endpoint::GetOrganization => "get_organization",
+        Endpoint::ListAgreements => "list_agreements",
+        Endpoint::RecordUsage => "record_usage",
     }
 }
 

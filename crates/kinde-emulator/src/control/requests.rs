@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::names::{self, InvalidKeyReply, ValidKeyReply, VerifyAccess};
+use crate::billing::AgreementSpec;
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::keys::KeySpec;
 
@@ -132,6 +133,8 @@ pub(super) enum FaultKind {
     NoResponse,
     Close,
     Reset,
+    LoseReply,
+    Late,
 }
 
 #[derive(Deserialize)]
@@ -163,6 +166,28 @@ impl At {
             })?;
             Ok(set.with(endpoint))
         })
+    }
+}
+
+/// An agreement of an organization, with billing periods that begin at `starts_at_s` (since the Unix epoch).
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StartAgreement {
+    org_code: String,
+    plan_code: Option<String>,
+    #[serde(default)]
+    features: Vec<String>,
+    pub(super) starts_at_s: Option<u32>,
+    pub(super) period_s: Option<u32>,
+}
+
+impl StartAgreement {
+    pub(super) fn spec(self) -> AgreementSpec {
+        let mut spec = AgreementSpec::new(self.org_code);
+        if let Some(plan) = self.plan_code {
+            spec = spec.plan(plan);
+        }
+        self.features.into_iter().fold(spec, AgreementSpec::feature)
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail on a missing value")]
 
+mod billing;
 mod control;
 mod faults;
 mod handle;

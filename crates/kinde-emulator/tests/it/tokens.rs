@@ -23,7 +23,8 @@ async fn token_reply_has_all_members() {
     assert_eq!(body["expires_in"], 86_400);
     assert_eq!(
         body["scope"],
-        "read:api_keys create:api_keys update:api_keys delete:api_keys"
+        "read:api_keys create:api_keys update:api_keys delete:api_keys \
+         read:organizations read:billing_agreements create:meter_usage"
     );
     assert_eq!(body["token_type"], "bearer");
     let token = body["access_token"].as_str().unwrap();

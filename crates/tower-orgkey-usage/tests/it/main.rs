@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
+mod billing;
 mod collector;
 mod counted;
 mod exact;

@@ -1,0 +1,386 @@
+//! Which total of an organization is sent, and which units are in it. No I/O and no clock.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// No total is sent so long before the end of its period. A request is assumed to arrive within this time, clocks differ by
+/// less, and one call takes much less.
+pub(super) const MARGIN: Duration = Duration::from_secs(5 * 60);
+
+/// What was sent for an organization.
+///
+/// A value to store: it serializes, and its contents are not public.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Units that are in closed totals or in `unsettled`.
+    settled: u64,
+    open: Option<Total>,
+    /// Totals that are no longer sent, while their period lasts.
+    closed: Vec<Closed>,
+    /// Units of which nobody knows whether they were billed.
+    unsettled: Vec<Parked>,
+}
+
+/// The total of the present period.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Total {
+    agreement: String,
+    starts_at: u64,
+    ends_at: u64,
+    /// Units that were in the total before this ledger began it.
+    base: u64,
+    /// The last total that Kinde accepted.
+    confirmed: Option<u64>,
+    /// A total that was sent and may have been accepted. No other is sent before it is confirmed.
+    sending: Option<u64>,
+    /// Requests that were not answered may arrive until then. No greater total is sent before.
+    quiet_until: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Closed {
+    agreement: String,
+    starts_at: u64,
+    ends_at: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Parked {
+    pub(super) agreement: String,
+    pub(super) starts_at: u64,
+    /// The total that was sent. Without these units Kinde shows as many fewer.
+    pub(super) total: u64,
+    pub(super) units: u64,
+}
+
+/// The agreement and the billing period of an organization, as Kinde shows them. In seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct View {
+    pub(super) agreement: String,
+    pub(super) starts_at: u64,
+    pub(super) ends_at: u64,
+}
+
+/// The total to send next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Send {
+    pub(super) agreement: String,
+    pub(super) total: u64,
+    ends_at: u64,
+    /// The request may have been sent before.
+    was_sent: bool,
+    quiet_until: u64,
+}
+
+/// How a send ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Accepted,
+    /// Not carried out.
+    Rejected,
+    Unanswered,
+}
+
+/// Why nothing is sent for an organization that has units to bill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum HoldReason {
+    /// Kinde has no such organization, or it has no agreement with the feature.
+    #[error("the organization has no agreement with the feature")]
+    NoAgreement,
+    /// Several agreements of the organization have the feature.
+    #[error("several agreements of the organization have the feature")]
+    SeveralAgreements,
+    /// Kinde shows no billing period, or one that has not begun, is over, or overlaps the last one.
+    #[error("the billing period is not known")]
+    UnknownPeriod,
+    /// The billing period ends within 5 min. The units are billed in the next one.
+    #[error("the billing period ends soon")]
+    PeriodEnds,
+    /// The totals were lost or are older than the last send, so a total could lower the bill. Waits for the next billing
+    /// period, or for [`resume`](crate::KindeBillingSender::resume).
+    #[error("totals of this billing period were lost")]
+    UnknownTotal,
+    /// An earlier total was not answered and may still arrive. Waits up to 5 min.
+    #[error("an earlier total may still arrive")]
+    Unanswered,
+    /// The total would be lower than the last one.
+    #[error("the total is lower than the last one")]
+    LowerTotal,
+    /// Kinde could not be asked, or did not answer.
+    #[error("Kinde does not answer")]
+    Unavailable,
+    /// Kinde rejected the call: the access token lacks a scope, or the agreement or the feature is unknown.
+    #[error("Kinde rejects the call")]
+    Rejected,
+}
+
+impl Ledger {
+    pub(super) fn unsettled(&self) -> &[Parked] {
+        &self.unsettled
+    }
+
+    /// Returns whether Kinde has to be asked: there are units to send, or the period is over.
+    pub(super) fn is_due(&self, counted: u64, now: u64) -> bool {
+        match &self.open {
+            Some(open) => {
+                open.sending.is_some()
+                    || open.confirmed != Some(self.total(open, counted))
+                    || now >= open.ends_at
+            }
+            None => counted > self.settled,
+        }
+    }
+
+    fn total(&self, open: &Total, counted: u64) -> u64 {
+        // What is settled was counted.
+        open.base
+            .saturating_add(counted)
+            .saturating_sub(self.settled)
+    }
+
+    /// Decides what to send: `None` if the total is confirmed. The caller stores the ledger, and sends if it is
+    /// [in time](Send::is_in_time).
+    ///
+    /// The totals of periods that began before `unknown_before` are unknown, except that of an open one.
+    pub(super) fn next(
+        &mut self,
+        counted: u64,
+        view: &View,
+        now: u64,
+        unknown_before: Option<u64>,
+    ) -> Result<Option<Send>, HoldReason> {
+        // Usage counts in the period of its arrival, so a period that has not begun is not the one to send for.
+        if !(view.starts_at..view.ends_at).contains(&now) {
+            return Err(HoldReason::UnknownPeriod);
+        }
+        self.turn_to(view, now, unknown_before)?;
+        let Some(open) = &self.open else {
+            return Err(HoldReason::UnknownPeriod);
+        };
+        let total = self.total(open, counted);
+        let send = Send {
+            agreement: open.agreement.clone(),
+            total: open.sending.unwrap_or(total),
+            ends_at: open.ends_at,
+            was_sent: open.sending.is_some(),
+            quiet_until: open.quiet_until,
+        };
+        if open.sending.is_none() {
+            if open.confirmed == Some(total) {
+                return Ok(None);
+            }
+            if open.confirmed.is_some_and(|confirmed| total < confirmed) {
+                return Err(HoldReason::LowerTotal);
+            }
+            if now < open.quiet_until {
+                return Err(HoldReason::Unanswered);
+            }
+        }
+        if let Some(open) = &mut self.open {
+            open.sending = Some(send.total);
+            // If this process ends before the answer, nothing else is sent until the request has arrived or is lost.
+            open.quiet_until = now + MARGIN.as_secs();
+        }
+        Ok(Some(send))
+    }
+
+    /// Makes the total of the shown agreement and period the open one.
+    fn turn_to(
+        &mut self,
+        view: &View,
+        now: u64,
+        unknown_before: Option<u64>,
+    ) -> Result<(), HoldReason> {
+        self.closed.retain(|closed| closed.ends_at > now);
+        if let Some(open) = &mut self.open {
+            if open.agreement == view.agreement {
+                if open.starts_at == view.starts_at {
+                    open.ends_at = view.ends_at;
+                    return Ok(());
+                }
+                // A period that begins within the last one could be the same one, with the units that it has.
+                if view.starts_at < open.ends_at {
+                    return Err(HoldReason::UnknownPeriod);
+                }
+            }
+        } else if unknown_before.is_some_and(|before| view.starts_at < before + MARGIN.as_secs()) {
+            return Err(HoldReason::UnknownTotal);
+        }
+        let is_shown = |closed: &Closed| {
+            closed.agreement == view.agreement && closed.starts_at == view.starts_at
+        };
+        if self.closed.iter().any(is_shown) {
+            // An old reply, or a return to a total whose remainder is in another one.
+            return Err(HoldReason::UnknownPeriod);
+        }
+        self.close();
+        self.open = Some(Total::new(view, None, 0));
+        Ok(())
+    }
+
+    /// Closes the open total: what is not confirmed goes to the next one, or is parked if it may have been accepted.
+    fn close(&mut self) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        let confirmed = open.confirmed.unwrap_or_default();
+        self.settled += confirmed.saturating_sub(open.base);
+        if let Some(sent) = open.sending {
+            self.park(Some(&open), sent.saturating_sub(confirmed), sent);
+        }
+        self.closed.push(Closed {
+            agreement: open.agreement,
+            starts_at: open.starts_at,
+            ends_at: open.ends_at,
+        });
+    }
+
+    fn park(&mut self, of: Option<&Total>, units: u64, total: u64) {
+        if units == 0 {
+            return;
+        }
+        self.settled += units;
+        self.unsettled.push(Parked {
+            agreement: of.map_or_else(String::new, |of| of.agreement.clone()),
+            starts_at: of.map_or(0, |of| of.starts_at),
+            total,
+            units,
+        });
+    }
+
+    /// Takes the result of a send.
+    pub(super) fn sent(&mut self, send: &Send, outcome: Outcome) {
+        let Some(open) = &mut self.open else {
+            return;
+        };
+        match outcome {
+            Outcome::Accepted => {
+                open.confirmed = Some(send.total);
+                open.sending = None;
+                open.quiet_until = send.quiet_until;
+            }
+            Outcome::Rejected => {
+                if !send.was_sent {
+                    open.sending = None;
+                }
+                open.quiet_until = send.quiet_until;
+            }
+            Outcome::Unanswered => {}
+        }
+    }
+
+    /// The ledger is older than the last send: which of its units were sent since is unknown.
+    pub(super) fn forget(&mut self, counted: u64) {
+        let open = self.open.clone();
+        self.close();
+        let units = counted.saturating_sub(self.settled);
+        let last = open.as_ref().map_or(0, |open| {
+            let sent = open.sending.or(open.confirmed);
+            sent.unwrap_or_default()
+        });
+        self.park(open.as_ref(), units, last.saturating_add(units));
+    }
+
+    /// Continues a total of which Kinde shows this much, with the units that are in no total yet.
+    pub(super) fn resume(&mut self, view: &View, shown: u64) {
+        self.close();
+        self.open = Some(Total::new(view, Some(shown), shown));
+    }
+
+    /// Settles parked units. Returns whether they were parked.
+    pub(super) fn settle(&mut self, parked: &Parked, was_billed: bool) -> bool {
+        let Some(at) = self.unsettled.iter().position(|held| held == parked) else {
+            return false;
+        };
+        self.unsettled.remove(at);
+        if !was_billed {
+            self.settled = self.settled.saturating_sub(parked.units);
+        }
+        true
+    }
+}
+
+impl Total {
+    fn new(view: &View, confirmed: Option<u64>, base: u64) -> Self {
+        Self {
+            agreement: view.agreement.clone(),
+            starts_at: view.starts_at,
+            ends_at: view.ends_at,
+            base,
+            confirmed,
+            sending: None,
+            quiet_until: 0,
+        }
+    }
+}
+
+impl Send {
+    /// Returns whether there is still time to send.
+    pub(super) fn is_in_time(&self, now: u64) -> bool {
+        now + MARGIN.as_secs() < self.ends_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    fn view(starts_at: u64) -> View {
+        View {
+            agreement: "a".to_owned(),
+            starts_at,
+            ends_at: starts_at + DAY,
+        }
+    }
+
+    /// A ledger that has sent this total in the first period.
+    fn after(total: u64, outcome: Outcome) -> Ledger {
+        let mut ledger = Ledger::default();
+        let send = ledger.next(total, &view(0), 0, None).unwrap().unwrap();
+        ledger.sent(&send, outcome);
+        ledger
+    }
+
+    #[test]
+    fn lower_total_is_held() {
+        let mut ledger = after(10, Outcome::Accepted);
+        let next = ledger.next(9, &view(0), DAY / 2, None);
+        assert_eq!(next, Err(HoldReason::LowerTotal));
+        assert_eq!(ledger.next(10, &view(0), DAY / 2, None), Ok(None));
+    }
+
+    #[test]
+    fn overlapping_period_is_held() {
+        let mut ledger = after(10, Outcome::Accepted);
+        let next = ledger.next(11, &view(DAY - 1), DAY, None);
+        assert_eq!(next, Err(HoldReason::UnknownPeriod));
+        let next = ledger.next(11, &view(DAY), DAY, None).unwrap();
+        assert_eq!(next.unwrap().total, 1);
+    }
+
+    #[test]
+    fn period_of_another_time_is_held() {
+        let mut ledger = after(10, Outcome::Accepted);
+        for now in [DAY - 1, 2 * DAY] {
+            let next = ledger.next(11, &view(DAY), now, None);
+            assert_eq!(next, Err(HoldReason::UnknownPeriod), "{now}");
+        }
+        assert!(ledger.next(11, &view(DAY), 2 * DAY - 1, None).is_ok());
+    }
+
+    #[test]
+    fn rejection_settles_no_earlier_send() {
+        for (first, parked) in [(Outcome::Unanswered, 1), (Outcome::Rejected, 0)] {
+            let mut ledger = after(10, first);
+            let send = ledger.next(10, &view(0), 60, None).unwrap().unwrap();
+            ledger.sent(&send, Outcome::Rejected);
+            let next = ledger.next(10, &view(DAY), DAY, None).unwrap().unwrap();
+            assert_eq!(ledger.unsettled().len(), parked);
+            assert_eq!(next.total, if parked == 0 { 10 } else { 0 });
+        }
+    }
+}
