@@ -14,7 +14,7 @@ use reqwest::{Client, Response, StatusCode, redirect};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_orgkey::OrgCode;
-use tower_orgkey_usage::{PushError, UsageLayer, UsageRecord, UsageSink};
+use tower_orgkey_usage::{Account, PushError, UsageLayer, UsageRecord, UsageSink};
 
 /// The errors of 100 events have some 10 KB.
 const MAX_BODY: usize = 64 * 1024;
@@ -38,6 +38,11 @@ struct Problems {
 
 impl UsageSink for LagoSink {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        let is_merged = |place: &usize| batch[*place].account == Account::OtherOrganizations;
+        let held: Vec<usize> = (0..batch.len()).filter(is_merged).collect();
+        if !held.is_empty() {
+            return Err(PushError::park("a record has no subscription", held));
+        }
         let event = |(place, record): (usize, &UsageRecord)| Some((place, self.event(record)?));
         // Lago names events by their position, so nothing else may be in this list.
         let mut left: Vec<(usize, Value)> = batch.iter().enumerate().filter_map(event).collect();

@@ -33,7 +33,9 @@ pub enum ParkReason {
     },
     /// The record is older than the meter [accepts](crate::UsageSink::oldest), and was never stored.
     TooOld,
-    /// The sink cannot push the record now, as [`PushError::park`](crate::PushError::park) says. It was never stored.
+    /// The sink cannot push the record now, as [`PushError::park`](crate::PushError::park) says. It was never stored. If the
+    /// record is of [other organizations](crate::Account::OtherOrganizations), pushing it again parks it again: bill it in another
+    /// way, and raise [`organizations`](crate::UsageLayerBuilder::organizations).
     Held,
 }
 
