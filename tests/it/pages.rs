@@ -44,7 +44,10 @@ fn log_messages_of_satellites_are_documented() {
         ),
         (
             include_str!("../../crates/tower-orgkey-usage/README.md"),
-            include_str!("../../crates/tower-orgkey-usage/src/telemetry.rs"),
+            concat!(
+                include_str!("../../crates/tower-orgkey-usage/src/telemetry.rs"),
+                include_str!("../../crates/tower-orgkey-usage/src/kinde_billing/telemetry.rs"),
+            ),
         ),
     ] {
         let documented: Vec<&str> = readme

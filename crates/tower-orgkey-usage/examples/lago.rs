@@ -10,11 +10,14 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use reqwest::{Client, StatusCode, redirect};
+use reqwest::{Client, Response, StatusCode, redirect};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tower_orgkey::OrgCode;
-use tower_orgkey_usage::{PushError, UsageLayer, UsageRecord, UsageSink};
+use tower_orgkey_usage::{Account, PushError, UsageLayer, UsageRecord, UsageSink};
+
+/// The errors of 100 events have some 10 KB.
+const MAX_BODY: usize = 64 * 1024;
 
 pub(crate) struct LagoSink {
     pub(crate) client: Client,
@@ -35,19 +38,30 @@ struct Problems {
 
 impl UsageSink for LagoSink {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
-        let is_billed = |place: &usize| batch[*place].account.organization().is_some();
-        let mut left: Vec<usize> = (0..batch.len()).filter(is_billed).collect();
+        let is_merged = |place: &usize| batch[*place].account == Account::OtherOrganizations;
+        let held: Vec<usize> = (0..batch.len()).filter(is_merged).collect();
+        if !held.is_empty() {
+            return Err(PushError::park("a record has no subscription", held));
+        }
+        let event = |(place, record): (usize, &UsageRecord)| Some((place, self.event(record)?));
+        // Lago names events by their position, so nothing else may be in this list.
+        let mut left: Vec<(usize, Value)> = batch.iter().enumerate().filter_map(event).collect();
         // Each call but the last shows that some events are stored already.
         while !left.is_empty() {
-            let known = match self.call(batch, &left).await {
-                Ok(known) => known,
-                Err(error) => return Err(error.only(left)),
-            };
-            if known.is_empty() {
-                break;
-            }
-            let mut place = 0..;
-            left.retain(|_| place.next().is_some_and(|place| !known.contains(&place)));
+            let number = left.len();
+            let result = self.call(&left).await.and_then(|known| {
+                if let Some(known) = known {
+                    let mut position = 0..;
+                    left.retain(|_| position.next().is_some_and(|at| !known.contains(&at)));
+                    if left.len() == number {
+                        return Err(PushError::permanent("status 422 about unknown events"));
+                    }
+                } else {
+                    left.clear();
+                }
+                Ok(())
+            });
+            result.map_err(|error| error.only(left.iter().map(|(place, _)| *place)))?;
         }
         Ok(())
     }
@@ -58,20 +72,21 @@ impl UsageSink for LagoSink {
 }
 
 impl LagoSink {
-    /// Stores these records, or returns which of them kept Lago from it because it has them.
-    async fn call(&self, batch: &[UsageRecord], left: &[usize]) -> Result<Vec<usize>, PushError> {
-        let event = |place: &usize| {
-            let record = &batch[*place];
-            let subscription = record.account.organization().and_then(self.subscription)?;
-            Some(json!({
-                "transaction_id": record.id,
-                "external_subscription_id": subscription,
-                "code": self.metric,
-                "timestamp": record.minute,
-                "properties": { "requests": record.counts.served() },
-            }))
-        };
-        let events: Vec<_> = left.iter().filter_map(event).collect();
+    /// `None` for a record that is not billed.
+    fn event(&self, record: &UsageRecord) -> Option<Value> {
+        let subscription = record.account.organization().and_then(self.subscription)?;
+        Some(json!({
+            "transaction_id": record.id,
+            "external_subscription_id": subscription,
+            "code": self.metric,
+            "timestamp": record.minute,
+            "properties": { "requests": record.counts.served() },
+        }))
+    }
+
+    /// Stores these events, or returns the positions of those that Lago has already; then it has stored none.
+    async fn call(&self, events: &[(usize, Value)]) -> Result<Option<Vec<usize>>, PushError> {
+        let events: Vec<&Value> = events.iter().map(|(_, event)| event).collect();
         let request = self
             .client
             .post(format!("{}/api/v1/events/batch", self.origin));
@@ -91,9 +106,9 @@ impl LagoSink {
         })?;
         let answer = format!("status {}", response.status().as_u16());
         match response.status() {
-            status if status.is_success() => Ok(Vec::new()),
+            status if status.is_success() => Ok(None),
             StatusCode::UNPROCESSABLE_ENTITY => {
-                let body = response.bytes().await.map_err(PushError::not_stored)?;
+                let body = read(response).await.map_err(PushError::not_stored)?;
                 let problems: Problems = serde_json::from_slice(&body)
                     .map_err(|_| PushError::permanent(answer.clone()))?;
                 let is_known = |fields: &BTreeMap<String, Vec<String>>| {
@@ -108,16 +123,34 @@ impl LagoSink {
                 if known.is_empty() {
                     Err(PushError::permanent(answer))
                 } else {
-                    Ok(known)
+                    Ok(Some(known))
                 }
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
-                Err(PushError::not_stored(answer))
-            }
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::TOO_EARLY
+            | StatusCode::TOO_MANY_REQUESTS => Err(PushError::not_stored(answer)),
+            // A proxy may say this about a request that Lago has read.
+            StatusCode::REQUEST_TIMEOUT => Err(PushError::retry(answer)),
             status if status.is_client_error() => Err(PushError::permanent(answer)),
             _ => Err(PushError::retry(answer)),
         }
     }
+}
+
+/// Reads a body. What is beyond the bound is cut off, and then is no JSON.
+async fn read(mut response: Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_BODY {
+            body.truncate(MAX_BODY);
+            break;
+        }
+    }
+    Ok(body)
 }
 
 pub(crate) fn client() -> Result<Client, reqwest::Error> {

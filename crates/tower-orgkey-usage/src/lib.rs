@@ -129,8 +129,8 @@ pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]
 #[cfg_attr(docsrs, doc(cfg(feature = "openmeter")))]
 pub use self::openmeter::{OpenMeterSink, OpenMeterSinkBuilder};
-pub use self::parked::{ParkReason, ParkedRecord, ParkedRecords, Settlement};
-pub use self::pusher::{PushReport, UsagePusher, UsagePusherBuilder};
+pub use self::parked::{ParkReason, ParkedRecord, Settlement};
+pub use self::pusher::{ParkedRecords, PushReport, UsagePusher, UsagePusherBuilder};
 pub use self::record::UsageRecord;
 pub use self::service::UsageService;
 pub use self::sink::{PushError, PushErrorKind, UsageSink};

@@ -1,17 +1,10 @@
 //! Records that are not pushed again until somebody has settled them.
 
-use std::fmt;
-use std::io;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
-
 use serde::{Deserialize, Serialize};
 
-use crate::aggregator::Aggregator;
-use crate::queue::{self, Queue};
 use crate::record::UsageRecord;
 
-/// A record that is neither pushed nor dropped until it is [settled](ParkedRecords::settle).
+/// A record that is neither pushed nor dropped until it is [settled](crate::ParkedRecords::settle).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ParkedRecord {
@@ -33,7 +26,9 @@ pub enum ParkReason {
     },
     /// The record is older than the meter [accepts](crate::UsageSink::oldest), and was never stored.
     TooOld,
-    /// The sink cannot push the record now, as [`PushError::park`](crate::PushError::park) says. It was never stored.
+    /// The sink cannot push the record now, as [`PushError::park`](crate::PushError::park) says. It was never stored. If the
+    /// record is of [other organizations](crate::Account::OtherOrganizations), pushing it again parks it again: bill it in another
+    /// way, and raise [`organizations`](crate::UsageLayerBuilder::organizations).
     Held,
 }
 
@@ -56,62 +51,4 @@ pub enum Settlement {
     Billed,
     /// The record is not billed: it is pushed again, after all others that wait.
     PushAgain,
-}
-
-/// Lists and settles the parked records of a [`UsagePusher`](crate::UsagePusher), also while it runs. Clones share them, and keep
-/// the spool file open.
-///
-/// ```
-/// use tower_orgkey_usage::{ParkReason, ParkedRecords, Settlement};
-///
-/// /// For an endpoint of operators, once the customers that were missing exist.
-/// async fn push_held(parked: &ParkedRecords) -> std::io::Result<usize> {
-///     parked.settle(Settlement::PushAgain, |parked| parked.reason == ParkReason::Held).await
-/// }
-/// ```
-#[derive(Clone)]
-pub struct ParkedRecords {
-    pub(crate) aggregator: Arc<Aggregator>,
-    pub(crate) queue: Arc<Mutex<Queue>>,
-}
-
-impl ParkedRecords {
-    /// Returns the parked records, the one first that was parked first. Copies them.
-    pub fn list(&self) -> Vec<ParkedRecord> {
-        queue::lock(&self.queue).parked()
-    }
-
-    /// Settles the parked records that `select` returns `true` for, and returns how many there were.
-    ///
-    /// `select` is called with a lock held that pushes need, so it must not block. Records that are pushed again arrive after
-    /// later minutes; a push may take until the next minute closes.
-    ///
-    /// # Errors
-    ///
-    /// The spool file cannot be written. The records are settled, but parked again if the process ends before a later write
-    /// succeeds.
-    ///
-    /// # Panics
-    ///
-    /// Outside a Tokio runtime, if there is a spool file.
-    pub async fn settle(
-        &self,
-        settlement: Settlement,
-        select: impl FnMut(&ParkedRecord) -> bool,
-    ) -> io::Result<usize> {
-        let settled = queue::lock(&self.queue).settle(settlement, select);
-        if settlement == Settlement::Billed {
-            let records = &self.aggregator.records;
-            records.settled.fetch_add(settled as u64, Ordering::Relaxed);
-        }
-        queue::report(&self.queue, &self.aggregator.records);
-        queue::save(&self.queue).await?;
-        Ok(settled)
-    }
-}
-
-impl fmt::Debug for ParkedRecords {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ParkedRecords").finish_non_exhaustive()
-    }
 }

@@ -20,6 +20,9 @@ pub(crate) struct Queue {
     has_unsaved: bool,
 }
 
+/// A clock that is set back by at most so many seconds makes no age unknown.
+const CLOCK_STEP: u64 = 60;
+
 /// Until when a record can be pushed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -37,6 +40,13 @@ impl Limits {
     /// Whether pushes have to be noted before they begin.
     pub(crate) fn are_set(&self) -> bool {
         self.remembers.is_some() || self.oldest.is_some()
+    }
+
+    /// Whether the meter can have forgotten a record that was sent at `since` before a push ends.
+    fn is_forgotten(&self, since: u64) -> bool {
+        // The clock was set back, so the age is unknown.
+        let is_unknown = since > self.now.saturating_add(CLOCK_STEP);
+        self.is_over(self.remembers, since) || self.remembers.is_some() && is_unknown
     }
 
     /// Whether a push that begins now can end after `limit` has passed since `since`.
@@ -81,7 +91,7 @@ impl Queue {
             let head = self.backlog.waiting.iter().take(most).enumerate();
             let expired = head.filter(|(_, waiting)| {
                 limits.is_over(limits.oldest, waiting.record.minute)
-                    || (waiting.sent).is_some_and(|sent| limits.is_over(limits.remembers, sent))
+                    || (waiting.sent).is_some_and(|sent| limits.is_forgotten(sent))
             });
             let expired: Vec<usize> = expired.map(|(place, _)| place).collect();
             if expired.is_empty() {

@@ -10,8 +10,9 @@ use crate::record::UsageRecord;
 ///
 /// # What the pusher guarantees
 ///
-/// * **Order.** The records of an organization arrive in the order of their minutes. The next batch is pushed only after the
-///   previous one was accepted or failed.
+/// * **Order.** The records of an organization arrive in the order of their minutes, except for a record that was parked and
+///   settled as [`PushAgain`](crate::Settlement::PushAgain): it arrives after later ones. The next batch is pushed only after
+///   the previous one was accepted or failed.
 /// * **Final records.** A record never changes. Records with the same [`id`](UsageRecord::id) are the same record.
 /// * **At least once.** A record is pushed again if the push failed, timed out, or was interrupted by the end of the process.
 ///   Count each id once.
@@ -53,7 +54,9 @@ pub trait UsageSink: Send + Sync + 'static {
     ///
     /// A record that a push [may have stored](PushError::retry) is pushed again only if the push ends within this time of the
     /// beginning of the first such push. Later it is [parked](crate::ParkedRecords), because the meter could count it twice. The
-    /// wall clock decides; one that is set back makes pushes appear younger.
+    /// wall clock decides. A push that began more than 60 s in the future has an unknown age, because the clock was set back since:
+    /// its records are parked too. A clock that was ahead and is set back to a time after the push makes it appear younger,
+    /// by at most its error.
     fn remembers(&self) -> Option<Duration> {
         None
     }

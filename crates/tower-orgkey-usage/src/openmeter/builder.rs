@@ -54,7 +54,8 @@ impl OpenMeterSinkBuilder {
         self
     }
 
-    /// Sets a subject for records without an organization. Default: they are not sent.
+    /// Sets a subject for records without an organization. Default: those of
+    /// [other organizations](crate::Account::OtherOrganizations) are [parked](crate::ParkReason::Held), all others are not sent.
     pub fn unattributed_subject(mut self, subject: impl Into<String>) -> Self {
         self.names.unattributed = Some(subject.into());
         self

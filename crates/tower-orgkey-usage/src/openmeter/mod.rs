@@ -10,6 +10,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 
 pub use self::builder::OpenMeterSinkBuilder;
 use self::event::{Event, Names};
+use crate::account::Account;
 use crate::http_client::{Endpoint, classify, send};
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
@@ -34,8 +35,9 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// `key` is the key's id; keys without an id are `(unnamed)`, merged ones `(other keys)`, and routes likewise `(unmatched)` and
 /// `(other routes)`.
 ///
-/// Records without an organization are not sent, unless
-/// [`unattributed_subject`](OpenMeterSinkBuilder::unattributed_subject) names a subject for them.
+/// [`unattributed_subject`](OpenMeterSinkBuilder::unattributed_subject) names a subject for records without an organization. Without
+/// it, records of [organizations that were counted together](crate::Account::OtherOrganizations) are
+/// [parked](crate::ParkReason::Held), and records of no organization are not sent.
 ///
 /// # Responses
 ///
@@ -106,6 +108,13 @@ impl OpenMeterSink {
 
 impl UsageSink for OpenMeterSink {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        if self.names.unattributed.is_none() {
+            let is_merged = |place: &usize| batch[*place].account == Account::OtherOrganizations;
+            let held: Vec<usize> = (0..batch.len()).filter(is_merged).collect();
+            if !held.is_empty() {
+                return Err(PushError::park("a record has no subject", held));
+            }
+        }
         let events: Vec<Event<'_>> = batch
             .iter()
             .filter_map(|record| Event::of(record, &self.names))

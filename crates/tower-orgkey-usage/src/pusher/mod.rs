@@ -1,6 +1,7 @@
 //! Pushes closed minutes to a sink.
 
 mod builder;
+mod parked;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -15,9 +16,10 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::builder::UsagePusherBuilder;
+pub use self::parked::ParkedRecords;
 use super::aggregator::Aggregator;
 use super::catch_unwind::CatchUnwind;
-use super::parked::{ParkReason, ParkedRecords};
+use super::parked::ParkReason;
 use super::queue::{self, Limits, ParkedNow, Queue, lock};
 use super::record::UsageRecord;
 use super::sink::{PushError, PushErrorKind, UsageSink};
@@ -48,7 +50,9 @@ use crate::telemetry;
 /// If the sink [forgets ids](UsageSink::remembers), a record that it may have stored is not pushed again when it could have
 /// forgotten the id. If it [rejects old records](UsageSink::oldest), those are not pushed. Such records are parked: kept, also in
 /// the spool file, counted and logged, until they are settled through [`ParkedRecords`]. For each organization, the requests
-/// that were served are the sum of those that are billed, wait, are parked, or were dropped with a log message.
+/// that were served are the sum of those that are billed, wait, are parked, or were dropped with a log message. Requests of
+/// [organizations that were counted together](crate::Account::OtherOrganizations) are in one sum: `OpenMeterSink` without an
+/// unattributed subject, and `StripeSink`, park their records.
 ///
 /// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
 /// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::customers::Customers;
 use super::session::Sessions;
 use super::{Api, CustomerOf, Measure, StripeSink};
 use crate::counts::Counts;
@@ -112,7 +113,7 @@ impl StripeSinkBuilder {
         Ok(StripeSink {
             api,
             event_name: self.event_name,
-            customer: self.customer,
+            customers: Customers::new(self.customer),
             measure: self.measure,
             wall: self.wall,
         })

@@ -6,7 +6,7 @@ use http::HeaderValue;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{MAX_BODY, STRIPE_VERSION, VERSION_HEADER};
 use crate::http_client::{Endpoint, classify, send};
@@ -14,6 +14,8 @@ use crate::sink::PushError;
 
 /// Stripe's tokens are valid for 15 min.
 const LIFETIME: Duration = Duration::from_secs(14 * 60);
+/// Ends before the pusher's timeout, after which the batch would count as sent.
+const DEADLINE: Duration = Duration::from_secs(3);
 
 pub(super) struct Sessions {
     endpoint: Endpoint,
@@ -48,7 +50,10 @@ impl Sessions {
             return Ok(token.clone());
         }
         let begin = Instant::now();
-        let token = self.create().await.map_err(PushError::into_not_stored)?;
+        let token = timeout(DEADLINE, self.create()).await;
+        let token =
+            token.map_err(|_| PushError::not_stored("the creation of a session timed out"))?;
+        let token = token.map_err(PushError::into_not_stored)?;
         *current = Some((token.clone(), begin + LIFETIME));
         Ok(token)
     }

@@ -198,6 +198,27 @@ async fn fault_161_a_push_is_noted_before_it_begins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_push_in_the_future_is_parked() {
+    for (ahead, is_parked) in [(60, false), (61, true)] {
+        let wall = wall();
+        let usage = usage(&wall).build().unwrap();
+        let memory = Memory::new(|_| Err(PushError::retry("the answer was lost")));
+        let mut pusher = with_records(&wall, &usage, Limited::day(&memory), None, 1).await;
+        let begins = wall.now();
+        wall.set(begins + Duration::from_secs(ahead));
+        pusher.push_closed().await;
+        // The clock was ahead, and is corrected.
+        wall.set(begins);
+        let report = pusher.push_closed().await;
+        assert_eq!(report.parked == 1, is_parked, "{report:?}");
+        assert_eq!(memory.calls(), if is_parked { 1 } else { 2 });
+        let list = pusher.parked().list();
+        let is_doubtful = |reason| matches!(reason, ParkReason::MaybeStored { .. });
+        assert!(list.iter().all(|parked| is_doubtful(parked.reason)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clear_answer_parks_nothing() {
     for answer in [PushError::not_stored("busy"), PushError::retry("?")] {
         let is_clear = matches!(

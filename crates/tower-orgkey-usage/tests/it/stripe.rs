@@ -1,17 +1,23 @@
 //! Stripe: sessions, unknown customers, duplicates, and clocks that step back.
 
+use std::future::{Future, pending};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde_json::json;
+use tokio::sync::Barrier;
 use tower_orgkey::OrgCode;
 use tower_orgkey_usage::test_util::TestWallClock;
-use tower_orgkey_usage::{ParkReason, StripeCustomer, StripeSink, UsagePusher, UsageSink};
+use tower_orgkey_usage::{
+    Account, ParkReason, ParkedRecord, StripeCustomer, StripeSink, StripeSinkBuilder, UsagePusher,
+    UsageSink,
+};
 
 use crate::collector::{Reply, serve_on_loopback};
-use crate::kit::{Sums, app, next_minute, read_times, start, sums, usage, wall};
+use crate::kit::{Memory, Sums, app, next_minute, read_times, start, sums, usage, wall};
 use crate::meters::{Fault, Kind, Meter, forward};
-use crate::sums::{lago, stripe};
+use crate::sums::{lago, open_meter, stripe};
 
 async fn push_all<S: UsageSink>(pusher: &mut UsagePusher<S>) {
     for _ in 0..20 {
@@ -84,6 +90,57 @@ async fn lago_gets_a_batch_without_known_records() {
     );
     assert_eq!(meter.bill(), sums(&[("org_1", 2), ("org_2", 4)]));
     assert_eq!(meter.calls().len(), 4);
+}
+
+#[tokio::test]
+async fn lago_positions_skip_unbilled_records() {
+    let wall = wall();
+    let meter = Meter::start(Kind::Lago, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let mut sink = lago(&meter);
+    sink.subscription = |org| (org != "org_free").then(|| format!("sub_{org}"));
+    let memory = Memory::new(|_| Ok(()));
+    let mut pusher = usage.handle().pusher(memory.clone()).build().unwrap();
+    for org in ["free", "1", "2"] {
+        read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+        next_minute(&wall);
+        pusher.push_closed().await;
+    }
+    let batch = memory.taken();
+    sink.push(&batch[..1]).await.unwrap();
+    assert_eq!(meter.calls().len(), 0, "an empty batch was sent");
+    // A known record between an unbilled one and a new one.
+    sink.push(&batch[1..2]).await.unwrap();
+    sink.push(&batch).await.unwrap();
+    assert_eq!(meter.bill(), sums(&[("org_1", 1), ("org_2", 1)]));
+}
+
+#[tokio::test]
+async fn lago_replies_do_not_loop_or_lose() {
+    let known = |position: &str| json!({ "error_details": { position: { "transaction_id": ["value_already_exist"] } } });
+    let mut long = known("0");
+    long["padding"] = "x".repeat(100_000).into();
+    for (status, body, undeliverable) in [
+        (422, known("7"), 1),
+        (422, long, 1),
+        (404, json!({}), 0),
+        (405, json!({}), 0),
+        (408, json!({}), 0),
+        (425, json!({}), 0),
+    ] {
+        let wall = wall();
+        let meter = Meter::start(Kind::Lago, &wall).await;
+        let usage = usage(&wall).build().unwrap();
+        let address = serve_on_loopback(move |_| Reply::json(status, &body)).await;
+        let mut sink = lago(&meter);
+        sink.origin = format!("http://{address}");
+        let mut pusher = usage.handle().pusher(sink).build().unwrap();
+        read_times(&app(&usage), 1, "key.org_1.k1").await;
+        next_minute(&wall);
+        let report = pusher.push_closed().await;
+        assert_eq!(report.undeliverable, undeliverable, "status {status}");
+        assert_eq!(report.pushed, 0, "status {status}");
+    }
 }
 
 #[tokio::test]
@@ -187,6 +244,172 @@ async fn a_failed_lookup_sends_nothing() {
     forward(&wall, Duration::from_secs(25 * 3_600));
     push_all(&mut pusher).await;
     assert_eq!(meter.bill(), Sums::from([("1".to_owned(), 21)]));
+}
+
+fn sink_with<F>(
+    meter: &Meter,
+    customer: impl Fn(OrgCode) -> F + Send + Sync + 'static,
+) -> StripeSinkBuilder
+where
+    F: Future<Output = Result<StripeCustomer, &'static str>> + Send + 'static,
+{
+    StripeSink::builder("sk_test_0123", "api_requests", customer)
+        .api_origin(&meter.url)
+        .stream_origin(&meter.url)
+}
+
+fn id_of(org: &OrgCode) -> StripeCustomer {
+    StripeCustomer::Id(format!("cus_{org}"))
+}
+
+#[tokio::test]
+async fn customers_are_found_together_and_kept() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lookups);
+    // No look-up ends before all have begun.
+    let all = Arc::new(Barrier::new(20));
+    let sink = sink_with(&meter, move |org| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let all = Arc::clone(&all);
+        async move {
+            all.wait().await;
+            Ok(id_of(&org))
+        }
+    });
+    let mut pusher = usage
+        .handle()
+        .pusher(sink.build().unwrap())
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        for org in 0..20 {
+            read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+        }
+        next_minute(&wall);
+        assert_eq!(pusher.push_closed().await.pushed, 20);
+    }
+    assert_eq!(lookups.load(Ordering::SeqCst), 20);
+}
+
+#[tokio::test]
+async fn a_failed_lookup_blocks_no_other_customer() {
+    for is_v1 in [false, true] {
+        let wall = wall();
+        let kind = if is_v1 {
+            Kind::StripeV1
+        } else {
+            Kind::StripeStream
+        };
+        let meter = Meter::start(kind, &wall).await;
+        let usage = usage(&wall).build().unwrap();
+        let sink = sink_with(&meter, async |org: OrgCode| match org.as_str() {
+            "org_1" => Err("a row that cannot be read"),
+            _ => Ok(id_of(&org)),
+        });
+        let sink = if is_v1 { sink.v1() } else { sink };
+        let mut pusher = usage
+            .handle()
+            .pusher(sink.build().unwrap())
+            .build()
+            .unwrap();
+        for org in 1..4 {
+            read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+        }
+        next_minute(&wall);
+        let report = pusher.push_closed().await;
+        let waiting = if is_v1 { report.waiting } else { 1 };
+        assert_eq!((report.waiting, report.parked), (waiting, 0), "{report:?}");
+        if !is_v1 {
+            assert_eq!(meter.bill(), sums(&[("org_2", 1), ("org_3", 1)]));
+        }
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+        tokio::time::resume();
+        push_all(&mut pusher).await;
+        assert_eq!(meter.bill(), sums(&[("org_2", 1), ("org_3", 1)]));
+        let list = pusher.parked().list();
+        assert_eq!(list.len(), 1);
+        assert_eq!(list[0].reason, ParkReason::Held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_lookup_leaves_nothing_in_doubt() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let sink = sink_with(&meter, async |_| pending().await);
+    let mut pusher = usage
+        .handle()
+        .pusher(sink.build().unwrap())
+        .build()
+        .unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    for _ in 0..2 {
+        forward(&wall, Duration::from_secs(25 * 3_600));
+        let report = pusher.push_closed().await;
+        assert_eq!((report.waiting, report.parked), (1, 0), "{report:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_session_leaves_nothing_in_doubt() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let sessions = serve_on_loopback(|_| Reply::TooLate).await;
+    // Only the deadline of the session ends before the pusher's.
+    let minute = Duration::from_secs(60);
+    let sink = sink_with(&meter, async |org| Ok(id_of(&org)))
+        .api_origin(format!("http://{sessions}"))
+        .connect_timeout(minute)
+        .timeout(minute);
+    let mut pusher = usage
+        .handle()
+        .pusher(sink.build().unwrap())
+        .build()
+        .unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    for _ in 0..2 {
+        forward(&wall, Duration::from_secs(25 * 3_600));
+        let report = pusher.push_closed().await;
+        assert_eq!((report.waiting, report.parked), (1, 0), "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn merged_organizations_are_held() {
+    async fn push<S: UsageSink>(kind: Kind, sink: impl Fn(&Meter, &TestWallClock) -> S) {
+        let wall = wall();
+        let meter = Meter::start(kind, &wall).await;
+        let usage = usage(&wall).capacity(4).organizations(4).build().unwrap();
+        let mut pusher = usage.handle().pusher(sink(&meter, &wall)).build().unwrap();
+        for org in 0..100 {
+            read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+        }
+        next_minute(&wall);
+        push_all(&mut pusher).await;
+        let list = pusher.parked().list();
+        assert!(!list.is_empty(), "no row was merged");
+        let is_merged = |parked: &ParkedRecord| {
+            parked.reason == ParkReason::Held
+                && parked.record.account == Account::OtherOrganizations
+        };
+        assert!(list.iter().all(is_merged), "{list:?}");
+        let parked: u64 = list
+            .iter()
+            .map(|parked| parked.record.counts.served())
+            .sum();
+        let billed: u64 = meter.bill().values().sum();
+        assert_eq!(parked + billed, 100);
+    }
+    push(Kind::StripeStream, |meter, wall| stripe(meter, wall, false)).await;
+    push(Kind::StripeV1, |meter, wall| stripe(meter, wall, true)).await;
+    push(Kind::OpenMeter, |meter, _| open_meter(meter)).await;
+    push(Kind::Lago, |meter, _| lago(meter)).await;
 }
 
 #[tokio::test]

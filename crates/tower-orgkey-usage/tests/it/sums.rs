@@ -80,7 +80,7 @@ pub(crate) fn lago(meter: &Meter) -> LagoSink {
     }
 }
 
-fn open_meter(meter: &Meter) -> OpenMeterSink {
+pub(crate) fn open_meter(meter: &Meter) -> OpenMeterSink {
     let builder = OpenMeterSink::builder(&meter.url);
     builder.path("/api/v3/openmeter/events").build().unwrap()
 }
