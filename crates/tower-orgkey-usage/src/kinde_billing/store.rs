@@ -27,7 +27,18 @@ pub type TotalsError = Box<dyn Error + Send + Sync>;
 ///
 /// `TotalsFile` is the template.
 pub trait TotalsStore: Send + Sync + 'static {
-    /// Adds the units of records whose ids were not added before.
+    /// Binds the store to a metered feature, when a sink is built. May block.
+    ///
+    /// Counts and totals are those of one feature. So each feature needs a store of its own, and the same one after a restart.
+    ///
+    /// # Errors
+    ///
+    /// The store belongs to a feature with another code, or failed.
+    fn bind(&self, feature_code: &str) -> Result<(), TotalsError>;
+
+    /// Adds the units of records whose ids were not added before, of all of them or, after an error, of none.
+    ///
+    /// The error [`MaybeAdded`] parks the records that it names; others push all of them again.
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send;
 
     /// Returns all organizations if this node is the one that sends, else `None`.
@@ -41,6 +52,10 @@ pub trait TotalsStore: Send + Sync + 'static {
 }
 
 impl<S: TotalsStore> TotalsStore for Arc<S> {
+    fn bind(&self, feature_code: &str) -> Result<(), TotalsError> {
+        S::bind(self, feature_code)
+    }
+
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send {
         S::add(self, records)
     }
@@ -55,6 +70,15 @@ impl<S: TotalsStore> TotalsStore for Arc<S> {
     ) -> impl Future<Output = Result<(), TotalsError>> + Send {
         S::save(self, ledgers)
     }
+}
+
+/// The error of [`TotalsStore::add`] for old records: the store no longer knows whether it has added them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} usage records are too old to know whether they were counted", .places.len())]
+#[allow(clippy::exhaustive_structs)]
+pub struct MaybeAdded {
+    /// The places of these records in the slice, counted from 0, ascending.
+    pub places: Vec<usize>,
 }
 
 /// The units of one [`UsageRecord`](crate::UsageRecord).
