@@ -448,8 +448,8 @@ mod tests {
 
     fn records(run: &str, places: &[Place]) -> Vec<Placed> {
         let org = OrgCode::new("org_1").unwrap();
-        let placed = |place: &Place| ((run.to_owned(), *place), org.clone(), 1);
-        places.iter().map(placed).collect()
+        let record = |place: &Place| ((run.to_owned(), *place), org.clone(), 1);
+        places.iter().map(record).collect()
     }
 
     fn counted(state: &State) -> u64 {

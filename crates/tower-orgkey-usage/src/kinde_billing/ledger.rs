@@ -108,7 +108,7 @@ pub enum HoldReason {
     /// period, or for [`resume`](crate::KindeBillingSender::resume).
     #[error("totals of this billing period were lost")]
     UnknownTotal,
-    /// An earlier total was not answered and may still arrive. Waits up to 5 min.
+    /// An earlier total was not answered and may still arrive. Waits up to 6 min.
     #[error("an earlier total may still arrive")]
     Unanswered,
     /// The total would be lower than the last one.
@@ -297,7 +297,9 @@ impl Ledger {
                 }
                 open.quiet_until = send.quiet_until;
             }
-            Outcome::Unanswered => open.quiet_until = now + MARGIN.as_secs(),
+            Outcome::Unanswered => {
+                open.quiet_until = send.quiet_until.max(now + MARGIN.as_secs());
+            }
         }
     }
 

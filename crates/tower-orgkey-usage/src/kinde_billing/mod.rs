@@ -116,8 +116,9 @@ impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
         match error.downcast::<MaybeAdded>() {
             Ok(old) => {
                 telemetry::maybe_counted(old.places.len());
-                let old_places: Vec<usize> = old.places.iter().map(|at| places[*at]).collect();
-                Err(PushError::park(*old, old_places))
+                let at = old.places.iter().filter_map(|at| places.get(*at).copied());
+                let at: Vec<usize> = at.collect();
+                Err(PushError::park(*old, at))
             }
             Err(error) => Err(PushError::retry(error)),
         }

@@ -75,7 +75,6 @@ impl<S: TotalsStore> TotalsStore for Arc<S> {
 /// The error of [`TotalsStore::add`] for old records: the store no longer knows whether it has added them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} usage records are too old to know whether they were counted", .places.len())]
-#[allow(clippy::exhaustive_structs)]
 pub struct MaybeAdded {
     /// The places of these records in the slice, counted from 0, ascending.
     pub places: Vec<usize>,
