@@ -17,6 +17,7 @@ pub type TotalsError = Box<dyn Error + Send + Sync>;
 ///
 /// # In a database
 ///
+/// * [`bind`](Self::bind): compare the code with the one that the store was created for.
 /// * [`add`](Self::add): in one transaction, insert the ids with `on conflict do nothing`, and add the units of the inserted ones
 ///   to the row of their organization.
 /// * [`load`](Self::load): take an advisory lock on a connection that is kept (`pg_try_advisory_lock`), and return `None` if another
