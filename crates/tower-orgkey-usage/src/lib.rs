@@ -79,6 +79,7 @@
 //! | error | `usage totals missing or older` | the [file of totals](TotalsFile) was lost or restored | [`resume`](KindeBillingSender::resume); nothing on a first start |
 //! | warn | `usage total held` | `reason` says why an `organization` is not billed | see [`HoldReason`] |
 //! | error | `usage unsettled` | `units` were not answered when their period ended | [`settle`](KindeBillingSender::settle) |
+//! | error | `usage records parked: too old` | it is unknown whether `records` were counted for billing | compare with the invoice, and settle them as [billed](Settlement::Billed) |
 //! | error | `usage totals store failed` | `error` says why; nothing is sent | repair the store |
 
 mod account;
@@ -122,8 +123,9 @@ pub use self::future::ResponseFuture;
 #[cfg(feature = "kinde-billing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kinde-billing")))]
 pub use self::kinde_billing::{
-    HoldReason, KindeBillingBuilder, KindeBillingSender, KindeBillingSink, Ledger, OrgTotal,
-    RecordUnits, ResumeError, SendReport, Totals, TotalsError, TotalsFile, TotalsStore, Unsettled,
+    HoldReason, KindeBillingBuilder, KindeBillingSender, KindeBillingSink, Ledger, MaybeAdded,
+    OrgTotal, RecordUnits, ResumeError, SendReport, Totals, TotalsError, TotalsFile, TotalsStore,
+    Unsettled,
 };
 pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]

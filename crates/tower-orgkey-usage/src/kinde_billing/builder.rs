@@ -70,7 +70,8 @@ impl KindeBillingBuilder {
     ///
     /// # Errors
     ///
-    /// Names the setting that cannot be used: `feature_code` is empty, or `interval` is out of range.
+    /// Names the setting that cannot be used: `feature_code` is empty, `interval` is out of range, or `store` has the totals of
+    /// another feature or cannot be written.
     pub fn build<S: TotalsStore>(
         self,
         store: S,
@@ -82,6 +83,9 @@ impl KindeBillingBuilder {
         if !intervals.contains(&self.interval) {
             return Err(ConfigError::new("interval", "must be 1 s to 1 h"));
         }
+        store
+            .bind(&self.feature)
+            .map_err(|error| ConfigError::new("store", error.to_string()))?;
         let store = Arc::new(store);
         let sink = KindeBillingSink {
             store: Arc::clone(&store),
@@ -96,7 +100,7 @@ impl KindeBillingBuilder {
             customers: HashMap::new(),
             told: HashMap::new(),
             not_before: None,
-            last: None,
+            first: None,
         };
         Ok((sink, sender))
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tower_orgkey::OrgCode;
 
 use super::ledger::Ledger;
-use super::store::{OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
+use super::store::{MaybeAdded, OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
 use super::telemetry;
 use crate::spool::{SpoolFileError, beside, checksum, is_ours, open};
 
@@ -27,9 +27,17 @@ use crate::spool::{SpoolFileError, beside, checksum, is_ours, open};
 /// # Lost and older files
 ///
 /// A total that is too low would lower the bill. So a third file, with the suffix `.sent`, has the number of the last version, and
-/// [`single_node`](Self::single_node) logs an error and begins again if the file is missing or older than that: what was counted is
-/// kept, and each organization waits for its next billing period, or for
-/// [`resume`](crate::KindeBillingSender::resume). An older copy of *both* files cannot be recognized.
+/// [`single_node`](Self::single_node) logs an error if the file is missing or older than that. Each organization then waits for its
+/// next billing period, or for [`resume`](crate::KindeBillingSender::resume). Units that were counted after the older version was
+/// written, or at all if the file is missing, are in no later total: if they were not billed yet, they are lost. So are the places
+/// of their records: one that is pushed again counts again. An older copy of *both* files cannot be recognized.
+///
+/// # Size
+///
+/// Each push and each round of sends writes the whole file, which has an entry for each organization that was ever counted: meant
+/// for thousands of organizations, not for hundreds of thousands. It also has an entry of about 100 bytes for each start of the
+/// process, and ranges of counted records, at most 10,000. A record that is older than these ranges is
+/// [parked](crate::ParkedRecords), because it may have been counted; it is parked again however often it is pushed again.
 ///
 /// ```
 /// use tower_orgkey_usage::TotalsFile;
@@ -60,8 +68,10 @@ struct State {
     version: Version,
     /// In seconds since the Unix epoch.
     unknown_before: Option<u64>,
-    /// The place of the last record of each run of a process: its minute, part and number.
-    runs: BTreeMap<String, (u64, u32, u64)>,
+    /// The metered feature.
+    feature: Option<String>,
+    /// What was counted of each run of a process.
+    runs: BTreeMap<String, Run>,
     organizations: BTreeMap<String, Entry>,
 }
 
@@ -71,6 +81,30 @@ struct Version {
     file: String,
     number: u64,
 }
+
+/// Records are pushed in the order of their places, unless they were parked. So all places have to be known.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Run {
+    /// The version in which a record was added last.
+    used: u64,
+    /// Which places up to this one were counted is unknown.
+    known_after: Option<Place>,
+    /// Ascending.
+    counted: Vec<Range>,
+}
+
+/// The place of a record in its run: its minute, part and number.
+type Place = (u64, u32, u64);
+
+/// Places of one minute and part.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Range {
+    first: Place,
+    last: u64,
+}
+
+/// At least the greatest batch of a pusher, so that its repetition is recognized.
+const MAX_RANGES: usize = 10_000;
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Entry {
@@ -140,25 +174,37 @@ impl TotalsFile {
     /// Works on the file on a thread that may block. The work is completed even if the future is dropped.
     async fn with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Open) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&mut Open) -> Result<T, TotalsError> + Send + 'static,
     ) -> Result<T, TotalsError> {
         let open = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || {
             work(&mut open.lock().unwrap_or_else(PoisonError::into_inner))
         });
-        Ok(done.await??)
+        done.await?
     }
 }
 
 impl TotalsStore for TotalsFile {
+    fn bind(&self, feature_code: &str) -> Result<(), TotalsError> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &open.state.feature {
+            Some(feature) if feature == feature_code => Ok(()),
+            Some(_) => Err("has the totals of another feature".into()),
+            None => Ok(open.change(|state| state.feature = Some(feature_code.to_owned()))?),
+        }
+    }
+
     async fn add(&self, records: &[RecordUnits]) -> Result<(), TotalsError> {
         let mut places = Vec::with_capacity(records.len());
         for record in records {
             let place = place(&record.id).ok_or("the id is not one of a UsageLayer")?;
             places.push((place, record.organization.clone(), record.units));
         }
-        self.with(move |open| open.change(move |state| state.add(places)))
-            .await
+        self.with(move |open| {
+            open.state.check(&places)?;
+            Ok(open.change(move |state| state.add(places))?)
+        })
+        .await
     }
 
     async fn load(&self) -> Result<Option<Totals>, TotalsError> {
@@ -176,25 +222,56 @@ impl TotalsStore for TotalsFile {
                 entry.or_default().ledger = ledger;
             }
         };
-        self.with(move |open| open.change(store)).await
+        self.with(move |open| Ok(open.change(store)?)).await
     }
 }
 
 impl State {
-    /// Adds records whose place is beyond the last one of their run: a pusher pushes them in the order of their places.
-    fn add(&mut self, records: Vec<(Place, OrgCode, u64)>) {
+    /// Fails if it is unknown whether some record was added.
+    fn check(&self, records: &[Placed]) -> Result<(), MaybeAdded> {
+        let is_unknown = |((run, place), ..): &&Placed| {
+            let run = self.runs.get(run);
+            run.is_some_and(|run| run.known_after >= Some(*place) && run.range_of(*place).is_err())
+        };
+        let places = records.iter().enumerate();
+        let unknown = places.filter(|(_, record)| is_unknown(record));
+        let places: Vec<usize> = unknown.map(|(at, _)| at).collect();
+        if places.is_empty() {
+            Ok(())
+        } else {
+            Err(MaybeAdded { places })
+        }
+    }
+
+    /// Adds the records that were not added before.
+    fn add(&mut self, records: Vec<Placed>) {
+        let now = self.version.number;
         for ((run, place), org, units) in records {
-            let last = self.runs.get_mut(&run);
-            match last {
-                Some(last) if place <= *last => continue,
-                Some(last) => *last = place,
-                None => {
-                    self.runs.insert(run, place);
-                }
+            let run = self.runs.entry(run).or_default();
+            run.used = now;
+            if !run.count(place) {
+                continue;
             }
             let entry = self.organizations.entry(org.as_str().to_owned());
             let counted = &mut entry.or_default().counted;
             *counted = counted.saturating_add(units);
+        }
+        self.prune(MAX_RANGES);
+    }
+
+    /// Removes the oldest ranges of the runs that were used least recently.
+    fn prune(&mut self, most: usize) {
+        let ranges = self.runs.values().map(|run| run.counted.len());
+        let mut excess = ranges.sum::<usize>().saturating_sub(most);
+        let mut runs: Vec<&mut Run> = self.runs.values_mut().collect();
+        runs.sort_by_key(|run| run.used);
+        for run in runs {
+            let removed = excess.min(run.counted.len());
+            excess -= removed;
+            for range in run.counted.drain(..removed) {
+                let (minute, part, _) = range.first;
+                run.known_after = run.known_after.max(Some((minute, part, range.last)));
+            }
         }
     }
 
@@ -223,8 +300,50 @@ impl State {
     }
 }
 
+impl Run {
+    /// The range that has the place, or else where one with it begins.
+    fn range_of(&self, place: Place) -> Result<usize, usize> {
+        let (minute, part, number) = place;
+        let after = self.counted.partition_point(|range| range.first <= place);
+        let before = after.checked_sub(1).map(|at| self.counted[at]);
+        let has_place = before.is_some_and(|Range { first, last }| {
+            (first.0, first.1) == (minute, part) && number <= last
+        });
+        if has_place { Ok(after - 1) } else { Err(after) }
+    }
+
+    /// Returns whether the place was not counted before.
+    fn count(&mut self, place: Place) -> bool {
+        let Err(at) = self.range_of(place) else {
+            return false;
+        };
+        let (minute, part, number) = place;
+        let mut new = Range {
+            first: place,
+            last: number,
+        };
+        let mut replaced = at..at;
+        if let Some(next) = self.counted.get(at)
+            && Some(next.first) == number.checked_add(1).map(|next| (minute, part, next))
+        {
+            new.last = next.last;
+            replaced.end += 1;
+        }
+        if let Some(before) = at.checked_sub(1)
+            && let Range { first, last } = self.counted[before]
+            && (first.0, first.1, last.checked_add(1)) == (minute, part, Some(number))
+        {
+            new.first = first;
+            replaced.start = before;
+        }
+        self.counted.splice(replaced, [new]);
+        true
+    }
+}
+
 impl Open {
-    /// Changes the state, and writes it as the next version. After an error nothing has changed.
+    /// Changes the state, and writes it as the next version. After an error the state is as before, but the file may have the
+    /// change, as after a crash.
     fn change(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         let mut state = self.state.clone();
         change(&mut state);
@@ -246,10 +365,10 @@ impl fmt::Debug for TotalsFile {
     }
 }
 
-/// The run of a process, and the place of a record in it.
-type Place = (String, (u64, u32, u64));
+/// The run and place of a record, its organization and units.
+type Placed = ((String, Place), OrgCode, u64);
 
-fn place(id: &str) -> Option<Place> {
+fn place(id: &str) -> Option<(String, Place)> {
     let mut parts = id.split('-');
     let run = parts.next()?.to_owned();
     let minute = parts.next()?.parse().ok()?;
@@ -321,4 +440,52 @@ fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     file.write_all(&json)?;
     file.sync_all()?;
     crate::spool::replace(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(run: &str, places: &[Place]) -> Vec<Placed> {
+        let org = OrgCode::new("org_1").unwrap();
+        let record = |place: &Place| ((run.to_owned(), *place), org.clone(), 1);
+        places.iter().map(record).collect()
+    }
+
+    fn counted(state: &State) -> u64 {
+        state.organizations["org_1"].counted
+    }
+
+    #[test]
+    fn each_place_counts_once_in_any_order() {
+        let mut places: Vec<Place> = Vec::new();
+        for minute in 0..3 {
+            places.extend((0..9).map(|number| (minute, 0, number)));
+        }
+        for _ in 0..50 {
+            fastrand::shuffle(&mut places);
+            let mut state = State::default();
+            for (n, place) in places.iter().enumerate() {
+                for _ in 0..2 {
+                    state.check(&records("a", &[*place])).unwrap();
+                    state.add(records("a", &[*place]));
+                    assert_eq!(counted(&state), n as u64 + 1);
+                }
+            }
+            assert_eq!(state.runs["a"].counted.len(), 3, "neighbours are merged");
+        }
+    }
+
+    #[test]
+    fn pruned_places_are_unknown() {
+        let mut state = State::default();
+        state.add(records("a", &[(1, 0, 0), (2, 0, 0), (3, 0, 0)]));
+        state.version.number += 1;
+        state.add(records("b", &[(1, 0, 0), (2, 0, 0)]));
+        state.prune(3);
+        let checked = state.check(&records("a", &[(3, 0, 0), (2, 0, 0), (1, 5, 5), (4, 0, 0)]));
+        assert_eq!(checked, Err(MaybeAdded { places: vec![1, 2] }));
+        assert_eq!(state.check(&records("b", &[(1, 0, 0), (1, 0, 1)])), Ok(()));
+        assert_eq!(counted(&state), 5);
+    }
 }

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 /// No total is sent so long before the end of its period. A request is assumed to arrive within this time, clocks differ by
 /// less, and one call takes much less.
 pub(super) const MARGIN: Duration = Duration::from_secs(5 * 60);
+/// A total is sent at most so long after its decision, else not at all.
+const SEND_WITHIN: Duration = Duration::from_secs(60);
 
 /// What was sent for an organization.
 ///
@@ -36,6 +38,8 @@ struct Total {
     sending: Option<u64>,
     /// Requests that were not answered may arrive until then. No greater total is sent before.
     quiet_until: u64,
+    /// The period is over, all units are confirmed, and the agreement has ended: due again with the next unit.
+    ended: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,7 @@ struct Closed {
     agreement: String,
     starts_at: u64,
     ends_at: u64,
+    quiet_until: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +76,7 @@ pub(super) struct Send {
     /// The request may have been sent before.
     was_sent: bool,
     quiet_until: u64,
+    decided_at: u64,
 }
 
 /// How a send ended.
@@ -102,7 +108,7 @@ pub enum HoldReason {
     /// period, or for [`resume`](crate::KindeBillingSender::resume).
     #[error("totals of this billing period were lost")]
     UnknownTotal,
-    /// An earlier total was not answered and may still arrive. Waits up to 5 min.
+    /// An earlier total was not answered and may still arrive. Waits up to 6 min.
     #[error("an earlier total may still arrive")]
     Unanswered,
     /// The total would be lower than the last one.
@@ -125,12 +131,28 @@ impl Ledger {
     pub(super) fn is_due(&self, counted: u64, now: u64) -> bool {
         match &self.open {
             Some(open) => {
-                open.sending.is_some()
-                    || open.confirmed != Some(self.total(open, counted))
-                    || now >= open.ends_at
+                let may_end = open.confirmed.is_none() || now >= open.ends_at;
+                !self.is_confirmed(open, counted) || may_end && !open.ended
             }
             None => counted > self.settled,
         }
+    }
+
+    /// Takes note that the agreement has ended. Returns whether nothing is left to bill.
+    pub(super) fn end(&mut self, counted: u64, now: u64) -> bool {
+        let ended = self
+            .open
+            .as_ref()
+            .is_some_and(|open| now >= open.ends_at && self.is_confirmed(open, counted));
+        if let Some(open) = &mut self.open {
+            open.ended |= ended;
+        }
+        ended
+    }
+
+    fn is_confirmed(&self, open: &Total, counted: u64) -> bool {
+        let confirmed = open.confirmed.unwrap_or_default();
+        open.sending.is_none() && confirmed == self.total(open, counted)
     }
 
     fn total(&self, open: &Total, counted: u64) -> u64 {
@@ -156,6 +178,12 @@ impl Ledger {
             return Err(HoldReason::UnknownPeriod);
         }
         self.turn_to(view, now, unknown_before)?;
+        // If this process ends before the answer, nothing else is sent until the request has arrived or is lost.
+        let quiet_until = now + (SEND_WITHIN + MARGIN).as_secs();
+        if let Some(open) = &mut self.open {
+            // A clock that was ahead is no reason to wait for longer.
+            open.quiet_until = open.quiet_until.min(quiet_until);
+        }
         let Some(open) = &self.open else {
             return Err(HoldReason::UnknownPeriod);
         };
@@ -166,6 +194,7 @@ impl Ledger {
             ends_at: open.ends_at,
             was_sent: open.sending.is_some(),
             quiet_until: open.quiet_until,
+            decided_at: now,
         };
         if open.sending.is_none() {
             if open.confirmed == Some(total) {
@@ -180,8 +209,7 @@ impl Ledger {
         }
         if let Some(open) = &mut self.open {
             open.sending = Some(send.total);
-            // If this process ends before the answer, nothing else is sent until the request has arrived or is lost.
-            open.quiet_until = now + MARGIN.as_secs();
+            open.quiet_until = quiet_until;
         }
         Ok(Some(send))
     }
@@ -198,6 +226,7 @@ impl Ledger {
             if open.agreement == view.agreement {
                 if open.starts_at == view.starts_at {
                     open.ends_at = view.ends_at;
+                    open.ended = false;
                     return Ok(());
                 }
                 // A period that begins within the last one could be the same one, with the units that it has.
@@ -234,6 +263,7 @@ impl Ledger {
             agreement: open.agreement,
             starts_at: open.starts_at,
             ends_at: open.ends_at,
+            quiet_until: open.quiet_until,
         });
     }
 
@@ -250,8 +280,8 @@ impl Ledger {
         });
     }
 
-    /// Takes the result of a send.
-    pub(super) fn sent(&mut self, send: &Send, outcome: Outcome) {
+    /// Takes the result of a send that ended now.
+    pub(super) fn sent(&mut self, send: &Send, outcome: Outcome, now: u64) {
         let Some(open) = &mut self.open else {
             return;
         };
@@ -267,7 +297,9 @@ impl Ledger {
                 }
                 open.quiet_until = send.quiet_until;
             }
-            Outcome::Unanswered => {}
+            Outcome::Unanswered => {
+                open.quiet_until = send.quiet_until.max(now + MARGIN.as_secs());
+            }
         }
     }
 
@@ -286,7 +318,14 @@ impl Ledger {
     /// Continues a total of which Kinde shows this much, with the units that are in no total yet.
     pub(super) fn resume(&mut self, view: &View, shown: u64) {
         self.close();
-        self.open = Some(Total::new(view, Some(shown), shown));
+        let same = self.closed.iter().filter(|closed| {
+            closed.agreement == view.agreement && closed.starts_at == view.starts_at
+        });
+        let quiet_until = same.map(|closed| closed.quiet_until).max();
+        self.open = Some(Total {
+            quiet_until: quiet_until.unwrap_or_default(),
+            ..Total::new(view, Some(shown), shown)
+        });
     }
 
     /// Settles parked units. Returns whether they were parked.
@@ -312,11 +351,17 @@ impl Total {
             confirmed,
             sending: None,
             quiet_until: 0,
+            ended: false,
         }
     }
 }
 
 impl Send {
+    /// Returns whether the decision is not too old to send.
+    pub(super) fn is_recent(&self, now: u64) -> bool {
+        now.abs_diff(self.decided_at) <= SEND_WITHIN.as_secs()
+    }
+
     /// Returns whether there is still time to send.
     pub(super) fn is_in_time(&self, now: u64) -> bool {
         now + MARGIN.as_secs() < self.ends_at
@@ -341,7 +386,7 @@ mod tests {
     fn after(total: u64, outcome: Outcome) -> Ledger {
         let mut ledger = Ledger::default();
         let send = ledger.next(total, &view(0), 0, None).unwrap().unwrap();
-        ledger.sent(&send, outcome);
+        ledger.sent(&send, outcome, 0);
         ledger
     }
 
@@ -351,6 +396,66 @@ mod tests {
         let next = ledger.next(9, &view(0), DAY / 2, None);
         assert_eq!(next, Err(HoldReason::LowerTotal));
         assert_eq!(ledger.next(10, &view(0), DAY / 2, None), Ok(None));
+    }
+
+    #[test]
+    fn late_send_delays_a_greater_total() {
+        let mut ledger = Ledger::default();
+        let send = ledger.next(5, &view(0), 0, None).unwrap().unwrap();
+        assert!(send.is_recent(60) && !send.is_recent(61));
+        ledger.sent(&send, Outcome::Unanswered, 310);
+        let again = ledger.next(7, &view(0), 620, None).unwrap().unwrap();
+        assert_eq!(again.total, 5);
+        let mut late = ledger.clone();
+        ledger.sent(&again, Outcome::Accepted, 620);
+        assert!(matches!(ledger.next(7, &view(0), 620, None), Ok(Some(_))));
+        late.sent(&again, Outcome::Unanswered, 930);
+        let again = late.next(7, &view(0), 1_000, None).unwrap().unwrap();
+        late.sent(&again, Outcome::Accepted, 1_000);
+        let greater = |ledger: &mut Ledger, now| ledger.next(7, &view(0), now, None);
+        assert_eq!(
+            greater(&mut late.clone(), 1_229),
+            Err(HoldReason::Unanswered)
+        );
+        assert!(greater(&mut late.clone(), 1_230).is_ok());
+        // The total is continued by hand.
+        late.resume(&view(0), 5);
+        assert_eq!(
+            late.next(9, &view(0), 1_229, None),
+            Err(HoldReason::Unanswered)
+        );
+    }
+
+    #[test]
+    fn clock_that_was_ahead_holds_for_minutes() {
+        let mut ledger = Ledger::default();
+        let send = ledger.next(5, &view(0), DAY / 2, None).unwrap().unwrap();
+        ledger.sent(&send, Outcome::Unanswered, DAY / 2);
+        let again = ledger.next(5, &view(0), DAY / 2, None).unwrap().unwrap();
+        ledger.sent(&again, Outcome::Accepted, DAY / 2);
+        let next = ledger.next(7, &view(0), 100, None);
+        assert_eq!(next, Err(HoldReason::Unanswered));
+        assert!(matches!(ledger.next(7, &view(0), 460, None), Ok(Some(_))));
+    }
+
+    #[test]
+    fn ended_agreement_is_due_with_new_units() {
+        let mut ledger = after(10, Outcome::Accepted);
+        assert!(!ledger.end(10, DAY - 1), "the period is not over");
+        assert!(ledger.is_due(10, DAY));
+        assert!(!ledger.end(11, DAY), "a unit is not billed");
+        assert!(ledger.end(10, DAY));
+        assert!(!ledger.is_due(10, DAY));
+        assert!(ledger.is_due(11, DAY));
+        // The agreement goes on after all.
+        let same = View {
+            ends_at: 2 * DAY,
+            ..view(0)
+        };
+        assert_eq!(
+            ledger.next(11, &same, DAY, None).unwrap().unwrap().total,
+            11
+        );
     }
 
     #[test]
@@ -377,7 +482,7 @@ mod tests {
         for (first, parked) in [(Outcome::Unanswered, 1), (Outcome::Rejected, 0)] {
             let mut ledger = after(10, first);
             let send = ledger.next(10, &view(0), 60, None).unwrap().unwrap();
-            ledger.sent(&send, Outcome::Rejected);
+            ledger.sent(&send, Outcome::Rejected, 60);
             let next = ledger.next(10, &view(DAY), DAY, None).unwrap().unwrap();
             assert_eq!(ledger.unsettled().len(), parked);
             assert_eq!(next.total, if parked == 0 { 10 } else { 0 });

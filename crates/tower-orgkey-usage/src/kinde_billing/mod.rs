@@ -17,7 +17,7 @@ pub use self::builder::KindeBillingBuilder;
 pub use self::file::TotalsFile;
 pub use self::ledger::{HoldReason, Ledger};
 pub use self::sender::{KindeBillingSender, ResumeError, SendReport, Unsettled};
-pub use self::store::{OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
+pub use self::store::{MaybeAdded, OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
 
@@ -38,7 +38,7 @@ type Measure = dyn Fn(&UsageRecord) -> u64 + Send + Sync;
 ///
 /// | rule | without it |
 /// |---|---|
-/// | each record is added once, and stored before anything is sent | a crash or a repeated push changes the sum |
+/// | each record is added once, also one that is [pushed again](crate::Settlement::PushAgain) after later ones, and stored before anything is sent | a crash or a repeated push changes the sum |
 /// | one writer: a [`TotalsFile`] for a single node, or a [`TotalsStore`] for several, of which one sends | the totals of two nodes replace each other |
 /// | a total that was not answered is repeated until it is; a greater one follows 5 min later | a request that arrives late lowers the total |
 /// | nothing is sent in the last 5 min of a billing period, nor until Kinde shows the next one; the rest is in the next total | the total of one period is taken as that of the next one |
@@ -49,6 +49,10 @@ type Measure = dyn Fn(&UsageRecord) -> u64 + Send + Sync;
 ///
 /// An organization without agreement, or with an unknown billing period, is [held](HoldReason) and logged. Its units are kept, and
 /// other organizations are billed.
+///
+/// Each feature needs a store of its own; a store that has the totals of another feature is an error. That a store has
+/// the totals of another Kinde environment is not recognized. While a total is in flight, the wall clock must not step forward by
+/// minutes.
 ///
 /// Records without an organization are not counted: [`Account::OtherOrganizations`](crate::Account::OtherOrganizations) too, so
 /// choose [`organizations`](crate::UsageLayerBuilder::organizations) large enough.
@@ -97,19 +101,31 @@ impl KindeBillingSink<TotalsFile> {
 
 impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
-        let units = batch.iter().filter_map(|record| {
+        let units = batch.iter().enumerate().filter_map(|(place, record)| {
             let units = (self.measure)(record);
-            Some(RecordUnits {
+            let units = RecordUnits {
                 id: record.id.clone(),
                 organization: record.account.organization()?.clone(),
                 units: Some(units).filter(|units| *units > 0)?,
-            })
+            };
+            Some((place, units))
         });
-        let units: Vec<RecordUnits> = units.collect();
+        let (places, units): (Vec<usize>, Vec<RecordUnits>) = units.unzip();
         if units.is_empty() {
             return Ok(());
         }
-        self.store.add(&units).await.map_err(PushError::retry)
+        let Err(error) = self.store.add(&units).await else {
+            return Ok(());
+        };
+        match error.downcast::<MaybeAdded>() {
+            Ok(old) => {
+                telemetry::maybe_counted(old.places.len());
+                let at = old.places.iter().filter_map(|at| places.get(*at).copied());
+                let at: Vec<usize> = at.collect();
+                Err(PushError::park(*old, at))
+            }
+            Err(error) => Err(PushError::retry(error)),
+        }
     }
 }
 

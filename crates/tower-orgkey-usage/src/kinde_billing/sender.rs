@@ -30,8 +30,8 @@ pub struct KindeBillingSender<S> {
     pub(super) told: HashMap<OrgCode, HoldReason>,
     /// No round begins before.
     pub(super) not_before: Option<Instant>,
-    /// The last organization of a round that ended early.
-    pub(super) last: Option<OrgCode>,
+    /// The first organization of the round after one that ended early.
+    pub(super) first: Option<OrgCode>,
 }
 
 /// The result of [`KindeBillingSender::send_due`].
@@ -78,6 +78,8 @@ pub enum ResumeError {
 
 /// Ledgers are stored once for so many organizations.
 const CHUNK: usize = 32;
+/// Decisions of this much time are sent together, so that none is too old by then.
+const CHUNK_TIME: Duration = Duration::from_secs(30);
 /// A round ends after so many organizations in a row for which Kinde did not answer.
 const MAX_UNAVAILABLE: u32 = 5;
 
@@ -197,17 +199,25 @@ impl<S: TotalsStore> KindeBillingSender<S> {
         let mut due: Vec<OrgTotal> = totals.organizations;
         due.retain(|org| org.ledger.is_due(org.counted, now));
         // After a round that ended early, the other organizations are first.
-        if let Some(last) = self.last.take()
-            && let Some(at) = due.iter().position(|org| org.organization == last)
+        if let Some(first) = self.first.take()
+            && let Some(at) = due.iter().position(|org| org.organization == first)
         {
-            due.rotate_left(at + 1);
+            due.rotate_left(at);
         }
         let mut unavailable = 0;
         let mut due = due.into_iter();
         loop {
             let mut sends = Vec::new();
             let mut ledgers = Vec::new();
-            for mut org in due.by_ref().take(CHUNK) {
+            let begun = Instant::now();
+            let mut ends = false;
+            let mut asked = 0;
+            while !ends
+                && asked < CHUNK
+                && begun.elapsed() < CHUNK_TIME
+                && let Some(mut org) = due.next()
+            {
+                asked += 1;
                 let name = org.organization;
                 match self.view(&name).await {
                     Ok(view) => {
@@ -226,22 +236,38 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                         }
                         ledgers.push((name, org.ledger));
                     }
+                    Err(HoldReason::NoAgreement) if org.ledger.end(org.counted, self.now()) => {
+                        ledgers.push((name, org.ledger));
+                    }
                     Err(reason) => {
-                        report.held.push((name.clone(), reason));
+                        report.held.push((name, reason));
                         unavailable += u32::from(reason == HoldReason::Unavailable);
-                        if unavailable >= MAX_UNAVAILABLE || self.not_before.is_some() {
-                            self.last = Some(name);
-                            break;
-                        }
+                        ends = unavailable >= MAX_UNAVAILABLE || self.not_before.is_some();
                     }
                 }
             }
+            let first = due.as_slice().first().map(|org| &org.organization);
+            let mut unanswered = 0;
+            let mut skipped = None;
+            let mut stops = self.not_before.is_some();
             // Before the sends: after a crash the same totals are sent again.
             self.store.save(&ledgers).await?;
             for (at, send) in sends {
                 let (name, ledger) = &mut ledgers[at];
-                let (outcome, reason) = self.send(&send).await;
-                ledger.sent(&send, outcome);
+                stops |= !send.is_recent(self.now());
+                let (outcome, reason) = if stops {
+                    skipped.get_or_insert_with(|| name.clone());
+                    (Outcome::Rejected, Some(HoldReason::Unavailable))
+                } else {
+                    self.send(&send).await
+                };
+                ledger.sent(&send, outcome, self.now());
+                unanswered = if outcome == Outcome::Unanswered {
+                    unanswered + 1
+                } else {
+                    0
+                };
+                stops |= unanswered >= MAX_UNAVAILABLE || self.not_before.is_some();
                 report.accepted += u64::from(outcome == Outcome::Accepted);
                 report
                     .held
@@ -252,7 +278,8 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                 }
             }
             self.store.save(&ledgers).await?;
-            if due.len() == 0 || self.last.is_some() || self.not_before.is_some() {
+            if stops || ends || due.len() == 0 {
+                self.first = skipped.as_ref().or(first).cloned();
                 return Ok(());
             }
         }
@@ -262,9 +289,6 @@ impl<S: TotalsStore> KindeBillingSender<S> {
     async fn send(&mut self, send: &Send) -> (Outcome, Option<HoldReason>) {
         if !send.is_in_time(self.now()) {
             return (Outcome::Rejected, Some(HoldReason::PeriodEnds));
-        }
-        if self.not_before.is_some() {
-            return (Outcome::Rejected, Some(HoldReason::Unavailable));
         }
         let usage = Usage {
             customer_agreement_id: &send.agreement,
@@ -282,7 +306,8 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                 self.throttled(&reply);
                 (Outcome::Rejected, Some(HoldReason::Unavailable))
             }
-            Ok(reply) if reply.status().is_client_error() => {
+            // Another status may be that of a proxy, after Kinde took the total.
+            Ok(reply) if matches!(reply.status().as_u16(), 400 | 401 | 403 | 404 | 405 | 422) => {
                 (Outcome::Rejected, Some(HoldReason::Rejected))
             }
             Err(error) if !error.may_have_arrived() => {

@@ -17,6 +17,7 @@ pub type TotalsError = Box<dyn Error + Send + Sync>;
 ///
 /// # In a database
 ///
+/// * [`bind`](Self::bind): compare the code with the one that the store was created for.
 /// * [`add`](Self::add): in one transaction, insert the ids with `on conflict do nothing`, and add the units of the inserted ones
 ///   to the row of their organization.
 /// * [`load`](Self::load): take an advisory lock on a connection that is kept (`pg_try_advisory_lock`), and return `None` if another
@@ -27,7 +28,18 @@ pub type TotalsError = Box<dyn Error + Send + Sync>;
 ///
 /// `TotalsFile` is the template.
 pub trait TotalsStore: Send + Sync + 'static {
-    /// Adds the units of records whose ids were not added before.
+    /// Binds the store to a metered feature, when a sink is built. May block.
+    ///
+    /// Counts and totals are those of one feature. So each feature needs a store of its own, and the same one after a restart.
+    ///
+    /// # Errors
+    ///
+    /// The store belongs to a feature with another code, or failed.
+    fn bind(&self, feature_code: &str) -> Result<(), TotalsError>;
+
+    /// Adds the units of records whose ids were not added before, of all of them or, after an error, of none.
+    ///
+    /// The error [`MaybeAdded`] parks the records that it names; others push all of them again.
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send;
 
     /// Returns all organizations if this node is the one that sends, else `None`.
@@ -41,6 +53,10 @@ pub trait TotalsStore: Send + Sync + 'static {
 }
 
 impl<S: TotalsStore> TotalsStore for Arc<S> {
+    fn bind(&self, feature_code: &str) -> Result<(), TotalsError> {
+        S::bind(self, feature_code)
+    }
+
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send {
         S::add(self, records)
     }
@@ -55,6 +71,14 @@ impl<S: TotalsStore> TotalsStore for Arc<S> {
     ) -> impl Future<Output = Result<(), TotalsError>> + Send {
         S::save(self, ledgers)
     }
+}
+
+/// The error of [`TotalsStore::add`] for old records: the store no longer knows whether it has added them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} usage records are too old to know whether they were counted", .places.len())]
+pub struct MaybeAdded {
+    /// The places of these records in the slice, counted from 0, ascending.
+    pub places: Vec<usize>,
 }
 
 /// The units of one [`UsageRecord`](crate::UsageRecord).

@@ -14,6 +14,14 @@ pub(super) fn totals_lost() {
     );
 }
 
+pub(super) fn maybe_counted(records: usize) {
+    tracing::error!(
+        target: TARGET,
+        records,
+        "usage records parked: too old to know whether they were counted for billing"
+    );
+}
+
 /// Once for each organization and reason.
 pub(super) fn held(org: &OrgCode, reason: HoldReason) {
     let organization = org.as_str();

@@ -14,7 +14,7 @@ use tower_orgkey::OrgCode;
 use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{
-    HoldReason, KindeBillingSender, KindeBillingSink, PushError, SendReport, SpoolFile,
+    HoldReason, KindeBillingSender, KindeBillingSink, PushError, SendReport, Settlement, SpoolFile,
     SpoolFileError, TotalsFile, Unsettled, UsageHandle, UsagePusher, UsageRecord, UsageSink,
 };
 
@@ -25,14 +25,18 @@ const DAY: u64 = 86_400;
 /// The length of a billing period.
 const PERIOD: u64 = 2 * DAY;
 
-/// A sink whose answers can be lost.
+/// A sink whose answers can be lost, and that can park a record.
 struct Lossy {
     sink: KindeBillingSink<TotalsFile>,
     loses: Arc<AtomicBool>,
+    parks: Arc<AtomicBool>,
 }
 
 impl UsageSink for Lossy {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        if self.parks.swap(false, Ordering::SeqCst) {
+            return Err(PushError::park("not now", [0]));
+        }
         self.sink.push(batch).await?;
         if self.loses.swap(false, Ordering::SeqCst) {
             return Err(PushError::retry("the answer was lost"));
@@ -48,6 +52,7 @@ struct Process {
     pusher: UsagePusher<Lossy>,
     sender: KindeBillingSender<TotalsFile>,
     loses: Arc<AtomicBool>,
+    parks: Arc<AtomicBool>,
 }
 
 /// The emulator, the clocks, and the files, which outlive a process.
@@ -95,20 +100,25 @@ impl World {
         patiently(|| TotalsFile::single_node(self.totals()))
     }
 
-    fn start(&self) -> Process {
-        let kinde = KindeVerifier::builder(self.emulator.issuer_url())
+    fn verifier(&self) -> KindeVerifier {
+        KindeVerifier::builder(self.emulator.issuer_url())
             .client_credentials(self.emulator.client_id(), self.emulator.client_secret())
             .build()
-            .unwrap();
-        let (sink, sender) = KindeBillingSink::builder(&kinde, "api_calls")
+            .unwrap()
+    }
+
+    fn start(&self) -> Process {
+        let (sink, sender) = KindeBillingSink::builder(&self.verifier(), "api_calls")
             .test_wall_clock(self.wall.clone())
             .build(self.open_totals())
             .unwrap();
         let usage = usage(&self.wall).build().unwrap();
         let loses = Arc::new(AtomicBool::new(false));
+        let parks = Arc::new(AtomicBool::new(false));
         let sink = Lossy {
             sink,
             loses: Arc::clone(&loses),
+            parks: Arc::clone(&parks),
         };
         let spool = patiently(|| SpoolFile::open(self.directory.join("spool")));
         let pusher = usage.handle().pusher(sink).spool_file(spool);
@@ -118,6 +128,7 @@ impl World {
             pusher: pusher.build().unwrap(),
             sender,
             loses,
+            parks,
         }
     }
 
@@ -547,6 +558,52 @@ async fn fault_174_a_repeated_push_counts_once() {
 }
 
 #[tokio::test]
+async fn fault_174_a_record_after_later_ones_counts() {
+    let world = World::new().await;
+    world.agree("org_1");
+    let mut process = world.start();
+    process.serve(&world, "org_1", 1).await;
+    process.parks.store(true, Ordering::SeqCst);
+    process.serve(&world, "org_1", 2).await;
+    assert_eq!(process.handle.stats().parked, 1);
+    process.serve(&world, "org_1", 4).await;
+    process.send().await;
+    assert_eq!(world.billed(), sums(&[("org_1", 5)]));
+    let parked = process.pusher.parked();
+    let settled = parked.settle(Settlement::PushAgain, |_| true).await;
+    assert_eq!(settled.unwrap(), 1);
+    // The answer is lost, and the next process repeats it.
+    process.loses.store(true, Ordering::SeqCst);
+    assert_eq!(process.pusher.push_closed().await.waiting, 1);
+    drop(parked);
+    drop(process);
+    let mut process = world.start();
+    process.push().await;
+    process.send().await;
+    assert_eq!(world.billed(), sums(&[("org_1", 7)]));
+}
+
+#[tokio::test]
+async fn answer_of_a_proxy_is_no_rejection() {
+    // Kinde may have recorded the total before a proxy gave up.
+    for (status, parked) in [(408, 1), (409, 1), (502, 1), (400, 0), (422, 0)] {
+        let world = World::new().await;
+        world.agree("org_1");
+        let mut process = world.start();
+        process.serve(&world, "org_1", 5).await;
+        world
+            .emulator
+            .inject(Endpoint::RecordUsage, Fault::status(status).times(1));
+        assert_eq!(process.send().await.held.len(), 1);
+        world.advance(world.left() + MINUTE);
+        process.send().await;
+        assert_eq!(process.unsettled().await.len(), parked, "{status}");
+        let billed = if parked == 0 { 5 } else { 0 };
+        assert_eq!(world.billed().values().sum::<u64>(), billed, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn fault_175_an_unanswered_total_is_parked() {
     for (fault, was_billed) in [(Fault::lose_reply(), true), (Fault::close(), false)] {
         for changes_plan in [false, true] {
@@ -632,6 +689,65 @@ async fn round_ends_while_kinde_is_down() {
 }
 
 #[tokio::test]
+async fn sends_end_while_kinde_does_not_answer() {
+    let world = World::new().await;
+    let mut process = world.start();
+    let mut agreements = Vec::new();
+    for n in 0..8 {
+        let name = format!("org_{n}");
+        agreements.push(world.agree(&name));
+        process.serve(&world, &name, 1).await;
+    }
+    world
+        .emulator
+        .inject(Endpoint::RecordUsage, Fault::status(503).times(5));
+    assert_eq!(process.send().await.held.len(), 8);
+    assert_eq!(world.calls(), 5);
+    // Those that were not sent are first.
+    world
+        .emulator
+        .inject(Endpoint::RecordUsage, Fault::status(429));
+    process.send().await;
+    let sent = world.emulator.last_request(Endpoint::RecordUsage).unwrap();
+    assert_eq!(sent.field("customer_agreement_id"), Some(&*agreements[5]));
+}
+
+#[tokio::test]
+async fn store_belongs_to_one_feature() {
+    let world = World::new().await;
+    drop(world.start());
+    let store = Arc::new(world.open_totals());
+    let build = |feature| {
+        let builder = KindeBillingSink::builder(&world.verifier(), feature);
+        builder.build(Arc::clone(&store))
+    };
+    assert_eq!(build("tokens").unwrap_err().field(), "store");
+    assert!(build("api_calls").is_ok());
+}
+
+#[tokio::test]
+async fn ended_agreement_is_not_asked_for_again() {
+    let world = World::new().await;
+    world.agree("org_1");
+    let mut process = world.start();
+    process.serve(&world, "org_1", 3).await;
+    process.send().await;
+    world.advance(world.left() + MINUTE);
+    let none = Fault::reply(200, "application/json", r#"{"agreements":[]}"#);
+    world.emulator.inject(Endpoint::ListAgreements, none);
+    assert_eq!(process.send().await, SendReport::default());
+    let calls = world.emulator.calls();
+    process.send().await;
+    assert_eq!(world.emulator.calls(), calls);
+    process.serve(&world, "org_1", 2).await;
+    let none = (org("org_1"), HoldReason::NoAgreement);
+    assert_eq!(process.send().await.held, [none]);
+    world.emulator.clear_faults();
+    process.send().await;
+    assert_eq!(world.totals_of("org_1"), [3, 2]);
+}
+
+#[tokio::test]
 async fn revoked_token_is_renewed() {
     let world = World::new().await;
     world.agree("org_1");
@@ -670,9 +786,19 @@ async fn throttled_sender_waits() {
     assert_eq!(process.send().await.held.len(), 2);
     let calls = world.emulator.calls();
     assert_eq!(calls.record_usage.total, 1);
-    world.emulator.clear_faults();
     assert_eq!(process.send().await, SendReport::default());
     assert_eq!(world.emulator.calls(), calls);
+    let agreement = || {
+        let sent = world.emulator.last_request(Endpoint::RecordUsage).unwrap();
+        sent.field("customer_agreement_id").unwrap().to_owned()
+    };
+    let first = agreement();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    process.send().await;
+    assert_eq!(world.calls(), 2);
+    assert_ne!(agreement(), first, "the other one is first");
 }
 
 #[tokio::test]
