@@ -114,7 +114,10 @@ fn changed(key: &KeyReview, what: Vec<String>) -> ChangedKey {
 }
 
 fn differences(before: &Listed<'_>, now: &Listed<'_>) -> Vec<String> {
-    let joined = |listed: &Listed<'_>| Vec::from_iter(listed.orgs.iter().copied()).join(" ");
+    let joined = |listed: &Listed<'_>| {
+        let orgs: Vec<_> = listed.orgs.iter().copied().collect();
+        orgs.join(" ")
+    };
     let orgs = (joined(before), joined(now));
     let (before, now) = (before.key, now.key);
     let mut what = Vec::new();
