@@ -16,7 +16,7 @@ pub struct Coverage {
     pub until: UnixMillis,
     /// The days of the window, without today.
     pub days: u32,
-    /// The days of which no event is missing, as far as the trails tell.
+    /// The days that trails cover from midnight to midnight, and of which no event is missing, as far as the trails tell.
     pub whole_days: u32,
     /// The trails. Each start of a service begins another one.
     pub trails: u64,
@@ -28,24 +28,32 @@ pub struct Coverage {
     pub lost: u64,
     /// Rejected requests that the trails count without an event each.
     pub suppressed: u64,
-    /// Lines that could not be read.
+    /// Lines that could not be read, of any time: they have none. For one organization, at most 1.
     pub malformed: u64,
-    /// Lines of another schema, which were ignored.
+    /// Lines of another schema, which were ignored. For one organization, at most 1.
     pub foreign: u64,
 }
 
 impl Coverage {
-    /// Returns whether no event of the window is missing, as far as the trails tell.
+    /// Returns whether no event of the window is missing and every line could be read, as far as the trails tell. They do not
+    /// tell of a node whose newest files were not read.
     pub fn is_whole(&self) -> bool {
-        self.days > 0 && self.whole_days == self.days
+        self.days > 0 && self.whole_days == self.days && self.malformed == 0
     }
 
-    /// Returns a sentence, such as `61 of 90 days are recorded without gaps`.
+    /// Returns a sentence, such as `61 of 90 days are recorded without gaps`, and whether lines were not read or ignored.
     pub fn statement(&self) -> String {
         let Self {
             whole_days, days, ..
         } = self;
-        format!("{whole_days} of {days} days are recorded without gaps")
+        let mut statement = format!("{whole_days} of {days} days are recorded without gaps");
+        if self.malformed > 0 {
+            statement.push_str("; some lines could not be read");
+        }
+        if self.foreign > 0 {
+            statement.push_str("; lines of another schema were ignored");
+        }
+        statement
     }
 
     /// Returns what is recorded of the days before `until`. A trail that says nothing for longer than `max_silence`
@@ -67,19 +75,20 @@ impl Coverage {
         };
         let mut window = Days {
             first,
-            recorded: vec![false; coverage.days as usize],
+            recorded: Vec::new(),
             is_missing: vec![false; coverage.days as usize],
         };
         for ranges in evidence.trails().values() {
             // What came before the first number that was read is missing, and may be of any day until then.
-            let (mut next, mut until) = (0, since.0);
+            let (mut next, mut until) = (0, 0);
             let mut is_in_window = false;
             for range in ranges {
                 if range.first > next && range.since.max(until) >= since.0 {
                     coverage.missing = coverage.missing.saturating_add(range.first - next);
                     window.mark_missing(until, range.since);
                 }
-                window.mark_recorded(range.since, range.until.saturating_add(max_silence));
+                let end = range.until.saturating_add(max_silence);
+                window.recorded.push((range.since, end));
                 is_in_window |= range.until >= since.0;
                 (next, until) = (range.last.saturating_add(1), range.until);
             }
@@ -88,8 +97,6 @@ impl Coverage {
         for segment in segments {
             let head = &segment.head;
             coverage.events += head.events;
-            coverage.malformed += head.malformed;
-            coverage.foreign += head.foreign;
             // Requests before were left out.
             if head.since > since.0 {
                 window.mark_missing(since.0, head.since);
@@ -100,6 +107,10 @@ impl Coverage {
                 window.mark_missing(u64::from(*day) * DAY, u64::from(*day) * DAY);
             }
         }
+        for Segment { head, .. } in &evidence.segments {
+            coverage.malformed = coverage.malformed.saturating_add(head.malformed);
+            coverage.foreign = coverage.foreign.saturating_add(head.foreign);
+        }
         coverage.whole_days = window.whole();
         coverage
     }
@@ -107,36 +118,43 @@ impl Coverage {
 
 struct Days {
     first: u32,
-    recorded: Vec<bool>,
+    /// The times that trails cover.
+    recorded: Vec<(u64, u64)>,
     is_missing: Vec<bool>,
 }
 
 impl Days {
+    /// Marks the days of a time, the first and the last included.
     fn mark_missing(&mut self, since: u64, until: u64) {
-        mark(&mut self.is_missing, self.first, since, until);
+        // A clock that was set back must not hide a gap.
+        let (since, until) = (since.min(until), since.max(until));
+        let from = day(since).saturating_sub(self.first) as usize;
+        let Some(last) = day(until).checked_sub(self.first) else {
+            return;
+        };
+        let to = (last as usize + 1).min(self.is_missing.len());
+        if let Some(days) = self.is_missing.get_mut(from..to) {
+            days.fill(true);
+        }
     }
 
-    fn mark_recorded(&mut self, since: u64, until: u64) {
-        mark(&mut self.recorded, self.first, since, until);
-    }
-
-    fn whole(&self) -> u32 {
-        let days = self.recorded.iter().zip(&self.is_missing);
-        let whole = days.filter(|(is_recorded, is_missing)| **is_recorded && !**is_missing);
+    fn whole(mut self) -> u32 {
+        self.recorded.sort_unstable();
+        // Those that touch as one.
+        self.recorded.dedup_by(|next, held| {
+            let touch = next.0 <= held.1;
+            if touch {
+                held.1 = held.1.max(next.1);
+            }
+            touch
+        });
+        let days = (u64::from(self.first)..).zip(&self.is_missing);
+        let whole = days.filter(|(day, is_missing)| {
+            let (start, end) = (day * DAY, (day + 1) * DAY);
+            let before = self.recorded.partition_point(|(since, _)| *since <= start);
+            let held = before.checked_sub(1).and_then(|at| self.recorded.get(at));
+            !**is_missing && held.is_some_and(|(_, until)| *until >= end)
+        });
         u32::try_from(whole.count()).unwrap_or(u32::MAX)
-    }
-}
-
-/// Marks the days of a time, the first and the last included.
-fn mark(days: &mut [bool], first: u32, since: u64, until: u64) {
-    // A clock that was set back must not hide a gap.
-    let (since, until) = (since.min(until), since.max(until));
-    let from = day(since).saturating_sub(first) as usize;
-    let Some(last) = day(until).checked_sub(first) else {
-        return;
-    };
-    let to = (last as usize + 1).min(days.len());
-    if let Some(days) = days.get_mut(from..to) {
-        days.fill(true);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ranges::Ranges;
 use crate::segment::{Segment, split};
+use crate::time::{UnixMillis, day};
 
 /// What audit trails say about keys: a small record per organization and key, and which events it was made of.
 ///
@@ -108,17 +109,25 @@ impl Evidence {
             .sum()
     }
 
-    /// Returns the ids of all keys with a record. Their organizations are known.
+    /// Returns the ids of the keys that a review of a window takes into account: those of segments with an event since its
+    /// start, or on the day of it. Their organizations are known.
     ///
     /// ```
-    /// assert!(tower_orgkey_review::Evidence::default().key_ids().is_empty());
+    /// use tower_orgkey_review::{Evidence, ReviewPolicy, UnixMillis};
+    ///
+    /// let start = ReviewPolicy::new().window_start(UnixMillis::now());
+    /// assert!(Evidence::default().key_ids(start).is_empty());
     /// ```
-    pub fn key_ids(&self) -> BTreeSet<&str> {
-        let names = self
-            .segments
-            .iter()
-            .flat_map(|segment| segment.records.keys());
+    pub fn key_ids(&self, window_start: UnixMillis) -> BTreeSet<&str> {
+        let segments = self.since(window_start);
+        let names = segments.flat_map(|segment| segment.records.keys());
         names.filter_map(|name| split(name).1).collect()
+    }
+
+    /// Returns the segments with an event since the start of a window.
+    pub(crate) fn since(&self, window_start: UnixMillis) -> impl Iterator<Item = &Segment> {
+        let segments = self.segments.iter();
+        segments.filter(move |segment| day(segment.until()) >= day(window_start.0))
     }
 
     /// Returns whether there are no records.

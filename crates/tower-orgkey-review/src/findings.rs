@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::coverage::Coverage;
 use crate::keys::KeyFacts;
 use crate::policy::ReviewPolicy;
-use crate::report::{Finding, FindingKind, KeyReview};
+use crate::report::{ASK, Finding, FindingKind, KeyReview};
 use crate::time::UnixMillis;
 
 pub(crate) struct Judge<'a> {
@@ -14,8 +14,11 @@ pub(crate) struct Judge<'a> {
     pub(crate) coverage: &'a Coverage,
     /// Since when keys are known to be inactive or gone.
     pub(crate) revoked: HashMap<&'a str, UnixMillis>,
+    /// The last request of each key, in any organization.
+    pub(crate) last_used: HashMap<&'a str, UnixMillis>,
     pub(crate) asked: &'a BTreeSet<&'a str>,
     pub(crate) unidentified: &'a BTreeSet<&'a str>,
+    pub(crate) is_org_missing: bool,
     pub(crate) now: UnixMillis,
 }
 
@@ -86,7 +89,8 @@ impl Judge<'_> {
 
     fn not_used(&self, key: &KeyReview) -> Option<Finding> {
         let Coverage { since, days, .. } = self.coverage;
-        if key.last_used.is_some_and(|last| last >= *since) {
+        let last_used = self.last_used.get(key.id.as_str());
+        if last_used.is_some_and(|last| last >= since) {
             return None;
         }
         let created = key.created_at;
@@ -96,17 +100,19 @@ impl Judge<'_> {
         }
         let is_old_enough = created.is_some_and(|created| created <= *since);
         let is_verified = key.last_verified_at.is_some_and(|last| last >= *since);
-        let may_be_unidentified = match &key.org {
-            Some(org) => self.unidentified.contains(org.as_str()),
-            None => !self.unidentified.is_empty(),
-        };
+        let may_be_unidentified = self.is_org_missing
+            || match &key.org {
+                Some(org) if !key.is_shared => self.unidentified.contains(org.as_str()),
+                _ => !self.unidentified.is_empty(),
+            };
         let last = match key.last_used {
             Some(last) => format!("The last recorded request is of {last}."),
             None => "There is no recorded request.".to_owned(),
         };
         if self.coverage.is_whole() && is_old_enough && !is_verified && !may_be_unidentified {
             let proof = format!(
-                "No request in {days} days, of which every one is recorded without gaps. {last}"
+                "No request in {days} days, of which every one is recorded without gaps. {last} A node whose newest audit \
+                 files were not read would not be noticed."
             );
             return Some(Finding {
                 checklist: steps(&[
@@ -120,6 +126,9 @@ impl Judge<'_> {
             "Not seen in {} of {days} days that are recorded without gaps. {last}",
             self.coverage.whole_days
         );
+        if self.coverage.malformed > 0 {
+            proof.push_str(" Some lines could not be read, and may be of this key.");
+        }
         match created {
             Some(created) if !is_old_enough => {
                 let _ = write!(proof, " The key was created on {}.", created.date());
@@ -205,7 +214,7 @@ impl Judge<'_> {
         );
         let checklist = match &key.needed {
             Some(needed) => replacement(needed),
-            None => steps(&["Ask which service these scopes are for."]),
+            None => steps(&[ASK]),
         };
         Some(Finding {
             scopes: never,

@@ -32,7 +32,7 @@ const STEP: u64 = 65_536;
 /// # Memory
 ///
 /// One record per organization and key, of some 300 bytes, and 24 bytes per organization and week; not a byte per line. A gap
-/// in a trail costs 32 bytes. BENCHMARKS.md of the repository has the measured numbers.
+/// in a trail costs some 60 bytes. BENCHMARKS.md of the repository has the measured numbers.
 ///
 /// # Example
 ///
@@ -49,8 +49,9 @@ const STEP: u64 = 65_536;
 pub struct EvidenceBuilder {
     segment: Segment,
     since: u64,
-    /// The combination of a text of `authorizations`. `None` if it found no place.
-    known: HashMap<Box<str>, Option<u32>, RandomState>,
+    /// The combination of a text of `authorizations`, of requests that were served and of rejected ones. `None` if it found no
+    /// place.
+    known: [HashMap<Box<str>, Option<u32>, RandomState>; 2],
     combinations: HashMap<Combination, u32, RandomState>,
     problems: Vec<Problem>,
     /// The last trail, whose name needs no lookup.
@@ -235,8 +236,8 @@ impl EvidenceBuilder {
             return;
         };
         let asked = match request.authorizations {
-            Some(text) => self.combination(text),
-            None => self.combination("[]"),
+            Some(text) => self.combination(text, request.is_denied),
+            None => self.combination("[]", request.is_denied),
         };
         let code = request.is_denied.then(|| self.code(&request.code));
         self.name.clear();
@@ -317,11 +318,13 @@ impl EvidenceBuilder {
         index(at)
     }
 
-    fn combination(&mut self, authorizations: &str) -> Option<u32> {
-        if let Some(known) = self.known.get(authorizations) {
+    fn combination(&mut self, authorizations: &str, is_denied: bool) -> Option<u32> {
+        let known = &mut self.known[usize::from(is_denied)];
+        if let Some(known) = known.get(authorizations) {
             return *known;
         }
-        let combination = parse(authorizations);
+        let mut combination = parse(authorizations);
+        combination.is_served = !is_denied && !combination.is_met();
         let at = match self.combinations.get(&combination) {
             Some(at) => Some(*at),
             None if self.combinations.len() < COMBINATIONS => {
@@ -332,10 +335,10 @@ impl EvidenceBuilder {
             }
             None => None,
         };
-        if self.known.len() >= KNOWN {
-            self.known.clear();
+        if known.len() >= KNOWN {
+            known.clear();
         }
-        self.known.insert(authorizations.into(), at);
+        known.insert(authorizations.into(), at);
         at
     }
 }

@@ -1,5 +1,7 @@
 //! The findings as events of OCSF 1.8.0.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use crate::report::{Finding, ReviewReport};
@@ -19,9 +21,10 @@ impl ReviewReport {
     pub fn to_ocsf(&self) -> String {
         let mut lines = String::new();
         let settled = self.changes.iter().flat_map(|changes| &changes.settled);
+        let found = self.changes.as_ref().map(|changes| &changes.found);
+        let found: Option<HashSet<&String>> = found.map(|found| found.iter().collect());
         for finding in &self.findings {
-            let changes = self.changes.as_ref();
-            let is_new = changes.is_none_or(|changes| changes.found.contains(&finding.id));
+            let is_new = found.as_ref().is_none_or(|ids| ids.contains(&finding.id));
             let activity = if is_new { (1, "Create") } else { (2, "Update") };
             let status = if finding.is_open() {
                 (1, "New")

@@ -76,6 +76,8 @@ impl ReviewReport {
         html! {
             h2 { "What was recorded" }
             p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
+            p { "A node whose newest audit files were not read would not be noticed."
+                @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } }
             @if self.organization.is_none() {
                 div .scroll tabindex="0" role="region" aria-label="What was recorded" { table { tbody {
                     (row("Events", coverage.events)) (row("Trails", coverage.trails))

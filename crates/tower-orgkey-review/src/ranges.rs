@@ -1,5 +1,7 @@
 //! Which sequence numbers of a trail were read.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Consecutive sequence numbers.
@@ -12,23 +14,17 @@ pub(crate) struct Range {
     pub(crate) until: u64,
 }
 
-/// Ascending ranges that do not touch. A missing number costs at most one range.
+/// Ranges that do not touch, by their first number. A missing number costs at most one range.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Ranges(Vec<Range>);
+#[serde(try_from = "Vec<Range>", into = "Vec<Range>")]
+pub(crate) struct Ranges(BTreeMap<u64, Range>);
 
 impl Ranges {
     /// Adds a number. `false` if it is there already.
     pub(crate) fn insert(&mut self, number: u64, time: u64) -> bool {
-        if let Some(last) = self.0.last_mut()
-            && last.last.checked_add(1) == Some(number)
-        {
-            last.last = number;
-            last.until = last.until.max(time);
-            return true;
-        }
-        let at = self.0.partition_point(|range| range.last < number);
-        if self.0.get(at).is_some_and(|next| next.first <= number) {
+        let before = self.0.range(..=number).next_back();
+        let before = before.map(|(first, range)| (*first, range.last));
+        if before.is_some_and(|(_, last)| last >= number) {
             return false;
         }
         let mut range = Range {
@@ -37,31 +33,30 @@ impl Ranges {
             since: time,
             until: time,
         };
-        if let Some(next) = self.0.get(at)
-            && number.checked_add(1) == Some(next.first)
-        {
+        let next = number.checked_add(1);
+        if let Some(next) = next.and_then(|next| self.0.remove(&next)) {
             range.last = next.last;
             range.until = next.until.max(time);
-            self.0.remove(at);
         }
-        if let Some(before) = at.checked_sub(1).and_then(|at| self.0.get_mut(at))
-            && before.last.checked_add(1) == Some(range.first)
+        if let Some((first, last)) = before
+            && last.checked_add(1) == Some(number)
+            && let Some(held) = self.0.get_mut(&first)
         {
-            before.last = range.last;
-            before.until = before.until.max(range.until);
+            held.last = range.last;
+            held.until = held.until.max(range.until);
         } else {
-            self.0.insert(at, range);
+            self.0.insert(number, range);
         }
         true
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Range> {
-        self.0.iter()
+        self.0.values()
     }
 
     /// Returns a number that both have.
     pub(crate) fn common(&self, other: &Self) -> Option<u64> {
-        let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
+        let (mut a, mut b) = (self.iter().peekable(), other.iter().peekable());
         while let (Some(left), Some(right)) = (a.peek(), b.peek()) {
             if left.last < right.first {
                 a.next();
@@ -73,14 +68,29 @@ impl Ranges {
         }
         None
     }
+}
 
-    /// Returns whether the ranges are ascending and do not touch, as [`insert`](Self::insert) leaves them.
-    pub(crate) fn is_valid(&self) -> bool {
+impl From<Ranges> for Vec<Range> {
+    fn from(ranges: Ranges) -> Self {
+        ranges.0.into_values().collect()
+    }
+}
+
+impl TryFrom<Vec<Range>> for Ranges {
+    type Error = &'static str;
+
+    /// The ranges must be ascending and not touch, as [`insert`](Self::insert) leaves them.
+    fn try_from(ranges: Vec<Range>) -> Result<Self, Self::Error> {
         let ordered = |pair: &[Range]| match pair {
             [a, b] => a.last.checked_add(1).is_some_and(|next| next < b.first),
             _ => true,
         };
-        self.0.iter().all(|range| range.first <= range.last) && self.0.windows(2).all(ordered)
+        if ranges.iter().all(|range| range.first <= range.last) && ranges.windows(2).all(ordered) {
+            let ranges = ranges.into_iter().map(|range| (range.first, range));
+            Ok(Self(ranges.collect()))
+        } else {
+            Err("ranges that are not ascending")
+        }
     }
 }
 
@@ -105,7 +115,7 @@ mod tests {
             let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
             for number in order {
                 prop_assert_eq!(ranges.insert(number, number), set.insert(number));
-                prop_assert!(ranges.is_valid());
+                prop_assert!(Ranges::try_from(Vec::from(ranges.clone())).is_ok());
             }
             prop_assert_eq!(&numbers(&ranges), &set);
             for range in ranges.iter() {
@@ -135,6 +145,6 @@ mod tests {
         assert!(ranges.insert(u64::MAX, 0));
         assert!(!ranges.insert(u64::MAX, 0));
         assert!(ranges.insert(0, 0));
-        assert!(ranges.is_valid());
+        assert!(Ranges::try_from(Vec::from(ranges)).is_ok());
     }
 }

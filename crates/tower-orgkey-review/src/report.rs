@@ -1,6 +1,6 @@
 //! What a review says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +72,9 @@ pub struct KeyReview {
     pub watched_since: UnixMillis,
     /// The scopes that it has.
     pub granted: Vec<String>,
+    /// Whether several organizations have the key. What it needed is that of all of them, with the counts beside it.
+    #[serde(default)]
+    pub is_shared: bool,
     /// The scopes that its recorded requests needed. `None` if there is no proof.
     pub needed: Option<Vec<String>>,
     /// The requests that the needed scopes were replayed over.
@@ -100,12 +103,25 @@ impl KeyReview {
         self.rejected.values().sum()
     }
 
+    /// Takes away what other organizations did with the key.
+    fn without_others(mut self) -> Self {
+        if std::mem::take(&mut self.is_shared) {
+            self.needed = None;
+            (self.replayed, self.truncated, self.unguarded) = (0, 0, 0);
+        }
+        self
+    }
+
     /// Returns whether the key is on the issuer's list.
     pub fn is_listed(&self) -> bool {
         self.status != NOT_LISTED
     }
 }
 
+/// How a change of the organizations of a key begins.
+pub(crate) const ORGANIZATIONS: &str = "organizations: ";
+/// A step about scopes, if it is not known which are needed.
+pub(crate) const ASK: &str = "Ask which service these scopes are for.";
 /// The status of a key that is not on the list.
 pub(crate) const NOT_LISTED: &str = "not listed";
 
@@ -243,7 +259,8 @@ impl Finding {
     }
 }
 
-/// What a reviewer decided about a finding. It is carried to later reviews.
+/// What a reviewer decided about a finding. It is carried to later reviews until one of them does not have the finding, or has
+/// it with more scopes: then it has to be decided on again, by a decision with another text.
 ///
 /// ```
 /// use tower_orgkey_review::Decision;
@@ -253,7 +270,7 @@ impl Finding {
 /// let decision: Decision = serde_json::from_str(json).unwrap();
 /// assert_eq!(decision.until.unwrap().to_string(), "2027-01-31T23:59:59.999Z");
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Decision {
     /// The identifier of the finding.
@@ -323,7 +340,7 @@ pub struct ChangedKey {
 impl ReviewReport {
     /// Returns the part about one organization. It contains nothing about others, nor how many requests or events they had.
     ///
-    /// Keys with an unknown organization are left out.
+    /// Keys with an unknown organization are left out. The least scopes of a key that several organizations have are withheld.
     ///
     /// ```
     /// use tower_orgkey_review::ReviewReport;
@@ -335,36 +352,50 @@ impl ReviewReport {
     #[must_use]
     pub fn for_organization(&self, org: &str) -> Self {
         let is_of = |of: &Option<String>| of.as_deref() == Some(org);
+        let own = self.keys.iter().filter(|key| !key.is_shared);
+        let own: HashSet<&str> = own.map(|key| key.id.as_str()).collect();
+        // The least scopes of a shared key say what others did.
+        let is_of_others = |finding: &Finding| {
+            finding.kind == FindingKind::OverScoped && !own.contains(finding.key.as_str())
+        };
         let of_findings = |findings: &[Finding]| -> Vec<Finding> {
             findings
                 .iter()
-                .filter(|finding| is_of(&finding.org))
+                .filter(|finding| is_of(&finding.org) && !is_of_others(finding))
                 .cloned()
+                .map(|mut finding| {
+                    let is_advice = finding.kind == FindingKind::NeverAsked;
+                    if is_advice && !own.contains(finding.key.as_str()) {
+                        finding.checklist = vec![ASK.to_owned()];
+                    }
+                    finding
+                })
                 .collect()
         };
         let findings = of_findings(&self.findings);
+        let here: HashSet<&str> = findings.iter().map(|finding| finding.id.as_str()).collect();
         let changes = self.changes.as_ref().map(|changes| {
             let keys = |keys: &[ChangedKey]| -> Vec<ChangedKey> {
                 keys.iter().filter(|key| is_of(&key.org)).cloned().collect()
             };
+            let mut changed = keys(&changes.changed);
+            // The key of before was that of others.
+            changed.retain(|key| !key.what.iter().any(|it| it.starts_with(ORGANIZATIONS)));
             let ids = |ids: &[String]| -> Vec<String> {
-                let is_here = |id: &&String| findings.iter().any(|finding| finding.id == **id);
+                let is_here = |id: &&String| here.contains(id.as_str());
                 ids.iter().filter(is_here).cloned().collect()
             };
             Changes {
                 since: changes.since,
                 added: keys(&changes.added),
                 removed: keys(&changes.removed),
-                changed: keys(&changes.changed),
+                changed,
                 found: ids(&changes.found),
                 settled: of_findings(&changes.settled),
                 decided: ids(&changes.decided),
             }
         });
-        let is_about = |decision: &&Decision| {
-            let mut here = findings.iter().map(|finding| &finding.id);
-            here.any(|id| *id == decision.finding)
-        };
+        let is_about = |decision: &&Decision| here.contains(decision.finding.as_str());
         let requests = self
             .requests
             .get(org)
@@ -376,8 +407,8 @@ impl ReviewReport {
                 // How busy the service is, and how many of its requests have no organization.
                 events: 0,
                 trails: 0,
-                malformed: 0,
-                foreign: 0,
+                malformed: self.coverage.malformed.min(1),
+                foreign: self.coverage.foreign.min(1),
                 missing: 0,
                 lost: 0,
                 suppressed: 0,
@@ -389,6 +420,7 @@ impl ReviewReport {
                 .iter()
                 .filter(|key| is_of(&key.org))
                 .cloned()
+                .map(KeyReview::without_others)
                 .collect(),
             requests: requests.into_iter().collect(),
             decisions: self.decisions.iter().filter(is_about).cloned().collect(),

@@ -11,7 +11,7 @@ use crate::least::{least, permits};
 use crate::policy::ReviewPolicy;
 use crate::report::{Decision, KeyReview, NOT_LISTED, ReviewReport, RevokedKey, WeekCount};
 use crate::segment::{Combination, Record, Segment, split};
-use crate::time::{UnixMillis, day, monday};
+use crate::time::{UnixMillis, monday};
 
 /// An access review. [`report`](Self::report) depends on nothing but what it is given.
 ///
@@ -43,6 +43,8 @@ struct Seen<'a> {
     orgs: Vec<(&'a str, &'a str)>,
     /// The organizations with requests of keys that have no id.
     unidentified: BTreeSet<&'a str>,
+    /// Whether requests of verified keys have neither an organization nor a key.
+    is_org_missing: bool,
     /// All scopes that a policy names.
     asked: BTreeSet<&'a str>,
 }
@@ -74,11 +76,8 @@ impl<'a> Review<'a> {
     /// Returns the report.
     pub fn report(&self) -> ReviewReport {
         let now = self.keys.listed_at;
-        let since = now.minus_days(self.policy.window_days);
-        let segments = self.evidence.segments.iter();
-        let segments: Vec<_> = segments
-            .filter(|segment| day(segment.until()) >= day(since.0))
-            .collect();
+        let since = self.policy.window_start(now);
+        let segments: Vec<_> = self.evidence.since(since).collect();
         let silence = u64::try_from(self.policy.max_silence.as_millis()).unwrap_or(u64::MAX);
         let coverage = Coverage::of(
             self.evidence,
@@ -91,16 +90,15 @@ impl<'a> Review<'a> {
         let before = self.previous.map(Before::of).unwrap_or_default();
         let mut keys = self.key_reviews(&seen, &before);
         keys.sort_by(|a, b| (&a.org, &a.id).cmp(&(&b.org, &b.id)));
-        let revoked = self.revoked(&keys, since);
+        let revoked = self.revoked(&keys);
         let judge = Judge {
             policy: self.policy,
             coverage: &coverage,
-            revoked: revoked
-                .iter()
-                .map(|key| (key.id.as_str(), key.seen_at))
-                .collect(),
+            revoked: earliest(&revoked),
+            last_used: latest(&keys),
             asked: &seen.asked,
             unidentified: &seen.unidentified,
+            is_org_missing: seen.is_org_missing,
             now,
         };
         let mut findings: Vec<_> = keys.iter().flat_map(|key| judge.findings(key)).collect();
@@ -136,8 +134,11 @@ impl<'a> Review<'a> {
             if orgs.is_empty() {
                 reviews.push(self.key_review(key, None, seen, before));
             }
+            let is_shared = orgs.len() > 1;
             for org in orgs {
-                reviews.push(self.key_review(key, Some(org), seen, before));
+                let mut review = self.key_review(key, Some(org), seen, before);
+                review.is_shared = is_shared;
+                reviews.push(review);
             }
         }
         for (id, org) in &seen.orgs {
@@ -151,7 +152,9 @@ impl<'a> Review<'a> {
                 status: NOT_LISTED.to_owned(),
                 ..KeyFacts::default()
             };
-            reviews.push(self.key_review(&facts, Some(org), seen, before));
+            let mut review = self.key_review(&facts, Some(org), seen, before);
+            review.is_shared = seen.orgs_of(id).count() > 1;
+            reviews.push(review);
         }
         reviews
     }
@@ -195,7 +198,7 @@ impl<'a> Review<'a> {
     }
 
     /// Returns since when keys are known to be inactive or gone: those of before, and those of this list.
-    fn revoked(&self, keys: &[KeyReview], since: UnixMillis) -> Vec<RevokedKey> {
+    fn revoked(&self, keys: &[KeyReview]) -> Vec<RevokedKey> {
         let mut revoked: BTreeMap<(Option<String>, String), UnixMillis> = BTreeMap::new();
         let active: BTreeSet<&str> = {
             let active = self.keys.keys.iter().filter(|key| key.is_active());
@@ -209,7 +212,6 @@ impl<'a> Review<'a> {
             let known = previous
                 .revoked
                 .iter()
-                .filter(|key| key.seen_at >= since)
                 .map(|key| (&key.org, &key.id, key.seen_at));
             for (org, id, seen_at) in known.chain(gone) {
                 if !active.contains(id.as_str()) {
@@ -235,6 +237,31 @@ impl<'a> Review<'a> {
             .map(|((org, id), seen_at)| RevokedKey { org, id, seen_at })
             .collect()
     }
+}
+
+/// Outcomes of requests with a verified key, of which another region records neither the organization nor the key.
+const WITHOUT_ORG: [&str; 2] = ["wrong-region", "region-unknown"];
+
+/// Since when each key is known to be inactive or gone, in any organization.
+fn earliest(revoked: &[RevokedKey]) -> HashMap<&str, UnixMillis> {
+    let mut earliest = HashMap::new();
+    for key in revoked {
+        let held = earliest.entry(key.id.as_str()).or_insert(key.seen_at);
+        *held = key.seen_at.min(*held);
+    }
+    earliest
+}
+
+/// The last request of each key, in any organization.
+fn latest(keys: &[KeyReview]) -> HashMap<&str, UnixMillis> {
+    let mut latest = HashMap::new();
+    for key in keys {
+        if let Some(last) = key.last_used {
+            let held = latest.entry(key.id.as_str()).or_insert(last);
+            *held = last.max(*held);
+        }
+    }
+    latest
 }
 
 /// The keys of the previous review.
@@ -275,7 +302,10 @@ impl<'a> Seen<'a> {
         let mut orgs = Vec::new();
         let mut unidentified = BTreeSet::new();
         let mut asked = BTreeSet::new();
+        let mut is_org_missing = false;
         for segment in &segments {
+            let codes = &segment.head.unauthenticated;
+            is_org_missing |= WITHOUT_ORG.iter().any(|code| codes.contains_key(*code));
             for name in segment.records.keys() {
                 match split(name) {
                     (org, Some(key)) => orgs.push((key, org)),
@@ -295,6 +325,7 @@ impl<'a> Seen<'a> {
             segments,
             orgs,
             unidentified,
+            is_org_missing,
             asked,
         }
     }
@@ -313,10 +344,8 @@ impl<'a> Seen<'a> {
             .filter_map(move |segment| Some((*segment, &**segment.records.get(name)?)))
     }
 
-    /// Adds what the key did in the organization.
+    /// Adds what the key did in the organization, and what it needs in all of its organizations.
     fn add(&self, review: &mut KeyReview, org: &str) {
-        let mut combinations: BTreeMap<&Combination, u64> = BTreeMap::new();
-        let mut uncounted = 0;
         let name = format!("{org} {}", review.id);
         for (segment, record) in self.records(&name) {
             let time = |millis: u64| (millis > 0).then_some(UnixMillis(millis));
@@ -327,20 +356,22 @@ impl<'a> Seen<'a> {
             review.last_used = review.last_used.max(time(record.last));
             review.last_allowed = review.last_allowed.max(time(record.last_allowed));
             review.allowed += record.allowed;
-            uncounted += record.uncounted;
             for (code, count) in &record.rejected {
                 let code = segment.head.codes.get(*code as usize).cloned();
                 *review.rejected.entry(code.unwrap_or_default()).or_default() += count;
             }
-            for (combination, count) in &record.asked {
-                if let Some(held) = segment.head.combinations.get(*combination as usize) {
-                    *combinations.entry(held).or_default() += count;
-                }
-            }
         }
-        let mut met = Vec::new();
         let granted: BTreeSet<&str> = review.granted.iter().map(String::as_str).collect();
+        let (here, _) = self.combinations(&review.id, [org]);
         let mut denied = BTreeSet::new();
+        for combination in here.keys().filter(|combination| !combination.is_served) {
+            let unmet = combination.unmet.iter();
+            let unmet = unmet.filter(|policy| !permits(policy, &granted));
+            let scopes = unmet.flatten().flatten();
+            denied.extend(scopes.filter(|scope| !granted.contains(scope.as_str())));
+        }
+        let (combinations, uncounted) = self.combinations(&review.id, self.orgs_of(&review.id));
+        let mut met = Vec::new();
         let mut replayed = 0;
         for (combination, count) in combinations {
             if combination.is_truncated {
@@ -348,20 +379,10 @@ impl<'a> Seen<'a> {
             }
             if combination.met.is_empty() && combination.unmet.is_empty() {
                 review.unguarded += count;
-            } else if combination.is_met() {
+            } else if combination.is_met() || combination.is_served {
                 replayed += count;
                 met.extend(combination.met.iter().map(|policy| (policy, count)));
             }
-            let unmet = combination
-                .unmet
-                .iter()
-                .filter(|policy| !permits(policy, &granted));
-            denied.extend(
-                unmet
-                    .flatten()
-                    .flatten()
-                    .filter(|scope| !granted.contains(scope.as_str())),
-            );
         }
         // Without all of them, there is no proof.
         let needed = if uncounted == 0 && replayed > 0 {
@@ -375,6 +396,27 @@ impl<'a> Seen<'a> {
         review.replayed = if needed.is_some() { replayed } else { 0 };
         review.needed = needed;
         review.denied = denied;
+    }
+
+    /// Returns what guards asked of a key in organizations, and how many requests were not counted.
+    fn combinations<'o>(
+        &self,
+        id: &str,
+        orgs: impl IntoIterator<Item = &'o str>,
+    ) -> (BTreeMap<&'a Combination, u64>, u64) {
+        let mut combinations = BTreeMap::new();
+        let mut uncounted = 0;
+        for org in orgs {
+            for (segment, record) in self.records(&format!("{org} {id}")) {
+                uncounted += record.uncounted;
+                for (combination, count) in &record.asked {
+                    if let Some(held) = segment.head.combinations.get(*combination as usize) {
+                        *combinations.entry(held).or_default() += count;
+                    }
+                }
+            }
+        }
+        (combinations, uncounted)
     }
 
     fn requests(&self) -> BTreeMap<String, Vec<WeekCount>> {

@@ -31,6 +31,9 @@ pub(crate) struct Combination {
     /// Whether a requirement about the organization was not met.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_of_other_organization: bool,
+    /// Whether requests were served although a requirement was not met: a handler tested it itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_served: bool,
     /// Whether there may have been more policies than were recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_truncated: bool,

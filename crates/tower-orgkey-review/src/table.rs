@@ -3,7 +3,7 @@
 use crate::report::{Finding, KeyReview, ReviewReport};
 use crate::text::cell;
 
-const HEADER: [&str; 22] = [
+const HEADER: [&str; 23] = [
     "organization",
     "key",
     "name",
@@ -25,6 +25,7 @@ const HEADER: [&str; 22] = [
     "coverage",
     "decision",
     "reviewer",
+    "reason",
     "until",
 ];
 
@@ -64,7 +65,7 @@ impl ReviewReport {
     }
 }
 
-fn row(key: &KeyReview, finding: Option<&Finding>) -> [String; 22] {
+fn row(key: &KeyReview, finding: Option<&Finding>) -> [String; 23] {
     let time =
         |time: Option<crate::UnixMillis>| time.map(|time| time.to_string()).unwrap_or_default();
     let text = |of: fn(&Finding) -> &str| finding.map(|it| cell(of(it))).unwrap_or_default();
@@ -94,6 +95,7 @@ fn row(key: &KeyReview, finding: Option<&Finding>) -> [String; 22] {
         text(|finding| &finding.coverage),
         decision.map(|it| cell(&it.decision)).unwrap_or_default(),
         decision.map(|it| cell(&it.reviewer)).unwrap_or_default(),
+        decision.map(|it| cell(&it.reason)).unwrap_or_default(),
         time(decision.and_then(|it| it.until)),
     ]
 }

@@ -25,10 +25,17 @@ fn is_hidden(character: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Returns a cell of a spreadsheet that is no formula, whatever program opens it.
+/// Returns a cell of a spreadsheet that is no formula, whatever program opens it, and whether `,` or `;` separates its cells.
 pub(crate) fn cell(text: &str) -> String {
+    let parts: Vec<_> = text.split(';').map(part).collect();
+    parts.join(";")
+}
+
+fn part(text: &str) -> String {
     let visible = visible(text);
-    let first = text.trim_start().chars().next();
+    // A quotation mark at the beginning is no part of a cell.
+    let start = text.trim_start_matches(|it: char| it.is_whitespace() || it == '"');
+    let first = start.chars().next();
     let is_formula = first.is_some_and(|first| "=+-@|%＝＋－＠".contains(first))
         || text.starts_with(['\t', '\r', '\n']);
     if is_formula {
@@ -59,6 +66,7 @@ mod tests {
         }
         assert_eq!(cell("\t=1"), "'\\u{9}=1");
         assert_eq!(cell("\rx"), "'\\u{d}x");
+        assert_eq!(cell("x;=1+1; \"=2;y"), "x;'=1+1;' \"=2;y");
         for text in ["", "key", "a=b", "'=1"] {
             assert_eq!(cell(text), text);
         }

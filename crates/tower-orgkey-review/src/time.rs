@@ -38,12 +38,6 @@ impl UnixMillis {
         text.split('T').next().unwrap_or_default().to_owned()
     }
 
-    /// Returns the time that many days earlier.
-    #[must_use]
-    pub(crate) fn minus_days(self, days: u32) -> Self {
-        Self(self.0.saturating_sub(u64::from(days) * DAY))
-    }
-
     /// Returns the whole days from another time until this one.
     pub(crate) fn days_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0) / DAY

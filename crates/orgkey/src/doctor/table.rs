@@ -123,12 +123,15 @@ enum OneOrSeveral {
 impl File {
     /// Reads the issuer with this URL, or the only one.
     pub(crate) fn read(path: &Path, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
-        let shown = path.display();
-        let text = fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
-        Self::parse(&text, url).map_err(|error| format!("{shown}: {error}"))
+        named(path, |text| Self::parse(text, url))
     }
 
-    fn parse(text: &str, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+    /// Reads all issuers.
+    pub(crate) fn read_all(path: &Path) -> Result<Vec<IssuerTable>, String> {
+        named(path, |text| Ok(Self::issuers(text)?.0))
+    }
+
+    fn issuers(text: &str) -> Result<(Vec<IssuerTable>, bool), String> {
         // The message alone: the whole error quotes a line, which may hold a misplaced secret.
         let file: Self = toml::from_str(text).map_err(|error| error.message().to_owned())?;
         let tables = match file.issuer {
@@ -140,18 +143,30 @@ impl File {
             issuer.map_err(|error| format!("[issuer]: {}", error.message()))
         });
         let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
+        Ok((issuers, file.identity.is_some()))
+    }
+
+    fn parse(text: &str, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+        let (issuers, has_identity) = Self::issuers(text)?;
         let same = |issuer: &IssuerTable| {
             url.is_none_or(|url| url.trim_end_matches('/') == issuer.origin())
         };
         let mut issuers = issuers.into_iter().filter(same);
         match (issuers.next(), issuers.next()) {
-            (Some(issuer), None) => Ok((issuer, file.identity.is_some())),
+            (Some(issuer), None) => Ok((issuer, has_identity)),
             (None, _) => Err("there is no such issuer".to_owned()),
             (Some(_), Some(_)) => {
                 Err("there are several issuers; --issuer URL selects one".to_owned())
             }
         }
     }
+}
+
+/// Reads a file. Errors name it.
+fn named<T>(path: &Path, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, String> {
+    let text = fs::read_to_string(path).map_err(|error| error.to_string());
+    text.and_then(|text| read(&text))
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, IsTerminal as _, Write as _};
+use std::io::{self, BufReader, BufWriter, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -28,7 +28,8 @@ pub struct Args {
     /// Store what the audit files say, so that they can be deleted.
     #[arg(long, value_name = "FILE", requires = "audit")]
     save_evidence: Option<PathBuf>,
-    /// The configuration file of the gateway: the list of keys is read from its issuer.
+    /// The configuration file of the gateway: the list of keys is read from its issuer. With several issuers, use `--keys` with the
+    /// keys of all of them, with ids and organizations as in the audit files.
     #[arg(
         long,
         value_name = "FILE",
@@ -36,9 +37,6 @@ pub struct Args {
         conflicts_with = "keys"
     )]
     config: Option<PathBuf>,
-    /// With several issuers, the URL of the one whose keys are reviewed.
-    #[arg(long, value_name = "URL", requires = "config")]
-    issuer: Option<String>,
     /// The list of keys as JSON, in place of the issuer.
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
@@ -91,6 +89,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn try_run(args: &Args) -> Result<ReviewReport, String> {
     // Before anything that takes long.
+    args.check_outputs()?;
     let formats: Vec<_> = args
         .out
         .iter()
@@ -114,7 +113,7 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
             (list.map_err(|error| named(path, &error))?, None)
         }
         (None, Some(config)) => runtime.block_on(async {
-            let source = Source::connect(config, args.issuer.as_deref()).await?;
+            let source = Source::connect(config).await?;
             Ok::<_, String>((source.list().await?, Some(source)))
         })?,
         (None, None) => return Err("either --keys or --config is required".to_owned()),
@@ -125,10 +124,10 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
         let before = before
             .filter(|key| key.org.is_some())
             .map(|key| key.id.as_str());
-        let known = source.plain_ids(evidence.key_ids().into_iter().chain(before));
+        let mut known = evidence.key_ids(policy.window_start(keys.listed_at));
+        known.extend(before);
         let adding = source.add_organizations(&mut keys, |key| known.contains(key.id.as_str()));
         runtime.block_on(adding)?;
-        source.prefix(&mut keys);
     }
     let mut review = Review::of(&keys, &evidence, &policy).decisions(&decisions);
     if let Some(previous) = &previous {
@@ -141,7 +140,8 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
         None => report,
     };
     for (path, format) in args.out.iter().zip(formats) {
-        write(path, format.write(&report)?.as_bytes())?;
+        let text = format.write(&report)?;
+        write(path, |mut file| file.write_all(text.as_bytes()))?;
     }
     Ok(report)
 }
@@ -173,6 +173,12 @@ impl Args {
         if self.save_evidence.is_none() {
             builder = builder.since(policy.window_start(now));
         }
+        let mut stored = Evidence::default();
+        for path in &self.evidence {
+            let file = File::open(path).map_err(|error| named(path, &error))?;
+            let read = Evidence::read(BufReader::new(file)).map_err(|error| named(path, &error))?;
+            stored = stored.merge(read).map_err(|error| named(path, &error))?;
+        }
         let sizes = self.audit.iter().map(|path| {
             Ok(fs::metadata(path)
                 .map_err(|error| named(path, &error))?
@@ -192,21 +198,27 @@ impl Args {
         for problem in builder.problems() {
             eprintln!("orgkey review: {problem}");
         }
-        let mut evidence = builder.finish();
+        let evidence = builder.finish();
         if let Some(path) = &self.save_evidence {
-            let file = File::create(path).map_err(|error| named(path, &error))?;
-            let written = evidence.write(BufWriter::new(file));
-            written.map_err(|error| named(path, &error))?;
+            write(path, |file| evidence.write(BufWriter::new(file)))?;
         }
-        for path in &self.evidence {
-            let file = File::open(path).map_err(|error| named(path, &error))?;
-            let stored =
-                Evidence::read(BufReader::new(file)).map_err(|error| named(path, &error))?;
-            evidence = evidence
-                .merge(stored)
-                .map_err(|error| named(path, &error))?;
+        let merged = stored.merge(evidence);
+        merged.map_err(|error| format!("--audit and --evidence: {error}"))
+    }
+
+    /// Refuses to replace a file that is read.
+    fn check_outputs(&self) -> Result<(), String> {
+        let inputs = self.audit.iter().chain(&self.evidence);
+        let inputs: BTreeSet<_> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
+        let mut outputs = self.out.iter().chain(&self.save_evidence);
+        let read = outputs.find(|path| {
+            let path = path.canonicalize();
+            path.is_ok_and(|path| inputs.contains(&path))
+        });
+        match read {
+            Some(path) => Err(named(path, &"this file is read, and must not be replaced")),
+            None => Ok(()),
         }
-        Ok(evidence)
     }
 }
 
@@ -258,11 +270,12 @@ impl Format {
 }
 
 /// Replaces a file as a whole, so that one that was read before is not lost halfway.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(), String> {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     let temporary = PathBuf::from(name);
-    fs::write(&temporary, bytes)
+    File::create(&temporary)
+        .and_then(|file| content(&file).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path))
         .map_err(|error| named(path, &error))
 }

@@ -1,6 +1,5 @@
 //! The list of keys, as the issuer has it now.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,24 +9,33 @@ use url::Url;
 
 use crate::doctor::client::{Issuer, Reply};
 use crate::doctor::secret::Secret;
-use crate::doctor::table::{File, IssuerTable};
+use crate::doctor::table::File;
 
 /// The most pages of a list: a million keys.
 const MAX_PAGES: u32 = 2_000;
 /// Between two calls, as the reconciler does it by default.
 const PAUSE: Duration = Duration::from_millis(200);
 
+const NOT_ONE: &str = "--config needs one issuer, without a name; with several, use --keys with the keys of all of them, \
+                       with ids and organizations as in the audit files";
+
 /// An issuer whose list is read.
 pub(super) struct Source {
-    table: IssuerTable,
     issuer: Issuer,
     token: Secret,
 }
 
 impl Source {
     /// Reads the configuration, and fetches a token.
-    pub(super) async fn connect(config: &Path, url: Option<&str>) -> Result<Self, String> {
-        let (table, _) = File::read(config, url)?;
+    pub(super) async fn connect(config: &Path) -> Result<Self, String> {
+        let issuers = File::read_all(config)?;
+        // The audit trail has the name of an issuer before ids and organizations.
+        let [table] = &issuers[..] else {
+            return Err(NOT_ONE.to_owned());
+        };
+        if table.name.is_some() {
+            return Err(NOT_ONE.to_owned());
+        }
         let secret = table.secret()?;
         let origin = Url::parse(&table.url).map_err(|_| "[issuer] url is no URL".to_owned())?;
         // The verifier knows which URLs a secret may be sent to.
@@ -41,11 +49,7 @@ impl Source {
         let token = token
             .map(Secret::new)
             .ok_or("the issuer sent no access token")?;
-        Ok(Self {
-            table,
-            issuer,
-            token,
-        })
+        Ok(Self { issuer, token })
     }
 
     /// Reads all pages.
@@ -97,29 +101,6 @@ impl Source {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
-    }
-
-    /// Gives the keys the ids that a gateway with several issuers gives them.
-    pub(super) fn prefix(&self, list: &mut KeyList) {
-        if let Some(name) = &self.table.name {
-            for key in &mut list.keys {
-                key.id = format!("{name}:{}", key.id);
-            }
-        }
-    }
-
-    /// Returns the ids of keys without what [`prefix`](Self::prefix) adds.
-    pub(super) fn plain_ids<'a>(
-        &self,
-        ids: impl IntoIterator<Item = &'a str>,
-    ) -> BTreeSet<&'a str> {
-        let prefix = self.table.name.as_ref().map(|name| format!("{name}:"));
-        ids.into_iter()
-            .filter_map(|id| match &prefix {
-                Some(prefix) => id.strip_prefix(prefix.as_str()),
-                None => Some(id),
-            })
-            .collect()
     }
 }
 

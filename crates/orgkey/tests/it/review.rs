@@ -241,6 +241,69 @@ async fn stored_evidence_replaces_audit_files() {
 }
 
 #[tokio::test]
+async fn files_that_are_read_are_not_replaced() {
+    let stage = Stage::set().await;
+    stage.file("a.jsonl", &line(0, "org_1", "key_1", "read"));
+    stage.file("b.jsonl", &line(1, "org_1", "key_1", "read"));
+    stage.file("keys.json", "[]");
+    let save = |file, more: &[&'static str]| {
+        let first = ["--audit", file, "--keys", "keys.json", "--save-evidence"];
+        [&first[..], more].concat()
+    };
+    stage
+        .succeed(&save("a.jsonl", &["a.evidence", "--out", "x.json"]))
+        .await;
+    let before = stage.read("a.evidence");
+    for more in [
+        &[
+            "./a.evidence",
+            "--evidence",
+            "a.evidence",
+            "--out",
+            "x.json",
+        ][..],
+        &["b.jsonl", "--out", "x.json"],
+        &["b.evidence", "--out", "b.jsonl"],
+    ] {
+        let error = stage.fail(&save("b.jsonl", more)).await;
+        assert!(error.contains("must not be replaced"), "{error}");
+    }
+    // What cannot be merged is not stored.
+    stage
+        .fail(&save(
+            "a.jsonl",
+            &["c.evidence", "--evidence", "keys.json", "--out", "x.json"],
+        ))
+        .await;
+    assert_eq!(stage.read("a.evidence"), before);
+    assert_eq!(
+        stage.read("b.jsonl").lines().count(),
+        1,
+        "the audit file is the same"
+    );
+    assert!(!stage.path("b.evidence").exists() && !stage.path("c.evidence").exists());
+}
+
+#[tokio::test]
+async fn several_issuers_need_a_list() {
+    let stage = Stage::set().await;
+    stage.file("audit.jsonl", "");
+    let one = stage.read("gateway.toml");
+    let named = |name: &str| {
+        let table = one.replace("[issuer]", "[[issuer]]");
+        format!("{table}name = \"{name}\"\nprefixes = [\"{name}_\"]\n")
+    };
+    for config in [named("a"), named("a") + &named("b")] {
+        stage.file("several.toml", &config);
+        let args = ["--audit", "audit.jsonl", "--config", "several.toml"];
+        let error = stage
+            .fail(&[&args[..], &["--out", "x.json"]].concat())
+            .await;
+        assert!(error.contains("with several, use --keys"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn mistakes_are_told() {
     let stage = Stage::set().await;
     stage.file("audit.jsonl", "");

@@ -439,3 +439,218 @@ fn every_kind_has_its_name() {
         assert_eq!(json, kind.as_str());
     }
 }
+
+#[test]
+fn a_day_is_whole_if_all_of_it_is_covered() {
+    let midnight = days_ago(50).0 / DAY * DAY;
+    let at = |time: u64| allowed("org_beat", "key_beat", time, &[&["beat"]]);
+    let mut first = heartbeat(100, 51);
+    first.push(at(midnight + 1_000));
+    let mut second = vec![at(midnight + 3 * DAY - 60_000)];
+    second.extend(heartbeat(47, 0));
+    let text = numbered(1, 0, first) + &numbered(2, 0, second);
+    let coverage = report([], &fold(&text)).coverage;
+    // The first of the three days is covered by the silence after it, the others have hours without a trail.
+    assert_eq!((coverage.missing, coverage.whole_days), (0, 88));
+}
+
+#[test]
+fn a_trail_older_than_the_window_is_whole() {
+    let text = numbered(1, 1_000, heartbeat(100, 0));
+    let whole = report([unused()], &fold(&text));
+    assert_eq!(ids(&whole), ["unused org_1 key_1"]);
+    assert_eq!(whole.coverage.missing, 0);
+    let lines = heartbeat(100, 0);
+    let old = numbered(1, 0, lines[..2].to_vec()) + &numbered(1, 4, lines[4..].to_vec());
+    assert!(report([], &fold(&old)).coverage.is_whole());
+}
+
+#[test]
+fn unread_lines_may_be_of_any_key() {
+    let text = numbered(1, 0, heartbeat(100, 0));
+    let mut builder = EvidenceBuilder::new();
+    builder.read("a", text.as_bytes(), |_| {}).unwrap();
+    let broken = |text: &str| {
+        let mut builder = EvidenceBuilder::new();
+        builder.read("b", text.as_bytes(), |_| {}).unwrap();
+        builder.finish()
+    };
+    let evidence = builder.finish();
+    let with = |text| report([unused()], &evidence.clone().merge(broken(text)).unwrap());
+    let malformed = with("broken\n");
+    assert_eq!(malformed.coverage.malformed, 1);
+    assert_eq!(ids(&malformed), ["not-seen org_1 key_1"]);
+    assert!(!malformed.findings[0].is_conclusive);
+    let statement = malformed.coverage.statement();
+    assert!(statement.ends_with("; some lines could not be read"));
+    let page = malformed.for_organization("org_1");
+    assert_eq!(page.coverage.statement(), statement);
+    let foreign = with("{}\n");
+    assert_eq!(ids(&foreign), ["unused org_1 key_1"]);
+    assert!(foreign.findings[0].coverage.ends_with("were ignored"));
+}
+
+#[test]
+fn requests_of_another_region_may_be_of_any_key() {
+    for code in ["wrong-region", "region-unknown", "invalid-key"] {
+        let line = Line {
+            org: None,
+            key: None,
+            code,
+            ..allowed("", "", now().0, &[])
+        };
+        let report = report([unused()], &whole([line]));
+        let kind = match code {
+            "invalid-key" => FindingKind::Unused,
+            _ => FindingKind::NotSeen,
+        };
+        assert_eq!(report.findings[0].kind, kind, "{code}");
+    }
+}
+
+#[test]
+fn a_revocation_is_known_in_all_later_reviews() {
+    let policy = policy();
+    let mut keys = list([unused()]);
+    keys.keys[0].status = "revoked".to_owned();
+    let first = Review::of(&keys, &whole([]), &policy).report();
+    keys.listed_at = UnixMillis(now().0 + 91 * DAY);
+    let evidence = whole([allowed("org_1", "key_1", now().0 + 90 * DAY, &[&["beat"]])]);
+    let second = Review::of(&keys, &evidence, &policy).previous(&first);
+    assert_eq!(ids(&second.report()), ["used-after-revocation org_1 key_1"]);
+}
+
+#[test]
+fn a_shared_key_is_judged_by_all_its_organizations() {
+    let mut key = key("key_1", "org_1", &["beat", "read"]);
+    key.kind = "user".to_owned();
+    let evidence = whole([
+        allowed("org_1", "key_1", days_ago(95).0, &[&["beat"]]),
+        allowed("org_2", "key_1", now().0, &[&["read"]]),
+    ]);
+    let report = report([key], &evidence);
+    let kinds: Vec<_> = report.findings.iter().map(|it| it.kind).collect();
+    assert_eq!(kinds, [FindingKind::NotOfOrganization; 2]);
+    let shared: Vec<_> = report.keys.iter().filter(|key| key.id == "key_1").collect();
+    assert_eq!(shared.len(), 2);
+    for key in shared {
+        assert_eq!(key.needed.as_deref().unwrap(), ["beat", "read"]);
+        assert_eq!(key.replayed, 2);
+    }
+    let one = report.for_organization("org_1");
+    assert_eq!(
+        (one.keys[0].replayed, one.keys[0].needed.as_ref()),
+        (0, None)
+    );
+}
+
+#[test]
+fn scopes_of_a_shared_key_are_withheld_from_one() {
+    let shared = key("key_1", "org_1", &["beat", "read", "never"]);
+    let evidence = whole([
+        allowed("org_1", "key_1", now().0, &[&["read"]]),
+        allowed("org_2", "key_1", now().0, &[&["read"]]),
+    ]);
+    let report = report([shared], &evidence);
+    assert!(ids(&report).contains(&"over-scoped org_1 key_1"));
+    let one = report.for_organization("org_1");
+    assert_eq!(ids(&one), ["never-asked org_1 key_1"]);
+    assert_eq!(
+        one.findings[0].checklist,
+        ["Ask which service these scopes are for."]
+    );
+}
+
+#[test]
+fn a_move_names_no_other_organization() {
+    let evidence = whole([]);
+    let policy = policy();
+    let before = list([key("key_1", "org_a", &["beat"])]);
+    let after = list([key("key_1", "org_b", &["beat"])]);
+    let first = Review::of(&before, &evidence, &policy).report();
+    let report = Review::of(&after, &evidence, &policy)
+        .previous(&first)
+        .report();
+    let changes = report.changes.as_ref().unwrap();
+    let what = &changes.changed[0].what;
+    assert!(what.contains(&"organizations: org_a to org_b".to_owned()));
+    let one = report.for_organization("org_b");
+    assert_eq!(one.changes.as_ref().unwrap().changed, []);
+    assert!(!one.to_html().contains("org_a"));
+}
+
+#[test]
+fn served_requests_need_scopes_in_spite_of_an_unmet_policy() {
+    let served = Line {
+        policies: vec![(vec![vec!["read"]], true), (vec![vec!["admin"]], false)],
+        ..allowed("org_1", "key_1", now().0, &[])
+    };
+    let rejected = Line {
+        code: "insufficient-scope",
+        policies: vec![(vec![vec!["beat"]], true), (vec![vec!["admin"]], false)],
+        ..served.clone()
+    };
+    let plain = allowed("org_1", "key_1", now().0, &[&["list"]]);
+    let key = key("key_1", "org_1", &["beat", "list", "read"]);
+    let evidence = whole([served, rejected, plain]);
+    let mut stored = Vec::new();
+    evidence.write(&mut stored).unwrap();
+    let report = report([key], &Evidence::read(&*stored).unwrap());
+    let key = report.keys.iter().find(|key| key.id == "key_1").unwrap();
+    assert_eq!(key.needed.as_deref().unwrap(), ["list", "read"]);
+}
+
+#[test]
+fn a_finding_that_comes_back_is_open() {
+    let policy = policy();
+    let keys = list([unused()]);
+    let (idle, busy) = (
+        whole([]),
+        whole([allowed("org_1", "key_1", now().0, &[&["beat"]])]),
+    );
+    let decisions = [Decision {
+        finding: "unused org_1 key_1".to_owned(),
+        decision: "keep".to_owned(),
+        reviewer: "security".to_owned(),
+        reason: String::new(),
+        until: None,
+    }];
+    let after = |evidence, previous: &ReviewReport| {
+        let review = Review::of(&keys, evidence, &policy).previous(previous);
+        // The file of decisions is given to each review.
+        review.decisions(&decisions).report()
+    };
+    let first = after(&idle, &ReviewReport::default());
+    assert!(!first.findings[0].is_open());
+    assert!(!after(&idle, &first).findings[0].is_open());
+    let gone = after(&busy, &first);
+    assert_eq!(gone.findings, []);
+    let back = after(&idle, &gone);
+    assert!(back.findings[0].is_open());
+    assert_eq!(back.decisions, decisions);
+    assert!(after(&idle, &back).findings[0].is_open());
+}
+
+#[test]
+fn a_decision_about_scopes_is_not_about_more() {
+    let evidence = whole([allowed("org_1", "key_1", now().0, &[&["read"]])]);
+    let policy = policy();
+    let with = |scopes: &[&str]| list([key("key_1", "org_1", scopes)]);
+    let decisions = [Decision {
+        finding: "never-asked org_1 key_1".to_owned(),
+        decision: "keep".to_owned(),
+        reviewer: "security".to_owned(),
+        reason: String::new(),
+        until: None,
+    }];
+    let keys = with(&["read", "x", "y"]);
+    let first = Review::of(&keys, &evidence, &policy).decisions(&decisions);
+    let first = first.report();
+    let is_open = |scopes: &[&str]| {
+        let keys = with(scopes);
+        let second = Review::of(&keys, &evidence, &policy).previous(&first);
+        second.report().findings[0].is_open()
+    };
+    assert!(!is_open(&["read", "x"]));
+    assert!(is_open(&["read", "x", "y", "z"]));
+}

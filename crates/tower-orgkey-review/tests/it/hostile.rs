@@ -122,7 +122,7 @@ async fn hostile_names_are_cells_and_no_formulas() {
     let mut names = std::collections::BTreeSet::new();
     for row in rows {
         let row = row.as_object().unwrap();
-        assert_eq!(row.len(), 22);
+        assert_eq!(row.len(), 23);
         for (column, cell) in row {
             let cell = cell.as_str().unwrap();
             assert!(
