@@ -100,7 +100,7 @@ fn serves(cache: &Cache, lookup: &Lookup<TestSource>) -> bool {
 
 /// The issuer accepts the key until it is revoked there. A request after the revocation and the update must be served neither
 /// from the cache nor from the lookup that it joins.
-fn revoked_while_loading(update: fn(&Cache), lift: Option<fn(&Cache)>) {
+fn revoked_while_loading(update: fn(&Cache) -> u64, lift: Option<fn(&Cache)>) {
     revoked_in(
         || {
             let cache = cache();
@@ -116,7 +116,7 @@ fn revoked_while_loading(update: fn(&Cache), lift: Option<fn(&Cache)>) {
 fn revoked_in(
     world: fn() -> (Arc<Cache>, Arc<Cache>),
     connect: fn(&Cache, &Arc<Cache>),
-    update: fn(&Cache),
+    update: fn(&Cache) -> u64,
     lift: Option<fn(&Cache)>,
 ) {
     check(move || {
