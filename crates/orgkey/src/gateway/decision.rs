@@ -361,8 +361,7 @@ async fn reject(mut request: Request<()>) -> Result<axum::response::Response, In
         .into_response())
 }
 
-/// The inner service of the layer. It makes the identity, so that the audit trail has the response of a caller whose identity
-/// cannot be passed on.
+/// The inner service of the layer. It creates the identity here, so that the audit trail records a failure to do so.
 struct Allow {
     identities: Arc<Identities>,
     /// Who the assertion is for, if the route has its own.

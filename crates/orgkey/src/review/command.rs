@@ -222,7 +222,7 @@ impl Args {
     }
 }
 
-/// Tells of decisions about findings that are not there, of which some may be misspelt.
+/// Prints the decisions whose finding does not exist: the id may be misspelt.
 fn unmatched(report: &ReviewReport, decisions: &[Decision]) {
     let ids: BTreeSet<_> = report
         .findings

@@ -144,8 +144,7 @@ async fn an_issuer_without_an_environment_joins_no_fleet() {
         .unwrap();
 }
 
-/// As on a network that is not trusted: TLS, with a certificate of a private authority. In a process of its own, because the
-/// roots are read from the environment.
+/// With a certificate of a private authority. The gateway is a separate process, because it reads the roots from its environment.
 #[tokio::test]
 async fn the_engine_is_reached_by_tls() {
     let secret = secret();

@@ -6,10 +6,10 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use tower_orgkey::OrgCode;
 
 use super::{CustomerOf, StripeCustomer};
 use crate::sink::PushError;
-use tower_orgkey::OrgCode;
 
 /// At most so many organizations are kept.
 const CAPACITY: u64 = 100_000;
@@ -34,7 +34,11 @@ impl Customers {
                 .max_capacity(CAPACITY)
                 .time_to_live(TTL)
                 .build(),
-            failing: Cache::new(CAPACITY),
+            // Without a time, a failure of last week would count for one of today.
+            failing: Cache::builder()
+                .max_capacity(CAPACITY)
+                .time_to_idle(FAILS_AT_MOST)
+                .build(),
         }
     }
 
