@@ -14,11 +14,12 @@ use metrics::Counter;
 use tower_orgkey::Rejection;
 
 use super::config::{Config, Dialect};
-use super::decision::{Check, Decision, Decisions, rendered};
+use super::decision::{Check, Decision, Decisions};
 use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
 use super::identity::Identity;
 use super::once_per_second::OncePerSecond;
 use super::recent::Recent;
+use super::rendered::rendered;
 
 /// The counter of checks, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
 pub(super) const CHECKS: &str = "orgkey_gateway_checks_total";

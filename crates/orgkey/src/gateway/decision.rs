@@ -12,10 +12,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
-use http_body_util::{BodyExt, Collected, Full};
+use http_body_util::Full;
 use tower::util::{BoxCloneSyncService, option_layer};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_orgkey::guard::RequireScopeLayer;
@@ -27,10 +26,12 @@ use tower_orgkey::{
 use tower_orgkey_audit::AuditLayer;
 
 use super::config::{Config, Demand, RouteConfig};
+use super::deadline::{Deadline, WithDeadline};
 use super::dialect::Incomplete;
 use super::identity::{Identities, Identity};
 use super::path;
 use super::region::Regions;
+use super::rendered::{rendered, whole};
 use super::routes::{NotFound, Routes};
 
 /// The header with the request's id, for the audit trail.
@@ -218,7 +219,7 @@ impl Decisions {
         }
     }
 
-    /// From the outside in: audit, the layer, the region, the limit, the organization, scopes.
+    /// From the outside in: audit, the deadline, the layer, the region, the limit, the organization, scopes.
     fn demand(&self, route: &RouteConfig) -> RouteDemand {
         let Demand::Key {
             scopes,
@@ -241,7 +242,8 @@ impl Decisions {
         let guarded = organization.layer(scopes.layer(allow));
         let region = option_layer(self.regions.as_ref().map(|regions| regions.layer.clone()));
         let decided = self.layer.layer(region.layer(self.limit.layer(guarded)));
-        RouteDemand::Key(audited(self.audit.as_ref(), decided))
+        let decided = decided.map_response(|response| whole(response).map(Full::new));
+        RouteDemand::Key(audited(self.audit.as_ref(), WithDeadline(decided)))
     }
 
     /// Decides about a request.
@@ -261,6 +263,7 @@ impl Decisions {
         };
         let mut decide = match &route.demand {
             RouteDemand::Nothing(_) if check.scopes.is_some() => {
+                self.reject(&check, Rejection::internal()).await;
                 return Decision::Incomplete(SCOPES_OF_PUBLIC_ROUTE);
             }
             RouteDemand::Nothing(None) => return Decision::Public,
@@ -277,16 +280,10 @@ impl Decisions {
         };
         let mut request = self.request(&check, matched, true);
         *request.uri_mut() = uri;
-        let decided = decide.call(request);
-        let response = match check.deadline {
-            None => decided.await,
-            Some(deadline) => match tokio::time::timeout(deadline, decided).await {
-                Ok(response) => response,
-                // The verification goes on, and the next request finds its result.
-                Err(_) => return Decision::Rejected(rendered(too_slow())),
-            },
-        };
-        let Ok(mut response) = response;
+        if let Some(deadline) = check.deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        let Ok(mut response) = decide.call(request).await;
         match response.extensions_mut().remove::<Granted>() {
             Some(Granted(context, identity)) if response.status() == StatusCode::OK => {
                 Decision::Allowed(context, identity)
@@ -410,19 +407,6 @@ async fn pass(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::default()))
 }
 
-/// Renders a rejection as the layer does.
-pub(super) fn rendered(rejection: Rejection) -> Response<Bytes> {
-    whole(rejection.into_response())
-}
-
-/// Reads a body that is complete, as all bodies of rejections are.
-fn whole<B: Body<Data = Bytes>>(response: Response<B>) -> Response<Bytes> {
-    let (parts, body) = response.into_parts();
-    let collected = body.collect().now_or_never();
-    let bytes = collected.and_then(Result::ok).map(Collected::to_bytes);
-    Response::from_parts(parts, bytes.unwrap_or_default())
-}
-
 /// Decodes a parameter of a path once. `None` if it is not UTF-8.
 fn decoded(parameter: &str) -> Option<String> {
     let decoded = percent_encoding::percent_decode_str(parameter).decode_utf8();
@@ -437,8 +421,4 @@ fn no_route() -> Rejection {
 fn ambiguous(reason: &'static str) -> Rejection {
     let detail = format!("The path {reason}.");
     Rejection::custom(StatusCode::BAD_REQUEST, "ambiguous-path", detail)
-}
-
-fn too_slow() -> Rejection {
-    Rejection::verifier_unavailable(Duration::from_secs(1))
 }

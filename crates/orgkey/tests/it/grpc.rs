@@ -19,7 +19,9 @@ use self::proto::{
     HeaderValue, HeaderValueOption, HttpRequest, HttpResponse, OkHttpResponse,
 };
 use crate::checks::ROUTES;
-use crate::support::{Headers, Reply, World, request, send, send_h2};
+use crate::support::{Headers, Reply, World, request, send, send_h2, until_line};
+
+const AUDIT: &str = "\n[audit]\nfile = 'DIR/audit.jsonl'\n";
 
 const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
@@ -306,7 +308,7 @@ async fn callers_of_grpc_get_a_sentence() {
 
 #[tokio::test]
 async fn fault_127_issuer_is_slower_than_envoy() {
-    let world = World::start(ROUTES).await;
+    let world = World::start(&format!("{ROUTES}{AUDIT}")).await;
     world.emulator.inject(Endpoint::Verify, Fault::hold());
     let key = ("authorization", "Bearer never-seen-key");
     // Without a deadline of the proxy, it waits as long as the layer lets it.
@@ -324,6 +326,8 @@ async fn fault_127_issuer_is_slower_than_envoy() {
     let denied = denied(&response);
     assert_eq!(denied.status.as_ref().unwrap().code, 503);
     assert_eq!(headers(&denied.headers)["retry-after"], "1");
+    let file = world.files.path("audit.jsonl");
+    until_line(&file, |line| line.contains("verifier-unavailable")).await;
 }
 
 #[tokio::test]
@@ -347,7 +351,7 @@ async fn unreadable_questions_deny() {
 
 #[tokio::test]
 async fn scopes_of_a_route_of_envoy_are_required() {
-    let world = World::start(ROUTES).await;
+    let world = World::start(&format!("{ROUTES}{AUDIT}")).await;
     let key = |scopes: &[&str]| format!("Bearer {}", world.key("org_1", scopes));
     let (some, all) = (
         key(&["read:reports", "a"]),
@@ -389,6 +393,8 @@ async fn scopes_of_a_route_of_envoy_are_required() {
     )
     .await;
     assert_eq!(denied(&response).status.as_ref().unwrap().code, 500);
+    let file = world.files.path("audit.jsonl");
+    until_line(&file, |line| line.contains("\"internal\"")).await;
     // The client does not choose them.
     let headers = [("authorization", some.as_str()), ("scope", "b")];
     allowed(&check(world.checks, question("GET", "/reports/1", &headers)).await);

@@ -1,0 +1,54 @@
+//! The deadline of a proxy, around the layer and within the audit trail.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Either};
+use http::{Request, Response};
+use http_body_util::Full;
+use tower::Service;
+use tower_orgkey::Rejection;
+
+use super::rendered::rendered;
+
+/// How long the proxy waits, in the extensions of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline(pub(super) Duration);
+
+/// Rejects a request that is not decided at its [`Deadline`]. The verification goes on, and the next request finds its result.
+#[derive(Clone)]
+pub(super) struct WithDeadline<S>(pub(super) S);
+
+impl<S> Service<Request<()>> for WithDeadline<S>
+where
+    S: Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = Infallible;
+    type Future = Either<S::Future, BoxFuture<'static, Result<S::Response, Infallible>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<()>) -> Self::Future {
+        let deadline = request.extensions_mut().remove::<Deadline>();
+        let decided = self.0.call(request);
+        match deadline {
+            None => Either::Left(decided),
+            Some(Deadline(deadline)) => {
+                let in_time = tokio::time::timeout(deadline, decided)
+                    .map(|in_time| in_time.unwrap_or_else(|_| Ok(too_slow())));
+                Either::Right(Box::pin(in_time))
+            }
+        }
+    }
+}
+
+fn too_slow() -> Response<Full<Bytes>> {
+    rendered(Rejection::verifier_unavailable(Duration::from_secs(1))).map(Full::new)
+}
