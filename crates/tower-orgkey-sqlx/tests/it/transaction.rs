@@ -278,6 +278,22 @@ async fn empty_pool_is_an_error() {
 }
 
 #[tokio::test]
+async fn silent_server_ends_at_the_deadline() {
+    let database = Database::new(&[]).await;
+    let proxy = Proxy::to(Database::addr(), Effect::Stall(b"begin not deferrable")).await;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(Duration::from_secs(3))
+        .test_before_acquire(false);
+    let options = database.options(proxy.addr(), "app");
+    let orgs = OrgPool::unchecked(pool.connect_with(options).await.unwrap());
+    let context = org("org_1");
+    let begun = tokio::time::timeout(Duration::from_mins(1), orgs.begin(&context));
+    let error = begun.await.unwrap().unwrap_err();
+    assert!(matches!(error, OrgTxError::Deadline), "{error:?}");
+}
+
+#[tokio::test]
 async fn failures_to_begin_are_logged_once_a_second() {
     let database = Database::new(&[]).await;
     let pool = database.pool(1).await;
