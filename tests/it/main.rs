@@ -13,6 +13,8 @@ mod limit;
 mod modules;
 mod outage;
 mod pages;
+#[path = "../support/python.rs"]
+mod python;
 mod quickstart;
 mod reconciler;
 mod region;

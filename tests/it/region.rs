@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
@@ -14,6 +15,7 @@ use axum::routing::any;
 use http::{Extensions, Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tower::ServiceExt;
 use tower_orgkey::region::{Home, RegionLayer, RegionLayerBuilder};
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, SettingsError, settings_fn};
@@ -23,6 +25,7 @@ use tower_orgkey::{
     RequestObservation,
 };
 
+use crate::python;
 use crate::support::log::Log;
 use crate::support::wire::{get, raw_request, serve, until_logged};
 use crate::support::{Issuer, org};
@@ -97,18 +100,40 @@ async fn fault_150_other_region_gets_421_and_its_address() {
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
+/// Two deployments, which know the address of each other, and the calls of their handlers.
+struct Regions {
+    eu: SocketAddr,
+    eu_calls: Arc<AtomicUsize>,
+    us: SocketAddr,
+    us_calls: Arc<AtomicUsize>,
+}
+
+impl Regions {
+    async fn start() -> Self {
+        let (app_eu, eu_calls) = app(eu().build().unwrap(), ApiKeyLayer::new(issuer()));
+        let eu = serve(app_eu).await;
+        let region = RegionLayer::builder("us", by_name).region("eu", format!("http://{eu}"));
+        let (app_us, us_calls) = app(region.build().unwrap(), ApiKeyLayer::new(issuer()));
+        let us = serve(app_us).await;
+        Self {
+            eu,
+            eu_calls,
+            us,
+            us_calls,
+        }
+    }
+}
+
 /// A client that follows redirects by itself, as most do, and one that does not.
 #[tokio::test]
 async fn fault_150_no_client_is_sent_elsewhere() {
-    let (here, here_calls) = app(eu().build().unwrap(), ApiKeyLayer::new(issuer()));
-    let here = serve(here).await;
-    let there_issuer = issuer();
-    let there = RegionLayer::builder("us", by_name).region("eu", format!("http://{here}"));
-    let (there, there_calls) = app(
-        there.build().unwrap(),
-        ApiKeyLayer::new(there_issuer.clone()),
-    );
-    let there = serve(there).await;
+    let regions = Regions::start().await;
+    let Regions {
+        eu: here,
+        us: there,
+        ..
+    } = regions;
+    let (here_calls, there_calls) = (regions.eu_calls, regions.us_calls);
     for policy in [
         reqwest::redirect::Policy::default(),
         reqwest::redirect::Policy::none(),
@@ -135,6 +160,48 @@ async fn fault_150_no_client_is_sent_elsewhere() {
         assert_eq!(here_calls.swap(0, Ordering::SeqCst), 1);
     }
     assert_eq!(there_calls.load(Ordering::SeqCst), 0);
+}
+
+/// Programs that would send the key and the body along to another host.
+#[tokio::test]
+async fn fault_150_curl_and_fetch_stay_where_they_are() {
+    let regions = Regions::start().await;
+    let url = format!("http://{}/reports", regions.us);
+    let header = format!("authorization: Bearer {EU}");
+    let post = [
+        "--silent",
+        "--noproxy",
+        "*",
+        "--header",
+        &header,
+        "--data",
+        "secret",
+        &url,
+    ];
+    let written = ["--write-out", "\n%{http_code} %{num_redirects}"];
+    let mut follows = Command::new("curl");
+    follows.args(["--location-trusted", "--post301", "--post302", "--post303"]);
+    let mut stays = Command::new("curl");
+    for curl in [&mut follows, &mut stays] {
+        curl.args(post).args(written);
+    }
+    let mut fetches = python::program("node");
+    let script = "const [url, authorization] = process.argv.slice(1);
+        fetch(url, { method: 'POST', body: 'secret', headers: { authorization, 'x-api-key': authorization } })
+            .then(async (reply) => console.log(`${await reply.text()}\n${reply.status} ${Number(reply.redirected)}`));";
+    fetches.args(["-e", script, &url, &format!("Bearer {EU}")]);
+
+    for client in [follows, stays, fetches] {
+        let name = format!("{:?}", client.as_std().get_program());
+        let output = python::output(client).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (body, end) = text.trim_end().rsplit_once('\n').unwrap_or_default();
+        assert_eq!(end, "421 0", "{name}: {text}");
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(problem["base"], format!("http://{}", regions.eu));
+    }
+    assert_eq!(regions.eu_calls.load(Ordering::SeqCst), 0);
+    assert_eq!(regions.us_calls.load(Ordering::SeqCst), 0);
 }
 
 /// A body that counts how often it is polled.

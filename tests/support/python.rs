@@ -1,4 +1,4 @@
-//! Programs of the virtual environment that `./test` installs. Included by the tests of packages two levels below the root.
+//! Programs of the virtual environment that `./test` installs.
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
@@ -10,7 +10,13 @@ use tokio::process::Command;
 /// Returns the command for a program.
 pub(crate) fn program(name: &str) -> Command {
     let environment = std::env::var_os("ORGKEY_TEST_PYTHON").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/python"),
+        || {
+            // Of the root, of which this package is part.
+            let packages = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+            let mut environments = packages.map(|package| package.join("target/python"));
+            let found = environments.find(|environment| environment.exists());
+            found.unwrap_or_else(|| panic!("no `target/python`: `./test` makes it"))
+        },
         PathBuf::from,
     );
     Command::new(environment.join("bin").join(name))

@@ -54,7 +54,7 @@
 //! | level | message | fields |
 //! |---|---|---|
 //! | `INFO` | organization transaction of a job | `org_code`, `reason` |
-//! | `ERROR` | organization transaction failed to begin | `error`, `source` |
+//! | `ERROR` | organization transaction failed to begin; at most once per second | `error`, `source`, `suppressed`: how many were not logged before this one |
 //!
 //! # Rust and sqlx
 //!
@@ -82,6 +82,8 @@ pub mod guide {}
 mod held;
 #[cfg(feature = "sqlx")]
 mod pool;
+#[cfg(feature = "sqlx")]
+mod telemetry;
 #[cfg(feature = "sqlx")]
 mod transaction;
 

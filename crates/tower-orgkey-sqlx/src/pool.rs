@@ -2,10 +2,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use sqlx::PgPool;
-use tower_orgkey::telemetry::TARGET;
 use tower_orgkey::{OrgCode, OrgContext};
 
 use crate::error::OrgTxError;
+use crate::telemetry;
 use crate::transaction::{self, OrgTx};
 
 type JobObserver = dyn Fn(&OrgCode, &str) + Send + Sync;
@@ -121,7 +121,7 @@ impl OrgPool {
     /// }
     /// ```
     pub async fn begin_for_job(&self, org: &OrgCode, reason: &str) -> Result<OrgTx, OrgTxError> {
-        tracing::info!(target: TARGET, org_code = %org, reason, "organization transaction of a job");
+        telemetry::job(org, reason);
         if let Some(observer) = &self.on_job {
             observer(org, reason);
         }

@@ -3,11 +3,10 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::{PgConnection, PgPool, SqlSafeStr};
 use tower_orgkey::OrgCode;
-use tower_orgkey::telemetry::TARGET;
 
 use crate::error::OrgTxError;
 use crate::held::Held;
-use crate::isolation;
+use crate::{isolation, telemetry};
 
 /// Fails if the connection is already in a transaction that ran a statement: only `begin` with this mode does.
 const BEGIN: &str = "begin not deferrable";
@@ -113,8 +112,7 @@ pub(crate) async fn begin(
 ) -> Result<OrgTx, OrgTxError> {
     let begun = try_begin(pool, org, persistent).await;
     if let Err(error) = &begun {
-        let source = std::error::Error::source(error).map(tracing::field::display);
-        tracing::error!(target: TARGET, %error, source, "organization transaction failed to begin");
+        telemetry::begin_failed(error);
     }
     begun
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
+mod descriptions;
 mod identity;
 mod introspection;
 mod kinde;

@@ -12,9 +12,9 @@ use tower_orgkey_issuers::unkey::UnkeyVerifier;
 use crate::stub::{Answer, Endpoint as At, Stub};
 use crate::vendor::{About, Vendor, member, seen};
 
-const PATH: &str = "/v2/keys.verifyKey";
+pub(crate) const PATH: &str = "/v2/keys.verifyKey";
 
-fn verifier(url: String) -> UnkeyVerifier {
+pub(crate) fn verifier(url: String) -> UnkeyVerifier {
     let endpoint = Endpoint::builder(url).bearer_token("unkey_secret");
     UnkeyVerifier::with_endpoint(endpoint.build().unwrap())
 }
@@ -35,6 +35,33 @@ fn valid(organization: &str) -> Value {
 
 fn invalid(code: &str) -> Value {
     reply(&json!({ "valid": false, "code": code }))
+}
+
+fn problem(status: u16) -> Value {
+    let error = json!({
+        "title": "Error", "detail": "It failed.", "status": status,
+        "type": "https://unkey.com/docs/errors/unkey/error",
+    });
+    json!({ "meta": { "requestId": "req_1" }, "error": error })
+}
+
+/// The replies of the tests that Unkey describes.
+pub(crate) fn replies() -> Vec<(u16, Value)> {
+    let mut bad_request = problem(400);
+    bad_request["error"]["errors"] = json!([]);
+    let codes = [
+        "NOT_FOUND",
+        "FORBIDDEN",
+        "INSUFFICIENT_PERMISSIONS",
+        "USAGE_EXCEEDED",
+        "RATE_LIMITED",
+        "DISABLED",
+        "EXPIRED",
+    ];
+    let mut replies = vec![(200, valid("org_1")), (400, bad_request)];
+    replies.extend(codes.map(|code| (200, invalid(code))));
+    replies.extend([401, 403, 429, 500].map(|status| (status, problem(status))));
+    replies
 }
 
 async fn answering(status: u16, body: &Value) -> (Stub, UnkeyVerifier) {
@@ -173,15 +200,15 @@ async fn other_answers_cannot_tell() {
             VerifyErrorKind::InvalidResponse,
         ),
         (200, json!({}), VerifyErrorKind::InvalidResponse),
-        (400, json!({}), VerifyErrorKind::InvalidResponse),
-        (401, json!({}), VerifyErrorKind::Misconfigured),
-        (403, json!({}), VerifyErrorKind::Misconfigured),
+        (400, problem(400), VerifyErrorKind::InvalidResponse),
+        (401, problem(401), VerifyErrorKind::Misconfigured),
+        (403, problem(403), VerifyErrorKind::Misconfigured),
         (
             429,
-            json!({}),
+            problem(429),
             VerifyErrorKind::Throttled { retry_after: None },
         ),
-        (500, json!({}), VerifyErrorKind::Unavailable),
+        (500, problem(500), VerifyErrorKind::Unavailable),
     ] {
         let (_stub, verifier) = answering(status, &body).await;
         let error = verifier.verify(&key()).await.unwrap_err();

@@ -10,9 +10,9 @@ use tower_orgkey_issuers::workos::WorkOsVerifier;
 use crate::stub::{Answer, Endpoint as At, Stub};
 use crate::vendor::{Vendor, member, seen};
 
-const PATH: &str = "/api_keys/validations";
+pub(crate) const PATH: &str = "/api_keys/validations";
 
-fn verifier(url: String) -> WorkOsVerifier {
+pub(crate) fn verifier(url: String) -> WorkOsVerifier {
     let endpoint = Endpoint::builder(url).bearer_token("sk_test_secret");
     WorkOsVerifier::with_endpoint(endpoint.build().unwrap())
 }
@@ -28,6 +28,24 @@ fn record(owner: &Value) -> Value {
 
 fn of_organization(code: &str) -> Value {
     record(&json!({ "type": "organization", "id": code }))
+}
+
+fn of_user(organization: &str) -> Value {
+    record(&json!({ "type": "user", "id": "user_01", "organization_id": organization }))
+}
+
+fn unprocessable() -> Value {
+    json!({ "message": "Validation failed" })
+}
+
+/// The replies of the tests that WorkOS describes.
+pub(crate) fn replies() -> Vec<(u16, Value)> {
+    vec![
+        (200, of_organization("org_01")),
+        (200, of_user("org_01")),
+        (200, json!({ "api_key": null })),
+        (422, unprocessable()),
+    ]
 }
 
 async fn answering(answer: Answer) -> (Stub, WorkOsVerifier) {
@@ -48,7 +66,8 @@ async fn fault_133_workos_passes_the_kit() {
         None => (200, json!({ "api_key": null })),
     };
     // An outage that looks like a rejected request.
-    let inactive = Some((422, r#"{"code":"unprocessable_entity"}"#));
+    let inactive = unprocessable().to_string();
+    let inactive = Some((422, &*inactive));
     let mut vendor =
         Vendor::start("sk_", |request| member(request, "value"), about, inactive).await;
     let report = check_verifier(verifier(vendor.url(PATH)), &mut vendor).await;
@@ -71,8 +90,8 @@ async fn key_of_an_organization_is_read() {
 
 #[tokio::test]
 async fn key_of_a_user_has_a_user() {
-    let owner = json!({ "type": "user", "id": "user_01", "organization_id": "org_01" });
-    let (_stub, verifier) = answering(Answer::json(200, &record(&owner).to_string())).await;
+    let reply = of_user("org_01").to_string();
+    let (_stub, verifier) = answering(Answer::json(200, &reply)).await;
     let org = seen(verifier, "sk_0123456789").await.unwrap();
     assert_eq!(org.org_code(), "org_01");
     assert_eq!(org.user_id(), Some("user_01"));
@@ -83,7 +102,7 @@ async fn null_is_invalid_and_401_is_not() {
     let (_stub, verifier) = answering(Answer::json(200, r#"{"api_key":null}"#)).await;
     let result = format!("{:?}", verifier.verify(&key()).await.unwrap());
     assert!(result.contains("Definitive"), "{result}");
-    let (_stub, verifier) = answering(Answer::json(422, "{}")).await;
+    let (_stub, verifier) = answering(Answer::json(422, &unprocessable().to_string())).await;
     let result = format!("{:?}", verifier.verify(&key()).await.unwrap());
     assert!(result.contains("Unconfirmed"), "{result}");
     for (status, body, kind) in [

@@ -8,6 +8,9 @@ mod cluster;
 mod extractor;
 mod guide;
 mod kit;
+#[allow(dead_code, reason = "only a part is used")]
+#[path = "../../../../tests/support/log.rs"]
+mod log;
 mod proxy;
 #[path = "../../../../tests/support/python.rs"]
 mod python;

@@ -21,6 +21,8 @@ pub(crate) enum Effect {
     Delay(u64),
     /// Replaces bytes that the client sends by others of the same length.
     Replace(&'static [u8], &'static [u8]),
+    /// Passes nothing on once the client has sent these bytes.
+    Stall(&'static [u8]),
 }
 
 impl Proxy {
@@ -34,7 +36,7 @@ impl Proxy {
                 let count = Arc::clone(&count);
                 let of_server = match effect {
                     Effect::Delay(most) => Effect::Delay(most),
-                    Effect::Replace(..) => Effect::Delay(0),
+                    Effect::Replace(..) | Effect::Stall(_) => Effect::Delay(0),
                 };
                 tokio::spawn(async move {
                     let server = TcpStream::connect(server).await.unwrap();
@@ -80,6 +82,11 @@ async fn carry(
                 while let Some(at) = bytes.windows(old.len()).position(|found| found == old) {
                     bytes[at..at + new.len()].copy_from_slice(new);
                     replaced.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            Effect::Stall(last) => {
+                if bytes.windows(last.len()).any(|found| found == last) {
+                    std::future::pending::<()>().await;
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use sqlx::Connection;
 use sqlx::postgres::PgPoolOptions;
@@ -10,6 +11,7 @@ use tower_orgkey_sqlx::{OrgPool, OrgTxError};
 
 use crate::cluster::Database;
 use crate::kit::{assert_clean, backend, drop_after, org, orgs_seen};
+use crate::log::Log;
 use crate::proxy::{Effect, Proxy};
 
 #[tokio::test]
@@ -261,7 +263,7 @@ async fn job_is_reported_before_it_begins() {
 async fn empty_pool_is_an_error() {
     let database = Database::new(&[]).await;
     let pool = PgPoolOptions::new().max_connections(1);
-    let pool = pool.acquire_timeout(std::time::Duration::from_secs(3));
+    let pool = pool.acquire_timeout(Duration::from_secs(3));
     let options = database.options(Database::addr(), "app");
     let orgs = OrgPool::unchecked(pool.connect_with(options).await.unwrap());
     let _held = orgs.begin(&org("org_1")).await.unwrap();
@@ -273,4 +275,46 @@ async fn empty_pool_is_an_error() {
     let rejection = tower_orgkey::Rejection::from(error);
     assert_eq!(rejection.code(), "database-unavailable");
     assert_eq!(rejection.status(), 503);
+}
+
+#[tokio::test]
+async fn silent_server_ends_at_the_deadline() {
+    let database = Database::new(&[]).await;
+    let proxy = Proxy::to(Database::addr(), Effect::Stall(b"begin not deferrable")).await;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(Duration::from_secs(3))
+        .test_before_acquire(false);
+    let options = database.options(proxy.addr(), "app");
+    let orgs = OrgPool::unchecked(pool.connect_with(options).await.unwrap());
+    let context = org("org_1");
+    let begun = tokio::time::timeout(Duration::from_mins(1), orgs.begin(&context));
+    let error = begun.await.unwrap().unwrap_err();
+    assert!(matches!(error, OrgTxError::Deadline), "{error:?}");
+}
+
+#[tokio::test]
+async fn failures_to_begin_are_logged_once_a_second() {
+    let database = Database::new(&[]).await;
+    let pool = database.pool(1).await;
+    let orgs = OrgPool::unchecked(pool.clone());
+    pool.close().await;
+    let (log, _guard) = Log::capture();
+    let second = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        usize::try_from(now.unwrap().as_secs()).unwrap()
+    };
+    let lines = || log.lines("ERROR", "organization transaction failed to begin");
+    let first = second();
+    let mut calls = 0;
+    // Another test may have used up the event of this second.
+    while lines().len() < 2 {
+        orgs.begin(&org("org_1")).await.unwrap_err();
+        calls += 1;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let logged = lines();
+    assert!(logged.len() <= second() - first + 1 && logged.len() < calls);
+    assert!(logged[1].contains("no database connection"), "{logged:?}");
+    assert!(!logged[1].contains("suppressed=0"), "{logged:?}");
 }
