@@ -79,8 +79,13 @@ impl ReviewReport {
         html! {
             h2 { "What was recorded" }
             p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
-            p { "A node whose newest audit files were not read would not be noticed."
-                @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } }
+            @match coverage.nodes {
+                Some(nodes) if self.organization.is_none() =>
+                    p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it." },
+                Some(_) => {}
+                None => p { "A node whose newest audit files were not read would not be noticed."
+                    @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } },
+            }
             @if self.organization.is_none() {
                 div .scroll tabindex="0" role="region" aria-label="What was recorded" { table { tbody {
                     (row("Events", coverage.events)) (row("Trails", coverage.trails))
@@ -201,7 +206,9 @@ fn key_row(key: &KeyReview) -> Markup {
         td .date { (date(key.created_at)) }
         td .date { @match key.last_used { Some(last) => (last.date()), None => "none recorded" } }
         td { (scopes(&key.granted, key.needed.as_deref())) @if key.needed.is_some() { br; "needed of " (key.replayed) " requests: "
-            @match key.needed.as_deref() { Some([]) | None => "none", Some(needed) => (scopes(needed, None)) } } }
+            @match key.needed.as_deref() { Some([]) | None => "none", Some(needed) => (scopes(needed, None)) } }
+            @if key.unguarded > 0 { br; (key.unguarded) " requests without a recorded policy: handlers may test scopes themselves" }
+            @if key.truncated > 0 { br; (key.truncated) " requests may have met more policies" } }
         td .number { (key.allowed) }
         td .number { (key.rejections()) @for (code, count) in &key.rejected { br; (name(code)) " " (count) } }
     } }
