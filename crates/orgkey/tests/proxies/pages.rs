@@ -124,7 +124,7 @@ async fn status_pages() -> (Vec<World>, Vec<(&'static str, String)>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_names_do_nothing_in_a_browser() {
+async fn fault_197_hostile_names_do_nothing_in_a_browser() {
     let dir = TempDir::new().unwrap();
     let mut pages = reviews(dir.path()).await;
     let (_running, of_gateways) = status_pages().await;
