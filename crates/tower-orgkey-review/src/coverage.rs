@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::Evidence;
+use crate::policy::ReviewPolicy;
 use crate::segment::Segment;
 use crate::time::{DAY, UnixMillis, day};
 
@@ -18,6 +19,9 @@ pub struct Coverage {
     pub days: u32,
     /// The days that trails cover from midnight to midnight, and of which no event is missing, as far as the trails tell.
     pub whole_days: u32,
+    /// How many nodes must have recorded a whole day, if the policy says it. For one organization, at most 1.
+    #[serde(default)]
+    pub nodes: Option<u32>,
     /// The trails. Each start of a service begins another one.
     pub trails: u64,
     /// The events that were read.
@@ -35,8 +39,8 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// Returns whether no event of the window is missing and every line could be read, as far as the trails tell. They do not
-    /// tell of a node whose newest files were not read.
+    /// Returns whether no event of the window is missing and every line could be read, as far as the trails tell. Without
+    /// [`nodes`](Self::nodes), they do not tell of a node whose newest files were not read.
     pub fn is_whole(&self) -> bool {
         self.days > 0 && self.whole_days == self.days && self.malformed == 0
     }
@@ -56,26 +60,26 @@ impl Coverage {
         statement
     }
 
-    /// Returns what is recorded of the days before `until`. A trail that says nothing for longer than `max_silence`
-    /// (milliseconds) after its last event records nothing.
+    /// Returns what is recorded of the days before `until`.
     pub(crate) fn of(
         evidence: &Evidence,
         segments: &[&Segment],
         until: UnixMillis,
-        days: u32,
-        max_silence: u64,
+        policy: &ReviewPolicy,
     ) -> Self {
-        let first = day(until.0).saturating_sub(days);
+        let max_silence = u64::try_from(policy.max_silence.as_millis()).unwrap_or(u64::MAX);
+        let first = day(until.0).saturating_sub(policy.window_days);
         let since = UnixMillis(u64::from(first) * DAY);
         let mut coverage = Self {
             since,
             until,
             days: day(until.0) - first,
+            nodes: policy.nodes,
             ..Self::default()
         };
+        let mut spans = Vec::new();
         let mut window = Days {
             first,
-            recorded: Vec::new(),
             is_missing: vec![false; coverage.days as usize],
         };
         for ranges in evidence.trails().values() {
@@ -87,11 +91,12 @@ impl Coverage {
                     coverage.missing = coverage.missing.saturating_add(range.first - next);
                     window.mark_missing(until, range.since);
                 }
-                let end = range.until.saturating_add(max_silence);
-                window.recorded.push((range.since, end));
                 is_in_window |= range.until >= since.0;
                 (next, until) = (range.last.saturating_add(1), range.until);
             }
+            let begin = ranges.iter().map(|range| range.since).min();
+            let end = ranges.iter().map(|range| range.until).max();
+            spans.extend(begin.zip(end));
             coverage.trails += u64::from(is_in_window);
         }
         for segment in segments {
@@ -111,15 +116,66 @@ impl Coverage {
             coverage.malformed = coverage.malformed.saturating_add(head.malformed);
             coverage.foreign = coverage.foreign.saturating_add(head.foreign);
         }
-        coverage.whole_days = window.whole();
+        let recorded = recorded(spans, max_silence, policy.nodes.unwrap_or(1));
+        coverage.whole_days = window.whole(&recorded);
         coverage
     }
 }
 
+/// Returns the times that at least so many nodes recorded, in order, of the first and last event of each trail.
+///
+/// A trail records for `max_silence` after its last event. If another one begins within that time before or after, it may be
+/// that of the same node, so the two never count as two nodes after the older one has ended.
+fn recorded(mut spans: Vec<(u64, u64)>, max_silence: u64, nodes: u32) -> Vec<(u64, u64)> {
+    spans.sort_unstable();
+    let begins = spans.iter().enumerate().map(|(n, span)| (span.0, false, n));
+    let ends = spans.iter().enumerate().map(|(n, span)| (span.1, true, n));
+    let mut events: Vec<_> = begins.chain(ends).collect();
+    events.sort_unstable();
+    let mut until: Vec<u64> = spans.iter().map(|span| span.1).collect();
+    // Trails that have ended without a successor, and trails that run and succeed no other one.
+    let (mut ended, mut fresh): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for (time, is_end, n) in events {
+        if is_end {
+            fresh.retain(|other| *other != n && time - spans[*other].0 <= max_silence);
+            if fresh.pop().is_none() {
+                ended.push(n);
+                until[n] = time.saturating_add(max_silence);
+            }
+        } else {
+            ended.retain(|other| time - spans[*other].1 <= max_silence);
+            match ended.pop() {
+                Some(other) => until[other] = time,
+                None => fresh.push(n),
+            }
+        }
+    }
+    // One that begins when another one ends continues it.
+    let begins = spans.iter().map(|span| (span.0, false));
+    let mut changes: Vec<_> = begins
+        .chain(until.into_iter().map(|at| (at, true)))
+        .collect();
+    changes.sort_unstable();
+    let mut recorded = Vec::new();
+    let (mut running, mut since) = (0_u32, 0);
+    for (time, is_end) in changes {
+        if is_end {
+            if running == nodes {
+                recorded.push((since, time));
+            }
+            running -= 1;
+        } else {
+            running += 1;
+            if running == nodes {
+                since = time;
+            }
+        }
+    }
+    recorded
+}
+
 struct Days {
     first: u32,
-    /// The times that trails cover.
-    recorded: Vec<(u64, u64)>,
     is_missing: Vec<bool>,
 }
 
@@ -138,21 +194,13 @@ impl Days {
         }
     }
 
-    fn whole(mut self) -> u32 {
-        self.recorded.sort_unstable();
-        // Those that touch as one.
-        self.recorded.dedup_by(|next, held| {
-            let touch = next.0 <= held.1;
-            if touch {
-                held.1 = held.1.max(next.1);
-            }
-            touch
-        });
+    /// Returns how many days are in one of the recorded times, and miss nothing.
+    fn whole(&self, recorded: &[(u64, u64)]) -> u32 {
         let days = (u64::from(self.first)..).zip(&self.is_missing);
         let whole = days.filter(|(day, is_missing)| {
             let (start, end) = (day * DAY, (day + 1) * DAY);
-            let before = self.recorded.partition_point(|(since, _)| *since <= start);
-            let held = before.checked_sub(1).and_then(|at| self.recorded.get(at));
+            let before = recorded.partition_point(|(since, _)| *since <= start);
+            let held = before.checked_sub(1).and_then(|at| recorded.get(at));
             !**is_missing && held.is_some_and(|(_, until)| *until >= end)
         });
         u32::try_from(whole.count()).unwrap_or(u32::MAX)

@@ -110,10 +110,12 @@ impl Judge<'_> {
             None => "There is no recorded request.".to_owned(),
         };
         if self.coverage.is_whole() && is_old_enough && !is_verified && !may_be_unidentified {
-            let proof = format!(
-                "No request in {days} days, of which every one is recorded without gaps. {last} A node whose newest audit \
-                 files were not read would not be noticed."
+            let mut proof = format!(
+                "No request in {days} days, of which every one is recorded without gaps. {last}"
             );
+            if self.coverage.nodes.is_none() {
+                proof.push_str(UNNOTICED);
+            }
             return Some(Finding {
                 checklist: steps(&[
                     "Ask the organization whether the key is still needed.",
@@ -324,6 +326,9 @@ impl Judge<'_> {
         })
     }
 }
+
+/// Without a number of nodes.
+const UNNOTICED: &str = " A node whose newest audit files were not read would not be noticed.";
 
 /// A finding from the list of keys, which is complete.
 fn of(kind: FindingKind, key: &KeyReview, proof: String) -> Finding {

@@ -102,7 +102,12 @@ impl NameTemplate {
                         next.extend(words.iter().filter_map(|word| after(rest, word, at)));
                     }
                     Part::OrgCode => match org {
-                        Some(org) => next.extend(after(rest, org, at)),
+                        Some(org) => {
+                            // With several issuers, codes begin with the name of their issuer.
+                            let own = org.split_once(':').map(|(_, own)| own);
+                            let codes = [Some(org), own].into_iter().flatten();
+                            next.extend(codes.filter_map(|code| after(rest, code, at)));
+                        }
                         None => next.extend(words(rest, true).map(|length| at + length)),
                     },
                     Part::Word { is_last } => {
@@ -137,6 +142,22 @@ mod tests {
 
     fn is_met(template: &str, name: &str, org: Option<&str>) -> bool {
         template.parse::<NameTemplate>().unwrap().is_met(name, org)
+    }
+
+    #[test]
+    fn names_need_no_name_of_an_issuer() {
+        for name in ["org_1-prod", "kinde:org_1-prod"] {
+            assert!(
+                is_met("{org_code}-{env}", name, Some("kinde:org_1")),
+                "{name}"
+            );
+        }
+        for name in ["kinde-prod", "rg_1-prod", "org_2-prod"] {
+            assert!(
+                !is_met("{org_code}-{env}", name, Some("kinde:org_1")),
+                "{name}"
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The report as a page for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -9,17 +9,20 @@ use crate::report::{ChangedKey, Changes, Finding, KeyReview, ReviewReport, WeekC
 use crate::text::visible;
 use crate::time::UnixMillis;
 
-const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}\
-h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid #767676}h3{font-size:1rem;margin:1.2rem 0 .3rem}\
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .8rem .25rem 0;vertical-align:top;overflow-wrap:anywhere}\
-th{font-weight:600}td,th{border-bottom:1px solid #ddd}.number{text-align:right;font-variant-numeric:tabular-nums}\
-article{margin:1rem 0;padding:.2rem 0 .2rem .8rem;border-left:4px solid #767676;break-inside:avoid}\
-.High{border-color:#b00020}.Medium{border-color:#a65300}p,ol,ul{margin:.3rem 0}.scroll{overflow-x:auto}.unused{color:#8a1c00}\
-.base{fill:#767676}.bar{fill:#3b6ea5}.rejected{fill:#b00020}code{overflow-wrap:anywhere}\
-@media print{body{margin:0;max-width:none}h2{break-after:avoid}tr{break-inside:avoid}.scroll{overflow:visible}}";
+const STYLE: &str = ":root{color-scheme:light dark;--text:#1a1a1a;--page:#fff;--line:#ddd;--edge:#767676;--high:#b00020;--medium:#a65300;--bar:#3b6ea5}\
+body{font:14px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:var(--text);background:var(--page);overflow-wrap:anywhere}\
+h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--edge)}h3{font-size:1rem;margin:1.2rem 0 .3rem}\
+table{border-collapse:collapse}th,td{text-align:left;padding:.25rem .8rem .25rem 0;vertical-align:top;border-bottom:1px solid var(--line)}\
+.keys{width:100%;min-width:56rem}.keys td,.keys thead th{overflow-wrap:break-word}.date{white-space:nowrap}\
+th{font-weight:600}code{font-weight:400}.number{text-align:right;font-variant-numeric:tabular-nums}.scroll{overflow-x:auto}\
+article{margin:1rem 0;padding:.2rem 0 .2rem .8rem;border-left:4px solid var(--edge);break-inside:avoid}p,ol,ul{margin:.3rem 0}\
+.High{border-color:var(--high)}.Medium{border-color:var(--medium)}.unused{color:var(--high)}\
+svg{max-width:100%;height:auto}.base{fill:var(--edge)}.bar{fill:var(--bar);color:var(--bar)}.rejected{fill:var(--high);color:var(--high)}\
+@media screen and (prefers-color-scheme:dark){:root{--text:#e6e6e6;--page:#161616;--line:#3a3a3a;--edge:#8f8f8f;--high:#ff8a94;--medium:#f0a050;--bar:#7aa7d8}}\
+@media print{body{margin:0;max-width:none;font-size:11px}h2{break-after:avoid}tr{break-inside:avoid}.keys{min-width:0}.scroll{overflow:visible}}";
 
 /// The hash names the style above, so no other one applies. Nothing is loaded and no script runs.
-const POLICY: &str = "default-src 'none'; style-src 'sha256-kdT0dLybw+ycP5jWCB4ymUrvXW0QHMpOUwgaAi6brOM='; base-uri 'none'; form-action 'none'";
+const POLICY: &str = "default-src 'none'; style-src 'sha256-Cgfx2CkguMGEVxL+Vj/SY33apYvdvJPPmky5ofTOFaY='; base-uri 'none'; form-action 'none'";
 
 impl ReviewReport {
     /// Returns the report as one HTML page. It contains its style and its charts, loads nothing, and forbids scripts by its
@@ -44,7 +47,7 @@ impl ReviewReport {
                 head {
                     meta charset="utf-8";
                     meta http-equiv="content-security-policy" content=(POLICY);
-                    meta name="viewport" content="width=device-width";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
                     meta name="referrer" content="no-referrer";
                     title { "Access review of " (self.coverage.until.date()) }
                     style { (PreEscaped(STYLE)) }
@@ -76,8 +79,13 @@ impl ReviewReport {
         html! {
             h2 { "What was recorded" }
             p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
-            p { "A node whose newest audit files were not read would not be noticed."
-                @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } }
+            @match coverage.nodes {
+                Some(nodes) if self.organization.is_none() =>
+                    p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it." },
+                Some(_) => {}
+                None => p { "A node whose newest audit files were not read would not be noticed."
+                    @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } },
+            }
             @if self.organization.is_none() {
                 div .scroll tabindex="0" role="region" aria-label="What was recorded" { table { tbody {
                     (row("Events", coverage.events)) (row("Trails", coverage.trails))
@@ -95,10 +103,18 @@ impl ReviewReport {
             .iter()
             .filter(|finding| finding.is_open())
             .count();
+        let keys = self.keys.iter();
+        let names: HashMap<_, _> = keys
+            .map(|key| ((key.org.as_deref(), key.id.as_str()), key.name.as_str()))
+            .collect();
+        let name_of = |finding: &Finding| {
+            let name = names.get(&(finding.org.as_deref(), finding.key.as_str()));
+            name.copied().unwrap_or_default()
+        };
         html! {
             h2 { "Findings" }
             p { (self.findings.len()) " findings, of which " (open) " are to be decided on." }
-            @for finding in &self.findings { (article(finding)) }
+            @for finding in &self.findings { (article(finding, name_of(finding))) }
         }
     }
 
@@ -112,8 +128,8 @@ impl ReviewReport {
         );
         html! {
             h2 { @match org { Some(org) => (name(org)), None => "Organization not known" } }
-            @if !weeks.is_empty() { p { "Requests by week, allowed and rejected:" } (bars(weeks)) }
-            div .scroll tabindex="0" role="region" aria-label={ "Keys of " (title) } { table {
+            @if !weeks.is_empty() { (bars(weeks)) }
+            div .scroll tabindex="0" role="region" aria-label={ "Keys of " (title) } { table .keys {
                 thead { tr {
                     th scope="col" { "Key" } th scope="col" { "Status" } th scope="col" { "Created" } th scope="col" { "Last use" }
                     th scope="col" { "Scopes" } th scope="col" .number { "Allowed" } th scope="col" .number { "Rejected" }
@@ -159,11 +175,12 @@ fn difference(changes: &Changes) -> Markup {
     }
 }
 
-fn article(finding: &Finding) -> Markup {
+fn article(finding: &Finding, of_key: &str) -> Markup {
     let severity = finding.kind.severity().1;
     html! {
         article .(severity) {
             h3 { (finding.kind.title()) ": " (name(&finding.key)) @if let Some(org) = &finding.org { ", " (name(org)) } }
+            @if !of_key.is_empty() { p { "Named " (name(of_key)) } }
             p { (severity) ". " (name(&finding.proof)) }
             p { "Coverage: " (finding.coverage) @if !finding.is_conclusive { ", so this is not conclusive" } "." }
             @if !finding.scopes.is_empty() { p { "Scopes: " (scopes(&finding.scopes, None)) } }
@@ -186,10 +203,12 @@ fn key_row(key: &KeyReview) -> Markup {
     html! { tr {
         th scope="row" { (name(&key.name)) br; code { (name(&key.id)) } @if let Some(suffix) = &key.suffix { br; "…" (name(suffix)) } }
         td { (name(&key.status)) br; (name(&key.kind)) }
-        td { (date(key.created_at)) }
-        td { @match key.last_used { Some(last) => (last.date()), None => "none recorded" } }
+        td .date { (date(key.created_at)) }
+        td .date { @match key.last_used { Some(last) => (last.date()), None => "none recorded" } }
         td { (scopes(&key.granted, key.needed.as_deref())) @if key.needed.is_some() { br; "needed of " (key.replayed) " requests: "
-            @match key.needed.as_deref() { Some([]) | None => "none", Some(needed) => (scopes(needed, None)) } } }
+            @match key.needed.as_deref() { Some([]) | None => "none", Some(needed) => (scopes(needed, None)) } }
+            @if key.unguarded > 0 { br; (key.unguarded) " requests without a recorded policy: handlers may test scopes themselves" }
+            @if key.truncated > 0 { br; (key.truncated) " requests may have met more policies" } }
         td .number { (key.allowed) }
         td .number { (key.rejections()) @for (code, count) in &key.rejected { br; (name(code)) " " (count) } }
     } }
@@ -205,9 +224,10 @@ fn scopes(scopes: &[String], needed: Option<&[String]>) -> Markup {
     } }
 }
 
-/// The width of the bar of a week, with the gap behind it, and the height of the chart.
-const STEP: u64 = 12;
-const HEIGHT: u64 = 48;
+/// The width of a week with the gap behind its bar, that of the bar, and the height of the chart.
+const STEP: u64 = 20;
+const BAR: u64 = 17;
+const HEIGHT: u64 = 80;
 /// A chart shows the last of more weeks.
 const WEEKS: usize = 104;
 
@@ -225,11 +245,17 @@ fn bars(weeks: &[WeekCount]) -> Markup {
         let top = scaled(week.rejected, most);
         let height = scaled(week.allowed, most);
         // Writing to a string cannot fail.
-        let _ = write!(allowed, "M{x} {HEIGHT}v-{height}h10v{height}z");
-        let _ = write!(rejected, "M{x} {}v-{top}h10v{top}z", HEIGHT - height);
+        let _ = write!(allowed, "M{x} {HEIGHT}v-{height}h{BAR}v{height}z");
+        let _ = write!(rejected, "M{x} {}v-{top}h{BAR}v{top}z", HEIGHT - height);
     }
     let sum: u64 = weeks.iter().map(whole).fold(0, u64::saturating_add);
     html! {
+        p {
+            "Requests by week, " span .bar { "■ allowed" } " and " span .rejected { "■ rejected" } ", "
+            @if let [first, .., last] = weeks { "from the week of " (first.week.date()) " to that of " (last.week.date()) }
+            @else { "of the week of " (UnixMillis(first).date()) }
+            "; at most " (most) " in a week:"
+        }
         svg viewBox={ "0 -2 " (width) " " (HEIGHT + 3) } width=(width) height=(HEIGHT + 3) role="img"
             aria-label={ (sum) " requests, at most " (most) " in a week" } {
             path .base d={ "M0 " (HEIGHT) "h" (width) "v1H0z" } {}

@@ -18,6 +18,7 @@ type NameRule = Box<dyn Fn(&KeyFacts) -> Result<(), String> + Send + Sync>;
 /// let policy = ReviewPolicy::new()
 ///     .window_days(60)
 ///     .rotation_days(180)
+///     .nodes(3)
 ///     .name_template("{org}-{env}-{purpose}".parse().unwrap())
 ///     .organizations(["org_1", "org_2"]);
 /// let other = ReviewPolicy::new().name_rule(|key: &KeyFacts| match key.name.len() {
@@ -29,6 +30,7 @@ type NameRule = Box<dyn Fn(&KeyFacts) -> Result<(), String> + Send + Sync>;
 pub struct ReviewPolicy {
     pub(crate) window_days: u32,
     pub(crate) rotation_days: u32,
+    pub(crate) nodes: Option<u32>,
     pub(crate) max_silence: Duration,
     pub(crate) revocation_bound: Duration,
     pub(crate) rejected_percent: u32,
@@ -42,6 +44,7 @@ impl Default for ReviewPolicy {
         Self {
             window_days: 90,
             rotation_days: 90,
+            nodes: None,
             max_silence: Duration::from_secs(24 * 60 * 60),
             revocation_bound: Duration::from_secs(15 * 60),
             rejected_percent: 10,
@@ -74,6 +77,16 @@ impl ReviewPolicy {
     /// Sets the days after which a secret must be rotated. 90 by default.
     pub fn rotation_days(mut self, days: u32) -> Self {
         self.rotation_days = days;
+        self
+    }
+
+    /// Sets how many nodes recorded requests at every moment of the window, at least 1. A day of which fewer did is not
+    /// [whole](crate::Coverage::whole_days). Without it, a node whose files are missing is not noticed while another one has events.
+    ///
+    /// A trail that begins within [`max_silence`](Self::max_silence) of the end of another one may be the same node after a
+    /// restart, and counts as that. With nodes that come and go, set the number of those that always run.
+    pub fn nodes(mut self, nodes: u32) -> Self {
+        self.nodes = Some(nodes.max(1));
         self
     }
 
@@ -129,6 +142,7 @@ impl fmt::Debug for ReviewPolicy {
         f.debug_struct("ReviewPolicy")
             .field("window_days", &self.window_days)
             .field("rotation_days", &self.rotation_days)
+            .field("nodes", &self.nodes)
             .finish_non_exhaustive()
     }
 }

@@ -338,6 +338,16 @@ pub struct ChangedKey {
 }
 
 impl ReviewReport {
+    /// The JSON Schema (draft 2020-12) of a report as JSON. `orgkey review` writes such reports.
+    ///
+    /// ```
+    /// use tower_orgkey_review::ReviewReport;
+    ///
+    /// let schema: serde_json::Value = serde_json::from_str(ReviewReport::JSON_SCHEMA).unwrap();
+    /// assert_eq!(schema["properties"]["orgkey_review"]["const"], 1);
+    /// ```
+    pub const JSON_SCHEMA: &str = include_str!("report.schema.json");
+
     /// Returns the part about one organization. It contains nothing about others, nor how many requests or events they had.
     ///
     /// Keys with an unknown organization are left out. The least scopes of a key that several organizations have are withheld.
@@ -405,6 +415,7 @@ impl ReviewReport {
             organization: Some(org.to_owned()),
             coverage: Coverage {
                 // How busy the service is, and how many of its requests have no organization.
+                nodes: self.coverage.nodes.map(|nodes| nodes.min(1)),
                 events: 0,
                 trails: 0,
                 malformed: self.coverage.malformed.min(1),

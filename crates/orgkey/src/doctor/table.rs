@@ -108,8 +108,19 @@ impl IssuerTable {
 #[derive(Debug, Deserialize)]
 pub(crate) struct File {
     issuer: OneOrSeveral,
+    #[serde(default)]
+    organizations: Sharing,
     /// Whether the gateway signs assertions, which are valid for a minute.
     identity: Option<toml::Table>,
+}
+
+/// Whether several issuers have the same organizations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Sharing {
+    #[default]
+    Separate,
+    Shared,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,34 +137,37 @@ impl File {
         named(path, |text| Self::parse(text, url))
     }
 
-    /// Reads all issuers.
-    pub(crate) fn read_all(path: &Path) -> Result<Vec<IssuerTable>, String> {
-        named(path, |text| Ok(Self::issuers(text)?.0))
+    /// Reads all issuers, and whether they have the same organizations.
+    pub(crate) fn read_all(path: &Path) -> Result<(Vec<IssuerTable>, bool), String> {
+        named(path, |text| {
+            let (issuers, file) = Self::issuers(text)?;
+            Ok((issuers, file.organizations == Sharing::Shared))
+        })
     }
 
-    fn issuers(text: &str) -> Result<(Vec<IssuerTable>, bool), String> {
+    fn issuers(text: &str) -> Result<(Vec<IssuerTable>, Self), String> {
         // The message alone: the whole error quotes a line, which may hold a misplaced secret.
         let file: Self = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-        let tables = match file.issuer {
-            OneOrSeveral::One(table) => vec![table],
+        let tables = match &file.issuer {
+            OneOrSeveral::One(table) => std::slice::from_ref(table),
             OneOrSeveral::Several(tables) => tables,
         };
-        let issuers = tables.into_iter().map(|table| {
-            let issuer: Result<IssuerTable, _> = table.try_into();
+        let issuers = tables.iter().map(|table| {
+            let issuer: Result<IssuerTable, _> = table.clone().try_into();
             issuer.map_err(|error| format!("[issuer]: {}", error.message()))
         });
         let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
-        Ok((issuers, file.identity.is_some()))
+        Ok((issuers, file))
     }
 
     fn parse(text: &str, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
-        let (issuers, has_identity) = Self::issuers(text)?;
+        let (issuers, file) = Self::issuers(text)?;
         let same = |issuer: &IssuerTable| {
             url.is_none_or(|url| url.trim_end_matches('/') == issuer.origin())
         };
         let mut issuers = issuers.into_iter().filter(same);
         match (issuers.next(), issuers.next()) {
-            (Some(issuer), None) => Ok((issuer, has_identity)),
+            (Some(issuer), None) => Ok((issuer, file.identity.is_some())),
             (None, _) => Err("there is no such issuer".to_owned()),
             (Some(_), Some(_)) => {
                 Err("there are several issuers; --issuer URL selects one".to_owned())

@@ -11,7 +11,7 @@ use tower_orgkey_review::{
     UnixMillis,
 };
 
-use super::issuer::Source;
+use super::issuer::Issuers;
 
 /// Reviews keys: which are used, which scopes they need, and what has to be decided.
 ///
@@ -28,8 +28,8 @@ pub struct Args {
     /// Store what the audit files say, so that they can be deleted.
     #[arg(long, value_name = "FILE", requires = "audit")]
     save_evidence: Option<PathBuf>,
-    /// The configuration file of the gateway: the list of keys is read from its issuer. With several issuers, use `--keys` with the
-    /// keys of all of them, with ids and organizations as in the audit files.
+    /// The configuration file of the gateway: the lists of keys are read from its issuers. All must be Kinde; with others, use
+    /// `--keys` with the keys of all of them, with ids and organizations as in the audit files.
     #[arg(
         long,
         value_name = "FILE",
@@ -55,6 +55,10 @@ pub struct Args {
     /// How names of keys are made up, such as `{org}-{env}-{purpose}`.
     #[arg(long, value_name = "TEMPLATE")]
     name_template: Option<NameTemplate>,
+    /// How many nodes recorded requests at every moment, at least. Without it, a node whose files are missing is not noticed
+    /// while another one has events.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: Option<u32>,
     /// How many days are reviewed.
     #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3_650))]
     window_days: u32,
@@ -107,26 +111,26 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    let (mut keys, source) = match (&args.keys, &args.config) {
+    let (mut keys, issuers) = match (&args.keys, &args.config) {
         (Some(path), _) => {
             let list = KeyList::from_json(&text(path)?, UnixMillis::now());
             (list.map_err(|error| named(path, &error))?, None)
         }
         (None, Some(config)) => runtime.block_on(async {
-            let source = Source::connect(config).await?;
-            Ok::<_, String>((source.list().await?, Some(source)))
+            let issuers = Issuers::connect(config).await?;
+            Ok::<_, String>((issuers.list().await?, Some(issuers)))
         })?,
         (None, None) => return Err("either --keys or --config is required".to_owned()),
     };
     let evidence = args.evidence(&policy, keys.listed_at)?;
-    if let Some(source) = source {
+    if let Some(issuers) = issuers {
         let before = previous.iter().flat_map(|report| &report.keys);
         let before = before
             .filter(|key| key.org.is_some())
             .map(|key| key.id.as_str());
         let mut known = evidence.key_ids(policy.window_start(keys.listed_at));
         known.extend(before);
-        let adding = source.add_organizations(&mut keys, |key| known.contains(key.id.as_str()));
+        let adding = issuers.add_organizations(&mut keys, |key| known.contains(key.id.as_str()));
         runtime.block_on(adding)?;
     }
     let mut review = Review::of(&keys, &evidence, &policy).decisions(&decisions);
@@ -151,6 +155,9 @@ impl Args {
         let mut policy = ReviewPolicy::new()
             .window_days(self.window_days)
             .rotation_days(self.rotation_days);
+        if let Some(nodes) = self.nodes {
+            policy = policy.nodes(nodes);
+        }
         if let Some(template) = &self.name_template {
             policy = policy.name_template(template.clone());
         }

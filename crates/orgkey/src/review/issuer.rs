@@ -1,41 +1,95 @@
-//! The list of keys, as the issuer has it now.
+//! The list of keys, as the issuers have it now.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tower_orgkey_review::{KeyFacts, KeyList, UnixMillis};
 use url::Url;
 
 use crate::doctor::client::{Issuer, Reply};
 use crate::doctor::secret::Secret;
-use crate::doctor::table::File;
+use crate::doctor::table::{File, IssuerTable};
 
 /// The most pages of a list: a million keys.
 const MAX_PAGES: u32 = 2_000;
 /// Between two calls, as the reconciler does it by default.
 const PAUSE: Duration = Duration::from_millis(200);
 
-const NOT_ONE: &str = "--config needs one issuer, without a name; with several, use --keys with the keys of all of them, \
-                       with ids and organizations as in the audit files";
+/// The issuers of a configuration.
+pub(super) struct Issuers(Vec<Source>);
 
 /// An issuer whose list is read.
-pub(super) struct Source {
+struct Source {
     issuer: Issuer,
     token: Secret,
+    namespace: Option<Namespace>,
+}
+
+/// What an issuer of several adds to its identifiers, as the audit trail has them.
+struct Namespace {
+    /// The name of the issuer and a colon.
+    prefix: String,
+    /// Whether organizations have it too.
+    of_organizations: bool,
+}
+
+impl Issuers {
+    /// Reads the configuration, and fetches a token of each issuer.
+    pub(super) async fn connect(config: &Path) -> Result<Self, String> {
+        let (tables, is_shared) = File::read_all(config)?;
+        let mut names = BTreeSet::new();
+        let is_one = tables.len() == 1;
+        let mut sources = Vec::new();
+        for table in &tables {
+            let namespace = match &table.name {
+                _ if is_one => None,
+                Some(name) if names.insert(name) => Some(Namespace {
+                    prefix: format!("{name}:"),
+                    of_organizations: !is_shared,
+                }),
+                _ => return Err("each [[issuer]] needs a name of its own".to_owned()),
+            };
+            sources.push(Source::connect(table, namespace).await?);
+        }
+        Ok(Self(sources))
+    }
+
+    /// Reads the lists of all issuers as one.
+    pub(super) async fn list(&self) -> Result<KeyList, String> {
+        let listed_at = UnixMillis::now();
+        let mut keys = Vec::new();
+        for source in &self.0 {
+            keys.extend(source.list(listed_at).await?);
+        }
+        Ok(KeyList { listed_at, keys })
+    }
+
+    /// Asks for the organization of each key that is not known: one call a key.
+    pub(super) async fn add_organizations(
+        &self,
+        list: &mut KeyList,
+        is_known: impl Fn(&KeyFacts) -> bool,
+    ) -> Result<(), String> {
+        for key in &mut list.keys {
+            if key.org.is_some() || key.kind != "organization" || is_known(key) {
+                continue;
+            }
+            let of = self
+                .0
+                .iter()
+                .find_map(|source| Some((source, source.own_id(&key.id)?)));
+            if let Some((source, id)) = of {
+                key.org = source.organization(id).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Source {
-    /// Reads the configuration, and fetches a token.
-    pub(super) async fn connect(config: &Path) -> Result<Self, String> {
-        let issuers = File::read_all(config)?;
-        // The audit trail has the name of an issuer before ids and organizations.
-        let [table] = &issuers[..] else {
-            return Err(NOT_ONE.to_owned());
-        };
-        if table.name.is_some() {
-            return Err(NOT_ONE.to_owned());
-        }
+    async fn connect(table: &IssuerTable, namespace: Option<Namespace>) -> Result<Self, String> {
         let secret = table.secret()?;
         let origin = Url::parse(&table.url).map_err(|_| "[issuer] url is no URL".to_owned())?;
         // The verifier knows which URLs a secret may be sent to.
@@ -49,12 +103,39 @@ impl Source {
         let token = token
             .map(Secret::new)
             .ok_or("the issuer sent no access token")?;
-        Ok(Self { issuer, token })
+        Ok(Self {
+            issuer,
+            token,
+            namespace,
+        })
+    }
+
+    /// Returns the id that the issuer itself uses, if the key is one of its keys.
+    fn own_id<'a>(&self, id: &'a str) -> Option<&'a str> {
+        match &self.namespace {
+            Some(namespace) => id.strip_prefix(&namespace.prefix),
+            None => Some(id),
+        }
+    }
+
+    fn organization_name(&self, code: &str) -> String {
+        match &self.namespace {
+            Some(namespace) if namespace.of_organizations => format!("{}{code}", namespace.prefix),
+            _ => code.to_owned(),
+        }
+    }
+
+    /// Adds the name of the issuer.
+    fn named(&self, mut key: KeyFacts) -> KeyFacts {
+        if let Some(namespace) = &self.namespace {
+            key.id.insert_str(0, &namespace.prefix);
+        }
+        key.org = key.org.map(|code| self.organization_name(&code));
+        key
     }
 
     /// Reads all pages.
-    pub(super) async fn list(&self) -> Result<KeyList, String> {
-        let listed_at = UnixMillis::now();
+    async fn list(&self, listed_at: UnixMillis) -> Result<Vec<KeyFacts>, String> {
         let mut keys = Vec::new();
         let mut after: Option<String> = None;
         for _ in 0..MAX_PAGES {
@@ -69,9 +150,9 @@ impl Source {
             keys.extend(page);
             match (body["has_more"].as_bool(), &after) {
                 (Some(false), _) => {
-                    let text = json!({ "listed_at": listed_at, "api_keys": keys }).to_string();
-                    let list = KeyList::from_json(&text, listed_at);
-                    return list.map_err(|error| error.to_string());
+                    let list = KeyList::from_json(&Value::Array(keys).to_string(), listed_at);
+                    let keys = list.map_err(|error| error.to_string())?.keys;
+                    return Ok(keys.into_iter().map(|key| self.named(key)).collect());
                 }
                 (Some(true), Some(_)) => tokio::time::sleep(PAUSE).await,
                 _ => return Err("a page of the list of keys is incomplete".to_owned()),
@@ -80,27 +161,19 @@ impl Source {
         Err("the list of keys is longer than a million".to_owned())
     }
 
-    /// Asks for the organization of each key that is not known: one call a key.
-    pub(super) async fn add_organizations(
-        &self,
-        list: &mut KeyList,
-        is_known: impl Fn(&KeyFacts) -> bool,
-    ) -> Result<(), String> {
-        for key in &mut list.keys {
-            if key.org.is_some() || key.kind != "organization" || is_known(key) {
-                continue;
-            }
-            let reply = self.issuer.record(&key.id, &self.token).await?;
-            // It may have been deleted meanwhile.
-            if reply.status != 404 {
-                let body = ok(&reply, "the record of a key")?;
-                // Kinde's reply has the key in a member, or is the key.
-                let record = body.get("api_key").unwrap_or(&body);
-                key.org = record["organization_id"].as_str().map(str::to_owned);
-            }
-            tokio::time::sleep(PAUSE).await;
+    /// Asks for the organization of a key.
+    async fn organization(&self, id: &str) -> Result<Option<String>, String> {
+        let reply = self.issuer.record(id, &self.token).await?;
+        tokio::time::sleep(PAUSE).await;
+        // It may have been deleted meanwhile.
+        if reply.status == 404 {
+            return Ok(None);
         }
-        Ok(())
+        let body = ok(&reply, "the record of a key")?;
+        // Kinde's reply has the key in a member, or is the key.
+        let record = body.get("api_key").unwrap_or(&body);
+        let code = record["organization_id"].as_str();
+        Ok(code.map(|code| self.organization_name(code)))
     }
 }
 

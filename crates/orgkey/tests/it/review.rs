@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Output;
 
-use kinde_emulator::{KeySpec, KindeEmulator};
+use kinde_emulator::{Endpoint, Fault, KeySpec, KindeEmulator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -284,23 +284,145 @@ async fn files_that_are_read_are_not_replaced() {
     assert!(!stage.path("b.evidence").exists() && !stage.path("c.evidence").exists());
 }
 
+/// Returns the configuration of an issuer of several.
+fn named(name: &str, emulator: &KindeEmulator) -> String {
+    format!(
+        "[[issuer]]\nname = \"{name}\"\nprefixes = [\"{name}_\"]\nkind = \"kinde\"\nurl = \"{}\"\n\
+         client_id = \"{}\"\nclient_secret_env = \"TEST_SECRET\"\n",
+        emulator.issuer_url(),
+        emulator.client_id()
+    )
+}
+
 #[tokio::test]
-async fn several_issuers_need_a_list() {
+async fn several_issuers_are_one_list() {
     let stage = Stage::set().await;
-    stage.file("audit.jsonl", "");
-    let one = stage.read("gateway.toml");
-    let named = |name: &str| {
-        let table = one.replace("[issuer]", "[[issuer]]");
-        format!("{table}name = \"{name}\"\nprefixes = [\"{name}_\"]\n")
-    };
-    for config in [named("a"), named("a") + &named("b")] {
-        stage.file("several.toml", &config);
+    let client = (stage.emulator.client_id(), stage.emulator.client_secret());
+    let other = KindeEmulator::builder().client_credentials(client.0, client.1);
+    let other = other.start().await.unwrap();
+    let spec = KeySpec::organization("org_1").scopes(["read"]);
+    let a = stage.emulator.issue_key(spec.clone().name("a"));
+    let b = other.issue_key(spec.name("b"));
+    let ids = [format!("a:{}", a.id()), format!("b:{}", b.id())];
+    let both = named("a", &stage.emulator) + &named("b", &other);
+    for (sharing, orgs) in [
+        ("", ["a:org_1", "b:org_1"]),
+        ("organizations = \"shared\"\n", ["org_1", "org_1"]),
+    ] {
+        stage.file("several.toml", &format!("{sharing}{both}"));
+        // The organization of the other key is asked for.
+        stage.file("audit.jsonl", &line(0, orgs[0], &ids[0], "read"));
         let args = ["--audit", "audit.jsonl", "--config", "several.toml"];
+        let args = [&args[..], &["--out", "x.json"]].concat();
+        stage.succeed(&args).await;
+        let report: Value = serde_json::from_str(&stage.read("x.json")).unwrap();
+        let mut keys: Vec<_> = report["keys"].as_array().unwrap().iter().collect();
+        keys.sort_by_key(|key| key["name"].as_str());
+        for (key, (id, org)) in keys.iter().zip(ids.iter().zip(orgs)) {
+            assert_eq!((&key["id"], &key["org"]), (&json!(id), &json!(org)));
+            assert_eq!(key["status"], "active");
+        }
+        assert_eq!([&keys[0]["allowed"], &keys[1]["allowed"]], [1, 0]);
+        assert_eq!(keys.len(), 2);
+    }
+    for (config, expected) in [
+        (
+            named("a", &stage.emulator) + &named("a", &other),
+            "a name of its own",
+        ),
+        (both.replacen("name = \"a\"\n", "", 1), "a name of its own"),
+        (
+            both.replacen("kind = \"kinde\"", "kind = \"unkey\"", 1),
+            "`unkey`",
+        ),
+    ] {
+        stage.file("wrong.toml", &config);
+        let args = ["--audit", "audit.jsonl", "--config", "wrong.toml"];
         let error = stage
             .fail(&[&args[..], &["--out", "x.json"]].concat())
             .await;
-        assert!(error.contains("with several, use --keys"), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
+}
+
+#[tokio::test]
+async fn fault_198_an_unreadable_issuer_stops_the_review() {
+    let stage = Stage::set().await;
+    let client = (stage.emulator.client_id(), stage.emulator.client_secret());
+    let other = KindeEmulator::builder().client_credentials(client.0, client.1);
+    let other = other.start().await.unwrap();
+    other.inject(Endpoint::ListKeys, Fault::status(503));
+    stage.file("audit.jsonl", "");
+    let both = named("a", &stage.emulator) + &named("b", &other);
+    stage.file("several.toml", &both);
+    let args = ["--audit", "audit.jsonl", "--config", "several.toml"];
+    let error = stage
+        .fail(&[&args[..], &["--out", "x.json"]].concat())
+        .await;
+    assert!(error.contains("the list of keys: status 503"), "{error}");
+    assert!(other.calls().list_keys.total > 0);
+    assert!(!stage.path("x.json").exists());
+}
+
+#[tokio::test]
+async fn fault_193_an_incomplete_list_stops_the_review() {
+    let stage = Stage::set().await;
+    stage.file("audit.jsonl", "");
+    for n in 0..3 {
+        let spec = KeySpec::organization("org_1").name(format!("key-{n}"));
+        stage.emulator.issue_key(spec);
+    }
+    let json = |body: &str| Fault::reply(200, "application/json", body.to_owned());
+    for (fault, expected) in [
+        (Fault::without_member("has_more"), "incomplete"),
+        (Fault::without_member("api_keys"), "no api_keys"),
+        (json("[]"), "no JSON object"),
+        (json(r#"{"has_more":true,"api_keys":[]}"#), "incomplete"),
+        (json(r#"{"has_more":false,"api_keys":[{}]}"#), "key 1"),
+        (Fault::status(500), "status 500"),
+    ] {
+        stage.emulator.clear_faults();
+        stage.emulator.inject(Endpoint::ListKeys, fault);
+        let calls = stage.emulator.calls().list_keys.total;
+        let args = ["--audit", "audit.jsonl", "--config", "gateway.toml"];
+        let error = stage
+            .fail(&[&args[..], &["--out", "x.json"]].concat())
+            .await;
+        assert!(error.contains(expected), "{expected}: {error}");
+        assert!(stage.emulator.calls().list_keys.total > calls);
+        assert!(!stage.path("x.json").exists());
+    }
+}
+
+#[tokio::test]
+async fn fault_194_an_unreadable_audit_file_stops_the_review() {
+    let stage = Stage::set().await;
+    stage.file("a.jsonl", &line(0, "org_1", "key_1", "read"));
+    stage.file("keys.json", "[]");
+    std::fs::create_dir(stage.path("directory.jsonl")).unwrap();
+    for file in ["missing.jsonl", "directory.jsonl"] {
+        let args = ["--audit", "a.jsonl", file, "--keys", "keys.json"];
+        let out = ["--save-evidence", "x.evidence", "--out", "x.json"];
+        let error = stage.fail(&[&args[..], &out[..]].concat()).await;
+        assert!(error.contains(file), "{error}");
+        assert!(!stage.path("x.json").exists() && !stage.path("x.evidence").exists());
+    }
+}
+
+#[tokio::test]
+async fn number_of_nodes_is_taken_into_account() {
+    let stage = Stage::set().await;
+    stage.file("a.jsonl", &line(0, "org_1", "key_1", "read"));
+    stage.file("keys.json", "[]");
+    let args = ["--audit", "a.jsonl", "--keys", "keys.json", "--nodes"];
+    stage
+        .succeed(&[&args[..], &["2", "--out", "x.json"]].concat())
+        .await;
+    let report: Value = serde_json::from_str(&stage.read("x.json")).unwrap();
+    assert_eq!(report["coverage"]["nodes"], 2);
+    stage
+        .fail(&[&args[..], &["0", "--out", "x.json"]].concat())
+        .await;
 }
 
 #[tokio::test]

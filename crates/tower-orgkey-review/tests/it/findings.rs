@@ -36,7 +36,7 @@ fn unused() -> KeyFacts {
 }
 
 #[test]
-fn unused_needs_whole_evidence() {
+fn fault_196_unused_needs_whole_evidence() {
     let whole_report = report([unused()], &whole([]));
     assert!(whole_report.coverage.is_whole());
     assert_eq!(ids(&whole_report), ["unused org_1 key_1"]);
@@ -98,6 +98,54 @@ fn a_second_node_covers_a_silence_but_no_gap() {
     assert!(report([], &fold(&(silence + &node))).coverage.is_whole());
     let gap = numbered(1, 0, lines[..50].to_vec()) + &numbered(1, 51, lines[51..].to_vec());
     assert!(!report([], &fold(&(gap + &node))).coverage.is_whole());
+}
+
+/// The trails of nodes, each with an event a day from one number of days before now until another.
+fn nodes(trails: &[(u64, u64)]) -> String {
+    let trails = (1..).zip(trails);
+    let texts = trails.map(|(n, (since, until))| numbered(n, 0, heartbeat(*since, *until)));
+    texts.collect()
+}
+
+#[test]
+fn fault_195_a_day_needs_all_nodes() {
+    const HOUR: u64 = DAY / 24;
+    let of = |text: &str, nodes| {
+        let policy = policy().nodes(nodes);
+        Review::of(&list([unused()]), &fold(text), &policy).report()
+    };
+    let two = nodes(&[(100, 0), (100, 0)]);
+    let both = of(&two, 2);
+    assert_eq!(ids(&both), ["unused org_1 key_1"]);
+    assert!(!both.findings[0].proof.contains("would not be noticed"));
+    // The newest files of the second node are missing, and it was restarted 40 days ago.
+    let newest = nodes(&[(100, 0), (100, 40), (40, 30)]);
+    for (nodes, whole_days, id) in [
+        (1, 90, "unused org_1 key_1"),
+        // From 90 to 30 days ago: for 24 h after its last event, it may still run.
+        (2, 61, "not-seen org_1 key_1"),
+        (3, 0, "not-seen org_1 key_1"),
+    ] {
+        let report = of(&newest, nodes);
+        assert_eq!(report.coverage.whole_days, whole_days, "{nodes}");
+        assert_eq!(ids(&report), [id], "{nodes}");
+    }
+    // A node that is restarted twice a day is no second one, also if the next one starts before it ends.
+    for ends_after in [0, 13 * HOUR] {
+        let starts = (0..200).map(|n| now().0 - n * 12 * HOUR);
+        let texts = (1..).zip(starts).map(|(trail, start)| {
+            let times = [start, start + ends_after];
+            let events = times.map(|time| allowed("org_beat", "key_beat", time, &[&["beat"]]));
+            numbered(trail, 0, events)
+        });
+        let restarts: String = texts.collect();
+        let whole_days = |nodes| of(&restarts, nodes).coverage.whole_days;
+        assert_eq!([1, 2].map(whole_days), [90, 0], "{ends_after}");
+    }
+    // Without a number of nodes, the report says what it does not notice.
+    let report = report([unused()], &fold(&newest));
+    assert!(report.findings[0].proof.contains("would not be noticed"));
+    assert_eq!(both.for_organization("org_1").coverage.nodes, Some(1));
 }
 
 #[test]
@@ -466,7 +514,7 @@ fn a_trail_older_than_the_window_is_whole() {
 }
 
 #[test]
-fn unread_lines_may_be_of_any_key() {
+fn fault_190_unread_lines_may_be_of_any_key() {
     let text = numbered(1, 0, heartbeat(100, 0));
     let mut builder = EvidenceBuilder::new();
     builder.read("a", text.as_bytes(), |_| {}).unwrap();

@@ -4,7 +4,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use sha2::{Digest as _, Sha256};
 use tower_orgkey_review::{Decision, Review, ReviewPolicy, ReviewReport};
 
-use crate::lines::{allowed, heartbeat, numbered};
+use crate::lines::{Line, allowed, heartbeat, numbered};
 use crate::{fold, key, list, now, python};
 
 const NAMES: [&str; 8] = [
@@ -18,7 +18,8 @@ const NAMES: [&str; 8] = [
     "&lt;javascript:alert(1)//",
 ];
 
-fn report() -> ReviewReport {
+/// A report with something in each of its parts.
+pub(crate) fn report() -> ReviewReport {
     let keys = NAMES.iter().enumerate().map(|(n, name)| {
         let mut key = key(&format!("key_{n}<i>"), "org_<b>1", &["beat", "<u>scope"]);
         key.name = String::from(*name);
@@ -31,8 +32,12 @@ fn report() -> ReviewReport {
         code: "<odd>",
         ..allowed("org_<b>1", "key_1<i>", now().0 - n, &[&["<q>"]])
     });
+    let unguarded = Line {
+        policies: Vec::new(),
+        ..allowed("org_<b>1", "key_2<i>", now().0, &[])
+    };
     let lines = heartbeat(100, 0).into_iter().chain(requests);
-    let evidence = fold(&numbered(1, 0, lines));
+    let evidence = fold(&numbered(1, 0, lines.chain([unguarded])));
     let policy = ReviewPolicy::new().name_template("{org}<a>".parse().unwrap());
     let keys = list(keys);
     let first = Review::of(&list([]), &evidence, &policy).report();
@@ -50,7 +55,7 @@ fn report() -> ReviewReport {
 }
 
 #[tokio::test]
-async fn hostile_names_are_text_on_the_page() {
+async fn fault_197_hostile_names_are_text_on_the_page() {
     let report = report();
     let page = report.to_html();
     let file = std::env::temp_dir().join(format!("orgkey-review-{}.html", std::process::id()));
@@ -101,6 +106,9 @@ async fn hostile_names_are_text_on_the_page() {
         assert!(text.contains(hostile), "{hostile}");
         assert!(!page.contains(hostile), "{hostile}");
     }
+    let one = report.keys.iter().find(|key| key.unguarded > 0).unwrap();
+    let unguarded = format!("{} requests without a recorded policy", one.unguarded);
+    assert!(text.contains(&unguarded), "{unguarded}");
     let style = parsed["style"].as_str().unwrap();
     let hash = BASE64_STANDARD.encode(Sha256::digest(style));
     assert!(

@@ -10,6 +10,7 @@ mod ocsf;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
 mod quarter;
+mod report;
 
 use tower_orgkey_review::{Evidence, EvidenceBuilder, KeyFacts, KeyList, UnixMillis};
 

@@ -29,14 +29,17 @@ const USUAL: [&str; 8] = [
     "ambiguous-path",
 ];
 
-const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}\
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}\
-table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1.5rem .2rem 0;vertical-align:middle;overflow-wrap:anywhere}\
-th{font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums}.bad{color:#b00020;font-weight:600}\
-.base{fill:#bbb}.bar{fill:#3b6ea5}";
+const STYLE: &str = ":root{color-scheme:light dark;--text:#1a1a1a;--page:#fff;--line:#bbb;--bad:#b00020;--bar:#3b6ea5}\
+body{font:14px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:var(--text);background:var(--page)}\
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}.scroll{overflow-x:auto}\
+table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1.5rem .2rem 0;vertical-align:middle}\
+th{font-weight:600}.name{overflow-wrap:anywhere;min-width:8rem}.number{text-align:right;font-variant-numeric:tabular-nums}\
+.bad{color:var(--bad);font-weight:600}.base{fill:var(--line)}.bar{fill:var(--bar)}\
+@media(max-width:40rem){th,td{padding-right:.8rem}svg{width:6rem;height:auto}}\
+@media(prefers-color-scheme:dark){:root{--text:#e6e6e6;--page:#161616;--line:#555;--bad:#ff8a94;--bar:#7aa7d8}}";
 
 /// The hash names the style above, so no other one applies. Without a source, nothing else is loaded or run.
-const POLICY: &str = "default-src 'none'; style-src 'sha256-UiQgnIa6WDMh2Y66mosi8NSbIZS/42Yx+0I+/c8uWuE='; base-uri 'none'; \
+const POLICY: &str = "default-src 'none'; style-src 'sha256-JqiqO5pgQ4OtlGESnUgs/hlBXqKZfaLdirzMTXdoR+U='; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
 pub(super) async fn status(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
@@ -60,12 +63,12 @@ fn page(keys: &ApiKeyHandle, quota: Option<Quota>, hour: &LastHour) -> Markup {
         html lang="en" {
             head {
                 meta charset="utf-8";
-                meta name="viewport" content="width=device-width";
+                meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="refresh" content=(REFRESH);
                 title { "orgkey gateway" }
                 style { (PreEscaped(STYLE)) }
             }
-            body {
+            body { main {
                 h1 { "orgkey gateway" }
                 (issuers(keys))
                 (cache(keys))
@@ -73,39 +76,51 @@ fn page(keys: &ApiKeyHandle, quota: Option<Quota>, hour: &LastHour) -> Markup {
                 (checks(hour))
                 (rejections(hour))
                 (organizations(hour))
-            }
+            } }
         }
     }
 }
 
 fn issuers(keys: &ApiKeyHandle) -> Markup {
-    html! {
-        h2 { "Issuers" }
-        table {
-            thead { tr {
-                th { "Issuer" } th { "Circuit of known keys" } th { "Circuit of unknown keys" } th { "Pause after 429" }
-                th { "Rate limit" } th { "Calls in flight" } th { "Waiting" }
-            } }
-            tbody {
-                @for (name, state) in keys.issuers() {
-                    tr {
-                        td { @if name.is_empty() { "the issuer" } @else { (name) } }
-                        td { (breaker(state.breaker)) }
-                        td { (breaker(state.unknown_breaker)) }
-                        td { @match state.paused_for {
-                            Some(rest) => span .bad { (seconds(rest)) },
-                            None => "none",
-                        } }
-                        td { @match state.calls_per_second {
-                            Some(calls) => (format!("{calls:.1} calls/s")),
-                            None => "none",
-                        } }
-                        td .number { (state.in_flight) }
-                        td .number { (state.waiting) }
-                    }
-                }
+    let columns = [
+        "Issuer",
+        "Circuit of known keys",
+        "Circuit of unknown keys",
+        "Pause after 429",
+        "Rate limit",
+        "Calls in flight",
+        "Waiting",
+    ];
+    let rows = html! {
+        @for (name, state) in keys.issuers() {
+            tr {
+                td .name { @if name.is_empty() { "the issuer" } @else { (name) } }
+                td { (breaker(state.breaker)) }
+                td { (breaker(state.unknown_breaker)) }
+                td { @match state.paused_for {
+                    Some(rest) => span .bad { (seconds(rest)) },
+                    None => "none",
+                } }
+                td { @match state.calls_per_second {
+                    Some(calls) => (format!("{calls:.1} calls/s")),
+                    None => "none",
+                } }
+                td .number { (state.in_flight) }
+                td .number { (state.waiting) }
             }
         }
+    };
+    table("Issuers", &columns, &rows)
+}
+
+/// A table under its title. A narrow screen scrolls it.
+fn table(title: &str, columns: &[&str], rows: &Markup) -> Markup {
+    html! {
+        h2 { (title) }
+        div .scroll tabindex="0" role="region" aria-label=(title) { table {
+            thead { tr { @for column in columns { th scope="col" { (column) } } } }
+            tbody { (rows) }
+        } }
     }
 }
 
@@ -131,10 +146,10 @@ fn cache(keys: &ApiKeyHandle) -> Markup {
     html! {
         h2 { "Cache, since the start" }
         table { tbody {
-            tr { th { "Hit rate" } td .number { @match hit_rate { Some(rate) => (rate), None => "no requests" } } }
-            tr { th { "Entries" } td .number { (stats.entries) } }
-            tr { th { "Invalid keys" } td .number { (stats.invalid_entries) } }
-            tr { th { "Evictions" } td .number { (stats.evictions) } }
+            tr { th scope="row" { "Hit rate" } td .number { @match hit_rate { Some(rate) => (rate), None => "no requests" } } }
+            tr { th scope="row" { "Entries" } td .number { (stats.entries) } }
+            tr { th scope="row" { "Invalid keys" } td .number { (stats.invalid_entries) } }
+            tr { th scope="row" { "Evictions" } td .number { (stats.evictions) } }
         } }
     }
 }
@@ -182,43 +197,34 @@ fn charts<'a>(
     title: &str,
     rows: impl IntoIterator<Item = (&'a str, &'a [u64; MINUTES])>,
 ) -> Markup {
-    html! {
-        h2 { (title) }
-        table {
-            thead { tr { th { "Outcome" } th { "By minute" } th { "Requests" } } }
-            tbody {
-                @for (outcome, counts) in rows {
-                    tr {
-                        td { (outcome) }
-                        td { (chart::bars(outcome, counts)) }
-                        td .number { (counts.iter().sum::<u64>()) }
-                    }
-                }
+    let rows = html! {
+        @for (outcome, counts) in rows {
+            tr {
+                td { (outcome) }
+                td { (chart::bars(outcome, counts)) }
+                td .number { (counts.iter().sum::<u64>()) }
             }
         }
-    }
+    };
+    table(title, &["Outcome", "By minute", "Requests"], &rows)
 }
 
 fn organizations(hour: &LastHour) -> Markup {
+    let title = "Top organizations in the last hour";
+    if hour.organizations.is_empty() {
+        return html! { h2 { (title) } p { "none" } };
+    }
     let whole = hour.organizations.iter().map(|(_, count)| count).sum();
-    html! {
-        h2 { "Top organizations in the last hour" }
-        @if hour.organizations.is_empty() {
-            p { "none" }
-        }
-        table {
-            thead { tr { th { "Organization" } th { "Share" } th { "Allowed requests" } } }
-            tbody {
-                @for (organization, count) in hour.organizations.iter().take(TOP) {
-                    tr {
-                        td { (organization.as_str()) }
-                        td { (chart::share(*count, whole)) }
-                        td .number { (count) }
-                    }
-                }
+    let rows = html! {
+        @for (organization, count) in hour.organizations.iter().take(TOP) {
+            tr {
+                td .name { (organization.as_str()) }
+                td { (chart::share(*count, whole)) }
+                td .number { (count) }
             }
         }
-    }
+    };
+    table(title, &["Organization", "Share", "Allowed requests"], &rows)
 }
 
 #[cfg(test)]
