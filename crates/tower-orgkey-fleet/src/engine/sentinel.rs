@@ -9,7 +9,7 @@ use tower_orgkey::ConfigError;
 
 use super::{EngineError, EngineResult};
 
-/// Longer than the client waits for a sentinel that is silent.
+/// Longer than the client waits for those of the first sentinels that are silent.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// The sentinels of a primary.
@@ -57,11 +57,8 @@ impl Sentinels {
     }
 
     fn client(&self) -> redis::RedisResult<SentinelClient> {
-        let mut addresses = self.addresses.clone();
-        // The client waits for the first ones, even if they are silent.
-        fastrand::shuffle(&mut addresses);
         SentinelClient::build(
-            addresses,
+            self.addresses.clone(),
             self.primary.clone(),
             Some(self.server.clone()),
             SentinelServerType::Master,
