@@ -29,6 +29,7 @@ Without a bench, all of them, one after another.
   miss         a cold key, compared with a plain call to the issuer
   end_to_end   requests per second over loopback, under wrk
   gateway      `orgkey gateway` under wrk, and behind nginx; built separately
+  fleet        a fleet of processes over Redis; built separately
   whole        audit, usage, limits and settings, each and together; built separately
   guard        instructions as ratios to the floor, against `benches/hit.ratios`
   guard --record             writes that file

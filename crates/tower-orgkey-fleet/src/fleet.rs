@@ -220,6 +220,40 @@ impl FleetBuilder {
         self
     }
 
+    /// Sets an engine with replicas, whose primary is known to sentinels. The host of `url` is the name that they have for it; its
+    /// user, password, database and scheme are those of the servers. A port in it is not used. The sentinels have URLs as well,
+    /// `redis://user:password@host:26379`.
+    ///
+    /// Whenever the node connects, it asks the sentinels for the primary. With `rediss://`, the certificates of the servers must
+    /// be for what the sentinels return: addresses, unless `sentinel announce-hostnames yes` is set.
+    ///
+    /// ```
+    /// # use tower_orgkey_fleet::{Fleet, FleetSecret};
+    /// # let secret = FleetSecret::from_base64("q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=")?;
+    /// let fleet = Fleet::builder("acme-api")
+    ///     .secret(secret)
+    ///     .redis_with_sentinels(
+    ///         "redis://orgkey:password@mymaster",
+    ///         ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"],
+    ///     )
+    ///     .build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "sentinel")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "sentinel")))]
+    pub fn redis_with_sentinels<'a>(
+        mut self,
+        url: &str,
+        sentinels: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        self.source = Some(
+            crate::engine::redis::Address::with_sentinels(url, sentinels)
+                .map(Box::new)
+                .map(EngineSource::Redis),
+        );
+        self
+    }
+
     /// Sets an engine in memory, for tests.
     #[cfg(any(test, feature = "test-util"))]
     #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
@@ -248,7 +282,7 @@ impl FleetBuilder {
     /// # Errors
     ///
     /// Names the invalid setting: `name`, `secret` if there is none, `redis` if there is none or it is not a URL of an engine,
-    /// `node_name`.
+    /// `sentinels`, `node_name`.
     pub fn build(self) -> Result<Fleet, ConfigError> {
         let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if !(1..=MAX_FLEET_NAME_LEN).contains(&self.name.len())

@@ -70,6 +70,12 @@
 //! * A clock that is up to 15 s ahead is not noticed, and of three nodes, one with a wrong clock may stop the others from sharing.
 //! * After 256 blocks of a subject, an unblock ends those 256 only.
 //! * A lookup of an unknown key asks the engine before it is admitted to the issuer, at most 2,000 times a second and node.
+//! * An engine that hides a node from the start hides it from [`Reach`](tower_orgkey::Reach), too: set
+//!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) where this matters.
+//! * An engine that loses its data often makes each node verify its cached keys again, at most once per soft TTL.
+//! * A primary that is cut off from its sentinels, and not from its nodes, is followed until the nodes connect again. Nodes on
+//!   both sides are missing for the other: see [`Reach::missing`](tower_orgkey::Reach::missing).
+//! * Nodes that verify one key at the same time all call the issuer: nobody waits for the call of another node.
 //!
 //! # The engine
 //!
@@ -77,7 +83,8 @@
 //!
 //! * `maxmemory-policy volatile-lru`: results have a time to live and may be evicted, the log and the blocks may not. Other
 //!   policies are safe, and cost verifications.
-//! * With replicas: `min-replicas-to-write 1` and `min-replicas-max-lag 2`, so that a failover loses few updates.
+//! * With replicas: `min-replicas-to-write 1` and `min-replicas-max-lag 2`, so that a failover loses few updates. Sentinels
+//!   promote a replica when the primary dies: feature `sentinel`, `FleetBuilder::redis_with_sentinels`.
 //! * An ACL: a user with the rules [`ACL_RULES`], for the name of your fleet.
 //! * TLS (`rediss://`, feature `rustls` or `native-tls`) or a Unix socket. Contents are sealed in any case; names of fleets,
 //!   numbers of keys and times are not. The roots are those of the platform; the variable `SSL_CERT_FILE` names the

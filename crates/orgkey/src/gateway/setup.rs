@@ -108,13 +108,14 @@ fn fleet(config: &Config) -> Result<Option<Fleet>, String> {
     let secret = read(&fleet.secret_file)?;
     let secret = FleetSecret::from_base64(&secret);
     let secret = secret.map_err(|error| format!("`secret_file`: {error}, in base64"))?;
-    let password = match &fleet.password {
-        Some(source) => Some(self::secret(source)?),
-        None => None,
-    };
-    let password = password.as_ref().map(|password| password.as_str());
-    let builder = fleet.builder(secret, password);
-    let builder = builder.ok_or_else(|| "`redis` cannot have a password".to_owned())?;
+    let read = |source: &Option<SecretSource>| source.as_ref().map(self::secret).transpose();
+    let (password, of_sentinels) = (read(&fleet.password)?, read(&fleet.sentinel_password)?);
+    let builder = fleet.builder(
+        secret,
+        password.as_ref().map(|password| password.as_str()),
+        of_sentinels.as_ref().map(|password| password.as_str()),
+    );
+    let builder = builder.ok_or_else(|| "a URL cannot have a password".to_owned())?;
     builder.build().map(Some).map_err(|error| error.to_string())
 }
 

@@ -122,6 +122,23 @@ async fn revocations_reach_the_other_gateway() {
 }
 
 #[tokio::test]
+async fn sentinels_find_the_engine() {
+    let (engine, secret) = (engine(), secret());
+    let sentinel = RedisServer::start_sentinel(&engine, 1);
+    let emulator = KindeEmulator::start().await.unwrap();
+    let start = async |name| {
+        let address = format!("127.0.0.1:{}'", engine.port);
+        let by_name = format!("primary'\nsentinels = ['{}']", sentinel.url());
+        let tables = tables(&engine, &secret, name).replace(&address, &by_name);
+        World::before(emulator.clone(), &tables, Bounds::default())
+            .await
+            .unwrap()
+    };
+    let (one, _two) = (start("one").await, start("two").await);
+    spread(&one, "/v1/invalidate", &json!({ "all": true })).await;
+}
+
+#[tokio::test]
 async fn an_issuer_without_an_environment_joins_no_fleet() {
     let (engine, secret) = (engine(), secret());
     let emulator = KindeEmulator::start().await.unwrap();

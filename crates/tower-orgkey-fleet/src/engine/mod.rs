@@ -4,6 +4,8 @@
 pub(crate) mod memory;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+#[cfg(feature = "sentinel")]
+mod sentinel;
 
 use std::fmt;
 use std::sync::Arc;

@@ -20,6 +20,8 @@ use redis::{
 use tower_orgkey::ConfigError;
 use tower_orgkey::fleet::BoxFuture;
 
+#[cfg(feature = "sentinel")]
+use super::sentinel::Sentinels;
 use super::{
     ACKS_KEPT, Append, Engine, EngineError, EngineResult, Fetched, Fields, Place, READ_COUNT, Read,
     Session,
@@ -117,21 +119,49 @@ static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| {
 
 /// The address of an engine, with its user and password.
 #[derive(Clone)]
-pub(crate) struct Address(ConnectionInfo);
+pub(crate) struct Address {
+    server: ConnectionInfo,
+    /// Whoever knows the host of the server, unless its URL does.
+    #[cfg(feature = "sentinel")]
+    sentinels: Option<Sentinels>,
+}
+
+fn parse(url: &str, field: &'static str) -> Result<ConnectionInfo, ConfigError> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(1));
+    let settings = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(keepalive);
+    // The error may contain the password.
+    let info = url
+        .into_connection_info()
+        .map_err(|_| ConfigError::new(field, "is not a URL of an engine"))?;
+    Ok(info.set_tcp_settings(settings))
+}
 
 impl Address {
     pub(crate) fn parse(url: &str) -> Result<Self, ConfigError> {
-        let keepalive = TcpKeepalive::new()
-            .with_time(Duration::from_secs(5))
-            .with_interval(Duration::from_secs(1));
-        let settings = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive);
-        // The error may contain the password.
-        let info = url
-            .into_connection_info()
-            .map_err(|_| ConfigError::new("redis", "is not a URL of an engine"))?;
-        Ok(Self(info.set_tcp_settings(settings)))
+        Ok(Self {
+            server: parse(url, "redis")?,
+            #[cfg(feature = "sentinel")]
+            sentinels: None,
+        })
+    }
+
+    /// The host of the URL is the name of the primary.
+    #[cfg(feature = "sentinel")]
+    pub(crate) fn with_sentinels<'a>(
+        url: &str,
+        sentinels: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, ConfigError> {
+        let server = parse(url, "redis")?;
+        let sentinels = sentinels.into_iter().map(|url| parse(url, "sentinels"));
+        let sentinels = Sentinels::new(sentinels.collect::<Result<_, _>>()?, &server)?;
+        Ok(Self {
+            server,
+            sentinels: Some(sentinels),
+        })
     }
 
     pub(crate) fn engine(&self, fleet: &str, issuer: &str) -> Result<RedisEngine, ConfigError> {
@@ -141,19 +171,24 @@ impl Address {
             // Another thread may have set one meanwhile.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
-        let client = Client::open(self.0.clone())
+        let client = Client::open(self.server.clone())
             .map_err(|_| ConfigError::new("redis", "needs the feature `rustls` or `native-tls`"))?;
         // Nodes with another issuer have another log.
         let issuer = URL_SAFE_NO_PAD.encode(&digest(&SHA256, issuer.as_bytes()).as_ref()[..9]);
         Ok(RedisEngine {
             client,
+            #[cfg(feature = "sentinel")]
+            sentinels: self.sentinels.clone(),
             prefix: format!("orgkey:{{{fleet}}}:{issuer}:"),
         })
     }
 }
 
 pub(crate) struct RedisEngine {
+    /// Of the server, unless sentinels know where it is.
     client: Client,
+    #[cfg(feature = "sentinel")]
+    sentinels: Option<Sentinels>,
     /// Of all keys. The braces put them into one slot.
     prefix: String,
 }
@@ -173,31 +208,46 @@ impl From<RedisError> for EngineError {
 }
 
 impl RedisEngine {
-    async fn dial(&self, response: Duration) -> EngineResult<(MultiplexedConnection, String)> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(Some(response));
-        let client = &self.client;
-        let mut connection = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
-        let info: String = redis::cmd("INFO")
-            .arg("server")
-            .query_async(&mut connection)
-            .await?;
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-        let run_id = run_id.ok_or_else(|| EngineError::new("not a Redis server"))?;
-        Ok((connection, run_id.to_owned()))
+    #[cfg(feature = "sentinel")]
+    async fn client(&self) -> EngineResult<Client> {
+        match &self.sentinels {
+            Some(sentinels) => sentinels.primary().await,
+            None => Ok(self.client.clone()),
+        }
     }
+
+    #[cfg(not(feature = "sentinel"))]
+    async fn client(&self) -> EngineResult<Client> {
+        Ok(self.client.clone())
+    }
+}
+
+async fn dial(
+    client: &Client,
+    response: Duration,
+) -> EngineResult<(MultiplexedConnection, String)> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_DEADLINE))
+        .set_response_timeout(Some(response));
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await?;
+    let info: String = redis::cmd("INFO")
+        .arg("server")
+        .query_async(&mut connection)
+        .await?;
+    let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+    let run_id = run_id.ok_or_else(|| EngineError::new("not a Redis server"))?;
+    Ok((connection, run_id.to_owned()))
 }
 
 impl Engine for RedisEngine {
     fn connect(&self) -> BoxFuture<'_, EngineResult<Arc<dyn Session>>> {
         Box::pin(async {
-            let (commands, server) = self.dial(RESPONSE_DEADLINE).await?;
-            let (reads, other) = self
-                .dial(RESPONSE_DEADLINE + Duration::from_millis(500))
-                .await?;
+            let client = self.client().await?;
+            let (commands, server) = dial(&client, RESPONSE_DEADLINE).await?;
+            let response = RESPONSE_DEADLINE + Duration::from_millis(500);
+            let (reads, other) = dial(&client, response).await?;
             if server != other {
                 return Err(EngineError::new("two connections reached two servers"));
             }

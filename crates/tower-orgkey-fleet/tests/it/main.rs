@@ -9,4 +9,5 @@ mod outages;
 mod proxy;
 mod redis;
 mod redis_server;
+mod sentinel;
 mod support;

@@ -1,4 +1,5 @@
-//! Real servers: each test starts its own `redis-server`, on loopback, in a separate directory.
+//! Real servers: each test starts its own `redis-server`, on loopback, in a separate directory. The environment variable
+//! `ORGKEY_TEST_REDIS` names another program, such as `valkey-server`.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +12,8 @@ use tower_orgkey_fleet::FleetBuilder;
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
     directory: PathBuf,
+    /// A configuration file, which sentinels need.
+    file: Option<PathBuf>,
     arguments: Vec<String>,
     child: Option<Child>,
 }
@@ -44,12 +47,29 @@ impl RedisServer {
         Self {
             port: listener.local_addr().unwrap().port(),
             directory,
+            file: None,
             arguments: arguments
                 .iter()
                 .map(|&argument| argument.to_owned())
                 .collect(),
             child: None,
         }
+    }
+
+    /// Starts a sentinel that knows this server as `primary`.
+    pub(crate) fn start_sentinel(primary: &Self, quorum: usize) -> Self {
+        let mut server = Self::reserve(&["--sentinel"]);
+        let file = server.directory.join("sentinel.conf");
+        let settings = format!(
+            "sentinel monitor primary 127.0.0.1 {} {quorum}\n\
+             sentinel down-after-milliseconds primary 500\n\
+             sentinel failover-timeout primary 3000\n",
+            primary.port
+        );
+        std::fs::write(&file, settings).unwrap();
+        server.file = Some(file);
+        server.restart();
+        server
     }
 
     /// Adds arguments for the next start.
@@ -66,8 +86,11 @@ impl RedisServer {
 
     /// Starts the process, and does not wait.
     pub(crate) fn spawn(&mut self) {
-        let mut command = Command::new("redis-server");
+        let program = std::env::var("ORGKEY_TEST_REDIS");
+        let program = program.unwrap_or_else(|_| "redis-server".to_owned());
+        let mut command = Command::new(&program);
         command
+            .args(&self.file)
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .args(["--enable-debug-command", "local"])
             .args(["--port", &self.port.to_string()])
@@ -77,7 +100,9 @@ impl RedisServer {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let child = command.spawn();
-        self.child = Some(child.expect("install the package redis-server (version 7 or 8)"));
+        self.child = Some(child.unwrap_or_else(|error| {
+            panic!("{program}: {error}; install the package redis-server (version 7 or 8)")
+        }));
     }
 
     pub(crate) fn wait_until_it_answers(&self) {

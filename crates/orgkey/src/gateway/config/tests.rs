@@ -275,3 +275,37 @@ fn the_password_of_the_engine_is_in_a_file() {
     let both = "redis_password_file = '/p'\nredis_password_env = 'P'";
     assert_eq!(errors(&fleet("redis://u@h", both)).len(), 1);
 }
+
+#[test]
+fn sentinels_are_read() {
+    let fleet = |redis: &str, more: &str| {
+        format!("{MINIMAL}[fleet]\nname = 'a'\nredis = '{redis}'\nsecret_file = '/s'\n{more}\n")
+    };
+    let sentinels = "sentinels = ['redis://127.0.0.1:26379', 'redis://[::1]:26379']";
+    let config = Config::parse(&fleet("redis://u@mymaster", sentinels)).unwrap();
+    assert_eq!(config.fleet.as_ref().unwrap().sentinels.len(), 2);
+    let minimal = Config::parse(MINIMAL).unwrap().warnings().len();
+    assert_eq!(config.warnings().len(), minimal);
+    let remote = "sentinels = ['redis://10.0.0.1:26379']";
+    let config = Config::parse(&fleet("redis://u@mymaster", remote)).unwrap();
+    assert_eq!(config.warnings().len(), minimal + 1);
+    let password = format!("{remote}\nsentinel_password_file = '/p'");
+    Config::parse(&fleet("redis://u@mymaster", &password)).unwrap();
+
+    for (redis, more, line) in [
+        ("redis://u@mymaster", "sentinels = []", 14),
+        ("redis://u@mymaster", "sentinels = ['hunter2']", 14),
+        ("redis+unix:///socket", remote, 12),
+        (
+            "redis://u@mymaster",
+            "sentinels = ['redis://:hunter2@10.0.0.1']",
+            14,
+        ),
+        ("redis://u@mymaster", "sentinel_password_file = '/p'", 10),
+    ] {
+        let found = errors(&fleet(redis, more));
+        assert_eq!(found.len(), 1, "{more} {found:?}");
+        assert_eq!(found[0].0, line, "{more} {found:?}");
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+    }
+}

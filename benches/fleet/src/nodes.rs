@@ -1,0 +1,130 @@
+//! The processes, as the bench sees them. Each reads commands and answers each with a line.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use kinde_emulator::IssuedKey;
+
+use crate::World;
+
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    fn send(&mut self, command: &str) {
+        writeln!(self.input, "{command}").expect("a process that reads");
+    }
+
+    /// Returns the numbers of the next answer.
+    fn answer(&mut self) -> Vec<u64> {
+        let line = self.output.next().expect("an answer").expect("an answer");
+        line.split(' ')
+            .map(|number| number.parse().expect("a number"))
+            .collect()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) struct Nodes(Vec<Process>);
+
+pub(crate) struct Reach {
+    pub(crate) took: Duration,
+    pub(crate) applied: usize,
+}
+
+impl Nodes {
+    /// Starts processes, and waits until each follows the engine and sees all others.
+    pub(crate) fn start(world: &World, count: usize, soft_ttl: Duration) -> Self {
+        let start = |n: usize| {
+            let mut child = Command::new(std::env::current_exe().expect("this program"))
+                .args(["node", &format!("node-{n}"), &world.engine.url()])
+                .arg(world.issuer.issuer_url())
+                .args([world.issuer.client_id(), world.issuer.client_secret()])
+                .arg(soft_ttl.as_secs().to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a process");
+            Process {
+                input: child.stdin.take().expect("a pipe"),
+                output: BufReader::new(child.stdout.take().expect("a pipe")).lines(),
+                child,
+            }
+        };
+        let mut nodes = Self((0..count).map(start).collect());
+        nodes.all(&format!("follow {count}"));
+        nodes
+    }
+
+    /// Sends a command to all processes, and returns the answers.
+    fn all(&mut self, command: &str) -> Vec<Vec<u64>> {
+        for process in &mut self.0 {
+            process.send(command);
+        }
+        self.0.iter_mut().map(Process::answer).collect()
+    }
+
+    pub(crate) fn set_keys(&mut self, keys: &[IssuedKey]) {
+        let keys: Vec<_> = keys.iter().map(IssuedKey::secret).collect();
+        self.all(&format!("keys {}", keys.join(" ")));
+    }
+
+    /// Requests each key once on each node, all nodes at the same time. Returns the longest time of a node.
+    pub(crate) fn request_all(&mut self) -> Duration {
+        let answers = self.all("request");
+        assert!(answers.iter().all(|answer| answer[1] == 0), "{answers:?}");
+        let longest = answers.iter().map(|answer| answer[0]).max();
+        Duration::from_micros(longest.unwrap_or(0))
+    }
+
+    /// Begins requests of the keys at this rate per node.
+    pub(crate) fn begin_load(&mut self, rate: usize) {
+        self.all(&format!("load {rate}"));
+    }
+
+    /// Returns the number of requests and of those that were rejected.
+    pub(crate) fn end_load(&mut self) -> (u64, u64) {
+        let answers = self.all("stop");
+        let sum = |at: usize| answers.iter().map(|answer| answer[at]).sum();
+        (sum(0), sum(1))
+    }
+
+    /// Invalidates a key id on one node, and waits for the acknowledgements.
+    pub(crate) fn revoke(&mut self, node: usize, id: &str) -> Reach {
+        self.0[node].send(&format!("revoke {id}"));
+        let answer = self.0[node].answer();
+        Reach {
+            took: Duration::from_micros(answer[0]),
+            applied: usize::try_from(answer[1]).expect("a number of nodes"),
+        }
+    }
+
+    /// Returns how many nodes accept a key.
+    pub(crate) fn accepting(&mut self, key: &str) -> usize {
+        let answers = self.all(&format!("get {key}"));
+        answers.iter().filter(|answer| answer[0] == 200).count()
+    }
+
+    /// Invalidates so many key ids on one node, and waits until all are sent.
+    pub(crate) fn invalidate(&mut self, node: usize, count: usize) {
+        self.0[node].send(&format!("invalidate {count}"));
+        self.0[node].answer();
+    }
+
+    /// Returns the last update of the first node.
+    pub(crate) fn position(mut self) -> u64 {
+        self.0[0].send("position");
+        self.0[0].answer()[0]
+    }
+}
