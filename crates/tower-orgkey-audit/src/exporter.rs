@@ -154,7 +154,7 @@ impl Exporter {
             None => Of::Unauthenticated,
         };
         let queued = self.queues.push(of, || AuditEvent {
-            kind: AuditEventKind::Request(request),
+            kind: AuditEventKind::Request(*request),
             source: Arc::clone(&self.source),
             // The worker numbers events in the order in which it writes them.
             sequence: 0,

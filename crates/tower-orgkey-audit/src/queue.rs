@@ -128,12 +128,11 @@ impl Queues {
     /// Takes the oldest batch. It is empty if no events wait.
     pub(crate) fn take(&self, of: Of) -> Vec<AuditEvent> {
         let queue = &mut self.lock().queues[of as usize];
-        let batch = match queue.full.pop_front() {
-            Some(batch) => batch,
-            None => {
-                let next = queue.spare.pop().unwrap_or_default();
-                std::mem::replace(&mut queue.last, next)
-            }
+        let batch = if let Some(batch) = queue.full.pop_front() {
+            batch
+        } else {
+            let next = queue.spare.pop().unwrap_or_default();
+            std::mem::replace(&mut queue.last, next)
         };
         queue.len -= batch.len();
         batch
@@ -189,7 +188,7 @@ mod tests {
         let id = RequestId::Sent("1".into());
         let request = AuditedRequest::of_operator("operation", "target", id);
         AuditEvent {
-            kind: AuditEventKind::Request(Box::new(request)),
+            kind: AuditEventKind::Request(request),
             source: Arc::new(Source::new(0, "")),
             sequence: 0,
         }

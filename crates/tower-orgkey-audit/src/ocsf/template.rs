@@ -405,7 +405,7 @@ mod tests {
 
     fn event(request: &AuditedRequest, source: &Arc<Source>, sequence: u64) -> AuditEvent {
         AuditEvent {
-            kind: AuditEventKind::Request(Box::new(request.clone())),
+            kind: AuditEventKind::Request(request.clone()),
             source: Arc::clone(source),
             sequence,
         }
