@@ -7,7 +7,7 @@ use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::event::{AuditedRequest, Body, BodyEnd};
-use crate::trail::AuditTrail;
+use crate::layer::AuditLayer;
 
 pin_project! {
     /// The body of a response of [`AuditService`](crate::AuditService): the inner body, frame by frame.
@@ -31,7 +31,7 @@ pin_project! {
 /// An event that is complete but for the end of the body.
 struct Record {
     request: Box<AuditedRequest>,
-    trail: AuditTrail,
+    layer: AuditLayer,
     bytes: u64,
     announced: Option<u64>,
 }
@@ -43,7 +43,7 @@ impl Record {
             after: self.request.arrived.elapsed(),
             bytes: self.bytes,
         });
-        self.trail.accept(self.request);
+        self.layer.options.trail.accept(self.request);
     }
 
     fn dropped(self) {
@@ -67,14 +67,14 @@ impl<B> AuditBody<B> {
     pub(crate) fn recorded(
         body: B,
         request: Box<AuditedRequest>,
-        trail: AuditTrail,
+        layer: AuditLayer,
         announced: Option<u64>,
     ) -> Self {
         Self {
             body,
             record: Some(Record {
                 request,
-                trail,
+                layer,
                 bytes: 0,
                 announced,
             }),

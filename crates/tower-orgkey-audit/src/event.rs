@@ -69,9 +69,13 @@ impl AuditEvent {
 /// What an [`AuditEvent`] is about.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost all events are about requests, and those that wait are kept in place"
+)]
 pub enum AuditEventKind {
     /// A request that was decided on.
-    Request(Box<AuditedRequest>),
+    Request(AuditedRequest),
     /// Rejected requests without an event, because there were too many.
     Suppressed(SuppressedRejections),
     /// Lost events: the queue was full, or the sink failed permanently.

@@ -1,24 +1,22 @@
-//! Two bounded channels, and the worker thread that moves their events into the sink.
+//! Two bounded queues, and the worker thread that moves their events into the sink.
 //!
-//! Events with and without an organization have a channel each, so that requests without a key cannot displace those of
-//! a customer. Both senders are dropped together when the trail is shut down: the worker then writes what is left and
-//! ends. Every event is counted once, as written, as given up, or as dropped because its channel was full.
+//! Both queues are closed together when the trail is shut down: the worker then writes what is left and ends. Every event is
+//! counted once, as written, as given up, or as dropped because its queue was full.
 
 use std::convert::Infallible;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{
-    Receiver, RecvTimeoutError, Sender, TrySendError, bounded, select, unbounded,
-};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::event::{
     AuditEvent, AuditEventKind, AuditedRequest, LostEvents, Period, Source, SuppressedRejections,
 };
+use crate::queue::{BATCH, Found, Full, Of, Queues};
 use crate::sampling::Sampler;
 use crate::sink::{AuditSink, SinkError};
 use crate::telemetry;
@@ -37,8 +35,6 @@ pub struct AuditStats {
     pub waiting: u64,
 }
 
-/// The most events of one batch.
-const BATCH: usize = 256;
 /// How long the worker collects events before it writes fewer than a batch, so that requests rarely have to wake it.
 const COLLECT: Duration = Duration::from_millis(1);
 /// The same for each event that fits into the queue, so that the queue cannot fill up meanwhile: ten million events per second
@@ -53,24 +49,19 @@ const IDLE: Duration = Duration::from_secs(3_600);
 
 /// The side of the requests.
 pub(crate) struct Exporter {
-    /// `None` once the trail is shut down.
-    channels: RwLock<Option<Channels>>,
+    queues: Arc<Queues>,
     commands: Sender<Command>,
     /// Disconnected when the worker has ended and dropped the sink.
     ended: Receiver<Infallible>,
     counts: Arc<Counts>,
-}
-
-struct Channels {
-    organizations: Sender<Box<AuditedRequest>>,
-    unauthenticated: Sender<Box<AuditedRequest>>,
+    source: Arc<Source>,
 }
 
 enum Command {
     /// Write what was accepted, report what was lost, then reply.
     Flush(Sender<()>),
-    /// There is something new to report.
-    Report,
+    /// There is an event, something new to report, or nothing more to come.
+    Wake,
     /// Give up what is not written.
     Abandon,
 }
@@ -81,7 +72,7 @@ struct Counts {
     accepted: AtomicU64,
     written: AtomicU64,
     given_up: AtomicU64,
-    /// Events whose channel was full or closed.
+    /// Events whose queue was full or closed.
     dropped: AtomicU64,
     /// Lost events that no event has reported yet.
     unreported: AtomicU64,
@@ -122,28 +113,25 @@ impl Exporter {
         sampler: Arc<Sampler>,
         source: Source,
     ) -> (Self, Worker<S>) {
-        let (organizations, organizations_out) = bounded(capacity);
-        let (unauthenticated, unauthenticated_out) = bounded(capacity.div_ceil(2));
+        let queues = Arc::new(Queues::new(capacity));
         let (commands, commands_out) = unbounded();
         let (end, ended) = bounded(0);
         let counts = Arc::<Counts>::default();
+        let source = Arc::new(source);
         let exporter = Self {
-            channels: RwLock::new(Some(Channels {
-                organizations,
-                unauthenticated,
-            })),
+            queues: Arc::clone(&queues),
             commands,
             ended,
             counts: Arc::clone(&counts),
+            source: Arc::clone(&source),
         };
         let worker = Worker {
             sink,
-            organizations: organizations_out,
-            unauthenticated: unauthenticated_out,
+            queues,
             commands: commands_out,
             counts,
             sampler,
-            source: Arc::new(source),
+            source,
             collect: u32::try_from(capacity)
                 .ok()
                 .and_then(|capacity| COLLECT_PER_EVENT.checked_mul(capacity))
@@ -158,35 +146,39 @@ impl Exporter {
         (exporter, worker)
     }
 
-    /// Sends an event to the worker, or counts it as lost if its channel is full. Does not block on the worker.
+    /// Queues an event for the worker, or counts it as lost if its queue is full. Does not block on the worker.
     pub(crate) fn send(&self, request: Box<AuditedRequest>) {
         Counts::add(&self.counts.accepted, 1);
-        if self.try_send(request).is_err() {
-            self.counts.accepted.fetch_sub(1, Ordering::SeqCst);
-            Counts::add(&self.counts.dropped, 1);
-            let is_first = Counts::add(&self.counts.unreported, 1) == 0;
-            telemetry::lost(is_first);
+        let of = match request.org_code() {
+            Some(_) => Of::Organizations,
+            None => Of::Unauthenticated,
+        };
+        let queued = self.queues.push(of, || AuditEvent {
+            kind: AuditEventKind::Request(*request),
+            source: Arc::clone(&self.source),
+            // The worker numbers events in the order in which it writes them.
+            sequence: 0,
+        });
+        match queued {
+            Ok(true) => self.wake(),
+            Ok(false) => {}
+            Err(Full) => self.count_dropped(),
         }
     }
 
-    fn try_send(
-        &self,
-        request: Box<AuditedRequest>,
-    ) -> Result<(), TrySendError<Box<AuditedRequest>>> {
-        let channels = self.channels.read();
-        match &*channels.unwrap_or_else(PoisonError::into_inner) {
-            Some(channels) if request.org_code().is_some() => {
-                channels.organizations.try_send(request)
-            }
-            Some(channels) => channels.unauthenticated.try_send(request),
-            None => Err(TrySendError::Disconnected(request)),
-        }
+    #[cold]
+    fn count_dropped(&self) {
+        self.counts.accepted.fetch_sub(1, Ordering::SeqCst);
+        Counts::add(&self.counts.dropped, 1);
+        let is_first = Counts::add(&self.counts.unreported, 1) == 0;
+        telemetry::lost(is_first);
     }
 
-    /// Wakes the worker, so that it reports suppressed events in time.
-    pub(crate) fn report_soon(&self) {
+    /// Wakes the worker, for example so that it reports suppressed events in time.
+    #[cold]
+    pub(crate) fn wake(&self) {
         // Fails only after the worker has ended.
-        let _ = self.commands.send(Command::Report);
+        let _ = self.commands.send(Command::Wake);
     }
 
     /// Waits until everything that was accepted before is written. Blocks. Otherwise returns how many events are not.
@@ -206,15 +198,14 @@ impl Exporter {
         })
     }
 
-    /// Closes the channels: later events are lost, and the worker ends when it has written what is left.
+    /// Closes the queues: later events are lost, and the worker ends when it has written what is left.
     pub(crate) fn close(&self) {
-        let channels = self.channels.write();
-        channels.unwrap_or_else(PoisonError::into_inner).take();
+        self.queues.close();
         // Ends a pause before the next retry.
-        self.report_soon();
+        self.wake();
     }
 
-    /// Closes the channels, and waits until the worker has ended. Blocks. After the deadline the worker gives up.
+    /// Closes the queues, and waits until the worker has ended. Blocks. After the deadline the worker gives up.
     pub(crate) fn shutdown(&self, deadline: Duration) -> Result<(), u64> {
         self.close();
         let accepted = Counts::get(&self.counts.accepted);
@@ -245,8 +236,7 @@ impl Exporter {
 /// The thread that owns the sink.
 pub(crate) struct Worker<S> {
     sink: S,
-    organizations: Receiver<Box<AuditedRequest>>,
-    unauthenticated: Receiver<Box<AuditedRequest>>,
+    queues: Arc<Queues>,
     commands: Receiver<Command>,
     counts: Arc<Counts>,
     sampler: Arc<Sampler>,
@@ -262,41 +252,18 @@ pub(crate) struct Worker<S> {
     _end: Sender<Infallible>,
 }
 
-/// Why the worker woke up.
-enum Wake {
-    Event(Box<AuditedRequest>),
-    Command(Command),
-    Timeout,
-    /// The channels are closed.
-    Closed,
-}
-
 impl<S: AuditSink> Worker<S> {
-    /// Runs until the channels are closed and empty.
+    /// Runs until the queues are closed and empty.
     pub(crate) fn run(mut self) {
-        while !self.is_abandoned {
-            let first = match self.wait() {
-                Wake::Event(request) => {
-                    self.collect();
-                    Some(request)
-                }
-                Wake::Command(command) => {
-                    self.obey(command);
-                    None
-                }
-                Wake::Timeout => None,
-                Wake::Closed => break,
-            };
+        while !self.is_abandoned && self.wait() {
             let flushes = std::mem::take(&mut self.flushes);
             let left = if flushes.is_empty() {
-                // Half of a batch at most is without an organization.
-                let unauthenticated = self.unauthenticated.len().min(BATCH / 2);
-                let rest = BATCH - 1 - unauthenticated;
-                (self.organizations.len().min(rest), unauthenticated)
+                // A batch of each.
+                [1, 1]
             } else {
-                (self.organizations.len(), self.unauthenticated.len())
+                self.queues.lens()
             };
-            self.export(first, left);
+            self.export(left);
             if !flushes.is_empty() || self.reported_at.elapsed() >= REPORT_PERIOD {
                 self.report();
             }
@@ -307,29 +274,36 @@ impl<S: AuditSink> Worker<S> {
         self.end();
     }
 
-    /// Waits for an event, a command, or the time of the next report.
-    fn wait(&self) -> Wake {
-        if !self.flushes.is_empty() {
-            return Wake::Timeout;
+    /// Waits for events, a command, or the time of the next report. `false` if the queues are closed.
+    fn wait(&mut self) -> bool {
+        while self.flushes.is_empty() && !self.is_abandoned {
+            match self.queues.find() {
+                Found::Events => {
+                    self.collect();
+                    return true;
+                }
+                Found::Nothing => {}
+                Found::Closed => return false,
+            }
+            let is_due = Counts::get(&self.counts.unreported) > 0 || !self.sampler.is_empty();
+            let timeout = if is_due {
+                REPORT_PERIOD.saturating_sub(self.reported_at.elapsed())
+            } else {
+                IDLE
+            };
+            match self.commands.recv_timeout(timeout) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => return true,
+                // The trail was dropped.
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
         }
-        let is_due = Counts::get(&self.counts.unreported) > 0 || !self.sampler.is_empty();
-        let timeout = if is_due {
-            REPORT_PERIOD.saturating_sub(self.reported_at.elapsed())
-        } else {
-            IDLE
-        };
-        // All senders are dropped together. What they sent is taken in `end`.
-        select! {
-            recv(self.commands) -> command => command.map_or(Wake::Closed, Wake::Command),
-            recv(self.organizations) -> event => event.map_or(Wake::Closed, Wake::Event),
-            recv(self.unauthenticated) -> event => event.map_or(Wake::Closed, Wake::Event),
-            default(timeout) => Wake::Timeout,
-        }
+        true
     }
 
     /// Collects events. Waits for a command only, so events do not wake the worker.
     fn collect(&mut self) {
-        if self.organizations.len() + self.unauthenticated.len() < BATCH
+        if self.queues.lens().iter().sum::<usize>() < BATCH
             && let Ok(command) = self.commands.recv_timeout(self.collect)
         {
             self.obey(command);
@@ -339,41 +313,37 @@ impl<S: AuditSink> Worker<S> {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Flush(reply) => self.flushes.push(reply),
-            Command::Report => {}
+            Command::Wake => {}
             Command::Abandon => self.is_abandoned = true,
         }
     }
 
-    /// Exports an event, and so many that wait in each channel, in batches. Stops after a batch if the worker is abandoned.
-    fn export(
-        &mut self,
-        first: Option<Box<AuditedRequest>>,
-        (organizations, unauthenticated): (usize, usize),
-    ) {
-        let waiting = [
-            (self.organizations.clone(), organizations),
-            (self.unauthenticated.clone(), unauthenticated),
-        ];
-        let mut events = first.into_iter().chain(
-            waiting
-                .iter()
-                .flat_map(|(channel, number)| channel.try_iter().take(*number)),
-        );
-        loop {
-            let batch: Vec<AuditEvent> = events
-                .by_ref()
-                .take(BATCH)
-                .map(|request| self.event(AuditEventKind::Request(request)))
-                .collect();
-            if batch.is_empty() {
-                return;
-            }
-            self.deliver(&batch);
-            while let Ok(command) = self.commands.try_recv() {
-                self.obey(command);
-            }
-            if self.is_abandoned {
-                return;
+    /// Exports at least so many of the events that wait in each queue, in batches. Stops after a batch if the worker is
+    /// abandoned.
+    fn export(&mut self, mut left: [usize; 2]) {
+        while left != [0, 0] {
+            for of in self.queues.in_order() {
+                let left = &mut left[of as usize];
+                if *left == 0 {
+                    continue;
+                }
+                let mut batch = self.queues.take(of);
+                if batch.is_empty() {
+                    *left = 0;
+                    continue;
+                }
+                *left = left.saturating_sub(batch.len());
+                for event in &mut batch {
+                    event.sequence = self.next_sequence();
+                }
+                self.deliver(&batch);
+                self.queues.give_back(of, batch);
+                while let Ok(command) = self.commands.try_recv() {
+                    self.obey(command);
+                }
+                if self.is_abandoned {
+                    return;
+                }
             }
         }
     }
@@ -406,13 +376,17 @@ impl<S: AuditSink> Worker<S> {
     }
 
     fn event(&mut self, kind: AuditEventKind) -> AuditEvent {
-        let sequence = self.sequence;
-        self.sequence += 1;
         AuditEvent {
             kind,
             source: Arc::clone(&self.source),
-            sequence,
+            sequence: self.next_sequence(),
         }
+    }
+
+    fn next_sequence(&mut self) -> u64 {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        sequence
     }
 
     fn deliver(&mut self, events: &[AuditEvent]) {
@@ -481,26 +455,22 @@ impl<S: AuditSink> Worker<S> {
 
     /// Writes what is left, drops the sink, and counts what an abandoned worker leaves behind.
     fn end(mut self) {
-        let is_drained =
-            |worker: &Self| worker.organizations.is_empty() && worker.unauthenticated.is_empty();
-        while !self.is_abandoned && !is_drained(&self) {
-            self.export(None, (BATCH / 2, BATCH / 2));
+        while !self.is_abandoned && self.queues.lens() != [0, 0] {
+            self.export([1, 1]);
         }
         if !self.is_abandoned {
             self.report();
         }
         let Self {
             sink,
-            organizations,
-            unauthenticated,
+            queues,
             counts,
             _end,
             ..
         } = self;
         // A sink that panics while it is dropped has written its events all the same.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(sink)));
-        let rest = organizations.try_iter().chain(unauthenticated.try_iter());
-        let rest = rest.count() as u64;
+        let rest = queues.lens().iter().sum::<usize>() as u64;
         if rest > 0 {
             Counts::add(&counts.given_up, rest);
             let reason = SinkError::permanent("the trail was shut down before they were written");

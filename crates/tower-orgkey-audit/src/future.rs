@@ -14,7 +14,6 @@ use crate::body::AuditBody;
 use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_text};
 use crate::layer::AuditLayer;
 use crate::request_id::RequestId;
-use crate::trail::AuditTrail;
 
 pin_project! {
     /// The response future of [`AuditService`](crate::AuditService).
@@ -69,7 +68,7 @@ impl RequestAudit {
     }
 
     /// Completes the record but for the response. `None` if nothing was decided on the request.
-    fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditTrail)> {
+    fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditLayer)> {
         let leaves_out_names =
             self.layer.options.privacy.is_minimal_outside_home && self.is_outside_home(&outcome);
         let mut record = self.record;
@@ -96,7 +95,7 @@ impl RequestAudit {
             record.actor.pseudonymize(key);
         }
         if leaves_out_names {
-            let id = self.layer.trail.ids().generate();
+            let id = self.layer.options.trail.ids().generate();
             record.request_id = RequestId::Generated(id);
             record.actor = Actor::Unknown;
             record.requirements = Requirements::default();
@@ -106,7 +105,7 @@ impl RequestAudit {
         }
         record.outcome = outcome;
         record.duration = record.arrived.elapsed();
-        Some((record, self.layer.trail))
+        Some((record, self.layer))
     }
 
     /// Whether the request was rejected because of its region, whatever a layer in between made of that.
@@ -128,8 +127,8 @@ impl RequestAudit {
 
 impl Observer for RequestAudit {
     fn ended_early(self, end: EarlyEnd) {
-        if let Some((record, trail)) = self.close(Outcome::EndedEarly(end)) {
-            trail.accept(record);
+        if let Some((record, layer)) = self.close(Outcome::EndedEarly(end)) {
+            layer.options.trail.accept(record);
         }
     }
 }
@@ -143,16 +142,16 @@ impl<B: http_body::Body> ResponseObserver<B> for RequestAudit {
             Some(rejection) => Outcome::Rejected(rejection),
             None => Outcome::Allowed,
         };
-        let Some((mut record, trail)) = self.close(outcome) else {
+        let Some((mut record, layer)) = self.close(outcome) else {
             return response.map(AuditBody::unrecorded);
         };
         record.status = Some(response.status());
         if has_no_body(&record.method, response.status()) || response.body().is_end_stream() {
-            trail.accept(record);
+            layer.options.trail.accept(record);
             return response.map(AuditBody::unrecorded);
         }
         let announced = announced_length(&response);
-        response.map(|body| AuditBody::recorded(body, record, trail, announced))
+        response.map(|body| AuditBody::recorded(body, record, layer, announced))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::sink::{AuditSink, SinkError};
 /// writer whose `flush` calls [`File::sync_data`].
 ///
 /// Most events are written as copies of earlier ones with the same route, status and requirements; ids and numbers are
-/// replaced. A sink keeps up to 256 of them, some 2 KB each.
+/// replaced. A sink keeps up to 256 of them, some 2 KB each, and the text of up to 1,024 keys, some 250 bytes each.
 ///
 /// ```
 /// use tower_orgkey_audit::{AuditTrail, JsonLines};

@@ -17,7 +17,7 @@ use crate::trail::AuditTrail;
 #[derive(Clone)]
 #[must_use]
 pub struct AuditLayer {
-    pub(crate) trail: AuditTrail,
+    /// With the trail, so that a clone costs one reference count.
     pub(crate) options: Arc<Options>,
 }
 
@@ -25,6 +25,7 @@ type HeadFn<T> = Arc<dyn Fn(RequestHead<'_>) -> Option<T> + Send + Sync>;
 
 #[derive(Clone)]
 pub(crate) struct Options {
+    pub(crate) trail: AuditTrail,
     pub(crate) request_id_header: HeaderName,
     pub(crate) record_path: bool,
     pub(crate) record_undecided: bool,
@@ -44,8 +45,8 @@ impl AuditLayer {
     /// Creates a layer that records in this trail.
     pub fn new(trail: &AuditTrail) -> Self {
         Self {
-            trail: trail.clone(),
             options: Arc::new(Options {
+                trail: trail.clone(),
                 request_id_header: HeaderName::from_static("x-request-id"),
                 record_path: false,
                 record_undecided: false,
@@ -195,7 +196,7 @@ impl<S> Layer<S> for AuditLayer {
 impl fmt::Debug for AuditLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuditLayer")
-            .field("trail", &self.trail)
+            .field("trail", &self.options.trail)
             .field("request_id_header", &self.options.request_id_header)
             .field("record_path", &self.options.record_path)
             .finish_non_exhaustive()

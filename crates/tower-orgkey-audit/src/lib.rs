@@ -44,7 +44,7 @@
 //! # Bounds
 //!
 //! A request never waits for the sink. It costs five allocations (the event, the header with a generated id, the body, and two
-//! for what other outer layers observe as well) and a send into a bounded channel; JSON is written on the trail's thread. That
+//! for what other outer layers observe as well) and a push into a bounded queue; JSON is written on the trail's thread. That
 //! thread collects events for at most a millisecond before it writes them.
 //!
 //! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations, and a separate one half as many without
@@ -73,6 +73,7 @@ mod layer;
 mod ocsf;
 mod peer;
 mod pseudonym;
+mod queue;
 mod request_id;
 mod sampling;
 mod service;

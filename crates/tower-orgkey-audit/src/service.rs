@@ -52,7 +52,7 @@ impl AuditLayer {
     fn open<B>(&self, request: &mut Request<B>) -> RequestAudit {
         let options = &self.options;
         let observation = OuterObservation::attach(request.extensions_mut(), "AuditLayer");
-        let request_id = self
+        let request_id = options
             .trail
             .ids()
             .settle(request.headers_mut(), &options.request_id_header);

@@ -119,7 +119,7 @@ impl AuditTrail {
                 Sample::Admitted => {}
                 Sample::FirstSuppressed => {
                     telemetry::suppressed();
-                    return core.exporter.report_soon();
+                    return core.exporter.wake();
                 }
                 Sample::Suppressed => return telemetry::suppressed(),
             }

@@ -105,7 +105,8 @@ struct Record {
     requirements: Requirements,
     operation: Option<Arc<str>>,
     rejection: Option<Rejection>,
-    callbacks: Vec<Callback>,
+    /// Calls all that were added, in order.
+    callback: Option<Callback>,
 }
 
 type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
@@ -328,20 +329,24 @@ impl RequestObservation {
     fn record_organization(&self, context: OrgContext, is_cached: bool) {
         self.decided();
         let mut record = self.record();
-        let called =
-            (!record.callbacks.is_empty()).then(|| (record.callbacks.clone(), context.clone()));
+        let called = record.callback.clone().map(|it| (it, context.clone()));
         record.caller = Some(Caller::Organization { context, is_cached });
         drop(record);
         // After the lock is released: a callback may read the observation.
-        if let Some((callbacks, context)) = called {
-            for callback in callbacks {
-                callback(&context);
-            }
+        if let Some((callback, context)) = called {
+            callback(&context);
         }
     }
 
     fn add_callback(&self, callback: Callback) {
-        self.record().callbacks.push(callback);
+        let mut record = self.record();
+        record.callback = Some(match record.callback.take() {
+            None => callback,
+            Some(earlier) => Arc::new(move |context| {
+                earlier(context);
+                callback(context);
+            }),
+        });
     }
 
     #[inline]

@@ -13,36 +13,17 @@ pin_project! {
     /// The response future of [`OrgRateLimit`](super::OrgRateLimit): that of the inner service, or a rejection.
     pub struct OrgRateLimitFuture<F> {
         #[pin]
-        state: State<F>,
-        fields: Option<RateLimitFields>,
+        pub(super) state: State<F>,
+        // Boxed: few limits have fields, and each layer copies the future.
+        pub(super) fields: Option<Box<RateLimitFields>>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F> {
+    pub(super) enum State<F> {
         Inner { #[pin] future: F },
         Rejected { rejection: Option<Rejection> },
-    }
-}
-
-impl<F> OrgRateLimitFuture<F> {
-    #[inline]
-    pub(super) fn inner(future: F, fields: Option<RateLimitFields>) -> Self {
-        Self {
-            state: State::Inner { future },
-            fields,
-        }
-    }
-
-    #[inline]
-    pub(super) fn reject(rejection: Rejection, fields: Option<RateLimitFields>) -> Self {
-        Self {
-            state: State::Rejected {
-                rejection: Some(rejection),
-            },
-            fields,
-        }
     }
 }
 
@@ -56,6 +37,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = match this.state.project() {
+            // The response is not moved.
+            StateProj::Inner { future } if this.fields.is_none() => return future.poll(cx),
             StateProj::Inner { future } => ready!(future.poll(cx))?,
             StateProj::Rejected { rejection } => {
                 let rejection = rejection

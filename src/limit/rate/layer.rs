@@ -12,7 +12,7 @@ use crate::limit::account::Decision;
 use crate::limit::accounts::Accounts;
 use crate::limit::quota::Quota;
 use crate::limit::ratelimit_fields::{PolicyName, RateLimitFields};
-use crate::limit::subject::{Per, SubjectRef};
+use crate::limit::subject::{Per, SubjectRef, caller};
 use crate::rejection::Rejection;
 #[cfg(feature = "settings")]
 use crate::settings::OrgSettings;
@@ -32,7 +32,20 @@ pub(super) type QuotaFn =
     dyn Fn(&Extensions, &OrgContext) -> Result<Option<Quota>, Rejection> + Send + Sync;
 
 /// A decision, and the fields of the response.
-type Decided = (Option<Decision>, Option<RateLimitFields>);
+/// A request that is rejected, and the fields of its response.
+pub(super) struct Rejected {
+    pub(super) rejection: Rejection,
+    pub(super) fields: Option<Box<RateLimitFields>>,
+}
+
+impl From<Rejection> for Rejected {
+    fn from(rejection: Rejection) -> Self {
+        Self {
+            rejection,
+            fields: None,
+        }
+    }
+}
 
 /// The state that a layer and its clones share.
 pub(super) struct Core {
@@ -134,11 +147,13 @@ impl OrgRateLimitLayer {
     pub(super) fn decide(
         &self,
         extensions: &Extensions,
-        context: &OrgContext,
-    ) -> Result<Decided, Rejection> {
+    ) -> Result<Option<Box<RateLimitFields>>, Rejected> {
         let core = &*self.core;
+        let Some(context) = caller(extensions, "OrgRateLimitLayer")? else {
+            return Ok(None);
+        };
         let Some(quota) = (core.quota)(extensions, context)? else {
-            return Ok((None, None));
+            return Ok(None);
         };
         let decision = if quota.refill() == 0 {
             Decision::reject_all(&quota)
@@ -147,8 +162,14 @@ impl OrgRateLimitLayer {
             core.accounts.request(subject, &quota, core.clock.now())
         };
         let name = core.fields.as_ref();
-        let fields = name.map(|name| RateLimitFields::new(name, quota, decision));
-        Ok((Some(decision), fields))
+        let fields = name.map(|name| Box::new(RateLimitFields::new(name, quota, decision)));
+        match decision {
+            Decision::Allow { .. } => Ok(fields),
+            Decision::Reject { wait } => Err(Rejected {
+                rejection: Rejection::rate_limited(wait),
+                fields,
+            }),
+        }
     }
 }
 

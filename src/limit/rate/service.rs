@@ -3,12 +3,10 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::future::OrgRateLimitFuture;
-use super::layer::OrgRateLimitLayer;
+use super::future::{OrgRateLimitFuture, State};
+use super::layer::{OrgRateLimitLayer, Rejected};
 use crate::context::observer::RequestObservation;
-use crate::limit::account::Decision;
-use crate::limit::subject::caller;
-use crate::rejection::{Rejection, RejectionBody};
+use crate::rejection::RejectionBody;
 
 /// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).
 #[derive(Clone, Debug)]
@@ -39,28 +37,23 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let extensions = request.extensions();
-        let decided = match caller(extensions, "OrgRateLimitLayer") {
-            Ok(Some(context)) => self.limit.decide(extensions, context),
-            Ok(None) => Ok((None, None)),
-            Err(rejection) => Err(rejection),
-        };
-        let (decision, fields) = match decided {
-            Ok(decided) => decided,
-            Err(rejection) => {
-                let rejection = RequestObservation::rejected(extensions, rejection);
-                return OrgRateLimitFuture::reject(rejection, None);
-            }
-        };
-        match decision {
-            Some(Decision::Reject { wait }) => {
-                let rejection =
-                    RequestObservation::rejected(extensions, Rejection::rate_limited(wait));
-                OrgRateLimitFuture::reject(rejection, fields)
-            }
-            Some(Decision::Allow { .. }) | None => {
-                OrgRateLimitFuture::inner(self.inner.call(request), fields)
-            }
+        match self.limit.decide(request.extensions()) {
+            // Written in place: the inner future is large.
+            Ok(fields) => OrgRateLimitFuture {
+                state: State::Inner {
+                    future: self.inner.call(request),
+                },
+                fields,
+            },
+            Err(Rejected { rejection, fields }) => OrgRateLimitFuture {
+                state: State::Rejected {
+                    rejection: Some(RequestObservation::rejected(
+                        request.extensions(),
+                        rejection,
+                    )),
+                },
+                fields,
+            },
         }
     }
 }

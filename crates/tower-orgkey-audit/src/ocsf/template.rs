@@ -10,13 +10,18 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use http::{Method, StatusCode};
 use tower_orgkey::observer::Requirements;
+use tower_orgkey::{KeyId, OrgCode};
 
 use super::document::{endpoint, is_listed, millis, span, user};
 use super::json::{Field, Json, Mark, is_plain};
 use crate::event::{Actor, AuditEvent, AuditedRequest, BodyEnd, Outcome, Source};
+use crate::request_id::RequestId;
 
 /// The most templates, of some 2 KB each. There is one per route, status and numbers of digits.
 const TEMPLATES: usize = 256;
+
+/// The most keys whose object `user` is kept, in some 250 bytes each.
+const USERS: usize = 1_024;
 
 /// The templates of a sink.
 #[derive(Default)]
@@ -24,6 +29,7 @@ pub(crate) struct Templates {
     /// Each at the remainder of a hash. Empty until the first event.
     held: Vec<Option<Template>>,
     hasher: RandomState,
+    users: Users,
 }
 
 impl Templates {
@@ -45,7 +51,7 @@ impl Templates {
             && template.shape.is_of(event, request)
             && template.fill(request, &numbers)
         {
-            template.append(request, out);
+            template.append(request, &mut self.users, out);
         } else {
             *held = Template::write(event, request, &numbers, out);
         }
@@ -58,7 +64,54 @@ fn has_template(request: &AuditedRequest) -> bool {
         && matches!(request.actor, Actor::Organization { .. })
         && request.path.is_none()
         && is_listed(&request.method)
-        && is_plain(request.request_id.as_bytes())
+        && match &request.request_id {
+            RequestId::Generated(_) => true,
+            RequestId::Sent(id) => is_plain(id.as_bytes()),
+        }
+}
+
+/// The object `user` of keys, each at a place that follows from the address of its id: entries of the cache of one key share it.
+#[derive(Default)]
+struct Users(Vec<Option<User>>);
+
+struct User {
+    org: OrgCode,
+    key_id: KeyId,
+    json: Vec<u8>,
+}
+
+impl Users {
+    /// Appends what [`user`] appends.
+    fn append(&mut self, actor: &Actor, json: &mut Json<'_>) {
+        let Actor::Organization {
+            org,
+            key_id: Some(key_id),
+            user_id: None,
+            ..
+        } = actor
+        else {
+            return user(json, actor);
+        };
+        if self.0.is_empty() {
+            self.0.resize_with(USERS, || None);
+        }
+        // Strings are aligned to sixteen bytes.
+        let place = (key_id.as_str().as_ptr().addr() >> 4) % self.0.len();
+        match &self.0[place] {
+            Some(held) if held.key_id == *key_id && held.org == *org => {
+                json.plain(&held.json);
+            }
+            _ => {
+                let start = json.out.len();
+                user(json, actor);
+                self.0[place] = Some(User {
+                    org: org.clone(),
+                    key_id: key_id.clone(),
+                    json: json.out[start..].to_vec(),
+                });
+            }
+        }
+    }
 }
 
 /// What the constant parts of an event depend on.
@@ -142,8 +195,9 @@ struct Template {
     /// Where the endpoint and the user belong.
     endpoint: usize,
     user: usize,
-    /// Where the id of the request is.
-    ids: Vec<Range<usize>>,
+    /// Where the id of the request begins, and its length.
+    ids: Vec<usize>,
+    id_len: usize,
     /// The numbers in `text`, and where they are.
     numbers: Numbers,
     places: [Vec<Range<usize>>; NUMBERS],
@@ -167,6 +221,7 @@ impl Template {
             endpoint: 0,
             user: 0,
             ids: Vec::new(),
+            id_len: request.request_id.as_bytes().len(),
             numbers: *numbers,
             places: Default::default(),
         };
@@ -178,7 +233,7 @@ impl Template {
                 Field::Endpoint => template.endpoint = place.start,
                 Field::User => template.user = place.start,
                 Field::RequestId => {
-                    template.ids.push(place);
+                    template.ids.push(place.start);
                     continue;
                 }
                 number => {
@@ -197,11 +252,16 @@ impl Template {
     /// Replaces the id and the numbers. `false` if one of them has another length.
     fn fill(&mut self, request: &AuditedRequest, numbers: &Numbers) -> bool {
         let id = request.request_id.as_bytes();
+        if id.len() != self.id_len {
+            return false;
+        }
         for at in &self.ids {
-            if at.len() != id.len() {
-                return false;
+            let held = &mut self.text[*at..][..id.len()];
+            match &request.request_id {
+                // Of a constant length, so this needs no call.
+                RequestId::Generated(digits) => held.copy_from_slice(digits),
+                RequestId::Sent(id) => held.copy_from_slice(id.as_bytes()),
             }
-            self.text[at.clone()].copy_from_slice(id);
         }
         for n in 0..NUMBERS {
             // Most are the same as before.
@@ -222,13 +282,13 @@ impl Template {
         true
     }
 
-    fn append(&self, request: &AuditedRequest, out: &mut Vec<u8>) {
+    fn append(&self, request: &AuditedRequest, users: &mut Users, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.text[..self.endpoint]);
         let json = &mut Json::new(out);
         endpoint(json, request);
         json.out
             .extend_from_slice(&self.text[self.endpoint..self.user]);
-        user(json, &request.actor);
+        users.append(&request.actor, json);
         json.out.extend_from_slice(&self.text[self.user..]);
     }
 }
@@ -239,12 +299,11 @@ mod tests {
 
     use tokio::time::Instant;
     use tower_orgkey::observer::{EarlyEnd, Requirement};
-    use tower_orgkey::{KeyId, OrgCode, Rejection, RequestObservation, ScopePolicy};
+    use tower_orgkey::{Rejection, RequestObservation, ScopePolicy};
 
     use super::*;
     use crate::event::{AuditEventKind, Body, Route};
     use crate::peer::AuditPeer;
-    use crate::request_id::RequestId;
 
     fn requirements(of: &[Requirement]) -> Requirements {
         let observation = RequestObservation::default();
@@ -346,7 +405,7 @@ mod tests {
 
     fn event(request: &AuditedRequest, source: &Arc<Source>, sequence: u64) -> AuditEvent {
         AuditEvent {
-            kind: AuditEventKind::Request(Box::new(request.clone())),
+            kind: AuditEventKind::Request(request.clone()),
             source: Arc::clone(source),
             sequence,
         }
@@ -366,6 +425,7 @@ mod tests {
         Templates {
             held: vec![None],
             hasher: RandomState::default(),
+            users: Users(vec![None]),
         }
     }
 
