@@ -112,16 +112,23 @@ async fn fault_174_a_record_after_later_ones_counts() {
 }
 
 #[tokio::test]
-async fn store_belongs_to_one_feature() {
+async fn fault_172b_totals_of_another_issuer_are_rejected() {
     let world = World::new().await;
+    let other = World::new().await;
     drop(world.start());
     let store = Arc::new(world.totals.open());
-    let build = |feature| {
-        let builder = KindeBillingSink::builder(&world.verifier(), feature);
-        builder.build(Arc::clone(&store))
+    let build = |of: &World, feature| {
+        let builder = KindeBillingSink::builder(&of.verifier(), feature);
+        builder.build(Arc::clone(&store)).map_err(|error| {
+            assert_eq!(error.field(), "store");
+            error.to_string()
+        })
     };
-    assert_eq!(build("tokens").unwrap_err().field(), "store");
-    assert!(build("api_calls").is_ok());
+    let error = build(&world, "tokens").unwrap_err();
+    assert!(error.contains("another feature"), "{error}");
+    let error = build(&other, "api_calls").unwrap_err();
+    assert!(error.contains("another issuer"), "{error}");
+    assert!(build(&world, "api_calls").is_ok());
 }
 
 #[tokio::test]
