@@ -102,6 +102,7 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 /// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again |
 /// | [`permanent`](Self::permanent) | 400 | none | are pushed in smaller batches; one alone is dropped |
 /// | [`park`](Self::park) | unknown customer | none | are parked; the others of the batch are pushed again |
+/// | [`park_maybe_stored`](Self::park_maybe_stored) | the meter has forgotten ids | unknown, of earlier pushes | the same |
 ///
 /// ```
 /// use std::time::Duration;
@@ -115,6 +116,7 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 pub struct PushError {
     kind: PushErrorKind,
     places: Option<Arc<[usize]>>,
+    may_be_stored: bool,
     #[source]
     source: Arc<dyn StdError + Send + Sync>,
 }
@@ -149,6 +151,7 @@ impl PushError {
         Self {
             kind,
             places: None,
+            may_be_stored: false,
             source: Arc::from(source),
         }
     }
@@ -179,6 +182,25 @@ impl PushError {
         let mut error = Self::new(PushErrorKind::Park, source.into());
         error.places = Some(places.into_iter().collect());
         error
+    }
+
+    /// As [`park`](Self::park), but an earlier push may have stored these records: the meter can no longer tell. They are parked as
+    /// [`MaybeStored`](crate::ParkReason::MaybeStored).
+    ///
+    /// ```
+    /// use tower_orgkey_usage::{PushError, PushErrorKind};
+    ///
+    /// let error = PushError::park_maybe_stored("the meter no longer knows the first record", [0]);
+    /// assert_eq!(error.kind(), PushErrorKind::Park);
+    /// ```
+    pub fn park_maybe_stored(
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        Self {
+            may_be_stored: true,
+            ..Self::park(source, places)
+        }
     }
 
     /// Sets how long the pusher has to wait. Only for errors that are pushed again.
@@ -220,6 +242,11 @@ impl PushError {
     /// Returns what happens to the batch.
     pub fn kind(&self) -> PushErrorKind {
         self.kind
+    }
+
+    /// Whether records to park may be stored.
+    pub(crate) fn may_be_stored(&self) -> bool {
+        self.may_be_stored
     }
 
     /// The places that the error is about in a batch of `len`, ascending. `None`: all.

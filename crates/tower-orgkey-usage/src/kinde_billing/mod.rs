@@ -15,7 +15,7 @@ use tower_orgkey::kinde::KindeVerifier;
 
 pub use self::builder::KindeBillingBuilder;
 pub use self::file::TotalsFile;
-pub use self::ledger::{HoldReason, Ledger};
+pub use self::ledger::{HoldReason, Ledger, PeriodTotal};
 pub use self::sender::{KindeBillingSender, ResumeError, SendReport, Unsettled};
 pub use self::store::{MaybeAdded, OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
 use crate::record::UsageRecord;
@@ -123,7 +123,7 @@ impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
                 telemetry::maybe_counted(old.places.len());
                 let at = old.places.iter().filter_map(|at| places.get(*at).copied());
                 let at: Vec<usize> = at.collect();
-                Err(PushError::park(*old, at))
+                Err(PushError::park_maybe_stored(*old, at))
             }
             Err(error) => Err(PushError::retry(error)),
         }

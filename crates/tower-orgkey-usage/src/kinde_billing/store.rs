@@ -40,7 +40,8 @@ pub trait TotalsStore: Send + Sync + 'static {
 
     /// Adds the units of records whose ids were not added before, of all of them or, after an error, of none.
     ///
-    /// The error [`MaybeAdded`] parks the records that it names; others push all of them again.
+    /// The error [`MaybeAdded`] parks the records that it names, as [`MaybeStored`](crate::ParkReason::MaybeStored); others push
+    /// all of them again.
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send;
 
     /// Returns all organizations if this node is the one that sends, else `None`.

@@ -288,7 +288,7 @@ impl<S: UsageSink> UsagePusher<S> {
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
                 if lock(&self.queue).may_be_stored() {
-                    self.park(vec![0]).await;
+                    self.park(ParkReason::Held, vec![0]).await;
                 } else {
                     self.drop_undeliverable(&batch, &error).await;
                 }
@@ -304,7 +304,12 @@ impl<S: UsageSink> UsagePusher<S> {
                     self.pause(&error, None);
                     return Err(error);
                 }
-                self.park(places).await;
+                let minutes = places.iter().map(|place| batch[*place].minute);
+                let reason = match minutes.min() {
+                    Some(since) if error.may_be_stored() => ParkReason::MaybeStored { since },
+                    _ => ParkReason::Held,
+                };
+                self.park(reason, places).await;
             }
             PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
                 telemetry::push_ended("retry");
@@ -339,8 +344,8 @@ impl<S: UsageSink> UsagePusher<S> {
     }
 
     /// Parks the records at these places.
-    async fn park(&mut self, places: Vec<usize>) {
-        let parked = lock(&self.queue).park(ParkReason::Held, places);
+    async fn park(&mut self, reason: ParkReason, places: Vec<usize>) {
+        let parked = lock(&self.queue).park(reason, places);
         self.parked_now(&parked);
         self.save().await;
     }

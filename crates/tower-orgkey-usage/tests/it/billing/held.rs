@@ -13,7 +13,7 @@ async fn fault_173_a_held_organization_holds_no_other() {
     let world = World::new().await;
     world.emulator.add_organization("org_free");
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     for name in ["org_free", "org_none", "org_1"] {
         process.serve(&world, name, 2).await;
     }
@@ -63,7 +63,7 @@ async fn fault_173_a_held_organization_holds_no_other() {
 #[tokio::test]
 async fn round_ends_while_kinde_is_down() {
     let world = World::new().await;
-    let mut process = world.start();
+    let mut process = world.start().await;
     for n in 0..8 {
         process.serve(&world, &format!("org_{n}"), 1).await;
     }
@@ -82,7 +82,7 @@ async fn round_ends_while_kinde_is_down() {
 #[tokio::test]
 async fn sends_end_while_kinde_does_not_answer() {
     let world = World::new().await;
-    let mut process = world.start();
+    let mut process = world.start().await;
     let mut agreements = Vec::new();
     for n in 0..8 {
         let name = format!("org_{n}");
@@ -107,7 +107,7 @@ async fn sends_end_while_kinde_does_not_answer() {
 async fn revoked_token_is_renewed() {
     let world = World::new().await;
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 1).await;
     process.send().await;
     world.emulator.revoke_tokens();
@@ -134,7 +134,7 @@ async fn throttled_sender_waits() {
     let world = World::new().await;
     world.agree("org_1");
     world.agree("org_2");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 1).await;
     process.serve(&world, "org_2", 1).await;
     let busy = Fault::status(429).with_header("ratelimit-reset", "60");

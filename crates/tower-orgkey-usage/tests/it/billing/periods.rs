@@ -13,7 +13,7 @@ async fn fault_170_the_end_of_a_period_moves_no_unit() {
     let world = World::new().await;
     world.agree("org_1");
     world.agree("org_2");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 5).await;
     process.serve(&world, "org_2", 4).await;
     process.send().await;
@@ -47,7 +47,7 @@ async fn fault_170_the_end_of_a_period_moves_no_unit() {
 async fn fault_171_a_new_agreement_gets_the_rest() {
     let world = World::new().await;
     let old = world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 5).await;
     process.send().await;
     process.serve(&world, "org_1", 3).await;
@@ -87,7 +87,7 @@ async fn fault_171_a_new_agreement_gets_the_rest() {
 async fn ended_agreement_is_not_asked_for_again() {
     let world = World::new().await;
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 3).await;
     process.send().await;
     world.advance(world.left() + MINUTE);

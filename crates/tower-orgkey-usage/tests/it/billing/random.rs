@@ -105,7 +105,7 @@ pub(crate) async fn bills_exactly(world: &World<impl Totals>, steps: &[Step]) {
         world.agree(name);
     }
     let mut served: BTreeMap<String, u64> = BTreeMap::new();
-    let mut process = world.start();
+    let mut process = world.start().await;
     for step in steps {
         match *step {
             Step::Serve { org, times, loses } => {
@@ -151,7 +151,7 @@ pub(crate) async fn bills_exactly(world: &World<impl Totals>, steps: &[Step]) {
             }
             Step::Restart => {
                 drop(process);
-                process = world.start();
+                process = world.start().await;
             }
         }
         world.assert_never_lowered();

@@ -12,7 +12,7 @@ use crate::kit::sums;
 async fn totals_are_sent_as_absolutes() {
     let world = World::new().await;
     let agreement = world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 3).await;
     assert_eq!(world.calls(), 0, "a push sends nothing");
     assert_eq!(process.send().await.accepted, 1);
@@ -42,7 +42,7 @@ async fn totals_are_sent_as_absolutes() {
 async fn fault_168_a_lost_answer_bills_once() {
     let world = World::new().await;
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 5).await;
     world
         .emulator
@@ -71,7 +71,7 @@ async fn fault_169_a_late_request_lowers_no_total() {
     for restarts in [false, true] {
         let world = World::new().await;
         world.agree("org_1");
-        let mut process = world.start();
+        let mut process = world.start().await;
         process.serve(&world, "org_1", 5).await;
         world
             .emulator
@@ -80,7 +80,7 @@ async fn fault_169_a_late_request_lowers_no_total() {
         assert_eq!(world.emulator.calls().record_usage.faulted, 1);
         if restarts {
             drop(process);
-            process = world.start();
+            process = world.start().await;
         }
         process.serve(&world, "org_1", 2).await;
         process.send().await;
@@ -106,7 +106,7 @@ async fn answer_of_a_proxy_is_no_rejection() {
     for (status, parked) in [(408, 1), (409, 1), (502, 1), (400, 0), (422, 0)] {
         let world = World::new().await;
         world.agree("org_1");
-        let mut process = world.start();
+        let mut process = world.start().await;
         process.serve(&world, "org_1", 5).await;
         world
             .emulator
@@ -126,7 +126,7 @@ async fn fault_175_an_unanswered_total_is_parked() {
         for changes_plan in [false, true] {
             let world = World::new().await;
             world.agree("org_1");
-            let mut process = world.start();
+            let mut process = world.start().await;
             process.serve(&world, "org_1", 5).await;
             process.send().await;
             process.serve(&world, "org_1", 3).await;
@@ -164,7 +164,7 @@ async fn fault_175_an_unanswered_total_is_parked() {
 async fn fault_175_a_killed_sender_leaves_a_parked_total() {
     let world = World::new().await;
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 5).await;
     // Recorded at once, and answered too slowly.
     let slow = Fault::trickle(Duration::from_secs(60)).times(1);
@@ -178,7 +178,7 @@ async fn fault_175_a_killed_sender_leaves_a_parked_total() {
         } => {}
     }
     drop(process);
-    let mut process = world.start();
+    let mut process = world.start().await;
     world.advance(world.left() + MINUTE);
     process.serve(&world, "org_1", 2).await;
     process.send().await;

@@ -15,19 +15,19 @@ async fn fault_172_lost_totals_are_not_sent() {
         let world = World::new().await;
         world.agree("org_1");
         world.agree("org_2");
-        let mut process = world.start();
+        let mut process = world.start().await;
         process.serve(&world, "org_1", 5).await;
         process.serve(&world, "org_2", 5).await;
         process.send().await;
         drop(process);
-        drop(world.totals.open());
+        drop(world.totals.open().await);
         let older = fs::read(world.path()).unwrap();
-        let mut process = world.start();
+        let mut process = world.start().await;
         process.serve(&world, "org_1", 4).await;
         process.serve(&world, "org_2", 4).await;
         process.send().await;
         drop(process);
-        drop(world.totals.open());
+        drop(world.totals.open().await);
         match loss {
             "missing" => fs::remove_file(world.path()).unwrap(),
             "older" => fs::write(world.path(), &older).unwrap(),
@@ -36,13 +36,13 @@ async fn fault_172_lost_totals_are_not_sent() {
         let sent = world.calls();
 
         // Counting goes on, nothing is sent.
-        let mut process = world.start();
+        let mut process = world.start().await;
         process.serve(&world, "org_1", 2).await;
         process.serve(&world, "org_2", 2).await;
         let lost = |name| (org(name), HoldReason::UnknownTotal);
         assert_eq!(process.send().await.held, [lost("org_1"), lost("org_2")]);
         drop(process);
-        let mut process = world.start();
+        let mut process = world.start().await;
         assert_eq!(process.send().await.held, [lost("org_1"), lost("org_2")]);
         assert_eq!(world.calls(), sent, "{loss}");
 
@@ -69,7 +69,7 @@ async fn fault_172_lost_totals_are_not_sent() {
 async fn fault_174_a_repeated_push_counts_once() {
     let world = World::new().await;
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.loses.store(true, Ordering::SeqCst);
     process.serve(&world, "org_1", 5).await;
     assert!(!process.loses.load(Ordering::SeqCst), "no answer was lost");
@@ -79,7 +79,7 @@ async fn fault_174_a_repeated_push_counts_once() {
     process.loses.store(true, Ordering::SeqCst);
     assert_eq!(process.pusher.push_closed().await.waiting, 1);
     drop(process);
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.push().await;
     process.send().await;
     assert_eq!(world.billed(), sums(&[("org_1", 8)]));
@@ -89,7 +89,7 @@ async fn fault_174_a_repeated_push_counts_once() {
 async fn fault_174_a_record_after_later_ones_counts() {
     let world = World::new().await;
     world.agree("org_1");
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.serve(&world, "org_1", 1).await;
     process.parks.store(true, Ordering::SeqCst);
     process.serve(&world, "org_1", 2).await;
@@ -105,7 +105,7 @@ async fn fault_174_a_record_after_later_ones_counts() {
     assert_eq!(process.pusher.push_closed().await.waiting, 1);
     drop(parked);
     drop(process);
-    let mut process = world.start();
+    let mut process = world.start().await;
     process.push().await;
     process.send().await;
     assert_eq!(world.billed(), sums(&[("org_1", 7)]));
@@ -115,8 +115,8 @@ async fn fault_174_a_record_after_later_ones_counts() {
 async fn fault_172b_totals_of_another_issuer_are_rejected() {
     let world = World::new().await;
     let other = World::new().await;
-    drop(world.start());
-    let store = Arc::new(world.totals.open());
+    drop(world.start().await);
+    let store = Arc::new(world.totals.open().await);
     let build = |of: &World, feature| {
         let builder = KindeBillingSink::builder(&of.verifier(), feature);
         builder.build(Arc::clone(&store)).map_err(|error| {
@@ -134,7 +134,7 @@ async fn fault_172b_totals_of_another_issuer_are_rejected() {
 #[tokio::test]
 async fn totals_file_has_one_process() {
     let world = World::new().await;
-    let totals = world.totals.open();
+    let totals = world.totals.open().await;
     assert!(matches!(
         TotalsFile::single_node(world.path()),
         Err(SpoolFileError::InUse { .. })

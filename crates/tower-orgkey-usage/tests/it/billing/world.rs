@@ -57,7 +57,7 @@ pub(crate) struct Process<S> {
 pub(crate) trait Totals {
     type Store: TotalsStore;
 
-    fn open(&self) -> Self::Store;
+    fn open(&self) -> impl Future<Output = Self::Store>;
 }
 
 /// A totals file.
@@ -66,7 +66,7 @@ pub(crate) struct TotalsAt(PathBuf);
 impl Totals for TotalsAt {
     type Store = TotalsFile;
 
-    fn open(&self) -> TotalsFile {
+    async fn open(&self) -> TotalsFile {
         patiently(|| TotalsFile::single_node(&self.0))
     }
 }
@@ -83,7 +83,7 @@ pub(crate) struct World<T = TotalsAt> {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let create = |directory: &Path| {
+        let create = async |_: &KindeEmulator, directory: &Path| {
             let path = directory.join("totals");
             drop(TotalsFile::first_start(&path).unwrap());
             TotalsAt(path)
@@ -98,7 +98,7 @@ impl World {
 
 impl<T: Totals> World<T> {
     /// With the totals that are created, in this directory.
-    pub(crate) async fn with(create: impl FnOnce(&Path) -> T) -> Self {
+    pub(crate) async fn with(create: impl AsyncFnOnce(&KindeEmulator, &Path) -> T) -> Self {
         let emulator = KindeEmulator::builder()
             .token_lifetime(Duration::from_secs(4_000 * DAY))
             .start()
@@ -108,11 +108,12 @@ impl<T: Totals> World<T> {
         let name = format!("orgkey-billing-{:032x}", rand());
         let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).unwrap();
+        let totals = create(&emulator, &directory).await;
         Self {
             emulator,
             wall: TestWallClock::new(SystemTime::now()),
             begin,
-            totals: create(&directory),
+            totals,
             directory,
         }
     }
@@ -132,10 +133,15 @@ impl<T: Totals> World<T> {
             .unwrap()
     }
 
-    pub(crate) fn start(&self) -> Process<T::Store> {
+    pub(crate) async fn start(&self) -> Process<T::Store> {
+        self.start_node("spool").await
+    }
+
+    /// Starts a process with this spool file.
+    pub(crate) async fn start_node(&self, spool: &str) -> Process<T::Store> {
         let (sink, sender) = KindeBillingSink::builder(&self.verifier(), "api_calls")
             .test_wall_clock(self.wall.clone())
-            .build(self.totals.open())
+            .build(self.totals.open().await)
             .unwrap();
         let usage = usage(&self.wall).build().unwrap();
         let loses = Arc::new(AtomicBool::new(false));
@@ -145,7 +151,7 @@ impl<T: Totals> World<T> {
             loses: Arc::clone(&loses),
             parks: Arc::clone(&parks),
         };
-        let spool = patiently(|| SpoolFile::open(self.directory.join("spool")));
+        let spool = patiently(|| SpoolFile::open(self.directory.join(spool)));
         let pusher = usage.handle().pusher(sink).spool_file(spool);
         Process {
             app: app(&usage),
