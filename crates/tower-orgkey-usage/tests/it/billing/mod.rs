@@ -5,7 +5,7 @@ mod periods;
 mod random;
 mod sends;
 mod stored;
-mod world;
+pub(crate) mod world;
 
 use proptest::prelude::*;
 
