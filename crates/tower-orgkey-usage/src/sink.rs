@@ -100,6 +100,7 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 /// |---|---|---|---|
 /// | [`retry`](Self::retry) | timeout, connection lost, 5xx | unknown | are pushed again, or [parked](crate::ParkedRecords) if the meter [forgets](UsageSink::remembers) |
 /// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again |
+/// | [`defer`](Self::defer) | the customer of an organization cannot be looked up | the others of the batch | are pushed again, after those of other accounts |
 /// | [`permanent`](Self::permanent) | 400 | none | are pushed in smaller batches; one alone is dropped |
 /// | [`park`](Self::park) | unknown customer | none | are parked; the others of the batch are pushed again |
 /// | [`park_maybe_stored`](Self::park_maybe_stored) | the meter has forgotten ids | unknown, of earlier pushes | the same |
@@ -117,6 +118,7 @@ pub struct PushError {
     kind: PushErrorKind,
     places: Option<Arc<[usize]>>,
     may_be_stored: bool,
+    is_deferred: bool,
     #[source]
     source: Arc<dyn StdError + Send + Sync>,
 }
@@ -152,6 +154,7 @@ impl PushError {
             kind,
             places: None,
             may_be_stored: false,
+            is_deferred: false,
             source: Arc::from(source),
         }
     }
@@ -203,6 +206,26 @@ impl PushError {
         }
     }
 
+    /// The records at these places, counted from 0, are not stored, for a reason that concerns only their accounts. All waiting
+    /// records of these accounts are pushed again after those of others, which do not wait. The sink has stored all other records
+    /// of the batch. Places beyond the batch are ignored.
+    ///
+    /// ```
+    /// use tower_orgkey_usage::{PushError, PushErrorKind};
+    ///
+    /// let error = PushError::defer("the customer of the second record cannot be looked up", [1]);
+    /// assert_eq!(error.kind(), PushErrorKind::NotStored { after: None });
+    /// ```
+    pub fn defer(
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        Self {
+            is_deferred: true,
+            ..Self::not_stored(source).only(places)
+        }
+    }
+
     /// Sets how long the pusher has to wait. Only for errors that are pushed again.
     pub fn after(mut self, wait: Duration) -> Self {
         if let PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } = &mut self.kind
@@ -242,6 +265,11 @@ impl PushError {
     /// Returns what happens to the batch.
     pub fn kind(&self) -> PushErrorKind {
         self.kind
+    }
+
+    /// Whether the error is about accounts.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.is_deferred
     }
 
     /// Whether records to park may be stored.
