@@ -188,18 +188,17 @@ impl TotalsStore for PostgresTotals {
 
     async fn load(&self) -> Result<Option<Totals>, TotalsError> {
         let mut sender = self.sender.lock().await;
-        let mut connection = match sender.take() {
-            Some(connection) => connection,
-            None => {
-                // Not one of the pool, which may close it.
-                let mut connection = self.pool.connect_options().connect().await?;
-                let lock = sqlx::query_scalar(TRY_LOCK).bind(&self.feature);
-                let is_locked: bool = lock.fetch_one(&mut connection).await?;
-                if !is_locked {
-                    return Ok(None);
-                }
-                connection
+        let mut connection = if let Some(connection) = sender.take() {
+            connection
+        } else {
+            // Not one of the pool, which may close it.
+            let mut connection = self.pool.connect_options().connect().await?;
+            let lock = sqlx::query_scalar(TRY_LOCK).bind(&self.feature);
+            let is_locked: bool = lock.fetch_one(&mut connection).await?;
+            if !is_locked {
+                return Ok(None);
             }
+            connection
         };
         // After an error the connection is dropped, and the lock with it.
         let totals = self.read(&mut connection).await?;

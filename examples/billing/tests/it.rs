@@ -1,6 +1,8 @@
 //! The store with a real PostgreSQL, and the emulator's billing.
 
 #![allow(clippy::unwrap_used)]
+// Rust 1.88, for which the shared files are written, has no larger units.
+#![allow(clippy::duration_suboptimal_units)]
 
 #[path = "../../../crates/tower-orgkey-sqlx/tests/it/cluster.rs"]
 #[allow(dead_code, reason = "a part of it is used")]
