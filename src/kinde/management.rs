@@ -84,6 +84,11 @@ impl KindeVerifier {
 }
 
 impl ManagementApi {
+    /// Returns the issuer: the URL that the verifier was built with, without a slash at its end.
+    pub fn issuer(&self) -> &str {
+        &self.kinde.issuer
+    }
+
     /// Sends a GET. The path begins with `/`; the query is encoded. Waits at most 10 s, and for a token.
     pub async fn get(
         &self,

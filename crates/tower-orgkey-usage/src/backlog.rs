@@ -45,6 +45,8 @@ pub(crate) enum Change<R, P> {
     Sent { at: u64, records: Vec<usize> },
     /// The push of these waiting records stored none of them.
     NotStored(Vec<usize>),
+    /// These waiting records are pushed after all others.
+    Later(Vec<usize>),
     /// These waiting records are parked.
     Park {
         reason: ParkReason,
@@ -67,6 +69,7 @@ impl<R, P> Change<R, P> {
             Self::Removed(records)
             | Self::Sent { records, .. }
             | Self::NotStored(records)
+            | Self::Later(records)
             | Self::Park { records, .. }
             | Self::Dropped(records)
             | Self::Again(records) => records.len(),
@@ -100,6 +103,7 @@ impl Backlog {
             Change::Removed(at) => return self.apply(&Change::Removed(at)),
             Change::Sent { at, records } => return self.apply(&Change::Sent { at, records }),
             Change::NotStored(at) => return self.apply(&Change::NotStored(at)),
+            Change::Later(at) => return self.apply(&Change::Later(at)),
             Change::Park { reason, records } => {
                 return self.apply(&Change::Park { reason, records });
             }
@@ -145,6 +149,11 @@ impl Backlog {
                     self.waiting[*place].sent = None;
                     self.waiting[*place].is_new = false;
                 }
+            }
+            Change::Later(at) => {
+                check(at, self.waiting.len())?;
+                let later = self.take(at);
+                self.waiting.extend(later);
             }
             Change::Park { reason, records } => {
                 check(records, self.waiting.len())?;
@@ -267,6 +276,7 @@ mod tests {
                     records: records.clone(),
                 },
                 Read::NotStored(at.clone()),
+                Read::Later(at.clone()),
                 Read::Park { reason, records },
                 Read::Dropped(at.clone()),
                 Read::Again(at),
@@ -285,7 +295,8 @@ mod tests {
         let mut backlog = backlog();
         backlog.apply(&Change::Again(vec![0])).unwrap();
         backlog.apply(&Change::Removed(vec![1])).unwrap();
+        backlog.apply(&Change::Later(vec![0, 2])).unwrap();
         let ids = backlog.waiting.iter().map(|waiting| &waiting.record.id);
-        assert_eq!(ids.collect::<Vec<_>>(), ["0", "3", "1"]);
+        assert_eq!(ids.collect::<Vec<_>>(), ["3", "0", "1"]);
     }
 }

@@ -124,8 +124,8 @@ pub use self::future::ResponseFuture;
 #[cfg_attr(docsrs, doc(cfg(feature = "kinde-billing")))]
 pub use self::kinde_billing::{
     HoldReason, KindeBillingBuilder, KindeBillingSender, KindeBillingSink, Ledger, MaybeAdded,
-    OrgTotal, RecordUnits, ResumeError, SendReport, Totals, TotalsError, TotalsFile, TotalsStore,
-    Unsettled,
+    OrgTotal, PeriodTotal, RecordUnits, ResumeError, SendReport, Totals, TotalsError, TotalsFile,
+    TotalsStore, Unsettled,
 };
 pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]

@@ -21,7 +21,8 @@ pub struct ParkedRecord {
 pub enum ParkReason {
     /// The meter may have stored the record, and has forgotten its id or rejects it now. Look it up at the meter.
     MaybeStored {
-        /// When the first push without a clear answer began, in seconds since the Unix epoch.
+        /// When the first push without a clear answer began, in seconds since the Unix epoch. If only the sink
+        /// [knows](crate::PushError::park_maybe_stored) that there may have been one, not before this time.
         since: u64,
     },
     /// The record is older than the meter [accepts](crate::UsageSink::oldest), and was never stored.

@@ -1,10 +1,12 @@
 //! The backlog with its bound and its file.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::account::Account;
 use crate::aggregator::RecordCounts;
 use crate::backlog::{Backlog, Change, Small};
 use crate::parked::{ParkReason, ParkedRecord, Settlement};
@@ -152,6 +154,19 @@ impl Queue {
         if !new.is_empty() {
             self.change(&Change::NotStored(new));
         }
+    }
+
+    /// Moves the records of the accounts of the `number` oldest ones behind all others, and returns how many there are.
+    pub(crate) fn defer(&mut self, number: usize) -> usize {
+        let head = self.backlog.waiting.iter().take(number);
+        let accounts: HashSet<Account> =
+            head.map(|waiting| waiting.record.account.clone()).collect();
+        let all = self.backlog.waiting.iter().enumerate();
+        let later = all.filter(|(_, waiting)| accounts.contains(&waiting.record.account));
+        let later: Vec<usize> = later.map(|(place, _)| place).collect();
+        let number = later.len();
+        self.change(&Change::Later(later));
+        number
     }
 
     /// Whether an earlier push may have stored the oldest record.

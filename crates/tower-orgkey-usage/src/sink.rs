@@ -100,8 +100,10 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 /// |---|---|---|---|
 /// | [`retry`](Self::retry) | timeout, connection lost, 5xx | unknown | are pushed again, or [parked](crate::ParkedRecords) if the meter [forgets](UsageSink::remembers) |
 /// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again |
+/// | [`defer`](Self::defer) | the customer of an organization cannot be looked up | the others of the batch | are pushed again, after those of other accounts |
 /// | [`permanent`](Self::permanent) | 400 | none | are pushed in smaller batches; one alone is dropped |
 /// | [`park`](Self::park) | unknown customer | none | are parked; the others of the batch are pushed again |
+/// | [`park_maybe_stored`](Self::park_maybe_stored) | the meter has forgotten ids | unknown, of earlier pushes | the same |
 ///
 /// ```
 /// use std::time::Duration;
@@ -115,6 +117,8 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 pub struct PushError {
     kind: PushErrorKind,
     places: Option<Arc<[usize]>>,
+    may_be_stored: bool,
+    is_deferred: bool,
     #[source]
     source: Arc<dyn StdError + Send + Sync>,
 }
@@ -149,6 +153,8 @@ impl PushError {
         Self {
             kind,
             places: None,
+            may_be_stored: false,
+            is_deferred: false,
             source: Arc::from(source),
         }
     }
@@ -179,6 +185,45 @@ impl PushError {
         let mut error = Self::new(PushErrorKind::Park, source.into());
         error.places = Some(places.into_iter().collect());
         error
+    }
+
+    /// As [`park`](Self::park), but an earlier push may have stored these records: the meter can no longer tell. They are parked as
+    /// [`MaybeStored`](crate::ParkReason::MaybeStored).
+    ///
+    /// ```
+    /// use tower_orgkey_usage::{PushError, PushErrorKind};
+    ///
+    /// let error = PushError::park_maybe_stored("the meter no longer knows the first record", [0]);
+    /// assert_eq!(error.kind(), PushErrorKind::Park);
+    /// ```
+    pub fn park_maybe_stored(
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        Self {
+            may_be_stored: true,
+            ..Self::park(source, places)
+        }
+    }
+
+    /// The records at these places, counted from 0, are not stored, for a reason that concerns only their accounts. All waiting
+    /// records of these accounts are pushed again after those of others, which do not wait. The sink has stored all other records
+    /// of the batch. Places beyond the batch are ignored.
+    ///
+    /// ```
+    /// use tower_orgkey_usage::{PushError, PushErrorKind};
+    ///
+    /// let error = PushError::defer("the customer of the second record cannot be looked up", [1]);
+    /// assert_eq!(error.kind(), PushErrorKind::NotStored { after: None });
+    /// ```
+    pub fn defer(
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        places: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        Self {
+            is_deferred: true,
+            ..Self::not_stored(source).only(places)
+        }
     }
 
     /// Sets how long the pusher has to wait. Only for errors that are pushed again.
@@ -220,6 +265,16 @@ impl PushError {
     /// Returns what happens to the batch.
     pub fn kind(&self) -> PushErrorKind {
         self.kind
+    }
+
+    /// Whether the error is about accounts.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.is_deferred
+    }
+
+    /// Whether records to park may be stored.
+    pub(crate) fn may_be_stored(&self) -> bool {
+        self.may_be_stored
     }
 
     /// The places that the error is about in a batch of `len`, ascending. `None`: all.

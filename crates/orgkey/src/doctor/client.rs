@@ -125,6 +125,40 @@ impl Issuer {
         send_up_to(MAX_PAGE, authorized(self.client.get(url), token)?).await
     }
 
+    /// Reads from the management API.
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        token: &Secret,
+    ) -> Result<Reply, String> {
+        let mut url = self.url(path);
+        url.query_pairs_mut().extend_pairs(query);
+        send(authorized(self.client.get(url), token)?).await
+    }
+
+    /// Records usage: the only call that changes something at the issuer.
+    pub(crate) async fn record_usage(
+        &self,
+        agreement: &str,
+        feature: &str,
+        total: &str,
+        token: &Secret,
+    ) -> Result<Reply, String> {
+        let body = json!({
+            "customer_agreement_id": agreement,
+            "billing_feature_code": feature,
+            "meter_value": total,
+            "meter_type_code": "absolute",
+        });
+        let request = self
+            .client
+            .post(self.url("/api/v1/billing/meter_usage"))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body.to_string());
+        send(authorized(request, token)?).await
+    }
+
     fn url(&self, path: &str) -> Url {
         let mut url = self.origin.clone();
         url.set_path(path);

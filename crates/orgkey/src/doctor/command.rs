@@ -2,6 +2,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::billing::{Billing, Write};
 use super::examination::Examination;
 use super::report::Report;
 use super::secret::{Keys, Secret};
@@ -13,8 +14,8 @@ const REVOKED_KEY: &str = "ORGKEY_REVOKED_KEY";
 /// Asks an issuer how it answers, and says what to configure.
 ///
 /// Sends the client secret and the keys only after the issuer's certificate was verified and its address was shown, and prints
-/// none of them. Fetches two tokens, or up to four if the audience is wrong. Exits with 1 if something would not work, and with
-/// 2 if it cannot begin.
+/// none of them. Fetches two tokens, or up to four if the audience is wrong. Writes nothing at the issuer without
+/// `--write-test-agreement`. Exits with 1 if something would not work, and with 2 if it cannot begin.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The configuration file of the gateway, of which the table `[issuer]` is read.
@@ -52,6 +53,19 @@ pub struct Args {
     /// The environment variable with a key that was revoked.
     #[arg(long, value_name = "NAME", default_value = REVOKED_KEY)]
     revoked_key_env: String,
+    /// The code of an organization. Also checks whether it can be billed for the metered feature `--billing-feature`.
+    #[arg(long, value_name = "CODE", requires = "billing_feature")]
+    billing_org: Option<String>,
+    /// The key of a metered feature.
+    #[arg(long, value_name = "KEY", requires = "billing_org")]
+    billing_feature: Option<String>,
+    /// Send a total to this agreement of the organization, which Kinde bills: only for an agreement that nothing else sends to.
+    #[arg(long, value_name = "ID", requires_all = ["billing_org", "write_test_total"])]
+    write_test_agreement: Option<String>,
+    /// The total to send: the usage that Kinde shows for the agreement and its present billing period, 0 if it shows none. A lower
+    /// one lowers the bill.
+    #[arg(long, value_name = "UNITS", requires = "write_test_agreement")]
+    write_test_total: Option<u64>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -74,6 +88,7 @@ fn try_run(args: &Args) -> Result<bool, String> {
     let (table, has_identity) = args.table()?;
     let secret = table.secret()?;
     let keys = args.keys()?;
+    let billing = args.billing();
     let mut report = Report::default();
     for secret in [Some(&secret), keys.good.as_ref(), keys.revoked.as_ref()]
         .into_iter()
@@ -86,6 +101,7 @@ fn try_run(args: &Args) -> Result<bool, String> {
         secret: &secret,
         keys: &keys,
         has_identity,
+        billing: billing.as_ref(),
         announce: &|text| eprintln!("orgkey doctor: {text}"),
     };
     tokio::runtime::Builder::new_multi_thread()
@@ -126,6 +142,15 @@ impl Args {
             unauthorized_means: None,
         };
         Ok((table, false))
+    }
+
+    fn billing(&self) -> Option<Billing> {
+        let write = self.write_test_agreement.clone().zip(self.write_test_total);
+        Some(Billing {
+            organization: self.billing_org.clone()?,
+            feature: self.billing_feature.clone()?,
+            write: write.map(|(agreement, total)| Write { agreement, total }),
+        })
     }
 
     fn keys(&self) -> Result<Keys, String> {

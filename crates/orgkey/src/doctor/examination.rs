@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::advice::Answers;
+use super::billing::Billing;
 use super::client::{Issuer, Reply};
 use super::reply::Answer;
 use super::report::{Level, Report};
@@ -24,6 +25,7 @@ pub(super) struct Examination<'a> {
     pub(super) keys: &'a Keys,
     /// Whether the gateway signs assertions.
     pub(super) has_identity: bool,
+    pub(super) billing: Option<&'a Billing>,
     /// Is told the address before anything secret is sent.
     pub(super) announce: &'a dyn Fn(&str),
 }
@@ -33,13 +35,23 @@ impl Examination<'_> {
     pub(super) async fn run(&self, report: &mut Report) {
         let mut replies = Vec::new();
         // `None` only says where the checks ended; the report says why.
-        let _ = self.checks(report, &mut replies).await;
+        if let Some((issuer, token)) = self.access(report, &mut replies).await {
+            let _ = self.keys(&issuer, &token, report, &mut replies).await;
+            if let Some(billing) = self.billing {
+                billing.examine(&issuer, &token, &mut replies, report).await;
+            }
+        }
         if !replies.is_empty() {
             rate_limits(&replies, report);
         }
     }
 
-    async fn checks(&self, report: &mut Report, replies: &mut Vec<Reply>) -> Option<()> {
+    /// Checks the way to the issuer, and gets a token.
+    async fn access(
+        &self,
+        report: &mut Report,
+        replies: &mut Vec<Reply>,
+    ) -> Option<(Issuer, Token)> {
         let url = network::url(self.table, report)?;
         let addresses = network::resolve(&url, report).await?;
         let peer = network::connect(&addresses, report).await?;
@@ -54,11 +66,21 @@ impl Examination<'_> {
         self.clock(&hello, report);
         replies.push(hello);
         let token = token::fetch(self.table, self.secret, &issuer, replies, report).await?;
+        Some((issuer, token))
+    }
 
-        let is_probe_accepted = self.scopes(&issuer, &token, replies, report).await;
+    /// Checks what verify answers, and whether the layer can be configured for it.
+    async fn keys(
+        &self,
+        issuer: &Issuer,
+        token: &Token,
+        report: &mut Report,
+        replies: &mut Vec<Reply>,
+    ) -> Option<()> {
+        let is_probe_accepted = self.scopes(issuer, token, replies, report).await;
         let unknown_key = unknown_key(report)?;
         let answers = self
-            .answers(&issuer, &token, &unknown_key, is_probe_accepted, replies)
+            .answers(issuer, token, &unknown_key, is_probe_accepted, replies)
             .await;
         rows::unknown(&answers, report);
         rows::good(&answers, report);
@@ -68,7 +90,7 @@ impl Examination<'_> {
         let api_id = self.table.api_id.as_deref();
         let api_id = match &answers.good {
             Some(Answer::Valid(members)) => {
-                own_api::recommend(api_id, &issuer, &token, members, replies, report).await
+                own_api::recommend(api_id, issuer, token, members, replies, report).await
             }
             _ => api_id.map(str::to_owned),
         };
@@ -78,7 +100,7 @@ impl Examination<'_> {
 
         let default_audience = self.table.default_audience();
         let recommended = IssuerTable {
-            audience: Some(token.audience).filter(|audience| *audience != default_audience),
+            audience: Some(token.audience.clone()).filter(|audience| *audience != default_audience),
             api_id,
             unauthorized_means,
             ..self.table.clone()

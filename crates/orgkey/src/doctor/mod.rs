@@ -4,6 +4,7 @@
 //! printed: `scrub` removes it from what the issuer says.
 
 mod advice;
+mod billing;
 mod claims;
 pub(crate) mod client;
 mod command;

@@ -71,7 +71,7 @@ impl KindeBillingBuilder {
     /// # Errors
     ///
     /// Names the setting that cannot be used: `feature_code` is empty, `interval` is out of range, or `store` has the totals of
-    /// another feature or cannot be written.
+    /// another feature or issuer or cannot be written.
     pub fn build<S: TotalsStore>(
         self,
         store: S,
@@ -84,7 +84,7 @@ impl KindeBillingBuilder {
             return Err(ConfigError::new("interval", "must be 1 s to 1 h"));
         }
         store
-            .bind(&self.feature)
+            .bind(self.api.issuer(), &self.feature)
             .map_err(|error| ConfigError::new("store", error.to_string()))?;
         let store = Arc::new(store);
         let sink = KindeBillingSink {

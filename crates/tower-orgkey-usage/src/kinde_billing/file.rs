@@ -70,6 +70,7 @@ struct State {
     unknown_before: Option<u64>,
     /// The metered feature.
     feature: Option<String>,
+    issuer: Option<String>,
     /// What was counted of each run of a process.
     runs: BTreeMap<String, Run>,
     organizations: BTreeMap<String, Entry>,
@@ -185,13 +186,23 @@ impl TotalsFile {
 }
 
 impl TotalsStore for TotalsFile {
-    fn bind(&self, feature_code: &str) -> Result<(), TotalsError> {
+    fn bind(&self, issuer: &str, feature_code: &str) -> Result<(), TotalsError> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &open.state.feature {
-            Some(feature) if feature == feature_code => Ok(()),
-            Some(_) => Err("has the totals of another feature".into()),
-            None => Ok(open.change(|state| state.feature = Some(feature_code.to_owned()))?),
+        let is_other =
+            |bound: &Option<String>, to: &str| bound.as_deref().is_some_and(|of| of != to);
+        if is_other(&open.state.feature, feature_code) {
+            return Err("has the totals of another feature".into());
         }
+        if is_other(&open.state.issuer, issuer) {
+            return Err("has the totals of another issuer".into());
+        }
+        if open.state.feature.is_none() || open.state.issuer.is_none() {
+            open.change(|state| {
+                state.feature = Some(feature_code.to_owned());
+                state.issuer = Some(issuer.to_owned());
+            })?;
+        }
+        Ok(())
     }
 
     async fn add(&self, records: &[RecordUnits]) -> Result<(), TotalsError> {

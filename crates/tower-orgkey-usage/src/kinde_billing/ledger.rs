@@ -1,6 +1,6 @@
 //! Which total of an organization is sent, and which units are in it. No I/O and no clock.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +122,39 @@ pub enum HoldReason {
     Rejected,
 }
 
+/// The total of an agreement in a billing period, as it was sent last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeriodTotal {
+    /// The agreement.
+    pub agreement_id: String,
+    /// When the billing period began.
+    pub period_starts_at: SystemTime,
+    /// The units.
+    pub sent: u64,
+    /// Whether Kinde accepted it. Otherwise it is sent again.
+    pub is_confirmed: bool,
+}
+
 impl Ledger {
+    /// Returns the last total of the present billing period, or of the one that ended last. `None` if there is none yet.
+    ///
+    /// A store can keep it in a row of its own, to compare it with invoices. It is in the ledger before it is sent.
+    ///
+    /// ```
+    /// assert_eq!(tower_orgkey_usage::Ledger::default().total(), None);
+    /// ```
+    pub fn total(&self) -> Option<PeriodTotal> {
+        let open = self.open.as_ref()?;
+        Some(PeriodTotal {
+            agreement_id: open.agreement.clone(),
+            period_starts_at: SystemTime::UNIX_EPOCH
+                .checked_add(Duration::from_secs(open.starts_at))?,
+            sent: open.sending.or(open.confirmed)?,
+            is_confirmed: open.sending.is_none(),
+        })
+    }
+
     pub(super) fn unsettled(&self) -> &[Parked] {
         &self.unsettled
     }
@@ -152,10 +184,10 @@ impl Ledger {
 
     fn is_confirmed(&self, open: &Total, counted: u64) -> bool {
         let confirmed = open.confirmed.unwrap_or_default();
-        open.sending.is_none() && confirmed == self.total(open, counted)
+        open.sending.is_none() && confirmed == self.total_of(open, counted)
     }
 
-    fn total(&self, open: &Total, counted: u64) -> u64 {
+    fn total_of(&self, open: &Total, counted: u64) -> u64 {
         // What is settled was counted.
         open.base
             .saturating_add(counted)
@@ -187,7 +219,7 @@ impl Ledger {
         let Some(open) = &self.open else {
             return Err(HoldReason::UnknownPeriod);
         };
-        let total = self.total(open, counted);
+        let total = self.total_of(open, counted);
         let send = Send {
             agreement: open.agreement.clone(),
             total: open.sending.unwrap_or(total),

@@ -15,7 +15,7 @@ use tower_orgkey::kinde::KindeVerifier;
 
 pub use self::builder::KindeBillingBuilder;
 pub use self::file::TotalsFile;
-pub use self::ledger::{HoldReason, Ledger};
+pub use self::ledger::{HoldReason, Ledger, PeriodTotal};
 pub use self::sender::{KindeBillingSender, ResumeError, SendReport, Unsettled};
 pub use self::store::{MaybeAdded, OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
 use crate::record::UsageRecord;
@@ -50,9 +50,9 @@ type Measure = dyn Fn(&UsageRecord) -> u64 + Send + Sync;
 /// An organization without agreement, or with an unknown billing period, is [held](HoldReason) and logged. Its units are kept, and
 /// other organizations are billed.
 ///
-/// Each feature needs a store of its own; a store that has the totals of another feature is an error. That a store has
-/// the totals of another Kinde environment is not recognized. While a total is in flight, the wall clock must not step forward by
-/// minutes.
+/// One sink bills one feature, and a layer has one pusher: several features need several layers. Each feature needs a separate
+/// store; one that has the totals of another feature or of another issuer is an error. While a total is in flight, the wall clock
+/// must not step forward by minutes.
 ///
 /// Records without an organization are not counted: [`Account::OtherOrganizations`](crate::Account::OtherOrganizations) too, so
 /// choose [`organizations`](crate::UsageLayerBuilder::organizations) large enough.
@@ -105,6 +105,7 @@ impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
             let units = (self.measure)(record);
             let units = RecordUnits {
                 id: record.id.clone(),
+                minute: record.minute,
                 organization: record.account.organization()?.clone(),
                 units: Some(units).filter(|units| *units > 0)?,
             };
@@ -122,7 +123,7 @@ impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
                 telemetry::maybe_counted(old.places.len());
                 let at = old.places.iter().filter_map(|at| places.get(*at).copied());
                 let at: Vec<usize> = at.collect();
-                Err(PushError::park(*old, at))
+                Err(PushError::park_maybe_stored(*old, at))
             }
             Err(error) => Err(PushError::retry(error)),
         }

@@ -17,7 +17,7 @@ pub type TotalsError = Box<dyn Error + Send + Sync>;
 ///
 /// # In a database
 ///
-/// * [`bind`](Self::bind): compare the code with the one that the store was created for.
+/// * [`bind`](Self::bind): compare the issuer and the code with those that the store was created for.
 /// * [`add`](Self::add): in one transaction, insert the ids with `on conflict do nothing`, and add the units of the inserted ones
 ///   to the row of their organization.
 /// * [`load`](Self::load): take an advisory lock on a connection that is kept (`pg_try_advisory_lock`), and return `None` if another
@@ -26,20 +26,22 @@ pub type TotalsError = Box<dyn Error + Send + Sync>;
 /// * After a restore from a backup, and after a failover that may have lost transactions: [forget](OrgTotal::forget) what each
 ///   ledger has sent, and set [`unknown_before`](Totals::unknown_before) to the present time.
 ///
-/// `TotalsFile` is the template.
+/// The example `billing` of the repository does this in PostgreSQL; `TotalsFile` is the template for what else a store keeps.
 pub trait TotalsStore: Send + Sync + 'static {
-    /// Binds the store to a metered feature, when a sink is built. May block.
+    /// Binds the store to a metered feature of an issuer, when a sink is built. May block.
     ///
-    /// Counts and totals are those of one feature. So each feature needs a store of its own, and the same one after a restart.
+    /// Counts and totals are those of one feature of one Kinde environment. So each feature needs a separate store, and the same
+    /// one after a restart. `issuer` is [`ManagementApi::issuer`](tower_orgkey::kinde::ManagementApi::issuer).
     ///
     /// # Errors
     ///
-    /// The store belongs to a feature with another code, or failed.
-    fn bind(&self, feature_code: &str) -> Result<(), TotalsError>;
+    /// The store belongs to another issuer or to a feature with another code, or failed.
+    fn bind(&self, issuer: &str, feature_code: &str) -> Result<(), TotalsError>;
 
     /// Adds the units of records whose ids were not added before, of all of them or, after an error, of none.
     ///
-    /// The error [`MaybeAdded`] parks the records that it names; others push all of them again.
+    /// The error [`MaybeAdded`] parks the records that it names, as [`MaybeStored`](crate::ParkReason::MaybeStored); others push
+    /// all of them again.
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send;
 
     /// Returns all organizations if this node is the one that sends, else `None`.
@@ -53,8 +55,8 @@ pub trait TotalsStore: Send + Sync + 'static {
 }
 
 impl<S: TotalsStore> TotalsStore for Arc<S> {
-    fn bind(&self, feature_code: &str) -> Result<(), TotalsError> {
-        S::bind(self, feature_code)
+    fn bind(&self, issuer: &str, feature_code: &str) -> Result<(), TotalsError> {
+        S::bind(self, issuer, feature_code)
     }
 
     fn add(&self, records: &[RecordUnits]) -> impl Future<Output = Result<(), TotalsError>> + Send {
@@ -87,6 +89,8 @@ pub struct MaybeAdded {
 pub struct RecordUnits {
     /// The id of the record. Count each id once.
     pub id: String,
+    /// The start of the minute, in seconds since the Unix epoch.
+    pub minute: u64,
     /// The organization.
     pub organization: OrgCode,
     /// What the record adds; not 0.

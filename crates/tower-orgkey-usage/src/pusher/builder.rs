@@ -103,6 +103,8 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
             settings,
             not_before: None,
             undeliverable_in_a_row: 0,
+            deferred: (0, None),
+            deferred_in_a_row: 0,
             is_failing: false,
             is_spool_failing: false,
         };

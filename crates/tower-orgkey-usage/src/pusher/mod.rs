@@ -102,6 +102,10 @@ pub struct UsagePusher<S> {
     not_before: Option<Instant>,
     /// Single records that failed permanently since the last success.
     undeliverable_in_a_row: u32,
+    /// Records at the end of the queue that failed since the last pause, and the last error about them.
+    deferred: (usize, Option<PushError>),
+    /// Batches that were deferred since the last success.
+    deferred_in_a_row: u32,
     is_failing: bool,
     is_spool_failing: bool,
 }
@@ -121,6 +125,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// After so many records that failed permanently in a row, the sink itself may be at fault: one record is dropped between
 /// two pauses.
 const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
+/// After so many batches in a row that were deferred, the accounts may not be at fault: the pusher pauses.
+const MAX_DEFERRED_IN_A_ROW: u32 = 10;
 
 /// The result of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,12 +236,17 @@ impl<S: UsageSink> UsagePusher<S> {
 
     /// Pushes until nothing waits or a pause is due.
     async fn push_waiting(&mut self) -> Result<(), PushError> {
+        self.deferred = (0, None);
         loop {
             let limits = self.limits();
             let batch = self.begin_push(&limits);
             // Also what a cancelled `close` did not save.
             let is_saved = self.save().await;
             if batch.is_empty() {
+                if let Some(error) = self.deferred.1.take() {
+                    self.pause(&error, None);
+                    return Err(error);
+                }
                 // Without records no pause is needed.
                 self.not_before = None;
                 return Ok(());
@@ -288,7 +299,7 @@ impl<S: UsageSink> UsagePusher<S> {
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
                 if lock(&self.queue).may_be_stored() {
-                    self.park(vec![0]).await;
+                    self.park(ParkReason::Held, vec![0]).await;
                 } else {
                     self.drop_undeliverable(&batch, &error).await;
                 }
@@ -304,7 +315,24 @@ impl<S: UsageSink> UsagePusher<S> {
                     self.pause(&error, None);
                     return Err(error);
                 }
-                self.park(places).await;
+                let minutes = places.iter().map(|place| batch[*place].minute);
+                let reason = match minutes.min() {
+                    Some(since) if error.may_be_stored() => ParkReason::MaybeStored { since },
+                    _ => ParkReason::Held,
+                };
+                self.park(reason, places).await;
+            }
+            PushErrorKind::NotStored { .. } if error.is_deferred() => {
+                telemetry::push_ended("retry");
+                self.deferred.0 += lock(&self.queue).defer(batch.len());
+                self.save().await;
+                self.deferred_in_a_row = self.deferred_in_a_row.saturating_add(1);
+                if self.deferred_in_a_row >= MAX_DEFERRED_IN_A_ROW {
+                    self.deferred_in_a_row = 0;
+                    self.pause(&error, None);
+                    return Err(error);
+                }
+                self.deferred.1 = Some(error);
             }
             PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
                 telemetry::push_ended("retry");
@@ -332,6 +360,7 @@ impl<S: UsageSink> UsagePusher<S> {
         let (batch, parked) = {
             let mut queue = lock(&self.queue);
             let parked = queue.park_expired(most, limits);
+            let most = most.min(queue.len().saturating_sub(self.deferred.0));
             (queue.begin_push(most, at), parked)
         };
         self.parked_now(&parked);
@@ -339,8 +368,8 @@ impl<S: UsageSink> UsagePusher<S> {
     }
 
     /// Parks the records at these places.
-    async fn park(&mut self, places: Vec<usize>) {
-        let parked = lock(&self.queue).park(ParkReason::Held, places);
+    async fn park(&mut self, reason: ParkReason, places: Vec<usize>) {
+        let parked = lock(&self.queue).park(reason, places);
         self.parked_now(&parked);
         self.save().await;
     }
@@ -375,6 +404,7 @@ impl<S: UsageSink> UsagePusher<S> {
         records.pushed.fetch_add(number, Ordering::Relaxed);
         self.batch = (self.batch * 2).min(self.settings.batch_size);
         self.undeliverable_in_a_row = 0;
+        self.deferred_in_a_row = 0;
         self.not_before = None;
         self.backoff = self.settings.backoff.build();
         if std::mem::take(&mut self.is_failing) {

@@ -8,15 +8,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tower_orgkey::OrgCode;
 
-use super::{CustomerOf, StripeCustomer};
-use crate::sink::PushError;
+use super::{BoxError, CustomerOf, StripeCustomer};
 
 /// At most so many organizations are kept.
 const CAPACITY: u64 = 100_000;
 const TTL: Duration = Duration::from_secs(10 * 60);
 /// Leaves time for the call to Stripe within the pusher's timeout of 10 s.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// After so long, a customer that cannot be looked up is unknown, so that it does not block other organizations.
+/// After so long, a customer that cannot be looked up is unknown, so that somebody settles its records.
 const FAILS_AT_MOST: Duration = Duration::from_secs(60 * 60);
 
 pub(super) struct Customers {
@@ -46,7 +45,7 @@ impl Customers {
     pub(super) async fn find<'a>(
         &self,
         orgs: impl Iterator<Item = &'a OrgCode>,
-    ) -> (HashMap<OrgCode, StripeCustomer>, Option<PushError>) {
+    ) -> (HashMap<OrgCode, StripeCustomer>, Option<BoxError>) {
         let mut found = HashMap::new();
         let mut missing = HashSet::new();
         let mut lookups = JoinSet::new();
@@ -74,11 +73,11 @@ impl Customers {
                     }
                     found.insert(org, customer);
                 }
-                Ok(Some(Ok((_, Err(failed))))) => error = Some(PushError::not_stored(failed)),
-                Ok(Some(Err(_))) => error = Some(PushError::not_stored("a look-up panicked")),
+                Ok(Some(Ok((_, Err(failed))))) => error = Some(failed),
+                Ok(Some(Err(_))) => error = Some("a look-up panicked".into()),
                 Ok(None) => break,
                 Err(_) => {
-                    error = Some(PushError::not_stored("the look-up of customers timed out"));
+                    error = Some("the look-up of customers timed out".into());
                     break;
                 }
             }

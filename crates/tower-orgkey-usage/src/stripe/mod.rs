@@ -59,8 +59,40 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// forgotten since, and what is older, is [parked](crate::ParkedRecords). To settle it, compare with the meter's event summaries
 /// (`GET /v1/billing/meters/{id}/event_summaries`).
 ///
-/// The stream validates events after it has accepted them. Subscribe to `v1.billing.meter.error_report_triggered` and
-/// `v1.billing.meter.no_meter_found`, which report events that it rejected: this sink cannot see that.
+/// # Events that Stripe rejects later
+///
+/// Stripe validates events after it has accepted them, and this sink cannot see the result. Its events
+/// `v1.billing.meter.error_report_triggered` and `v1.billing.meter.no_meter_found` report what it rejected: subscribe to both with
+/// an event destination, because what they report is not billed. The notification has only the id of the event; fetch it from
+/// `/v2/core/events/{id}` after you have checked the signature.
+///
+/// The report counts the rejected events of a short time, with a reason and samples. `identifier` is the [id](UsageRecord::id) of
+/// a record:
+///
+/// ```
+/// use serde_json::Value;
+///
+/// /// Tells an operator what was not billed. `event` is what `GET /v2/core/events/{id}` returned.
+/// fn rejected(event: &Value) -> Vec<String> {
+///     let reasons = event["data"]["reason"]["error_types"].as_array();
+///     let line = |reason: &Value| {
+///         let ids = reason["sample_errors"].as_array().into_iter().flatten();
+///         let ids: Vec<&str> = ids.filter_map(|error| error["request"]["identifier"].as_str()).collect();
+///         format!("{} events: {}, such as {}", reason["error_count"], reason["code"], ids.join(" "))
+///     };
+///     reasons.into_iter().flatten().map(line).collect()
+/// }
+/// # let event = serde_json::json!({ "data": { "reason": { "error_count": 2, "error_types": [{
+/// #     "code": "meter_event_customer_not_found", "error_count": 2,
+/// #     "sample_errors": [{ "error_message": "", "request": { "identifier": "0123-60-0-7" } }],
+/// # }] } } });
+/// # assert_eq!(rejected(&event), ["2 events: \"meter_event_customer_not_found\", such as 0123-60-0-7"]);
+/// ```
+///
+/// Then repair the cause: a deleted customer (`meter_event_customer_not_found`), a meter with other keys
+/// (`meter_event_no_customer_defined`) or an archived one (`archived_meter`). Compare the customer's event summaries with your
+/// counts for the time of the report (`data.validation_start`, `data.validation_end`), and send the difference as one event with a
+/// new identifier: the rejected records were stored as far as the pusher knows, and are not pushed again.
 ///
 /// # Responses
 ///
@@ -140,9 +172,8 @@ impl StripeSink {
     ///
     /// The sink calls the function for the organizations of a batch at the same time, up to 100, and waits up to 3 s. It keeps
     /// [`Id`](StripeCustomer::Id) and [`NotBilled`](StripeCustomer::NotBilled) for 10 min, of up to 100,000 organizations. An error
-    /// or a timeout is logged, and the records of that organization are pushed again; those of the others in the batch are
-    /// stored. After an hour of errors the customer counts as [unknown](StripeCustomer::Unknown): until then, organizations that
-    /// follow in later batches wait too.
+    /// or a timeout is logged, and the records of that organization are pushed again, [after those of
+    /// others](PushError::defer). After an hour of errors the customer counts as [unknown](StripeCustomer::Unknown).
     ///
     /// Set a [`push_timeout`](crate::UsagePusherBuilder::push_timeout) of more than 6 s, which leaves time for the look-ups and
     /// for a new session: a push that times out counts as sent.
@@ -206,7 +237,7 @@ impl StripeSink {
         }
         if unknown.is_empty() {
             let error = error.filter(|_| !missing.is_empty());
-            Ok((events, error.map(|error| error.only(missing))))
+            Ok((events, error.map(|error| PushError::defer(error, missing))))
         } else {
             Err(PushError::park("a record has no Stripe customer", unknown))
         }

@@ -4,6 +4,7 @@
 
 mod billing;
 mod collector;
+mod contracts;
 mod counted;
 mod exact;
 mod file;

@@ -15,7 +15,7 @@ use tower_orgkey_usage::{
 };
 
 use crate::collector::{Reply, serve_on_loopback};
-use crate::kit::{Memory, Sums, app, next_minute, read_times, start, sums, usage, wall};
+use crate::kit::{Memory, Scratch, Sums, app, next_minute, read_times, start, sums, usage, wall};
 use crate::meters::{Fault, Kind, Meter, forward};
 use crate::sums::{lago, open_meter, stripe};
 
@@ -295,7 +295,7 @@ async fn customers_are_found_together_and_kept() {
 }
 
 #[tokio::test]
-async fn a_failed_lookup_blocks_no_other_customer() {
+async fn fault_165b_a_failed_lookup_delays_no_other() {
     for is_v1 in [false, true] {
         let wall = wall();
         let kind = if is_v1 {
@@ -304,36 +304,80 @@ async fn a_failed_lookup_blocks_no_other_customer() {
             Kind::StripeStream
         };
         let meter = Meter::start(kind, &wall).await;
+        let scratch = Scratch::new(if is_v1 { "defer-v1" } else { "defer" });
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let sink = || {
+            let lookups = Arc::clone(&lookups);
+            let sink = sink_with(&meter, move |org: OrgCode| {
+                let fails = org.as_str() == "org_1" && lookups.fetch_add(1, Ordering::SeqCst) < 5;
+                async move {
+                    if fails {
+                        Err("a row that cannot be read")
+                    } else {
+                        Ok(id_of(&org))
+                    }
+                }
+            });
+            let sink = if is_v1 { sink.v1() } else { sink };
+            sink.build().unwrap()
+        };
         let usage = usage(&wall).build().unwrap();
-        let sink = sink_with(&meter, async |org: OrgCode| match org.as_str() {
-            "org_1" => Err("a row that cannot be read"),
-            _ => Ok(id_of(&org)),
-        });
-        let sink = if is_v1 { sink.v1() } else { sink };
-        let mut pusher = usage
-            .handle()
-            .pusher(sink.build().unwrap())
-            .build()
-            .unwrap();
-        for org in 1..4 {
-            read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+        let pusher = usage.handle().pusher(sink()).spool_file(scratch.file());
+        let mut pusher = pusher.build().unwrap();
+        // More than a batch.
+        for key in 0..120 {
+            read_times(&app(&usage), 1, &format!("key.org_1.k{key}")).await;
         }
         next_minute(&wall);
-        let report = pusher.push_closed().await;
-        let waiting = if is_v1 { report.waiting } else { 1 };
-        assert_eq!((report.waiting, report.parked), (waiting, 0), "{report:?}");
-        if !is_v1 {
-            assert_eq!(meter.bill(), sums(&[("org_2", 1), ("org_3", 1)]));
+        for minute in 1..3 {
+            for org in 2..4 {
+                read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+            }
+            read_times(&app(&usage), 1, "key.org_1.k1").await;
+            next_minute(&wall);
+            let report = pusher.push_closed().await;
+            assert_eq!(report.waiting as u64, 120 + minute);
+            let others = sums(&[("org_2", minute), ("org_3", minute)]);
+            assert_eq!(meter.bill(), others, "they do not wait");
         }
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(3_600)).await;
-        tokio::time::resume();
-        push_all(&mut pusher).await;
-        assert_eq!(meter.bill(), sums(&[("org_2", 1), ("org_3", 1)]));
-        let list = pusher.parked().list();
-        assert_eq!(list.len(), 1);
-        assert_eq!(list[0].reason, ParkReason::Held);
+        drop(pusher);
+        let usage = crate::kit::usage(&wall).build().unwrap();
+        let pusher = usage.handle().pusher(sink()).spool_file(scratch.file());
+        push_all(&mut pusher.build().unwrap()).await;
+        let all = sums(&[("org_1", 122), ("org_2", 2), ("org_3", 2)]);
+        assert_eq!(meter.bill(), all);
     }
+}
+
+#[tokio::test]
+async fn lookups_that_fail_for_an_hour_park() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lookups);
+    let sink = sink_with(&meter, move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err("the database is down") }
+    });
+    let sink = sink.build().unwrap();
+    let mut pusher = usage.handle().pusher(sink).batch_size(1).build().unwrap();
+    for org in 0..30 {
+        read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+    }
+    next_minute(&wall);
+    // A round ends after some organizations, and the next one begins with others.
+    for round in 1..4 {
+        assert_eq!(pusher.push_closed().await.waiting, 30);
+        assert_eq!(lookups.load(Ordering::SeqCst), 10 * round);
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(3_600)).await;
+    tokio::time::resume();
+    push_all(&mut pusher).await;
+    let list = pusher.parked().list();
+    assert_eq!(list.len(), 30);
+    assert!(list.iter().all(|parked| parked.reason == ParkReason::Held));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 mod answers;
 mod arguments;
+mod billing;
 mod mistakes;
 mod secrecy;
 mod transport;

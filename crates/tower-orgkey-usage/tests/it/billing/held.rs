@@ -1,0 +1,158 @@
+//! Organizations whose totals wait, and calls that Kinde does not answer.
+
+use std::time::Duration;
+
+use kinde_emulator::{Endpoint, Fault};
+use tower_orgkey_usage::{HoldReason, SendReport};
+
+use super::world::{World, org};
+use crate::kit::sums;
+
+#[tokio::test]
+async fn fault_173_a_held_organization_holds_no_other() {
+    let world = World::new().await;
+    world.emulator.add_organization("org_free");
+    world.agree("org_1");
+    let mut process = world.start().await;
+    for name in ["org_free", "org_none", "org_1"] {
+        process.serve(&world, name, 2).await;
+    }
+    let report = process.send().await;
+    let none = |name| (org(name), HoldReason::NoAgreement);
+    assert_eq!(report.held, [none("org_free"), none("org_none")]);
+    assert_eq!(world.billed(), sums(&[("org_1", 2)]));
+
+    // Null, and several agreements.
+    process.serve(&world, "org_1", 2).await;
+    let null = |body: &str| {
+        body.replace(
+            "\"current_period_end\":\"",
+            "\"current_period_end\":null,\"x\":\"",
+        )
+    };
+    let twice = |body: &str| {
+        let mut body: serde_json::Value = serde_json::from_str(body).unwrap();
+        let first = body["agreements"][0].clone();
+        body["agreements"].as_array_mut().unwrap().push(first);
+        body.to_string()
+    };
+    for (fault, reason) in [
+        (Fault::rewrite(null), HoldReason::UnknownPeriod),
+        (Fault::rewrite(twice), HoldReason::SeveralAgreements),
+        (Fault::status(400), HoldReason::Rejected),
+        (Fault::status(503), HoldReason::Unavailable),
+        (
+            Fault::reply(200, "application/json", "{"),
+            HoldReason::Unavailable,
+        ),
+    ] {
+        world.emulator.inject(Endpoint::ListAgreements, fault);
+        let report = process.send().await;
+        assert!(report.held.contains(&(org("org_1"), reason)), "{report:?}");
+    }
+    world.emulator.clear_faults();
+    world.agree("org_free");
+    world.agree("org_none");
+    process.send().await;
+    assert_eq!(
+        world.billed(),
+        sums(&[("org_1", 4), ("org_free", 2), ("org_none", 2)])
+    );
+}
+
+#[tokio::test]
+async fn round_ends_while_kinde_is_down() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    for n in 0..8 {
+        process.serve(&world, &format!("org_{n}"), 1).await;
+    }
+    world
+        .emulator
+        .inject(Endpoint::GetOrganization, Fault::status(503));
+    for (last, calls) in [("org_4", 5), ("org_1", 10)] {
+        process.send().await;
+        assert_eq!(world.emulator.calls().get_organization.total, calls);
+        let request = world.emulator.last_request(Endpoint::GetOrganization);
+        let query = request.unwrap().uri().query().unwrap().to_owned();
+        assert!(query.contains(&format!("code={last}&")), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn sends_end_while_kinde_does_not_answer() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    let mut agreements = Vec::new();
+    for n in 0..8 {
+        let name = format!("org_{n}");
+        agreements.push(world.agree(&name));
+        process.serve(&world, &name, 1).await;
+    }
+    world
+        .emulator
+        .inject(Endpoint::RecordUsage, Fault::status(503).times(5));
+    assert_eq!(process.send().await.held.len(), 8);
+    assert_eq!(world.calls(), 5);
+    // Those that were not sent are first.
+    world
+        .emulator
+        .inject(Endpoint::RecordUsage, Fault::status(429));
+    process.send().await;
+    let sent = world.emulator.last_request(Endpoint::RecordUsage).unwrap();
+    assert_eq!(sent.field("customer_agreement_id"), Some(&*agreements[5]));
+}
+
+#[tokio::test]
+async fn revoked_token_is_renewed() {
+    let world = World::new().await;
+    world.agree("org_1");
+    let mut process = world.start().await;
+    process.serve(&world, "org_1", 1).await;
+    process.send().await;
+    world.emulator.revoke_tokens();
+    process.serve(&world, "org_1", 1).await;
+    assert_eq!(process.send().await.accepted, 1);
+    assert_eq!(world.emulator.calls().token.ok, 2);
+    // A scope that is missing is no reason for more tokens.
+    world
+        .emulator
+        .inject(Endpoint::RecordUsage, Fault::reject_token());
+    for _ in 0..5 {
+        process.serve(&world, "org_1", 1).await;
+        let report = process.send().await;
+        assert_eq!(report.held, [(org("org_1"), HoldReason::Rejected)]);
+    }
+    assert_eq!(world.emulator.calls().token.ok, 2);
+    world.emulator.clear_faults();
+    process.send().await;
+    assert_eq!(world.billed(), sums(&[("org_1", 7)]));
+}
+
+#[tokio::test]
+async fn throttled_sender_waits() {
+    let world = World::new().await;
+    world.agree("org_1");
+    world.agree("org_2");
+    let mut process = world.start().await;
+    process.serve(&world, "org_1", 1).await;
+    process.serve(&world, "org_2", 1).await;
+    let busy = Fault::status(429).with_header("ratelimit-reset", "60");
+    world.emulator.inject(Endpoint::RecordUsage, busy);
+    assert_eq!(process.send().await.held.len(), 2);
+    let calls = world.emulator.calls();
+    assert_eq!(calls.record_usage.total, 1);
+    assert_eq!(process.send().await, SendReport::default());
+    assert_eq!(world.emulator.calls(), calls);
+    let agreement = || {
+        let sent = world.emulator.last_request(Endpoint::RecordUsage).unwrap();
+        sent.field("customer_agreement_id").unwrap().to_owned()
+    };
+    let first = agreement();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    process.send().await;
+    assert_eq!(world.calls(), 2);
+    assert_ne!(agreement(), first, "the other one is first");
+}
