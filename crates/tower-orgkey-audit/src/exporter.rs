@@ -172,6 +172,10 @@ impl Exporter {
         Counts::add(&self.counts.dropped, 1);
         let is_first = Counts::add(&self.counts.unreported, 1) == 0;
         telemetry::lost(is_first);
+        if is_first {
+            // The worker may sleep already.
+            self.wake();
+        }
     }
 
     /// Wakes the worker, for example so that it reports suppressed events in time.
@@ -264,6 +268,10 @@ impl<S: AuditSink> Worker<S> {
                 self.queues.lens()
             };
             self.export(left);
+            if self.is_abandoned {
+                // Events may be left, so flushes fail.
+                break;
+            }
             if !flushes.is_empty() || self.reported_at.elapsed() >= REPORT_PERIOD {
                 self.report();
             }

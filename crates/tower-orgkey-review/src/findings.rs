@@ -113,9 +113,10 @@ impl Judge<'_> {
             let mut proof = format!(
                 "No request in {days} days, of which every one is recorded without gaps. {last}"
             );
-            if self.coverage.nodes.is_none() {
-                proof.push_str(UNNOTICED);
-            }
+            proof.push_str(match self.coverage.nodes {
+                None => UNNOTICED,
+                Some(_) => NODES_ARE_COUNTED,
+            });
             return Some(Finding {
                 checklist: steps(&[
                     "Ask the organization whether the key is still needed.",
@@ -329,6 +330,8 @@ impl Judge<'_> {
 
 /// Without a number of nodes.
 const UNNOTICED: &str = " A node whose newest audit files were not read would not be noticed.";
+/// What a number of nodes does not tell.
+const NODES_ARE_COUNTED: &str = " Nodes are counted by their audit trails: one without files is not noticed where another one that should not be counted records.";
 
 /// A finding from the list of keys, which is complete.
 fn of(kind: FindingKind, key: &KeyReview, proof: String) -> Finding {

@@ -81,7 +81,7 @@ impl ReviewReport {
             p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
             @match coverage.nodes {
                 Some(nodes) if self.organization.is_none() =>
-                    p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it." },
+                    p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it. They are counted by their audit trails, and not told apart." },
                 Some(_) => {}
                 None => p { "A node whose newest audit files were not read would not be noticed."
                     @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } },

@@ -207,8 +207,8 @@ impl PushError {
     }
 
     /// The records at these places, counted from 0, are not stored, for a reason that concerns only their accounts. All waiting
-    /// records of these accounts are pushed again after those of others, which do not wait. The sink has stored all other records
-    /// of the batch. Places beyond the batch are ignored.
+    /// records of these accounts are pushed again after those of others, which wait for the back-off of the pusher only. The sink has
+    /// stored all other records of the batch. Places beyond the batch are ignored.
     ///
     /// ```
     /// use tower_orgkey_usage::{PushError, PushErrorKind};

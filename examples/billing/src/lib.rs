@@ -1,12 +1,14 @@
 //! The totals of several nodes in PostgreSQL, for billing with Kinde: all nodes count, and the one with an advisory lock sends.
 //!
-//! The lock belongs to a session, so connect to the server itself, not through a pooler in transaction mode. Units that were
-//! counted must not be lost: leave `synchronous_commit` on.
+//! The lock belongs to a session, so connect to the server itself, not through a pooler in transaction mode. What was counted and
+//! sent must not be lost: leave `synchronous_commit` on, and let a standby take over only if it is one of `synchronous_standby_names`.
+//! After any other failover, stop all nodes and call [`PostgresTotals::after_restore`] before they start again.
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{ConnectOptions, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tower_orgkey::OrgCode;
 use tower_orgkey_usage::{
     Ledger, MaybeAdded, OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore,
@@ -15,7 +17,18 @@ use tower_orgkey_usage::{
 /// The tables.
 pub const SCHEMA: &str = include_str!("schema.sql");
 
-const TRY_LOCK: &str = "select pg_try_advisory_lock(hashtextextended('billing ' || $1, 0))";
+// Of these tables, because a database may have them in several schemas.
+const TRY_LOCK: &str = "select pg_try_advisory_lock(hashtextextended('billing_features'::regclass::oid::text || ' ' || $1, 0))";
+
+/// Ends the session of a sender that has vanished within a minute, and its lock with it.
+const KEEPALIVES: [(&str, &str); 3] = [
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
+];
+
+/// How long the server may take for the totals of all organizations.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 // In the order of keys, so that two nodes cannot wait for each other.
 const ADD: &str = "with batch as (
@@ -40,7 +53,7 @@ const SAVE: &str = "with saved as (
     )
     insert into billing_totals (feature, agreement, period_starts_at, organization, total, is_confirmed)
     select $1, agreement, starts_at, organization, total, is_confirmed from saved where agreement is not null
-    on conflict (feature, agreement, period_starts_at)
+    on conflict (feature, agreement, period_starts_at, organization)
     do update set total = excluded.total, is_confirmed = excluded.is_confirmed";
 
 /// The totals of a metered feature, in the tables of [`SCHEMA`].
@@ -80,11 +93,18 @@ impl PostgresTotals {
             org.forget();
             (org.organization, org.ledger)
         });
-        self.save(&ledgers.collect::<Vec<_>>()).await?;
+        let ledgers: Vec<_> = ledgers.collect();
+        let mut sender = self.sender.lock().await;
+        let mut connection = sender.take().ok_or(LOST)?;
+        // At once: without the time, a total of 0 would be sent.
+        let mut transaction = connection.begin().await?;
+        self.write(&mut transaction, &ledgers).await?;
         let unknown = "update billing_features set unknown_before = $2 where feature = $1";
         let unknown = sqlx::query(unknown).bind(&self.feature);
         let now = seconds(SystemTime::now())?;
-        unknown.bind(now).execute(&self.pool).await?;
+        unknown.bind(now).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        *sender = Some(connection);
         Ok(())
     }
 
@@ -133,8 +153,49 @@ impl PostgresTotals {
                 .map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at)),
         })
     }
+
+    /// Stores ledgers, on the connection with the lock.
+    async fn write(
+        &self,
+        connection: &mut PgConnection,
+        ledgers: &[(OrgCode, Ledger)],
+    ) -> Result<(), TotalsError> {
+        let totals: Vec<_> = ledgers.iter().map(|(_, ledger)| ledger.total()).collect();
+        let orgs: Vec<&str> = ledgers.iter().map(|(org, _)| org.as_str()).collect();
+        let json = ledgers
+            .iter()
+            .map(|(_, ledger)| serde_json::to_string(ledger));
+        let json: Vec<String> = json.collect::<Result<_, _>>()?;
+        let agreements = totals
+            .iter()
+            .map(|total| Some(&*total.as_ref()?.agreement_id));
+        let starts = totals
+            .iter()
+            .map(|total| total.as_ref().map(|total| seconds(total.period_starts_at)));
+        let sums = totals
+            .iter()
+            .map(|total| total.as_ref().map(|total| i64::try_from(total.sent)));
+        let confirmed = totals
+            .iter()
+            .map(|total| Some(total.as_ref()?.is_confirmed));
+        let save = sqlx::query(SAVE)
+            .bind(&self.feature)
+            .bind(orgs)
+            .bind(json)
+            .bind(agreements.collect::<Vec<Option<&str>>>())
+            .bind(
+                starts
+                    .map(Option::transpose)
+                    .collect::<Result<Vec<_>, _>>()?,
+            )
+            .bind(sums.map(Option::transpose).collect::<Result<Vec<_>, _>>()?)
+            .bind(confirmed.collect::<Vec<Option<bool>>>());
+        save.execute(connection).await?;
+        Ok(())
+    }
 }
 
+const LOST: &str = "the connection with the lock was lost";
 const NO_TOTALS: &str = "there are no totals of this feature and issuer";
 
 impl TotalsStore for PostgresTotals {
@@ -192,56 +253,25 @@ impl TotalsStore for PostgresTotals {
             connection
         } else {
             // Not one of the pool, which may close it.
-            let mut connection = self.pool.connect_options().connect().await?;
+            let options = (*self.pool.connect_options()).clone().options(KEEPALIVES);
+            let mut connection = timeout(DEADLINE, options.connect()).await??;
             let lock = sqlx::query_scalar(TRY_LOCK).bind(&self.feature);
-            let is_locked: bool = lock.fetch_one(&mut connection).await?;
+            let is_locked: bool = timeout(DEADLINE, lock.fetch_one(&mut connection)).await??;
             if !is_locked {
                 return Ok(None);
             }
             connection
         };
         // After an error the connection is dropped, and the lock with it.
-        let totals = self.read(&mut connection).await?;
+        let totals = timeout(DEADLINE, self.read(&mut connection)).await??;
         *sender = Some(connection);
         Ok(Some(totals))
     }
 
     async fn save(&self, ledgers: &[(OrgCode, Ledger)]) -> Result<(), TotalsError> {
         let mut sender = self.sender.lock().await;
-        let mut connection = sender
-            .take()
-            .ok_or("the connection with the lock was lost")?;
-        let totals: Vec<_> = ledgers.iter().map(|(_, ledger)| ledger.total()).collect();
-        let orgs: Vec<&str> = ledgers.iter().map(|(org, _)| org.as_str()).collect();
-        let json = ledgers
-            .iter()
-            .map(|(_, ledger)| serde_json::to_string(ledger));
-        let json: Vec<String> = json.collect::<Result<_, _>>()?;
-        let agreements = totals
-            .iter()
-            .map(|total| Some(&*total.as_ref()?.agreement_id));
-        let starts = totals
-            .iter()
-            .map(|total| total.as_ref().map(|total| seconds(total.period_starts_at)));
-        let sums = totals
-            .iter()
-            .map(|total| total.as_ref().map(|total| i64::try_from(total.sent)));
-        let confirmed = totals
-            .iter()
-            .map(|total| Some(total.as_ref()?.is_confirmed));
-        let save = sqlx::query(SAVE)
-            .bind(&self.feature)
-            .bind(orgs)
-            .bind(json)
-            .bind(agreements.collect::<Vec<Option<&str>>>())
-            .bind(
-                starts
-                    .map(Option::transpose)
-                    .collect::<Result<Vec<_>, _>>()?,
-            )
-            .bind(sums.map(Option::transpose).collect::<Result<Vec<_>, _>>()?)
-            .bind(confirmed.collect::<Vec<Option<bool>>>());
-        save.execute(&mut connection).await?;
+        let mut connection = sender.take().ok_or(LOST)?;
+        timeout(DEADLINE, self.write(&mut connection, ledgers)).await??;
         *sender = Some(connection);
         Ok(())
     }

@@ -31,5 +31,5 @@ create table billing_totals (
     organization text not null,
     total bigint not null,
     is_confirmed boolean not null,
-    primary key (feature, agreement, period_starts_at)
+    primary key (feature, agreement, period_starts_at, organization)
 );

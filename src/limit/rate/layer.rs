@@ -31,7 +31,6 @@ pub struct OrgRateLimitLayer {
 pub(super) type QuotaFn =
     dyn Fn(&Extensions, &OrgContext) -> Result<Option<Quota>, Rejection> + Send + Sync;
 
-/// A decision, and the fields of the response.
 /// A request that is rejected, and the fields of its response.
 pub(super) struct Rejected {
     pub(super) rejection: Rejection,

@@ -46,10 +46,11 @@ pub struct Args {
     /// What reviewers decided: a TOML file with `[[decision]]`.
     #[arg(long, value_name = "FILE")]
     decisions: Option<PathBuf>,
-    /// Show this organization only. The JSON for the next review must be one without it.
+    /// Show this organization only. The JSON for the next review must be one without it. With several issuers that do not
+    /// share their organizations, the code begins with the name of the issuer and a colon.
     #[arg(long, value_name = "CODE")]
     org: Option<String>,
-    /// The codes of all organizations, one a line.
+    /// The codes of all organizations, one a line, as in the audit files: see `--org`.
     #[arg(long, value_name = "FILE")]
     organizations: Option<PathBuf>,
     /// How names of keys are made up, such as `{org}-{env}-{purpose}`.
@@ -124,6 +125,7 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
     };
     let evidence = args.evidence(&policy, keys.listed_at)?;
     if let Some(issuers) = issuers {
+        issuers.check(evidence.key_ids(policy.window_start(keys.listed_at)))?;
         let before = previous.iter().flat_map(|report| &report.keys);
         let before = before
             .filter(|key| key.org.is_some())
@@ -140,7 +142,13 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
     let report = review.report();
     unmatched(&report, &decisions);
     let report = match &args.org {
-        Some(org) => report.for_organization(org),
+        Some(org) => {
+            let own = report.for_organization(org);
+            if own.keys.is_empty() && own.findings.is_empty() {
+                return Err("--org: no key and no request is of this organization".to_owned());
+            }
+            own
+        }
         None => report,
     };
     for (path, format) in args.out.iter().zip(formats) {

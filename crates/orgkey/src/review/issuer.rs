@@ -56,6 +56,22 @@ impl Issuers {
         Ok(Self(sources))
     }
 
+    /// Fails if a recorded key is of none of several issuers. Its requests may be those of a listed key, from before its issuer
+    /// had the name, and that one must not be called unused.
+    pub(super) fn check<'a>(
+        &self,
+        recorded: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), String> {
+        let is_of = |id: &str| self.0.iter().any(|source| source.own_id(id).is_some());
+        if recorded.into_iter().all(is_of) {
+            return Ok(());
+        }
+        let names = "the audit files have keys without the name of an issuer of the configuration, as before it had names";
+        Err(format!(
+            "{names}: review a window without them, or use --keys"
+        ))
+    }
+
     /// Reads the lists of all issuers as one.
     pub(super) async fn list(&self) -> Result<KeyList, String> {
         let listed_at = UnixMillis::now();

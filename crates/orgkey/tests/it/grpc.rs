@@ -319,7 +319,7 @@ async fn fault_127_issuer_is_slower_than_envoy() {
     ];
     let earlier = tokio::spawn(send(world.checks, request("GET", "/v1/nginx", &own)));
     world.emulator.wait_for_calls(Endpoint::Verify, 1).await;
-    let http = question("GET", "/reports/1", &[key]);
+    let http = question("GET", "/reports/1", &[key, ("x-request-id", "too-slow")]);
     let reply = call(world.checks, framed(http), &[("grpc-timeout", "200m")]).await;
     assert!(!earlier.is_finished());
     let response = CheckResponse::decode(&reply.body[5..]).unwrap();
@@ -327,7 +327,9 @@ async fn fault_127_issuer_is_slower_than_envoy() {
     assert_eq!(denied.status.as_ref().unwrap().code, 503);
     assert_eq!(headers(&denied.headers)["retry-after"], "1");
     let file = world.files.path("audit.jsonl");
-    until_line(&file, |line| line.contains("verifier-unavailable")).await;
+    let line = until_line(&file, |line| line.contains("too-slow")).await;
+    assert!(line.contains("verifier-unavailable"), "{line}");
+    assert!(!earlier.is_finished());
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use tower_orgkey::ConfigError;
 
 use super::{EngineError, EngineResult};
 
-/// Longer than the client waits for those of the first sentinels that are silent.
-const DEADLINE: Duration = Duration::from_secs(3);
+/// Longer than the client waits for the first sentinels if they are silent, at whichever step.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The sentinels of a primary.
 #[derive(Clone)]

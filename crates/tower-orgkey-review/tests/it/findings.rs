@@ -117,7 +117,7 @@ fn fault_195_a_day_needs_all_nodes() {
     let two = nodes(&[(100, 0), (100, 0)]);
     let both = of(&two, 2);
     assert_eq!(ids(&both), ["unused org_1 key_1"]);
-    assert!(!both.findings[0].proof.contains("would not be noticed"));
+    assert!(both.findings[0].proof.contains("Nodes are counted"));
     // The newest files of the second node are missing, and it was restarted 40 days ago.
     let newest = nodes(&[(100, 0), (100, 40), (40, 30)]);
     for (nodes, whole_days, id) in [

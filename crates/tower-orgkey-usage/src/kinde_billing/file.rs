@@ -193,7 +193,9 @@ impl TotalsStore for TotalsFile {
         if is_other(&open.state.feature, feature_code) {
             return Err("has the totals of another feature".into());
         }
-        if is_other(&open.state.issuer, issuer) {
+        // Nobody knows whose counts those of a file without an issuer are.
+        let is_unknown = open.state.issuer.is_none() && !open.state.organizations.is_empty();
+        if is_unknown || is_other(&open.state.issuer, issuer) {
             return Err("has the totals of another issuer".into());
         }
         if open.state.feature.is_none() || open.state.issuer.is_none() {
@@ -465,6 +467,24 @@ mod tests {
 
     fn counted(state: &State) -> u64 {
         state.organizations["org_1"].counted
+    }
+
+    #[tokio::test]
+    async fn counts_without_an_issuer_are_rejected() {
+        let name = format!("orgkey-totals-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        let totals = TotalsFile::first_start(directory.join("totals")).unwrap();
+        let record = RecordUnits {
+            id: "a-0-0-0".to_owned(),
+            minute: 0,
+            organization: OrgCode::new("org_1").unwrap(),
+            units: 1,
+        };
+        totals.add(&[record]).await.unwrap();
+        let error = totals.bind("https://a.example", "api_calls").unwrap_err();
+        assert!(error.to_string().contains("another issuer"), "{error}");
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::sums::{lago, open_meter, stripe};
 struct Contract {
     media_type: String,
     schema: Validator,
+    /// What an event must have.
+    required: Vec<String>,
 }
 
 impl Contract {
@@ -23,7 +25,16 @@ impl Contract {
         let all: Value = serde_json::from_str(include_str!("contracts.json")).unwrap();
         let contract = &all[meter];
         let options = jsonschema::options().should_validate_formats(true);
+        let schema = &contract["schema"];
+        let event = ["/properties/events/items", "/items", ""];
+        let event = event.into_iter().find_map(|at| schema.pointer(at));
+        let required = event.unwrap()["required"].as_array().unwrap().iter();
+        let required: Vec<String> = required
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect();
+        assert!(!required.is_empty());
         Self {
+            required,
             media_type: contract["media_type"].as_str().unwrap().to_owned(),
             schema: options.build(&contract["schema"]).unwrap(),
         }
@@ -38,14 +49,18 @@ impl Contract {
         let event = event
             .into_iter()
             .find(|at| body.pointer(at).is_some_and(Value::is_object));
-        let mut unknown = body.clone();
-        let members = unknown
-            .pointer_mut(event.unwrap())
-            .unwrap()
-            .as_object_mut()
-            .unwrap();
-        members.insert("quantity".to_owned(), json!(1));
+        let with = |change: &dyn Fn(&mut Map<String, Value>)| {
+            let mut body = body.clone();
+            let event = body.pointer_mut(event.unwrap()).unwrap();
+            change(event.as_object_mut().unwrap());
+            body
+        };
+        let unknown = with(&|event| drop(event.insert("quantity".to_owned(), json!(1))));
         assert!(!self.schema.is_valid(&unknown), "{unknown}");
+        for name in &self.required {
+            let incomplete = with(&|event| drop(event.remove(name)));
+            assert!(!self.schema.is_valid(&incomplete), "{incomplete}");
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tower_orgkey_usage::test_util::TestWallClock;
 
 use crate::collector::{Reply, Request, serve_on_loopback};
@@ -94,6 +96,17 @@ impl Meter {
         self.state.lock().unwrap().faults.clear();
     }
 
+    /// Returns after the calls that are on their way: a later call is answered. Twice, because the first may overtake them.
+    pub(crate) async fn arrived(&self) {
+        for _ in 0..2 {
+            let address = self.url.trim_start_matches("http://");
+            let mut connection = TcpStream::connect(address).await.unwrap();
+            let call = b"GET /arrived HTTP/1.1\r\ncontent-length: 0\r\n\r\n";
+            connection.write_all(call).await.unwrap();
+            assert!(connection.read(&mut [0; 64]).await.unwrap() > 0);
+        }
+    }
+
     pub(crate) fn injected(&self) -> Vec<Fault> {
         self.state.lock().unwrap().injected.clone()
     }
@@ -131,6 +144,9 @@ impl State {
     }
 
     fn call(&mut self, request: &Request) -> Reply {
+        if request.head.starts_with("get /arrived ") {
+            return Reply::json(200, &json!({}));
+        }
         self.calls.push(request.clone());
         if request
             .head

@@ -128,6 +128,8 @@ async fn run<S: UsageSink>(
             Step::Cancel(polls) => {
                 next_minute(wall);
                 poll_times(process.pusher.push_closed(), *polls).await;
+                // Else the meter could get it after the clock has moved by days.
+                meter.arrived().await;
             }
             Step::Fault(fault) => meter.then([*fault]),
             Step::Restart => {

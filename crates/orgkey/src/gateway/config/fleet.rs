@@ -60,13 +60,11 @@ impl FleetConfig {
 
     /// Whether the password and the names of what is stored cross the network unencrypted.
     pub(super) fn is_plain_and_remote(&self) -> bool {
-        // Sentinels and the engine that they know are near each other.
-        let is_remote = if self.sentinels.is_empty() {
-            !is_local(&self.redis)
-        } else {
-            !self.sentinels.iter().all(|url| is_local(url))
-        };
-        is_remote && self.redis.starts_with("redis:")
+        let is_plain = |url: &String| url.starts_with("redis:");
+        // Nobody knows where the sentinels' engine is.
+        let is_remote = !self.sentinels.is_empty() || !is_local(&self.redis);
+        let of_sentinel = |url: &String| is_plain(url) && !is_local(url);
+        is_remote && is_plain(&self.redis) || self.sentinels.iter().any(of_sentinel)
     }
 }
 

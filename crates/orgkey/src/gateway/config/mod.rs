@@ -236,7 +236,7 @@ impl Config {
         }
         let is_plain = |fleet: &FleetConfig| fleet.is_plain_and_remote();
         if self.fleet.as_ref().is_some_and(is_plain) {
-            warnings.push("`redis` is neither on loopback nor `rediss://`: its password crosses the network unencrypted");
+            warnings.push("`redis` or `sentinels` are neither on loopback nor `rediss://`: passwords cross the network unencrypted");
         }
         if self.routes.is_empty() {
             warnings.push("there is no [[route]]: every request is rejected");

@@ -285,10 +285,22 @@ fn sentinels_are_read() {
     let config = Config::parse(&fleet("redis://u@mymaster", sentinels)).unwrap();
     assert_eq!(config.fleet.as_ref().unwrap().sentinels.len(), 2);
     let minimal = Config::parse(MINIMAL).unwrap().warnings().len();
-    assert_eq!(config.warnings().len(), minimal);
     let remote = "sentinels = ['redis://10.0.0.1:26379']";
-    let config = Config::parse(&fleet("redis://u@mymaster", remote)).unwrap();
-    assert_eq!(config.warnings().len(), minimal + 1);
+    let encrypted = "sentinels = ['rediss://10.0.0.1:26379']";
+    for (redis, more, warnings) in [
+        ("redis://u@mymaster", sentinels, 1),
+        ("redis://u@mymaster", encrypted, 1),
+        ("rediss://u@mymaster", remote, 1),
+        ("rediss://u@mymaster", encrypted, 0),
+        ("rediss://u@mymaster", sentinels, 0),
+    ] {
+        let config = Config::parse(&fleet(redis, more)).unwrap();
+        assert_eq!(
+            config.warnings().len(),
+            minimal + warnings,
+            "{redis} {more}"
+        );
+    }
     let password = format!("{remote}\nsentinel_password_file = '/p'");
     Config::parse(&fleet("redis://u@mymaster", &password)).unwrap();
 
