@@ -217,6 +217,7 @@ impl RedisEngine {
     }
 
     #[cfg(not(feature = "sentinel"))]
+    #[allow(clippy::unused_async, reason = "as with sentinels")]
     async fn client(&self) -> EngineResult<Client> {
         Ok(self.client.clone())
     }
