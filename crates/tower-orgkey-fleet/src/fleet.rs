@@ -224,7 +224,8 @@ impl FleetBuilder {
     /// user, password, database and scheme are those of the servers. A port in it is not used. The sentinels have URLs as well,
     /// `redis://user:password@host:26379`.
     ///
-    /// Whenever the node connects, it asks the sentinels for the primary. With `rediss://`, the certificates of the servers must
+    /// Whenever the node connects, it asks the sentinels for the primary, and sends the user and password to the server that they
+    /// name: use `rediss://` for the sentinels too, unless their network is trusted. With `rediss://`, the certificates of the servers must
     /// be for what the sentinels return: addresses, unless `sentinel announce-hostnames yes` is set.
     ///
     /// ```

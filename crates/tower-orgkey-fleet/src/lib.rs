@@ -73,8 +73,9 @@
 //! * An engine that hides a node from the start hides it from [`Reach`](tower_orgkey::Reach), too: set
 //!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) where this matters.
 //! * An engine that loses its data often makes each node verify its cached keys again, at most once per soft TTL.
-//! * A primary that is cut off from its sentinels, and not from its nodes, is followed until the nodes connect again,
-//!   and then still if the first sentinel that answers is cut off too. Nodes on both sides are missing for the other: see [`Reach::missing`](tower_orgkey::Reach::missing).
+//! * A primary that is cut off from its sentinels, and not from its nodes, is followed until the nodes connect again, and
+//!   then still if the first sentinel that answers is cut off too. Nodes on both sides are missing for the other: see
+//!   [`Reach::missing`](tower_orgkey::Reach::missing).
 //! * Nodes that verify one key at the same time all call the issuer: nobody waits for the call of another node.
 //!
 //! # The engine

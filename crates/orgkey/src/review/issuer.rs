@@ -56,19 +56,24 @@ impl Issuers {
         Ok(Self(sources))
     }
 
-    /// Fails if a recorded key is of none of several issuers. Its requests may be those of a listed key, from before its issuer
-    /// had the name, and that one must not be called unused.
+    /// Fails if a recorded key does not have the name of an issuer as listed keys do. Its requests may be those of a listed key,
+    /// from before the configuration changed, and that one must not be called unused.
     pub(super) fn check<'a>(
         &self,
         recorded: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), String> {
-        let is_of = |id: &str| self.0.iter().any(|source| source.own_id(id).is_some());
+        let is_of = |id: &str| {
+            self.0.iter().any(|source| match &source.namespace {
+                Some(_) => source.own_id(id).is_some(),
+                None => !id.contains(':'),
+            })
+        };
         if recorded.into_iter().all(is_of) {
             return Ok(());
         }
-        let names = "the audit files have keys without the name of an issuer of the configuration, as before it had names";
+        let problem = "the audit files have keys of issuers that the configuration does not name";
         Err(format!(
-            "{names}: review a window without them, or use --keys"
+            "{problem}, as before it was changed: review a window without them, or use --keys"
         ))
     }
 

@@ -324,6 +324,20 @@ async fn several_issuers_are_one_list() {
         }
         assert_eq!([&keys[0]["allowed"], &keys[1]["allowed"]], [1, 0]);
         assert_eq!(keys.len(), 2);
+        let of_nobody = [&args[..], &["--org", "org_9"]].concat();
+        let error = stage.fail(&of_nobody).await;
+        assert!(error.contains("no key and no request"), "{error}");
+    }
+    // Requests from before the issuers had names, and from when there were several.
+    let several = "[[issuer]]\nname = \"a\"\nprefixes = [\"a_\"]\n";
+    let one = named("a", &stage.emulator).replacen(several, "[issuer]\n", 1);
+    stage.file("one.toml", &one);
+    for (config, id) in [("several.toml", a.id()), ("one.toml", &*ids[0])] {
+        stage.file("before.jsonl", &line(0, "org_1", id, "read"));
+        let args = ["--audit", "before.jsonl", "--config", config];
+        let args = [&args[..], &["--out", "y.json"]].concat();
+        let error = stage.fail(&args).await;
+        assert!(error.contains("does not name"), "{config}: {error}");
     }
     for (config, expected) in [
         (

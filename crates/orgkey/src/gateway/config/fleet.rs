@@ -61,7 +61,7 @@ impl FleetConfig {
     /// Whether the password and the names of what is stored cross the network unencrypted.
     pub(super) fn is_plain_and_remote(&self) -> bool {
         let is_plain = |url: &String| url.starts_with("redis:");
-        // Nobody knows where the sentinels' engine is.
+        // Only the sentinels know where the engine is.
         let is_remote = !self.sentinels.is_empty() || !is_local(&self.redis);
         let of_sentinel = |url: &String| is_plain(url) && !is_local(url);
         is_remote && is_plain(&self.redis) || self.sentinels.iter().any(of_sentinel)
