@@ -8,7 +8,6 @@ use tower_orgkey::{KeyId, OrgCode, Rejection};
 
 use crate::peer::AuditPeer;
 use crate::pseudonym::{self, Pseudonym, PseudonymKey};
-use crate::request_id::RequestId;
 
 /// One event of an [`AuditTrail`](crate::AuditTrail).
 ///
@@ -148,7 +147,7 @@ pub enum BodyEnd {
 pub struct AuditedRequest {
     pub(crate) time: SystemTime,
     pub(crate) arrived: Instant,
-    pub(crate) request_id: RequestId,
+    pub(crate) request_id: Option<Box<str>>,
     pub(crate) method: Method,
     pub(crate) route: Option<Route>,
     pub(crate) path: Option<Box<str>>,
@@ -238,11 +237,11 @@ pub(crate) struct Body {
 
 impl AuditedRequest {
     /// Returns the record of what an operator changed now.
-    pub(crate) fn of_operator(operation: &str, target: &str, request_id: RequestId) -> Self {
+    pub(crate) fn of_operator(operation: &str, target: &str) -> Self {
         Self {
             time: SystemTime::now(),
             arrived: Instant::now(),
-            request_id,
+            request_id: None,
             method: Method::POST,
             route: Some(Route::Named(bounded_text(operation))),
             path: None,
@@ -264,11 +263,11 @@ impl AuditedRequest {
         self.time
     }
 
-    /// Returns the request's id, taken from a header or generated: 1 to 128 visible ASCII characters.
+    /// Returns the request's id, if [its header](crate::AuditLayer::request_id_header) holds one: 1 to 128 visible ASCII characters.
     ///
     /// A client can choose any id, so it does not identify the event. [`AuditEvent::uid`] does.
-    pub fn request_id(&self) -> &str {
-        self.request_id.as_str()
+    pub fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
     }
 
     /// Returns the organization, if the key was authenticated, even if a guard rejected the request afterwards.

@@ -13,7 +13,6 @@ use tower_orgkey::observer::{
 use crate::body::AuditBody;
 use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_text};
 use crate::layer::AuditLayer;
-use crate::request_id::RequestId;
 
 pin_project! {
     /// The response future of [`AuditService`](crate::AuditService).
@@ -95,8 +94,7 @@ impl RequestAudit {
             record.actor.pseudonymize(key);
         }
         if leaves_out_names {
-            let id = self.layer.options.trail.ids().generate();
-            record.request_id = RequestId::Generated(id);
+            record.request_id = None;
             record.actor = Actor::Unknown;
             record.requirements = Requirements::default();
             record.path = None;

@@ -59,8 +59,8 @@ impl AuditLayer {
 
     /// Sets the header that holds the request's id. Default: `x-request-id`.
     ///
-    /// An id of 1 to 128 visible ASCII characters is used as it is. If there is none, more than one, or another value, the
-    /// layer generates an id of 32 random hexadecimal digits and sets the header, so that the handler sees the same id.
+    /// An id of 1 to 128 visible ASCII characters is recorded as it is. If there is none, more than one, or another value, the
+    /// event has no request id. tower-http's `SetRequestIdLayer` around this layer generates one, which the handler sees too.
     ///
     /// # Panics
     ///

@@ -26,7 +26,7 @@
 //! | `duration`, `end_time`, `http_response.latency` | until the head of the response, in milliseconds |
 //! | `unmapped.body_duration`, `unmapped.body_end` | until the end of the body; `ended`, `dropped` or `failed` |
 //! | `metadata.uid`, `metadata.sequence` | the identifier of the event and its position in the trail |
-//! | `metadata.correlation_uid`, `http_request.uid`, `api.request.uid` (6003) | the request's id, [taken from a header or generated](AuditLayer::request_id_header) |
+//! | `metadata.correlation_uid`, `http_request.uid`, `api.request.uid` (6003) | the request's id, if [its header](AuditLayer::request_id_header) holds one |
 //! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's id if the key acts for a user, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
 //! | `activity_id` | by method: 1 create, 2 read, 3 update, 4 delete, 99 other |
 //! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route, never the path with its identifiers |
@@ -43,8 +43,8 @@
 //!
 //! # Bounds
 //!
-//! A request never waits for the sink. It costs five allocations (the event, the header with a generated id, the body, and two
-//! for what other outer layers observe as well) and a push into a bounded queue; JSON is written on the trail's thread. That
+//! A request never waits for the sink. It costs four allocations (the event, the body, and two
+//! for what other outer layers observe as well), a fifth if it has an id, and a push into a bounded queue; JSON is written on the trail's thread. That
 //! thread collects events for at most a millisecond before it writes them.
 //!
 //! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations, and a separate one half as many without

@@ -182,11 +182,9 @@ mod tests {
 
     use super::*;
     use crate::event::{AuditEventKind, AuditedRequest, Source};
-    use crate::request_id::RequestId;
 
     fn event() -> AuditEvent {
-        let id = RequestId::Sent("1".into());
-        let request = AuditedRequest::of_operator("operation", "target", id);
+        let request = AuditedRequest::of_operator("operation", "target");
         AuditEvent {
             kind: AuditEventKind::Request(request),
             source: Arc::new(Source::new(0, "")),

@@ -12,6 +12,7 @@ use crate::body::AuditBody;
 use crate::event::{Actor, AuditedRequest, Outcome, Route, bounded_method, bounded_text};
 use crate::future::{AuditFuture, RequestAudit};
 use crate::layer::AuditLayer;
+use crate::request_id::sent_id;
 
 /// The service of [`AuditLayer`]. See the [crate documentation](crate).
 #[derive(Clone)]
@@ -52,10 +53,6 @@ impl AuditLayer {
     fn open<B>(&self, request: &mut Request<B>) -> RequestAudit {
         let options = &self.options;
         let observation = OuterObservation::attach(request.extensions_mut(), "AuditLayer");
-        let request_id = options
-            .trail
-            .ids()
-            .settle(request.headers_mut(), &options.request_id_header);
         let head = RequestHead::of(request);
         let peer = options.peer.as_ref().and_then(|peer| peer(head));
         let (peer, peer_pseudonym) = match (peer, &options.privacy.pseudonyms) {
@@ -65,7 +62,7 @@ impl AuditLayer {
         let record = Box::new(AuditedRequest {
             time: SystemTime::now(),
             arrived: Instant::now(),
-            request_id,
+            request_id: sent_id(head.headers, &options.request_id_header),
             method: bounded_method(head.method),
             route: match &options.route {
                 Some(route) => route(head).map(|name| Route::Named(bounded_text(&name))),

@@ -9,7 +9,6 @@ use tower_orgkey::ConfigError;
 
 use crate::event::{AuditedRequest, Source};
 use crate::exporter::{AuditStats, Exporter};
-use crate::request_id::{Ids, RequestId};
 use crate::sampling::{Sample, Sampler};
 use crate::sink::AuditSink;
 use crate::telemetry;
@@ -24,7 +23,6 @@ pub struct AuditTrail(Arc<Core>);
 struct Core {
     exporter: Exporter,
     sampler: Arc<Sampler>,
-    ids: Ids,
 }
 
 impl AuditTrail {
@@ -95,18 +93,13 @@ impl AuditTrail {
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
     pub fn record_operator_action(&self, operation: &str, target: &str) {
-        let id = RequestId::Generated(self.0.ids.generate());
-        let record = AuditedRequest::of_operator(operation, target, id);
+        let record = AuditedRequest::of_operator(operation, target);
         self.0.exporter.send(Box::new(record));
     }
 
     /// Returns what happened to the events since the trail was started.
     pub fn stats(&self) -> AuditStats {
         self.0.exporter.stats()
-    }
-
-    pub(crate) fn ids(&self) -> &Ids {
-        &self.0.ids
     }
 
     /// Accepts the record of a request that has ended. Never waits for the sink.
@@ -213,7 +206,6 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
         let no_random = |_| ConfigError::new("start", "the operating system has no random numbers");
         let trail = getrandom::u64().map_err(no_random)?;
         let source = Source::new(trail, &self.service);
-        let ids = Ids::draw().map_err(no_random)?;
         let sampler = Arc::new(Sampler::new(self.rejections_per_second));
         let (exporter, worker) =
             Exporter::new(self.capacity, self.sink, Arc::clone(&sampler), source);
@@ -221,11 +213,7 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
             .name("orgkey-audit".into())
             .spawn(move || worker.run())
             .map_err(|_| ConfigError::new("start", "the operating system has no thread"))?;
-        Ok(AuditTrail(Arc::new(Core {
-            exporter,
-            sampler,
-            ids,
-        })))
+        Ok(AuditTrail(Arc::new(Core { exporter, sampler })))
     }
 }
 

@@ -7,12 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{Method, StatusCode};
 
 use super::classification::{Caption, Class, Classification};
-use super::json::{Field, Json, Written};
+use super::json::{Field, Json};
 use crate::event::{
     Actor, AuditEvent, AuditEventKind, AuditedRequest, Body, BodyEnd, LostEvents, Period,
     SuppressedRejections,
 };
-use crate::request_id::RequestId;
 use tower_orgkey::Rejection;
 use tower_orgkey::observer::Requirements;
 
@@ -106,12 +105,8 @@ impl AuditEvent {
         let class = classification.class;
         json.raw(&BEGINNINGS[classification.index()]);
         self.metadata(json);
-        json.raw(r#","correlation_uid":""#);
-        let id = json.field(Field::RequestId, |json| match &request.request_id {
-            RequestId::Generated(digits) => json.plain(digits),
-            RequestId::Sent(id) => json.text(id),
-        });
-        json.raw(r#""},"#);
+        request_id(json, r#","correlation_uid":""#, request);
+        json.raw("},");
         if classification.activity().0 == Caption::OTHER {
             json.raw(r#""activity_name":""#);
             json.raw(request.method.as_str());
@@ -131,19 +126,9 @@ impl AuditEvent {
         }
         json.raw(r#"","src_endpoint":{"#);
         json.field(Field::Endpoint, |json| endpoint(json, request));
-        json.raw(r#"},"http_request":{"uid":""#);
-        json.field(Field::RequestId, |json| json.again(id));
-        if is_listed(&request.method) {
-            json.raw(r#"","http_method":""#);
-            json.raw(request.method.as_str());
-        }
-        if let Some(path) = request.path() {
-            json.raw(r#"","url":{"path":""#);
-            json.text(path);
-            json.raw(r#""}}"#);
-        } else {
-            json.raw(r#""}"#);
-        }
+        json.raw(r#"},"http_request":{"#);
+        http_request(json, request);
+        json.raw("}");
         if let Some(status) = request.status {
             json.raw(r#","http_response":{"code":"#);
             json.raw(status.as_str());
@@ -156,7 +141,7 @@ impl AuditEvent {
             json.raw("}");
         }
         authorizations(json, &request.requirements);
-        self.subject(json, request, class, id);
+        self.subject(json, request, class);
         unmapped(json, request, class);
     }
 
@@ -241,7 +226,7 @@ impl AuditEvent {
     }
 
     /// Who made the request, and of what: each class has other fields.
-    fn subject(&self, json: &mut Json<'_>, request: &AuditedRequest, class: Class, id: Written) {
+    fn subject(&self, json: &mut Json<'_>, request: &AuditedRequest, class: Class) {
         match class {
             Class::Authentication => {
                 json.raw(r#","user":"#);
@@ -259,15 +244,48 @@ impl AuditEvent {
                 operation(json, request);
                 json.raw("\"");
                 self.service(json);
-                json.raw(r#","request":{"uid":""#);
-                json.field(Field::RequestId, |json| json.again(id));
-                json.raw(r#""}"#);
+                if request.request_id.is_some() {
+                    request_id(json, r#","request":{"uid":""#, request);
+                    json.raw("}");
+                }
                 if let Some(status) = request.status {
                     response(json, status, request.rejection());
                 }
                 json.raw("}");
             }
         }
+    }
+}
+
+/// The id of the request, if it has one, after `label`, which ends with a quote.
+fn request_id(json: &mut Json<'_>, label: &str, request: &AuditedRequest) {
+    if let Some(id) = request.request_id() {
+        json.raw(label);
+        json.field(Field::RequestId, |json| json.text(id));
+        json.raw("\"");
+    }
+}
+
+/// The contents of `http_request`.
+fn http_request(json: &mut Json<'_>, request: &AuditedRequest) {
+    request_id(json, r#""uid":""#, request);
+    let mut separator = if request.request_id.is_some() {
+        ","
+    } else {
+        ""
+    };
+    if is_listed(&request.method) {
+        json.raw(separator);
+        json.raw(r#""http_method":""#);
+        json.raw(request.method.as_str());
+        json.raw("\"");
+        separator = ",";
+    }
+    if let Some(path) = request.path() {
+        json.raw(separator);
+        json.raw(r#""url":{"path":""#);
+        json.text(path);
+        json.raw(r#""}"#);
     }
 }
 

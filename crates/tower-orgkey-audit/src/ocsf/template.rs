@@ -15,7 +15,6 @@ use tower_orgkey::{KeyId, OrgCode};
 use super::document::{endpoint, is_listed, millis, span, user};
 use super::json::{Field, Json, Mark, is_plain};
 use crate::event::{Actor, AuditEvent, AuditedRequest, BodyEnd, Outcome, Source};
-use crate::request_id::RequestId;
 
 /// The most templates, of some 2 KB each. There is one per route, status and numbers of digits.
 const TEMPLATES: usize = 256;
@@ -64,10 +63,9 @@ fn has_template(request: &AuditedRequest) -> bool {
         && matches!(request.actor, Actor::Organization { .. })
         && request.path.is_none()
         && is_listed(&request.method)
-        && match &request.request_id {
-            RequestId::Generated(_) => true,
-            RequestId::Sent(id) => is_plain(id.as_bytes()),
-        }
+        && request
+            .request_id()
+            .is_none_or(|id| is_plain(id.as_bytes()))
 }
 
 /// The object `user` of keys, each at a place that follows from the address of its id: entries of the cache of one key share it.
@@ -195,9 +193,9 @@ struct Template {
     /// Where the endpoint and the user belong.
     endpoint: usize,
     user: usize,
-    /// Where the id of the request begins, and its length.
+    /// Where the id of the request begins, and its length if there is one.
     ids: Vec<usize>,
-    id_len: usize,
+    id_len: Option<usize>,
     /// The numbers in `text`, and where they are.
     numbers: Numbers,
     places: [Vec<Range<usize>>; NUMBERS],
@@ -221,7 +219,7 @@ impl Template {
             endpoint: 0,
             user: 0,
             ids: Vec::new(),
-            id_len: request.request_id.as_bytes().len(),
+            id_len: request.request_id().map(str::len),
             numbers: *numbers,
             places: Default::default(),
         };
@@ -251,17 +249,12 @@ impl Template {
 
     /// Replaces the id and the numbers. `false` if one of them has another length.
     fn fill(&mut self, request: &AuditedRequest, numbers: &Numbers) -> bool {
-        let id = request.request_id.as_bytes();
-        if id.len() != self.id_len {
+        let id = request.request_id();
+        if id.map(str::len) != self.id_len {
             return false;
         }
-        for at in &self.ids {
-            let held = &mut self.text[*at..][..id.len()];
-            match &request.request_id {
-                // Of a constant length, so this needs no call.
-                RequestId::Generated(digits) => held.copy_from_slice(digits),
-                RequestId::Sent(id) => held.copy_from_slice(id.as_bytes()),
-            }
+        for (at, id) in self.ids.iter().zip(id.into_iter().cycle()) {
+            self.text[*at..][..id.len()].copy_from_slice(id.as_bytes());
         }
         for n in 0..NUMBERS {
             // Most are the same as before.
@@ -327,7 +320,7 @@ mod tests {
         AuditedRequest {
             time: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             arrived: Instant::now(),
-            request_id: RequestId::Generated(*b"0123456789abcdef0123456789abcdef"),
+            request_id: Some("7f".into()),
             method: Method::GET,
             route: Some(Route::Named("/reports".into())),
             path: None,
@@ -359,9 +352,10 @@ mod tests {
             Box::new(|_| {}),
             Box::new(|it| it.time += Duration::from_millis(987_654_321)),
             Box::new(|it| it.time = UNIX_EPOCH),
-            Box::new(|it| it.request_id = RequestId::Generated([b'f'; 32])),
-            Box::new(|it| it.request_id = RequestId::Sent("7".into())),
-            Box::new(|it| it.request_id = RequestId::Sent("a\"b\\c".into())),
+            Box::new(|it| it.request_id = Some("8e".into())),
+            Box::new(|it| it.request_id = Some("7".into())),
+            Box::new(|it| it.request_id = None),
+            Box::new(|it| it.request_id = Some("a\"b\\c".into())),
             Box::new(|it| it.method = Method::POST),
             Box::new(|it| it.method = Method::HEAD),
             Box::new(|it| it.method = Method::from_bytes(b"PURGE").unwrap()),

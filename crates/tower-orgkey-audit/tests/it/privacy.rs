@@ -117,7 +117,7 @@ async fn minimal_events_identify_no_caller() {
     }
     assert_eq!(minimal["http_request"]["url"], Value::Null);
     assert_eq!(minimal["api"]["operation"], "GET /whoami");
-    assert_eq!(minimal["http_request"]["uid"].as_str().unwrap().len(), 32);
+    assert_eq!(minimal["http_request"]["uid"], Value::Null);
     // A layer in between that makes another response of it changes nothing.
     let redirect =
         tower::util::MapResponseLayer::new(|response: Response<Body>| match response.status() {
