@@ -89,10 +89,7 @@ impl Server {
             .read_line(&mut line)
             .expect("the child's address");
         let address = line.trim().parse().expect("the child's address");
-        Self {
-            process,
-            address,
-        }
+        Self { process, address }
     }
 
     /// Requests per second over one second.

@@ -38,8 +38,9 @@ pub(crate) fn table() {
     let mut took = vec![(Vec::new(), Vec::new()); rows.len()];
     for _ in 0..ROUNDS {
         for ((_, router), (one, all)) in rows.iter().zip(&mut took) {
-            one.push(hammer(router, 1));
-            all.push(hammer(router, cores));
+            let key = |_| HeaderValue::from_static(rows::BEARER);
+            one.push(hammer(router, 1, key));
+            all.push(hammer(router, cores, key));
         }
     }
     let figures: Vec<(f64, f64)> = took
@@ -75,21 +76,33 @@ pub(crate) fn table() {
     );
 }
 
-/// The whole stack, compared with the layer alone.
+/// The whole stack, compared with the layer alone: with one key, and with a key of another organization for each thread.
 #[cfg(feature = "whole")]
 pub(crate) fn whole_table() {
     use crate::rows::whole;
 
-    let (whole, trail) = whole::whole_with_room(2 * REQUESTS as usize);
-    let ours = rows::api().layer((ours::warm_layer(), tower_orgkey::require_scope(rows::SCOPE)));
-    let rows = [("the layer and its guard", ours), ("everything on", whole)]
-        .map(|(says, router)| (says, router.with_state(())));
+    let trail = whole::trail_with_room(2 * REQUESTS as usize);
+    let layer = || {
+        let auth = keys::builder_of(1).build();
+        auth.expect("the default configuration")
+    };
+    let alone = keys::filled(layer(), 2);
+    let everything = whole::whole_router_of(layer(), &trail);
+    keys::fill(&everything, 2);
+    let rows = [
+        ("the layer and its guard, one key", &alone, 1),
+        ("everything on, one key", &everything, 1),
+        ("the layer and its guard, a key for each thread", &alone, 2),
+        ("everything on, a key for each thread", &everything, 2),
+    ]
+    .map(|(says, router, keys)| (says, router.clone().with_state(()), keys));
     let mut took = vec![(Vec::new(), Vec::new()); rows.len()];
     for _ in 0..ROUNDS {
-        for ((_, router), (one, two)) in rows.iter().zip(&mut took) {
-            one.push(hammer(router, 1));
+        for ((_, router, keys), (one, two)) in rows.iter().zip(&mut took) {
+            let key = |thread: u32| keys::authorization(thread % keys);
+            one.push(hammer(router, 1, key));
             whole::flush(&trail);
-            two.push(hammer(router, 2));
+            two.push(hammer(router, 2, key));
             whole::flush(&trail);
         }
     }
@@ -100,7 +113,7 @@ pub(crate) fn whole_table() {
     let lines: Vec<_> = rows
         .iter()
         .zip(&figures)
-        .map(|((says, _), (one, two))| {
+        .map(|((says, ..), (one, two))| {
             vec![
                 (*says).to_owned(),
                 format!("{one:.0} ns"),
@@ -110,14 +123,14 @@ pub(crate) fn whole_table() {
         })
         .collect();
     table::print(
-        "whole: one key, on 1 thread and on 2 threads",
+        "whole: on 1 thread and on 2 threads",
         &["row", "1 thread", "per thread of 2", "2 / 1"],
         &lines,
     );
 }
 
-/// Nanoseconds per request on this number of threads.
-fn hammer(router: &Router, threads: usize) -> f64 {
+/// Nanoseconds per request on this number of threads, each with its credential.
+fn hammer(router: &Router, threads: usize, authorization: impl Fn(u32) -> HeaderValue) -> f64 {
     let barrier = Barrier::new(threads);
     // Entries that become stale meanwhile are refreshed by tasks.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,10 +138,9 @@ fn hammer(router: &Router, threads: usize) -> f64 {
         .enable_time()
         .build()
         .expect("a runtime");
-    let hammering = || {
+    let hammering = |authorization: HeaderValue| {
         let _entered = runtime.enter();
         let mut router = router.clone();
-        let authorization = HeaderValue::from_static(rows::BEARER);
         barrier.wait();
         let begin = Instant::now();
         for _ in 0..REQUESTS {
@@ -137,7 +149,14 @@ fn hammer(router: &Router, threads: usize) -> f64 {
         begin.elapsed().as_nanos() as f64 / f64::from(REQUESTS)
     };
     thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(hammering)).collect();
+        let hammering = &hammering;
+        let handles: Vec<_> = (0..)
+            .take(threads)
+            .map(|thread| {
+                let authorization = authorization(thread);
+                scope.spawn(move || hammering(authorization))
+            })
+            .collect();
         let took: Vec<f64> = handles
             .into_iter()
             .map(|handle| handle.join().expect("a thread that ends"))

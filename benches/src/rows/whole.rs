@@ -59,13 +59,10 @@ pub(crate) fn trail() -> AuditTrail {
     AuditTrail::start(lines()).expect("a thread")
 }
 
-/// The API with everything on and its settings loaded, and a trail that has room for this many events.
-pub(crate) fn whole_with_room(events: usize) -> (Router, AuditTrail) {
+/// A trail that has room for this many events.
+pub(crate) fn trail_with_room(events: usize) -> AuditTrail {
     let trail = AuditTrail::builder().sink(lines()).capacity(events);
-    let trail = trail.start().expect("a thread");
-    let router = whole_router(&trail);
-    ask(&router, BEARER);
-    (router, trail)
+    trail.start().expect("a thread")
 }
 
 /// Waits until everything is written, and asserts that no event was lost.
@@ -177,6 +174,7 @@ pub(crate) fn whole_router(trail: &AuditTrail) -> Router {
     whole_router_of(warm_layer(), trail)
 }
 
+/// The API with everything on.
 pub(crate) fn whole_router_of(auth: ApiKeyLayer, trail: &AuditTrail) -> Router {
     let settings = settings_layer(&auth);
     let layers = (
