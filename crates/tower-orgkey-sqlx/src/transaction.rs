@@ -8,8 +8,9 @@ use crate::error::OrgTxError;
 use crate::held::Held;
 use crate::{isolation, telemetry};
 
-/// Fails if the connection is already in a transaction that ran a statement: only `begin` with this mode does.
-const BEGIN: &str = "begin not deferrable";
+/// Fails if the connection is already in a transaction that ran a statement: only `begin` with this mode does. Then removes the
+/// rows that outlive transactions: those of cursors `with hold` and of temporary tables.
+const BEGIN: &str = "begin not deferrable; close all; discard temp";
 
 /// A transaction in which PostgreSQL shows the rows of one organization.
 ///

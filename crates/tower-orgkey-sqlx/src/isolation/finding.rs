@@ -63,6 +63,8 @@ kinds! {
     MaterializedView = "materialized-view",
     /// The role can use a foreign table, which has no policies.
     ForeignTable = "foreign-table",
+    /// The role can use large objects, which have no policies. They are counted in the detail.
+    LargeObject = "large-object",
     /// The role can use a view that reads with the rights of its owner, which is another role.
     OwnerView = "owner-view",
     /// The role can call a function that runs with the rights of another role (`SECURITY DEFINER`), or a trigger calls it.
@@ -96,7 +98,7 @@ impl Finding {
     }
 
     /// Returns where: `public.notes`, `public.comments.comments_note_id_fkey`, `public.all_notes(integer)`, `role admin`,
-    /// `session` or `server`, quoted as in SQL where that is needed.
+    /// `session`, `database` or `server`, quoted as in SQL where that is needed.
     pub fn object(&self) -> &str {
         &self.object
     }

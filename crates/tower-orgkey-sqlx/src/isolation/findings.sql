@@ -20,7 +20,7 @@ reachable as (
 ),
 schemas as (
     select oid, nspname from pg_catalog.pg_namespace
-    where nspname not in ('pg_catalog', 'information_schema') and nspname !~ '^pg_(toast|temp)'
+    where nspname not in ('pg_catalog', 'information_schema') and nspname !~ '^pg_temp'
 ),
 everything as (
     select c.oid, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relispartition, c.relowner,
@@ -33,7 +33,8 @@ everything as (
 ),
 relations as (
     select * from everything
-    where pg_catalog.has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+    where pg_catalog.has_table_privilege(oid, 'DELETE, TRUNCATE')
+        -- Of a column, or of the table.
         or pg_catalog.has_any_column_privilege(oid, 'SELECT, INSERT, UPDATE')
 ),
 isolated as (select * from relations where relkind in ('r', 'p') and relrowsecurity),
@@ -70,7 +71,7 @@ expressions as (
     select p.oid as policy, p.polrelid, p.polpermissive, p.polroles, p.applies, c.command, c.expression, array(
         select m.match[1] from pg_catalog.regexp_matches(
             pg_catalog.regexp_replace(c.expression,
-                '''(?:[^'']|'''')*''|::[[:alnum:]_."]+(?: varying| with time zone| without time zone)?', ' ', 'g'),
+                '''[^'']*''|::[[:alnum:]_."]+(?: varying| with time zone| without time zone)?', ' ', 'g'),
             '((?:"(?:[^"]|"")+"|[[:alnum:]_$]+)(?:[.](?:"(?:[^"]|"")+"|[[:alnum:]_$]+))*)', 'g') as m (match)) as names
     from policies p
     cross join lateral (values
@@ -91,7 +92,7 @@ rules as (
     from expressions e
     join pg_catalog.pg_class t on t.oid = e.polrelid
     cross join lateral (select exists (select from pg_catalog.pg_attribute a where a.attrelid = t.oid and a.attnum > 0
-        and not a.attisdropped and (pg_catalog.quote_ident(a.attname) = any (e.names)
+        and (pg_catalog.quote_ident(a.attname) = any (e.names)
             or pg_catalog.format('%I.%I', t.relname, a.attname) = any (e.names)))) as c (has_column)
     cross join lateral (values (pg_catalog.strpos(e.expression, 'current_setting(''app.org''') > 0)) as r (reads)
 ),
@@ -106,7 +107,7 @@ organization_columns as (
     select a.attrelid as relation, a.attnum as number
     from rules r
     join pg_catalog.pg_class t on t.oid = r.polrelid
-    join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+    join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attnum > 0
     where r.is_bound and array[pg_catalog.quote_ident(a.attname), pg_catalog.format('%I.%I', t.relname, a.attname)]
         && case when r.reads_setting then array(
             select coalesce(m.match[1], m.match[2]) from pg_catalog.regexp_matches(r.expression,
@@ -121,7 +122,7 @@ union all
 select 'bypass-rls', 'role ' || rolname, 'current role' from me where rolbypassrls and not rolsuper
 union all
 select 'server-access', 'role ' || me.rolname, pg_catalog.string_agg(distinct p.power, ', ')
-from me join powers p on p.oid = me.oid or p.oid <> me.oid and p.power like 'programs%' and pg_catalog.pg_has_role(p.oid, 'USAGE')
+from me join powers p on p.oid = me.oid or p.power like 'programs%' and pg_catalog.pg_has_role(p.oid, 'USAGE')
 where not me.rolsuper group by me.rolname
 union all
 select 'reachable-role', 'role ' || rolname, power
@@ -134,7 +135,7 @@ from (
         when exists (select from everything t where t.relkind in ('r', 'p') and t.relrowsecurity and not t.relforcerowsecurity
             and pg_catalog.pg_has_role(r.oid, t.relowner, 'USAGE')) then 'owns a table without FORCE'
         when exists (select from everything t where t.ignores_policies and t.oid not in (select oid from relations)
-            and (pg_catalog.has_table_privilege(r.oid, t.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+            and (pg_catalog.has_table_privilege(r.oid, t.oid, 'DELETE, TRUNCATE')
                 or pg_catalog.has_any_column_privilege(r.oid, t.oid, 'SELECT, INSERT, UPDATE')))
             then 'can use a relation without policies'
         when exists (
@@ -171,6 +172,12 @@ union all
 select 'materialized-view', name, 'has no row security' from relations where relkind = 'm'
 union all
 select 'foreign-table', name, 'has no row security' from relations where relkind = 'f'
+union all
+select 'large-object', 'database', count(*) || ' without row security'
+from pg_catalog.pg_largeobject_metadata l
+where pg_catalog.pg_has_role(l.lomowner, 'USAGE') or exists (
+    select from pg_catalog.aclexplode(l.lomacl) a where a.grantee = 0 or pg_catalog.pg_has_role(a.grantee, 'USAGE'))
+having count(*) > 0
 union all
 select 'owner-view', name, 'reads with the rights of its owner: security_invoker'
 from relations, me where relkind = 'v' and ignores_policies and relowner <> me.oid

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
-use tower_orgkey_sqlx::isolation::{Exceptions, FindingKind, IsolationReport};
+use tower_orgkey_sqlx::isolation::{Exceptions, FINDINGS, FindingKind, IsolationReport};
 use tower_orgkey_sqlx::{IsolationError, OrgPool};
 
 use crate::cluster::Database;
-use crate::kit::org;
+use crate::holes::HOLES;
+use crate::kit::{assert_clean, drop_after, org};
 
 async fn findings(pool: PgPool) -> Vec<(FindingKind, String)> {
     match OrgPool::checked(pool, &Exceptions::none()).await {
@@ -24,169 +25,6 @@ fn list(report: &IsolationReport) -> Vec<(FindingKind, String)> {
         .map(|finding| (finding.kind(), finding.object().to_owned()))
         .collect()
 }
-
-/// The holes, each in the tables of the guide: what is run by an administrator in a database, and what must be found.
-/// `{role}` is a role of the hole, with the rights of `app`, as which the check connects.
-const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
-    ("alter role {role} superuser", &[
-        (FindingKind::Superuser, "role {role}"),
-        (FindingKind::NotForced, "public.legacy"),
-        (FindingKind::Truncate, "public.comments"),
-        (FindingKind::Truncate, "public.legacy"),
-        (FindingKind::Truncate, "public.notes"),
-        (FindingKind::RowsVisible, "public.comments"),
-        (FindingKind::RowsVisible, "public.notes"),
-    ]),
-    ("alter role {role} bypassrls", &[
-        (FindingKind::BypassRls, "role {role}"),
-        (FindingKind::RowsVisible, "public.comments"),
-        (FindingKind::RowsVisible, "public.notes"),
-    ]),
-    ("create role {role}_admin bypassrls; grant {role}_admin to {role}", &[
-        (FindingKind::ReachableRole, "role {role}_admin"),
-    ]),
-    ("create role {role}_super superuser; grant {role}_super to {role}; alter role {role} noinherit", &[
-        (FindingKind::ReachableRole, "role {role}_super"),
-    ]),
-    ("create role {role}_owner; alter table legacy owner to {role}_owner; grant {role}_owner to {role};
-        alter role {role} noinherit; grant select on legacy to {role}", &[
-        (FindingKind::ReachableRole, "role {role}_owner"),
-    ]),
-    ("create role {role}_owner; create table hidden (org text); alter table hidden enable row level security;
-        alter table hidden owner to {role}_owner; grant {role}_owner to {role}; alter role {role} noinherit", &[
-        (FindingKind::ReachableRole, "role {role}_owner"),
-    ]),
-    ("create role {role}_owner; create table hidden (org text); grant select on hidden to {role}_owner;
-        grant {role}_owner to {role}; alter role {role} noinherit", &[
-        (FindingKind::ReachableRole, "role {role}_owner"),
-    ]),
-    ("create role {role}_owner; create policy reporting on legacy to {role}_owner using (true);
-        grant {role}_owner to {role}; alter role {role} noinherit", &[
-        (FindingKind::ReachableRole, "role {role}_owner"),
-    ]),
-    ("create role {role}_owner replication; grant {role}_owner to {role}", &[
-        (FindingKind::ReachableRole, "role {role}_owner"),
-    ]),
-    ("alter role {role} replication", &[(FindingKind::ServerAccess, "role {role}")]),
-    ("grant pg_read_server_files to {role}", &[(FindingKind::ServerAccess, "role {role}")]),
-    ("grant pg_execute_server_program to {role}; alter role {role} noinherit", &[
-        (FindingKind::ReachableRole, "role pg_execute_server_program"),
-    ]),
-    ("create rule copied as on insert to notes do also delete from comments", &[(FindingKind::Rule, "public.notes.copied")]),
-    ("create function log_note() returns trigger language plpgsql security definer as 'begin return new; end';
-        revoke execute on function log_note from public;
-        create trigger log after insert on notes for each row execute function log_note()", &[
-        (FindingKind::DefinerFunction, "public.log_note()"),
-    ]),
-    ("create schema other; create table other.rows (id int); grant select on other.rows to app", &[
-        (FindingKind::RowSecurityOff, "other.rows"),
-    ]),
-    ("alter table notes disable row level security", &[(FindingKind::RowSecurityOff, "public.notes")]),
-    ("create table \"Plans\" (id int); grant select on \"Plans\" to app", &[
-        (FindingKind::RowSecurityOff, "public.\"Plans\""),
-    ]),
-    ("alter table legacy owner to {role}; revoke truncate on legacy from {role}", &[
-        (FindingKind::NotForced, "public.legacy"),
-    ]),
-    ("drop policy comments_of_org on comments", &[(FindingKind::NoPolicy, "public.comments")]),
-    ("drop policy notes_of_no_other_org on notes; create policy oops on notes using (true)", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-        (FindingKind::RowsVisible, "public.notes"),
-    ]),
-    ("drop policy notes_of_no_other_org on notes; create policy oops on notes for insert with check (length(org) > 0)", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    // Depends on the organization, and is still true with any.
-    ("drop policy notes_of_no_other_org on notes;
-        create policy oops on notes for select using (org <> '' and current_setting('app.org', true) <> '')", &[
-        (FindingKind::ForeignKey, "public.comments.comments_org_note_id_fkey"),
-        (FindingKind::RowsVisible, "public.notes"),
-    ]),
-    ("drop policy notes_of_no_other_org on notes;
-        create policy oops on notes for delete using (current_setting('app.org', true) <> '')", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    ("drop policy notes_of_no_other_org on notes;
-        create policy oops on notes for update using (org = current_setting('app.org', true)) with check (true)", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    // Functions and tables that know nothing of the organization.
-    ("create function is_live(title text) returns bool language sql as 'select title <> ''''';
-        drop policy notes_of_no_other_org on notes; create policy live on notes as restrictive using (is_live(title));
-        create policy oops on notes for delete using (true)", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    ("create schema app; grant usage on schema app to app;
-        create function app.org_is_open(id bigint) returns bool language sql as 'select id > 0';
-        drop policy notes_of_no_other_org on notes; create policy oops on notes for update using (app.org_is_open(id))", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    ("create table shared (title text);
-        drop policy notes_of_no_other_org on notes;
-        create policy oops on notes for delete using (title in (select s.title from shared s))", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    // It reads the organization, and what it allows is unknown: it does not close what another policy opens.
-    ("create function is_mine(org text) returns bool language sql as 'select org = current_setting(''app.org'', true)';
-        drop policy notes_of_no_other_org on notes; create policy mine on notes as restrictive using (is_mine(org));
-        create policy oops on notes for delete using (true)", &[
-        (FindingKind::PolicyWithoutOrganization, "public.notes"),
-    ]),
-    // Before an organization is set for the first time, and not after that.
-    ("drop policy notes_of_no_other_org on notes;
-        create policy oops on notes for select using (current_setting('app.org', true) is null or org = current_setting('app.org', true))", &[
-        (FindingKind::RowsVisible, "public.notes"),
-    ]),
-    ("alter role {role} set app.org = 'org_1'", &[
-        (FindingKind::OrganizationPreset, "session"),
-        (FindingKind::RowsVisible, "public.comments"),
-        (FindingKind::RowsVisible, "public.notes"),
-    ]),
-    ("create table documents (org uuid); insert into documents select gen_random_uuid();
-        alter table documents enable row level security; grant select on documents to app;
-        create policy documents_of_org on documents using (org = current_setting('app.org', true)::uuid)", &[
-        (FindingKind::ProbeFailed, "public.documents"),
-    ]),
-    ("create table events (org text, at date) partition by range (at);
-        create table events_1 partition of events for values from ('2026-01-01') to ('2027-01-01');
-        alter table events enable row level security;
-        create policy events_of_org on events using (org = nullif(current_setting('app.org', true), ''));
-        grant select on events, events_1 to app", &[(FindingKind::Partition, "public.events_1")]),
-    ("create materialized view totals as select org, count(*) from notes group by org; grant select on totals to app", &[
-        (FindingKind::MaterializedView, "public.totals"),
-    ]),
-    ("create view all_notes as select * from notes; grant select on all_notes to app", &[
-        (FindingKind::OwnerView, "public.all_notes"),
-    ]),
-    ("create view all_notes with (security_invoker = off) as select * from notes; grant select (title) on all_notes to app", &[
-        (FindingKind::OwnerView, "public.all_notes"),
-    ]),
-    ("create function all_titles(first int) returns setof text language sql security definer as 'select title from notes'", &[
-        (FindingKind::DefinerFunction, "public.all_titles(first integer)"),
-    ]),
-    ("create foreign data wrapper w; create server s foreign data wrapper w; create foreign table remote (id int) server s;
-        grant select on remote to app", &[(FindingKind::ForeignTable, "public.remote")]),
-    ("alter table notes add unique (id); alter table comments add constraint loose foreign key (note_id) references notes (id)", &[
-        (FindingKind::ForeignKey, "public.comments.loose"),
-    ]),
-    // Columns of the policies that are not the organization's.
-    ("alter table notes add unique (id); alter table comments add constraint loose foreign key (note_id) references notes (id);
-        create policy live on notes as restrictive using (id > 0);
-        create policy live on comments as restrictive using (note_id > 0)", &[
-        (FindingKind::ForeignKey, "public.comments.loose"),
-    ]),
-    ("create table a (org text, region text, unique (region)); create table b (org text, region text,
-            constraint loose foreign key (region) references a (region));
-        create policy p on a using (org = current_setting('app.org', true) and region = current_setting('app.region', true));
-        create policy p on b using (region = current_setting('app.region', true) and current_setting('app.org', true) = org);
-        alter table a enable row level security; alter table b enable row level security; grant select on a, b to app", &[
-        (FindingKind::ForeignKey, "public.b.loose"),
-    ]),
-    ("grant truncate on notes to app", &[(FindingKind::Truncate, "public.notes")]),
-    ("create schema other; grant usage on schema other to app; create table other.rows (id int); grant update (id) on other.rows to app", &[
-        (FindingKind::RowSecurityOff, "other.rows"),
-    ]),
-];
 
 #[tokio::test]
 async fn fault_146_each_hole_is_found() {
@@ -205,11 +43,7 @@ async fn fault_146_each_hole_is_found() {
             .execute(&mut admin)
             .await
             .unwrap();
-        let pool = PgPoolOptions::new().max_connections(1);
-        let pool = pool
-            .connect_with(database.options(Database::addr(), &role))
-            .await
-            .unwrap();
+        let pool = database.pool_of(&role).await;
         assert_eq!(findings(pool.clone()).await, [], "before: {hole}");
 
         let hole = hole.replace("{role}", &role);
@@ -244,7 +78,7 @@ async fn fault_146_each_hole_is_found() {
         found_kinds.extend(expected.into_iter().map(|(kind, _)| kind));
         drop_roles(&mut admin, &role).await;
     }
-    // The server of this machine has a current version.
+    // By `old_servers_are_found`.
     found_kinds.insert(FindingKind::OldServer);
     assert_eq!(found_kinds, FindingKind::ALL.iter().copied().collect());
 }
@@ -278,28 +112,168 @@ async fn sound_database_has_no_findings() {
     OrgPool::checked(pool, &Exceptions::none()).await.unwrap();
 }
 
-#[tokio::test]
-async fn sound_policies_have_no_findings() {
-    let database = Database::new(&["org_1"]).await;
-    let tables = "create function org_is(org text) returns bool language plpgsql stable as
+/// Each in a database with the tables of the guide: what is sound, although it looks like a hole.
+const SOUND: &[&str] = &[
+    // Policies with functions, casts, other tables and aggregates.
+    "create function org_is(org text) returns bool language plpgsql stable as
             $$ begin return org = nullif(current_setting('app.org', true), ''); end $$;
         create function \"the Org\"() returns text language sql stable
             begin atomic select nullif(current_setting('app.org', true), ''); end;
+        create aggregate largest(text) (sfunc = text_larger, stype = text);
         create table a (id int, org text); create table b (id int, \"Org\" text); create table c (id int, note_id bigint);
-        create table d (org uuid, id int, name varchar, primary key (org, id));
-        create table e (\"Org\" uuid, id int, foreign key (\"Org\", id) references d);
-        create policy p on d using (org = nullif(current_setting('app.org', true), '')::uuid and id > 0);
-        create policy p on e using ((select nullif(current_setting('app.org', true), ''))::uuid = \"Org\");
-        alter table d enable row level security; alter table e enable row level security; grant select, insert on d, e to app;
+        create table d (org bigint); create table e (org text);
         insert into a values (1, 'org_1'); insert into b values (1, 'org_1'); insert into c select 1, id from notes;
+        insert into d values (1); insert into e values ('org_1');
         create policy p on a using (org_is(org));
         create policy p on b using (\"Org\" = (select \"the Org\"())) with check (\"Org\" = public.\"the Org\"());
         create policy p on c using (exists (select from notes n where n.id = note_id));
+        create policy p on d using (org = nullif(current_setting('app.org', true), '')::bigint);
+        create policy p on e using (org = (select largest(nullif(current_setting('app.org', true), ''))));
         alter table a enable row level security; alter table b enable row level security;
-        alter table c enable row level security; grant select, insert, update, delete on a, b, c to app";
+        alter table c enable row level security; alter table d enable row level security;
+        alter table e enable row level security; grant select, insert, update, delete on a, b, c, d, e to app",
+    // The restrictive policies close what a permissive one opens.
+    "create policy oops on notes using (true); create policy oops on comments for insert with check (true)",
+    // Foreign keys with the organization, however the policies compare it, and to a table without row security.
+    "create table a (org uuid, id int, name varchar, primary key (org, id));
+        create table b (\"Org\" uuid, id int, foreign key (\"Org\", id) references a);
+        create table c (org varchar(20), id int, primary key (org, id));
+        create table d (org varchar(20), id int, foreign key (org, id) references c);
+        create function org_is(org text) returns bool language sql stable
+            as $$ select org = nullif(current_setting('app.org', true), '') $$;
+        create table e (org text, id int, primary key (org, id));
+        create table f (org text, id int, foreign key (org, id) references e);
+        create table plans (id int primary key); create table g (org text, plan int references plans);
+        create policy p on a using (org = nullif(current_setting('app.org', true), '')::uuid and id > 0);
+        create policy p on b using ((select nullif(current_setting('app.org', true), ''))::uuid = \"Org\");
+        create policy p on c using (org = current_setting('app.org', true));
+        create policy p on d using (current_setting('app.org', true) = org);
+        create policy p on e using (org_is(org)); create policy p on f using (org_is(org));
+        create policy p on g using (org = current_setting('app.org', true));
+        alter table a enable row level security; alter table b enable row level security;
+        alter table c enable row level security; alter table d enable row level security;
+        alter table e enable row level security; alter table f enable row level security;
+        alter table g enable row level security; grant select, insert on a, b, c, d, e, f, g to app",
+    // What the role cannot use: a schema, columns to read, objects without a grant, a trigger of another table.
+    "create schema hidden; create table hidden.a (org text); alter table hidden.a enable row level security;
+        create policy p on hidden.a using (org = current_setting('app.org', true)); grant select on hidden.a to app;
+        create table a (org text); alter table a enable row level security; grant insert on a to app;
+        create policy p on a using (org = current_setting('app.org', true));
+        create table shared (id int); create materialized view m as select * from notes; create view v as select * from notes;
+        create function f() returns trigger language plpgsql security definer as 'begin return new; end';
+        revoke execute on function f from public;
+        create trigger t after insert on shared for each row execute function f();
+        select lo_create(0)",
+    // What runs with the rights of the role itself.
+    "create view v as select * from notes; alter view v owner to app;
+        create function f() returns int language sql security definer as 'select 1'; alter function f owner to app;
+        create table a (org text); alter table a enable row level security, force row level security;
+        create policy p on a using (org = current_setting('app.org', true)); create rule r as on insert to a do also nothing;
+        alter table a owner to app; revoke truncate on a from app",
+];
+
+#[tokio::test]
+async fn sound_databases_have_no_findings() {
+    for sound in SOUND {
+        let database = Database::new(&["org_1"]).await;
+        let mut admin = database.admin().await;
+        sqlx::raw_sql(*sound).execute(&mut admin).await.unwrap();
+        let found = findings(database.pool(1).await).await;
+        // Roles belong to the server.
+        let drop = "drop owned by app cascade";
+        sqlx::raw_sql(drop).execute(&mut admin).await.unwrap();
+        assert_eq!(found, [], "{sound}");
+    }
+}
+
+#[tokio::test]
+async fn temporary_tables_of_others_are_no_findings() {
+    let database = Database::new(&[]).await;
+    let pool = database.pool(2).await;
+    let mut other = pool.acquire().await.unwrap();
+    let create =
+        "create temporary table kept (org text); create temporary table kept_too (org text);
+        alter table kept_too enable row level security";
+    sqlx::raw_sql(create).execute(&mut *other).await.unwrap();
+    assert_eq!(findings(pool.clone()).await, []);
+}
+
+/// Before `PostgreSQL` 16, it makes the role a member of any other.
+#[tokio::test]
+async fn createrole_is_found_before_16() {
+    let database = Database::new(&[]).await;
     let mut admin = database.admin().await;
-    sqlx::raw_sql(tables).execute(&mut admin).await.unwrap();
-    assert_eq!(findings(database.pool(1).await).await, []);
+    let create = "create role role_maker login createrole; grant app to role_maker";
+    sqlx::raw_sql(create).execute(&mut admin).await.unwrap();
+    let pool = database.pool_of("role_maker").await;
+    let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let expected = if version < 160_000 {
+        vec![(FindingKind::ServerAccess, "role role_maker".to_owned())]
+    } else {
+        Vec::new()
+    };
+    let found = findings(pool).await;
+    drop_roles(&mut admin, "role_maker").await;
+    assert_eq!(found, expected);
+}
+
+/// The numbers of the first releases without CVE-2024-10976.
+#[tokio::test]
+async fn old_servers_are_found() {
+    let database = Database::new(&[]).await;
+    let pool = database.pool(1).await;
+    let of_server = "from pg_catalog.current_setting('server_version_num') as v (text)";
+    assert!(FINDINGS.contains(of_server));
+    for (version, is_old) in [
+        (110_022, true),
+        (120_020, true),
+        (120_021, false),
+        (130_016, true),
+        (130_017, false),
+        (140_013, true),
+        (140_014, false),
+        (150_008, true),
+        (150_009, false),
+        (160_004, true),
+        (160_005, false),
+        (170_000, true),
+        (170_001, false),
+        (180_000, false),
+    ] {
+        let with_version = format!("from (values ('{version}')) as v (text)");
+        let statement = AssertSqlSafe(FINDINGS.replace(of_server, &with_version));
+        let rows: Vec<(String, String, String)> = sqlx::query_as(statement)
+            .persistent(false)
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+        let report = IsolationReport::read(rows).unwrap();
+        let expected = [(FindingKind::OldServer, "server".to_owned())];
+        assert_eq!(list(&report), expected[..usize::from(is_old)], "{version}");
+    }
+}
+
+#[tokio::test]
+async fn dropped_check_leaves_no_transaction() {
+    let database = Database::new(&["org_1"]).await;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .test_before_acquire(false);
+    let options = database.options(Database::addr(), "app");
+    let pool = pool.connect_with(options).await.unwrap();
+    let none = Exceptions::none();
+    let mut polls = 0;
+    while drop_after(polls, OrgPool::checked(pool.clone(), &none))
+        .await
+        .is_none()
+    {
+        polls += 1;
+        assert_clean(&database, &pool).await;
+    }
+    assert!(polls > 1);
 }
 
 #[tokio::test]

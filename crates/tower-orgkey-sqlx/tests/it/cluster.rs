@@ -199,6 +199,13 @@ impl Database {
         self.pool_at(Self::addr(), connections).await
     }
 
+    /// A pool of one connection of this role.
+    pub(crate) async fn pool_of(&self, role: &str) -> PgPool {
+        let pool = PgPoolOptions::new().max_connections(1);
+        let options = self.options(Self::addr(), role);
+        pool.connect_with(options).await.unwrap()
+    }
+
     pub(crate) async fn pool_at(&self, addr: SocketAddr, connections: u32) -> PgPool {
         let pool = PgPoolOptions::new().max_connections(connections);
         pool.connect_with(self.options(addr, "app")).await.unwrap()

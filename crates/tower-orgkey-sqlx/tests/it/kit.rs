@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
@@ -56,11 +57,19 @@ pub(crate) async fn assert_clean(database: &Database, pool: &PgPool) {
     let sessions = "select count(*) from pg_stat_activity
         where datname = $1 and usename = 'app' and (state <> 'idle' or xact_start is not null)";
     let mut admin = database.admin().await;
-    let in_transaction: i64 = sqlx::query_scalar(sessions)
-        .bind(database.name())
-        .fetch_one(&mut admin)
-        .await
-        .unwrap();
+    let mut in_transaction: i64 = 1;
+    // A server may need a moment to see that a connection was closed.
+    for _ in 0..100 {
+        in_transaction = sqlx::query_scalar(sessions)
+            .bind(database.name())
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
+        if in_transaction == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(in_transaction, 0, "connections were left in a transaction");
     for connection in &mut all {
         let org: Option<String> =

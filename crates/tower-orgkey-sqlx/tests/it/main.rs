@@ -7,6 +7,7 @@ mod check;
 mod cluster;
 mod extractor;
 mod guide;
+mod holes;
 mod kit;
 #[allow(dead_code, reason = "only a part is used")]
 #[path = "../../../../tests/support/log.rs"]

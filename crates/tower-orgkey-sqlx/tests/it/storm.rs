@@ -8,24 +8,29 @@ use sqlx::Connection;
 use tower_orgkey_sqlx::OrgPool;
 
 use crate::cluster::Database;
-use crate::kit::{assert_clean, org};
+use crate::kit::{assert_clean, drop_after, org};
 use crate::proxy::{Effect, Proxy};
 
 const ORGANIZATIONS: usize = 64;
 const VISITS: usize = 10;
+/// What a visit waits for: the transaction, a select, an insert, a statement that fails, a savepoint, a delete, the commit.
+const STAGES: usize = 7;
 
 #[derive(Default)]
 struct Counts {
     finished: AtomicUsize,
-    dropped: AtomicUsize,
     failed: AtomicUsize,
     killed: AtomicUsize,
+    dropped: [AtomicUsize; STAGES],
 }
 
 impl Counts {
-    fn of(&self) -> [usize; 4] {
-        [&self.finished, &self.dropped, &self.failed, &self.killed]
+    fn of(&self) -> Vec<usize> {
+        [&self.finished, &self.failed, &self.killed]
+            .into_iter()
+            .chain(&self.dropped)
             .map(|count| count.load(Ordering::SeqCst))
+            .collect()
     }
 }
 
@@ -74,19 +79,26 @@ async fn fault_144_storm() {
 
 async fn visit_often(code: String, orgs: OrgPool, counts: Arc<Counts>) {
     for _ in 0..VISITS {
-        // From before the pool gives a connection to after the commit.
-        let patience = Duration::from_millis(fastrand::u64(0..1 << fastrand::u32(2..12)));
-        match tokio::time::timeout(patience, visit(&code, &orgs)).await {
-            Ok(Ok(())) => counts.finished.fetch_add(1, Ordering::SeqCst),
-            Ok(Err(_)) => counts.failed.fetch_add(1, Ordering::SeqCst),
-            Err(_) => counts.dropped.fetch_add(1, Ordering::SeqCst),
+        // A visit is polled some 20 times.
+        let polls = fastrand::usize(1..24);
+        let stage = AtomicUsize::new(0);
+        match drop_after(polls, visit(&code, &orgs, &stage)).await {
+            Some(Ok(())) => counts.finished.fetch_add(1, Ordering::SeqCst),
+            Some(Err(_)) => counts.failed.fetch_add(1, Ordering::SeqCst),
+            None => counts.dropped[stage.into_inner()].fetch_add(1, Ordering::SeqCst),
         };
     }
 }
 
-/// Panics if it sees a row of another organization.
-async fn visit(code: &str, orgs: &OrgPool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// Panics if it sees a row of another organization. `stage` is what it waits for.
+async fn visit(
+    code: &str,
+    orgs: &OrgPool,
+    stage: &AtomicUsize,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let waits_for = |next| stage.store(next, Ordering::SeqCst);
     let mut tx = orgs.begin(&org(code)).await?;
+    waits_for(1);
     let seen: Vec<String> =
         sqlx::query_scalar("select org from notes union all select org from comments")
             .fetch_all(&mut *tx)
@@ -95,22 +107,27 @@ async fn visit(code: &str, orgs: &OrgPool) -> Result<(), Box<dyn std::error::Err
         seen.len() >= 3 && seen.iter().all(|org| org == code),
         "{code} saw {seen:?}"
     );
+    waits_for(2);
     let title = format!("{code} {}", fastrand::u64(..));
     let insert = sqlx::query("insert into notes (title) values ($1)").bind(&title);
     insert.execute(&mut *tx).await?;
-    match fastrand::u8(0..5) {
+    match fastrand::u8(0..3) {
         0 => {
+            waits_for(3);
             let failing = sqlx::query("select 1 / (length($1) - length($1))").bind(&title);
             failing.execute(&mut *tx).await?;
         }
         1 => {
+            waits_for(4);
             let mut savepoint = tx.begin().await?;
+            waits_for(5);
             let delete = sqlx::query("delete from notes where title = $1").bind(&title);
             delete.execute(&mut *savepoint).await?;
             drop(savepoint);
         }
         _ => {}
     }
+    waits_for(6);
     tx.commit().await?;
     Ok(())
 }

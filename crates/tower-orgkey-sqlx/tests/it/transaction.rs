@@ -99,7 +99,8 @@ async fn fault_140_drop_at_each_await() {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .test_before_acquire(false);
-    let options = database.options(Database::addr(), "app");
+    let proxy = Proxy::to(Database::addr(), Effect::Delay(2)).await;
+    let options = database.options(proxy.addr(), "app");
     let pool = pool.connect_with(options).await.unwrap();
     let orgs = OrgPool::unchecked(pool.clone());
     let before = backend(&mut pool.acquire().await.unwrap()).await;
@@ -162,6 +163,36 @@ async fn fault_141_connection_left_in_transaction() {
 }
 
 #[tokio::test]
+async fn fault_141b_rows_that_outlive_a_transaction() {
+    let database = Database::new(&["org_1", "org_2"]).await;
+    let pool = database.pool(1).await;
+    let orgs = OrgPool::unchecked(pool.clone());
+    let mut first = orgs.begin(&org("org_1")).await.unwrap();
+    let before = backend(&mut first).await;
+    let keep = "create temporary table kept as select * from notes;
+        declare held cursor with hold for select * from notes";
+    sqlx::raw_sql(keep).execute(&mut *first).await.unwrap();
+    first.commit().await.unwrap();
+    let kept = "select to_regclass('pg_temp.kept') is not null, exists (select from pg_cursors where name = 'held')";
+    let mut connection = pool.acquire().await.unwrap();
+    let found: (bool, bool) = sqlx::query_as(kept)
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+    assert_eq!(found, (true, true));
+    drop(connection);
+
+    // The rollback of the first gives the table back. The second does not have it either.
+    for _ in 0..2 {
+        let mut tx = orgs.begin(&org("org_2")).await.unwrap();
+        assert_eq!(backend(&mut tx).await, before);
+        let found: (bool, bool) = sqlx::query_as(kept).fetch_one(&mut *tx).await.unwrap();
+        assert_eq!(found, (false, false));
+        tx.rollback().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn fault_142_setting_has_no_effect() {
     let database = Database::new(&["org_1"]).await;
     let set: &[u8] = b"select pg_catalog.set_config($1, $2, true)";
@@ -199,6 +230,11 @@ async fn fault_143_savepoint_left_open() {
     std::mem::forget(tx.begin().await.unwrap());
     let error = tx.commit().await.unwrap_err();
     assert!(matches!(error, OrgTxError::NotInTransaction), "{error:?}");
+    assert_clean(&database, &pool).await;
+
+    let mut tx = orgs.begin(&org("org_1")).await.unwrap();
+    std::mem::forget(tx.begin().await.unwrap());
+    tx.rollback().await.unwrap();
     assert_clean(&database, &pool).await;
 
     // A dropped `begin` of a savepoint rolls everything back: no later statement may run as if it had not.
@@ -247,6 +283,7 @@ async fn job_is_reported_before_it_begins() {
     let orgs = OrgPool::unchecked(pool.clone())
         .on_job(move |org, reason| jobs.lock().unwrap().push(format!("{org}: {reason}")));
     let code = OrgCode::from_static("org_1");
+    let (log, _guard) = Log::capture();
     let mut tx = orgs.begin_for_job(&code, "nightly report").await.unwrap();
     assert_eq!(orgs_seen(&mut tx).await, ["org_1"; 3]);
     drop(tx);
@@ -257,6 +294,9 @@ async fn job_is_reported_before_it_begins() {
         *seen.lock().unwrap(),
         ["org_1: nightly report", "org_1: retry"]
     );
+    let logged = log.lines("INFO", "organization transaction of a job");
+    assert_eq!(logged.len(), 2, "{logged:?}");
+    assert!(logged[0].contains("org_code=org_1") && logged[0].contains("nightly report"));
 }
 
 #[tokio::test]
