@@ -1,14 +1,16 @@
 //! A fleet of processes with a real engine: how long a revocation takes, and how often the issuer is called.
 
 mod hits;
+mod join;
 mod node;
 mod nodes;
+mod outage;
 mod redis;
 #[path = "../../src/table.rs"]
 #[allow(dead_code)] // The other benches use all of it.
 mod table;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kinde_emulator::{Endpoint, IssuedKey, KeySpec, KindeEmulator};
 use tokio::runtime::Runtime;
@@ -20,24 +22,40 @@ use self::redis::RedisServer;
 const NODES: usize = 8;
 const MANY_NODES: usize = 10;
 const REVOCATIONS: usize = 1_000;
+/// Requests of each revoked key on each node, after the acknowledgement: a million in total.
+const REQUESTS: usize = 125;
 const KEYS: usize = 500;
 /// Requests of these keys in the steady state, each ten times per second and node, for this long.
 const STEADY_KEYS: usize = 100;
 const STEADY_SOFT_TTL: Duration = Duration::from_secs(30);
 const STEADY: Duration = Duration::from_secs(60);
-/// The updates that a joining node reads.
-const UPDATES: usize = 10_000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        [] => tables(),
         ["node", ref settings @ ..] => node::serve(settings),
         ["hits", engine] => hits::count(engine),
-        _ => panic!("usage: benches/run fleet"),
+        ref names => {
+            let is_named = |name: &str| names.is_empty() || names.contains(&name);
+            let known = TABLES.map(|(name, _)| name);
+            let unknown = names.iter().find(|name| !known.contains(name));
+            assert!(unknown.is_none(), "usage: benches/run fleet {known:?}");
+            for (_, print) in TABLES.iter().filter(|(name, _)| is_named(name)) {
+                print();
+            }
+        }
     }
 }
+
+/// The tables, by name.
+const TABLES: [(&str, fn()); 5] = [
+    ("revocations", revocations),
+    ("calls", calls),
+    ("outage", outage::hits),
+    ("join", join::starts),
+    ("instructions", instructions),
+];
 
 /// What all nodes use.
 struct World {
@@ -70,13 +88,6 @@ impl World {
     }
 }
 
-fn tables() {
-    revocations();
-    calls();
-    starts();
-    hits();
-}
-
 fn revocations() {
     let world = World::new();
     let keys = world.keys(REVOCATIONS + KEYS);
@@ -99,7 +110,7 @@ fn revocations() {
             let reach = nodes.revoke(n % NODES, key.id());
             incomplete += usize::from(reach.applied != NODES);
             took.push(reach.took.as_secs_f64() * 1_000.0);
-            accepted += nodes.accepting(key.secret());
+            accepted += nodes.accepted(key.secret(), REQUESTS);
         }
         let (requests, rejected) = nodes.end_load();
         took.sort_by(f64::total_cmp);
@@ -110,7 +121,7 @@ fn revocations() {
             at(0.99),
             at(1.0),
             incomplete.to_string(),
-            format!("{accepted} of {}", half * NODES),
+            format!("{accepted} of {}", half * NODES * REQUESTS),
             format!("{rejected} of {requests}"),
         ]);
     }
@@ -122,7 +133,7 @@ fn revocations() {
             "p99",
             "max",
             "not by all",
-            "accepted afterwards",
+            "requests accepted afterwards",
             "other requests rejected",
         ],
         &lines,
@@ -211,34 +222,7 @@ fn calls() {
     );
 }
 
-fn starts() {
-    let world = World::new();
-    let begin = Instant::now();
-    let mut nodes = Nodes::start(&world, NODES, Duration::from_secs(60));
-    let all = begin.elapsed();
-    nodes.invalidate(0, UPDATES);
-    let begin = Instant::now();
-    let later = Nodes::start(&world, 1, Duration::from_secs(60));
-    let later_took = begin.elapsed();
-    assert!(later.position() >= UPDATES as u64);
-    let milliseconds = |took: Duration| format!("{:.0} ms", took.as_secs_f64() * 1_000.0);
-    table::print(
-        "starts: from the start of the processes until they follow the engine and see each other",
-        &["start", "time"],
-        &[
-            vec![
-                format!("{NODES} processes, an empty engine"),
-                milliseconds(all),
-            ],
-            vec![
-                format!("one process, an engine with {UPDATES} updates and {NODES} nodes"),
-                milliseconds(later_took),
-            ],
-        ],
-    );
-}
-
-fn hits() {
+fn instructions() {
     let world = World::new();
     let (alone, fleet) = (
         hits::instructions(hits::NO_ENGINE),

@@ -18,6 +18,8 @@ use tower_orgkey_fleet::{Fleet, FleetSecret};
 
 /// Requests of cold keys at the same time.
 const AT_ONCE: usize = 16;
+/// More than all keys of a table.
+const CAPACITY: u64 = 200_000;
 /// Requests of a load are made this often, as many as the rate requires.
 const TICK: Duration = Duration::from_millis(4);
 
@@ -53,6 +55,7 @@ pub(crate) fn serve(settings: &[&str]) {
         .expect("a fleet");
     let auth = ApiKeyLayer::builder(kinde)
         .fleet(&fleet)
+        .capacity(CAPACITY)
         .soft_ttl(soft_ttl)
         .build()
         .expect("a layer");
@@ -97,7 +100,8 @@ impl Node {
                     .await;
             }
             "keys" => self.keys = Arc::new(argument.split(' ').map(str::to_owned).collect()),
-            "get" => return status(&self.auth, argument).await.as_u16().to_string(),
+            "get" => return self.accepted(argument).await,
+            "hits" => return self.hits(number()).await,
             "request" => return self.request().await,
             "load" => self.begin_load(number()),
             "stop" => return self.end_load(),
@@ -124,6 +128,30 @@ impl Node {
             .count()
             .await;
         format!("{} {rejected}", begin.elapsed().as_micros())
+    }
+
+    /// Sends requests of a key, and returns how many were accepted.
+    async fn accepted(&self, argument: &str) -> String {
+        let (requests, key) = argument.split_once(' ').expect("a number and a key");
+        let mut accepted = 0;
+        for _ in 0..requests.parse::<usize>().expect("a number") {
+            accepted += usize::from(status(&self.auth, key).await == StatusCode::OK);
+        }
+        accepted.to_string()
+    }
+
+    /// Returns the times of requests in nanoseconds, 50 % and 99 %, and how many were rejected.
+    async fn hits(&self, count: usize) -> String {
+        let (mut took, mut rejected) = (Vec::with_capacity(count), 0);
+        for key in self.keys.iter().cycle().take(count) {
+            let begin = Instant::now();
+            // Other tasks of the thread delay a request.
+            tokio::task::yield_now().await;
+            rejected += usize::from(status(&self.auth, key).await != StatusCode::OK);
+            took.push(begin.elapsed().as_nanos());
+        }
+        took.sort_unstable();
+        format!("{} {} {rejected}", took[count / 2], took[count / 100 * 99])
     }
 
     fn begin_load(&mut self, rate: usize) {

@@ -36,6 +36,11 @@ impl Drop for Process {
     }
 }
 
+fn keys_command(keys: &[IssuedKey]) -> String {
+    let keys: Vec<_> = keys.iter().map(IssuedKey::secret).collect();
+    format!("keys {}", keys.join(" "))
+}
+
 pub(crate) struct Nodes(Vec<Process>);
 
 pub(crate) struct Reach {
@@ -76,8 +81,7 @@ impl Nodes {
     }
 
     pub(crate) fn set_keys(&mut self, keys: &[IssuedKey]) {
-        let keys: Vec<_> = keys.iter().map(IssuedKey::secret).collect();
-        self.all(&format!("keys {}", keys.join(" ")));
+        self.all(&keys_command(keys));
     }
 
     /// Requests each key once on each node, all nodes at the same time. Returns the longest time of a node.
@@ -110,10 +114,40 @@ impl Nodes {
         }
     }
 
-    /// Returns how many nodes accept a key.
-    pub(crate) fn accepting(&mut self, key: &str) -> usize {
-        let answers = self.all(&format!("get {key}"));
-        answers.iter().filter(|answer| answer[0] == 200).count()
+    /// Sends requests of a key on all nodes. Returns how many were accepted.
+    pub(crate) fn accepted(&mut self, key: &str, requests: usize) -> u64 {
+        let answers = self.all(&format!("get {requests} {key}"));
+        answers.iter().map(|answer| answer[0]).sum()
+    }
+
+    /// Sends hits on the first node: their times in nanoseconds, 50 % and 99 %, and how many were rejected.
+    pub(crate) fn hits(&mut self, count: usize) -> [u64; 3] {
+        self.0[0].send(&format!("hits {count}"));
+        let answer = self.0[0].answer();
+        answer.try_into().expect("three numbers")
+    }
+
+    /// Requests each key on one of the nodes.
+    pub(crate) fn request_parts(&mut self, keys: &[IssuedKey]) {
+        let parts = keys.chunks(keys.len().div_ceil(self.0.len()));
+        for (process, keys) in self.0.iter_mut().zip(parts) {
+            process.send(&keys_command(keys));
+            process.answer();
+            process.send("request");
+        }
+        for process in &mut self.0 {
+            assert_eq!(process.answer()[1], 0, "rejected");
+        }
+    }
+
+    /// Returns the resident memory of the first node, in megabytes.
+    pub(crate) fn megabytes(&mut self) -> f64 {
+        let status = format!("/proc/{}/status", self.0[0].child.id());
+        let status = std::fs::read_to_string(status).expect("the status of a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kilobytes = kilobytes.and_then(|number| number.parse::<f64>().ok());
+        kilobytes.expect("kilobytes") / 1_024.0
     }
 
     /// Invalidates so many key ids on one node, and waits until all are sent.
@@ -123,7 +157,7 @@ impl Nodes {
     }
 
     /// Returns the last update of the first node.
-    pub(crate) fn position(mut self) -> u64 {
+    pub(crate) fn position(&mut self) -> u64 {
         self.0[0].send("position");
         self.0[0].answer()[0]
     }

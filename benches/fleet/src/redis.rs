@@ -35,6 +35,34 @@ impl RedisServer {
         }
     }
 
+    /// Stops the process, which keeps its connections.
+    pub(crate) fn hang(&self) {
+        let process = self.process.id().to_string();
+        let stopped = Command::new("kill").args(["-s", "STOP", &process]).status();
+        assert!(stopped.expect("kill").success());
+    }
+
+    pub(crate) fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Returns the memory that the data uses.
+    pub(crate) fn megabytes(&self) -> f64 {
+        let port = self.port.to_string();
+        let info = Command::new("redis-cli")
+            .args(["-p", &port, "INFO", "memory"])
+            .output();
+        let info = String::from_utf8(info.expect("redis-cli is installed").stdout);
+        let info = info.expect("text");
+        let bytes = info
+            .lines()
+            .find_map(|line| line.strip_prefix("used_memory:"));
+        let bytes = bytes.and_then(|bytes| bytes.trim().parse::<f64>().ok());
+        bytes.expect("a number") / 1_048_576.0
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
@@ -42,8 +70,6 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }

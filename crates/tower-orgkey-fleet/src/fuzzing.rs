@@ -4,12 +4,15 @@ use crate::seal::{Kind, Sealer};
 use crate::secret::FleetSecret;
 use crate::wire::{Acknowledgement, LogEntry, NodeRecord, StoredResult, Wire};
 
-/// Decodes bytes as if they had been opened. What decodes has one encoding.
+/// Decodes bytes as if they had been opened. What decodes is the same after it was encoded.
+///
+/// # Panics
+///
+/// If it is not.
 pub fn decode(bytes: &[u8]) {
-    fn check<T: Wire>(bytes: &[u8]) {
+    fn check<T: Wire + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
         if let Some(value) = T::decode(bytes) {
-            let again = T::decode(&value.encode());
-            assert!(again.is_some(), "an encoding was not decoded");
+            assert_eq!(T::decode(&value.encode()), Some(value));
         }
     }
     check::<StoredResult>(bytes);

@@ -85,7 +85,8 @@
 //! * `maxmemory-policy volatile-lru`: results have a time to live and may be evicted, the log and the blocks may not. Other
 //!   policies are safe, and cost verifications.
 //! * With replicas: `min-replicas-to-write 1` and `min-replicas-max-lag 2`, so that a failover loses few updates. Sentinels
-//!   promote a replica when the primary dies: feature `sentinel`, `FleetBuilder::redis_with_sentinels`.
+//!   promote a replica when the primary dies: feature `sentinel`, `FleetBuilder::redis_with_sentinels`. A user of the sentinels
+//!   needs `-@all +@connection +role +sentinel|masters`.
 //! * An ACL: a user with the rules [`ACL_RULES`], for the name of your fleet.
 //! * TLS (`rediss://`, feature `rustls` or `native-tls`) or a Unix socket. Contents are sealed in any case; names of fleets,
 //!   numbers of keys and times are not. The roots are those of the platform; the variable `SSL_CERT_FILE` names the
@@ -154,6 +155,6 @@ pub use self::fleet::{Fleet, FleetBuilder};
 /// ```
 pub const ACL_RULES: &str = "resetchannels ~orgkey:{acme-api}:* -@all +@connection +eval +evalsha \
     +script|load +info +xread +get +set +del +hget +hset +hmget +hincrby +hdel +hgetall +hlen \
-    +xadd +xtrim +time +pexpire";
+    +xadd +xtrim +time +pexpire +role";
 pub use self::secret::{FleetSecret, InvalidFleetSecret};
 pub use self::status::{FleetState, FleetStatus};

@@ -25,7 +25,8 @@ const FETCH_DEADLINE: Duration = Duration::from_millis(20);
 const MAX_FETCHES: usize = 256;
 /// The longest time to wait for the nodes to apply an update.
 pub(crate) const SPREAD_DEADLINE: Duration = Duration::from_secs(2);
-/// The time between two looks for acknowledgements doubles from the first to the second one.
+/// The time between two looks for acknowledgements is an eighth of the time that has passed, within these bounds: so a look is
+/// late by little of what an update takes.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 /// The link of a layer to its fleet.
@@ -206,7 +207,6 @@ impl FleetLink for Link {
 /// Waits until all known nodes have confirmed that they have applied an update.
 async fn wait_for_nodes(node: &Node, update: Id, expected: usize, began: Instant) -> Reach {
     let deadline = began + SPREAD_DEADLINE;
-    let mut wait = LOOK_EVERY.0;
     let mut applied: HashSet<Id> = HashSet::new();
     let mut names = vec![node.name.clone()];
     loop {
@@ -238,8 +238,7 @@ async fn wait_for_nodes(node: &Node, update: Id, expected: usize, began: Instant
             reach.took = began.elapsed();
             return reach;
         }
-        sleep(wait).await;
-        wait = (wait * 2).min(LOOK_EVERY.1);
+        sleep((began.elapsed() / 8).clamp(LOOK_EVERY.0, LOOK_EVERY.1)).await;
     }
 }
 

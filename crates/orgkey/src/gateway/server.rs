@@ -141,7 +141,7 @@ impl Gateway {
                     token: setup.admin_token,
                     checks: Arc::clone(&checks),
                     trail: trail.clone(),
-                    has_fleet: config.fleet.is_some(),
+                    fleet: setup.fleet.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
                     timeout: Bounds::default().body,

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use http_body_util::Full;
 use kinde_emulator::KindeEmulator;
@@ -14,15 +16,15 @@ use crate::checks::ROUTES;
 use crate::redis_server::RedisServer;
 use crate::support::{ADMIN_TOKEN, Files, Reply, World, request, send, until_line};
 
-const PASSWORD: &str = "a/p@ss:word";
+pub(crate) const PASSWORD: &str = "a/p@ss:word";
 
-fn engine() -> RedisServer {
+pub(crate) fn engine() -> RedisServer {
     let password = format!(">{PASSWORD}");
     RedisServer::start_with(&["--user", "orgkey", "on", &password, "~*", "&*", "+@all"])
 }
 
 /// The secret of a fleet and the password of its engine, in files.
-fn secret() -> TempDir {
+pub(crate) fn secret() -> TempDir {
     let dir = TempDir::new().unwrap();
     // 32 bytes.
     std::fs::write(dir.path().join("fleet"), format!("{}=", "A".repeat(43))).unwrap();
@@ -30,7 +32,7 @@ fn secret() -> TempDir {
     dir
 }
 
-fn tables(engine: &RedisServer, secret: &TempDir, name: &str) -> String {
+pub(crate) fn tables(engine: &RedisServer, secret: &TempDir, name: &str) -> String {
     format!(
         "{ROUTES}\n[fleet]\nname = 'gateways'\nredis = 'redis://orgkey@127.0.0.1:{}'\n\
          redis_password_file = '{dir}/password'\nsecret_file = '{dir}/fleet'\nnode_name = '{name}'\n[audit]\nfile = 'DIR/audit.jsonl'\n",
@@ -57,7 +59,7 @@ async fn post(world: &World, path: &str, body: &Value) -> Reply {
 }
 
 /// Posts until both gateways have applied it.
-async fn spread(world: &World, path: &str, body: &Value) {
+pub(crate) async fn spread(world: &World, path: &str, body: &Value) {
     let both = async {
         loop {
             let reply = post(world, path, body).await;
@@ -70,7 +72,7 @@ async fn spread(world: &World, path: &str, body: &Value) {
             }
         }
     };
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), both).await;
+    let waited = tokio::time::timeout(Duration::from_secs(30), both).await;
     waited.unwrap();
 }
 
@@ -122,23 +124,6 @@ async fn revocations_reach_the_other_gateway() {
 }
 
 #[tokio::test]
-async fn sentinels_find_the_engine() {
-    let (engine, secret) = (engine(), secret());
-    let sentinel = RedisServer::start_sentinel(&engine, 1);
-    let emulator = KindeEmulator::start().await.unwrap();
-    let start = async |name| {
-        let address = format!("127.0.0.1:{}'", engine.port);
-        let by_name = format!("primary'\nsentinels = ['{}']", sentinel.url());
-        let tables = tables(&engine, &secret, name).replace(&address, &by_name);
-        World::before(emulator.clone(), &tables, Bounds::default())
-            .await
-            .unwrap()
-    };
-    let (one, _two) = (start("one").await, start("two").await);
-    spread(&one, "/v1/invalidate", &json!({ "all": true })).await;
-}
-
-#[tokio::test]
 async fn an_issuer_without_an_environment_joins_no_fleet() {
     let (engine, secret) = (engine(), secret());
     let emulator = KindeEmulator::start().await.unwrap();
@@ -165,16 +150,12 @@ async fn an_issuer_without_an_environment_joins_no_fleet() {
 #[tokio::test]
 async fn the_engine_is_reached_by_tls() {
     let secret = secret();
-    let path = |name: &str| secret.path().join(name).display().to_string();
-    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(path("cert"), certified.cert.pem()).unwrap();
-    std::fs::write(path("key"), certified.signing_key.serialize_pem()).unwrap();
+    let [cert, key] = certificate(&secret);
     let port = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
     };
     let (port, password) = (port.to_string(), format!(">{PASSWORD}"));
-    let (cert, key) = (path("cert"), path("key"));
     let engine = RedisServer::start_with(&[
         "--tls-port",
         &port,
@@ -201,51 +182,135 @@ async fn the_engine_is_reached_by_tls() {
     let config = files.path("gateway.toml");
     std::fs::write(&config, files.config(&emulator, &tables)).unwrap();
     for (roots, status) in [("/dev/null", 503), (cert.as_str(), 200)] {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_orgkey"));
-        process.args(["gateway", "--config"]).arg(&config);
-        process
-            .env("SSL_CERT_FILE", roots)
-            .env_remove("SSL_CERT_DIR");
-        process.env("RUST_LOG", "info").env("NO_COLOR", "1");
-        let mut process = Process(process.stderr(Stdio::piped()).spawn().unwrap());
-        let admin = process.admin_address();
-        let token = format!("Bearer {ADMIN_TOKEN}");
+        let gateway = Process::start(&config, roots);
         let mut last = 0;
         for _ in 0..100 {
-            let request = request("POST", "/v1/invalidate", &[("authorization", &token)]);
-            let body = json!({ "all": true }).to_string();
-            last = send(admin, request.map(|_| Full::from(body)))
-                .await
-                .status
-                .as_u16();
+            last = gateway.post("/v1/invalidate").await.status.as_u16();
             if last == 200 || status != 200 {
                 break;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert_eq!(last, status, "with the roots {roots}");
     }
 }
 
+/// In a separate process, which has a recorder of metrics.
+#[tokio::test]
+async fn page_and_metrics_show_the_fleet() {
+    let (mut engine, secret) = (engine(), secret());
+    let emulator = KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let config = files.path("gateway.toml");
+    let of_one = files.config(&emulator, &tables(&engine, &secret, "one"));
+    std::fs::write(&config, of_one).unwrap();
+    let one = Process::start(&config, "/dev/null");
+    let tables = tables(&engine, &secret, "two");
+    let two = World::before(emulator.clone(), &tables, Bounds::default());
+    let two = two.await.unwrap();
+    spread(&two, "/v1/invalidate", &json!({ "all": true })).await;
+    let sent = post(&two, "/v1/invalidate", &json!({ "all": true })).await;
+    assert_eq!(sent.status, 200);
+
+    one.until_shown("/", ["followed for ", "one, two"]).await;
+    let page = one.get("/").await;
+    assert!(!page.contains("not followed"), "{page}");
+    let gauges = ["orgkey_fleet_followed 1", "orgkey_fleet_nodes 2"];
+    one.until_shown("/metrics", gauges).await;
+    let position = one.get("/metrics").await;
+    let position = position.lines().find_map(|line| {
+        let number = line.strip_prefix("orgkey_fleet_position ")?;
+        number.parse::<u64>().ok()
+    });
+    let position = position.unwrap();
+    assert!(position >= 2, "{position}");
+    let cell = format!("Position in the log</th><td class=\"number\">{position}<");
+    let no_lag = "Updates not applied</th><td class=\"number\">0<";
+    one.until_shown("/", [cell.as_str(), no_lag]).await;
+    one.until_shown("/metrics", ["orgkey_fleet_lag 0", "orgkey_fleet_unsent 0"])
+        .await;
+
+    engine.kill();
+    assert_eq!(one.post("/v1/invalidate").await.status, 503);
+    let unsent = "Updates not sent</th><td class=\"number\">1<";
+    one.until_shown("/", ["not followed for ", unsent]).await;
+    let gauges = ["orgkey_fleet_followed 0", "orgkey_fleet_unsent 1"];
+    one.until_shown("/metrics", gauges).await;
+}
+
+/// Writes a certificate for loopback, and its key. Returns their paths.
+pub(crate) fn certificate(dir: &TempDir) -> [String; 2] {
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let [cert, key] = ["cert", "key"].map(|name| dir.path().join(name).display().to_string());
+    std::fs::write(&cert, certified.cert.pem()).unwrap();
+    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    [cert, key]
+}
+
 /// A gateway, until it is dropped.
-struct Process(Child);
+pub(crate) struct Process {
+    child: Child,
+    admin: SocketAddr,
+}
 
 impl Process {
-    fn admin_address(&mut self) -> SocketAddr {
-        let mut lines = BufReader::new(self.0.stderr.take().unwrap()).lines();
+    /// Starts a gateway that trusts these authorities.
+    pub(crate) fn start(config: &Path, roots: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_orgkey"))
+            .args(["gateway", "--config"])
+            .arg(config)
+            .env("SSL_CERT_FILE", roots)
+            .env_remove("SSL_CERT_DIR")
+            .env("RUST_LOG", "info")
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = lines.find_map(|line| line.ok().filter(|line| line.contains("admin=")));
         // The log goes on, and is not read: a full pipe would stop the gateway.
         std::thread::spawn(move || lines.for_each(drop));
         let line = line.unwrap();
         let (_, rest) = line.split_once("admin=").unwrap();
         let end = rest.find(|c: char| !"0123456789.:".contains(c));
-        rest[..end.unwrap_or(rest.len())].parse().unwrap()
+        let admin = rest[..end.unwrap_or(rest.len())].parse().unwrap();
+        Self { child, admin }
+    }
+
+    async fn request(&self, method: &str, path: &str, body: String) -> Reply {
+        let token = format!("Bearer {ADMIN_TOKEN}");
+        let request = request(method, path, &[("authorization", &token)]);
+        send(self.admin, request.map(|_| Full::from(body))).await
+    }
+
+    /// Posts an update of all keys.
+    pub(crate) async fn post(&self, path: &str) -> Reply {
+        let body = json!({ "all": true }).to_string();
+        self.request("POST", path, body).await
+    }
+
+    async fn get(&self, path: &str) -> String {
+        let reply = self.request("GET", path, String::new()).await;
+        reply.text().to_owned()
+    }
+
+    /// Waits until a page has these texts.
+    async fn until_shown(&self, path: &str, texts: [&str; 2]) {
+        let mut page = String::new();
+        for _ in 0..200 {
+            page = self.get(path).await;
+            if texts.iter().all(|text| page.contains(text)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{texts:?} are not in {page}");
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

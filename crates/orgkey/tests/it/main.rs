@@ -19,6 +19,7 @@ mod redis_server;
 mod region;
 mod review;
 mod running;
+mod sentinels;
 mod status;
 #[allow(dead_code, reason = "only a part is used")]
 #[path = "../../../../tests/support/stub.rs"]

@@ -15,7 +15,16 @@ pub(crate) struct RedisServer {
     /// A configuration file, which sentinels need.
     file: Option<PathBuf>,
     arguments: Vec<String>,
+    /// More arguments of `redis-cli`.
+    client_arguments: Vec<String>,
     child: Option<Child>,
+}
+
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments
+        .iter()
+        .map(|&argument| argument.to_owned())
+        .collect()
 }
 
 impl RedisServer {
@@ -48,34 +57,57 @@ impl RedisServer {
             port: listener.local_addr().unwrap().port(),
             directory,
             file: None,
-            arguments: arguments
-                .iter()
-                .map(|&argument| argument.to_owned())
-                .collect(),
+            arguments: owned(arguments),
+            client_arguments: Vec::new(),
             child: None,
         }
     }
 
     /// Starts a sentinel that knows this server as `primary`.
     pub(crate) fn start_sentinel(primary: &Self, quorum: usize) -> Self {
+        let mut server = Self::reserve_sentinel(primary, quorum, "");
+        server.restart();
+        server
+    }
+
+    /// Reserves the port of a sentinel with more lines of its configuration.
+    pub(crate) fn reserve_sentinel(primary: &Self, quorum: usize, more: &str) -> Self {
         let mut server = Self::reserve(&["--sentinel"]);
         let file = server.directory.join("sentinel.conf");
         let settings = format!(
             "sentinel monitor primary 127.0.0.1 {} {quorum}\n\
              sentinel down-after-milliseconds primary 500\n\
-             sentinel failover-timeout primary 3000\n",
+             sentinel failover-timeout primary 3000\n{more}",
             primary.port
         );
         std::fs::write(&file, settings).unwrap();
         server.file = Some(file);
-        server.restart();
         server
+    }
+
+    /// Waits until sentinels are able to promote the replica of their primary.
+    pub(crate) fn wait_until_promotable(replica: &Self, sentinels: &[Self]) {
+        let port = replica.port.to_string();
+        let quorum = format!("OK {} ", sentinels.len());
+        let knows = |sentinel: &Self| {
+            let replicas = sentinel.reply(&["SENTINEL", "REPLICAS", "primary"]);
+            let reply = sentinel.reply(&["SENTINEL", "CKQUORUM", "primary"]);
+            reply.starts_with(&quorum) && replicas.lines().any(|line| line == port)
+        };
+        wait_until("the sentinels know each other and the replica", || {
+            let state = replica.reply(&["INFO", "replication"]);
+            state.contains("master_link_status:up") && sentinels.iter().all(knows)
+        });
     }
 
     /// Adds arguments for the next start.
     pub(crate) fn add_arguments(&mut self, arguments: &[&str]) {
-        let arguments = arguments.iter().map(|&argument| argument.to_owned());
-        self.arguments.extend(arguments);
+        self.arguments.extend(owned(arguments));
+    }
+
+    /// Adds arguments of `redis-cli`: how it connects.
+    pub(crate) fn add_client_arguments(&mut self, arguments: &[&str]) {
+        self.client_arguments.extend(owned(arguments));
     }
 
     /// Starts the process, after it was killed or for the first time, and waits until it answers.
@@ -106,11 +138,7 @@ impl RedisServer {
     }
 
     pub(crate) fn wait_until_it_answers(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while self.try_command(&["PING"]) != Some("PONG".to_owned()) {
-            assert!(Instant::now() < deadline, "redis-server does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until("the server answers", || self.reply(&["PING"]) == "PONG");
     }
 
     /// Kills the process.
@@ -130,7 +158,8 @@ impl RedisServer {
 
     /// Runs a command by `redis-cli` and returns its reply.
     pub(crate) fn command(&self, arguments: &[&str]) -> String {
-        self.try_command(arguments).expect("redis-cli failed")
+        self.try_command(arguments)
+            .unwrap_or_else(|| panic!("redis-cli {arguments:?} failed"))
     }
 
     /// Runs a command and returns its reply or error. Empty if the server does not answer.
@@ -142,6 +171,7 @@ impl RedisServer {
         let port = self.port.to_string();
         let output = Command::new("redis-cli")
             .args(["-p", &port])
+            .args(&self.client_arguments)
             .args(arguments)
             .output()
             .expect("install the package redis-tools");
@@ -166,6 +196,15 @@ impl RedisServer {
     pub(crate) fn engine(&self) -> impl FnOnce(FleetBuilder) -> FleetBuilder + use<> {
         let url = self.url();
         move |fleet| fleet.redis(&url)
+    }
+}
+
+/// Waits for at most 20 s, and blocks the thread.
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -19,25 +19,12 @@ struct Engine {
 
 impl Engine {
     /// Starts the servers, and waits until the sentinels are able to promote the replica.
-    async fn start() -> Self {
+    fn start() -> Self {
         let primary = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
         let of = format!("127.0.0.1 {}", primary.port);
         let replica = RedisServer::start_with(&["--replicaof", &of]);
-        until("the replica has the data", || {
-            let state = replica.command(&["INFO", "replication"]);
-            state.contains("master_link_status:up")
-        })
-        .await;
         let sentinels = [(); 3].map(|()| RedisServer::start_sentinel(&primary, 2));
-        until("the sentinels know each other and the replica", || {
-            sentinels.iter().all(|sentinel| {
-                let quorum = sentinel.reply(&["SENTINEL", "CKQUORUM", "primary"]);
-                let replicas = sentinel.reply(&["SENTINEL", "REPLICAS", "primary"]);
-                let port = replica.port.to_string();
-                quorum.starts_with("OK 3 ") && replicas.lines().any(|line| line == port)
-            })
-        })
-        .await;
+        RedisServer::wait_until_promotable(&replica, &sentinels);
         Self {
             primary,
             replica,
@@ -57,7 +44,7 @@ impl Engine {
 
 #[tokio::test]
 async fn fault_99a_a_replica_is_promoted() {
-    let (mut engine, issuer) = (Engine::start().await, Issuer::default());
+    let (mut engine, issuer) = (Engine::start(), Issuer::default());
     let first = engine.node("first", &issuer).await;
     let second = engine.node("second", &issuer).await;
     for node in [&first, &second] {
@@ -111,7 +98,7 @@ async fn fault_99a_a_replica_is_promoted() {
     .await;
     for node in [&first, &second] {
         assert_eq!(node.get(KEY).await, UNAUTHORIZED);
-        assert_eq!(node.fleet.status().unsent, 0);
+        until("all is sent", || node.fleet.status().unsent == 0).await;
         until("the nodes see each other", || {
             node.fleet.status().nodes.len() == 2
         })
@@ -135,7 +122,7 @@ async fn fault_99a_a_replica_is_promoted() {
 /// A sentinel that is silent does not keep a node from the primary.
 #[tokio::test]
 async fn a_silent_sentinel_is_passed_over() {
-    let (engine, issuer) = (Engine::start().await, Issuer::default());
+    let (engine, issuer) = (Engine::start(), Issuer::default());
     engine.sentinels[0].signal("STOP");
     let node = engine.node("node", &issuer).await;
     assert_eq!(node.get(KEY).await, OK);

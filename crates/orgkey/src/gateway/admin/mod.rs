@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_orgkey_audit::AuditTrail;
+use tower_orgkey_fleet::Fleet;
 
 pub(super) use self::token::AdminToken;
 use super::checks::Checks;
@@ -31,8 +32,8 @@ pub(super) struct Admin {
     pub(super) checks: Arc<Checks>,
     /// Where revocations are recorded.
     pub(super) trail: Option<AuditTrail>,
-    /// Whether revocations reach other gateways.
-    pub(super) has_fleet: bool,
+    /// The other gateways, which revocations reach.
+    pub(super) fleet: Option<Fleet>,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
     /// How long a request may take.

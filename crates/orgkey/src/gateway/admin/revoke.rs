@@ -151,7 +151,7 @@ pub(super) async fn revoke(
         Err(problem) => return bad(problem),
     };
     let keys = &admin.checks.decisions().keys();
-    let done = if admin.has_fleet {
+    let done = if admin.fleet.is_some() {
         target.spread(action, keys).await.map(spread_response)
     } else {
         target.apply(action, keys).map(local_response)

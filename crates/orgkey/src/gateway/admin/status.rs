@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::{Html, IntoResponse};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use tower_orgkey::{ApiKeyHandle, BreakerState, Quota};
+use tower_orgkey_fleet::{Fleet, FleetStatus};
 
 use super::{Admin, chart};
 use crate::gateway::recent::{LastHour, MINUTES};
@@ -46,6 +47,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> impl IntoResponse
     let checks = &admin.checks;
     let page = page(
         &checks.decisions().keys(),
+        admin.fleet.as_ref().map(Fleet::status),
         checks.decisions().quota(),
         &checks.recent().last_hour(),
     );
@@ -57,7 +59,12 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> impl IntoResponse
     (headers, Html(page.into_string()))
 }
 
-fn page(keys: &ApiKeyHandle, quota: Option<Quota>, hour: &LastHour) -> Markup {
+fn page(
+    keys: &ApiKeyHandle,
+    of_fleet: Option<FleetStatus>,
+    quota: Option<Quota>,
+    hour: &LastHour,
+) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -72,6 +79,7 @@ fn page(keys: &ApiKeyHandle, quota: Option<Quota>, hour: &LastHour) -> Markup {
                 h1 { "orgkey gateway" }
                 (issuers(keys))
                 (cache(keys))
+                @if let Some(status) = of_fleet { (fleet(&status)) }
                 (limits(quota))
                 (checks(hour))
                 (rejections(hour))
@@ -150,6 +158,28 @@ fn cache(keys: &ApiKeyHandle) -> Markup {
             tr { th scope="row" { "Entries" } td .number { (stats.entries) } }
             tr { th scope="row" { "Invalid keys" } td .number { (stats.invalid_entries) } }
             tr { th scope="row" { "Evictions" } td .number { (stats.evictions) } }
+        } }
+    }
+}
+
+fn fleet(status: &FleetStatus) -> Markup {
+    html! {
+        h2 { "Fleet" }
+        table { tbody {
+            tr { th scope="row" { "Engine" } td {
+                @if status.is_followed() { "followed for " (seconds(status.since)) }
+                @else { span .bad { "not followed for " (seconds(status.since)) } }
+            } }
+            tr { th scope="row" { "Nodes" } td .name { (status.nodes.join(", ")) } }
+            tr { th scope="row" { "Position in the log" } td .number { (status.position) } }
+            tr { th scope="row" { "Updates not applied" } td .number { (status.lag) } }
+            tr { th scope="row" { "Updates not sent" } td .number { (status.unsent) } }
+            tr { th scope="row" { "Possible losses of updates" } td .number { (status.gaps) } }
+            tr { th scope="row" { "Rejected values" } td .number { (status.rejected) } }
+            tr { th scope="row" { "Results of other nodes" } td .number { (status.fetched) } }
+            @if status.clock_differs {
+                tr { th scope="row" { "Clock" } td { span .bad { "differs from the other nodes: no results are shared" } } }
+            }
         } }
     }
 }

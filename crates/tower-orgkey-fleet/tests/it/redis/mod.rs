@@ -1,0 +1,181 @@
+//! Real servers.
+
+mod connection;
+mod data;
+
+use http::StatusCode;
+use tower_orgkey::{ApiKey, OrgCode};
+
+use crate::proxy::FaultProxy;
+use crate::redis_server::RedisServer;
+use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+
+const OK: StatusCode = StatusCode::OK;
+const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
+
+/// Starts nodes that follow one server and have seen each other.
+async fn nodes<const N: usize>(server: &RedisServer, issuer: &Issuer) -> [Node; N] {
+    let mut nodes = Vec::new();
+    for n in 0..N {
+        let node = Node::start(&format!("node-{n}"), issuer.clone(), server.engine());
+        nodes.push(node.followed().await);
+    }
+    for node in &nodes {
+        until("all nodes are seen", || {
+            node.fleet.status().nodes.len() == N
+        })
+        .await;
+    }
+    let Ok(nodes) = nodes.try_into() else {
+        unreachable!()
+    };
+    nodes
+}
+
+#[tokio::test]
+async fn fault_28_a_revocation_reaches_every_node() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let nodes: [Node; 3] = nodes(&server, &issuer).await;
+    for node in &nodes {
+        assert_eq!(node.get(KEY).await, OK);
+        assert_eq!(node.get(OTHER).await, OK);
+        // The result is stored after the first answer.
+        until("results are stored", || server.keys("*:k:*").len() == 2).await;
+    }
+    assert_eq!(issuer.calls(), 2);
+    issuer.revoke(KEY);
+    let spread = nodes[0].auth.handle().spread().expected_nodes(3);
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    for node in &nodes {
+        assert_eq!(node.get(KEY).await, UNAUTHORIZED);
+        assert_eq!(node.get(OTHER).await, OK);
+    }
+    // The first node verifies the other key for nobody else.
+    assert_eq!(issuer.calls(), 5);
+    let org = OrgCode::from_static("org_1");
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    for node in &nodes {
+        assert_eq!(node.get(OTHER).await, UNAUTHORIZED);
+    }
+    let later = Node::start("later", issuer.clone(), server.engine())
+        .followed()
+        .await;
+    assert_eq!(later.get(OTHER).await, UNAUTHORIZED);
+    assert!(spread.unblock_org(&org).await.unwrap().applied.len() >= 3);
+}
+
+#[tokio::test]
+async fn nothing_readable_is_stored() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let [node] = nodes(&server, &issuer).await;
+    assert_eq!(node.get(KEY).await, OK);
+    let handle = node.auth.handle();
+    let key = ApiKey::parse(KEY).unwrap();
+    assert!(handle.spread().block_key(&key).await.unwrap().is_complete());
+    until("the result is stored", || server.keys("*:k:*").len() == 1).await;
+    let mut stored = String::new();
+    for key in server.keys("*") {
+        stored += &key;
+        stored += &server.command(&["DUMP", &key]);
+    }
+    assert!(stored.contains("orgkey:{test}:"));
+    for secret in [KEY, "org_1", "id_", "node-0"] {
+        assert!(!stored.contains(secret), "{secret} is stored");
+    }
+}
+
+/// The name of a key of the fleet.
+fn key_of(server: &RedisServer, name: &str) -> String {
+    let keys = server.keys(&format!("*:{name}"));
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    keys[0].clone()
+}
+
+#[tokio::test]
+async fn failed_stores_are_counted() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let rules = tower_orgkey_fleet::ACL_RULES.replace("acme-api", "test");
+    let mut command = vec!["ACL", "SETUSER", "orgkey", "on", ">password"];
+    command.extend(rules.split_whitespace());
+    command.push("-set");
+    assert_eq!(server.command(&command), "OK");
+    let url = format!("redis://orgkey:password@127.0.0.1:{}", server.port);
+    let node = Node::start("node", issuer, move |fleet| fleet.redis(&url));
+    let node = node.followed().await;
+    assert_eq!(node.get(KEY).await, OK);
+    until("it is counted", || node.fleet.status().not_stored == 1).await;
+}
+
+/// The commands that the documentation permits are enough.
+#[tokio::test]
+async fn the_documented_acl_is_enough() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let rules = tower_orgkey_fleet::ACL_RULES.replace("acme-api", "test");
+    let mut command = vec!["ACL", "SETUSER", "orgkey", "on", ">password"];
+    command.extend(rules.split_whitespace());
+    assert_eq!(server.command(&command), "OK");
+    let url = format!("redis://orgkey:password@127.0.0.1:{}", server.port);
+    let start = |name: &'static str| {
+        let url = url.clone();
+        Node::start(name, issuer.clone(), move |fleet| fleet.redis(&url))
+    };
+    let first = start("first").followed().await;
+    let second = start("second").followed().await;
+    until("the nodes see each other", || {
+        first.fleet.status().nodes.len() == 2
+    })
+    .await;
+    assert_eq!(first.get(KEY).await, OK);
+    until("the result is stored", || server.keys("*:k:*").len() == 1).await;
+    assert_eq!(second.get(KEY).await, OK);
+    assert_eq!(issuer.calls(), 1);
+    let org = OrgCode::from_static("org_1");
+    let spread = first.auth.handle().spread();
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    // The log is trimmed with every thousandth update.
+    let head = key_of(&server, "head");
+    server.command(&["HSET", &head, "s", "999"]);
+    for _ in 0..2 {
+        spread.invalidate_all().await.unwrap();
+    }
+    assert_eq!(first.fleet.status().not_stored, 0);
+    let log = server.command(&["ACL", "LOG"]);
+    assert_eq!(log, "", "commands were denied");
+}
+
+/// Starts two nodes; the second one reaches the server through a proxy.
+async fn nodes_with_proxy(server: &RedisServer, issuer: &Issuer) -> ([Node; 2], FaultProxy) {
+    let proxy = FaultProxy::to(([127, 0, 0, 1], server.port).into());
+    let url = format!("redis://{}", proxy.addr());
+    let first = Node::start("first", issuer.clone(), server.engine())
+        .followed()
+        .await;
+    let second = Node::start("second", issuer.clone(), move |fleet| fleet.redis(&url));
+    let second = second.followed().await;
+    for node in [&first, &second] {
+        until("the nodes see each other", || {
+            node.fleet.status().nodes.len() == 2
+        })
+        .await;
+    }
+    ([first, second], proxy)
+}
+
+/// Each node of a fleet is replaced, one after the other, while the issuer is down.
+#[tokio::test]
+async fn fault_40_a_rolling_restart_needs_no_issuer() {
+    let (server, issuer) = (RedisServer::start(), Issuer::default());
+    let mut old: [Node; 3] = nodes(&server, &issuer).await;
+    assert_eq!(old[0].get(KEY).await, OK);
+    until("the result is stored", || server.keys("*:k:*").len() == 1).await;
+    issuer.set_down(true);
+    for (n, node) in old.iter_mut().enumerate() {
+        let new = Node::start(&format!("new-{n}"), issuer.clone(), server.engine());
+        *node = new.followed().await;
+        assert_eq!(node.get(KEY).await, OK);
+        assert_eq!(node.fleet.status().fetched, 1);
+    }
+    assert_eq!(issuer.calls(), 1);
+}
