@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it cannot read.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -65,26 +64,47 @@ fn log_messages_of_satellites_are_documented() {
     }
 }
 
-/// Every contribution names a test that exists.
 #[test]
-fn tests_on_the_compliance_page_exist() {
+fn rows_of_the_compliance_page_name_tests() {
     let page = include_str!("../../docs/compliance.md");
-    let named: BTreeSet<&str> = page
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|code| code.contains('_') && !code.contains(' '))
-        .collect();
-    assert!(named.len() > 15, "{named:?}");
     let mut sources = String::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for folder in ["tests", "crates"] {
         read_rust(&root.join(folder), &mut sources);
     }
-    for test in named {
-        let is_there = sources.contains(&format!("fn {test}("));
-        assert!(is_there, "no such test: {test}");
+    let assert_test = |name: &str| {
+        let (before, _) = sources
+            .split_once(&format!("fn {name}("))
+            .unwrap_or_else(|| panic!("no such test: {name}"));
+        let attribute = before.trim_end_matches("async ").trim_end().lines().last();
+        let is_test = attribute.is_some_and(|line| line.contains("test"));
+        assert!(is_test, "not a test: {name}, after {attribute:?}");
+    };
+    for name in in_backticks(page).filter(|code| code.contains('_') && !code.contains(' ')) {
+        assert_test(name);
     }
+
+    let mut shown_by = None;
+    let mut rows = 0;
+    for line in page.lines() {
+        let cells: Vec<&str> = line.split(" | ").collect();
+        if !line.starts_with('|') {
+            shown_by = None;
+        } else if let Some(column) = shown_by {
+            let named = line.starts_with("|---") || in_backticks(cells[column]).next().is_some();
+            assert!(named, "nothing shows: {line}");
+            rows += 1;
+        } else {
+            let header = |cell: &&str| cell.trim_end_matches(" |") == "shown by";
+            shown_by = cells.iter().position(header);
+            assert!(shown_by.is_some(), "a table without \"shown by\": {line}");
+        }
+    }
+    assert!(rows > 25, "{rows}");
+}
+
+fn in_backticks(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
 }
 
 fn read_rust(folder: &Path, into: &mut String) {

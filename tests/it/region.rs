@@ -16,6 +16,7 @@ use http::{Extensions, Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio::task::JoinSet;
 use tower::ServiceExt;
 use tower_orgkey::region::{Home, RegionLayer, RegionLayerBuilder};
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, SettingsError, settings_fn};
@@ -393,31 +394,33 @@ async fn status(app: &Router, key: &str) -> u16 {
         .as_u16()
 }
 
+/// Starts clients that call all the time until they are rejected, and waits until each has been served several times.
+async fn eight_clients(app: &Router, calls: &AtomicUsize) -> JoinSet<()> {
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        let app = app.clone();
+        clients.spawn(async move {
+            while status(&app, EU).await == 200 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(calls.load(Ordering::SeqCst) > 80);
+    clients
+}
+
 #[tokio::test(start_paused = true)]
 async fn fault_153_new_home_applies_at_once_if_invalidated() {
     let table = Table::new(HashMap::from([("org_eu", "eu")]).into());
     let (app, calls, handle, _) = moving_app(&table);
     let org = OrgCode::new("org_eu").unwrap();
-    // Eight clients call all the time while the organization moves.
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            let app = app.clone();
-            tokio::spawn(async move {
-                while status(&app, EU).await == 200 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-        })
-        .collect();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(calls.load(Ordering::SeqCst) > 8);
+    let clients = eight_clients(&app, &calls).await;
     table.write().unwrap().insert("org_eu", "us");
     handle.invalidate_org(&org);
     let before = calls.load(Ordering::SeqCst);
     assert_eq!(status(&app, EU).await, 421);
-    for client in clients {
-        client.await.unwrap();
-    }
+    clients.join_all().await;
     assert_eq!(
         calls.load(Ordering::SeqCst),
         before,
@@ -431,12 +434,62 @@ async fn fault_153_new_home_applies_at_once_if_invalidated() {
 #[tokio::test(start_paused = true)]
 async fn fault_153_new_home_applies_within_two_soft_ttls() {
     let table = Table::new(HashMap::from([("org_eu", "eu")]).into());
+    let (app, calls, _, clock) = moving_app(&table);
+    let clients = eight_clients(&app, &calls).await;
+    table.write().unwrap().insert("org_eu", "us");
+    // The default soft TTL is 60 s. A request after one of them may be served while the settings are loaded again.
+    for _ in 0..120 {
+        clock.jump(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let before = calls.load(Ordering::SeqCst);
+    assert_eq!(status(&app, EU).await, 421);
+    clients.join_all().await;
+    assert_eq!(calls.load(Ordering::SeqCst), before, "served after 120 s");
+}
+
+/// The only request after the move is two soft TTLs later: nothing has loaded the settings before.
+#[tokio::test(start_paused = true)]
+async fn fault_153_new_home_applies_to_the_first_request_after_two_soft_ttls() {
+    let table = Table::new(HashMap::from([("org_eu", "eu")]).into());
     let (app, _, _, clock) = moving_app(&table);
     assert_eq!(status(&app, EU).await, 200);
     table.write().unwrap().insert("org_eu", "us");
-    // The default soft TTL is 60 s. A request after one of them may be served while the settings are loaded again.
     clock.jump(Duration::from_secs(120));
     assert_eq!(status(&app, EU).await, 421);
+}
+
+/// A host name per region: the key needs no mark.
+#[tokio::test]
+async fn fault_154_hint_by_host_rejects_without_a_call() {
+    let region = eu().build().unwrap();
+    let hint = region.clone();
+    let issuer = issuer();
+    let auth = ApiKeyLayer::builder(issuer.clone())
+        .reject_before_lookup(move |head: RequestHead<'_>, _: &ApiKey| {
+            let host = head.headers.get("host")?;
+            (host == "us.api.example.com").then(|| hint.wrong_region("us"))
+        })
+        .build()
+        .unwrap();
+    let (app, calls) = app(region, auth);
+    let request_to = |host: &str, key: &str| {
+        Request::get("/reports")
+            .header("host", host)
+            .header("authorization", format!("Bearer {key}"))
+            .body(Body::empty())
+            .unwrap()
+    };
+    let elsewhere = request_to("us.api.example.com", EU);
+    let response = app.clone().oneshot(elsewhere).await.unwrap();
+    assert_eq!((response.status().as_u16(), issuer.calls()), (421, 0));
+    // What the hint lets pass is still decided by the home.
+    for (key, status) in [(EU, 200), (US, 421)] {
+        let request = request_to("eu.api.example.com", key);
+        let response = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status, "{key}");
+    }
+    assert_eq!((issuer.calls(), calls.load(Ordering::SeqCst)), (2, 1));
 }
 
 #[tokio::test]

@@ -128,14 +128,24 @@ async fn settings_of_the_table_apply() {
 
 #[tokio::test]
 async fn prefix_of_another_region_costs_no_call() {
-    let prefixes =
-        "[region]\nhere = 'eu'\n[[region.other]]\nname = 'us'\nkey_prefixes = ['k_us_']\n";
+    let prefixes = "[region]\nhere = 'eu'\n[[region.other]]\nname = 'ap'\nkey_prefixes = ['k_']\n\
+         [[region.other]]\nname = 'us'\nkey_prefixes = ['k_us_']\n\
+         [[region.other]]\nname = 'ch'\nkey_prefixes = ['k_u']\n";
     let world = World::start(&format!("{ROUTES}{prefixes}")).await;
-    let reply = check(&world, "k_us_0123456789").await;
-    assert_eq!(
-        (reply.status.as_u16(), reply.code()),
-        (421, "wrong-region".to_owned())
-    );
+    // The longest prefix decides.
+    for (key, region) in [
+        ("k_us_0123456789", "us"),
+        ("k_uk_0123456789", "ch"),
+        ("k_0123456789", "ap"),
+    ] {
+        let reply = check(&world, key).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.code()),
+            (421, "wrong-region".to_owned())
+        );
+        let problem: Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(problem["region"], region);
+    }
     assert_eq!(world.emulator.calls().verify.total, 0);
     let here = world.key("org_eu", &["read:reports"]);
     assert_eq!(check(&world, &here).await.status, 200);
