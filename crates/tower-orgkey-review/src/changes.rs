@@ -149,22 +149,22 @@ impl<'a> Before<'a> {
     }
 
     /// Adds a key of the list to the changes. One that several organizations used is one key.
-    pub(crate) fn compare(&self, key: KeyFacts, orgs: &[&str], changes: &mut Changes) {
+    pub(crate) fn compare(&self, key: &KeyFacts, orgs: &[&str], changes: &mut Changes) {
         let before: Vec<_> = self.listed(&key.id).collect();
-        let mut changed = ChangedKey {
+        let mut it = ChangedKey {
             org: orgs.first().map(|org| (*org).to_owned()),
             id: key.id.clone(),
             name: key.name.clone(),
             what: Vec::new(),
         };
         let Some(first) = before.first() else {
-            changes.added.push(changed);
+            changes.added.push(it);
             return;
         };
         let of_before: Vec<_> = before.iter().filter_map(|key| key.org.as_deref()).collect();
-        changed.what = differences(first, &of_before, &key, orgs);
-        if !changed.what.is_empty() {
-            changes.changed.push(changed);
+        it.what = differences(first, &of_before, key, orgs);
+        if !it.what.is_empty() {
+            changes.changed.push(it);
         }
     }
 

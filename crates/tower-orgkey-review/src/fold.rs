@@ -30,7 +30,7 @@ const STEP: u64 = 65_536;
 ///
 /// # Memory
 ///
-/// One record per organization and key, of some 300 bytes, and 24 bytes per organization and week; not a byte per line. A gap
+/// One record per organization and key, of some 200 bytes, and 24 bytes per organization and week; not a byte per line. A gap
 /// in a trail costs some 60 bytes. BENCHMARKS.md of the repository has the measured numbers.
 ///
 /// # Example

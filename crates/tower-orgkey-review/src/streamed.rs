@@ -274,7 +274,7 @@ impl<'a> StreamedReport<'a> {
             for at in &self.by_id {
                 let at = *at as usize;
                 let orgs: Vec<_> = self.orgs_of(at).into_iter().collect();
-                self.before.compare(self.list.get(at), &orgs, &mut changes);
+                self.before.compare(&self.list.get(at), &orgs, &mut changes);
             }
             changes.removed = self.before.removed(|id| self.listed(id).is_some());
             changes
