@@ -1,8 +1,10 @@
-//! Reads generated audit lines on one thread, and prints lines per second of its processor, and the most resident memory.
+//! Reads generated audit lines on one thread, reviews their keys and writes the report. Prints lines per second of the processor
+//! and the most resident memory, and checks the counts of all keys.
 //!
 //! `orgkey-review-bench LINES KEYS`. The lines are generated in blocks, and the time of that is not counted.
 
 use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use tower_orgkey_review::{EvidenceBuilder, KeyFacts, KeyList, Review, ReviewPolicy, UnixMillis};
@@ -19,7 +21,11 @@ struct Generator {
     keys: u64,
     lines: u64,
     state: u64,
+    /// How many lines each key has.
+    requests: Vec<u32>,
 }
+
+const SCOPES: [&str; 4] = ["export", "read:reports", "read:users", "write:reports"];
 
 impl Generator {
     /// Appends a line. Keys are chosen at random, except that each is used once first.
@@ -34,7 +40,7 @@ impl Generator {
             (self.state >> 33) % self.keys
         };
         let time = SINCE + (u128::from(SPAN) * u128::from(number) / u128::from(self.lines)) as u64;
-        let names = ["read:reports", "write:reports", "read:users", "export"];
+        self.requests[key as usize] += 1;
         for part in &self.parts {
             // Writing to a string cannot fail.
             let _ = match *part {
@@ -43,7 +49,7 @@ impl Generator {
                 "{org}" => write!(out, "org_{:011x}", key / 10),
                 "{key}" => write!(out, "api_key_{key:032x}"),
                 "{request}" => write!(out, "{:032x}", self.state),
-                "{scope}" => write!(out, "{}", names[(number % 4) as usize]),
+                "{scope}" => write!(out, "{}", SCOPES[(number % 4) as usize]),
                 text => {
                     out.push_str(text);
                     Ok(())
@@ -97,6 +103,37 @@ fn on_processor() -> Duration {
     Duration::from_nanos(nanos.unwrap_or(0))
 }
 
+/// A list of all keys, each with all scopes.
+fn list(keys: u64) -> KeyList {
+    let mut list = KeyList::new(UnixMillis(SINCE + SPAN));
+    list.extend((0..keys).map(|key| KeyFacts {
+        id: format!("api_key_{key:032x}"),
+        name: format!("org_{:011x}-prod-{key}", key / 10),
+        kind: "organization".to_owned(),
+        status: "active".to_owned(),
+        suffix: Some(format!("{:04x}", key % 65_536)),
+        created_at: Some(UnixMillis(SINCE - 86_400_000)),
+        last_verified_at: Some(UnixMillis(SINCE + SPAN - key)),
+        scopes: SCOPES.map(str::to_owned).to_vec(),
+        org: Some(format!("org_{:011x}", key / 10)),
+    }));
+    list
+}
+
+/// Counts what is written.
+struct Written(u64);
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn main() {
     let mut arguments = std::env::args()
         .skip(1)
@@ -108,8 +145,17 @@ fn main() {
         keys,
         lines,
         state: 7,
+        requests: vec![0; keys as usize],
     };
     let before = memory("VmRSS");
+    let began = on_processor();
+    let list = list(keys);
+    println!(
+        "a list of {keys} keys in {:.1} s, {:.0} MiB",
+        (on_processor() - began).as_secs_f64(),
+        memory("VmRSS") - before
+    );
+
     let mut builder = EvidenceBuilder::new();
     let mut block = String::new();
     let mut time = Duration::ZERO;
@@ -131,38 +177,48 @@ fn main() {
     }
     assert_eq!(builder.problems(), []);
     println!(
-        "{lines} lines of {} bytes, {keys} keys",
-        bytes / lines.max(1)
-    );
-    println!(
-        "{:.0} lines per second of one processor",
-        lines as f64 / time.as_secs_f64()
-    );
-    println!(
-        "{:.0} MiB more at most, {:.0} MiB after",
-        memory("VmHWM") - before,
-        memory("VmRSS") - before
+        "{lines} lines of {} bytes read: {:.0} per second of one processor, {:.0} MiB at most",
+        bytes / lines.max(1),
+        lines as f64 / time.as_secs_f64(),
+        memory("VmHWM") - before
     );
 
     let began = on_processor();
     let evidence = builder.finish();
     assert_eq!(evidence.lines().events, lines);
-    let list = KeyList {
-        listed_at: UnixMillis(SINCE + SPAN),
-        keys: (0..keys.min(100_000))
-            .map(|key| KeyFacts {
-                id: format!("api_key_{key:032x}"),
-                status: "active".to_owned(),
-                kind: "organization".to_owned(),
-                ..KeyFacts::default()
-            })
-            .collect(),
-    };
-    let report = Review::of(&list, &evidence, &ReviewPolicy::new()).report();
+    let policy = ReviewPolicy::new();
+    let report = Review::of(&list, &evidence, &policy).stream();
     println!(
-        "{} keys reviewed in {:.1} s, {:.0} MiB more at most",
-        report.keys.len(),
+        "{} keys reviewed in {:.1} s, {} findings, {:.0} MiB at most",
+        report.key_count(),
         (on_processor() - began).as_secs_f64(),
+        report.finding_count(),
         memory("VmHWM") - before
     );
+
+    type Format<'a> = (&'a str, &'a dyn Fn(&mut Written) -> io::Result<()>);
+    let formats: [Format<'_>; 3] = [
+        ("JSON", &|out| Ok(serde_json::to_writer(out, &report)?)),
+        ("HTML", &|out| report.write_html(out)),
+        ("CSV", &|out| report.write_csv(out)),
+    ];
+    for (name, write) in formats {
+        let began = on_processor();
+        let mut written = Written(0);
+        write(&mut written).expect("counting does not fail");
+        println!(
+            "{name}: {} MB in {:.1} s, {:.0} MiB at most",
+            written.0 / 1_000_000,
+            (on_processor() - began).as_secs_f64(),
+            memory("VmHWM") - before
+        );
+    }
+
+    let mut counted = 0;
+    for (key, requests) in report.keys().zip(&generator.requests) {
+        assert_eq!(key.allowed, u64::from(*requests), "{}", key.id);
+        counted += key.allowed;
+    }
+    assert_eq!(counted, lines);
+    println!("each of {counted} requests is counted at its key");
 }

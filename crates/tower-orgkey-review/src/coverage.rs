@@ -1,5 +1,7 @@
 //! How much of the window the evidence is about.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::Evidence;
@@ -124,32 +126,25 @@ impl Coverage {
 
 /// Returns the times that at least so many nodes recorded, in order, of the first and last event of each trail.
 ///
-/// A trail records for `max_silence` after its last event. If another one begins within that time before or after, it may be
+/// A trail records for `max_silence` after its last event. If a later one begins within that time before or after, it may be
 /// that of the same node, so the two never count as two nodes after the older one has ended.
 fn recorded(mut spans: Vec<(u64, u64)>, max_silence: u64, nodes: u32) -> Vec<(u64, u64)> {
-    spans.sort_unstable();
-    let begins = spans.iter().enumerate().map(|(n, span)| (span.0, false, n));
-    let ends = spans.iter().enumerate().map(|(n, span)| (span.1, true, n));
-    let mut events: Vec<_> = begins.chain(ends).collect();
-    events.sort_unstable();
-    let mut until: Vec<u64> = spans.iter().map(|span| span.1).collect();
-    // Trails that have ended without a successor, and trails that run and succeed no other one.
-    let (mut ended, mut fresh): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-    for (time, is_end, n) in events {
-        if is_end {
-            fresh.retain(|other| *other != n && time - spans[*other].0 <= max_silence);
-            if fresh.pop().is_none() {
-                ended.push(n);
-                until[n] = time.saturating_add(max_silence);
+    spans.sort_unstable_by_key(|(_, end)| *end);
+    let begins = spans.iter().enumerate().map(|(n, span)| (span.0, n));
+    let mut successors: BTreeSet<(u64, usize)> = begins.collect();
+    let until = spans.iter().enumerate().map(|(n, (begin, end))| {
+        let near = (end.saturating_sub(max_silence), 0);
+        let later = (*begin, n + 1).max(near);
+        let until = (end.saturating_add(max_silence), usize::MAX);
+        match successors.range(later..=until).next().copied() {
+            Some(next) => {
+                successors.remove(&next);
+                next.0.max(*end)
             }
-        } else {
-            ended.retain(|other| time - spans[*other].1 <= max_silence);
-            match ended.pop() {
-                Some(other) => until[other] = time,
-                None => fresh.push(n),
-            }
+            None => until.0,
         }
-    }
+    });
+    let until: Vec<u64> = until.collect();
     // One that begins when another one ends continues it.
     let begins = spans.iter().map(|span| (span.0, false));
     let mut changes: Vec<_> = begins

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ranges::Ranges;
-use crate::segment::{Segment, split};
+use crate::segment::Segment;
 use crate::time::{UnixMillis, day};
 
 /// What audit trails say about keys: a small record per organization and key, and which events it was made of.
@@ -103,10 +103,7 @@ impl Evidence {
 
     /// Returns how many records there are, one per segment, organization and key.
     pub fn len(&self) -> usize {
-        self.segments
-            .iter()
-            .map(|segment| segment.records.len())
-            .sum()
+        self.segments.iter().map(Segment::len).sum()
     }
 
     /// Returns the ids of the keys that a review of a window takes into account: those of segments with an event since its
@@ -120,8 +117,8 @@ impl Evidence {
     /// ```
     pub fn key_ids(&self, window_start: UnixMillis) -> BTreeSet<&str> {
         let segments = self.since(window_start);
-        let names = segments.flat_map(|segment| segment.records.keys());
-        names.filter_map(|name| split(name).1).collect()
+        let ids = segments.flat_map(Segment::rows).map(|row| row.id);
+        ids.filter(|id| !id.is_empty()).collect()
     }
 
     /// Returns the segments with an event since the start of a window.

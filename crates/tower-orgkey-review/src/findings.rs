@@ -1,12 +1,13 @@
 //! What a reviewer has to decide on, key by key.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use crate::coverage::Coverage;
 use crate::keys::KeyFacts;
 use crate::policy::ReviewPolicy;
 use crate::report::{ASK, Finding, FindingKind, KeyReview};
+use crate::seen::Seen;
 use crate::time::UnixMillis;
 
 pub(crate) struct Judge<'a> {
@@ -14,31 +15,34 @@ pub(crate) struct Judge<'a> {
     pub(crate) coverage: &'a Coverage,
     /// Since when keys are known to be inactive or gone.
     pub(crate) revoked: HashMap<&'a str, UnixMillis>,
-    /// The last request of each key, in any organization.
-    pub(crate) last_used: HashMap<&'a str, UnixMillis>,
-    pub(crate) asked: &'a BTreeSet<&'a str>,
-    pub(crate) unidentified: &'a BTreeSet<&'a str>,
-    pub(crate) is_org_missing: bool,
+    pub(crate) seen: &'a Seen<'a>,
     pub(crate) now: UnixMillis,
 }
 
 impl Judge<'_> {
+    /// Returns the findings of a key, in the order of their kinds.
     pub(crate) fn findings(&self, key: &KeyReview) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        findings.extend(self.used_after_revocation(key));
-        findings.extend(self.often_rejected(key));
-        // Nothing has to be decided on a key that is not active.
-        if key.status != "active" {
-            return findings;
+        let kinds = FindingKind::ALL.into_iter();
+        kinds.filter_map(|kind| self.finding(kind, key)).collect()
+    }
+
+    /// Returns the finding of a kind, if there is one.
+    pub(crate) fn finding(&self, kind: FindingKind, key: &KeyReview) -> Option<Finding> {
+        match kind {
+            FindingKind::UsedAfterRevocation => self.used_after_revocation(key),
+            FindingKind::OftenRejected => self.often_rejected(key),
+            // Nothing else has to be decided on a key that is not active.
+            _ if key.status != "active" => None,
+            FindingKind::OrganizationGone => self.organization_gone(key),
+            FindingKind::Unused | FindingKind::NotSeen => {
+                self.not_used(key).filter(|finding| finding.kind == kind)
+            }
+            FindingKind::OverScoped => self.over_scoped(key),
+            FindingKind::NeverAsked => self.never_asked(key),
+            FindingKind::RotationDue => self.rotation_due(key),
+            FindingKind::NotOfOrganization => self.not_of_organization(key),
+            FindingKind::Name => self.name(key),
         }
-        findings.extend(self.organization_gone(key));
-        findings.extend(self.not_used(key));
-        findings.extend(self.over_scoped(key));
-        findings.extend(self.never_asked(key));
-        findings.extend(self.rotation_due(key));
-        findings.extend(self.not_of_organization(key));
-        findings.extend(self.name(key));
-        findings
     }
 
     /// A finding from the audit trail, which says no more than what was recorded.
@@ -89,8 +93,12 @@ impl Judge<'_> {
 
     fn not_used(&self, key: &KeyReview) -> Option<Finding> {
         let Coverage { since, days, .. } = self.coverage;
-        let last_used = self.last_used.get(key.id.as_str());
-        if last_used.is_some_and(|last| last >= since) {
+        let last_used = if key.is_shared {
+            self.seen.last_used(&key.id)
+        } else {
+            key.last_used
+        };
+        if last_used.is_some_and(|last| last >= *since) {
             return None;
         }
         let created = key.created_at;
@@ -100,10 +108,10 @@ impl Judge<'_> {
         }
         let is_old_enough = created.is_some_and(|created| created <= *since);
         let is_verified = key.last_verified_at.is_some_and(|last| last >= *since);
-        let may_be_unidentified = self.is_org_missing
+        let may_be_unidentified = self.seen.is_org_missing
             || match &key.org {
-                Some(org) if !key.is_shared => self.unidentified.contains(org.as_str()),
-                _ => !self.unidentified.is_empty(),
+                Some(org) if !key.is_shared => self.seen.unidentified.contains(org.as_str()),
+                _ => !self.seen.unidentified.is_empty(),
             };
         let last = match key.last_used {
             Some(last) => format!("The last recorded request is of {last}."),
@@ -160,7 +168,7 @@ impl Judge<'_> {
         let needed = key.needed.as_ref()?;
         let excess = key.granted.iter().filter(|scope| !needed.contains(scope));
         let excess: Vec<_> = excess
-            .filter(|scope| self.asked.contains(scope.as_str()))
+            .filter(|scope| self.seen.asked.contains(scope.as_str()))
             .cloned()
             .collect();
         if excess.is_empty() {
@@ -200,13 +208,13 @@ impl Judge<'_> {
 
     fn never_asked(&self, key: &KeyReview) -> Option<Finding> {
         // Services without scope policies say nothing about scopes.
-        if self.asked.is_empty() {
+        if self.seen.asked.is_empty() {
             return None;
         }
         let never = key
             .granted
             .iter()
-            .filter(|scope| !self.asked.contains(scope.as_str()));
+            .filter(|scope| !self.seen.asked.contains(scope.as_str()));
         let never: Vec<_> = never.cloned().collect();
         if never.is_empty() {
             return None;

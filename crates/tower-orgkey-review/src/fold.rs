@@ -9,8 +9,7 @@ use serde::Deserialize;
 use crate::evidence::Evidence;
 use crate::line::{self, Event, Kind, NotRead, Request};
 use crate::segment::{
-    AnyOf, CODES, COMBINATIONS, COMBINATIONS_PER_KEY, Combination, REQUIREMENTS, Segment, Week,
-    count,
+    AnyOf, CODES, COMBINATIONS, Combination, REQUIREMENTS, SegmentBuilder, Week, index,
 };
 use crate::time::{UnixMillis, day, week};
 
@@ -31,7 +30,7 @@ const STEP: u64 = 65_536;
 ///
 /// # Memory
 ///
-/// One record per organization and key, of some 300 bytes, and 24 bytes per organization and week; not a byte per line. A gap
+/// One record per organization and key, of some 200 bytes, and 24 bytes per organization and week; not a byte per line. A gap
 /// in a trail costs some 60 bytes. BENCHMARKS.md of the repository has the measured numbers.
 ///
 /// # Example
@@ -47,7 +46,7 @@ const STEP: u64 = 65_536;
 /// ```
 #[derive(Debug, Default)]
 pub struct EvidenceBuilder {
-    segment: Segment,
+    segment: SegmentBuilder,
     since: u64,
     /// The combination of a text of `authorizations`, of requests that were served and of rejected ones. `None` if it found no
     /// place.
@@ -56,7 +55,6 @@ pub struct EvidenceBuilder {
     problems: Vec<Problem>,
     /// The last trail, whose name needs no lookup.
     trail: Option<(u64, String)>,
-    name: String,
     lines: u64,
     bytes: u64,
 }
@@ -98,7 +96,7 @@ impl EvidenceBuilder {
     /// ```
     pub fn since(mut self, time: UnixMillis) -> Self {
         self.since = time.0;
-        self.segment.head.since = time.0;
+        self.segment.head().since = time.0;
         self
     }
 
@@ -143,9 +141,8 @@ impl EvidenceBuilder {
     }
 
     /// Returns the evidence: one segment, or none if there was no event.
-    pub fn finish(mut self) -> Evidence {
-        self.segment.sort();
-        Evidence::of_segment(self.segment)
+    pub fn finish(self) -> Evidence {
+        Evidence::of_segment(self.segment.finish())
     }
 
     fn progress(&self) -> Progress {
@@ -158,14 +155,14 @@ impl EvidenceBuilder {
     fn line(&mut self, file: &str, number: u64, line: &[u8]) {
         match line::read(line) {
             Ok(event) => self.event(&event),
-            Err(NotRead::Foreign) => self.segment.head.foreign += 1,
+            Err(NotRead::Foreign) => self.segment.head().foreign += 1,
             Err(NotRead::Malformed(problem)) => self.malformed(file, number, problem),
         }
     }
 
     #[cold]
     fn malformed(&mut self, file: &str, line: u64, problem: &'static str) {
-        self.segment.head.malformed += 1;
+        self.segment.head().malformed += 1;
         if self.problems.len() < PROBLEMS {
             self.problems.push(Problem {
                 file: file.to_owned(),
@@ -176,7 +173,7 @@ impl EvidenceBuilder {
     }
 
     fn event(&mut self, event: &Event<'_>) {
-        let head = &mut self.segment.head;
+        let head = self.segment.head();
         let name = match &mut self.trail {
             Some((trail, name)) if *trail == event.trail => name,
             other => {
@@ -206,7 +203,7 @@ impl EvidenceBuilder {
         let end = day(event.complete);
         // A clock that was wrong must not fill the memory.
         let first = day(event.time.max(self.since)).max(end.saturating_sub(366));
-        let missing = &mut self.segment.head.missing;
+        let missing = &mut self.segment.head().missing;
         for day in first..end {
             missing.entry(day).or_default();
         }
@@ -220,7 +217,7 @@ impl EvidenceBuilder {
             return;
         }
         let Some(org) = request.org.as_deref() else {
-            let unauthenticated = &mut self.segment.head.unauthenticated;
+            let unauthenticated = &mut self.segment.head().unauthenticated;
             let is_known = unauthenticated.contains_key(&*request.code);
             let code = if is_known || unauthenticated.len() < CODES {
                 &*request.code
@@ -240,18 +237,10 @@ impl EvidenceBuilder {
             None => self.combination("[]", request.is_denied),
         };
         let code = request.is_denied.then(|| self.code(&request.code));
-        self.name.clear();
-        self.name.push_str(org);
-        self.week(time, request.is_denied);
-        if let Some(key) = &request.key {
-            self.name.push(' ');
-            self.name.push_str(key);
-        }
-        let records = &mut self.segment.records;
-        let record = match records.get_mut(self.name.as_str()) {
-            Some(record) => record,
-            None => records.entry(self.name.as_str().into()).or_default(),
-        };
+        let org = self.segment.org(org);
+        count_week(self.segment.weeks(org), time, request.is_denied);
+        let key = request.key.as_deref().unwrap_or_default();
+        let record = self.segment.record(org, key);
         if record.first == 0 || time < record.first {
             record.first = time;
         }
@@ -261,49 +250,16 @@ impl EvidenceBuilder {
                 record.allowed += 1;
                 record.last_allowed = record.last_allowed.max(time);
             }
-            Some(code) => {
-                count(&mut record.rejected, code, CODES + 1);
-            }
+            Some(code) => record.reject(code, 1),
         }
-        let is_counted =
-            asked.is_some_and(|asked| count(&mut record.asked, asked, COMBINATIONS_PER_KEY));
+        let is_counted = asked.is_some_and(|asked| record.ask(asked, 1));
         if !is_counted {
-            record.uncounted += 1;
-        }
-    }
-
-    /// Counts a request of the organization in `name`.
-    fn week(&mut self, time: u64, is_denied: bool) {
-        let weeks = &mut self.segment.weeks;
-        let weeks = match weeks.get_mut(self.name.as_str()) {
-            Some(weeks) => weeks,
-            None => weeks.entry(self.name.as_str().into()).or_default(),
-        };
-        let number = week(time);
-        // Nearly always the last one.
-        let at = match weeks.last() {
-            Some(last) if last.number == number => weeks.len() - 1,
-            _ => match weeks.binary_search_by_key(&number, |week| week.number) {
-                Ok(at) => at,
-                Err(at) => {
-                    let week = Week {
-                        number,
-                        ..Week::default()
-                    };
-                    weeks.insert(at, week);
-                    at
-                }
-            },
-        };
-        if is_denied {
-            weeks[at].rejected += 1;
-        } else {
-            weeks[at].allowed += 1;
+            record.uncounted = record.uncounted.saturating_add(1);
         }
     }
 
     fn code(&mut self, code: &str) -> u32 {
-        let codes = &mut self.segment.head.codes;
+        let codes = &mut self.segment.head().codes;
         let at = codes.iter().position(|held| held == code);
         let at = at.unwrap_or_else(|| {
             let code = if codes.len() < CODES { code } else { OTHER };
@@ -328,8 +284,9 @@ impl EvidenceBuilder {
         let at = match self.combinations.get(&combination) {
             Some(at) => Some(*at),
             None if self.combinations.len() < COMBINATIONS => {
-                let at = index(self.segment.head.combinations.len());
-                self.segment.head.combinations.push(combination.clone());
+                let combinations = &mut self.segment.head().combinations;
+                let at = index(combinations.len());
+                combinations.push(combination.clone());
                 self.combinations.insert(combination, at);
                 Some(at)
             }
@@ -346,8 +303,30 @@ impl EvidenceBuilder {
 /// The code of all codes beyond [`CODES`].
 const OTHER: &str = "other";
 
-fn index(at: usize) -> u32 {
-    u32::try_from(at).unwrap_or(u32::MAX)
+/// Counts a request of an organization.
+fn count_week(weeks: &mut Vec<Week>, time: u64, is_denied: bool) {
+    let number = week(time);
+    // Nearly always the last one.
+    let at = match weeks.last() {
+        Some(last) if last.number == number => weeks.len() - 1,
+        _ => match weeks.binary_search_by_key(&number, |week| week.number) {
+            Ok(at) => at,
+            Err(at) => {
+                let week = Week {
+                    number,
+                    ..Week::default()
+                };
+                weeks.reserve_exact(1);
+                weeks.insert(at, week);
+                at
+            }
+        },
+    };
+    if is_denied {
+        weeks[at].rejected += 1;
+    } else {
+        weeks[at].allowed += 1;
+    }
 }
 
 #[derive(Deserialize)]

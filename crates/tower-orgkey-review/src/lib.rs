@@ -16,8 +16,11 @@ mod policy;
 mod ranges;
 mod report;
 mod review;
+mod seen;
 mod segment;
+mod source;
 mod store;
+mod streamed;
 mod table;
 mod text;
 mod time;
@@ -34,4 +37,5 @@ pub use self::report::{
 };
 pub use self::review::Review;
 pub use self::store::ReadError;
+pub use self::streamed::StreamedReport;
 pub use self::time::{InvalidTime, UnixMillis};

@@ -190,7 +190,7 @@ fn trail(uid: &str, sequence: u64) -> Option<u64> {
 }
 
 /// Whether it is an organization's code or a key's id: 1 to 255 visible ASCII characters.
-fn is_identifier(text: &str) -> bool {
+pub(crate) fn is_identifier(text: &str) -> bool {
     (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 

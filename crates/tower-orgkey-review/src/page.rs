@@ -1,11 +1,12 @@
 //! The report as a page for people.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::io::{self, Write};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::report::{ChangedKey, Changes, Finding, KeyReview, ReviewReport, WeekCount};
+use crate::report::{ChangedKey, Changes, Finding, KeyReview, ReviewReport, WeekCount, in_memory};
+use crate::source::Source;
 use crate::text::visible;
 use crate::time::UnixMillis;
 
@@ -34,111 +35,116 @@ impl ReviewReport {
     /// assert!(ReviewReport::default().to_html().contains("default-src 'none'"));
     /// ```
     pub fn to_html(&self) -> String {
-        let mut organizations: BTreeMap<Option<&str>, Vec<&KeyReview>> = BTreeMap::new();
-        for key in &self.keys {
-            organizations
-                .entry(key.org.as_deref())
-                .or_default()
-                .push(key);
-        }
-        let page = html! {
-            (DOCTYPE)
-            html lang="en" {
-                head {
-                    meta charset="utf-8";
-                    meta http-equiv="content-security-policy" content=(POLICY);
-                    meta name="viewport" content="width=device-width, initial-scale=1";
-                    meta name="referrer" content="no-referrer";
-                    title { "Access review of " (self.coverage.until.date()) }
-                    style { (PreEscaped(STYLE)) }
-                }
-                body { main {
-                    h1 { "Access review of " (self.coverage.until.date()) @if let Some(org) = &self.organization { ": " (name(org)) } }
-                    (self.changed())
-                    (self.covered())
-                    (self.found())
-                    @for (org, keys) in &organizations { (self.of_organization(*org, keys)) }
-                } }
-            }
-        };
-        page.into_string()
+        in_memory(|out| write(self, out))
     }
+}
 
-    fn changed(&self) -> Markup {
-        html! {
-            h2 { "Since the last review" }
-            @match &self.changes {
-                None => p { "This is the first review." },
-                Some(changes) => (difference(changes)),
-            }
+/// Writes a page piece by piece, so that it is never in memory.
+pub(crate) fn write(source: &impl Source, out: &mut impl Write) -> io::Result<()> {
+    let report = source.head();
+    let title = format!("Access review of {}", report.coverage.until.date());
+    let begin = html! {
+        (DOCTYPE)
+        (PreEscaped("<html lang=\"en\">"))
+        head {
+            meta charset="utf-8";
+            meta http-equiv="content-security-policy" content=(POLICY);
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta name="referrer" content="no-referrer";
+            title { (title) }
+            style { (PreEscaped(STYLE)) }
         }
-    }
-
-    fn covered(&self) -> Markup {
-        let coverage = &self.coverage;
-        html! {
-            h2 { "What was recorded" }
-            p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
-            @match coverage.nodes {
-                Some(nodes) if self.organization.is_none() =>
-                    p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it. They are counted by their audit trails, and not told apart." },
-                Some(_) => {}
-                None => p { "A node whose newest audit files were not read would not be noticed."
-                    @if self.organization.is_none() { " Compare the number of trails with the nodes and their starts: each start begins a trail." } },
-            }
-            @if self.organization.is_none() {
-                div .scroll tabindex="0" role="region" aria-label="What was recorded" { table { tbody {
-                    (row("Events", coverage.events)) (row("Trails", coverage.trails))
-                    (row("Missing sequence numbers", coverage.missing)) (row("Events reported as lost", coverage.lost))
-                    (row("Rejections without an event each", coverage.suppressed))
-                    (row("Lines that could not be read", coverage.malformed)) (row("Lines of another schema", coverage.foreign))
-                } } }
-            }
-        }
-    }
-
-    fn found(&self) -> Markup {
-        let open = self
-            .findings
-            .iter()
-            .filter(|finding| finding.is_open())
-            .count();
-        let keys = self.keys.iter();
-        let names: HashMap<_, _> = keys
-            .map(|key| ((key.org.as_deref(), key.id.as_str()), key.name.as_str()))
-            .collect();
-        let name_of = |finding: &Finding| {
-            let name = names.get(&(finding.org.as_deref(), finding.key.as_str()));
-            name.copied().unwrap_or_default()
-        };
-        html! {
+        (PreEscaped("<body><main>"))
+        h1 { (title) @if let Some(org) = &report.organization { ": " (name(org)) } }
+        (changed(report))
+        (covered(report))
+    };
+    put(out, &begin)?;
+    let (all, open) = source.counts();
+    put(
+        out,
+        &html! {
             h2 { "Findings" }
-            p { (self.findings.len()) " findings, of which " (open) " are to be decided on." }
-            @for finding in &self.findings { (article(finding, name_of(finding))) }
-        }
+            p { (all) " findings, of which " (open) " are to be decided on." }
+        },
+    )?;
+    for (finding, of_key) in source.findings() {
+        put(out, &article(&finding, &of_key))?;
     }
+    let mut last: Option<Option<String>> = None;
+    for key in source.keys() {
+        if last.as_ref() != Some(&key.org) {
+            if last.is_some() {
+                put(out, &PreEscaped(END_OF_KEYS))?;
+            }
+            let org = key.org.as_deref();
+            let weeks = org.map(|org| source.requests(org)).unwrap_or_default();
+            put(out, &keys_of(org, &weeks))?;
+            last = Some(key.org.clone());
+        }
+        put(out, &key_row(&key))?;
+    }
+    if last.is_some() {
+        put(out, &PreEscaped(END_OF_KEYS))?;
+    }
+    put(out, &PreEscaped("</main></body></html>"))
+}
 
-    fn of_organization(&self, org: Option<&str>, keys: &[&KeyReview]) -> Markup {
-        let weeks = org
-            .and_then(|org| self.requests.get(org))
-            .map_or(&[][..], Vec::as_slice);
-        let title = org.map_or_else(
-            || "Organization not known".to_owned(),
-            |org| visible(org).into_owned(),
-        );
-        html! {
-            h2 { @match org { Some(org) => (name(org)), None => "Organization not known" } }
-            @if !weeks.is_empty() { (bars(weeks)) }
-            div .scroll tabindex="0" role="region" aria-label={ "Keys of " (title) } { table .keys {
-                thead { tr {
-                    th scope="col" { "Key" } th scope="col" { "Status" } th scope="col" { "Created" } th scope="col" { "Last use" }
-                    th scope="col" { "Scopes" } th scope="col" .number { "Allowed" } th scope="col" .number { "Rejected" }
-                } }
-                tbody { @for key in keys { (key_row(key)) } }
-            } }
+fn put<T: AsRef<str>>(out: &mut impl Write, part: &PreEscaped<T>) -> io::Result<()> {
+    out.write_all(part.0.as_ref().as_bytes())
+}
+
+fn changed(report: &ReviewReport) -> Markup {
+    html! {
+        h2 { "Since the last review" }
+        @match &report.changes {
+            None => p { "This is the first review." },
+            Some(changes) => (difference(changes)),
         }
     }
 }
+
+fn covered(report: &ReviewReport) -> Markup {
+    let coverage = &report.coverage;
+    let is_of_all = report.organization.is_none();
+    html! {
+        h2 { "What was recorded" }
+        p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
+        @match coverage.nodes {
+            Some(nodes) if is_of_all =>
+                p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it. They are counted by their audit trails, and not told apart." },
+            Some(_) => {}
+            None => p { "A node whose newest audit files were not read would not be noticed."
+                @if is_of_all { " Compare the number of trails with the nodes and their starts: each start begins a trail." } },
+        }
+        @if is_of_all {
+            div .scroll tabindex="0" role="region" aria-label="What was recorded" { table { tbody {
+                (row("Events", coverage.events)) (row("Trails", coverage.trails))
+                (row("Missing sequence numbers", coverage.missing)) (row("Events reported as lost", coverage.lost))
+                (row("Rejections without an event each", coverage.suppressed))
+                (row("Lines that could not be read", coverage.malformed)) (row("Lines of another schema", coverage.foreign))
+            } } }
+        }
+    }
+}
+
+/// Begins the keys of an organization. Their rows and [`END_OF_KEYS`] follow.
+fn keys_of(org: Option<&str>, weeks: &[WeekCount]) -> Markup {
+    let title = org.map_or("Organization not known".into(), visible);
+    html! {
+        h2 { @match org { Some(org) => (name(org)), None => (title) } }
+        @if !weeks.is_empty() { (bars(weeks)) }
+        (PreEscaped("<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Keys of ")) (title)
+        (PreEscaped("\"><table class=\"keys\">"))
+        thead { tr {
+            th scope="col" { "Key" } th scope="col" { "Status" } th scope="col" { "Created" } th scope="col" { "Last use" }
+            th scope="col" { "Scopes" } th scope="col" .number { "Allowed" } th scope="col" .number { "Rejected" }
+        } }
+        (PreEscaped("<tbody>"))
+    }
+}
+
+const END_OF_KEYS: &str = "</tbody></table></div>";
 
 /// A text that a tenant may have chosen. It does not change the direction of what is around it.
 fn name(text: &str) -> Markup {

@@ -1,6 +1,7 @@
 //! What a review says.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +117,14 @@ impl KeyReview {
     pub fn is_listed(&self) -> bool {
         self.status != NOT_LISTED
     }
+}
+
+/// Returns what is written, which is text.
+pub(crate) fn in_memory(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+    let mut bytes = Vec::new();
+    // Writing to memory cannot fail.
+    let _ = write(&mut bytes);
+    String::from_utf8(bytes).unwrap_or_default()
 }
 
 /// How a change of the organizations of a key begins.

@@ -1,8 +1,11 @@
 //! What one pass over audit lines leaves: a record per organization and key, and which part of which trail it is about.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::hash::BuildHasher as _;
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
 use crate::ranges::Ranges;
@@ -45,42 +48,96 @@ impl Combination {
     }
 }
 
-/// What is known about a key in an organization.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What is known about a key in an organization. There may be millions of them: 64 bytes, and 8 per count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The first and the last request, and the last one that was not rejected, in milliseconds since 1970.
     pub(crate) first: u64,
     pub(crate) last: u64,
-    #[serde(default)]
     pub(crate) last_allowed: u64,
-    #[serde(default)]
     pub(crate) allowed: u64,
-    /// Rejections by the index of their code.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) rejected: Vec<(u32, u64)>,
-    /// Requests by the index of their combination of policies.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) asked: Vec<(u32, u64)>,
     /// Requests with a combination that found no place.
-    #[serde(default)]
-    pub(crate) uncounted: u64,
+    pub(crate) uncounted: u32,
+    counts: Box<[Count]>,
 }
 
-/// Adds to the count of an index. `false` if there are `most` others.
-pub(crate) fn count(counts: &mut Vec<(u32, u64)>, index: u32, most: usize) -> bool {
-    if let Some((_, count)) = counts.iter_mut().find(|(held, _)| *held == index) {
-        *count += 1;
-        return true;
+/// A number of requests, below the place of their combination or, behind the combinations, of their code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Count(u64);
+
+/// Where the place begins. There are twice as many places as combinations, and a key has fewer than 2^47 requests.
+const PLACE: u32 = 47;
+/// The place of the first code.
+#[allow(clippy::cast_possible_truncation, reason = "2^16")]
+const FIRST_CODE: u32 = COMBINATIONS as u32;
+
+impl Count {
+    fn new(place: u32, count: u64) -> Self {
+        Self(u64::from(place) << PLACE | count.min((1 << PLACE) - 1))
     }
-    if counts.len() >= most {
-        return false;
+
+    fn place(self) -> u32 {
+        u32::try_from(self.0 >> PLACE).unwrap_or(u32::MAX)
     }
-    if counts.is_empty() {
-        // Most keys have one, and there may be millions of them.
+
+    fn count(self) -> u64 {
+        self.0 & ((1 << PLACE) - 1)
+    }
+}
+
+impl Record {
+    /// Requests by the index of their combination of policies.
+    pub(crate) fn asked(&self) -> impl Iterator<Item = (u32, u64)> {
+        let counts = self.counts.iter();
+        let asked = counts.filter(|count| count.place() < FIRST_CODE);
+        asked.map(|count| (count.place(), count.count()))
+    }
+
+    /// Rejections by the index of their code.
+    pub(crate) fn rejected(&self) -> impl Iterator<Item = (u32, u64)> {
+        let counts = self.counts.iter();
+        let rejected = counts.filter(|count| count.place() >= FIRST_CODE);
+        rejected.map(|count| (count.place() - FIRST_CODE, count.count()))
+    }
+
+    /// Adds requests of a combination. `false` if there are [`COMBINATIONS_PER_KEY`] others.
+    pub(crate) fn ask(&mut self, combination: u32, requests: u64) -> bool {
+        let is_full = |record: &Self| record.asked().count() >= COMBINATIONS_PER_KEY;
+        self.add(combination, requests, is_full)
+    }
+
+    /// Adds rejections with a code.
+    pub(crate) fn reject(&mut self, code: u32, requests: u64) {
+        self.add(FIRST_CODE + code, requests, |_| false);
+    }
+
+    fn add(&mut self, place: u32, requests: u64, is_full: impl Fn(&Self) -> bool) -> bool {
+        if let Some(held) = self.counts.iter_mut().find(|held| held.place() == place) {
+            *held = Count::new(place, held.count().saturating_add(requests));
+            return true;
+        }
+        if is_full(self) {
+            return false;
+        }
+        // Most keys have few, so no place is kept for more.
+        let mut counts = std::mem::take(&mut self.counts).into_vec();
         counts.reserve_exact(1);
+        counts.push(Count::new(place, requests));
+        self.counts = counts.into_boxed_slice();
+        true
     }
-    counts.push((index, 1));
-    true
+
+    /// Replaces indices by others, and sorts.
+    fn renumber(&mut self, combinations: &[u32], codes: &[u32]) {
+        for held in &mut self.counts {
+            let place = match held.place().checked_sub(FIRST_CODE) {
+                Some(code) => FIRST_CODE + codes[code as usize],
+                None => combinations[held.place() as usize],
+            };
+            *held = Count::new(place, held.count());
+        }
+        self.counts.sort_unstable();
+    }
 }
 
 /// The requests of an organization in a week.
@@ -122,26 +179,68 @@ pub(crate) struct Head {
     pub(crate) foreign: u64,
 }
 
-pub(crate) type Map<V> = HashMap<Box<str>, V, RandomState>;
-
-/// A segment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) head: Head,
-    /// By organization and key, with a space between them. Without a key, if the issuer gives its keys no id.
-    pub(crate) records: Map<Box<Record>>,
-    pub(crate) weeks: Map<Vec<Week>>,
+/// An organization, with its requests by week.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Org {
+    pub(crate) name: Box<str>,
+    pub(crate) weeks: Vec<Week>,
 }
 
+/// A key in an organization.
+#[derive(Clone, Debug)]
+struct Key {
+    org: u32,
+    /// Where the id begins.
+    id: usize,
+    record: Record,
+}
+
+/// A segment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Segment {
+    pub(crate) head: Head,
+    /// By name.
+    pub(crate) orgs: Vec<Org>,
+    /// By organization and id.
+    keys: Vec<Key>,
+    /// The ids of the keys, each with a line feed.
+    ids: String,
+}
+
+/// A key of a segment. The id is empty if the issuer gives its keys no id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row<'a> {
+    pub(crate) org: &'a str,
+    pub(crate) id: &'a str,
+    pub(crate) record: &'a Record,
+}
+
+impl PartialEq for Segment {
+    fn eq(&self, other: &Self) -> bool {
+        self.head == other.head && self.orgs == other.orgs && self.rows().eq(other.rows())
+    }
+}
+
+impl Eq for Segment {}
+
 impl Segment {
-    /// Brings everything into an order that does not depend on that of the lines.
-    pub(crate) fn sort(&mut self) {
-        let codes = sort(&mut self.head.codes);
-        let combinations = sort(&mut self.head.combinations);
-        for record in self.records.values_mut() {
-            renumber(&mut record.rejected, &codes);
-            renumber(&mut record.asked, &combinations);
+    /// Returns how many keys there are, each once per organization.
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub(crate) fn row(&self, at: usize) -> Row<'_> {
+        let key = &self.keys[at];
+        Row {
+            org: &self.orgs[key.org as usize].name,
+            id: id(&self.ids, key.id),
+            record: &key.record,
         }
+    }
+
+    /// Returns all keys, by organization and id.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        (0..self.keys.len()).map(|at| self.row(at))
     }
 
     /// Whether they have an event in common. `Some` has the trail and its sequence number.
@@ -159,29 +258,118 @@ impl Segment {
     }
 }
 
+/// Returns an id of a text of ids.
+fn id(ids: &str, at: usize) -> &str {
+    let rest = &ids[at..];
+    let end = memchr::memchr(b'\n', rest.as_bytes());
+    &rest[..end.unwrap_or(rest.len())]
+}
+
+/// A segment in the making, in the order of the lines.
+#[derive(Debug, Default)]
+pub(crate) struct SegmentBuilder {
+    segment: Segment,
+    orgs: HashTable<u32>,
+    keys: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl SegmentBuilder {
+    pub(crate) fn new(head: Head) -> Self {
+        let segment = Segment {
+            head,
+            ..Segment::default()
+        };
+        Self {
+            segment,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn head(&mut self) -> &mut Head {
+        &mut self.segment.head
+    }
+
+    /// Returns the index of an organization.
+    pub(crate) fn org(&mut self, name: &str) -> u32 {
+        let orgs = &mut self.segment.orgs;
+        let hash = self.hasher.hash_one(name);
+        let held = self.orgs.find(hash, |at| &*orgs[*at as usize].name == name);
+        if let Some(at) = held {
+            return *at;
+        }
+        let at = index(orgs.len());
+        orgs.push(Org {
+            name: name.into(),
+            weeks: Vec::new(),
+        });
+        let hasher = &self.hasher;
+        let rehash = |at: &u32| hasher.hash_one(&*orgs[*at as usize].name);
+        self.orgs.insert_unique(hash, at, rehash);
+        at
+    }
+
+    pub(crate) fn weeks(&mut self, org: u32) -> &mut Vec<Week> {
+        &mut self.segment.orgs[org as usize].weeks
+    }
+
+    /// Returns the record of a key. The id has no line feed.
+    pub(crate) fn record(&mut self, org: u32, key: &str) -> &mut Record {
+        let Segment { keys, ids, .. } = &mut self.segment;
+        let hash = self.hasher.hash_one((org, key));
+        let held = self.keys.find(hash, |at| {
+            let held = &keys[*at as usize];
+            held.org == org && id(ids, held.id) == key
+        });
+        let at = held.copied().unwrap_or_else(|| {
+            let at = index(keys.len());
+            keys.push(Key {
+                org,
+                id: ids.len(),
+                record: Record::default(),
+            });
+            ids.push_str(key);
+            ids.push('\n');
+            let hasher = &self.hasher;
+            let rehash = |at: &u32| {
+                let held = &keys[*at as usize];
+                hasher.hash_one((held.org, id(ids, held.id)))
+            };
+            self.keys.insert_unique(hash, at, rehash);
+            at
+        });
+        &mut keys[at as usize].record
+    }
+
+    /// Returns the segment, in an order that does not depend on that of the lines.
+    pub(crate) fn finish(self) -> Segment {
+        let mut segment = self.segment;
+        let codes = sort(&mut segment.head.codes, Ord::cmp);
+        let combinations = sort(&mut segment.head.combinations, Ord::cmp);
+        let orgs = sort(&mut segment.orgs, |a, b| a.name.cmp(&b.name));
+        for key in &mut segment.keys {
+            key.org = orgs[key.org as usize];
+            key.record.renumber(&combinations, &codes);
+        }
+        let ids = &segment.ids;
+        let name = |key: &Key| (key.org, id(ids, key.id));
+        segment.keys.sort_unstable_by(|a, b| name(a).cmp(&name(b)));
+        segment
+    }
+}
+
+pub(crate) fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
 /// Sorts a table. Returns the new place of each entry.
-fn sort<T: Ord>(table: &mut Vec<T>) -> Vec<u32> {
+fn sort<T>(table: &mut Vec<T>, compare: impl Fn(&T, &T) -> Ordering) -> Vec<u32> {
     let mut entries: Vec<_> = std::mem::take(table).into_iter().zip(0_usize..).collect();
-    entries.sort_unstable();
+    entries.sort_unstable_by(|a, b| compare(&a.0, &b.0));
     let mut places = vec![0; entries.len()];
     for ((entry, old), new) in entries.into_iter().zip(0_u32..) {
         table.push(entry);
         places[old] = new;
     }
     places
-}
-
-fn renumber(counts: &mut [(u32, u64)], places: &[u32]) {
-    for (index, _) in &mut *counts {
-        *index = places[*index as usize];
-    }
-    counts.sort_unstable();
-}
-
-/// Splits the key of a record.
-pub(crate) fn split(name: &str) -> (&str, Option<&str>) {
-    match name.split_once(' ') {
-        Some((org, key)) => (org, Some(key)),
-        None => (name, None),
-    }
 }

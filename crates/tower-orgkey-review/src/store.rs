@@ -5,7 +5,8 @@ use std::io::{self, BufRead, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::Evidence;
-use crate::segment::{COMBINATIONS, Head, Record, Segment, Week, split};
+use crate::line::is_identifier;
+use crate::segment::{CODES, COMBINATIONS, Head, Record, Row, SegmentBuilder, Week};
 
 /// The version of the format. Another one is an error.
 const VERSION: u32 = 1;
@@ -26,10 +27,70 @@ enum Line<'a> {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<std::borrow::Cow<'a, str>>,
         #[serde(flatten)]
-        record: Record,
+        record: Stored,
     },
     /// How many lines there are before it, so that a file that was cut off is not read.
     End(u64),
+}
+
+/// A record in a file.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    first: u64,
+    last: u64,
+    #[serde(default)]
+    last_allowed: u64,
+    #[serde(default)]
+    allowed: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rejected: Vec<(u32, u64)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    asked: Vec<(u32, u64)>,
+    #[serde(default)]
+    uncounted: u32,
+}
+
+impl From<&Record> for Stored {
+    fn from(record: &Record) -> Self {
+        Self {
+            first: record.first,
+            last: record.last,
+            last_allowed: record.last_allowed,
+            allowed: record.allowed,
+            rejected: record.rejected().collect(),
+            asked: record.asked().collect(),
+            uncounted: record.uncounted,
+        }
+    }
+}
+
+impl Stored {
+    /// Fails if the record names what its segment lacks.
+    fn into_record(self, head: &Head) -> Result<Record, &'static str> {
+        let mut record = Record::default();
+        record.first = self.first;
+        record.last = self.last;
+        record.last_allowed = self.last_allowed;
+        record.allowed = self.allowed;
+        record.uncounted = self.uncounted;
+        let are_known = |counts: &[(u32, u64)], known: usize| {
+            counts.iter().all(|(index, _)| (*index as usize) < known)
+        };
+        if !are_known(&self.rejected, head.codes.len())
+            || !are_known(&self.asked, head.combinations.len())
+        {
+            return Err("a record names what its segment lacks");
+        }
+        for (combination, count) in self.asked {
+            if !record.ask(combination, count) {
+                return Err("a record has too many combinations");
+            }
+        }
+        for (code, count) in self.rejected {
+            record.reject(code, count);
+        }
+        Ok(record)
+    }
 }
 
 /// A file is not evidence, or not all of it. Returned by [`Evidence::read`].
@@ -67,22 +128,17 @@ impl Evidence {
         put(&Line::OrgkeyEvidence { version: VERSION })?;
         for segment in &self.segments {
             put(&Line::Segment(Box::new(segment.head.clone())))?;
-            let mut weeks: Vec<_> = segment.weeks.iter().collect();
-            weeks.sort_unstable_by_key(|(org, _)| *org);
-            for (org, weeks) in weeks {
+            for org in segment.orgs.iter().filter(|org| !org.weeks.is_empty()) {
                 put(&Line::Weeks {
-                    org: (&**org).into(),
-                    weeks: weeks.clone(),
+                    org: (&*org.name).into(),
+                    weeks: org.weeks.clone(),
                 })?;
             }
-            let mut records: Vec<_> = segment.records.iter().collect();
-            records.sort_unstable_by_key(|(name, _)| *name);
-            for (name, record) in records {
-                let (org, key) = split(name);
+            for Row { org, id, record } in segment.rows() {
                 put(&Line::Key {
                     org: org.into(),
-                    key: key.map(Into::into),
-                    record: Record::clone(record),
+                    key: (!id.is_empty()).then(|| id.into()),
+                    record: record.into(),
                 })?;
             }
         }
@@ -98,7 +154,7 @@ impl Evidence {
     /// The file is of another version, was cut off or changed, or has segments that overlap; or the reader failed.
     pub fn read(input: impl BufRead) -> Result<Self, ReadError> {
         let mut evidence = Self::default();
-        let mut segment: Option<Segment> = None;
+        let mut segment: Option<SegmentBuilder> = None;
         let mut is_complete = false;
         let mut number = 0;
         for line in input.lines() {
@@ -119,15 +175,11 @@ impl Evidence {
                 (Line::OrgkeyEvidence { .. }, _) => return Err(invalid("another version")),
                 _ if number == 1 => return Err(invalid("not a file of evidence")),
                 (Line::Segment(head), segment) => {
-                    if head.combinations.len() > COMBINATIONS {
+                    if head.combinations.len() > COMBINATIONS || head.codes.len() > CODES + 1 {
                         return Err(invalid("an invalid segment"));
                     }
                     add(&mut evidence, segment.take()).map_err(invalid)?;
-                    let head = *head;
-                    *segment = Some(Segment {
-                        head,
-                        ..Segment::default()
-                    });
+                    *segment = Some(SegmentBuilder::new(*head));
                 }
                 (Line::End(lines), segment) => {
                     if lines != number - 1 {
@@ -137,26 +189,20 @@ impl Evidence {
                     is_complete = true;
                 }
                 (_, None) => return Err(invalid("a record without a segment")),
+                (Line::Weeks { org, .. } | Line::Key { org, .. }, _) if !is_identifier(&org) => {
+                    return Err(invalid(OUTSIDE_GRAMMAR));
+                }
+                (Line::Key { key: Some(key), .. }, _) if !is_identifier(&key) => {
+                    return Err(invalid(OUTSIDE_GRAMMAR));
+                }
                 (Line::Weeks { org, weeks }, Some(segment)) => {
-                    segment.weeks.insert(org.into(), weeks);
+                    let org = segment.org(&org);
+                    *segment.weeks(org) = weeks;
                 }
                 (Line::Key { org, key, record }, Some(segment)) => {
-                    let known = |counts: &[(u32, u64)], most: usize| {
-                        counts.iter().all(|(index, _)| (*index as usize) < most)
-                    };
-                    if !known(&record.rejected, segment.head.codes.len())
-                        || !known(&record.asked, segment.head.combinations.len())
-                    {
-                        return Err(invalid("a record names what its segment lacks"));
-                    }
-                    if org.contains(' ') {
-                        return Err(invalid("an identifier is outside its grammar"));
-                    }
-                    let name = match key {
-                        Some(key) => format!("{org} {key}"),
-                        None => org.into_owned(),
-                    };
-                    segment.records.insert(name.into(), Box::new(record));
+                    let record = record.into_record(segment.head()).map_err(invalid)?;
+                    let org = segment.org(&org);
+                    *segment.record(org, &key.unwrap_or_default()) = record;
                 }
             }
         }
@@ -171,9 +217,12 @@ impl Evidence {
     }
 }
 
-fn add(evidence: &mut Evidence, segment: Option<Segment>) -> Result<(), &'static str> {
+const OUTSIDE_GRAMMAR: &str = "an identifier is outside its grammar";
+
+fn add(evidence: &mut Evidence, segment: Option<SegmentBuilder>) -> Result<(), &'static str> {
     if let Some(segment) = segment {
-        let merged = std::mem::take(evidence).merge(Evidence::of_segment(segment));
+        let segment = Evidence::of_segment(segment.finish());
+        let merged = std::mem::take(evidence).merge(segment);
         *evidence = merged.map_err(|_| "two segments overlap")?;
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! The report as a table for spreadsheets.
 
-use crate::report::{Finding, KeyReview, ReviewReport};
+use std::io::{self, Write};
+
+use crate::report::{Finding, KeyReview, ReviewReport, in_memory};
+use crate::source::Source;
 use crate::text::cell;
 
 const HEADER: [&str; 23] = [
@@ -41,28 +44,24 @@ impl ReviewReport {
     /// assert!(ReviewReport::default().to_csv().starts_with("organization,key,name,"));
     /// ```
     pub fn to_csv(&self) -> String {
-        let mut writer = csv::WriterBuilder::new()
-            .terminator(csv::Terminator::CRLF)
-            .from_writer(Vec::new());
-        // Writing to memory cannot fail, and all rows have the same length.
-        let _ = writer.write_record(HEADER);
-        let mut findings = std::collections::BTreeMap::<_, Vec<&Finding>>::new();
-        for finding in &self.findings {
-            let key = (finding.org.as_deref(), finding.key.as_str());
-            findings.entry(key).or_default().push(finding);
-        }
-        for key in &self.keys {
-            let of_key = findings.get(&(key.org.as_deref(), key.id.as_str()));
-            for finding in of_key.into_iter().flatten() {
-                let _ = writer.write_record(row(key, Some(finding)));
-            }
-            if of_key.is_none() {
-                let _ = writer.write_record(row(key, None));
-            }
-        }
-        let bytes = writer.into_inner().unwrap_or_default();
-        String::from_utf8(bytes).unwrap_or_default()
+        in_memory(|out| write(self, out))
     }
+}
+
+pub(crate) fn write(source: &impl Source, out: &mut impl Write) -> io::Result<()> {
+    let mut writer = csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(out);
+    writer.write_record(HEADER)?;
+    for (key, findings) in source.keys_with_findings() {
+        for finding in &findings {
+            writer.write_record(row(&key, Some(finding)))?;
+        }
+        if findings.is_empty() {
+            writer.write_record(row(&key, None))?;
+        }
+    }
+    writer.flush()
 }
 
 fn row(key: &KeyReview, finding: Option<&Finding>) -> [String; 23] {

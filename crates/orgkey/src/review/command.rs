@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, IsTerminal as _, Write as _};
+use std::io::{self, BufReader, BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use tower_orgkey_review::{
     Decision, Evidence, EvidenceBuilder, KeyList, NameTemplate, Review, ReviewPolicy, ReviewReport,
-    UnixMillis,
+    StreamedReport, UnixMillis,
 };
 
 use super::issuer::Issuers;
@@ -74,15 +74,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
     match try_run(args) {
-        Ok(report) => {
-            let open = report.findings.iter().filter(|finding| finding.is_open());
-            println!(
-                "{} keys, {} findings, {} to be decided on; {}",
-                report.keys.len(),
-                report.findings.len(),
-                open.count(),
-                report.coverage.statement()
-            );
+        Ok(summary) => {
+            println!("{summary}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -92,7 +85,8 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn try_run(args: &Args) -> Result<ReviewReport, String> {
+/// Returns what is printed.
+fn try_run(args: &Args) -> Result<String, String> {
     // Before anything that takes long.
     args.check_outputs()?;
     let formats: Vec<_> = args
@@ -114,7 +108,8 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
         .map_err(|error| error.to_string())?;
     let (mut keys, issuers) = match (&args.keys, &args.config) {
         (Some(path), _) => {
-            let list = KeyList::from_json(&text(path)?, UnixMillis::now());
+            let file = File::open(path).map_err(|error| named(path, &error))?;
+            let list = KeyList::read(BufReader::new(file), UnixMillis::now());
             (list.map_err(|error| named(path, &error))?, None)
         }
         (None, Some(config)) => runtime.block_on(async {
@@ -139,7 +134,7 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
     if let Some(previous) = &previous {
         review = review.previous(previous);
     }
-    let report = review.report();
+    let report = review.stream();
     unmatched(&report, &decisions);
     let report = match &args.org {
         Some(org) => {
@@ -147,15 +142,63 @@ fn try_run(args: &Args) -> Result<ReviewReport, String> {
             if own.keys.is_empty() && own.findings.is_empty() {
                 return Err("--org: no key and no request is of this organization".to_owned());
             }
-            own
+            Report::Organization(Box::new(own))
         }
-        None => report,
+        None => Report::All(Box::new(report)),
     };
     for (path, format) in args.out.iter().zip(formats) {
-        let text = format.write(&report)?;
-        write(path, |mut file| file.write_all(text.as_bytes()))?;
+        write(path, |file| {
+            let mut out = BufWriter::with_capacity(256 * 1024, file);
+            report.write(format, &mut out)?;
+            out.flush()
+        })?;
     }
-    Ok(report)
+    Ok(report.summary())
+}
+
+/// A report about all keys, which is not in memory, or about one organization.
+enum Report<'a> {
+    All(Box<StreamedReport<'a>>),
+    Organization(Box<ReviewReport>),
+}
+
+impl Report<'_> {
+    fn write(&self, format: Format, out: &mut impl Write) -> io::Result<()> {
+        match (self, format) {
+            (Self::All(report), Format::Html) => report.write_html(out),
+            (Self::All(report), Format::Csv) => report.write_csv(out),
+            (Self::All(report), Format::Ocsf) => report.write_ocsf(out),
+            (Self::All(report), Format::Json) => Ok(serde_json::to_writer_pretty(out, report)?),
+            (Self::Organization(report), Format::Html) => {
+                out.write_all(report.to_html().as_bytes())
+            }
+            (Self::Organization(report), Format::Csv) => out.write_all(report.to_csv().as_bytes()),
+            (Self::Organization(report), Format::Ocsf) => {
+                out.write_all(report.to_ocsf().as_bytes())
+            }
+            (Self::Organization(report), Format::Json) => {
+                Ok(serde_json::to_writer_pretty(out, report)?)
+            }
+        }
+    }
+
+    fn summary(&self) -> String {
+        let (keys, findings, open, coverage) = match self {
+            Self::All(report) => (
+                report.key_count(),
+                report.finding_count(),
+                report.open_count(),
+                report.coverage(),
+            ),
+            Self::Organization(report) => {
+                let open = report.findings.iter().filter(|finding| finding.is_open());
+                let findings = report.findings.len();
+                (report.keys.len(), findings, open.count(), &report.coverage)
+            }
+        };
+        let coverage = coverage.statement();
+        format!("{keys} keys, {findings} findings, {open} to be decided on; {coverage}")
+    }
 }
 
 impl Args {
@@ -238,16 +281,16 @@ impl Args {
 }
 
 /// Prints the decisions whose finding does not exist: the id may be misspelt.
-fn unmatched(report: &ReviewReport, decisions: &[Decision]) {
-    let ids: BTreeSet<_> = report
-        .findings
-        .iter()
-        .map(|finding| finding.id.as_str())
-        .collect();
-    for decision in decisions {
-        if !ids.contains(decision.finding.as_str()) {
-            eprintln!("orgkey review: no finding is {:?}", decision.finding);
-        }
+fn unmatched(report: &StreamedReport<'_>, decisions: &[Decision]) {
+    if decisions.is_empty() {
+        return;
+    }
+    let mut ids: BTreeSet<_> = decisions.iter().map(|it| it.finding.as_str()).collect();
+    for finding in report.findings() {
+        ids.remove(finding.id.as_str());
+    }
+    for id in ids {
+        eprintln!("orgkey review: no finding is {id:?}");
     }
 }
 
@@ -273,15 +316,6 @@ impl Format {
             )),
         }
     }
-
-    fn write(self, report: &ReviewReport) -> Result<String, String> {
-        match self {
-            Self::Html => Ok(report.to_html()),
-            Self::Csv => Ok(report.to_csv()),
-            Self::Json => serde_json::to_string_pretty(report).map_err(|error| error.to_string()),
-            Self::Ocsf => Ok(report.to_ocsf()),
-        }
-    }
 }
 
 /// Replaces a file as a whole, so that one that was read before is not lost halfway.
@@ -296,7 +330,8 @@ fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(
 }
 
 fn previous(path: &Path) -> Result<ReviewReport, String> {
-    let report: ReviewReport = serde_json::from_str(&text(path)?)
+    let file = File::open(path).map_err(|error| named(path, &error))?;
+    let report: ReviewReport = serde_json::from_reader(BufReader::new(file))
         .map_err(|error| named(path, &format!("not a report: line {}", error.line())))?;
     if report.orgkey_review != 1 {
         return Err(named(path, &"a report of another version"));

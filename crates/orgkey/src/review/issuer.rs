@@ -51,7 +51,9 @@ impl Issuers {
                 }),
                 _ => return Err("each [[issuer]] needs a name of its own".to_owned()),
             };
-            sources.push(Source::connect(table, namespace).await?);
+            let prefix = namespace.as_ref().map(|it| it.prefix.clone());
+            let source = Source::connect(table, namespace).await;
+            sources.push(source.map_err(|error| of_issuer(prefix.as_deref(), &error))?);
         }
         Ok(Self(sources))
     }
@@ -79,12 +81,12 @@ impl Issuers {
 
     /// Reads the lists of all issuers as one.
     pub(super) async fn list(&self) -> Result<KeyList, String> {
-        let listed_at = UnixMillis::now();
-        let mut keys = Vec::new();
+        let mut list = KeyList::new(UnixMillis::now());
         for source in &self.0 {
-            keys.extend(source.list(listed_at).await?);
+            let read = source.add_keys(&mut list).await;
+            read.map_err(|error| source.error(&error))?;
         }
-        Ok(KeyList { listed_at, keys })
+        Ok(list)
     }
 
     /// Asks for the organization of each key that is not known: one call a key.
@@ -93,16 +95,20 @@ impl Issuers {
         list: &mut KeyList,
         is_known: impl Fn(&KeyFacts) -> bool,
     ) -> Result<(), String> {
-        for key in &mut list.keys {
-            if key.org.is_some() || key.kind != "organization" || is_known(key) {
+        for at in 0..list.len() {
+            let key = list.get(at);
+            if key.org.is_some() || key.kind != "organization" || is_known(&key) {
                 continue;
             }
             let of = self
                 .0
                 .iter()
                 .find_map(|source| Some((source, source.own_id(&key.id)?)));
-            if let Some((source, id)) = of {
-                key.org = source.organization(id).await?;
+            let Some((source, id)) = of else { continue };
+            let org = source.organization(id).await;
+            let org = org.map_err(|error| source.error(&error))?;
+            if let Some(org) = org {
+                list.set_org(at, org);
             }
         }
         Ok(())
@@ -139,6 +145,12 @@ impl Source {
         }
     }
 
+    /// Adds the name of the issuer to an error.
+    fn error(&self, error: &str) -> String {
+        let namespace = self.namespace.as_ref();
+        of_issuer(namespace.map(|it| it.prefix.as_str()), error)
+    }
+
     fn organization_name(&self, code: &str) -> String {
         match &self.namespace {
             Some(namespace) if namespace.of_organizations => format!("{}{code}", namespace.prefix),
@@ -156,8 +168,7 @@ impl Source {
     }
 
     /// Reads all pages.
-    async fn list(&self, listed_at: UnixMillis) -> Result<Vec<KeyFacts>, String> {
-        let mut keys = Vec::new();
+    async fn add_keys(&self, list: &mut KeyList) -> Result<(), String> {
         let mut after: Option<String> = None;
         for _ in 0..MAX_PAGES {
             let reply = self.issuer.list(after.as_deref(), &self.token).await?;
@@ -168,13 +179,11 @@ impl Source {
             after = page
                 .last()
                 .and_then(|key| Some(key["id"].as_str()?.to_owned()));
-            keys.extend(page);
+            let keys = KeyList::from_json(&Value::Array(page).to_string(), list.listed_at);
+            let keys = keys.map_err(|error| error.to_string())?;
+            list.extend(keys.iter().map(|key| self.named(key)));
             match (body["has_more"].as_bool(), &after) {
-                (Some(false), _) => {
-                    let list = KeyList::from_json(&Value::Array(keys).to_string(), listed_at);
-                    let keys = list.map_err(|error| error.to_string())?.keys;
-                    return Ok(keys.into_iter().map(|key| self.named(key)).collect());
-                }
+                (Some(false), _) => return Ok(()),
                 (Some(true), Some(_)) => tokio::time::sleep(PAUSE).await,
                 _ => return Err("a page of the list of keys is incomplete".to_owned()),
             }
@@ -195,6 +204,14 @@ impl Source {
         let record = body.get("api_key").unwrap_or(&body);
         let code = record["organization_id"].as_str();
         Ok(code.map(|code| self.organization_name(code)))
+    }
+}
+
+/// Adds which of several issuers an error is about.
+fn of_issuer(prefix: Option<&str>, error: &str) -> String {
+    match prefix {
+        Some(prefix) => format!("issuer {prefix} {error}"),
+        None => error.to_owned(),
     }
 }
 

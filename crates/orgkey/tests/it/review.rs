@@ -373,8 +373,15 @@ async fn fault_198_an_unreadable_issuer_stops_the_review() {
     let error = stage
         .fail(&[&args[..], &["--out", "x.json"]].concat())
         .await;
-    assert!(error.contains("the list of keys: status 503"), "{error}");
+    let expected = "issuer b: the list of keys: status 503";
+    assert!(error.contains(expected), "{error}");
     assert!(other.calls().list_keys.total > 0);
+    other.clear_faults();
+    other.inject(Endpoint::Token, Fault::status(401));
+    let error = stage
+        .fail(&[&args[..], &["--out", "x.json"]].concat())
+        .await;
+    assert!(error.contains("issuer b: the token endpoint"), "{error}");
     assert!(!stage.path("x.json").exists());
 }
 

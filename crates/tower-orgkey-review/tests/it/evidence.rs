@@ -136,6 +136,9 @@ fn fault_191_files_that_were_cut_off_are_not_read() {
     let org = text.replace("\"org\":\"org_1\",\"key\"", "\"org\":\"org 1\",\"key\"");
     assert_ne!(org, text);
     Evidence::read(org.as_bytes()).unwrap_err();
+    let key = text.replace("\"key\":\"key_", "\"key\":\"key\\n");
+    assert_ne!(key, text);
+    Evidence::read(key.as_bytes()).unwrap_err();
     let index = text.replace("\"asked\":[[0,", "\"asked\":[[9,");
     assert_ne!(index, text);
     Evidence::read(index.as_bytes()).unwrap_err();

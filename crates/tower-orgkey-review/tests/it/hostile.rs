@@ -20,6 +20,15 @@ const NAMES: [&str; 8] = [
 
 /// A report with something in each of its parts.
 pub(crate) fn report() -> ReviewReport {
+    #[allow(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is of one lifetime"
+    )]
+    with_review(|review| review.report())
+}
+
+/// Calls a function with the review of that report.
+pub(crate) fn with_review<T>(use_review: impl FnOnce(&Review<'_>) -> T) -> T {
     let keys = NAMES.iter().enumerate().map(|(n, name)| {
         let mut key = key(&format!("key_{n}<i>"), "org_<b>1", &["beat", "<u>scope"]);
         key.name = String::from(*name);
@@ -48,10 +57,10 @@ pub(crate) fn report() -> ReviewReport {
         reason: "<reason>".to_owned(),
         until: None,
     }];
-    Review::of(&keys, &evidence, &policy)
+    let review = Review::of(&keys, &evidence, &policy)
         .previous(&first)
-        .decisions(&decisions)
-        .report()
+        .decisions(&decisions);
+    use_review(&review)
 }
 
 #[tokio::test]
@@ -181,7 +190,7 @@ fn a_report_of_one_organization_shows_no_other() {
         until: None,
     });
     let mut before = keys.clone();
-    before.keys.push(key("key_removed", "org_two", &["beat"]));
+    before.push(key("key_removed", "org_two", &["beat"]));
     let first = Review::of(&before, &evidence, &policy).report();
     let report = Review::of(&keys, &evidence, &policy)
         .previous(&first)

@@ -6,11 +6,13 @@ mod evidence;
 mod findings;
 mod hostile;
 mod lines;
+mod list;
 mod ocsf;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
 mod quarter;
 mod report;
+mod streamed;
 
 use tower_orgkey_review::{Evidence, EvidenceBuilder, KeyFacts, KeyList, UnixMillis};
 
@@ -42,9 +44,9 @@ fn key(id: &str, org: &str, scopes: &[&str]) -> KeyFacts {
 }
 
 fn list(keys: impl IntoIterator<Item = KeyFacts>) -> KeyList {
-    let keys = keys.into_iter().collect();
-    let listed_at = now();
-    KeyList { listed_at, keys }
+    let mut list = KeyList::new(now());
+    list.extend(keys);
+    list
 }
 
 /// Folds a text.

@@ -1,0 +1,142 @@
+//! Keys without requests.
+
+use tower_orgkey_review::{EvidenceBuilder, FindingKind, KeyFacts};
+
+use super::{ids, report, unused, whole};
+use crate::lines::{Line, allowed, heartbeat, numbered};
+use crate::{days_ago, fold, key, now};
+
+#[test]
+fn fault_196_unused_needs_whole_evidence() {
+    let whole_report = report([unused()], &whole([]));
+    assert!(whole_report.coverage.is_whole());
+    assert_eq!(ids(&whole_report), ["unused org_1 key_1"]);
+    assert!(whole_report.findings[0].is_conclusive);
+
+    let lines = heartbeat(100, 0);
+    let gap = numbered(1, 0, lines[..50].to_vec()) + &numbered(1, 51, lines[51..].to_vec());
+    let shifted = numbered(1, 0, lines[..50].to_vec()) + &numbered(1, 51, lines[50..].to_vec());
+    let late = numbered(1, 0, heartbeat(60, 0));
+    let no_beginning = numbered(1, 1, heartbeat(80, 0));
+    let silence = numbered(1, 0, lines[..50].to_vec()) + &numbered(2, 0, lines[55..].to_vec());
+    let lost = |class| {
+        let line = Line {
+            sequence: 101,
+            ..allowed("org_1", "key_1", days_ago(40).0, &[])
+        };
+        numbered(1, 0, lines.clone()) + &line.count("x", class).to_string() + "\n"
+    };
+    for (what, text) in [
+        ("a missing event", gap),
+        ("a missing number", shifted),
+        ("a late start", late),
+        ("a missing beginning", no_beginning),
+        ("five days without events", silence),
+        ("lost events", lost(1008)),
+        ("suppressed rejections", lost(3002)),
+    ] {
+        let report = report([unused()], &fold(&text));
+        assert!(!report.coverage.is_whole(), "{what}");
+        assert!(report.coverage.whole_days < 90, "{what}");
+        assert_eq!(ids(&report), ["not-seen org_1 key_1"], "{what}");
+        let days = format!("Not seen in {} of 90 days", report.coverage.whole_days);
+        assert!(report.findings[0].proof.starts_with(&days), "{what}");
+        assert!(!report.findings[0].is_conclusive, "{what}");
+    }
+}
+
+#[test]
+fn unused_needs_a_key_that_existed() {
+    let evidence = whole([]);
+    let with = |change: fn(&mut KeyFacts)| {
+        let mut key = unused();
+        change(&mut key);
+        report([key], &evidence)
+    };
+    let not_seen = ["not-seen org_1 key_1"];
+    assert_eq!(
+        ids(&with(|key| key.created_at = Some(days_ago(89)))),
+        not_seen
+    );
+    assert_eq!(ids(&with(|key| key.created_at = None)), not_seen);
+    // Another service uses it.
+    assert_eq!(
+        ids(&with(|key| key.last_verified_at = Some(days_ago(5)))),
+        not_seen
+    );
+    assert_eq!(
+        ids(&with(|key| key.last_verified_at = Some(days_ago(95)))),
+        ["unused org_1 key_1"]
+    );
+    assert_eq!(ids(&with(|key| key.status = "revoked".to_owned())), [""; 0]);
+}
+
+#[test]
+fn requests_without_key_ids_may_be_of_any_key() {
+    let anonymous = Line {
+        key: None,
+        ..allowed("org_1", "", now().0, &[&["beat"]])
+    };
+    let evidence = whole([anonymous]);
+    assert_eq!(
+        ids(&report([unused()], &evidence)),
+        ["not-seen org_1 key_1"]
+    );
+    let other = key("key_1", "org_2", &["beat"]);
+    assert_eq!(ids(&report([other], &evidence)), ["unused org_2 key_1"]);
+}
+
+#[test]
+fn used_keys_are_not_unused() {
+    let used = |days| whole([allowed("org_1", "key_1", days_ago(days).0, &[&["beat"]])]);
+    assert_eq!(ids(&report([unused()], &used(89))), [""; 0]);
+    assert_eq!(ids(&report([unused()], &used(92))), ["unused org_1 key_1"]);
+    let rejected = Line {
+        code: "insufficient-scope",
+        ..allowed("org_1", "key_1", days_ago(3).0, &[])
+    };
+    assert_eq!(ids(&report([unused()], &whole([rejected]))), [""; 0]);
+}
+
+#[test]
+fn fault_190_unread_lines_may_be_of_any_key() {
+    let text = numbered(1, 0, heartbeat(100, 0));
+    let mut builder = EvidenceBuilder::new();
+    builder.read("a", text.as_bytes(), |_| {}).unwrap();
+    let broken = |text: &str| {
+        let mut builder = EvidenceBuilder::new();
+        builder.read("b", text.as_bytes(), |_| {}).unwrap();
+        builder.finish()
+    };
+    let evidence = builder.finish();
+    let with = |text| report([unused()], &evidence.clone().merge(broken(text)).unwrap());
+    let malformed = with("broken\n");
+    assert_eq!(malformed.coverage.malformed, 1);
+    assert_eq!(ids(&malformed), ["not-seen org_1 key_1"]);
+    assert!(!malformed.findings[0].is_conclusive);
+    let statement = malformed.coverage.statement();
+    assert!(statement.ends_with("; some lines could not be read"));
+    let page = malformed.for_organization("org_1");
+    assert_eq!(page.coverage.statement(), statement);
+    let foreign = with("{}\n");
+    assert_eq!(ids(&foreign), ["unused org_1 key_1"]);
+    assert!(foreign.findings[0].coverage.ends_with("were ignored"));
+}
+
+#[test]
+fn requests_of_another_region_may_be_of_any_key() {
+    for code in ["wrong-region", "region-unknown", "invalid-key"] {
+        let line = Line {
+            org: None,
+            key: None,
+            code,
+            ..allowed("", "", now().0, &[])
+        };
+        let report = report([unused()], &whole([line]));
+        let kind = match code {
+            "invalid-key" => FindingKind::Unused,
+            _ => FindingKind::NotSeen,
+        };
+        assert_eq!(report.findings[0].kind, kind, "{code}");
+    }
+}
