@@ -12,12 +12,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::routing::any;
-use http::{Extensions, Request, StatusCode};
+use http::{Extensions, Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::task::JoinSet;
-use tower::ServiceExt;
+use tower::{ServiceBuilder, ServiceExt};
 use tower_orgkey::region::{Home, RegionLayer, RegionLayerBuilder};
 use tower_orgkey::settings::{OrgSettings, OrgSettingsLayer, SettingsError, settings_fn};
 use tower_orgkey::test_util::TestClock;
@@ -235,6 +235,29 @@ async fn fault_151_body_is_not_polled_outside_home() {
         assert_eq!(polls.load(Ordering::SeqCst) > 0, is_served, "{key}");
     }
     assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// A service may act when it is called, before its future is polled.
+#[tokio::test]
+async fn fault_151_inner_service_is_not_called_outside_home() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let app = ServiceBuilder::new()
+        .layer(ApiKeyLayer::new(issuer()))
+        .layer(eu().build().unwrap())
+        .service_fn(move |_: Request<Body>| {
+            count.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::empty())))
+        });
+    for (key, status, expected) in [(US, 421, 0), (LOST, 503, 0), (EU, 200, 1)] {
+        let request = Request::get("/reports")
+            .header("authorization", format!("Bearer {key}"))
+            .body(Body::empty())
+            .unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(calls.load(Ordering::SeqCst), expected, "{key}");
+    }
 }
 
 /// A client that waits for permission to send its body does not get it.
