@@ -4,7 +4,6 @@ use crate::evidence::Evidence;
 use crate::keys::KeyList;
 use crate::policy::ReviewPolicy;
 use crate::report::{Decision, ReviewReport};
-use crate::streamed::StreamedReport;
 
 /// An access review. [`report`](Self::report) depends on nothing but what it is given.
 ///
@@ -51,15 +50,5 @@ impl<'a> Review<'a> {
     pub fn decisions(mut self, decisions: &'a [Decision]) -> Self {
         self.decisions = decisions;
         self
-    }
-
-    /// Returns the report, in memory. [`stream`](Self::stream) is for a review of many keys.
-    pub fn report(&self) -> ReviewReport {
-        self.stream().to_report()
-    }
-
-    /// Returns a report that computes keys and findings while it is written.
-    pub fn stream(&self) -> StreamedReport<'a> {
-        StreamedReport::of(self)
     }
 }

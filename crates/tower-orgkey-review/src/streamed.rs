@@ -80,6 +80,18 @@ enum Place {
     Evidence(u32),
 }
 
+impl<'a> Review<'a> {
+    /// Returns the report, in memory. [`stream`](Self::stream) is for a review of many keys.
+    pub fn report(&self) -> ReviewReport {
+        self.stream().to_report()
+    }
+
+    /// Returns a report that computes keys and findings while it is written.
+    pub fn stream(&self) -> StreamedReport<'a> {
+        StreamedReport::of(self)
+    }
+}
+
 impl<'a> StreamedReport<'a> {
     pub(crate) fn of(review: &Review<'a>) -> Self {
         let (list, policy) = (review.keys, review.policy);

@@ -77,9 +77,9 @@ impl OrgPool {
     /// An audit trail of `tower-orgkey-audit` records jobs as actions of an operator:
     ///
     /// ```
-    /// # struct AuditTrail;
-    /// # impl AuditTrail { fn record_operator_action(&self, _: &str, _: &str) {} }
+    /// use tower_orgkey_audit::AuditTrail;
     /// # use tower_orgkey_sqlx::OrgPool;
+    ///
     /// # fn audited(pool: OrgPool, trail: AuditTrail) -> OrgPool {
     /// pool.on_job(move |org, reason| trail.record_operator_action(reason, &format!("org_code={org}")))
     /// # }

@@ -217,16 +217,7 @@ async fn page_and_metrics_show_the_fleet() {
     assert!(!page.contains("not followed"), "{page}");
     let gauges = ["orgkey_fleet_followed 1", "orgkey_fleet_nodes 2"];
     one.until_shown("/metrics", gauges).await;
-    let position = one.get("/metrics").await;
-    let position = position.lines().find_map(|line| {
-        let number = line.strip_prefix("orgkey_fleet_position ")?;
-        number.parse::<u64>().ok()
-    });
-    let position = position.unwrap();
-    assert!(position >= 2, "{position}");
-    let cell = format!("Position in the log</th><td class=\"number\">{position}<");
-    let no_lag = "Updates not applied</th><td class=\"number\">0<";
-    one.until_shown("/", [cell.as_str(), no_lag]).await;
+    one.until_page_has_position().await;
     one.until_shown("/metrics", ["orgkey_fleet_lag 0", "orgkey_fleet_unsent 0"])
         .await;
 
@@ -292,6 +283,25 @@ impl Process {
     async fn get(&self, path: &str) -> String {
         let reply = self.request("GET", path, String::new()).await;
         reply.text().to_owned()
+    }
+
+    /// Waits until the status page has the position of the metrics, which moves meanwhile, and all updates are applied.
+    async fn until_page_has_position(&self) {
+        let mut last = (String::new(), String::new());
+        for _ in 0..200 {
+            last = (self.get("/metrics").await, self.get("/").await);
+            let (metrics, page) = &last;
+            let mut lines = metrics.lines();
+            let position = lines.find_map(|line| line.strip_prefix("orgkey_fleet_position "));
+            let position: u64 = position.unwrap().parse().unwrap();
+            let cell = format!("Position in the log</th><td class=\"number\">{position}<");
+            let no_lag = "Updates not applied</th><td class=\"number\">0<";
+            if position >= 2 && page.contains(&cell) && page.contains(no_lag) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{last:?}");
     }
 
     /// Waits until a page has these texts.

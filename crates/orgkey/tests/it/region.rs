@@ -128,15 +128,15 @@ async fn settings_of_the_table_apply() {
 
 #[tokio::test]
 async fn prefix_of_another_region_costs_no_call() {
-    let prefixes = "[region]\nhere = 'eu'\n[[region.other]]\nname = 'ap'\nkey_prefixes = ['k_']\n\
+    let prefixes = "[region]\nhere = 'eu'\n[[region.other]]\nname = 'ap'\nkey_prefixes = ['k_u']\n\
          [[region.other]]\nname = 'us'\nkey_prefixes = ['k_us_']\n\
-         [[region.other]]\nname = 'ch'\nkey_prefixes = ['k_u']\n";
+         [[region.other]]\nname = 'ch'\nkey_prefixes = ['k_us']\n";
     let world = World::start(&format!("{ROUTES}{prefixes}")).await;
     // The longest prefix decides.
     for (key, region) in [
         ("k_us_0123456789", "us"),
-        ("k_uk_0123456789", "ch"),
-        ("k_0123456789", "ap"),
+        ("k_usa_0123456789", "ch"),
+        ("k_ur_0123456789", "ap"),
     ] {
         let reply = check(&world, key).await;
         assert_eq!(

@@ -16,6 +16,15 @@ impl IsolationReport {
     /// Reads the rows that [`FINDINGS`](super::FINDINGS) returned: kind, object, detail.
     ///
     /// The error is a kind that this version does not know.
+    ///
+    /// ```
+    /// use tower_orgkey_sqlx::isolation::{FindingKind, IsolationReport};
+    ///
+    /// let report = IsolationReport::read([("superuser", "role app", "current role")])?;
+    /// assert_eq!(report.findings()[0].kind(), FindingKind::Superuser);
+    /// assert!(IsolationReport::read([("a-newer-kind", "role app", "")]).is_err());
+    /// # Ok::<(), tower_orgkey_sqlx::isolation::UnknownFinding>(())
+    /// ```
     pub fn read<T: AsRef<str>>(
         rows: impl IntoIterator<Item = (T, T, T)>,
     ) -> Result<Self, UnknownFinding> {
