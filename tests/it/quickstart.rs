@@ -22,7 +22,14 @@ fn binary() -> PathBuf {
     let binary = profile.join("examples").join("quickstart");
     if !binary.exists() {
         let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--example", "quickstart"])
+            .args([
+                "build",
+                "--quiet",
+                "--profile",
+                "test",
+                "--example",
+                "quickstart",
+            ])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .unwrap();

@@ -60,7 +60,8 @@ impl AuditLayer {
     /// Sets the header that holds the request's id. Default: `x-request-id`.
     ///
     /// An id of 1 to 128 visible ASCII characters is recorded as it is. If there is none, more than one, or another value, the
-    /// event has no request id. tower-http's `SetRequestIdLayer` around this layer generates one, which the handler sees too.
+    /// event has no request id. tower-http's `SetRequestIdLayer` around this layer generates one if the client sent none, and
+    /// the handler sees it too. To have one in every event, remove the client's header before.
     ///
     /// # Panics
     ///

@@ -43,9 +43,9 @@
 //!
 //! # Bounds
 //!
-//! A request never waits for the sink. It costs four allocations (the event, the body, and two
-//! for what other outer layers observe as well), a fifth if it has an id, and a push into a bounded queue; JSON is written on the trail's thread. That
-//! thread collects events for at most a millisecond before it writes them.
+//! A request never waits for the sink. It costs four allocations (the event, the body, and two for what other outer layers
+//! observe as well), a fifth if it has an id, and a push into a bounded queue; JSON is written on the trail's thread. That thread
+//! collects events for at most a millisecond before it writes them.
 //!
 //! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations, and a separate one half as many without
 //!   an organization. An event that finds its queue full is lost. It is counted in [`AuditStats::lost`] and in the metric

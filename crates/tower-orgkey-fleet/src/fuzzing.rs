@@ -9,16 +9,21 @@ use crate::wire::{Acknowledgement, LogEntry, NodeRecord, StoredResult, Wire};
 /// # Panics
 ///
 /// If it is not.
-pub fn decode(bytes: &[u8]) {
-    fn check<T: Wire + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
-        if let Some(value) = T::decode(bytes) {
-            assert_eq!(T::decode(&value.encode()), Some(value));
-        }
+pub fn decode(bytes: &[u8]) -> bool {
+    fn check<T: Wire + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> bool {
+        let Some(value) = T::decode(bytes) else {
+            return false;
+        };
+        assert_eq!(T::decode(&value.encode()), Some(value));
+        true
     }
-    check::<StoredResult>(bytes);
-    check::<LogEntry>(bytes);
-    check::<NodeRecord>(bytes);
-    check::<Acknowledgement>(bytes);
+    let checks = [
+        check::<StoredResult>,
+        check::<LogEntry>,
+        check::<NodeRecord>,
+        check::<Acknowledgement>,
+    ];
+    checks.map(|check| check(bytes)).contains(&true)
 }
 
 /// Opens bytes as an engine may return them.

@@ -25,8 +25,8 @@ const FETCH_DEADLINE: Duration = Duration::from_millis(20);
 const MAX_FETCHES: usize = 256;
 /// The longest time to wait for the nodes to apply an update.
 pub(crate) const SPREAD_DEADLINE: Duration = Duration::from_secs(2);
-/// The time between two looks for acknowledgements is an eighth of the time that has passed, within these bounds: so a look is
-/// late by little of what an update takes.
+/// The bounds of the time between two looks for acknowledgements. It is an eighth of the time that has passed, so looking adds about
+/// an eighth to the time of an update.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 /// The link of a layer to its fleet.

@@ -196,6 +196,9 @@ mod tests {
             Kind::Acknowledgement,
         ];
         let values = kinds.map(|kind| (kind, ours.seal(kind, "place", &[7; 100]).unwrap()));
+        for (kind, sealed) in &values {
+            assert!(ours.open(*kind, "place", sealed).is_some());
+        }
         let mut random = fastrand::Rng::with_seed(1);
         for round in 0..10_000_000 {
             let (kind, sealed) = &values[round % values.len()];

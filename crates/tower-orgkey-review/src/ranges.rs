@@ -85,7 +85,8 @@ impl TryFrom<Vec<Range>> for Ranges {
             [a, b] => a.last.checked_add(1).is_some_and(|next| next < b.first),
             _ => true,
         };
-        if ranges.iter().all(|range| range.first <= range.last) && ranges.windows(2).all(ordered) {
+        let forward = |range: &Range| range.first <= range.last && range.since <= range.until;
+        if ranges.iter().all(forward) && ranges.windows(2).all(ordered) {
             let ranges = ranges.into_iter().map(|range| (range.first, range));
             Ok(Self(ranges.collect()))
         } else {

@@ -359,7 +359,8 @@ impl ReviewReport {
 
     /// Returns the part about one organization. It contains nothing about others, nor how many requests or events they had.
     ///
-    /// Keys with an unknown organization are left out. The least scopes of a key that several organizations have are withheld.
+    /// Keys with an unknown organization are left out. The least scopes of a key that several organizations have are withheld,
+    /// and those of settled findings: several may have had the key then.
     ///
     /// ```
     /// use tower_orgkey_review::ReviewReport;
@@ -371,7 +372,8 @@ impl ReviewReport {
     #[must_use]
     pub fn for_organization(&self, org: &str) -> Self {
         let is_of = |of: &Option<String>| of.as_deref() == Some(org);
-        let own = self.keys.iter().filter(|key| !key.is_shared);
+        let own = self.keys.iter();
+        let own = own.filter(|key| is_of(&key.org) && !key.is_shared);
         let own: HashSet<&str> = own.map(|key| key.id.as_str()).collect();
         // The least scopes of a shared key say what others did.
         let is_of_others = |finding: &Finding| {
@@ -410,7 +412,7 @@ impl ReviewReport {
                 removed: keys(&changes.removed),
                 changed,
                 found: ids(&changes.found),
-                settled: of_findings(&changes.settled),
+                settled: without_advice(of_findings(&changes.settled)),
                 decided: ids(&changes.decided),
             }
         });
@@ -453,4 +455,16 @@ impl ReviewReport {
             findings,
         }
     }
+}
+
+/// Findings of the review before, without what other organizations that had the key then may have caused.
+fn without_advice(mut settled: Vec<Finding>) -> Vec<Finding> {
+    for finding in &mut settled {
+        if finding.kind == FindingKind::OverScoped {
+            finding.scopes.clear();
+            finding.proof.clear();
+            finding.checklist.clear();
+        }
+    }
+    settled
 }

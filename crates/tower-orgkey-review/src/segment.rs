@@ -48,7 +48,7 @@ impl Combination {
     }
 }
 
-/// What is known about a key in an organization. There may be millions of them: 64 bytes, and 8 per count.
+/// What is known about a key in an organization. There may be millions of them, so it is small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The first and the last request, and the last one that was not rejected, in milliseconds since 1970.

@@ -166,13 +166,14 @@ impl<'a> StreamedReport<'a> {
         part.for_organization(org)
     }
 
-    /// Writes what [`ReviewReport::to_html`] returns.
+    /// Writes what [`ReviewReport::to_html`] returns, in many small pieces: use a buffered writer.
     ///
     /// # Errors
     ///
     /// What the writer returned.
     pub fn write_html(&self, mut out: impl Write) -> io::Result<()> {
-        page::write(self, &mut out)
+        page::write(self, &mut out)?;
+        out.flush()
     }
 
     /// Writes what [`ReviewReport::to_csv`] returns.
@@ -184,13 +185,14 @@ impl<'a> StreamedReport<'a> {
         table::write(self, &mut out)
     }
 
-    /// Writes what [`ReviewReport::to_ocsf`] returns.
+    /// Writes what [`ReviewReport::to_ocsf`] returns, in many small pieces: use a buffered writer.
     ///
     /// # Errors
     ///
     /// What the writer returned.
     pub fn write_ocsf(&self, mut out: impl Write) -> io::Result<()> {
-        ocsf::write(self, &mut out)
+        ocsf::write(self, &mut out)?;
+        out.flush()
     }
 
     fn id(&self, key: Place) -> &'a str {

@@ -9,7 +9,7 @@ use crate::held::Held;
 use crate::{isolation, telemetry};
 
 /// Fails if the connection is already in a transaction that ran a statement: only `begin` with this mode does. Then removes the
-/// rows that outlive transactions: those of cursors `with hold` and of temporary tables.
+/// rows that outlive transactions: those of cursors `with hold`, and those of temporary tables until a rollback.
 const BEGIN: &str = "begin not deferrable; close all; discard temp";
 
 /// A transaction in which PostgreSQL shows the rows of one organization.

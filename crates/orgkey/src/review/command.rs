@@ -267,11 +267,13 @@ impl Args {
     /// Refuses to replace a file that is read.
     fn check_outputs(&self) -> Result<(), String> {
         let inputs = self.audit.iter().chain(&self.evidence);
+        let inputs = inputs.chain(&self.keys).chain(&self.decisions);
         let inputs: BTreeSet<_> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
         let mut outputs = self.out.iter().chain(&self.save_evidence);
         let read = outputs.find(|path| {
-            let path = path.canonicalize();
-            path.is_ok_and(|path| inputs.contains(&path))
+            let is_read =
+                |path: &Path| path.canonicalize().is_ok_and(|path| inputs.contains(&path));
+            is_read(path) || is_read(&temporary(path))
         });
         match read {
             Some(path) => Err(named(path, &"this file is read, and must not be replaced")),
@@ -318,21 +320,34 @@ impl Format {
     }
 }
 
-/// Replaces a file as a whole, so that one that was read before is not lost halfway.
-fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(), String> {
+/// The name of a file until it is complete.
+fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
-    let temporary = PathBuf::from(name);
-    File::create(&temporary)
+    PathBuf::from(name)
+}
+
+/// Replaces a file as a whole, so that one that was read before is not lost halfway.
+fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(), String> {
+    let temporary = temporary(path);
+    let written = File::create(&temporary)
         .and_then(|file| content(&file).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path))
-        .map_err(|error| named(path, &error))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|error| {
+        // A disk that is full would stay full. The file may not even exist.
+        let _ = fs::remove_file(&temporary);
+        named(path, &error)
+    })
 }
 
 fn previous(path: &Path) -> Result<ReviewReport, String> {
     let file = File::open(path).map_err(|error| named(path, &error))?;
-    let report: ReviewReport = serde_json::from_reader(BufReader::new(file))
-        .map_err(|error| named(path, &format!("not a report: line {}", error.line())))?;
+    let report: ReviewReport = serde_json::from_reader(BufReader::new(file)).map_err(|error| {
+        match error.io_error_kind() {
+            Some(kind) => named(path, &kind),
+            None => named(path, &format!("not a report: line {}", error.line())),
+        }
+    })?;
     if report.orgkey_review != 1 {
         return Err(named(path, &"a report of another version"));
     }

@@ -170,7 +170,7 @@ impl Source {
     /// Reads all pages.
     async fn add_keys(&self, list: &mut KeyList) -> Result<(), String> {
         let mut after: Option<String> = None;
-        for _ in 0..MAX_PAGES {
+        for page_number in 1..=MAX_PAGES {
             let reply = self.issuer.list(after.as_deref(), &self.token).await?;
             let mut body = ok(&reply, "the list of keys")?;
             let Value::Array(page) = body["api_keys"].take() else {
@@ -180,7 +180,7 @@ impl Source {
                 .last()
                 .and_then(|key| Some(key["id"].as_str()?.to_owned()));
             let keys = KeyList::from_json(&Value::Array(page).to_string(), list.listed_at);
-            let keys = keys.map_err(|error| error.to_string())?;
+            let keys = keys.map_err(|error| format!("page {page_number}: {error}"))?;
             list.extend(keys.iter().map(|key| self.named(key)));
             match (body["has_more"].as_bool(), &after) {
                 (Some(false), _) => return Ok(()),

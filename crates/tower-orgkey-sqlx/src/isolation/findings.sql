@@ -138,6 +138,10 @@ from (
             and (pg_catalog.has_table_privilege(r.oid, t.oid, 'DELETE, TRUNCATE')
                 or pg_catalog.has_any_column_privilege(r.oid, t.oid, 'SELECT, INSERT, UPDATE')))
             then 'can use a relation without policies'
+        when exists (select from pg_catalog.pg_largeobject_metadata l where pg_catalog.pg_has_role(r.oid, l.lomowner, 'USAGE')
+            or exists (select from pg_catalog.aclexplode(l.lomacl) a
+                where a.grantee <> 0 and pg_catalog.pg_has_role(r.oid, a.grantee, 'USAGE')))
+            then 'can use large objects'
         when exists (
             select from rules x cross join lateral (select exists (select from pg_catalog.unnest(x.polroles) as o (role)
                 where o.role = 0 or pg_catalog.pg_has_role(r.oid, o.role, 'USAGE')) as concerns) c
@@ -175,7 +179,7 @@ select 'foreign-table', name, 'has no row security' from relations where relkind
 union all
 select 'large-object', 'database', count(*) || ' without row security'
 from pg_catalog.pg_largeobject_metadata l
-where pg_catalog.pg_has_role(l.lomowner, 'USAGE') or exists (
+where pg_catalog.current_setting('lo_compat_privileges')::boolean or pg_catalog.pg_has_role(l.lomowner, 'USAGE') or exists (
     select from pg_catalog.aclexplode(l.lomacl) a where a.grantee = 0 or pg_catalog.pg_has_role(a.grantee, 'USAGE'))
 having count(*) > 0
 union all

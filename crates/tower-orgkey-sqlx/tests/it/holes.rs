@@ -180,6 +180,17 @@ pub(crate) const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
     ("do $$ begin execute format('alter large object %s owner to app', lo_create(0)); end $$", &[
         (FindingKind::LargeObject, "database"),
     ]),
+    ("select lo_create(0); alter role {role} set lo_compat_privileges = on", &[
+        (FindingKind::LargeObject, "database"),
+    ]),
+    ("create role {role}_owner; grant {role}_owner to {role}; alter role {role} noinherit;
+        do $$ begin execute format('alter large object %s owner to {role}_owner', lo_create(0)); end $$", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
+    ("create role {role}_owner; grant {role}_owner to {role}; alter role {role} noinherit;
+        do $$ begin execute format('grant select on large object %s to {role}_owner', lo_create(0)); end $$", &[
+        (FindingKind::ReachableRole, "role {role}_owner"),
+    ]),
     ("create view all_notes as select * from notes; grant select on all_notes to app", &[
         (FindingKind::OwnerView, "public.all_notes"),
     ]),

@@ -177,6 +177,7 @@ fn fleet(status: &FleetStatus) -> Markup {
             tr { th scope="row" { "Possible losses of updates" } td .number { (status.gaps) } }
             tr { th scope="row" { "Rejected values" } td .number { (status.rejected) } }
             tr { th scope="row" { "Results of other nodes" } td .number { (status.fetched) } }
+            tr { th scope="row" { "Results not stored" } td .number { (status.not_stored) } }
             @if status.clock_differs {
                 tr { th scope="row" { "Clock" } td { span .bad { "differs from the other nodes: no results are shared" } } }
             }

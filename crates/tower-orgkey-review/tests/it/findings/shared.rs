@@ -47,6 +47,39 @@ fn scopes_of_a_shared_key_are_withheld_from_one() {
     );
 }
 
+/// Settled findings are those of the review before, when another organization may have had the key.
+#[test]
+fn settled_findings_tell_nothing_of_others() {
+    let shared = key("key_1", "org_1", &["beat", "read", "never"]);
+    let evidence = whole([
+        allowed("org_1", "key_1", now().0, &[&["read"]]),
+        allowed("org_2", "key_1", now().0, &[&["read"]]),
+    ]);
+    let first = report([shared], &evidence);
+    assert!(ids(&first).contains(&"over-scoped org_1 key_1"));
+    assert!(ids(&first).contains(&"over-scoped org_2 key_1"));
+
+    let (none, policy) = (whole([]), policy());
+    for keys in [list([]), list([key("key_1", "org_1", &["read"])])] {
+        let review = Review::of(&keys, &none, &policy).previous(&first);
+        for org in ["org_1", "org_2"] {
+            let (one, streamed) = (
+                review.report().for_organization(org),
+                review.stream().for_organization(org),
+            );
+            assert_eq!(one, streamed);
+            let settled = one.changes.as_ref().unwrap().settled.iter();
+            let advised: Vec<_> = settled
+                .filter(|it| it.kind == FindingKind::OverScoped)
+                .filter(|it| {
+                    !(it.scopes.is_empty() && it.proof.is_empty() && it.checklist.is_empty())
+                })
+                .collect();
+            assert!(advised.is_empty(), "{advised:?}");
+        }
+    }
+}
+
 #[test]
 fn a_move_names_no_other_organization() {
     let evidence = whole([]);
