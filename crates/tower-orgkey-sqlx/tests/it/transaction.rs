@@ -259,19 +259,25 @@ async fn fault_143_savepoint_left_open() {
     assert!(dropped);
 
     // Of two dropped ones, sqlx does not know of the transaction that the second begins.
-    let mut dropped = false;
-    for _ in 0..100 {
-        let mut tx = orgs.begin(&org("org_1")).await.unwrap();
-        let connection = &mut *tx;
-        dropped = drop_after(1, connection.begin()).await.is_none()
-            && drop_after(1, connection.begin()).await.is_none();
-        tx.rollback().await.unwrap();
-        assert_clean(&database, &pool).await;
-        if dropped {
-            break;
+    for is_rolled_back in [true, false] {
+        let mut dropped = false;
+        for _ in 0..100 {
+            let mut tx = orgs.begin(&org("org_1")).await.unwrap();
+            let connection = &mut *tx;
+            dropped = drop_after(1, connection.begin()).await.is_none()
+                && drop_after(1, connection.begin()).await.is_none();
+            if is_rolled_back {
+                tx.rollback().await.unwrap();
+            } else {
+                drop(tx);
+            }
+            assert_clean(&database, &pool).await;
+            if dropped {
+                break;
+            }
         }
+        assert!(dropped);
     }
-    assert!(dropped);
 }
 
 #[tokio::test]
