@@ -225,8 +225,8 @@ impl FleetBuilder {
     /// `redis://user:password@host:26379`.
     ///
     /// Whenever the node connects, it asks the sentinels for the primary, and sends the user and password to the server that they
-    /// name: use `rediss://` for the sentinels too, unless their network is trusted. With `rediss://`, the certificates of the servers must
-    /// be for what the sentinels return: addresses, unless `sentinel announce-hostnames yes` is set.
+    /// name: use `rediss://` for the sentinels too, unless their network is trusted. With `rediss://`, the certificates of the
+    /// servers must be for what the sentinels return: addresses, unless `sentinel announce-hostnames yes` is set.
     ///
     /// ```
     /// # use tower_orgkey_fleet::{Fleet, FleetSecret};

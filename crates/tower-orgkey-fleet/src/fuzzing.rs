@@ -37,14 +37,7 @@ pub fn open(bytes: &[u8]) {
     let Ok(sealer) = Sealer::new(&[secret], "fleet", "issuer") else {
         return;
     };
-    let kinds = [
-        Kind::Result,
-        Kind::LogEntry,
-        Kind::NodeRecord,
-        Kind::Block,
-        Kind::Acknowledgement,
-    ];
-    for kind in kinds {
+    for kind in Kind::ALL {
         assert_eq!(sealer.open(kind, "place", bytes), None);
     }
 }

@@ -29,6 +29,17 @@ pub(crate) enum Kind {
     Acknowledgement = 5,
 }
 
+impl Kind {
+    #[cfg(any(test, feature = "__fuzzing"))]
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Result,
+        Self::LogEntry,
+        Self::NodeRecord,
+        Self::Block,
+        Self::Acknowledgement,
+    ];
+}
+
 /// The keys of a fleet and an issuer, and what values are bound to.
 #[derive(Debug)]
 pub(crate) struct Sealer {
@@ -188,14 +199,7 @@ mod tests {
     #[test]
     fn mutated_values_never_open() {
         let ours = sealer(&[1, 2], "fleet", "issuer");
-        let kinds = [
-            Kind::Result,
-            Kind::LogEntry,
-            Kind::NodeRecord,
-            Kind::Block,
-            Kind::Acknowledgement,
-        ];
-        let values = kinds.map(|kind| (kind, ours.seal(kind, "place", &[7; 100]).unwrap()));
+        let values = Kind::ALL.map(|kind| (kind, ours.seal(kind, "place", &[7; 100]).unwrap()));
         for (kind, sealed) in &values {
             assert!(ours.open(*kind, "place", sealed).is_some());
         }

@@ -59,7 +59,13 @@ async fn fault_87_a_hung_engine_fails_no_request() {
 async fn fault_86_a_kill_loses_no_acknowledged_update() {
     let (mut server, issuer) = (RedisServer::start(), Issuer::default());
     let [first, second] = nodes(&server, &issuer).await;
-    let mut kills = 0;
+    let logged = |server: &RedisServer| -> u64 {
+        let logs = server.keys("*:log");
+        logs.iter()
+            .map(|log| server.command(&["XLEN", log]).parse::<u64>().unwrap())
+            .sum()
+    };
+    let (mut kills, mut in_flight) = (0, 0);
     let mut acknowledged = 0;
     for n in 0..6 {
         let key = format!("k_live_kill_{n:04}");
@@ -67,8 +73,14 @@ async fn fault_86_a_kill_loses_no_acknowledged_update() {
         assert_eq!(second.get(&key).await, OK);
         issuer.revoke(&key);
         let spread = first.auth.handle().spread().expected_nodes(2);
+        let before = logged(&server);
         let reach = tokio::spawn(spread.invalidate_key_id(&key_id(&key)));
         if n % 2 == 1 {
+            // The command blocks this thread, so the nodes run between two looks only: the update was appended just now.
+            while logged(&server) == before && !reach.is_finished() {
+                tokio::time::sleep(std::time::Duration::from_micros(100)).await;
+            }
+            in_flight += u32::from(!reach.is_finished());
             server.kill();
             kills += 1;
             server.restart();
@@ -87,6 +99,10 @@ async fn fault_86_a_kill_loses_no_acknowledged_update() {
         until("the update is sent", || first.fleet.status().unsent == 0).await;
     }
     assert_eq!(kills, 3);
+    assert!(
+        in_flight > 0,
+        "every update was acknowledged before the kill"
+    );
     assert!(acknowledged >= 3, "{acknowledged}");
     for n in 0..6 {
         let key = format!("k_live_kill_{n:04}");
