@@ -5,6 +5,8 @@ pub(crate) mod hand_made;
 pub(crate) mod ours;
 mod plain;
 #[cfg(feature = "whole")]
+mod log_file;
+#[cfg(feature = "whole")]
 pub(crate) mod traced;
 #[cfg(feature = "whole")]
 pub(crate) mod whole;

@@ -10,7 +10,8 @@ use axum::response::Response;
 use tower_http::trace::{DefaultMakeSpan, DefaultOnResponse, TraceLayer};
 use tracing::{Dispatch, Level};
 
-use super::{Call, api, passes, whole};
+use super::log_file::LogFile;
+use super::{Call, api, passes};
 
 pub(super) fn trace_layer() -> Call {
     traced(passes(trace_layer_router()))
@@ -49,7 +50,7 @@ async fn line(request: Request, next: Next) -> Response {
 fn subscriber() -> Dispatch {
     let lines = tracing_subscriber::fmt()
         .json()
-        .with_writer(Arc::new(whole::file()));
+        .with_writer(Arc::new(LogFile::new()));
     Dispatch::new(lines.finish())
 }
 

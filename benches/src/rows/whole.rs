@@ -1,7 +1,6 @@
 //! The whole stack, and each of its optional parts, with the same handler as the layer and its guard.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tower_orgkey_audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail, JsonLine
 use tower_orgkey_usage::UsageLayer;
 
 use super::ours::{ask, warm_layer};
+use super::log_file::LogFile;
 use super::{BEARER, Call, IS_PROFILED, REPORTS, Row, SCOPE, Under, api, passes, traced};
 
 #[rustfmt::skip]
@@ -43,16 +43,8 @@ fn usage() -> Call {
     passes(api().layer(layers))
 }
 
-fn lines() -> JsonLines<File> {
-    JsonLines::new(file())
-}
-
-/// A file that is deleted at once: lines are written, and leave nothing behind.
-pub(super) fn file() -> File {
-    let path = std::env::temp_dir().join(format!("orgkey-bench-{}.jsonl", std::process::id()));
-    let file = File::create(&path).expect("a temporary file");
-    std::fs::remove_file(&path).expect("a file that was just created");
-    file
+fn lines() -> JsonLines<LogFile> {
+    JsonLines::new(LogFile::new())
 }
 
 pub(crate) fn trail() -> AuditTrail {
@@ -82,7 +74,7 @@ pub(crate) fn flush(trail: &AuditTrail) {
 
 /// A sink that begins when its gate is dropped. The events have to fit into the queue.
 struct Held {
-    lines: JsonLines<File>,
+    lines: JsonLines<LogFile>,
     gate: Receiver<()>,
 }
 
