@@ -37,6 +37,7 @@ use super::routes::{NotFound, Routes};
 /// The header with the request's id, for the audit trail.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+const HOST: Incomplete = Incomplete("the host, which some routes have");
 const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
 
 /// Decides on a checked request. The response for an allowed one has a [`Granted`] in its extensions.
@@ -253,6 +254,10 @@ impl Decisions {
             Ok(found) => found,
             Err(NotFound::NoRoute) => return self.reject(&check, no_route()).await,
             Err(NotFound::Ambiguous(why)) => return self.reject(&check, ambiguous(why)).await,
+            Err(NotFound::NoHost) => {
+                self.reject(&check, Rejection::internal()).await;
+                return Decision::Incomplete(HOST);
+            }
         };
         let route = &current.services[found.index];
         let matched = Matched {

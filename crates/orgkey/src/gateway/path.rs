@@ -28,12 +28,7 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
             b'\\' => return Err("has a backslash"),
             b'#' => return Err("has a fragment"),
             b';' if !allow_semicolons => return Err("has a semicolon"),
-            b'%' => {
-                check_encoded(bytes.get(at + 1..at + 3), allow_semicolons)?;
-                if is_encoded_twice(&bytes[at..]) {
-                    return Err("is encoded twice");
-                }
-            }
+            b'%' => check_encoded(bytes.get(at + 1..at + 3), allow_semicolons)?,
             0x21..=0x7e => {}
             _ => return Err("has a character that is not visible ASCII"),
         }
@@ -43,17 +38,26 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
         if segment.is_empty() && segments.peek().is_some() {
             return Err("has an empty segment");
         }
-        if is_dots(segment) {
-            return Err("has a dot segment");
+        if segment.starts_with(['.', '%', ';']) {
+            check_name(segment)?;
         }
+    }
+    if path.contains("%25") && is_encoded(&decoded(path)) {
+        return Err("is encoded twice");
     }
     Ok(())
 }
 
-/// Whether a percent-encoded percent sign begins another encoding.
-fn is_encoded_twice(encoded: &[u8]) -> bool {
-    matches!(encoded, [b'%', b'2', b'5', high, low, ..]
-        if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
+fn decoded(text: &str) -> Vec<u8> {
+    percent_decode_str(text).collect()
+}
+
+/// Whether a path has a percent-encoding.
+fn is_encoded(path: &[u8]) -> bool {
+    let is_encoding = |bytes: &[u8]| {
+        bytes[0] == b'%' && bytes[1].is_ascii_hexdigit() && bytes[2].is_ascii_hexdigit()
+    };
+    path.windows(3).any(is_encoding)
 }
 
 fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'static str> {
@@ -75,14 +79,15 @@ fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'
     }
 }
 
-/// Whether a segment is `.` or `..`, plain or encoded, and with parameters behind a semicolon.
-fn is_dots(segment: &str) -> bool {
-    if !segment.starts_with(['.', '%']) {
-        return false;
+/// Checks what stands before the parameters of a segment, plain or encoded.
+fn check_name(segment: &str) -> Result<(), &'static str> {
+    let decoded = decoded(segment);
+    match decoded.split(|byte| *byte == b';').next() {
+        Some(b"." | b"..") => Err("has a dot segment"),
+        // Without its parameters, the segment is empty.
+        Some(b"") => Err("has a segment of parameters alone"),
+        _ => Ok(()),
     }
-    let decoded: Vec<u8> = percent_decode_str(segment).collect();
-    let name = decoded.split(|byte| *byte == b';').next();
-    matches!(name, Some(b"." | b".."))
 }
 
 /// Returns the path as a service may read it that decodes it, ignores case, and ignores a slash at the end.
@@ -150,6 +155,10 @@ mod tests {
             "/a%23b",
             "/a%252e",
             "/%2561",
+            "/%25%36%31dmin",
+            "/%256%31dmin",
+            "/%25%361dmin",
+            "/a/%25%32%65%25%32%65/b",
             "/a%5cb",
             "/a%5Cb",
             "/a%00b",
@@ -180,6 +189,8 @@ mod tests {
             "/a%20b",
             "/a:b@c",
             "/%25",
+            "/100%25/a",
+            "/%25%20a",
         ] {
             assert_eq!(check(path, false), Ok(()), "{path:?}");
         }
@@ -190,6 +201,9 @@ mod tests {
         assert_eq!(check("/a;v=1/b%3bc", true), Ok(()));
         assert!(check("/a/..;v=1/b", true).is_err());
         assert!(check("/a/%2e%2e%3bv=1/b", true).is_err());
+        for path in ["/;/a", "/;v=1/a", "/a/;v=1", "/%3b/a", "/a/%3Bv=1"] {
+            assert!(check(path, true).is_err(), "{path}");
+        }
     }
 
     /// Merges slashes and resolves dot segments, as a proxy or a service may.
@@ -218,9 +232,10 @@ mod tests {
         fn accepted_paths_have_one_reading(path in "/[a-c./;%25eEfF5cC0-]{0,12}") {
             if check(&path, true).is_ok() {
                 let decoded = percent_decode_str(&path).decode_utf8_lossy().into_owned();
-                // Decoding adds no separator, and neither reading has a dot segment or an empty one.
+                // Decoding adds no separator, and no reading has a dot segment or an empty one.
                 prop_assert_eq!(decoded.matches('/').count(), path.matches('/').count());
-                for reading in [path, decoded] {
+                prop_assert!(!is_encoded(decoded.as_bytes()));
+                for reading in [without_parameters(&decoded), path, decoded] {
                     let plain = without_last_slash(reading.clone());
                     prop_assert_eq!(normalized(&reading), plain);
                 }

@@ -1,7 +1,8 @@
 //! Finds the route of a request.
 //!
 //! A route matches if its methods, its host and its path do. Of several, the one with the most specific path wins, by the rules of
-//! [`matchit`]; of equal paths, the one for the host; of these, the one that names the method.
+//! [`matchit`]; of equal paths, the one for the host; of these, the one that names the method. A path that ends in `/{*rest}` also
+//! matches when the rest is empty: a service reads `/admin/` as part of `/admin/{*rest}`, and [`matchit`] does not.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -53,6 +54,8 @@ pub(super) enum NotFound {
     Ambiguous(&'static str),
     /// No route matches.
     NoRoute,
+    /// Some routes have a host, and the proxy does not say which host is requested.
+    NoHost,
 }
 
 impl Routes {
@@ -143,10 +146,7 @@ impl Routes {
         if self.by_host.is_empty() {
             return Ok(&self.of_other_hosts);
         }
-        let Some(host) = host else {
-            return Ok(&self.of_other_hosts);
-        };
-        let host = host_name(host).ok_or(NotFound::Ambiguous(
+        let host = host_name(host.ok_or(NotFound::NoHost)?).ok_or(NotFound::Ambiguous(
             "is requested at a host that is not valid",
         ))?;
         Ok(self.by_host.get(&host).unwrap_or(&self.of_other_hosts))
@@ -211,11 +211,11 @@ type Rank = (bool, bool);
 impl Paths {
     /// Whether all readings of a path have the route that it has as it was sent.
     fn is_read_alike(&self, path: &str, sent: Option<usize>) -> bool {
-        // Then the other readings are the same lookup.
-        if !self.differ && path::is_folded(path) {
-            return true;
-        }
         let route = |path: &str| self.folded.at(path).ok().map(|found| *found.value);
+        if path::is_folded(path) {
+            // If no pattern differs, this is the same lookup.
+            return !self.differ || route(path) == sent;
+        }
         let folded = path::folded(path);
         // A service may cut the parameters of segments.
         route(&folded) == sent && route(&path::without_parameters(&folded)) == sent
@@ -241,7 +241,7 @@ impl Paths {
         matching.sort_by_key(|(rank, ..)| *rank);
         let mut paths = Self::default();
         let mut inserted: HashMap<String, (Rank, usize)> = HashMap::new();
-        for (rank, index, route) in matching {
+        for &(rank, index, route) in &matching {
             match inserted.get(&shape(&route.pattern)) {
                 // The more specific route is there already.
                 Some((other, _)) if *other < rank => continue,
@@ -273,12 +273,35 @@ impl Paths {
                 conflicts.push((index, message));
             }
         }
+        for (_, index, route) in matching {
+            if let Some(pattern) = without_rest(&route.pattern) {
+                paths.add_empty_rest(pattern, index);
+            }
+        }
         paths
     }
+
+    /// Adds the path of a route whose rest is empty, unless a route has this path.
+    fn add_empty_rest(&mut self, pattern: &str, index: usize) {
+        // Of routes that differ in their host or method alone, the first one is the most specific. If only the folded path belongs
+        // to another route, the path is ambiguous.
+        if self.as_sent.insert(pattern, index).is_ok() {
+            let _ = self.folded.insert(path::folded_pattern(pattern), index);
+            self.differ = true;
+        }
+    }
+}
+
+/// Returns the part before `{*rest}`.
+fn without_rest(pattern: &str) -> Option<&str> {
+    let (before, rest) = pattern.rsplit_once('/')?;
+    rest.starts_with("{*").then(|| &pattern[..=before.len()])
 }
 
 /// Returns a pattern without the names of its parameters.
 fn shape(pattern: &str) -> String {
+    // Two braces are a literal one.
+    let pattern = pattern.replace("{{", "%7b").replace("}}", "%7d");
     let mut shape = String::with_capacity(pattern.len());
     let mut is_name = false;
     for c in pattern.chars() {
@@ -325,7 +348,7 @@ mod tests {
         match routes.find(method, host, target) {
             Ok(found) => Some(found.index),
             Err(NotFound::NoRoute) => None,
-            Err(NotFound::Ambiguous(reason)) => panic!("{target} {reason}"),
+            Err(not_found) => panic!("{target}: {not_found:?}"),
         }
     }
 
@@ -342,6 +365,7 @@ mod tests {
         assert_eq!(at(Method::HEAD, "/orgs/a/users?x=/../"), Some(1));
         assert_eq!(at(Method::POST, "/orgs/a/users"), Some(2));
         assert_eq!(at(Method::POST, "/orgs/a/keys/1"), Some(0));
+        assert_eq!(at(Method::POST, "/orgs/a/"), Some(0));
         assert_eq!(at(Method::POST, "/reports"), Some(3));
         assert_eq!(at(Method::DELETE, "/reports"), None);
         assert_eq!(at(Method::GET, "/"), None);
@@ -368,7 +392,8 @@ mod tests {
         let other = Some("example.com");
         assert_eq!(found(&routes, &Method::GET, other, "/a"), Some(0));
         assert_eq!(found(&routes, &Method::GET, other, "/b"), None);
-        assert_eq!(found(&routes, &Method::GET, None, "/a"), Some(0));
+        let missing = routes.find(&Method::GET, None, "/a");
+        assert_eq!(missing, Err(NotFound::NoHost));
         for host in ["x@api.example.com", "api%2Eexample.com", ""] {
             let result = routes.find(&Method::GET, Some(host), "/a");
             assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{host:?}");
@@ -390,11 +415,45 @@ mod tests {
     fn parameters_hide_no_route() {
         let mut routes = routes(&["match = '* /{*rest}'", "match = '* /admin'"]);
         routes.allow_semicolons = true;
-        for target in ["/admin;x=1", "/admin%3bx", "/Admin;x"] {
+        for target in [
+            "/admin;x=1",
+            "/admin%3bx",
+            "/Admin;x",
+            "/;/admin",
+            "/;x=1/admin",
+            "/admin/;x",
+            "/%3b/admin",
+        ] {
             let result = routes.find(&Method::GET, None, target);
             assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
         }
         assert_eq!(found(&routes, &Method::GET, None, "/other;x=1"), Some(0));
+    }
+
+    #[test]
+    fn an_empty_rest_belongs_to_its_route() {
+        let routes = routes(&[
+            "match = '* /{*rest}'",
+            "match = '* /orgs/{org}/{*rest}'",
+            "match = 'POST /orgs/{id}/{*rest}'",
+            "match = 'GET /files/'",
+            "match = '* /files/{*rest}'",
+            "match = '* /admin'",
+            "match = '* /admin/{*rest}'",
+        ]);
+        let at = |method: Method, target| found(&routes, &method, None, target);
+        assert_eq!(at(Method::GET, "/"), Some(0));
+        assert_eq!(at(Method::GET, "/orgs/a/"), Some(1));
+        assert_eq!(at(Method::POST, "/orgs/a/"), Some(2));
+        assert_eq!(at(Method::GET, "/files/"), Some(3));
+        assert_eq!(at(Method::POST, "/files/"), Some(4));
+        assert_eq!(at(Method::GET, "/admin"), Some(5));
+        assert_eq!(at(Method::GET, "/admin/a"), Some(6));
+        // Read without the last slash, the first would need no organization, and the second is another route.
+        for target in ["/orgs/a", "/admin/"] {
+            let result = routes.find(&Method::GET, None, target);
+            assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
+        }
     }
 
     #[test]
@@ -445,6 +504,7 @@ mod tests {
             ("GET /a", "POST /a"),
             ("GET /a", "* /a"),
             ("GET /a/{x}", "* /a/b"),
+            ("GET /a/{{x}}", "* /a/{{y}}"),
         ] {
             assert!(
                 config(&format!(
@@ -459,20 +519,26 @@ mod tests {
     proptest! {
         /// Whatever a service decodes, folds or cuts once, it finds the route that was decided about.
         #[test]
-        fn decided_route_is_the_route_of_every_reading(target in "(/(a|b|A|%61|%62|%41|x|%2e|\\.|adm%69n|admin|%C3%A9|;|)){1,4}") {
-            let routes = routes(&[
+        fn decided_route_is_the_route_of_every_reading(target in "(/(a|b|A|%61|%62|%41|x|%2e|\\.|adm%69n|admin|%C3%A9|%25|;|a;b|)){1,4}") {
+            let mut routes = routes(&[
                 "match = '* /{*rest}'",
                 "match = '* /a/{id}'",
                 "match = '* /a/b'",
                 "match = '* /a/{id}/admin'",
                 "match = '* /x/{*rest}'",
             ]);
+            routes.allow_semicolons = true;
             if let Ok(decided) = routes.find(&Method::GET, None, &target) {
-                let decoded = percent_encoding::percent_decode_str(&target).decode_utf8_lossy().into_owned();
-                let cut = |path: &str| if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path.to_owned() };
-                for reading in [target.clone(), decoded.clone(), target.to_lowercase(), decoded.to_lowercase(), cut(&target), cut(&decoded)] {
-                    let paths = routes.of_other_hosts.paths(&Method::GET);
-                    if let Ok(read) = paths.as_sent.at(&reading) {
+                type Reading = fn(&str) -> String;
+                let decode: Reading = |path| percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned();
+                let cut: Reading = |path| path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path).to_owned();
+                let readings: [Reading; 4] = [decode, str::to_lowercase, path::without_parameters, cut];
+                let paths = routes.of_other_hosts.paths(&Method::GET);
+                for chosen in 0..1 << readings.len() {
+                    let chosen = (0..readings.len()).filter(|at| chosen & (1 << at) != 0);
+                    let reading = chosen.fold(target.clone(), |path, at| readings[at](&path));
+                    // What is ambiguous itself was never allowed for its own route.
+                    if let (Ok(read), Ok(_)) = (paths.as_sent.at(&reading), routes.find(&Method::GET, None, &reading)) {
                         prop_assert_eq!(*read.value, decided.index, "{} is read as {}", target, reading);
                     }
                 }
