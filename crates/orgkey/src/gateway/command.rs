@@ -11,6 +11,7 @@ use tower_orgkey::Scope;
 use tracing_subscriber::EnvFilter;
 
 use super::config::{Config, Demand, Problem};
+use super::open_files;
 use super::routes::{NotFound, Routes};
 use super::server::{Gateway, GatewayHandle};
 use super::setup::{self, Setup};
@@ -110,6 +111,7 @@ fn serve(file: &Path, config: Config) -> ExitCode {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    open_files::raise_limit();
     runtime.block_on(async {
         let signals = (
             signal(SignalKind::terminate()),

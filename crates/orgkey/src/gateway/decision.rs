@@ -33,6 +33,7 @@ use super::path;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
 use super::routes::{NotFound, Routes};
+use super::waiting::{Bounded, Waiting};
 
 /// The header with the request's id, for the audit trail.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -88,6 +89,7 @@ pub(super) struct Decisions {
     public_audit: Option<AuditLayer>,
     /// Responds to requests without a route, with the rejection in their extensions.
     reject: Decide,
+    waiting: Waiting,
     /// The header with the key.
     key: HeaderName,
     client_address: Option<HeaderName>,
@@ -126,6 +128,18 @@ impl Matched {
     }
 }
 
+/// Returns the network of a request's client, if the proxy says it: of an IPv6 address the first 64 bits, because a client has them
+/// all.
+pub(super) fn network_of_client(head: RequestHead<'_>) -> Option<IpAddr> {
+    Some(match Matched::of(head)?.client? {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        address @ IpAddr::V4(_) => address,
+    })
+}
+
 impl Decisions {
     pub(super) fn new(
         config: &Config,
@@ -133,6 +147,7 @@ impl Decisions {
         regions: Option<Regions>,
         identities: Identities,
         audit: Option<AuditLayer>,
+        waiting: Waiting,
     ) -> Self {
         let quota = Arc::new(ArcSwap::from_pointee(config.limit));
         let current = Arc::clone(&quota);
@@ -165,6 +180,7 @@ impl Decisions {
             audit,
             public_audit,
             reject,
+            waiting,
             key: config.keys.header_name(),
             client_address,
             routes: ArcSwap::from_pointee(RouteServices {
@@ -220,7 +236,7 @@ impl Decisions {
         }
     }
 
-    /// From the outside in: audit, the deadline, the layer, the region, the limit, the organization, scopes.
+    /// From the outside in: audit, the deadline, the bound of checks that wait, the layer, the region, the limit, the organization, scopes.
     fn demand(&self, route: &RouteConfig) -> RouteDemand {
         let Demand::Key {
             scopes,
@@ -244,6 +260,7 @@ impl Decisions {
         let region = option_layer(self.regions.as_ref().map(|regions| regions.layer.clone()));
         let decided = self.layer.layer(region.layer(self.limit.layer(guarded)));
         let decided = decided.map_response(|response| whole(response).map(Full::new));
+        let decided = Bounded::new(decided, self.waiting.clone());
         RouteDemand::Key(audited(self.audit.as_ref(), WithDeadline(decided)))
     }
 
@@ -321,8 +338,10 @@ impl Decisions {
                 request.headers_mut().append(name, value.clone());
             }
         }
-        let is_read =
-            self.audit.is_some() || matched.organization.is_some() || matched.scopes.is_some();
+        let is_read = self.audit.is_some()
+            || matched.organization.is_some()
+            || matched.scopes.is_some()
+            || matched.client.is_some();
         if is_read {
             request.extensions_mut().insert(matched);
         }

@@ -10,6 +10,7 @@ mod decision;
 mod dialect;
 mod identity;
 mod once_per_second;
+mod open_files;
 mod path;
 mod recent;
 mod region;
@@ -18,6 +19,7 @@ mod routes;
 mod serve;
 mod server;
 mod setup;
+mod waiting;
 
 pub use self::command::{Args, run};
 pub use self::config::Config;

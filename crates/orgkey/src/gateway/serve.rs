@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,11 +65,31 @@ pub(super) enum Listener {
 
 /// Removes the file of a unix socket when the listener is closed.
 #[derive(Debug)]
-pub(super) struct SocketFile(PathBuf);
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode. Another process may have put its own file in this place since.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            identity: Self::identity(&path),
+            path,
+        }
+    }
+
+    fn identity(path: &Path) -> Option<(u64, u64)> {
+        let file = std::fs::symlink_metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if self.identity.is_some() && self.identity == Self::identity(&self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -81,7 +101,7 @@ impl Listener {
             Address::Unix(path) => {
                 remove_unused(path).await?;
                 let listener = UnixListener::bind(path)?;
-                Ok(Self::Unix(listener, SocketFile(path.clone())))
+                Ok(Self::Unix(listener, SocketFile::new(path.clone())))
             }
         }
     }
@@ -90,14 +110,18 @@ impl Listener {
     pub(super) fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(_, file) => Ok(Address::Unix(file.0.clone())),
+            Self::Unix(_, file) => Ok(Address::Unix(file.path.clone())),
         }
     }
 }
 
 async fn remove_unused(path: &Path) -> io::Result<()> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+    if is_socket
+        && let Err(error) = tokio::net::UnixStream::connect(path).await
+        // Any other error may come from a listener that is busy.
+        && error.kind() == io::ErrorKind::ConnectionRefused
+    {
         std::fs::remove_file(path)?;
     }
     Ok(())

@@ -21,6 +21,7 @@ use super::decision::Decisions;
 use super::identity::Identities;
 use super::serve::{Bounds, Listener, serve};
 use super::setup::Setup;
+use super::waiting::Waiting;
 
 /// How long a shutdown may take in all, less what the process needs to end.
 const SHUTDOWN: Duration = Duration::from_millis(9_500);
@@ -110,6 +111,11 @@ impl Gateway {
     ///
     /// Installs the recorder of metrics of this process, unless another one is installed.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_with(config, Bounds::default()).await
+    }
+
+    /// Like [`start`](Self::start), with other bounds for both listeners.
+    pub async fn start_with(config: Config, bounds: Bounds) -> Result<Self, Error> {
         let setup = Setup::new(&config).map_err(Error::Config)?;
         let trail = match config.audit.as_ref().and_then(|audit| audit.file.as_ref()) {
             None => None,
@@ -128,7 +134,15 @@ impl Gateway {
             (audit, _) => audit,
         };
         let identities = Identities::new(setup.signer);
-        let decisions = Decisions::new(&config, setup.layer, setup.regions, identities, audit);
+        let waiting = Waiting::at_most(bounds.connections / 2);
+        let decisions = Decisions::new(
+            &config,
+            setup.layer,
+            setup.regions,
+            identities,
+            audit,
+            waiting,
+        );
         let checks = Arc::new(Checks::new(&config, decisions));
         let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));
@@ -144,7 +158,7 @@ impl Gateway {
                     fleet: setup.fleet.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
-                    timeout: Bounds::default().body,
+                    timeout: bounds.body,
                 };
                 (Some((listener, admin)), Some(address))
             }
@@ -162,17 +176,8 @@ impl Gateway {
             fleet: setup.fleet,
             is_ready,
             metrics,
-            bounds: Bounds::default(),
+            bounds,
         })
-    }
-
-    /// Sets the bounds of both listeners.
-    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
-        self.bounds = bounds;
-        if let Some((_, admin)) = &mut self.admin {
-            admin.timeout = bounds.body;
-        }
-        self
     }
 
     /// Returns where proxies send their check requests, with the port that the operating system chose.

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use kinde_emulator::KindeEmulator;
 
-use crate::checks::ROUTES;
+use crate::checks::{HOST_ROUTE, ROUTES};
 use crate::support::{Files, request, send, until};
 
 fn orgkey(config: &Path, arguments: &[&str]) -> Command {
@@ -95,8 +95,6 @@ async fn explain_names_the_route_and_its_demands() {
     assert!(text(&output.stdout).contains("`{org_code}` is the organization"));
     let output = explain(&files, &["GET", "/health"]);
     assert!(text(&output.stdout).contains("public"));
-    let output = explain(&files, &["GET", "/only-here", "--host", "api.example.com"]);
-    assert!(output.status.success());
     for (path, said) in [
         ("/only-here", "403"),
         ("/reports/../x", "400"),
@@ -106,6 +104,45 @@ async fn explain_names_the_route_and_its_demands() {
         assert!(!output.status.success(), "{path}");
         assert!(text(&output.stdout).starts_with(said), "{path}");
     }
+}
+
+#[tokio::test]
+async fn explain_asks_for_the_host_if_a_route_has_one() {
+    let (_emulator, files) = files(&format!("{ROUTES}{HOST_ROUTE}")).await;
+    let output = explain(&files, &["GET", "/only-here", "--host", "api.example.com"]);
+    assert!(output.status.success());
+    let output = explain(&files, &["GET", "/only-here"]);
+    assert!(!output.status.success());
+    assert!(text(&output.stdout).contains("--host"));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn limit_of_open_files_is_raised() {
+    let (_emulator, files) = files(ROUTES).await;
+    let started = orgkey(&files.path("gateway.toml"), &[]);
+    let mut process = Command::new("sh")
+        .args(["-c", "ulimit -Sn 256; exec \"$@\"", "sh"])
+        .arg(started.get_program())
+        .args(started.get_args())
+        .env("RUST_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("gateway is listening")));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let numbers: Vec<u64> = files
+        .unwrap()
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert_eq!(numbers[0], numbers[1].min(16_384), "{limits}");
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use kinde_emulator::KindeEmulator;
 use orgkey::gateway::{Bounds, Config, Gateway};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::checks::ROUTES;
 use crate::redis_server::RedisServer;
@@ -119,6 +121,28 @@ async fn revocations_reach_the_other_gateway() {
     let file = one.files.path("audit.jsonl");
     until_line(&file, |line| {
         line.contains("/v1/block") && line.contains("org_1")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn revocations_of_a_client_that_hangs_up_are_recorded() {
+    let (mut engine, secret) = (engine(), secret());
+    let world = World::start(&tables(&engine, &secret, "one")).await;
+    // Without the engine, the gateway waits before it answers.
+    engine.kill();
+    let body = json!({ "org_code": "org_1" }).to_string();
+    let head = format!(
+        "POST /v1/unblock HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(world.admin).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    drop(stream);
+    let file = world.files.path("audit.jsonl");
+    until_line(&file, |line| {
+        line.contains("/v1/unblock") && line.contains("org_1")
     })
     .await;
 }

@@ -6,6 +6,7 @@ mod admin;
 mod assertion;
 mod checks;
 mod command;
+mod crowd;
 mod doctor;
 mod emulator;
 mod fleet;

@@ -1,6 +1,7 @@
 //! Listeners, reload and shutdown.
 
 use std::convert::Infallible;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -254,8 +255,53 @@ async fn unix_socket_replaces_an_unused_one() {
     let mut reply = String::new();
     stream.read_to_string(&mut reply).await.unwrap();
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    // A process that was started meanwhile keeps the file that it put in this place.
+    std::fs::remove_file(&socket).unwrap();
+    let other = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     drop(stop);
     running.await.unwrap();
+    assert!(socket.exists());
+    drop(other);
+}
+
+#[tokio::test]
+async fn unix_socket_of_a_busy_process_is_not_replaced() {
+    let emulator = kinde_emulator::KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let socket = files.path("checks.sock");
+    let listening = tokio::net::UnixSocket::new_stream().unwrap();
+    listening.bind(&socket).unwrap();
+    let listener = listening.listen(1).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = UnixStream::connect(&socket).await {
+        waiting.push(stream);
+    }
+    let inode = || std::fs::metadata(&socket).unwrap().ino();
+    let before = inode();
+    let text = files.config(&emulator, ROUTES).replacen(
+        "127.0.0.1:0",
+        &format!("unix:{}", socket.display()),
+        1,
+    );
+    let started = Gateway::start(Config::parse(&text).unwrap()).await;
+    assert!(matches!(started, Err(Error::Listen(..))));
+    assert_eq!(inode(), before);
+    drop((listener, waiting));
+}
+
+#[tokio::test]
+async fn unix_socket_is_removed_at_the_end() {
+    let emulator = kinde_emulator::KindeEmulator::start().await.unwrap();
+    let files = Files::new(&emulator);
+    let socket = files.path("checks.sock");
+    let text = files.config(&emulator, ROUTES).replacen(
+        "127.0.0.1:0",
+        &format!("unix:{}", socket.display()),
+        1,
+    );
+    let gateway = Gateway::start(Config::parse(&text).unwrap()).await.unwrap();
+    assert!(socket.exists());
+    gateway.run(std::future::ready(())).await;
     assert!(!socket.exists());
 }
 

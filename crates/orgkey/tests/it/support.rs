@@ -95,7 +95,7 @@ impl World {
     ) -> Result<Self, orgkey::gateway::Error> {
         let files = Files::new(&emulator);
         let config = Config::parse(&files.config(&emulator, tables)).unwrap();
-        let gateway = Gateway::start(config).await?.with_bounds(bounds);
+        let gateway = Gateway::start_with(config, bounds).await?;
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
             handle: gateway.handle(),

@@ -150,6 +150,12 @@ pub(super) async fn revoke(
         Ok(target) => target,
         Err(problem) => return bad(problem),
     };
+    // A client that hangs up does not end it: what is in force is recorded.
+    let carried_out = tokio::spawn(carry_out(admin, name, action, target)).await;
+    carried_out.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+async fn carry_out(admin: Arc<Admin>, name: String, action: Action, target: Target) -> Response {
     let keys = &admin.checks.decisions().keys();
     let done = if admin.fleet.is_some() {
         target.spread(action, keys).await.map(spread_response)

@@ -1,0 +1,88 @@
+//! One client must not keep others out.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use kinde_emulator::{Endpoint, Fault};
+use orgkey::gateway::Bounds;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::checks::ROUTES;
+use crate::support::{World, request, send};
+
+/// A check over HTTP/1.1 (an origin form) or HTTP/2.
+fn check(target: &str, key: &str, client: &str) -> Request<Full<Bytes>> {
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("x-original-method", "GET"),
+        ("x-original-uri", "/reports/1"),
+        ("x-real-ip", client),
+    ];
+    request("GET", target, &headers)
+}
+
+async fn status(world: &World, key: &str, client: &str) -> u16 {
+    let reply = send(world.checks, check("/v1/nginx", key, client)).await;
+    reply.status.as_u16()
+}
+
+#[tokio::test]
+async fn checks_that_wait_leave_connections_to_known_keys() {
+    let bounds = Bounds {
+        connections: 4,
+        ..Bounds::default()
+    };
+    let world = World::with_bounds(ROUTES, bounds).await;
+    let key = world.key("org_1", &["read:reports"]);
+    assert_eq!(status(&world, &key, "192.0.2.1").await, 200);
+    world
+        .emulator
+        .inject(Endpoint::Verify, Fault::no_response());
+    let mut asked = JoinSet::new();
+    for _ in 0..4 {
+        let unknown = check("/v1/nginx", "an-unknown-key", "192.0.2.1");
+        asked.spawn(send(world.checks, unknown));
+    }
+    // Two wait for the issuer, and hold a connection each.
+    for _ in 0..2 {
+        let reply = asked.join_next().await.unwrap().unwrap();
+        assert_eq!(reply.status, 503);
+        assert!(reply.header("retry-after").is_some());
+    }
+    assert_eq!(status(&world, &key, "192.0.2.1").await, 200);
+    assert_eq!(asked.len(), 2);
+    assert!(asked.try_join_next().is_none(), "they wait still");
+}
+
+#[tokio::test]
+async fn fault_32_a_flood_of_one_client_through_the_gateway() {
+    let tables = format!("{ROUTES}[audit]\nclient_address_header = 'x-real-ip'\n");
+    let world = World::start(&tables).await;
+    let key = world.key("org_1", &["read:reports"]);
+    let stream = TcpStream::connect(world.checks).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let target = format!("http://{}/v1/nginx", world.checks);
+    let mut flood = JoinSet::new();
+    for n in 0..800_u32 {
+        // Each from its own address, and all from one network.
+        let client = format!("2001:db8:1:2:{n:x}::1");
+        let check = check(&target, &format!("unknown-key-{n}"), &client);
+        let mut sender = sender.clone();
+        flood.spawn(async move { sender.send_request(check).await.unwrap().status() });
+    }
+    // The budget of invalid keys is used up, and the queue is full.
+    while flood.join_next().await.unwrap().unwrap() != 503 {}
+    let waited = tokio::time::timeout(
+        Duration::from_secs(2),
+        status(&world, &key, "2001:db8:1:3::1"),
+    );
+    assert_eq!(waited.await, Ok(200));
+}
