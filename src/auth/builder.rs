@@ -1,5 +1,6 @@
 use std::fmt;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use orgkey_lookup::Config;
 
 use super::layer::{ApiKeyLayer, BeforeLookup, Core, PeerFn, peer_fn};
+use super::network::network;
 use super::stacked::{Outer, accepted};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
@@ -321,20 +323,19 @@ impl ApiKeyLayerBuilder {
     /// Sets a function that identifies the peer of a request, usually by its address.
     ///
     /// When invalid keys have used up their budget, unknown keys wait in a queue that is fair between peers. The function is
-    /// called only for keys that have to be verified. Behind a proxy, the address of the connection is that of the proxy; use a
-    /// forwarded address only from a proxy that you trust.
+    /// called only for keys that have to be verified. Without it, one client with random keys takes all turns, and keys that the
+    /// layer does not know yet are rejected with 503 as long as it does. See [`peer_address`](Self::peer_address) for addresses.
     ///
     /// ```
-    /// use std::net::SocketAddr;
-    /// use axum::extract::ConnectInfo;
     /// use tower_orgkey::{ApiKeyLayer, RequestHead};
     /// # use tower_orgkey::{Verification, verifier_fn};
     /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
     ///
+    /// #[derive(Clone, Hash)]
+    /// struct Tenant(u32);
+    ///
     /// let auth = ApiKeyLayer::builder(verifier)
-    ///     .peer(|head: RequestHead<'_>| {
-    ///         head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.ip())
-    ///     })
+    ///     .peer(|head: RequestHead<'_>| head.extensions.get::<Tenant>().cloned())
     ///     .build()?;
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
@@ -344,6 +345,33 @@ impl ApiKeyLayerBuilder {
     ) -> Self {
         self.peer = Some(peer_fn(peer));
         self
+    }
+
+    /// Identifies the [`peer`](Self::peer) of a request by its address: of an IPv6 address by the first 64 bits, because a client
+    /// may have all addresses of such a network.
+    ///
+    /// Behind a proxy, the address of the connection is that of the proxy; use a forwarded address only from a proxy that you
+    /// trust.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use axum::extract::ConnectInfo;
+    /// use tower_orgkey::{ApiKeyLayer, RequestHead};
+    /// # use tower_orgkey::{Verification, verifier_fn};
+    /// # let verifier = verifier_fn(|_| async { Ok(Verification::invalid()) });
+    ///
+    /// let auth = ApiKeyLayer::builder(verifier)
+    ///     .peer_address(|head: RequestHead<'_>| {
+    ///         head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.ip())
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn peer_address(
+        self,
+        address: impl Fn(RequestHead<'_>) -> Option<IpAddr> + Send + Sync + 'static,
+    ) -> Self {
+        self.peer(move |head| address(head).map(network))
     }
 
     /// Sets a function that can reject a request whose key would have to be looked up. If it returns a rejection, the issuer

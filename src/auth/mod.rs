@@ -77,6 +77,7 @@ mod builder;
 mod future;
 mod guarded;
 mod layer;
+mod network;
 mod service;
 mod stacked;
 mod stripped;

@@ -128,16 +128,9 @@ impl Matched {
     }
 }
 
-/// Returns the network of a request's client, if the proxy says it: of an IPv6 address the first 64 bits, because a client has them
-/// all.
-pub(super) fn network_of_client(head: RequestHead<'_>) -> Option<IpAddr> {
-    Some(match Matched::of(head)?.client? {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        address @ IpAddr::V4(_) => address,
-    })
+/// Returns the address of a request's client, if the proxy says it.
+pub(super) fn client(head: RequestHead<'_>) -> Option<IpAddr> {
+    Matched::of(head)?.client
 }
 
 impl Decisions {
@@ -163,7 +156,7 @@ impl Decisions {
             };
             audit
                 .route(|head| Some(Matched::of(head)?.route.as_ref()?.to_string()))
-                .peer(|head| Matched::of(head)?.client)
+                .peer(client)
         });
         let reject = audited(audit.as_ref(), service_fn(reject));
         let settings = config.audit.as_ref();

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::admin::AdminToken;
 use super::assertion::Signer;
 use super::config::{Config, SecretSource, prefix_verifier};
-use super::decision::network_of_client;
+use super::decision;
 use super::region::Regions;
 
 /// The parts that need secrets.
@@ -150,7 +150,7 @@ fn build(
     regions: Option<&Regions>,
     verifier: impl Verifier,
 ) -> Result<ApiKeyLayer, ConfigError> {
-    let mut builder = config.layer(verifier).peer(network_of_client);
+    let mut builder = config.layer(verifier).peer_address(decision::client);
     if let Some(regions) = regions {
         builder = builder.reject_before_lookup(regions.hint());
     }

@@ -33,7 +33,7 @@ async fn status(world: &World, key: &str, client: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn checks_that_wait_leave_connections_to_known_keys() {
+async fn fault_199_one_unknown_key_holds_no_more_than_half_of_the_connections() {
     let bounds = Bounds {
         connections: 4,
         ..Bounds::default()

@@ -126,14 +126,14 @@ async fn revocations_reach_the_other_gateway() {
 }
 
 #[tokio::test]
-async fn revocations_of_a_client_that_hangs_up_are_recorded() {
+async fn fault_200_the_client_of_a_revocation_hangs_up() {
     let (mut engine, secret) = (engine(), secret());
     let world = World::start(&tables(&engine, &secret, "one")).await;
     // Without the engine, the gateway waits before it answers.
     engine.kill();
     let body = json!({ "org_code": "org_1" }).to_string();
     let head = format!(
-        "POST /v1/unblock HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
+        "POST /v1/block HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -142,7 +142,7 @@ async fn revocations_of_a_client_that_hangs_up_are_recorded() {
     drop(stream);
     let file = world.files.path("audit.jsonl");
     until_line(&file, |line| {
-        line.contains("/v1/unblock") && line.contains("org_1")
+        line.contains("/v1/block") && line.contains("org_1")
     })
     .await;
 }
