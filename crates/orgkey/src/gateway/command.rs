@@ -213,7 +213,7 @@ fn explain(config: Config, method: &Method, host: Option<&str>, path: &str) -> (
         Err(NotFound::NoRoute) => ("403: no route matches\n".to_owned(), false),
         Err(NotFound::Ambiguous(reason)) => (format!("400: the path {reason}\n"), false),
         Err(NotFound::NoHost) => (
-            "500: some routes have a host, and the proxy sends none: see --host\n".to_owned(),
+            "500: some routes have a host, so a proxy has to send it: see --host\n".to_owned(),
             false,
         ),
     }

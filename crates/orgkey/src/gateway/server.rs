@@ -134,7 +134,7 @@ impl Gateway {
             (audit, _) => audit,
         };
         let identities = Identities::new(setup.signer);
-        let waiting = Waiting::at_most(bounds.connections / 2);
+        let waiting = Waiting::at_most(bounds.connections.div_ceil(2));
         let decisions = Decisions::new(
             &config,
             setup.layer,
