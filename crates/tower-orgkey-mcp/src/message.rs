@@ -8,19 +8,29 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
-use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 /// The method that calls a tool.
 const CALL: &str = "tools/call";
 
-/// A request or a notification. A response has no method.
+/// A request or a notification has a method, a response a result or an error.
 #[derive(Deserialize)]
 struct Message<'a> {
     #[serde(borrow, default)]
     method: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     params: Option<&'a RawValue>,
+    #[serde(default, deserialize_with = "present")]
+    result: bool,
+    #[serde(default, deserialize_with = "present")]
+    error: bool,
+}
+
+/// Returns true for a member that is there, also for null.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(value).map(|_| true)
 }
 
 /// What the parameters of a call, a prompt or a resource name.
@@ -46,6 +56,10 @@ pub(crate) fn called_tool(headers: &HeaderMap, body: &[u8]) -> Result<Option<Str
     let message: &RawValue = serde_json::from_slice(body).map_err(|_| Malformed::Body)?;
     let message: Message<'_> = object(message)?;
     let method = message.method.as_deref();
+    if method.is_none() && !message.result && !message.error {
+        // Neither a call nor a response. An object with one member of a private name is another value to `serde_json::Value`.
+        return Err(Malformed::Body);
+    }
     // The methods for which the header `Mcp-Name` is defined.
     let named = match method {
         Some(CALL | "prompts/get" | "resources/read") => {
@@ -125,6 +139,15 @@ mod tests {
 
     const REFUND: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"refund","arguments":{}}}"#;
 
+    /// With serde_json's feature `raw_value`, which this crate enables, `Value` reads the text in it instead.
+    const PRIVATE: &str = r#"{"$serde_json::private::RawValue":"{\"method\":\"tools/call\",\"params\":{\"name\":\"refund\"}}"}"#;
+
+    #[test]
+    fn value_reads_the_text_of_a_private_name() {
+        let value: serde_json::Value = serde_json::from_str(PRIVATE).unwrap();
+        assert_eq!(value["method"], CALL);
+    }
+
     #[test]
     fn calls_are_found() {
         assert_eq!(tool(REFUND).unwrap().as_deref(), Some("refund"));
@@ -135,6 +158,8 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
             r#"{"method":"tools/list","params":{"name":"refund"}}"#,
             r#"{"jsonrpc":"2.0","id":1,"result":{"method":"tools/call"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":null}"#,
+            r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#,
             r#"{"method":"tools/call2","params":[1]}"#,
         ] {
             assert_eq!(tool(other).unwrap(), None, "{other}");
@@ -161,6 +186,9 @@ mod tests {
             "[]",
             r#"[{"method":"ping"}]"#,
             r#"[["tools/call",{"name":"refund"}]]"#,
+            "{}",
+            r#"{"jsonrpc":"2.0","id":1}"#,
+            PRIVATE,
         ] {
             assert_eq!(tool(body), Err(Malformed::Body), "{body}");
         }

@@ -12,7 +12,7 @@ use tower_orgkey::observer::RequestObservation;
 use tower_orgkey::{ApiKeyLayer, OrgCode, Scopes, Verification, verifier_fn};
 use utoipa::openapi::OpenApi;
 
-use crate::operations::{Alternatives, all, both, documented};
+use crate::operations::{Alternatives, all, both, documented, has_other_schemes};
 
 const KEY: &str = "k_test_documented";
 
@@ -30,9 +30,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// * An operation that requires a key must document it, and the other way round.
 /// * The alternatives of scopes must be the documented ones.
+/// * Each alternative must be the scheme `org_key` alone: no other one was observed to open the route.
 ///
 /// **The handlers run**, with `1` for every path parameter and an empty body, so call it with the state of a test. Scopes that
-/// a handler tests itself are not seen. A handler that extracts something else before `Scoped`, and fails, hides it.
+/// a handler tests itself are not seen. The layer that `app` gets rejects requests without a key, so what
+/// [`allow_anonymous`](tower_orgkey::auth::ApiKeyLayerBuilder::allow_anonymous) opens in the service is not seen either. A handler that extracts something else before `Scoped`, and fails, hides it.
 pub async fn undocumented(api: &OpenApi, app: impl FnOnce(ApiKeyLayer) -> Router) -> Vec<String> {
     let scopes: BTreeSet<String> = all(&api.paths)
         .filter_map(|(_, _, operation)| documented(operation))
@@ -46,6 +48,11 @@ pub async fn undocumented(api: &OpenApi, app: impl FnOnce(ApiKeyLayer) -> Router
     let app = app(ApiKeyLayer::new(verifier));
     let mut differences = Vec::new();
     for (method, path, operation) in all(&api.paths) {
+        if has_other_schemes(operation) {
+            differences.push(format!(
+                "{method} {path} documents an alternative without `org_key`, or with another scheme beside it"
+            ));
+        }
         let difference = match observe(&app, &method, path).await {
             Ok(required) => difference(documented(operation), required),
             Err(problem) => Some(problem),

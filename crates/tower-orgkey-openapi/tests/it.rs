@@ -115,6 +115,39 @@ async fn missing_guards_are_found() {
     assert_eq!(found, ["GET /reports is not routed: 404 Not Found"]);
 }
 
+#[utoipa::path(get, path = "/reports", security((), ("org_key" = ["read"])))]
+async fn optional() {}
+
+#[utoipa::path(get, path = "/reports", security(("org_key" = ["read"]), ("cookie" = [])))]
+async fn either() {}
+
+#[utoipa::path(get, path = "/reports", security(("org_key" = ["read"], "cookie" = [])))]
+async fn together() {}
+
+#[tokio::test]
+async fn other_ways_in_are_found() {
+    let guard = || tower_orgkey::require_scope("read");
+    for (router, api) in [
+        OpenApiRouter::new()
+            .routes(routes!(optional))
+            .split_for_parts(),
+        OpenApiRouter::new()
+            .routes(routes!(either))
+            .split_for_parts(),
+        OpenApiRouter::new()
+            .routes(routes!(together))
+            .split_for_parts(),
+    ] {
+        let found = differences(router.route_layer(guard()), &api).await;
+        assert_eq!(
+            found,
+            [
+                "GET /reports documents an alternative without `org_key`, or with another scheme beside it"
+            ]
+        );
+    }
+}
+
 #[tokio::test]
 async fn two_requirements_are_both_documented() {
     let either = ScopePolicy::new([["a"], ["b"]]);

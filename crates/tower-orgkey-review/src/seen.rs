@@ -20,8 +20,9 @@ pub(crate) struct Seen<'a> {
     pub(crate) asked: BTreeSet<&'a str>,
 }
 
-/// Outcomes of requests with a verified key, of which another region records neither the organization nor the key.
-const WITHOUT_ORG: [&str; 2] = ["wrong-region", "region-unknown"];
+/// Outcomes of requests with a verified key, of which neither the organization nor the key is recorded: another region leaves
+/// them out, and the key of a user has no organization.
+const WITHOUT_ORG: [&str; 3] = ["wrong-region", "region-unknown", "organization-required"];
 
 impl<'a> Seen<'a> {
     pub(crate) fn of(segments: Vec<&'a Segment>) -> Self {

@@ -73,14 +73,15 @@ impl IntrospectionVerifierBuilder {
     /// organization; another type is an invalid response.
     pub fn organization_claim(self, name: impl Into<String>) -> Self {
         let name = name.into();
-        let organization_name = format!("claim {name}");
-        let mut builder =
-            self.organization(move |claims| Ok(claims.text(&[&name])?.map(str::to_owned)));
-        builder.organization_name = organization_name;
-        builder
+        self.read_organization(format!("claim {name}"), move |claims| {
+            Ok(claims.text(&[&name])?.map(str::to_owned))
+        })
     }
 
     /// Reads the organization from the reply. `None` and blank text mean that the token belongs to none.
+    ///
+    /// The verifier then joins no fleet, because two functions cannot be told apart: see
+    /// [`organization_named`](Self::organization_named).
     ///
     /// ```
     /// # use tower_orgkey_issuers::Endpoint;
@@ -92,11 +93,39 @@ impl IntrospectionVerifierBuilder {
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
     pub fn organization(
+        self,
+        read: impl Fn(&Claims) -> Result<Option<String>, VerifyError> + Send + Sync + 'static,
+    ) -> Self {
+        self.read_organization(String::new(), read)
+    }
+
+    /// Like [`organization`](Self::organization), with a name of the function, for a fleet. Nodes whose functions have the same
+    /// name share results, so a function that reads other organizations needs another name.
+    ///
+    /// ```
+    /// # use tower_orgkey_issuers::Endpoint;
+    /// use tower_orgkey_issuers::introspection::IntrospectionVerifier;
+    ///
+    /// # let endpoint = Endpoint::builder("http://127.0.0.1:4000/introspect").build()?;
+    /// let builder = IntrospectionVerifier::builder(endpoint)
+    ///     .organization_named("ext.tenant, 2", |claims| Ok(claims.text(&["ext", "tenant"])?.map(str::to_owned)));
+    /// # Ok::<(), tower_orgkey::ConfigError>(())
+    /// ```
+    pub fn organization_named(
+        self,
+        name: impl AsRef<str>,
+        read: impl Fn(&Claims) -> Result<Option<String>, VerifyError> + Send + Sync + 'static,
+    ) -> Self {
+        self.read_organization(format!("function {}", name.as_ref()), read)
+    }
+
+    fn read_organization(
         mut self,
+        name: String,
         read: impl Fn(&Claims) -> Result<Option<String>, VerifyError> + Send + Sync + 'static,
     ) -> Self {
         self.organization = Some(Arc::new(read));
-        "function".clone_into(&mut self.organization_name);
+        self.organization_name = name;
         self
     }
 
@@ -114,9 +143,9 @@ impl IntrospectionVerifierBuilder {
     /// # Ok::<(), tower_orgkey::ConfigError>(())
     /// ```
     pub fn preset(self, preset: Preset) -> Self {
-        let mut builder = self.organization(move |claims| preset.organization(claims));
-        builder.organization_name = format!("preset {preset:?}");
-        builder
+        self.read_organization(format!("preset {preset:?}"), move |claims| {
+            preset.organization(claims)
+        })
     }
 
     /// Accepts active tokens without a `token_type`, for a server that never sends one.

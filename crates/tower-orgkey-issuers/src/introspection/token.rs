@@ -28,6 +28,7 @@ struct Description {
     exp: Option<u64>,
     jti: Option<String>,
     sub: Option<String>,
+    username: Option<String>,
     client_id: Option<String>,
     aud: Option<Audiences>,
     #[serde(default)]
@@ -98,9 +99,11 @@ fn bad_request(reply: &Reply) -> VerifyError {
 }
 
 impl Description {
-    /// Returns the user that the token acts for. The subject of a client's own token is the client (RFC 9068 §2.2).
+    /// Returns the user that the token acts for. The subject of a client's own token is the client (RFC 9068 §2.2). A server may
+    /// leave the subject out, and name the user alone (RFC 7662 §2.2).
     fn user(&mut self) -> Option<String> {
-        self.sub.take_if(|sub| self.client_id.as_ref() != Some(sub))
+        let subject = self.sub.take().or_else(|| self.username.take())?;
+        (self.client_id.as_ref() != Some(&subject)).then_some(subject)
     }
 
     /// Returns whether it is a bearer access token for this audience.

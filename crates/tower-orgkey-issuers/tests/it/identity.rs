@@ -42,7 +42,15 @@ fn every_setting_that_decides_is_in_the_identity() {
         introspection(live(), |builder| builder.organization_claim("tenant")),
         introspection(live(), |builder| builder.preset(Preset::Zitadel)),
         introspection(live(), |builder| builder.preset(Preset::Hydra)),
-        introspection(live(), |builder| builder.organization(|_| Ok(None))),
+        introspection(live(), |builder| {
+            builder.organization_named("one", |_| Ok(None))
+        }),
+        introspection(live(), |builder| {
+            builder.organization_named("two", |_| Ok(None))
+        }),
+        introspection(live(), |builder| {
+            builder.organization_named("claim org", |_| Ok(None))
+        }),
         introspection(
             live(),
             IntrospectionVerifierBuilder::allow_missing_token_type,
@@ -69,6 +77,14 @@ fn every_setting_that_decides_is_in_the_identity() {
     }
     // The same on each node.
     assert_eq!(introspection(live(), |builder| builder), identities[0]);
+}
+
+#[test]
+fn a_function_without_a_name_means_no_identity() {
+    let identity = introspection(endpoint(URL, "live"), |builder| {
+        builder.organization(|_| Ok(None))
+    });
+    assert_eq!(identity, "");
 }
 
 #[test]

@@ -346,6 +346,15 @@ async fn subject_that_is_no_client_is_a_user() {
         (json!({ "sub": "user-1" }), Some("user-1")),
         (json!({ "sub": "app", "client_id": "app" }), None),
         (json!({ "client_id": "app" }), None),
+        (
+            json!({ "username": "jdoe", "client_id": "app" }),
+            Some("jdoe"),
+        ),
+        (json!({ "username": "app", "client_id": "app" }), None),
+        (
+            json!({ "sub": "app", "username": "service", "client_id": "app" }),
+            None,
+        ),
     ] {
         let (_stub, strict) = stub(&with(&claims)).await;
         let org = seen(strict.build().unwrap(), "opaque-token-1")

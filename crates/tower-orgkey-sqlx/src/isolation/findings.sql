@@ -47,6 +47,7 @@ policies as (
     from pg_catalog.pg_policy p
 ),
 -- The functions of a policy that read the organization, and its other tables with row security: also by their short names.
+-- Not those declared immutable: their result becomes part of a prepared statement, which serves the organization after it.
 binders as (
     select d.objid as policy, n.name
     from pg_catalog.pg_depend d
@@ -54,7 +55,7 @@ binders as (
     join pg_catalog.pg_namespace s on s.oid = f.pronamespace
     cross join lateral (values
         (pg_catalog.quote_ident(f.proname)), (pg_catalog.format('%I.%I', s.nspname, f.proname))) as n (name)
-    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and pg_catalog.strpos(
+    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and f.provolatile <> 'i' and pg_catalog.strpos(
         case when f.prokind in ('f', 'w') then pg_catalog.pg_get_functiondef(f.oid) else '' end, '''app.org''') > 0
     union
     select d.objid, n.name

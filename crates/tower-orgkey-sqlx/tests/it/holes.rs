@@ -104,6 +104,12 @@ pub(crate) const HOLES: &[(&str, &[(FindingKind, &str)])] = &[
         create policy oops on notes for update using (id > 0) with check (org = current_setting('app.org', true))", &[
         (FindingKind::PolicyWithoutOrganization, "public.notes"),
     ]),
+    // Becomes part of a prepared statement.
+    ("create function current_org() returns text language sql immutable
+            as $$ select nullif(current_setting('app.org', true), '') $$;
+        drop policy notes_of_no_other_org on notes; create policy oops on notes for delete using (org = current_org())", &[
+        (FindingKind::PolicyWithoutOrganization, "public.notes"),
+    ]),
     // Names that are not those of columns: in a text, of types, of the table, and of a column that the system adds.
     ("drop policy notes_of_no_other_org on notes;
         create policy oops on notes for delete using (current_setting('app.org', true) <> 'it''s org')", &[

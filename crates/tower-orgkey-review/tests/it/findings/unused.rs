@@ -124,8 +124,13 @@ fn fault_190_unread_lines_may_be_of_any_key() {
 }
 
 #[test]
-fn requests_of_another_region_may_be_of_any_key() {
-    for code in ["wrong-region", "region-unknown", "invalid-key"] {
+fn requests_without_an_organization_may_be_of_any_key() {
+    for code in [
+        "wrong-region",
+        "region-unknown",
+        "organization-required",
+        "invalid-key",
+    ] {
         let line = Line {
             org: None,
             key: None,
