@@ -186,8 +186,9 @@ impl<S: Source> Upstream<S> {
         organization: Option<&str>,
         now: Tick,
     ) -> Result<Duration, CannotTell> {
+        let limit = self.dispatcher.lock().queue.throttle.rate(now);
         self.forced_pace
-            .take(organization, self.caller_deadline, now)
+            .take(organization, limit, self.caller_deadline, now)
             .map_err(CannotTell::unavailable)
     }
 
