@@ -1,7 +1,9 @@
 //! Floods of invalid keys.
 
+use tower_orgkey::OrgCode;
+
 use crate::support::app::{App, HARD, Peer, SOFT, millis, pass, secs};
-use crate::support::issuer::{Behavior, CallOutcome};
+use crate::support::issuer::{Answer, Behavior, CallOutcome};
 
 const KNOWN: &str = "known-key";
 const FLOOD: Peer = Peer(1);
@@ -247,5 +249,46 @@ async fn fault_32b_invalid_keys_delay_no_refresh_under_a_rate() {
         let seconds = usize::try_from((app.now() - began).as_secs()).unwrap() + 1;
         let most = (seconds / 4 + 10) * calls as usize + 1;
         assert!((most / 2..=most).contains(&rejected), "{rejected}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_76c_deleted_keys_starve_no_new_key() {
+    let app = App::new();
+    let deleted: Vec<_> = (0..4_000).map(|n| format!("deleted-{n:05}")).collect();
+    for keys in deleted.chunks(500) {
+        let loads: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                app.issuer.issue_as(key, "org_deleted", key);
+                app.begin(key)
+            })
+            .collect();
+        for load in loads {
+            assert_eq!(load.await.unwrap().status, 200);
+        }
+    }
+    for key in &deleted {
+        app.issuer.set(key, Answer::Unconfirmed);
+    }
+    app.handle
+        .invalidate_org(&OrgCode::from_static("org_deleted"));
+    let answered = app.issuer.calls();
+    // Each is sent every 5 s.
+    for n in 0..6_000 {
+        for key in deleted.iter().skip(n % 100).step_by(100) {
+            drop(app.begin_from(key, Some(FLOOD)));
+        }
+        pass(millis(50)).await;
+    }
+    assert!(app.issuer.calls() > answered + 8_000);
+    for n in 0..20 {
+        let new = format!("new-key-{n}");
+        app.issuer.issue(&new);
+        let asked = app.begin_from(&new, Some(CUSTOMER));
+        for key in deleted.iter().skip(n % 100).step_by(100) {
+            drop(app.begin_from(key, Some(FLOOD)));
+        }
+        assert_eq!(asked.await.unwrap().status, 200, "{n}");
     }
 }

@@ -178,7 +178,10 @@ impl<S: Source> Cache<S> {
             shard.cancel(key);
         }
         self.at(lookup.upstream).unconfirmed.forget(key);
-        self.invalid_keys.insert(key, lookup.began, now);
+        if self.invalid_keys.insert(key, lookup.began, now) {
+            // Still invalid. It does not go before new keys any more.
+            self.recently_valid.forget(key);
+        }
         self.blocks.wake_key(key);
         Completion::Invalid
     }
@@ -613,6 +616,20 @@ mod tests {
                 is_recently_valid,
                 "{what}"
             );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repeated_invalid_answer_ends_recently_valid() {
+        let (cache, clock) = cache();
+        let key = test_key("once-valid");
+        cache.recently_valid.note(&key, cache.clock.now());
+        for is_recently_valid in [true, false] {
+            complete(&cache, "once-valid", UNCONFIRMED(cache.clock.now()));
+            let now = cache.clock.now();
+            assert!(cache.is_invalid(&key, now));
+            assert_eq!(cache.recently_valid.contains(&key, now), is_recently_valid);
+            clock.jump(Duration::from_secs(5));
         }
     }
 
