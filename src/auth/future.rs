@@ -13,6 +13,7 @@ use tower_service::Service;
 use super::layer::Core;
 use super::telemetry::{self, Outcome};
 use crate::api_keys::ApiKeys;
+use crate::context::OrgContext;
 use crate::context::observer::RequestObservation;
 use crate::pending::{Decide, Pending, Stop};
 use crate::rejection::{Rejection, RejectionResponse, ResponseFormat, complete, render};
@@ -35,10 +36,23 @@ pin_project! {
 pub(super) enum Passed {
     /// Its key is authenticated.
     Key,
+    /// A layer outside has authenticated it too, and counts it.
+    Nested,
     /// It has no key, and is allowed without one.
     Anonymous,
     /// Its credential is not a key, and is passed to an inner authentication.
     OtherCredential,
+}
+
+impl Passed {
+    /// A request with a key, which an outer layer may have given a context.
+    #[inline]
+    pub(super) fn with(outer: Option<&OrgContext>) -> Self {
+        match outer {
+            None => Self::Key,
+            Some(_) => Self::Nested,
+        }
+    }
 }
 
 pin_project! {
@@ -63,7 +77,9 @@ impl<B> Decide<B> for Arc<Core> {
         result: LookupResult<ApiKeys>,
     ) -> Result<(), Rejection> {
         let decision = match result {
-            LookupResult::Serve(entry, now) => self.authenticate(request, entry, now, false),
+            LookupResult::Serve(entry, now) => {
+                self.authenticate(request, entry, now, false).map(|_| ())
+            }
             LookupResult::CannotTell(cannot_tell) => Err(Rejection::cannot_tell(cannot_tell)),
             LookupResult::Invalid => Err(Rejection::invalid_token()),
         };
@@ -115,12 +131,14 @@ where
     }
 }
 
-/// Counts the outcome of a request that passed. An inner layer has already counted a rejection that it rendered.
+/// Counts the outcome of a request that passed. An inner layer has already counted a rejection that it rendered, and the
+/// outermost one counts the others.
 fn record_outcome(rejection: Option<&Rejection>, passed: Passed) {
     match rejection {
         Some(rejection) if rejection.is_rendered() => {}
         Some(rejection) => telemetry::responded(Outcome::Rejected(rejection)),
         None => telemetry::responded(match passed {
+            Passed::Nested => return,
             Passed::Key => Outcome::Allowed,
             Passed::Anonymous => Outcome::Anonymous,
             Passed::OtherCredential => Outcome::OtherCredential,

@@ -114,9 +114,11 @@ impl<F> ApiKeyLayer<F> {
     /// with 503.
     ///
     /// Verifications that only such a route asks for are limited to 25 per second for each organization, after 25 at once,
-    /// so that one organization does not use up what the issuer grants to all. Requests with the same key share a
-    /// verification that has not been sent yet. A request whose turn is further away than the
-    /// [caller deadline](ApiKeyLayerBuilder::caller_deadline) gets 503 with `Retry-After`.
+    /// so that one organization does not use up what the issuer grants to all. While calls are limited, by
+    /// [`max_calls_per_second`](ApiKeyLayerBuilder::max_calls_per_second) or after a 429, an organization gets at most a quarter of
+    /// the rate, after a second's share at once. Requests with the same key share a verification that has not been sent yet. A
+    /// request whose turn is further away than the [caller deadline](ApiKeyLayerBuilder::caller_deadline) gets 503 with
+    /// `Retry-After`.
     ///
     /// ```
     /// # use std::time::Duration;

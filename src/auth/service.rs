@@ -90,7 +90,7 @@ where
             },
             Decision::Wait(lookup) => ResponseFuture {
                 format,
-                passed: Passed::Key,
+                passed: Passed::with(request.extensions().get::<OrgContext>()),
                 state: match self.wait(request, *lookup) {
                     Ok(pending) => State::Waiting { pending },
                     Err(rejection) => State::Rejected {
@@ -186,7 +186,7 @@ impl Core {
             },
         };
         match self.authenticate(request, entry, now, true) {
-            Ok(()) => Decision::Pass(Passed::Key),
+            Ok(passed) => Decision::Pass(passed),
             Err(rejection) => Decision::Reject(rejection),
         }
     }
@@ -198,7 +198,7 @@ impl Core {
         max_age: Option<std::time::Duration>,
     ) -> Decision {
         match self.accept(request.extensions(), max_age) {
-            Some(Ok(())) => Decision::Pass(Passed::Key),
+            Some(Ok(())) => Decision::Pass(Passed::Nested),
             Some(Err(rejection)) => Decision::Reject(rejection),
             None if self.allow_anonymous => anonymous(request),
             None => Decision::Reject(Rejection::missing_credential()),
@@ -232,7 +232,7 @@ impl Core {
         entry: Arc<Entry>,
         now: Tick,
         is_cached: bool,
-    ) -> Result<(), Rejection> {
+    ) -> Result<Passed, Rejection> {
         if entry.value.user().is_some() && !self.allow_user_keys {
             return Err(Rejection::organization_required());
         }
@@ -256,8 +256,8 @@ impl Core {
             Some(observation) => observation.observe(context, is_cached),
         };
         // Replaces the context of an outer layer.
-        request.extensions_mut().insert(context);
-        Ok(())
+        let outer = request.extensions_mut().insert(context);
+        Ok(Passed::with(outer.as_ref()))
     }
 
     /// Applies the settings that few layers have: rejects a request that an accepted layer has authenticated too, lets the

@@ -150,7 +150,7 @@ impl OrgContext {
     ///
     /// The result is of a call that was sent after this method was called. It is cached, so requests profit from it. Concurrent
     /// callers share a call that has not been sent yet. The call is limited like those of a route with
-    /// [`max_age(Duration::ZERO)`](crate::ApiKeyLayer::max_age): 25 per second for each organization, after 25 at once, and it
+    /// [`max_age(Duration::ZERO)`](crate::ApiKeyLayer::max_age): at most 25 per second for each organization, after 25 at once, and it
     /// fails early while the circuit breaker is open. The future waits for at most the
     /// [caller deadline](crate::ApiKeyLayerBuilder::caller_deadline), and needs a tokio runtime. It does not keep the layer
     /// alive.
@@ -224,7 +224,7 @@ impl OrgContext {
     /// most one call per second for a key, whatever the period.
     ///
     /// A period of at least the soft TTL costs what a request per period costs. With a shorter one, the calls for results that
-    /// are still fresh count as forced verifications: 25 per second for each organization, as for [`revalidate`](Self::revalidate).
+    /// are still fresh count as forced verifications: at most 25 per second for each organization, as for [`revalidate`](Self::revalidate).
     /// If an organization has more streams than that allows, their periods become longer.
     ///
     /// The future keeps the key in memory that is zeroized on drop. Without

@@ -41,6 +41,17 @@
 //! the example in Kinde's own guide, then cannot be checked: the layer returns 503, and the log names the cause. If Kinde sends
 //! none, leave `api_id` unset and give scopes names that only one API uses.
 //!
+//! # Requests per call
+//!
+//! A call of the verifier, as [`max_calls_per_second`](crate::ApiKeyLayerBuilder::max_calls_per_second) counts it, sends one
+//! request to verify. These come in addition, and are not limited by that setting:
+//!
+//! * With `api_id`, the look-up of the key's record, once per key id and hour. Records that contradict verify, or that do not
+//!   exist, are looked up each time. So at most twice as many requests are sent while all keys are new.
+//! * After a 401 or 403, or a 400 or 404 about a known key, what the next section describes: at most five probes per second, one
+//!   record at a time, and one retry with a renewed token, with its look-up.
+//! * Requests for tokens.
+//!
 //! # 401 and 403 are ambiguous
 //!
 //! Verify takes two credentials, the caller's key and the access token of this service, and its contract does not say

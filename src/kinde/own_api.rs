@@ -1,7 +1,7 @@
 //! Accepts only keys that were issued for this API.
 //!
 //! Verify takes no audience and names no API, so a key of another API of the same tenant verifies as valid. The key's record
-//! names its APIs; it is looked up once per key id and cached for an hour. Kinde's keys cannot be moved to another API or
+//! names its APIs; it is looked up once per key id and cached for an hour, whether it names this API or not. Kinde's keys cannot be moved to another API or
 //! organization, so a cached record does not go stale; the hour is the bound in case that ever changes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use crate::identifier::{KeyId, OrgCode};
 use crate::telemetry;
 use crate::verify::{Facts, VerifyError};
 
-/// The time for which a record of a key of this API is cached.
+/// The time for which a record is cached.
 const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
 /// The capacity of the cache of records: the default capacity of a layer.
 const CAPACITY: u64 = 100_000;
@@ -29,6 +29,8 @@ const CAPACITY: u64 = 100_000;
 pub(super) enum Ownership {
     ThisApi,
     OtherApi,
+    /// The record contradicts verify: the key is no longer active, or of another organization.
+    Contradicted,
     /// The key has no record although verify has just accepted it: deleted meanwhile, or not created everywhere yet.
     NoRecord,
 }
@@ -44,6 +46,7 @@ pub(super) struct OwnApi {
 #[derive(Clone)]
 struct CachedRecord {
     org: Option<OrgCode>,
+    is_of_this_api: bool,
     at: Tick,
 }
 
@@ -94,12 +97,14 @@ impl OwnApi {
             ));
         };
         let now = self.clock.now();
-        let is_cached = self
-            .records
-            .get(key_id)
-            .is_some_and(|record| record.org == facts.org && now.since(record.at) <= RECORD_TTL);
-        if is_cached {
-            return Ok(Ownership::ThisApi);
+        let is_current =
+            |record: &CachedRecord| record.org == facts.org && now.since(record.at) <= RECORD_TTL;
+        if let Some(record) = self.records.get(key_id).filter(is_current) {
+            return Ok(if record.is_of_this_api {
+                Ownership::ThisApi
+            } else {
+                Ownership::OtherApi
+            });
         }
         let mut reading = self.look_up(key_id, facts, token, deadline).await?;
         let mut is_renewed = false;
@@ -117,6 +122,7 @@ impl OwnApi {
         let ownership = match reading {
             KeyReading::ThisApi => Ownership::ThisApi,
             KeyReading::OtherApi => Ownership::OtherApi,
+            KeyReading::Contradicts => Ownership::Contradicted,
             KeyReading::NoRecord => Ownership::NoRecord,
             KeyReading::TokenRejected(status) => return Err(self.rejected(status)),
             KeyReading::CannotTell(error) => return Err(LookUpFailed(error).into()),
@@ -128,13 +134,21 @@ impl OwnApi {
                 state.renewals.reset();
             }
         }
-        if matches!(ownership, Ownership::ThisApi) {
-            let org = facts.org.clone();
-            self.records
-                .insert(key_id.clone(), CachedRecord { org, at: now });
-        } else {
-            self.records.invalidate(key_id);
-        }
+        let is_of_this_api = match ownership {
+            Ownership::ThisApi => true,
+            Ownership::OtherApi => false,
+            // These may change.
+            Ownership::Contradicted | Ownership::NoRecord => {
+                self.records.invalidate(key_id);
+                return Ok(ownership);
+            }
+        };
+        let record = CachedRecord {
+            org: facts.org.clone(),
+            is_of_this_api,
+            at: now,
+        };
+        self.records.insert(key_id.clone(), record);
         Ok(ownership)
     }
 

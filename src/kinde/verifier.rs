@@ -250,7 +250,7 @@ impl Kinde {
             let check = own_api.check(&facts, &self.credentials, token, deadline);
             match check.await? {
                 Ownership::ThisApi => {}
-                Ownership::OtherApi => return Ok(Verification::invalid()),
+                Ownership::OtherApi | Ownership::Contradicted => return Ok(Verification::invalid()),
                 Ownership::NoRecord => return Ok(Verification::invalid_unconfirmed()),
             }
         }

@@ -73,6 +73,10 @@
 //! | [`SETTINGS_IN_FLIGHT`], [`SETTINGS_WAITING`] | gauges | `settings` |
 //! | [`SETTINGS_ENTRIES`] | gauge | `settings` |
 //!
+//! A request that passes nested layers is counted in [`REQUESTS`] by the outermost one that authenticates it. Each layer observes
+//! [`SERVED_AGE`] and emits `request allowed`, because each decides by its own result. An outer layer that allows anonymous requests,
+//! for keys in two headers, counts those with the key of the inner layer as `anonymous` too.
+//!
 //! With several issuers, [`ISSUER_CALLS`], [`ISSUER_LATENCY`], [`BREAKER`], [`THROTTLED`], [`IN_FLIGHT`] and [`WAITING`] also have the
 //! label `issuer`: the name of the issuer.
 //!

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::routing::get;
 use axum::{Extension, Router};
-use http::{Request, StatusCode};
+use http::{HeaderName, Request, StatusCode};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::ServiceExt;
 use tower_orgkey::test_util::TestClock;
@@ -256,6 +256,56 @@ async fn only_the_rejecting_layer_counts() {
             &1
         )]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_layers_count_a_request_once() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let auth = layer(TestClock::new());
+    let inner = auth.clone().max_age(Duration::ZERO);
+    // A first request is a miss in the outer layer; all are in the inner one. The other pair has hits in both.
+    let strict = app(inner).layer(auth.clone());
+    let twice = app(auth.clone()).layer(auth);
+    let authorization = format!("Bearer {GOOD}");
+    for (app, requests) in [(&strict, 3), (&twice, 4)] {
+        for _ in 0..requests {
+            assert_eq!(status(app, "/read", Some(&authorization)).await, 200);
+        }
+        let counted = snapshot(&snapshotter);
+        let allowed = format!("{}{{outcome=allowed}}", telemetry::REQUESTS);
+        assert_eq!(counted.get(&allowed), Some(&requests));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepted_requests_are_counted_once() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let valid = || {
+        let valid = |_| async { Ok(Verification::of_organization(OrgCode::from_static("org_1"))) };
+        ApiKeyLayer::builder(verifier_fn(valid))
+    };
+    let outer = valid()
+        .credential_header(HeaderName::from_static("x-api-key"), "ApiKey")
+        .allow_anonymous()
+        .build()
+        .unwrap();
+    let inner = valid().allow_authenticated_by(&outer, Organizations::Shared);
+    let app = app(inner.build().unwrap()).layer(outer);
+    for _ in 0..2 {
+        let request = Request::get("/").header("x-api-key", GOOD);
+        let request = request.body(Body::empty()).unwrap();
+        assert_eq!(app.clone().oneshot(request).await.unwrap().status(), 200);
+    }
+    let counted: Vec<_> = snapshot(&snapshotter)
+        .into_iter()
+        .filter(|(name, _)| name.starts_with(telemetry::REQUESTS))
+        .collect();
+    let name = format!("{}{{outcome=allowed}}", telemetry::REQUESTS);
+    assert_eq!(counted, [(name, 2)]);
 }
 
 /// Two issuers, of which the second one fails.

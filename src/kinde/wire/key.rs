@@ -16,8 +16,10 @@ use crate::verify::VerifyError;
 pub(crate) enum KeyReading {
     /// Issued for this API, to the organization that verify named.
     ThisApi,
-    /// Issued for another API or to another organization, or no longer active.
+    /// Issued for another API, to the organization that verify named.
     OtherApi,
+    /// No longer active, or issued to another organization.
+    Contradicts,
     /// The key has no record, although verify has just accepted it.
     NoRecord,
     /// 401 or 403. The call has no other credential than the access token.
@@ -100,7 +102,7 @@ fn read_body(
         ));
     };
     if matches!(record.status, Field::Is(status) if status != "active") {
-        return Ok(KeyReading::OtherApi);
+        return Ok(KeyReading::Contradicts);
     }
     let owner = record.organization_id.text();
     let agree = match (
@@ -115,8 +117,9 @@ fn read_body(
             ));
         }
     };
-    let is_this_api = agree && api_ids.iter().any(|id| id == api_id);
-    Ok(if is_this_api {
+    Ok(if !agree {
+        KeyReading::Contradicts
+    } else if api_ids.iter().any(|id| id == api_id) {
         KeyReading::ThisApi
     } else {
         KeyReading::OtherApi

@@ -79,7 +79,7 @@ proptest! {
         }
         let is_token = matches!(token, TokenReading::Token { .. });
         prop_assert!(!is_token);
-        prop_assert!(!matches!(key, KeyReading::ThisApi | KeyReading::OtherApi));
+        prop_assert!(!matches!(key, KeyReading::ThisApi | KeyReading::OtherApi | KeyReading::Contradicts));
     }
 
     #[test]

@@ -109,6 +109,37 @@ async fn key_of_another_api_is_invalid() {
 }
 
 #[tokio::test]
+async fn record_of_another_api_is_looked_up_once_per_hour() {
+    let other = record(r#""organization_id":"org_1","api_ids":["api_other"]"#);
+    let Answer::Reply { body, .. } = record(OURS) else {
+        unreachable!("it is a reply")
+    };
+    let inactive = String::from_utf8(body).unwrap().replace("active", "off");
+    for (answer, look_ups) in [
+        (other, 1),
+        // These may change.
+        (Answer::json(200, &inactive), 58),
+        (
+            record(r#""organization_id":"org_2","api_ids":["api_ours"]"#),
+            58,
+        ),
+    ] {
+        let stage = stage().await;
+        stage.stub.always(Endpoint::Key, answer);
+        for _ in 0..58 {
+            assert_eq!(stage.get(GOOD).await.0, 401);
+            stage.jump(62);
+        }
+        assert_eq!(stage.count(Endpoint::Verify), 58);
+        assert_eq!(stage.count(Endpoint::Key), look_ups);
+        stage.stub.always(Endpoint::Key, record(OURS));
+        stage.jump(62);
+        assert_eq!(stage.get(GOOD).await, served());
+        assert_eq!(stage.count(Endpoint::Key), look_ups + 1);
+    }
+}
+
+#[tokio::test]
 async fn invalid_record_decides_nothing() {
     for answer in [
         record(r#""organization_id":"org_1""#),

@@ -1,7 +1,9 @@
 //! Floods of invalid keys.
 
+use tower_orgkey::OrgCode;
+
 use crate::support::app::{App, HARD, Peer, SOFT, millis, pass, secs};
-use crate::support::issuer::{Behavior, CallOutcome};
+use crate::support::issuer::{Answer, Behavior, CallOutcome};
 
 const KNOWN: &str = "known-key";
 const FLOOD: Peer = Peer(1);
@@ -205,5 +207,88 @@ async fn a_400_for_a_known_key_needs_a_later_answer() {
         pass(millis(30)).await;
         assert_eq!(app.get_now(KNOWN).status, 401, "{other}");
         assert_eq!(app.get_now(other).status, status);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_32b_invalid_keys_delay_no_refresh_under_a_rate() {
+    for (calls, known, invalid) in [(20, 1_000, 1), (20, 1_000, 20), (4, 150, 1)] {
+        let app = App::with(|builder| builder.max_calls_per_second(calls));
+        let known: Vec<_> = (0..known).map(|n| format!("known-{n:05}")).collect();
+        let secrets: Vec<_> = known.iter().map(String::as_str).collect();
+        let app = app.knowing(&secrets).await;
+        let began = app.now();
+        let (mut rejected, mut new, mut asked) = (0, 0, Vec::new());
+        // Each known key is sent every 5 s, and so is a new one of another peer.
+        for tenth in 0..6_000 {
+            for n in 0..invalid {
+                let secret = format!("none-{tenth:05}-{n:05}");
+                drop(app.begin_from(&secret, Some(FLOOD)));
+            }
+            let keys = known.iter().skip(tenth % 50).step_by(50);
+            asked.extend(keys.map(|key| app.begin(key)));
+            pass(millis(100)).await;
+            if tenth % 50 == 0 {
+                let key = format!("new-key-{new}");
+                new += 1;
+                app.issuer.issue(&key);
+                assert_eq!(app.get_from(&key, Some(CUSTOMER)).await.status, 200);
+                rejected = app
+                    .issuer
+                    .logged(|call| call.at >= began && call.outcome == CallOutcome::Invalid)
+                    .len();
+                for asked in asked.drain(..) {
+                    let reply = asked.await.unwrap();
+                    assert_eq!(reply.status, 200);
+                    let age = reply.age();
+                    assert!(age < 2 * SOFT + secs(10), "{age:?}, {calls} calls, {tenth}");
+                }
+            }
+        }
+        // A quarter of the calls, and those of 10 s at once.
+        let seconds = usize::try_from((app.now() - began).as_secs()).unwrap() + 1;
+        let most = (seconds / 4 + 10) * calls as usize + 1;
+        assert!((most / 2..=most).contains(&rejected), "{rejected}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_76c_deleted_keys_starve_no_new_key() {
+    let app = App::new();
+    let deleted: Vec<_> = (0..4_000).map(|n| format!("deleted-{n:05}")).collect();
+    for keys in deleted.chunks(500) {
+        let loads: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                app.issuer.issue_as(key, "org_deleted", key);
+                app.begin(key)
+            })
+            .collect();
+        for load in loads {
+            assert_eq!(load.await.unwrap().status, 200);
+        }
+    }
+    for key in &deleted {
+        app.issuer.set(key, Answer::Unconfirmed);
+    }
+    app.handle
+        .invalidate_org(&OrgCode::from_static("org_deleted"));
+    let answered = app.issuer.calls();
+    // Each is sent every 5 s.
+    for n in 0..6_000 {
+        for key in deleted.iter().skip(n % 100).step_by(100) {
+            drop(app.begin_from(key, Some(FLOOD)));
+        }
+        pass(millis(50)).await;
+    }
+    assert!(app.issuer.calls() > answered + 8_000);
+    for n in 0..20 {
+        let new = format!("new-key-{n}");
+        app.issuer.issue(&new);
+        let asked = app.begin_from(&new, Some(CUSTOMER));
+        for key in deleted.iter().skip(n % 100).step_by(100) {
+            drop(app.begin_from(key, Some(FLOOD)));
+        }
+        assert_eq!(asked.await.unwrap().status, 200, "{n}");
     }
 }

@@ -118,3 +118,39 @@ async fn older_late_answer_restores_no_revoked_key() {
     pass(secs(1)).await;
     assert_eq!(app.get_now("new-key-0").status, 401);
 }
+
+#[tokio::test(start_paused = true)]
+async fn fault_78b_forcing_leaves_others_their_turns() {
+    for calls in [4_u32, 20, 60] {
+        let app = App::with(|builder| builder.max_calls_per_second(calls));
+        let forced: Vec<_> = (0..50).map(|n| format!("forced-{n:04}")).collect();
+        for key in &forced {
+            app.issuer.issue_as(key, "org_forced", key);
+            assert_eq!(app.get(key).await.status, 200);
+        }
+        let (strict, other) = (app.max_age(Duration::ZERO), "of-another");
+        app.issuer.issue_as(other, "org_other", other);
+        assert_eq!(app.get(other).await.status, 200);
+        let began = app.now();
+        for n in 0..12_000 {
+            drop(strict.begin(&forced[n % forced.len()]));
+            pass(millis(5)).await;
+            if n % 200 == 199 {
+                let (asked, new) = (strict.begin(other), format!("new-key-{n}"));
+                app.issuer.issue_as(&new, "org_new", &new);
+                assert_eq!(app.get(&new).await.status, 200, "{calls}, {n}");
+                assert_eq!(asked.await.unwrap().status, 200, "{calls}, {n}");
+            }
+        }
+        let seconds = (app.now() - began).as_secs_f64();
+        let made = app
+            .issuer
+            .logged(|call| call.at >= began && call.key.starts_with("forced"));
+        let made = f64::from(u32::try_from(made.len()).unwrap()) / seconds;
+        let share = f64::from(calls) / 4.0;
+        assert!(
+            (share * 0.9..share * 1.05).contains(&made),
+            "{made} of {calls}"
+        );
+    }
+}

@@ -178,7 +178,10 @@ impl<S: Source> Cache<S> {
             shard.cancel(key);
         }
         self.at(lookup.upstream).unconfirmed.forget(key);
-        self.invalid_keys.insert(key, lookup.began, now);
+        if self.invalid_keys.insert(key, lookup.began, now) {
+            // Still invalid. It does not go before new keys any more.
+            self.recently_valid.forget(key);
+        }
         self.blocks.wake_key(key);
         Completion::Invalid
     }
@@ -231,7 +234,7 @@ impl<S: Source> Cache<S> {
             Followed::Unknown(key, began) => (key, *began),
             Followed::Doubted(entry) => return entry.doubt(),
         };
-        let shard = self.in_flight.shard(key);
+        let mut shard = self.in_flight.shard(key);
         match (followed, self.store.get(key)) {
             (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(&cached, entry) => {
                 self.store.remove(entry);
@@ -241,6 +244,8 @@ impl<S: Source> Cache<S> {
             _ => return,
         }
         self.recently_valid.forget(key);
+        // As in `reject`.
+        shard.cancel(key);
         self.invalid_keys.insert(key, began, now);
         self.blocks.wake_key(key);
         drop(shard);
@@ -448,15 +453,21 @@ mod tests {
         }
     }
 
-    /// Completes a lookup of the key with this name.
-    fn complete(cache: &Cache<TestSource>, name: &str, outcome: Outcome<Facts>) {
+    /// Starts a lookup of the key with this name.
+    fn start(cache: &Cache<TestSource>, name: &str) -> Arc<Lookup<TestSource>> {
         let key = test_key(name);
         let version = cache.blocks.version();
         let upstream = cache.source.upstream_of(&name.to_owned()).unwrap();
-        let mut shard = cache.in_flight.shard(&key);
-        let lookup = shard.start(&key, version, upstream, ());
-        drop(shard);
-        cache.complete(&lookup, &key, outcome);
+        cache
+            .in_flight
+            .shard(&key)
+            .start(&key, version, upstream, ())
+    }
+
+    /// Completes a lookup of the key with this name.
+    fn complete(cache: &Cache<TestSource>, name: &str, outcome: Outcome<Facts>) {
+        let lookup = start(cache, name);
+        cache.complete(&lookup, &test_key(name), outcome);
     }
 
     #[tokio::test(start_paused = true)]
@@ -505,6 +516,29 @@ mod tests {
             );
             let is_rejected = cache.is_invalid(&key, cache.clock.now());
             assert_eq!(is_rejected, confirms, "{credential}");
+        }
+    }
+
+    /// A call that was sent before the key was revoked may be answered last.
+    #[tokio::test(start_paused = true)]
+    async fn fault_76b_an_older_call_revives_no_key() {
+        for (was_known, noted) in [(true, UNCONFIRMED), (true, UNDECIDED), (false, UNDECIDED)] {
+            let (cache, clock) = cache();
+            let key = test_key("some-key");
+            if was_known {
+                complete(&cache, "some-key", VALID(cache.clock.now()));
+            }
+            let (older, sent_at) = (start(&cache, "some-key"), cache.clock.now());
+            clock.jump(Duration::from_millis(200));
+            complete(&cache, "some-key", noted(cache.clock.now()));
+            clock.jump(Duration::from_millis(150));
+            complete(&cache, "other-key", VALID(cache.clock.now()));
+            let now = cache.clock.now();
+            assert!(cache.is_invalid(&key, now), "confirmed, {was_known}");
+            clock.jump(Duration::from_millis(550));
+            cache.complete(&older, &key, VALID(sent_at));
+            let (is_cached, now) = (cache.store.get(&key).is_some(), cache.clock.now());
+            assert_eq!((is_cached, cache.is_invalid(&key, now)), (false, true));
         }
     }
 
@@ -582,6 +616,20 @@ mod tests {
                 is_recently_valid,
                 "{what}"
             );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repeated_invalid_answer_ends_recently_valid() {
+        let (cache, clock) = cache();
+        let key = test_key("once-valid");
+        cache.recently_valid.note(&key, cache.clock.now());
+        for is_recently_valid in [true, false] {
+            complete(&cache, "once-valid", UNCONFIRMED(cache.clock.now()));
+            let now = cache.clock.now();
+            assert!(cache.is_invalid(&key, now));
+            assert_eq!(cache.recently_valid.contains(&key, now), is_recently_valid);
+            clock.jump(Duration::from_secs(5));
         }
     }
 

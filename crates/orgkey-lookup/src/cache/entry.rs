@@ -171,6 +171,11 @@ impl<S: Source> Entry<S> {
         self.ask_after.load(Ordering::Relaxed) & DOUBTED != 0
     }
 
+    /// Returns whether requests are served from the entry while it is refreshed.
+    pub(super) fn is_served_while_refreshed(&self, now: Tick) -> bool {
+        matches!(self.freshness(now), Freshness::Fresh | Freshness::Stale) && !self.is_doubted()
+    }
+
     /// Returns the age at this time, in milliseconds.
     fn age_at(&self, at: Tick) -> u32 {
         let age = u32::try_from(at.since(self.sent_at).as_millis());

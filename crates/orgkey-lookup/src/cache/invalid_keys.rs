@@ -73,16 +73,16 @@ impl<K: IndexKey> InvalidKeys<K> {
         self.index.pin().get(key).map(|key| **key)
     }
 
-    pub(crate) fn insert(&self, key: &K, began: u64, now: Tick) {
+    /// Returns whether the answer is a repeated one.
+    pub(crate) fn insert(&self, key: &K, began: u64, now: Tick) -> bool {
         self.step.take();
         let before = self
             .entry(key)
             .filter(|before| now < before.until.after(FORGOTTEN));
+        // If it was invalidated since, the key may have become valid, so this is not a repeated answer.
+        let is_repeated = before.is_some_and(|before| before.began == began || now >= before.until);
         let lasts = match before {
-            Some(before) if before.began == began || now >= before.until => {
-                (before.lasts * 2).min(LONGEST)
-            }
-            // Invalidated since: the key may have become valid, so this is not a repeated answer.
+            Some(before) if is_repeated => (before.lasts * 2).min(LONGEST),
             Some(before) => before.lasts,
             None => FIRST,
         };
@@ -93,6 +93,7 @@ impl<K: IndexKey> InvalidKeys<K> {
         });
         self.index.pin().insert(key.clone(), Arc::clone(&invalid));
         self.policy.insert(key.clone(), invalid);
+        is_repeated
     }
 
     pub(crate) fn remove(&self, key: &K) {

@@ -222,6 +222,9 @@ impl<S: Source> Cache<S> {
         let key = &request.key;
         let upstream = &self.at(upstream).upstream;
         let priority = match known {
+            Some(known) if request.oldest.is_none() && known.is_served_while_refreshed(now) => {
+                Priority::Refresh
+            }
             Some(_) => Priority::Known,
             None if self.is_recently_valid(key, now) => Priority::RecentlyValid,
             None => Priority::Unknown { peer: request.peer },

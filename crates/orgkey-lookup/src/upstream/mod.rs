@@ -51,6 +51,8 @@ use crate::source::{
 pub(crate) enum Priority {
     /// A result of the key is cached.
     Known,
+    /// The same, and it is served meanwhile.
+    Refresh,
     /// The key was valid in the last day.
     RecentlyValid,
     /// Any other key, and who presents it.
@@ -59,12 +61,12 @@ pub(crate) enum Priority {
 
 impl Priority {
     fn is_known(self) -> bool {
-        matches!(self, Self::Known)
+        matches!(self, Self::Known | Self::Refresh)
     }
 
     fn circuit(self) -> Circuit {
         match self {
-            Self::Known | Self::RecentlyValid => Circuit::Known,
+            Self::Known | Self::Refresh | Self::RecentlyValid => Circuit::Known,
             Self::Unknown { .. } => Circuit::Unknown,
         }
     }
@@ -186,8 +188,9 @@ impl<S: Source> Upstream<S> {
         organization: Option<&str>,
         now: Tick,
     ) -> Result<Duration, CannotTell> {
+        let limit = self.dispatcher.lock().queue.throttle.rate(now);
         self.forced_pace
-            .take(organization, self.caller_deadline, now)
+            .take(organization, limit, self.caller_deadline, now)
             .map_err(CannotTell::unavailable)
     }
 

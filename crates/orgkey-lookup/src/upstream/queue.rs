@@ -4,11 +4,14 @@
 //! * A lookup is admitted while its expected wait is below the caller deadline. The expected wait follows from the lookups
 //!   ahead of it, the mean duration of a call, the rate limit, the budget below and the share of unknown keys that use it.
 //!   Other lookups are rejected at once, with the expected wait for `Retry-After`.
+//! * A refresh is admitted while its expected wait is below half the caller deadline, so that a known key whose result is too old
+//!   to be served meanwhile finds a place. Otherwise some keys would never be refreshed when a rate limit is scarce.
 //! * Known and unknown keys take turns. Known keys can be served from the cache meanwhile, so they must not starve the
 //!   others. Among the unknown, recently valid keys go first, then the others, in a fair queue by peer.
 //! * Every invalid key costs a token of a budget: 500 at once, 50 per second. The token of an unknown key is taken when its
 //!   call begins and returned unless the key is invalid, so valid keys are never slowed down. After invalid keys have used up the
-//!   budget, unknown keys are admitted at its refill rate.
+//!   budget, unknown keys are admitted at its refill rate. Under a rate limit, the budget is at most a quarter of it, so that the
+//!   refreshes of known keys have the rest.
 //!
 //! This is a state machine without a clock, a task or a lock: its callers pass in the time.
 
@@ -30,6 +33,10 @@ pub(super) const RESERVE: usize = MAX_CALLS / 4;
 pub(super) const MAX_WAITING: usize = 4_096;
 const INVALID_BURST: f64 = 500.0;
 const INVALID_PER_SECOND: f64 = 50.0;
+/// The share of invalid keys in a rate limit.
+const INVALID_SHARE: f64 = 0.25;
+/// Under a rate limit, the calls of this many seconds are the burst: no lookup is in flight for longer by default.
+const INVALID_BURST_SECONDS: f64 = 10.0;
 /// The duration of a call, as long as none has ended.
 const FIRST_ESTIMATE: Duration = Duration::from_millis(100);
 /// The weight of a call in the means.
@@ -136,7 +143,7 @@ impl AdmissionQueue {
         }
         let (turn, place) = oneshot::channel();
         match priority {
-            Priority::Known => self.known.push_back(turn),
+            Priority::Known | Priority::Refresh => self.known.push_back(turn),
             Priority::RecentlyValid => self.recently_valid.push_back(turn),
             Priority::Unknown { peer } => self.unknown.push(peer, turn),
         }
@@ -154,7 +161,7 @@ impl AdmissionQueue {
                 Err(wait) => return wait.map_or(Next::Idle, Next::In),
             };
             let turn = match priority {
-                Priority::Known => self.known.pop_front(),
+                Priority::Known | Priority::Refresh => self.known.pop_front(),
                 Priority::RecentlyValid => self.recently_valid.pop_front(),
                 Priority::Unknown { .. } => self.unknown.pop(),
             };
@@ -219,7 +226,7 @@ impl AdmissionQueue {
             self.calls_of_known += 1;
         } else {
             self.calls_of_unknown += 1;
-            self.invalid_budget.spend(now);
+            self.invalid_budget(now).spend(now);
         }
     }
 
@@ -242,17 +249,30 @@ impl AdmissionQueue {
             return Err(None);
         }
         self.throttle.check(now).map_err(Some)?;
-        if !priority.is_known() && !self.invalid_budget.has(now) {
+        if !priority.is_known() && !self.invalid_budget(now).has(now) {
             return Err(Some(self.invalid_budget.wait(now)));
         }
         Ok(())
+    }
+
+    /// Returns the budget for invalid keys under the present rate limit.
+    fn invalid_budget(&mut self, now: Tick) -> &mut Bucket {
+        let (burst, per_second) = match self.throttle.rate(now) {
+            Some(rate) => (
+                (rate * INVALID_BURST_SECONDS).clamp(1.0, INVALID_BURST),
+                (rate * INVALID_SHARE).min(INVALID_PER_SECOND),
+            ),
+            None => (INVALID_BURST, INVALID_PER_SECOND),
+        };
+        self.invalid_budget.set_rate(burst, per_second, now);
+        &mut self.invalid_budget
     }
 
     /// Returns whether no other lookup goes before this one.
     fn is_first(&mut self, priority: Priority, now: Tick) -> bool {
         match priority {
             // The reserve and the budget apply to unknown keys only.
-            Priority::Known => {
+            Priority::Known | Priority::Refresh => {
                 self.known.is_empty()
                     && self
                         .front_of_unknown()
@@ -295,7 +315,7 @@ impl AdmissionQueue {
     #[allow(clippy::cast_precision_loss)] // Some thousands.
     fn expected_wait(&mut self, priority: Priority, now: Tick) -> Duration {
         let (known, unknown) = match priority {
-            Priority::Known => {
+            Priority::Known | Priority::Refresh => {
                 let known = self.known.len();
                 (known, self.waiting_unknown().min(known + 1))
             }
@@ -316,7 +336,7 @@ impl AdmissionQueue {
             Duration::ZERO
         } else {
             let invalid = unknown as f64 * self.invalid_share;
-            self.invalid_budget.wait_for(invalid + 1.0, now)
+            self.invalid_budget(now).wait_for(invalid + 1.0, now)
         };
         by_slots.max(by_rate).max(by_budget)
     }
@@ -329,7 +349,12 @@ impl AdmissionQueue {
             self.waiting_unknown()
         };
         let wait = self.expected_wait(priority, now);
-        if wait < self.limits.caller_deadline && waiting < MAX_WAITING {
+        // The other half is left to known keys whose results are too old to be served.
+        let longest = match priority {
+            Priority::Refresh => self.limits.caller_deadline / 2,
+            _ => self.limits.caller_deadline,
+        };
+        if wait < longest && waiting < MAX_WAITING {
             Ok(())
         } else {
             Err(wait)

@@ -170,13 +170,11 @@ impl Throttle {
         let observed = f64::from(self.this_second.1.max(self.last_second));
         let (rate, full) = match &self.limit {
             Some(limit) => (limit.bucket.per_second(), limit.full),
-            None => (observed, observed),
+            None => (observed, observed.max(1.0)),
         };
-        self.limit = Some(Limit::new(
-            (rate / 2.0).max(1.0),
-            self.configured.unwrap_or(full).max(1.0),
-            now,
-        ));
+        // A configured rate, or a node's share of it, may be below two calls per second.
+        let lowest = self.configured.map_or(1.0, |rate| (rate / 2.0).min(1.0));
+        self.limit = Some(Limit::new((rate / 2.0).max(lowest), full, now));
     }
 
     /// Raises a lowered rate by the steps since the pause.
@@ -184,7 +182,8 @@ impl Throttle {
         let Some(limit) = &mut self.limit else { return };
         let mut rate = limit.bucket.per_second();
         while rate < limit.full && now.since(limit.raised_at) >= STEP {
-            rate = (rate + (rate / 10.0).max(1.0)).min(limit.full);
+            let step = (rate / 10.0).max((limit.full / 10.0).min(1.0));
+            rate = (rate + step).min(limit.full);
             limit.raised_at = limit.raised_at.after(STEP);
             limit.bucket.set_rate(burst(rate), rate, now);
         }
@@ -271,6 +270,24 @@ mod tests {
         assert_eq!(throttle.rate(at(1)), Some(50.0));
         assert_eq!(throttle.rate(at(2)), Some(55.0));
         assert_eq!(throttle.rate(at(100)), Some(100.0));
+    }
+
+    #[test]
+    fn fault_10b_a_429_raises_no_rate() {
+        for (calls, nodes) in [(10, 40), (10, 10), (1, 1), (1, 100), (3, 2)] {
+            let mut throttle = Throttle::new(Some(calls), at(0));
+            throttle.share(nodes, at(0));
+            let share = throttle.rate(at(0)).unwrap();
+            throttle.too_many(Some(seconds(1)), at(0));
+            assert!(
+                throttle.rate(at(1)).unwrap() <= share * 0.75,
+                "{calls}, {nodes}"
+            );
+            throttle.too_many(Some(seconds(1)), at(1));
+            throttle.share(nodes, at(2));
+            assert!(throttle.rate(at(3)).unwrap() < share, "{calls}, {nodes}");
+            assert_eq!(throttle.rate(at(100)), Some(share));
+        }
     }
 
     #[test]

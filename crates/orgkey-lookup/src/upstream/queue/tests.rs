@@ -242,6 +242,18 @@ fn the_rate_bounds_the_wait() {
 }
 
 #[test]
+fn refreshes_leave_half_of_the_wait() {
+    let mut queue = queue(Some(20));
+    called(enter(&mut queue, Priority::Refresh));
+    let (_refreshes, rejected) = fill(&mut queue, Priority::Refresh);
+    assert_eq!(queue.waiting(), 24);
+    assert_eq!(rejected.retry_after, Duration::from_millis(1_250));
+    let (_overdue, rejected) = fill(&mut queue, KNOWN);
+    assert_eq!(queue.waiting(), 49);
+    assert_eq!(rejected.retry_after, Duration::from_millis(2_500));
+}
+
+#[test]
 fn memory_is_bounded_whatever_the_wait() {
     let mut queue = queue(None);
     for _ in 0..1_000 {
@@ -263,6 +275,32 @@ fn known_and_unknown_keys_take_turns() {
         queue.start_ready(at(100 * tenth));
     }
     assert_eq!((started(&mut known), started(&mut recent)), (5, 5));
+}
+
+#[test]
+fn invalid_keys_have_a_quarter_of_a_rate() {
+    let mut queue = queue(Some(20));
+    let (mut places, mut known, mut invalid) = (Vec::new(), 0, 0);
+    // The budget is full at first: 200.
+    for millis in (0..120_000).step_by(10) {
+        if millis == 60_000 {
+            (known, invalid) = (0, 0);
+        }
+        for priority in [KNOWN, unknown(1)] {
+            places.extend(queue.enter(priority, at(millis)));
+        }
+        queue.start_ready(at(millis));
+        while queue.calls_of_known > 0 {
+            queue.release(KNOWN, false);
+            known += 1;
+        }
+        while queue.calls_of_unknown > 0 {
+            queue.release(unknown(1), true);
+            invalid += 1;
+        }
+    }
+    assert_eq!(known + invalid, 20 * 60);
+    assert!((5 * 60 - 1..=5 * 60 + 1).contains(&invalid), "{invalid}");
 }
 
 #[test]
