@@ -2,10 +2,10 @@
 
 use tower_orgkey::NotSpread;
 
-use super::{OK, UNAUTHORIZED, nodes, nodes_with_proxy};
+use super::{OK, UNAUTHORIZED, nodes_with_proxy};
 use crate::proxy::{Fault, FaultProxy};
 use crate::redis_server::RedisServer;
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+use crate::support::{Issuer, KEY, Node, OTHER, key_id, nodes, until};
 
 #[tokio::test]
 async fn fault_85_an_engine_may_appear_later() {
