@@ -52,8 +52,3 @@ async fn fault_108_a_new_machine_uses_no_older_result() {
 async fn fault_109_a_cold_fleet_serves_known_keys() {
     scenarios::a_cold_fleet_serves_known_keys(&HostileServer::start().await).await;
 }
-
-#[tokio::test]
-async fn fault_109_a_flood_keeps_no_known_key_from_sharing() {
-    scenarios::a_flood_keeps_no_known_key_from_sharing(&HostileServer::start().await).await;
-}

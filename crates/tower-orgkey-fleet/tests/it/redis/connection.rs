@@ -193,6 +193,10 @@ async fn fault_102_removed_scripts_are_loaded_again() {
         server.command(&["ACL", "SETUSER", "default", "-evalsha", "-eval"]),
         "OK"
     );
+    until("the server denies a script", || {
+        server.command(&["ACL", "LOG"]).contains("eval")
+    })
+    .await;
     for node in [&first, &second] {
         until("the engine is not followed", || {
             !node.fleet.status().is_followed()
