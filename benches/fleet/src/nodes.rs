@@ -140,6 +140,14 @@ impl Nodes {
         }
     }
 
+    /// Returns how long the first node has used a processor. Its runtime has one thread.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let path = format!("/proc/{}/schedstat", self.0[0].child.id());
+        let times = std::fs::read_to_string(path).expect("the times of a process");
+        let nanoseconds = times.split(' ').next().expect("a time");
+        Duration::from_nanos(nanoseconds.parse().expect("a number"))
+    }
+
     /// Returns the resident memory of the first node, in megabytes.
     pub(crate) fn megabytes(&mut self) -> f64 {
         let status = format!("/proc/{}/status", self.0[0].child.id());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// After this many failures in a row nothing is fetched for a while.
+/// After this many failures in a row, one after the other, nothing is fetched for a while.
 const FAILURES: u32 = 5;
 /// The first pause. It doubles with each failure after it, to the longest one.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -20,6 +20,8 @@ pub(crate) struct Breaker(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     failures: u32,
+    /// When the last one was counted.
+    failed_at: Option<Instant>,
     paused_until: Option<Instant>,
     misses: PerSecond,
 }
@@ -62,13 +64,15 @@ impl Breaker {
         self.with(|state| state.misses.count(now) < MISSES_PER_SECOND)
     }
 
-    pub(crate) fn failed(&self) {
+    /// Takes the failure of a fetch that began at this time.
+    pub(crate) fn failed(&self, began: Instant) {
         let now = Instant::now();
         self.with(|state| {
-            // Those that were under way when the pause began are one failure.
-            if state.paused_until.is_some_and(|until| now < until) {
+            // Those that were under way at the same time are one failure: one stall of this node or the engine fails them all.
+            if state.failed_at.is_some_and(|at| began < at) {
                 return;
             }
+            state.failed_at = Some(now);
             state.failures = state.failures.saturating_add(1);
             if let Some(more) = state.failures.checked_sub(FAILURES) {
                 let pause = PAUSE.saturating_mul(1 << more.min(5)).min(LONGEST_PAUSE);
@@ -97,11 +101,11 @@ mod tests {
     async fn five_failures_pause_fetches() {
         let breaker = Breaker::default();
         for _ in 0..FAILURES - 1 {
-            breaker.failed();
+            breaker.failed(Instant::now());
             assert!(breaker.allows());
         }
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            breaker.failed();
+            breaker.failed(Instant::now());
             assert!(!breaker.allows());
             tokio::time::advance(Duration::from_millis(seconds * 1_000 - 1)).await;
             assert!(!breaker.allows(), "{seconds} s");
@@ -109,8 +113,23 @@ mod tests {
             assert!(breaker.allows(), "{seconds} s");
         }
         breaker.answered(false);
-        breaker.failed();
+        breaker.failed(Instant::now());
         assert!(breaker.allows());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_at_the_same_time_are_one() {
+        let breaker = Breaker::default();
+        for _ in 0..FAILURES - 1 {
+            let began = Instant::now();
+            tokio::time::advance(Duration::from_millis(20)).await;
+            for _ in 0..100 {
+                breaker.failed(began);
+            }
+            assert!(breaker.allows());
+        }
+        breaker.failed(Instant::now());
+        assert!(!breaker.allows());
     }
 
     #[tokio::test(start_paused = true)]

@@ -120,6 +120,8 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod apply;
+mod block_sync;
 mod blocks;
 mod breaker;
 mod clock;
@@ -133,6 +135,7 @@ mod log;
 #[cfg(test)]
 mod model;
 mod node;
+mod outbox;
 #[cfg(test)]
 mod peers;
 mod recent;

@@ -57,10 +57,11 @@ impl Link {
         };
         let session = self.node.state().session.clone()?;
         let name = self.node.sealer.keys().name(key);
-        let deadline = Instant::now() + FETCH_DEADLINE;
+        let began = Instant::now();
+        let deadline = began + FETCH_DEADLINE;
         let fetched = timeout_at(deadline, session.fetch(name.clone())).await;
         let Ok(Ok((sealed, head))) = fetched else {
-            self.breaker.failed();
+            self.breaker.failed(began);
             return None;
         };
         let is_miss = sealed.is_none() && !is_known;
@@ -73,7 +74,7 @@ impl Link {
         let version = timeout_at(deadline, self.version_at(stored.began, head)).await;
         let Ok(version) = version else {
             // This node is behind.
-            self.breaker.failed();
+            self.breaker.failed(began);
             return None;
         };
         self.breaker.answered(false);

@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use tower_orgkey::fleet::{FleetMember, LayerInfo, Position, Subject, Update};
+use tower_orgkey::fleet::{FleetMember, LayerInfo, Position, Subject};
 
 use crate::blocks::HeldBlocks;
 use crate::clock::{MAX_CLOCK_SKEW, WallClock, millis};
 use crate::engine::{BEGINNING, MAX_NODES, Place, Session};
 use crate::log::{Head, Log};
+use crate::outbox::Outgoing;
 use crate::recent::RecentIds;
 use crate::seal::{Kind, Sealer};
 use crate::status::{FleetState, FleetStatus};
 use crate::telemetry;
-use crate::wire::{Change, Id, LogEntry, MAX_UNBLOCKED, NodeRecord, Wire};
+use crate::wire::{Id, LogEntry, NodeRecord, Wire};
 
 /// How far the clocks of others may be behind. Their records are written every second.
 const MAX_CLOCK_LEAD: Duration = Duration::from_secs(5);
@@ -26,9 +27,6 @@ const MAX_CLOCK_LEAD: Duration = Duration::from_secs(5);
 pub(crate) const FOLLOWED_FOR: Duration = Duration::from_secs(3);
 /// A node whose record does not change for this long has no share of the calls to the issuer.
 const LIVE_FOR: Duration = Duration::from_secs(10);
-/// The maximum number of updates that wait for the engine, or that are sent again in a new epoch. More are replaced by one that
-/// invalidates everything.
-const MAX_OWN: usize = 10_000;
 /// The maximum number of applied updates whose ids are remembered.
 const MAX_APPLIED: usize = 100_000;
 /// Records that do not change for this long, and for two soft TTLs, are removed.
@@ -110,12 +108,6 @@ pub(crate) struct State {
     refreshed_at: Option<Instant>,
     /// The records of nodes that ended long ago.
     forgotten: Vec<String>,
-}
-
-/// An update that the engine has not taken yet.
-pub(crate) struct Outgoing {
-    pub(crate) entry: LogEntry,
-    pub(crate) taken: Option<oneshot::Sender<()>>,
 }
 
 /// Another node.
@@ -206,64 +198,9 @@ impl Node {
         self.layer.hard_ttl + self.layer.lookup_deadline + Duration::from_secs(60)
     }
 
-    /// Takes an update of this node, to be sent. Returns its id.
-    pub(crate) fn enqueue(&self, update: &Update, taken: Option<oneshot::Sender<()>>) -> Id {
-        let id = self.new_id();
-        let mut state = self.state();
-        let change = match update {
-            Update::Invalidate(subject) => Change::Invalidate(subject.clone()),
-            Update::InvalidateAll => Change::InvalidateAll,
-            Update::Block(subject) => {
-                state.blocks.insert(id, subject);
-                Change::Block(subject.clone())
-            }
-            Update::Unblock(subject) => {
-                let mut ids = state.blocks.of(subject);
-                ids.truncate(MAX_UNBLOCKED);
-                state.blocks.end(subject, &ids);
-                Change::Unblock(subject.clone(), ids)
-            }
-        };
-        let entry = LogEntry {
-            id,
-            origin: self.incarnation,
-            wants_acks: taken.is_some(),
-            change,
-        };
-        state.remember(&entry, self.retention(), || self.invalidate_all());
-        state.outbox.push_back(Outgoing { entry, taken });
-        state.bound_outbox(|| self.invalidate_all());
-        drop(state);
-        self.outgoing.notify_one();
-        id
-    }
-
     /// Returns whether this node knows the blocks of the fleet.
     pub(crate) fn has_read_blocks(&self) -> bool {
         self.state().synced_blocks_at.is_some()
-    }
-
-    /// Ends a block again that was written after its end.
-    pub(crate) fn end_again(&self, subject: &Subject, block: Id) {
-        let entry = LogEntry {
-            id: self.new_id(),
-            origin: self.incarnation,
-            wants_acks: false,
-            change: Change::Unblock(subject.clone(), vec![block]),
-        };
-        self.state()
-            .outbox
-            .push_back(Outgoing { entry, taken: None });
-        self.outgoing.notify_one();
-    }
-
-    fn invalidate_all(&self) -> LogEntry {
-        LogEntry {
-            id: self.new_id(),
-            origin: self.incarnation,
-            wants_acks: false,
-            change: Change::InvalidateAll,
-        }
     }
 
     /// Returns how many updates were applied, if results of others may be fetched.
@@ -449,61 +386,6 @@ impl State {
     pub(crate) fn is_followed(&self) -> bool {
         self.followed_until
             .is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Keeps an invalidation, to send it again in a new epoch.
-    fn remember(
-        &mut self,
-        entry: &LogEntry,
-        retention: Duration,
-        invalidate_all: impl FnOnce() -> LogEntry,
-    ) {
-        let now = Instant::now();
-        while let Some((at, _)) = self.own.front()
-            && now.duration_since(*at) > retention
-        {
-            self.own.pop_front();
-        }
-        if matches!(entry.change, Change::Invalidate(_) | Change::InvalidateAll) {
-            self.own.push_back((now, entry.clone()));
-        }
-        if self.own.len() > MAX_OWN {
-            self.own.clear();
-            self.own.push_back((now, invalidate_all()));
-        }
-    }
-
-    /// Replaces invalidations that wait by one of everything, if there are too many.
-    fn bound_outbox(&mut self, invalidate_all: impl FnOnce() -> LogEntry) {
-        if self.outbox.len() <= MAX_OWN {
-            return;
-        }
-        // Their waiters get an error: the update was not sent.
-        self.outbox
-            .retain(|sent| matches!(sent.entry.change, Change::Block(_) | Change::Unblock(..)));
-        self.outbox.push_back(Outgoing {
-            entry: invalidate_all(),
-            taken: None,
-        });
-    }
-
-    /// Sends all invalidations again that others may have lost.
-    pub(crate) fn send_again(&mut self, retention: Duration) {
-        let now = Instant::now();
-        let waiting: std::collections::HashSet<Id> =
-            self.outbox.iter().map(|sent| sent.entry.id).collect();
-        let own = self.own.iter().filter(|(at, entry)| {
-            now.duration_since(*at) <= retention && !waiting.contains(&entry.id)
-        });
-        let again: Vec<_> = own
-            .map(|(_, entry)| Outgoing {
-                entry: entry.clone(),
-                taken: None,
-            })
-            .collect();
-        for sent in again.into_iter().rev() {
-            self.outbox.push_front(sent);
-        }
     }
 
     /// Returns whether this subject is blocked.

@@ -154,7 +154,7 @@ async fn a_repeated_update_is_acknowledged_again() {
     let id = first.send(&Update::InvalidateAll).await;
     second.read().await;
     engine.forget_acknowledgements();
-    engine.replay_log();
+    engine.replay_log(1);
     second.read().await;
     assert_eq!(first.acknowledgements(id).await, 1);
     assert_eq!(second.member.invalidations.load(Ordering::Relaxed), 1);

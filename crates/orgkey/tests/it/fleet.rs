@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 
 use crate::checks::ROUTES;
 use crate::redis_server::RedisServer;
+use crate::sentinels::UNTRUSTED;
 use crate::support::{ADMIN_TOKEN, Files, Reply, World, request, send, until_line};
 
 pub(crate) const PASSWORD: &str = "a/p@ss:word";
@@ -205,18 +207,19 @@ async fn the_engine_is_reached_by_tls() {
     );
     let config = files.path("gateway.toml");
     std::fs::write(&config, files.config(&emulator, &tables)).unwrap();
-    for (roots, status) in [("/dev/null", 503), (cert.as_str(), 200)] {
-        let gateway = Process::start(&config, roots);
-        let mut last = 0;
-        for _ in 0..100 {
-            last = gateway.post("/v1/invalidate").await.status.as_u16();
-            if last == 200 || status != 200 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    let gateway = Process::start(&config, "/dev/null");
+    gateway.until_logged(UNTRUSTED).await;
+    assert_eq!(gateway.post("/v1/invalidate").await.status, 503);
+    let gateway = Process::start(&config, &cert);
+    let mut last = 0;
+    for _ in 0..100 {
+        last = gateway.post("/v1/invalidate").await.status.as_u16();
+        if last == 200 {
+            break;
         }
-        assert_eq!(last, status, "with the roots {roots}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    assert_eq!(last, 200);
 }
 
 /// In a separate process, which has a recorder of metrics.
@@ -266,6 +269,7 @@ pub(crate) fn certificate(dir: &TempDir) -> [String; 2] {
 pub(crate) struct Process {
     child: Child,
     admin: SocketAddr,
+    log: Arc<Mutex<String>>,
 }
 
 impl Process {
@@ -276,20 +280,38 @@ impl Process {
             .arg(config)
             .env("SSL_CERT_FILE", roots)
             .env_remove("SSL_CERT_DIR")
-            .env("RUST_LOG", "info")
+            // Why the engine is not reached.
+            .env("RUST_LOG", "info,tower_orgkey_fleet=debug")
             .env("NO_COLOR", "1")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = lines.find_map(|line| line.ok().filter(|line| line.contains("admin=")));
-        // The log goes on, and is not read: a full pipe would stop the gateway.
-        std::thread::spawn(move || lines.for_each(drop));
+        let log = Arc::<Mutex<String>>::default();
+        let written = Arc::clone(&log);
+        // For as long as the gateway runs: a full pipe would stop it.
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                written.lock().unwrap().push_str(&line);
+            }
+        });
         let line = line.unwrap();
         let (_, rest) = line.split_once("admin=").unwrap();
         let end = rest.find(|c: char| !"0123456789.:".contains(c));
         let admin = rest[..end.unwrap_or(rest.len())].parse().unwrap();
-        Self { child, admin }
+        Self { child, admin, log }
+    }
+
+    /// Waits until the log has this text.
+    pub(crate) async fn until_logged(&self, text: &str) {
+        for _ in 0..600 {
+            if self.log.lock().unwrap().contains(text) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{text:?} is not in {}", self.log.lock().unwrap());
     }
 
     async fn request(&self, method: &str, path: &str, body: String) -> Reply {

@@ -15,6 +15,9 @@ use crate::support::{Files, World};
 const OF_SERVERS: &str = "of-servers";
 const OF_SENTINELS: &str = "of-sentinels";
 const AT_SENTINELS: &str = "at/sent@nels";
+/// Parts of errors, of a server that rejects a password and of a gateway that rejects a certificate.
+const REJECTED: &str = "Password authentication failed";
+pub(crate) const UNTRUSTED: &str = "invalid peer certificate";
 
 #[tokio::test]
 async fn sentinels_find_the_engine() {
@@ -143,14 +146,21 @@ async fn sentinels_with_passwords_and_tls_find_the_engine() {
         std::fs::write(&path, files.config(&emulator, &tables)).unwrap();
         path
     };
-    for (wrong, roots) in [
-        (Some("password"), cert.as_str()),
-        (Some("at-sentinels"), cert.as_str()),
-        (None, "/dev/null"),
+    for (wrong, roots, error) in [
+        (Some("password"), cert.as_str(), REJECTED),
+        (Some("at-sentinels"), cert.as_str(), REJECTED),
+        (None, "/dev/null", UNTRUSTED),
     ] {
         let gateway = Process::start(&config("wrong", wrong), roots);
+        gateway.until_logged(error).await;
         let status = gateway.post("/v1/invalidate").await.status;
         assert_eq!(status, 503, "{wrong:?} {roots}");
+    }
+    // By the servers that they are for.
+    let [sentinel, ..] = &servers.sentinels;
+    for (server, user) in [(&servers.primary, "orgkey"), (sentinel, "gateway")] {
+        let denied = server.command(&["ACL", "LOG"]);
+        assert!(denied.contains("auth") && denied.contains(user), "{denied}");
     }
     let one = Process::start(&config("one", None), cert);
     let _two = Process::start(&config("two", None), cert);

@@ -214,10 +214,10 @@ impl MemoryEngine {
         self.server().data.values.len()
     }
 
-    /// Appends the entries of the log again, as a hostile engine may.
-    pub fn replay_log(&self) -> usize {
+    /// Appends the oldest entries of the log again, as a hostile engine may. Returns their number.
+    pub fn replay_log(&self, entries: usize) -> usize {
         let mut server = self.server();
-        let log = server.data.log.clone();
+        let log: Vec<_> = server.data.log.iter().take(entries).cloned().collect();
         for (_, _, _, sealed) in &log {
             // The log is not empty, so there is an epoch.
             let _ = server.append(sealed.clone());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot start.
 
 mod corpus;
+mod engines;
 mod memory;
 mod outages;
 #[path = "../../../../tests/support/proxy.rs"]
@@ -11,6 +12,7 @@ mod proxy;
 mod redis;
 #[allow(dead_code)] // The tests of `orgkey gateway` use the rest.
 mod redis_server;
+mod scenarios;
 mod sentinel;
 mod settings;
 mod support;

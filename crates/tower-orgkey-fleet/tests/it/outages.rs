@@ -7,8 +7,7 @@ use http::StatusCode;
 use tower_orgkey::{NotSpread, VerifyError};
 use tower_orgkey_fleet::MemoryEngine;
 
-use crate::memory::{clock, node, nodes, wall_clock};
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+use crate::support::{Issuer, KEY, Node, OTHER, key_id, node, nodes, until};
 
 const OK: StatusCode = StatusCode::OK;
 const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -100,12 +99,11 @@ async fn fault_30_a_double_outage_ends_with_the_hard_ttl() {
 async fn fault_39_a_cold_start_makes_no_burst() {
     let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
     let start = |name: &str, engine: &MemoryEngine| {
-        let (wall, engine) = (wall_clock(), engine.clone());
         Node::start_with(
             name,
             issuer.clone(),
-            |fleet| fleet.memory(&engine).wall_clock(wall),
-            |layer| layer.test_clock(clock()).max_calls_per_second(50),
+            |fleet| fleet.memory(engine),
+            |layer| layer.max_calls_per_second(50),
         )
     };
     let keys: Vec<String> = (0..5_000).map(|n| format!("k_live_cold_{n:06}")).collect();

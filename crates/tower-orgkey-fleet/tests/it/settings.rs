@@ -12,8 +12,7 @@ use tower_orgkey::OrgCode;
 use tower_orgkey::settings::{OrgSettingsLayer, SettingsError, settings_fn};
 use tower_orgkey_fleet::MemoryEngine;
 
-use crate::memory::nodes;
-use crate::support::{Issuer, KEY, Node};
+use crate::support::{Issuer, KEY, Node, nodes};
 
 /// The settings of an organization on one node.
 struct Settings {

@@ -3,15 +3,20 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response, StatusCode};
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
+use tower_orgkey::auth::ApiKeyLayerBuilder;
+use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{
     ApiKey, ApiKeyLayer, KeyId, OrgCode, OrgContext, Verification, Verifier, VerifyError,
 };
 use tower_orgkey_fleet::{Fleet, FleetBuilder, FleetSecret};
+
+use crate::engines::Engine;
 
 pub(crate) const KEY: &str = "k_live_0000000001";
 pub(crate) const OTHER: &str = "k_live_0000000002";
@@ -85,9 +90,41 @@ pub(crate) fn secret(byte: u8) -> FleetSecret {
     FleetSecret::new(&[byte; 32]).unwrap()
 }
 
+/// A wall clock that follows tokio's.
+pub(crate) fn wall_clock() -> impl Fn() -> SystemTime + Clone + Send + Sync + 'static {
+    thread_local! {
+        static ORIGIN: OnceLock<(SystemTime, tokio::time::Instant)> = const { OnceLock::new() };
+    }
+    let (wall, origin) = ORIGIN
+        .with(|origin| *origin.get_or_init(|| (SystemTime::now(), tokio::time::Instant::now())));
+    move || wall + origin.elapsed()
+}
+
+/// Starts nodes that follow one engine and have seen each other.
+pub(crate) async fn nodes<const N: usize>(engine: &impl Engine, issuer: &Issuer) -> [Node; N] {
+    let mut nodes = Vec::new();
+    for n in 0..N {
+        nodes.push(node(&format!("node-{n}"), engine, issuer).await);
+    }
+    for node in &nodes {
+        node.until_seen(N).await;
+    }
+    let Ok(nodes) = nodes.try_into() else {
+        unreachable!()
+    };
+    nodes
+}
+
+pub(crate) async fn node(name: &str, engine: &impl Engine, issuer: &Issuer) -> Node {
+    let node = Node::start(name, issuer.clone(), |fleet| engine.set(fleet));
+    node.followed().await
+}
+
 /// A node: a layer in a fleet, and the task that follows the engine.
 pub(crate) struct Node {
     pub(crate) fleet: Fleet,
+    /// The clock of a machine that runs for a day, unless the layer has another one.
+    pub(crate) clock: TestClock,
     pub(crate) auth: ApiKeyLayer,
     task: JoinHandle<()>,
 }
@@ -111,17 +148,21 @@ impl Node {
         name: &str,
         verifier: impl Verifier,
         engine: impl FnOnce(FleetBuilder) -> FleetBuilder,
-        configure: impl FnOnce(
-            tower_orgkey::auth::ApiKeyLayerBuilder,
-        ) -> tower_orgkey::auth::ApiKeyLayerBuilder,
+        configure: impl FnOnce(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder,
     ) -> Self {
         let fleet = Fleet::builder("test").secret(secret(1)).node_name(name);
-        let fleet = engine(fleet).build().unwrap();
-        let auth = configure(ApiKeyLayer::builder(verifier).fleet(&fleet))
-            .build()
-            .unwrap();
+        let fleet = engine(fleet.wall_clock(wall_clock())).build().unwrap();
+        let clock = TestClock::new();
+        clock.jump(Duration::from_secs(86_400));
+        let layer = ApiKeyLayer::builder(verifier).test_clock(clock.clone());
+        let auth = configure(layer.fleet(&fleet)).build().unwrap();
         let task = tokio::spawn(fleet.run());
-        Self { fleet, auth, task }
+        Self {
+            fleet,
+            clock,
+            auth,
+            task,
+        }
     }
 
     /// Waits until the node follows the engine.
@@ -131,6 +172,14 @@ impl Node {
         })
         .await;
         self
+    }
+
+    /// Waits until the node sees this many nodes.
+    pub(crate) async fn until_seen(&self, nodes: usize) {
+        until("the nodes see each other", || {
+            self.fleet.status().nodes.len() == nodes
+        })
+        .await;
     }
 
     /// Follows the engine again, after [`stop`](Self::stop).
@@ -159,16 +208,29 @@ impl Node {
             .unwrap();
         service.oneshot(request).await.unwrap().status()
     }
+
+    /// Sends requests with this key until one has this status.
+    pub(crate) async fn until_status(&self, key: &str, status: StatusCode) {
+        let mut last = self.get(key).await;
+        for _ in 0..200 {
+            if last == status {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            last = self.get(key).await;
+        }
+        assert_eq!(last, status, "{key}");
+    }
 }
 
 /// Waits until something holds, for at most ten seconds.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !holds() {
         assert!(
             tokio::time::Instant::now() < deadline,
             "not in time: {what}"
         );
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -2,10 +2,10 @@
 
 use tower_orgkey::NotSpread;
 
-use super::{OK, UNAUTHORIZED, nodes, nodes_with_proxy};
+use super::{OK, UNAUTHORIZED, nodes_with_proxy};
 use crate::proxy::{Fault, FaultProxy};
 use crate::redis_server::RedisServer;
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+use crate::support::{Issuer, KEY, Node, OTHER, key_id, nodes, until};
 
 #[tokio::test]
 async fn fault_85_an_engine_may_appear_later() {
@@ -193,6 +193,10 @@ async fn fault_102_removed_scripts_are_loaded_again() {
         server.command(&["ACL", "SETUSER", "default", "-evalsha", "-eval"]),
         "OK"
     );
+    until("the server denies a script", || {
+        server.command(&["ACL", "LOG"]).contains("eval")
+    })
+    .await;
     for node in [&first, &second] {
         until("the engine is not followed", || {
             !node.fleet.status().is_followed()

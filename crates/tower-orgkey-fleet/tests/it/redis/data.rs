@@ -2,9 +2,10 @@
 
 use tower_orgkey::{NotSpread, OrgCode};
 
-use super::{OK, UNAUTHORIZED, key_of, nodes};
+use super::{OK, UNAUTHORIZED};
+use crate::engines::key_of;
 use crate::redis_server::RedisServer;
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+use crate::support::{Issuer, KEY, Node, OTHER, key_id, nodes, until};
 
 #[tokio::test]
 async fn fault_93_a_deleted_log_is_noticed() {
@@ -211,87 +212,4 @@ async fn fault_92_a_flushed_engine_is_noticed() {
         assert_eq!(node.get(KEY).await, UNAUTHORIZED);
     }
     assert_eq!(later.fleet.status().fetched, 0);
-}
-
-/// The issuer answers, the key is revoked and invalidated, and then the answer arrives.
-#[tokio::test]
-async fn fault_103_a_late_valid_answer_is_not_used() {
-    let (server, issuer) = (RedisServer::start(), Issuer::default());
-    let [slow, other] = nodes(&server, &issuer).await;
-    let release = issuer.hold();
-    let request = slow.get(KEY);
-    tokio::pin!(request);
-    tokio::select! {
-        _ = &mut request => panic!("the answer was not held"),
-        () = until("the call was sent", || issuer.calls() == 1) => {}
-    }
-    issuer.revoke(KEY);
-    let spread = other.auth.handle().spread();
-    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
-    assert!(reach.is_complete(), "{reach:?}");
-    release.send(true).unwrap();
-    assert_eq!(request.await, UNAUTHORIZED);
-    until("the late result is stored", || {
-        server.keys("*:k:*").len() == 1
-    })
-    .await;
-    for node in [&other, &slow] {
-        assert_eq!(node.get(KEY).await, UNAUTHORIZED);
-    }
-    // Each has called the issuer, and the slow node twice.
-    assert_eq!(issuer.calls(), 3);
-}
-
-#[tokio::test]
-async fn fault_105_changed_results_are_not_used() {
-    let (server, issuer) = (RedisServer::start(), Issuer::default());
-    let [first, second] = nodes(&server, &issuer).await;
-    for (key, stored) in [(KEY, 1), (OTHER, 2)] {
-        assert_eq!(first.get(key).await, OK);
-        until("the result is stored", || {
-            server.keys("*:k:*").len() == stored
-        })
-        .await;
-    }
-    let keys = server.keys("*:k:*");
-    let [a, b] = [0, 1].map(|n| keys[n].as_str());
-    for (from, to) in [(a, "swapped"), (b, a), ("swapped", b)] {
-        assert_eq!(server.command(&["COPY", from, to, "REPLACE"]), "1");
-    }
-    assert_eq!(second.get(KEY).await, OK);
-    assert_eq!((second.fleet.status().rejected, issuer.calls()), (1, 3));
-    // Also the one that was stored now.
-    for name in [a, b] {
-        server.command(&["SETRANGE", name, "40", "changed"]);
-    }
-    assert_eq!(second.get(OTHER).await, OK);
-    assert_eq!((second.fleet.status().rejected, issuer.calls()), (2, 4));
-    assert_eq!(second.fleet.status().fetched, 0);
-}
-
-#[tokio::test]
-async fn fault_106_repeated_updates_lift_nothing() {
-    let (server, issuer) = (RedisServer::start(), Issuer::default());
-    let [first, second] = nodes(&server, &issuer).await;
-    let org = OrgCode::from_static("org_1");
-    let spread = first.auth.handle().spread();
-    assert!(spread.block_org(&org).await.unwrap().is_complete());
-    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
-    assert_eq!(second.get(KEY).await, OK);
-    assert!(spread.block_org(&org).await.unwrap().is_complete());
-    let repeat = "local all = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 2) \
-        for _, entry in ipairs(all) do \
-            local s = redis.call('HINCRBY', KEYS[1], 's', 1) \
-            redis.call('XADD', KEYS[2], '*', 'e', entry[2][2], 's', s, 'p', entry[2][6]) \
-        end \
-        return #all";
-    let (head, log) = (key_of(&server, "head"), key_of(&server, "log"));
-    // The first block and its end.
-    assert_eq!(server.command(&["EVAL", repeat, "2", &head, &log]), "2");
-    until("all is applied", || second.fleet.status().position == 5).await;
-    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
-    // The first block, which has ended, is not in force again either.
-    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
-    assert_eq!(second.get(KEY).await, OK);
-    assert_eq!(second.fleet.status().gaps, 0);
 }

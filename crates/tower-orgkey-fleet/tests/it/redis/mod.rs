@@ -1,69 +1,19 @@
 //! Real servers.
 
+mod both;
 mod connection;
 mod data;
 
 use http::StatusCode;
 use tower_orgkey::{ApiKey, OrgCode};
 
+use crate::engines::key_of;
 use crate::proxy::FaultProxy;
 use crate::redis_server::RedisServer;
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, until};
+use crate::support::{Issuer, KEY, Node, nodes, until};
 
 const OK: StatusCode = StatusCode::OK;
 const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
-
-/// Starts nodes that follow one server and have seen each other.
-async fn nodes<const N: usize>(server: &RedisServer, issuer: &Issuer) -> [Node; N] {
-    let mut nodes = Vec::new();
-    for n in 0..N {
-        let node = Node::start(&format!("node-{n}"), issuer.clone(), server.engine());
-        nodes.push(node.followed().await);
-    }
-    for node in &nodes {
-        until("all nodes are seen", || {
-            node.fleet.status().nodes.len() == N
-        })
-        .await;
-    }
-    let Ok(nodes) = nodes.try_into() else {
-        unreachable!()
-    };
-    nodes
-}
-
-#[tokio::test]
-async fn fault_28_a_revocation_reaches_every_node() {
-    let (server, issuer) = (RedisServer::start(), Issuer::default());
-    let nodes: [Node; 3] = nodes(&server, &issuer).await;
-    for node in &nodes {
-        assert_eq!(node.get(KEY).await, OK);
-        assert_eq!(node.get(OTHER).await, OK);
-        // The result is stored after the first answer.
-        until("results are stored", || server.keys("*:k:*").len() == 2).await;
-    }
-    assert_eq!(issuer.calls(), 2);
-    issuer.revoke(KEY);
-    let spread = nodes[0].auth.handle().spread().expected_nodes(3);
-    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
-    assert!(reach.is_complete(), "{reach:?}");
-    for node in &nodes {
-        assert_eq!(node.get(KEY).await, UNAUTHORIZED);
-        assert_eq!(node.get(OTHER).await, OK);
-    }
-    // The first node verifies the other key for nobody else.
-    assert_eq!(issuer.calls(), 5);
-    let org = OrgCode::from_static("org_1");
-    assert!(spread.block_org(&org).await.unwrap().is_complete());
-    for node in &nodes {
-        assert_eq!(node.get(OTHER).await, UNAUTHORIZED);
-    }
-    let later = Node::start("later", issuer.clone(), server.engine())
-        .followed()
-        .await;
-    assert_eq!(later.get(OTHER).await, UNAUTHORIZED);
-    assert!(spread.unblock_org(&org).await.unwrap().applied.len() >= 3);
-}
 
 #[tokio::test]
 async fn nothing_readable_is_stored() {
@@ -83,13 +33,6 @@ async fn nothing_readable_is_stored() {
     for secret in [KEY, "org_1", "id_", "node-0"] {
         assert!(!stored.contains(secret), "{secret} is stored");
     }
-}
-
-/// The name of a key of the fleet.
-fn key_of(server: &RedisServer, name: &str) -> String {
-    let keys = server.keys(&format!("*:{name}"));
-    assert_eq!(keys.len(), 1, "{keys:?}");
-    keys[0].clone()
 }
 
 #[tokio::test]
@@ -122,10 +65,7 @@ async fn the_documented_acl_is_enough() {
     };
     let first = start("first").followed().await;
     let second = start("second").followed().await;
-    until("the nodes see each other", || {
-        first.fleet.status().nodes.len() == 2
-    })
-    .await;
+    first.until_seen(2).await;
     assert_eq!(first.get(KEY).await, OK);
     until("the result is stored", || server.keys("*:k:*").len() == 1).await;
     assert_eq!(second.get(KEY).await, OK);
@@ -155,10 +95,7 @@ async fn nodes_with_proxy(server: &RedisServer, issuer: &Issuer) -> ([Node; 2], 
     let second = Node::start("second", issuer.clone(), move |fleet| fleet.redis(&url));
     let second = second.followed().await;
     for node in [&first, &second] {
-        until("the nodes see each other", || {
-            node.fleet.status().nodes.len() == 2
-        })
-        .await;
+        node.until_seen(2).await;
     }
     ([first, second], proxy)
 }

@@ -1,16 +1,6 @@
-//! The rules of a fleet under random faults: three nodes, two keys, and an engine that loses, trims, fails over and disconnects.
-//!
-//! Each node has a cache of the simplest kind. Three things must never happen:
-//!
-//! * **fetched**: a node uses a result from before an invalidation that it has made itself, or that the engine had acknowledged
-//!   when it was called;
-//! * **held**: a node serves a result from before an invalidation that all nodes have acknowledged;
-//! * **healed**: after the faults end, a node holds a result from before an acknowledged invalidation, and does not know that it is
-//!   to be verified again.
-//!
-//! A rule that is taken out makes one of them happen.
+//! The nodes, the engine and what happens to them, step by step.
 
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
@@ -19,98 +9,17 @@ use tower_orgkey::fleet::{
     FetchedResult, FleetLink, FleetMember, LayerInfo, Position, SharedResult, Subject, Update,
 };
 
+use super::cache::{Cache, Entry};
+use super::{Broken, KEYS, NODES, key_id, name};
 use crate::clock::WallClock;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::{Engine, Session};
 use crate::link::{Link, opened};
-use crate::log::Rules;
 use crate::node::{Node, hex};
 use crate::run::Stop;
 use crate::seal::Sealer;
 use crate::secret::FleetSecret;
 use crate::wire::Id;
-
-const NODES: usize = 3;
-const KEYS: usize = 2;
-const STEPS: usize = 60;
-
-/// A cached result: when the issuer was called, and the version from which updates apply.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    called: usize,
-    began: u64,
-}
-
-/// The cache of a node.
-#[derive(Default)]
-struct Cache(Mutex<Tables>);
-
-#[derive(Default)]
-struct Tables {
-    version: u64,
-    invalidated: [u64; KEYS],
-    due: u64,
-    entries: [Option<Entry>; KEYS],
-}
-
-impl Cache {
-    fn tables(&self) -> MutexGuard<'_, Tables> {
-        self.0.lock().unwrap()
-    }
-}
-
-impl Tables {
-    /// Returns the entry of a key, if no update applies to it.
-    fn get(&self, key: usize) -> Option<Entry> {
-        self.entries[key].filter(|entry| entry.began >= self.invalidated[key])
-    }
-
-    fn insert(&mut self, key: usize, entry: Entry) -> bool {
-        let is_clear = entry.began >= self.invalidated[key];
-        if is_clear {
-            self.entries[key] = Some(entry);
-        }
-        is_clear
-    }
-}
-
-impl FleetMember for Cache {
-    fn apply(&self, update: &Update, _: bool) -> Option<u64> {
-        let mut tables = self.tables();
-        tables.version += 1;
-        let version = tables.version;
-        for key in 0..KEYS {
-            match update {
-                Update::Invalidate(Subject::KeyId(id)) if *id == key_id(key) => {
-                    tables.invalidated[key] = version;
-                }
-                Update::InvalidateAll => tables.invalidated[key] = version,
-                _ => {}
-            }
-        }
-        Some(version)
-    }
-
-    fn version(&self) -> u64 {
-        self.tables().version
-    }
-
-    fn refresh_all(&self) {
-        let mut tables = self.tables();
-        tables.version += 1;
-        tables.due = tables.version;
-    }
-
-    fn share_calls(&self, _: u32) {}
-}
-
-fn key_id(key: usize) -> KeyId {
-    KeyId::new(format!("id-{key}")).unwrap()
-}
-
-fn name(key: usize) -> String {
-    format!("k_live_0000000{key}")
-}
 
 /// A verification whose answer has not arrived.
 struct Flight {
@@ -129,8 +38,8 @@ struct Fetching {
     was_invalidated: bool,
 }
 
-struct Member {
-    node: Arc<Node>,
+pub(super) struct Member {
+    pub(super) node: Arc<Node>,
     link: Link,
     cache: Arc<Cache>,
     session: Option<Arc<dyn Session>>,
@@ -138,27 +47,12 @@ struct Member {
     fetching: [Option<Fetching>; KEYS],
 }
 
-/// What is taken out.
-#[derive(Clone, Copy, Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent rules")]
-struct Broken {
-    log: Option<fn(&mut Rules)>,
-    /// Another server process founds no epoch.
-    epoch_by_run: bool,
-    /// A server without data has the same epoch as before.
-    epoch_of_nothing: bool,
-    /// A result gets the version of its arrival.
-    version_before_fetch: bool,
-    /// Fetches go on while an own update waits.
-    outbox: bool,
-}
-
-struct World {
-    engine: MemoryEngine,
-    members: Vec<Member>,
+pub(super) struct World {
+    pub(super) engine: MemoryEngine,
+    pub(super) members: Vec<Member>,
     broken: Broken,
     random: fastrand::Rng,
-    now: usize,
+    pub(super) now: usize,
     /// When each key was revoked at the issuer, and the id of its invalidation.
     revoked: [Option<(usize, Id, usize)>; KEYS],
     /// Whether the engine has acknowledged it.
@@ -167,10 +61,10 @@ struct World {
     reached: [bool; KEYS],
 }
 
-type Violation = (&'static str, usize, usize);
+pub(super) type Violation = (&'static str, usize, usize);
 
 impl World {
-    fn new(seed: u64, broken: Broken) -> Self {
+    pub(super) fn new(seed: u64, broken: Broken) -> Self {
         let engine = MemoryEngine::new();
         engine.break_rules(!broken.epoch_by_run, !broken.epoch_of_nothing);
         let members = (0..NODES).map(|n| {
@@ -216,7 +110,7 @@ impl World {
     }
 
     /// Connects a node that is not connected, and joins the epoch.
-    async fn connect(&mut self, n: usize) -> Option<Arc<dyn Session>> {
+    pub(super) async fn connect(&mut self, n: usize) -> Option<Arc<dyn Session>> {
         let member = &mut self.members[n];
         if member.session.is_none() {
             let session = self.engine.connect().await.ok()?;
@@ -245,7 +139,7 @@ impl World {
         }
     }
 
-    async fn flush(&mut self, n: usize) {
+    pub(super) async fn flush(&mut self, n: usize) {
         if let Some(session) = self.connect(n).await {
             let result = self.members[n].node.flush(&*session).await;
             self.after(n, result).await;
@@ -277,14 +171,14 @@ impl World {
         self.after(n, result).await;
     }
 
-    async fn record(&mut self, n: usize) {
+    pub(super) async fn record(&mut self, n: usize) {
         if let Some(session) = self.connect(n).await {
             let result = self.members[n].node.write_record(&*session, false).await;
             self.after(n, result).await;
         }
     }
 
-    fn revoke(&mut self, n: usize, key: usize) {
+    pub(super) fn revoke(&mut self, n: usize, key: usize) {
         if self.revoked[key].is_none() {
             let member = &self.members[n];
             let update = Update::Invalidate(Subject::KeyId(key_id(key)));
@@ -294,7 +188,7 @@ impl World {
         }
     }
 
-    async fn fetch(&mut self, n: usize, key: usize) {
+    pub(super) async fn fetch(&mut self, n: usize, key: usize) {
         let is_held = self.members[n].cache.tables().get(key).is_some();
         if is_held || self.connect(n).await.is_none() {
             return;
@@ -326,7 +220,7 @@ impl World {
     }
 
     /// A fetched result arrives.
-    fn take_fetched(&mut self, n: usize, key: usize) -> Result<(), Violation> {
+    pub(super) fn take_fetched(&mut self, n: usize, key: usize) -> Result<(), Violation> {
         let member = &mut self.members[n];
         let Some(fetching) = member.fetching[key].take() else {
             return Ok(());
@@ -356,7 +250,7 @@ impl World {
         Ok(())
     }
 
-    async fn land(&mut self, n: usize, key: usize) {
+    pub(super) async fn land(&mut self, n: usize, key: usize) {
         let member = &mut self.members[n];
         let Some(flight) = member.flights[key].take() else {
             return;
@@ -378,7 +272,7 @@ impl World {
         }
     }
 
-    fn look_up(&mut self, n: usize, key: usize) {
+    pub(super) fn look_up(&mut self, n: usize, key: usize) {
         let (is_valid, called) = (self.revoked[key].is_none(), self.now);
         let member = &mut self.members[n];
         if member.flights[key].is_none() && member.cache.tables().get(key).is_none() {
@@ -392,7 +286,7 @@ impl World {
         }
     }
 
-    async fn step(&mut self) -> Result<(), Violation> {
+    pub(super) async fn step(&mut self) -> Result<(), Violation> {
         self.now += 1;
         let (n, key) = (self.random.usize(..NODES), self.random.usize(..KEYS));
         match self.random.u32(..1_000) {
@@ -457,7 +351,7 @@ impl World {
     }
 
     /// Everybody sends and reads everything.
-    async fn catch_up(&mut self) {
+    pub(super) async fn catch_up(&mut self) {
         for _ in 0..4 {
             for n in 0..NODES {
                 self.flush(n).await;
@@ -468,7 +362,7 @@ impl World {
     }
 
     /// The faults end.
-    async fn heal(&mut self) -> Result<(), Violation> {
+    pub(super) async fn heal(&mut self) -> Result<(), Violation> {
         self.catch_up().await;
         for (n, member) in self.members.iter().enumerate() {
             let tables = member.cache.tables();
@@ -499,126 +393,4 @@ async fn join(node: &Node, session: &Arc<dyn Session>) -> bool {
         }
     }
     false
-}
-
-async fn run(seed: u64, broken: Broken) -> Result<(), Violation> {
-    let mut world = World::new(seed, broken);
-    for n in 0..NODES {
-        world.connect(n).await;
-    }
-    for _ in 0..STEPS {
-        world.step().await?;
-    }
-    world.heal().await
-}
-
-/// Returns the first history that a violation ends, of so many.
-async fn search(histories: u64, broken: Broken) -> Option<(u64, Violation)> {
-    for seed in 0..histories {
-        if let Err(violation) = run(seed, broken).await {
-            return Some((seed, violation));
-        }
-    }
-    None
-}
-
-/// Random histories rarely have a result of an old epoch whose number is within the new one.
-#[tokio::test(start_paused = true)]
-async fn the_epoch_of_a_result_is_needed() {
-    for (is_broken, expected) in [(false, Ok(())), (true, Err(("fetched", 0, 0)))] {
-        let broken = Broken {
-            log: is_broken.then_some(|rules: &mut Rules| rules.epoch = false),
-            ..Broken::default()
-        };
-        let mut world = World::new(0, broken);
-        let other = Update::Invalidate(Subject::KeyId(KeyId::from_static("other")));
-        for _ in 0..2 {
-            world.members[0].node.enqueue(&other, None);
-        }
-        world.catch_up().await;
-        world.look_up(1, 0);
-        world.land(1, 0).await;
-        assert_eq!(world.engine.results(), 1);
-        world.engine.replicate();
-        world.now += 1;
-        world.revoke(2, 0);
-        world.flush(2).await;
-        // They were sent so long ago that they are not sent again.
-        world.members[0].node.state().own.clear();
-        world.engine.fail_over();
-        // The invalidation has number 1 there, and the result of the old epoch began at 2.
-        world.record(2).await;
-        world.flush(2).await;
-        for _ in 0..2 {
-            world.members[0].node.enqueue(&other, None);
-        }
-        world.catch_up().await;
-        world.fetch(0, 0).await;
-        assert_eq!(world.take_fetched(0, 0), expected);
-    }
-}
-
-/// A hundred times as many with `TOWER_ORGKEY_FULL=1`.
-#[tokio::test(start_paused = true)]
-async fn no_history_uses_a_revoked_result() {
-    let is_full = std::env::var_os("TOWER_ORGKEY_FULL").is_some();
-    let histories = if is_full { 500_000 } else { 5_000 };
-    let found = search(histories, Broken::default()).await;
-    assert_eq!(found, None, "seed, and what happened to which node and key");
-}
-
-#[tokio::test(start_paused = true)]
-async fn each_rule_is_needed() {
-    let log = |rule: fn(&mut Rules)| Broken {
-        log: Some(rule),
-        ..Broken::default()
-    };
-    let broken = [
-        ("known updates", log(|rules| rules.known_from = false)),
-        ("updates since", log(|rules| rules.updates_since = false)),
-        (
-            "the head at a fetch",
-            log(|rules| rules.head_at_fetch = false),
-        ),
-        (
-            "the head in records",
-            log(|rules| rules.head_in_records = false),
-        ),
-        (
-            "an epoch per server process",
-            Broken {
-                epoch_by_run: true,
-                ..Broken::default()
-            },
-        ),
-        (
-            "an epoch of a server without data",
-            Broken {
-                epoch_of_nothing: true,
-                ..Broken::default()
-            },
-        ),
-        (
-            "the version before a fetch",
-            Broken {
-                version_before_fetch: true,
-                ..Broken::default()
-            },
-        ),
-        (
-            "no fetch while an own update waits",
-            Broken {
-                outbox: true,
-                ..Broken::default()
-            },
-        ),
-    ];
-    let mut unneeded = Vec::new();
-    for (rule, broken) in broken {
-        match search(20_000, broken).await {
-            Some((seed, violation)) => println!("{rule}: {violation:?} in history {seed}"),
-            None => unneeded.push(rule),
-        }
-    }
-    assert!(unneeded.is_empty(), "no history fails without {unneeded:?}");
 }
