@@ -101,6 +101,28 @@ async fn fault_58_invalid_answer_ends_a_stream() {
     assert_eq!(app.issuer.calls(), 2);
 }
 
+/// A client that does not read keeps its server from polling the stream.
+#[tokio::test(start_paused = true)]
+async fn fault_58_invalid_answer_ends_a_stream_that_is_polled_later() {
+    for period in [None, Some(secs(90))] {
+        let app = App::with(|builder| builder.keep_key(true)).knowing(&[KEY]).await;
+        let org = app.get(KEY).await.org.unwrap();
+        let mut stream: Pin<Box<dyn Future<Output = ()>>> = match period {
+            None => Box::pin(org.until_invalid()),
+            Some(period) => Box::pin(org.until_invalid_revalidating(period)),
+        };
+        assert!(futures_util::poll!(stream.as_mut()).is_pending());
+        app.issuer.revoke(KEY);
+        pass(SOFT).await;
+        app.get(KEY).await;
+        pass(millis(25)).await;
+        assert_eq!(app.get_now(KEY).status, 401);
+        // The invalid answer is not cached any more.
+        pass(secs(61)).await;
+        assert!(futures_util::poll!(stream.as_mut()).is_ready(), "{period:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn fault_58_confirmed_invalid_answer_ends_a_stream() {
     let app = app().await;

@@ -247,6 +247,11 @@ impl<S: Source> Blocks<S> {
         self.watchers.wake(key);
     }
 
+    /// Wakes the streams of this key, because the issuer found it invalid at this time.
+    pub(super) fn reject_key(&self, key: &S::Key, at: Tick) {
+        self.watchers.reject(key, at);
+    }
+
     /// Changes the tables under the next version. The version is published before the lock is released, so the next request
     /// sees the update.
     fn update<T>(&self, change: impl FnOnce(&mut Tables<S::Key>, u64) -> T) -> T {

@@ -182,7 +182,7 @@ impl<S: Source> Cache<S> {
             // Still invalid. It does not go before new keys any more.
             self.recently_valid.forget(key);
         }
-        self.blocks.wake_key(key);
+        self.blocks.reject_key(key, sent_at);
         Completion::Invalid
     }
 
@@ -247,7 +247,7 @@ impl<S: Source> Cache<S> {
         // As in `reject`.
         shard.cancel(key);
         self.invalid_keys.insert(key, began, now);
-        self.blocks.wake_key(key);
+        self.blocks.reject_key(key, now);
         drop(shard);
         if matches!(followed, Followed::Known(_)) {
             self.source.rejected(key);

@@ -144,8 +144,9 @@ impl<S: Source> Entry<S> {
                 None => (self.standing(now) == Standing::Valid).then_some(self),
             };
             match current {
-                Some(entry) => self = entry,
-                None => return,
+                // The stream may not have been polled while the invalid answer was cached.
+                Some(entry) if !watch.is_rejected_since(entry.sent_at) => self = entry,
+                _ => return,
             }
             let wait = self.hard_until().since(now).min(CHECK_EVERY);
             // The state is read again after a notification or the timeout.
@@ -178,6 +179,7 @@ impl<S: Source> Entry<S> {
                     peer: None,
                 };
                 let current = match cache.current(&self, now) {
+                    Some(entry) if watch.is_rejected_since(entry.sent_at) => return,
                     Some(entry) => entry,
                     None if cache.is_only_invalidated(&self, now) => {
                         match Arc::clone(&cache).look_up(request(None)).await {

@@ -9,6 +9,7 @@ use tokio::sync::futures::Notified;
 
 use super::store::KeyBuildHasher;
 use super::sync::{Mutex, MutexGuard};
+use crate::clock::Tick;
 use crate::source::IndexKey;
 
 type Watched<K> = HashMap<K, Signal, KeyBuildHasher>;
@@ -18,6 +19,8 @@ pub(super) struct Watchers<K>(Mutex<Watched<K>>);
 
 struct Signal {
     changed: Arc<Notify>,
+    /// When the key was last found invalid. The result in the cache may be gone when a stream is polled again.
+    rejected_at: Option<Tick>,
     watches: usize,
 }
 
@@ -33,6 +36,7 @@ impl<K: IndexKey> Watchers<K> {
         let mut watched = self.lock();
         let signal = watched.entry(key.clone()).or_insert_with(|| Signal {
             changed: Arc::default(),
+            rejected_at: None,
             watches: 0,
         });
         signal.watches += 1;
@@ -53,6 +57,14 @@ impl<K: IndexKey> Watchers<K> {
         if let Some(changed) = changed {
             changed.notify_waiters();
         }
+    }
+
+    /// Wakes the watches of a key that was found invalid at this time.
+    pub(super) fn reject(&self, key: &K, at: Tick) {
+        if let Some(signal) = self.lock().get_mut(key) {
+            signal.rejected_at = signal.rejected_at.max(Some(at));
+        }
+        self.wake(key);
     }
 
     /// Wakes all watches.
@@ -89,6 +101,13 @@ impl<K: IndexKey> Watch<'_, K> {
     /// Returns a future that completes at the next change after this call, whether or not it was polled before.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Whether the key was found invalid since this time, while it was watched.
+    pub(super) fn is_rejected_since(&self, time: Tick) -> bool {
+        let watched = self.watchers.lock();
+        let signal = watched.get(&self.key);
+        signal.is_some_and(|signal| signal.rejected_at >= Some(time))
     }
 }
 
