@@ -264,7 +264,11 @@ impl KeyList {
     }
 
     pub(crate) fn is_active(&self, at: usize) -> bool {
-        self.common(at).status == "active"
+        self.status(at) == "active"
+    }
+
+    pub(crate) fn status(&self, at: usize) -> &str {
+        &self.common(at).status
     }
 
     fn common(&self, at: usize) -> &Common {

@@ -131,7 +131,7 @@ impl Evidence {
             for org in segment.orgs.iter().filter(|org| !org.weeks.is_empty()) {
                 put(&Line::Weeks {
                     org: (&*org.name).into(),
-                    weeks: org.weeks.clone(),
+                    weeks: org.weeks.iter().collect(),
                 })?;
             }
             for Row { org, id, record } in segment.rows() {
@@ -197,7 +197,7 @@ impl Evidence {
                 }
                 (Line::Weeks { org, weeks }, Some(segment)) => {
                     let org = segment.org(&org);
-                    *segment.weeks(org) = weeks;
+                    *segment.weeks(org) = weeks.into_iter().collect();
                 }
                 (Line::Key { org, key, record }, Some(segment)) => {
                     let record = record.into_record(segment.head()).map_err(invalid)?;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tower_orgkey_review::{
-    Decision, Evidence, EvidenceBuilder, KeyList, NameTemplate, Review, ReviewPolicy, ReviewReport,
-    StreamedReport, UnixMillis,
+    Decision, Evidence, EvidenceBuilder, KeyList, NameTemplate, PreviousReview, Review,
+    ReviewPolicy, ReviewReport, StreamedReport, UnixMillis,
 };
 
 use super::issuer::Issuers;
@@ -121,12 +121,8 @@ fn try_run(args: &Args) -> Result<String, String> {
     let evidence = args.evidence(&policy, keys.listed_at)?;
     if let Some(issuers) = issuers {
         issuers.check(evidence.key_ids(policy.window_start(keys.listed_at)))?;
-        let before = previous.iter().flat_map(|report| &report.keys);
-        let before = before
-            .filter(|key| key.org.is_some())
-            .map(|key| key.id.as_str());
         let mut known = evidence.key_ids(policy.window_start(keys.listed_at));
-        known.extend(before);
+        known.extend(previous.iter().flat_map(PreviousReview::key_ids));
         let adding = issuers.add_organizations(&mut keys, |key| known.contains(key.id.as_str()));
         runtime.block_on(adding)?;
     }
@@ -134,7 +130,12 @@ fn try_run(args: &Args) -> Result<String, String> {
     if let Some(previous) = &previous {
         review = review.previous(previous);
     }
-    let report = review.stream();
+    let mut report = review.stream();
+    if let Some(path) = &args.previous {
+        let file = File::open(path).map_err(|error| named(path, &error))?;
+        let read = report.read_settled(BufReader::new(file));
+        read.map_err(|error| named(path, &error))?;
+    }
     unmatched(&report, &decisions);
     let report = match &args.org {
         Some(org) => {
@@ -340,21 +341,9 @@ fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(
     })
 }
 
-fn previous(path: &Path) -> Result<ReviewReport, String> {
+fn previous(path: &Path) -> Result<PreviousReview, String> {
     let file = File::open(path).map_err(|error| named(path, &error))?;
-    let report: ReviewReport = serde_json::from_reader(BufReader::new(file)).map_err(|error| {
-        match error.io_error_kind() {
-            Some(kind) => named(path, &kind),
-            None => named(path, &format!("not a report: line {}", error.line())),
-        }
-    })?;
-    if report.orgkey_review != 1 {
-        return Err(named(path, &"a report of another version"));
-    }
-    if report.organization.is_some() {
-        return Err(named(path, &"a report of one organization"));
-    }
-    Ok(report)
+    PreviousReview::read(BufReader::new(file)).map_err(|error| named(path, &error))
 }
 
 fn decisions(path: &Path) -> Result<Vec<Decision>, String> {
