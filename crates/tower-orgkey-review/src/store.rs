@@ -46,8 +46,9 @@ struct Stored {
     rejected: Vec<(u32, u64)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     asked: Vec<(u32, u64)>,
+    /// A record holds at most `u32::MAX`, which stands for more.
     #[serde(default)]
-    uncounted: u32,
+    uncounted: u64,
 }
 
 impl From<&Record> for Stored {
@@ -59,7 +60,7 @@ impl From<&Record> for Stored {
             allowed: record.allowed,
             rejected: record.rejected().collect(),
             asked: record.asked().collect(),
-            uncounted: record.uncounted,
+            uncounted: record.uncounted.into(),
         }
     }
 }
@@ -72,7 +73,7 @@ impl Stored {
         record.last = self.last;
         record.last_allowed = self.last_allowed;
         record.allowed = self.allowed;
-        record.uncounted = self.uncounted;
+        record.uncounted = u32::try_from(self.uncounted).unwrap_or(u32::MAX);
         let are_known = |counts: &[(u32, u64)], known: usize| {
             counts.iter().all(|(index, _)| (*index as usize) < known)
         };

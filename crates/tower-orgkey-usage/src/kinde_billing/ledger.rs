@@ -98,6 +98,10 @@ pub enum HoldReason {
     /// Several agreements of the organization have the feature.
     #[error("several agreements of the organization have the feature")]
     SeveralAgreements,
+    /// Another organization has a total of this agreement in the present billing period. The totals of both would replace each
+    /// other, so only the other one is billed.
+    #[error("another organization is billed by the same agreement")]
+    SharedAgreement,
     /// Kinde shows no billing period, or one that has not begun, is over, or overlaps the last one.
     #[error("the billing period is not known")]
     UnknownPeriod,
@@ -137,6 +141,17 @@ pub struct PeriodTotal {
 }
 
 impl Ledger {
+    /// Returns the agreements with a total whose billing period is not over.
+    pub(super) fn agreements(&self, now: u64) -> impl Iterator<Item = &str> {
+        let open = self.open.iter();
+        let open = open.map(|total| (&total.agreement, total.ends_at));
+        let closed = self.closed.iter();
+        let closed = closed.map(|total| (&total.agreement, total.ends_at));
+        let all = open.chain(closed);
+        all.filter(move |(_, ends_at)| *ends_at > now)
+            .map(|(agreement, _)| agreement.as_str())
+    }
+
     /// Returns the last total of the present billing period, or of the one that ended last. `None` if there is none yet.
     ///
     /// A store can keep it in a row of its own, to compare it with invoices. It is in the ledger before it is sent.

@@ -57,6 +57,28 @@ async fn fault_163_a_known_record_is_stored() {
 }
 
 #[tokio::test]
+async fn a_cut_error_is_pushed_again() {
+    // It could say that the event exists.
+    let address = serve_on_loopback(|_| Reply::Cut("400 Said\r\n".to_owned())).await;
+    let wall = wall();
+    let mut meter = Meter::start(Kind::StripeV1, &wall).await;
+    meter.url = format!("http://{address}");
+    let usage = usage(&wall).build().unwrap();
+    let mut pusher = usage
+        .handle()
+        .pusher(stripe(&meter, &wall, true))
+        .build()
+        .unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    let report = pusher.push_closed().await;
+    assert_eq!(
+        (report.waiting, report.undeliverable, report.parked),
+        (1, 0, 0)
+    );
+}
+
+#[tokio::test]
 async fn fault_164_an_expired_session_is_renewed() {
     let wall = wall();
     let meter = Meter::start(Kind::StripeStream, &wall).await;
