@@ -446,6 +446,25 @@ mod tests {
     }
 
     #[test]
+    fn agreements_are_those_of_periods_that_last() {
+        let agreements = |ledger: &Ledger, now| {
+            let all = ledger.agreements(now).map(str::to_owned);
+            all.collect::<Vec<_>>()
+        };
+        let mut ledger = after(10, Outcome::Accepted);
+        assert_eq!(agreements(&ledger, DAY - 1), ["a"]);
+        assert!(agreements(&ledger, DAY).is_empty());
+        // After a change of plan, nobody else may send to the old agreement in its period either.
+        let other = View {
+            agreement: "b".to_owned(),
+            ..view(DAY / 2)
+        };
+        ledger.next(11, &other, DAY / 2, None).unwrap();
+        assert_eq!(agreements(&ledger, DAY / 2), ["b", "a"]);
+        assert_eq!(agreements(&ledger, DAY), ["b"]);
+    }
+
+    #[test]
     fn late_send_delays_a_greater_total() {
         let mut ledger = Ledger::default();
         let send = ledger.next(5, &view(0), 0, None).unwrap().unwrap();

@@ -196,14 +196,7 @@ impl<S: TotalsStore> KindeBillingSender<S> {
             since_epoch.unwrap_or_default().as_secs()
         });
         let now = self.now();
-        // Which organization each agreement is billed to.
-        let mut billed: HashMap<String, OrgCode> = HashMap::new();
-        for org in &totals.organizations {
-            for agreement in org.ledger.agreements(now) {
-                let held = billed.entry(agreement.to_owned());
-                held.or_insert_with(|| org.organization.clone());
-            }
-        }
+        let mut billed = billed(&totals.organizations, now);
         let mut due: Vec<OrgTotal> = totals.organizations;
         due.retain(|org| org.ledger.is_due(org.counted, now));
         // After a round that ended early, the other organizations are first.
@@ -390,6 +383,18 @@ impl<S: TotalsStore> KindeBillingSender<S> {
         }
         self.told = held;
     }
+}
+
+/// Returns which organization each agreement is billed to.
+fn billed(organizations: &[OrgTotal], now: u64) -> HashMap<String, OrgCode> {
+    let mut billed = HashMap::new();
+    for org in organizations {
+        for agreement in org.ledger.agreements(now) {
+            let held = billed.entry(agreement.to_owned());
+            held.or_insert_with(|| org.organization.clone());
+        }
+    }
+    billed
 }
 
 /// Whether the agreement is billed to another organization. If it is to none, it is to this one from now on.
