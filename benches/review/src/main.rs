@@ -10,7 +10,9 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use tower_orgkey_review::{EvidenceBuilder, KeyFacts, KeyList, PreviousReview, Review, ReviewPolicy, UnixMillis};
+use tower_orgkey_review::{
+    EvidenceBuilder, KeyFacts, KeyList, PreviousReview, Review, ReviewPolicy, UnixMillis,
+};
 
 /// A line of the audit trail; the numbers in braces differ.
 const LINE: &str = include_str!("line.json");
