@@ -1,13 +1,18 @@
 //! Reads generated audit lines on one thread, reviews their keys and writes the report. Prints lines per second of the processor
 //! and the most resident memory, and checks the counts of all keys.
 //!
-//! `orgkey-review-bench LINES KEYS`. The lines are generated in blocks, and the time of that is not counted.
+//! `orgkey-review-bench LINES KEYS [FILE]`. The lines are generated in blocks, and the time of that is not counted. The file is the
+//! previous review; if it does not exist, the report is written there.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::Path;
 use std::time::Duration;
 
-use tower_orgkey_review::{EvidenceBuilder, KeyFacts, KeyList, Review, ReviewPolicy, UnixMillis};
+use tower_orgkey_review::{
+    EvidenceBuilder, KeyFacts, KeyList, PreviousReview, Review, ReviewPolicy, UnixMillis,
+};
 
 /// A line of the audit trail; the numbers in braces differ.
 const LINE: &str = include_str!("line.json");
@@ -135,11 +140,11 @@ impl Write for Written {
 }
 
 fn main() {
-    let mut arguments = std::env::args()
-        .skip(1)
-        .map(|text| text.parse::<u64>().expect("a number"));
-    let lines = arguments.next().unwrap_or(2_000_000);
-    let keys = arguments.next().unwrap_or(1_000_000);
+    let mut arguments = std::env::args().skip(1);
+    let mut number = || arguments.next().map(|text| text.parse().expect("a number"));
+    let lines = number().unwrap_or(2_000_000);
+    let keys = number().unwrap_or(1_000_000);
+    let file = arguments.next();
     let mut generator = Generator {
         parts: parts(LINE.trim_end()),
         keys,
@@ -155,6 +160,18 @@ fn main() {
         (on_processor() - began).as_secs_f64(),
         memory("VmRSS") - before
     );
+
+    let began = on_processor();
+    let open = |path: &String| BufReader::new(File::open(path).expect("a readable file"));
+    let before_it = file.as_ref().filter(|path| Path::new(path).exists());
+    let previous = before_it.map(|path| PreviousReview::read(open(path)).expect("a report"));
+    if previous.is_some() {
+        println!(
+            "the previous review in {:.1} s, {:.0} MiB with the list",
+            (on_processor() - began).as_secs_f64(),
+            memory("VmRSS") - before
+        );
+    }
 
     let mut builder = EvidenceBuilder::new();
     let mut block = String::new();
@@ -187,7 +204,14 @@ fn main() {
     let evidence = builder.finish();
     assert_eq!(evidence.lines().events, lines);
     let policy = ReviewPolicy::new();
-    let report = Review::of(&list, &evidence, &policy).stream();
+    let mut review = Review::of(&list, &evidence, &policy);
+    if let Some(previous) = &previous {
+        review = review.previous(previous);
+    }
+    let mut report = review.stream();
+    if let Some(path) = before_it {
+        report.read_settled(open(path)).expect("a report");
+    }
     println!(
         "{} keys reviewed in {:.1} s, {} findings, {:.0} MiB at most",
         report.key_count(),
@@ -212,6 +236,11 @@ fn main() {
             (on_processor() - began).as_secs_f64(),
             memory("VmHWM") - before
         );
+    }
+
+    if let (Some(path), None) = (&file, before_it) {
+        let out = BufWriter::new(File::create(path).expect("a writable file"));
+        serde_json::to_writer(out, &report).expect("a writable file");
     }
 
     let mut counted = 0;

@@ -1,19 +1,18 @@
 //! What changed since the previous review, and what was decided.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use crate::keys::KeyFacts;
+use crate::keys::{KeyFacts, KeyList};
+use crate::previous::{Known, PreviousReview};
 use crate::report::{
-    ChangedKey, Changes, Decision, Finding, FindingKind, KeyReview, ORGANIZATIONS, ReviewReport,
+    ChangedKey, Changes, Decision, Finding, FindingKind, NOT_LISTED, ORGANIZATIONS,
 };
 use crate::time::UnixMillis;
 
 /// The decisions of the previous review and new ones.
 #[derive(Default)]
 pub(crate) struct Decisions<'a> {
-    previous: &'a [Finding],
-    /// The places of the previous findings.
-    places: HashMap<&'a str, usize>,
+    previous: Option<&'a PreviousReview>,
     old: HashSet<&'a Decision>,
     held: BTreeMap<&'a str, &'a Decision>,
     now: UnixMillis,
@@ -21,17 +20,14 @@ pub(crate) struct Decisions<'a> {
 
 impl<'a> Decisions<'a> {
     pub(crate) fn of(
-        previous: Option<&'a ReviewReport>,
+        previous: Option<&'a PreviousReview>,
         new: &'a [Decision],
         now: UnixMillis,
     ) -> Self {
         let before = previous.map_or(&[][..], |previous| &previous.decisions);
-        let previous = previous.map_or(&[][..], |previous| &previous.findings);
-        let ids = previous.iter().map(|finding| finding.id.as_str());
         let decisions = before.iter().chain(new);
         Self {
             previous,
-            places: ids.zip(0..).collect(),
             old: before.iter().collect(),
             held: decisions.map(|it| (it.finding.as_str(), it)).collect(),
             now,
@@ -43,10 +39,9 @@ impl<'a> Decisions<'a> {
         let decision = self.held.get(finding.id.as_str()).copied();
         // A finding that was gone and came back, or is about more scopes, is another one.
         let decision = decision.filter(|decision| {
-            let place = self.places.get(finding.id.as_str());
+            let decided = self.previous.and_then(|it| it.decided.get(&finding.id));
             !self.old.contains(decision)
-                || place.is_some_and(|place| {
-                    let decided = &self.previous[*place];
+                || decided.is_some_and(|decided| {
                     let mut scopes = finding.scopes.iter();
                     decided.decision.as_ref() == Some(*decision)
                         && scopes.all(|scope| decided.scopes.contains(scope))
@@ -66,6 +61,7 @@ impl<'a> Decisions<'a> {
 /// Compares the findings of a review with the previous ones.
 pub(crate) struct FindingChanges<'d, 'a> {
     decisions: &'d Decisions<'a>,
+    previous: &'a PreviousReview,
     /// Which of the previous ones are there again.
     is_again: Vec<bool>,
     found: Vec<String>,
@@ -73,10 +69,11 @@ pub(crate) struct FindingChanges<'d, 'a> {
 }
 
 impl<'d, 'a> FindingChanges<'d, 'a> {
-    pub(crate) fn new(decisions: &'d Decisions<'a>) -> Self {
+    pub(crate) fn new(decisions: &'d Decisions<'a>, previous: &'a PreviousReview) -> Self {
         Self {
             decisions,
-            is_again: vec![false; decisions.previous.len()],
+            previous,
+            is_again: vec![false; previous.finding_count()],
             found: Vec::new(),
             decided: Vec::new(),
         }
@@ -84,8 +81,8 @@ impl<'d, 'a> FindingChanges<'d, 'a> {
 
     /// Adds a finding, with the place of its key.
     pub(crate) fn add(&mut self, finding: &Finding, key: u32) {
-        match self.decisions.places.get(finding.id.as_str()) {
-            Some(place) => self.is_again[*place] = true,
+        match self.previous.finding(&finding.id) {
+            Some(place) => self.is_again[place] = true,
             None => self.found.push(finding.id.clone()),
         }
         let is_new = |decision: &Decision| !self.decisions.old.contains(decision);
@@ -94,97 +91,115 @@ impl<'d, 'a> FindingChanges<'d, 'a> {
         }
     }
 
-    /// Returns the changes of findings.
-    pub(crate) fn finish(mut self, since: UnixMillis) -> Changes {
+    /// Returns the changes of findings, and which of the previous ones are there again. Without those that are gone, unless the
+    /// previous findings are in memory.
+    pub(crate) fn finish(mut self) -> (Changes, Vec<bool>) {
         self.found.sort_unstable();
         self.decided.sort_unstable();
-        let previous = self.decisions.previous.iter().zip(self.is_again);
-        let settled = previous.filter(|(_, is_again)| !is_again);
-        Changes {
-            since,
+        let held = self.previous.held.iter().flatten();
+        let is_gone = |finding: &&Finding| {
+            let place = self.previous.finding(&finding.id);
+            place.is_some_and(|place| !self.is_again[place])
+        };
+        let changes = Changes {
+            since: self.previous.until,
             found: self.found,
-            settled: settled.map(|(finding, _)| finding.clone()).collect(),
+            settled: held.filter(is_gone).cloned().collect(),
             decided: self.decided.into_iter().map(|(.., id)| id).collect(),
             ..Changes::default()
-        }
+        };
+        (changes, self.is_again)
     }
 }
 
 /// The keys of the previous review.
-#[derive(Default)]
-pub(crate) struct Before<'a> {
-    /// By id and organization.
-    keys: Vec<&'a KeyReview>,
-}
+#[derive(Clone, Copy)]
+pub(crate) struct Before<'a>(pub(crate) Option<&'a Known>);
 
 impl<'a> Before<'a> {
-    pub(crate) fn of(report: &'a ReviewReport) -> Self {
-        let mut keys: Vec<_> = report.keys.iter().collect();
-        keys.sort_unstable_by(|a, b| (&a.id, &a.org).cmp(&(&b.id, &b.org)));
-        Self { keys }
+    /// Returns the places of a key, by organization.
+    fn of_key(self, id: &str) -> impl DoubleEndedIterator<Item = (&'a KeyList, usize)> {
+        let (list, places) = match self.0 {
+            Some(Known { list, places }) => (Some(list), places.as_slice()),
+            None => (None, &[][..]),
+        };
+        let id_of = |place: u32| list.map_or("", |list| list.id(place as usize));
+        let from = places.partition_point(|place| id_of(*place) < id);
+        let until = places.partition_point(|place| id_of(*place) <= id);
+        let places = places[from..until].iter();
+        places.filter_map(move |place| Some((list?, *place as usize)))
     }
 
-    fn of_key(&self, id: &str) -> impl DoubleEndedIterator<Item = &'a KeyReview> {
-        let from = self.keys.partition_point(|key| *key.id < *id);
-        let until = self.keys.partition_point(|key| *key.id <= *id);
-        self.keys[from..until].iter().copied()
+    /// Returns the places of the key if it was on the list, by organization.
+    fn listed(self, id: &str) -> impl DoubleEndedIterator<Item = (&'a KeyList, usize)> {
+        let of_key = self.of_key(id);
+        of_key.filter(|(list, at)| list.status(*at) != NOT_LISTED)
     }
 
-    /// Returns the key on the list, by organization.
-    fn listed(&self, id: &str) -> impl DoubleEndedIterator<Item = &'a KeyReview> {
-        self.of_key(id).filter(|key| key.is_listed())
+    pub(crate) fn org(self, id: &str) -> Option<&'a str> {
+        let (list, at) = self.listed(id).next_back()?;
+        list.org(at)
     }
 
-    pub(crate) fn org(&self, id: &str) -> Option<&'a str> {
-        self.listed(id).next_back()?.org.as_deref()
-    }
-
-    pub(crate) fn get(&self, org: Option<&str>, id: &str) -> Option<&'a KeyReview> {
-        self.of_key(id).find(|key| key.org.as_deref() == org)
+    pub(crate) fn get(self, org: Option<&str>, id: &str) -> Option<KeyFacts> {
+        let mut of_key = self.of_key(id);
+        let (list, at) = of_key.find(|(list, at)| list.org(*at) == org)?;
+        Some(list.get(at))
     }
 
     /// Its organization may have become known since.
-    pub(crate) fn any(&self, org: Option<&str>, id: &str) -> Option<&'a KeyReview> {
-        self.get(org, id).or_else(|| self.listed(id).next_back())
+    pub(crate) fn any(self, org: Option<&str>, id: &str) -> Option<KeyFacts> {
+        self.get(org, id).or_else(|| {
+            let (list, at) = self.listed(id).next_back()?;
+            Some(list.get(at))
+        })
     }
 
     /// Adds a key of the list to the changes. One that several organizations used is one key.
-    pub(crate) fn compare(&self, key: &KeyFacts, orgs: &[&str], changes: &mut Changes) {
-        let before: Vec<_> = self.listed(&key.id).collect();
+    pub(crate) fn compare(self, key: &KeyFacts, orgs: &[&str], changes: &mut Changes) {
         let mut it = ChangedKey {
             org: orgs.first().map(|org| (*org).to_owned()),
             id: key.id.clone(),
             name: key.name.clone(),
             what: Vec::new(),
         };
-        let Some(first) = before.first() else {
+        let Some((list, first)) = self.listed(&key.id).next() else {
             changes.added.push(it);
             return;
         };
-        let of_before: Vec<_> = before.iter().filter_map(|key| key.org.as_deref()).collect();
-        it.what = differences(first, &of_before, key, orgs);
+        let of_before = self.listed(&key.id);
+        let of_before: Vec<_> = of_before.filter_map(|(list, at)| list.org(at)).collect();
+        it.what = differences(&list.get(first), &of_before, key, orgs);
         if !it.what.is_empty() {
             changes.changed.push(it);
         }
     }
 
     /// Returns the keys that are not on the list any more.
-    pub(crate) fn removed(&self, is_listed: impl Fn(&str) -> bool) -> Vec<ChangedKey> {
-        let keys = self.keys.chunk_by(|a, b| a.id == b.id);
-        let listed = keys.filter_map(|keys| keys.iter().find(|key| key.is_listed()));
-        let gone = listed.filter(|key| !is_listed(&key.id));
-        gone.map(|key| ChangedKey {
-            org: key.org.clone(),
-            id: key.id.clone(),
-            name: key.name.clone(),
-            what: Vec::new(),
+    pub(crate) fn removed(self, is_listed: impl Fn(&str) -> bool) -> Vec<ChangedKey> {
+        let Some(Known { list, places }) = self.0 else {
+            return Vec::new();
+        };
+        let id = |place: &u32| list.id(*place as usize);
+        let keys = places.chunk_by(|a, b| id(a) == id(b));
+        let was_listed = |place: &&u32| list.status(**place as usize) != NOT_LISTED;
+        let listed = keys.filter_map(|keys| keys.iter().find(was_listed));
+        let gone = listed.filter(|place| !is_listed(id(place)));
+        gone.map(|place| {
+            let key = list.get(*place as usize);
+            ChangedKey {
+                org: key.org,
+                id: key.id,
+                name: key.name,
+                what: Vec::new(),
+            }
         })
         .collect()
     }
 }
 
 fn differences(
-    before: &KeyReview,
+    before: &KeyFacts,
     orgs_before: &[&str],
     now: &KeyFacts,
     orgs: &[&str],
@@ -198,7 +213,7 @@ fn differences(
     text("name", &before.name, &now.name);
     text("status", &before.status, &now.status);
     text("type", &before.kind, &now.kind);
-    text("scopes", &before.granted.join(" "), &now.scopes.join(" "));
+    text("scopes", &before.scopes.join(" "), &now.scopes.join(" "));
     if !orgs_before.is_empty() && !orgs.is_empty() && orgs_before != orgs {
         let (before, now) = (orgs_before.join(" "), orgs.join(" "));
         what.push(format!("{ORGANIZATIONS}{before} to {now}"));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::evidence::Evidence;
 use crate::line::{self, Event, Kind, NotRead, Request};
 use crate::segment::{
-    AnyOf, CODES, COMBINATIONS, Combination, REQUIREMENTS, SegmentBuilder, Week, index,
+    AnyOf, CODES, COMBINATIONS, Combination, REQUIREMENTS, SegmentBuilder, index,
 };
 use crate::time::{UnixMillis, day, week};
 
@@ -30,7 +30,7 @@ const STEP: u64 = 65_536;
 ///
 /// # Memory
 ///
-/// One record per organization and key, of some 200 bytes, and 24 bytes per organization and week; not a byte per line. A gap
+/// One record per organization and key, of some 200 bytes, and up to 16 bytes per organization and week; not a byte per line. A gap
 /// in a trail costs some 60 bytes. BENCHMARKS.md of the repository has the measured numbers.
 ///
 /// # Example
@@ -238,7 +238,8 @@ impl EvidenceBuilder {
         };
         let code = request.is_denied.then(|| self.code(&request.code));
         let org = self.segment.org(org);
-        count_week(self.segment.weeks(org), time, request.is_denied);
+        let weeks = self.segment.weeks(org);
+        weeks.add(week(time), request.is_denied, 1);
         let key = request.key.as_deref().unwrap_or_default();
         let record = self.segment.record(org, key);
         if record.first == 0 || time < record.first {
@@ -302,32 +303,6 @@ impl EvidenceBuilder {
 
 /// The code of all codes beyond [`CODES`].
 const OTHER: &str = "other";
-
-/// Counts a request of an organization.
-fn count_week(weeks: &mut Vec<Week>, time: u64, is_denied: bool) {
-    let number = week(time);
-    // Nearly always the last one.
-    let at = match weeks.last() {
-        Some(last) if last.number == number => weeks.len() - 1,
-        _ => match weeks.binary_search_by_key(&number, |week| week.number) {
-            Ok(at) => at,
-            Err(at) => {
-                let week = Week {
-                    number,
-                    ..Week::default()
-                };
-                weeks.reserve_exact(1);
-                weeks.insert(at, week);
-                at
-            }
-        },
-    };
-    if is_denied {
-        weeks[at].rejected += 1;
-    } else {
-        weeks[at].allowed += 1;
-    }
-}
 
 #[derive(Deserialize)]
 struct Authorization {

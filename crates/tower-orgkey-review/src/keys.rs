@@ -155,14 +155,37 @@ impl KeyList {
                 Category::Io => error.to_string(),
                 Category::Syntax | Category::Eof => format!("line {}: not JSON", error.line()),
                 // Without the place and the value.
-                Category::Data => list.problem(&error),
+                Category::Data => list.problem(&error.to_string()),
             })),
         }
     }
 
-    fn problem(&self, error: &serde_json::Error) -> String {
-        let error = error.to_string();
-        let known = [LISTED_AT, API_KEYS, NO_LIST];
+    /// Reads a list as [`from_json`](Self::from_json) from what is parsed already, such as a JSON value.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tower_orgkey_review::{KeyList, UnixMillis};
+    ///
+    /// let list = KeyList::from_deserializer(json!([{ "id": "key_1" }]), UnixMillis::now()).unwrap();
+    /// assert_eq!(list.get(0).id, "key_1");
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A key has no id or a mistyped member. The message names the number of the key.
+    pub fn from_deserializer<'de, D: Deserializer<'de>>(
+        keys: D,
+        now: UnixMillis,
+    ) -> Result<Self, KeyListError> {
+        let mut list = Self::new(now);
+        match Whole(&mut list).deserialize(keys) {
+            Ok(()) => Ok(list),
+            Err(error) => Err(KeyListError(list.problem(&error.to_string()))),
+        }
+    }
+
+    fn problem(&self, error: &str) -> String {
+        let known = [LISTED_AT, API_KEYS, NO_LIST, TOO_MANY];
         let known = known.iter().find(|known| error.contains(**known));
         known.map_or_else(
             || {
@@ -174,7 +197,12 @@ impl KeyList {
     }
 
     /// Adds a key. Of several with the same id, the last one counts.
+    ///
+    /// # Panics
+    ///
+    /// If there are 4,294,967,295 keys already. A list that is read has an error instead.
     pub fn push(&mut self, key: KeyFacts) {
+        assert!(has_room(self.len()), "{TOO_MANY}");
         let text = self.texts.len();
         let suffix = key.suffix.as_deref();
         for text in [&*key.id, &*key.name, suffix.unwrap_or_default()] {
@@ -264,7 +292,11 @@ impl KeyList {
     }
 
     pub(crate) fn is_active(&self, at: usize) -> bool {
-        self.common(at).status == "active"
+        self.status(at) == "active"
+    }
+
+    pub(crate) fn status(&self, at: usize) -> &str {
+        &self.common(at).status
     }
 
     fn common(&self, at: usize) -> &Common {
@@ -340,6 +372,12 @@ impl<T: Hash + Eq> Interner<T> {
     }
 }
 
+/// Whether there can be another key: places are numbers of 32 bits, and one of them stands for none.
+fn has_room(keys: usize) -> bool {
+    index(keys) < NONE
+}
+
+const TOO_MANY: &str = "more than 4,294,967,295 keys";
 const LISTED_AT: &str = "listed_at is no timestamp";
 const API_KEYS: &str = "api_keys is missing or no array";
 const NO_LIST: &str = "neither an object nor an array";
@@ -415,6 +453,9 @@ impl<'de> Visitor<'de> for Keys<'_> {
             if key.id.is_empty() {
                 return Err(A::Error::custom("no id"));
             }
+            if !has_room(self.0.len()) {
+                return Err(A::Error::custom(TOO_MANY));
+            }
             self.0.push(key.into());
         }
         Ok(())
@@ -439,5 +480,24 @@ impl From<Listed> for KeyFacts {
             scopes,
             org: org.filter(|org| !org.trim().is_empty()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_keys_than_there_are_places_are_refused() {
+        for (keys, expected) in [
+            (0, true),
+            (u32::MAX as usize - 1, true),
+            (u32::MAX as usize, false),
+            (u32::MAX as usize + 1, false),
+        ] {
+            assert_eq!(has_room(keys), expected, "{keys}");
+        }
+        let error = KeyList::default().problem(TOO_MANY);
+        assert_eq!(error, "more than 4,294,967,295 keys");
     }
 }

@@ -13,6 +13,7 @@ mod name;
 mod ocsf;
 mod page;
 mod policy;
+mod previous;
 mod ranges;
 mod report;
 mod review;
@@ -31,6 +32,7 @@ pub use self::fold::{EvidenceBuilder, Problem, Progress};
 pub use self::keys::{KeyFacts, KeyList, KeyListError};
 pub use self::name::{InvalidTemplate, NameTemplate};
 pub use self::policy::ReviewPolicy;
+pub use self::previous::{PreviousReview, PreviousReviewError};
 pub use self::report::{
     ChangedKey, Changes, Decision, Finding, FindingKind, KeyReview, ReviewReport, RevokedKey,
     WeekCount,

@@ -3,7 +3,8 @@
 use crate::evidence::Evidence;
 use crate::keys::KeyList;
 use crate::policy::ReviewPolicy;
-use crate::report::{Decision, ReviewReport};
+use crate::previous::PreviousReview;
+use crate::report::Decision;
 
 /// An access review. [`report`](Self::report) depends on nothing but what it is given.
 ///
@@ -24,7 +25,7 @@ pub struct Review<'a> {
     pub(crate) keys: &'a KeyList,
     pub(crate) evidence: &'a Evidence,
     pub(crate) policy: &'a ReviewPolicy,
-    pub(crate) previous: Option<&'a ReviewReport>,
+    pub(crate) previous: Option<&'a PreviousReview>,
     pub(crate) decisions: &'a [Decision],
 }
 
@@ -41,8 +42,8 @@ impl<'a> Review<'a> {
     }
 
     /// Sets the previous review. It shows what changed, when a secret was rotated, and what was decided.
-    pub fn previous(mut self, report: &'a ReviewReport) -> Self {
-        self.previous = Some(report);
+    pub fn previous(mut self, previous: &'a PreviousReview) -> Self {
+        self.previous = Some(previous);
         self
     }
 

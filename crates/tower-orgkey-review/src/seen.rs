@@ -177,7 +177,7 @@ impl<'a> Seen<'a> {
             let Ok(at) = segment.orgs.binary_search_by(|held| (*held.name).cmp(org)) else {
                 continue;
             };
-            for week in &segment.orgs[at].weeks {
+            for week in segment.orgs[at].weeks.iter() {
                 let held = requests.entry(week.number).or_default();
                 held.week = monday(week.number);
                 held.allowed += week.allowed;

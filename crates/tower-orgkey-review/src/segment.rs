@@ -61,7 +61,8 @@ pub(crate) struct Record {
     counts: Box<[Count]>,
 }
 
-/// A number of requests, below the place of their combination or, behind the combinations, of their code.
+/// A number of requests, below what they have in common: in a record, the place of their combination or, behind the combinations, of
+/// their code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Count(u64);
 
@@ -149,6 +150,69 @@ pub(crate) struct Week {
     pub(crate) rejected: u64,
 }
 
+/// The requests of an organization by week. There may be many organizations, so it has only what was counted: below the number of
+/// the week, and whether the requests were rejected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Weeks(Vec<Count>);
+
+/// A week of the year 3226. A later one is the mistake of a clock, and counts as this one.
+const LAST_WEEK: u32 = u16::MAX as u32;
+
+impl Weeks {
+    pub(crate) fn add(&mut self, week: u32, is_rejected: bool, requests: u64) {
+        let place = week.min(LAST_WEEK) * 2 + u32::from(is_rejected);
+        // Nearly always the last one.
+        let at = match self.0.last() {
+            Some(last) if last.place() == place => Ok(self.0.len() - 1),
+            _ => self.0.binary_search_by_key(&place, |held| held.place()),
+        };
+        match at {
+            Ok(at) => {
+                let count = self.0[at].count().saturating_add(requests);
+                self.0[at] = Count::new(place, count);
+            }
+            Err(at) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, Count::new(place, requests));
+            }
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Week> {
+        let weeks = self.0.chunk_by(|a, b| a.place() / 2 == b.place() / 2);
+        weeks.map(|counts| {
+            let mut week = Week::default();
+            for count in counts {
+                week.number = count.place() / 2;
+                if count.place() % 2 == 0 {
+                    week.allowed = count.count();
+                } else {
+                    week.rejected = count.count();
+                }
+            }
+            week
+        })
+    }
+}
+
+impl FromIterator<Week> for Weeks {
+    fn from_iter<I: IntoIterator<Item = Week>>(weeks: I) -> Self {
+        let mut counts = Self::default();
+        for week in weeks {
+            for (is_rejected, requests) in [(false, week.allowed), (true, week.rejected)] {
+                if requests > 0 {
+                    counts.add(week.number, is_rejected, requests);
+                }
+            }
+        }
+        counts
+    }
+}
+
 /// What is missing of a day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Missing {
@@ -183,7 +247,7 @@ pub(crate) struct Head {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Org {
     pub(crate) name: Box<str>,
-    pub(crate) weeks: Vec<Week>,
+    pub(crate) weeks: Weeks,
 }
 
 /// A key in an organization.
@@ -301,7 +365,7 @@ impl SegmentBuilder {
         let at = index(orgs.len());
         orgs.push(Org {
             name: name.into(),
-            weeks: Vec::new(),
+            weeks: Weeks::default(),
         });
         let hasher = &self.hasher;
         let rehash = |at: &u32| hasher.hash_one(&*orgs[*at as usize].name);
@@ -309,7 +373,7 @@ impl SegmentBuilder {
         at
     }
 
-    pub(crate) fn weeks(&mut self, org: u32) -> &mut Vec<Week> {
+    pub(crate) fn weeks(&mut self, org: u32) -> &mut Weeks {
         &mut self.segment.orgs[org as usize].weeks
     }
 
@@ -372,4 +436,39 @@ fn sort<T>(table: &mut Vec<T>, compare: impl Fn(&T, &T) -> Ordering) -> Vec<u32>
         places[old] = new;
     }
     places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weeks_count_what_was_rejected_apart() {
+        let mut weeks = Weeks::default();
+        for (week, is_rejected, requests) in [
+            (3_000, false, 2),
+            (3_001, true, 1),
+            (2_999, true, 4),
+            (3_000, true, 8),
+            (3_000, false, 1 << 40),
+            (u32::MAX, false, 1),
+            (LAST_WEEK, false, 1),
+        ] {
+            weeks.add(week, is_rejected, requests);
+        }
+        let week = |number, allowed, rejected| Week {
+            number,
+            allowed,
+            rejected,
+        };
+        let counted = [
+            week(2_999, 0, 4),
+            week(3_000, (1 << 40) + 2, 8),
+            week(3_001, 0, 1),
+            week(LAST_WEEK, 2, 0),
+        ];
+        assert!(weeks.iter().eq(counted));
+        assert_eq!(counted.into_iter().collect::<Weeks>(), weeks);
+        assert_eq!(size_of_val(&*weeks.0), 5 * 8);
+    }
 }

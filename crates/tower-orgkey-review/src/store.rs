@@ -46,8 +46,9 @@ struct Stored {
     rejected: Vec<(u32, u64)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     asked: Vec<(u32, u64)>,
+    /// A record holds at most `u32::MAX`, which stands for more.
     #[serde(default)]
-    uncounted: u32,
+    uncounted: u64,
 }
 
 impl From<&Record> for Stored {
@@ -59,7 +60,7 @@ impl From<&Record> for Stored {
             allowed: record.allowed,
             rejected: record.rejected().collect(),
             asked: record.asked().collect(),
-            uncounted: record.uncounted,
+            uncounted: record.uncounted.into(),
         }
     }
 }
@@ -72,7 +73,7 @@ impl Stored {
         record.last = self.last;
         record.last_allowed = self.last_allowed;
         record.allowed = self.allowed;
-        record.uncounted = self.uncounted;
+        record.uncounted = u32::try_from(self.uncounted).unwrap_or(u32::MAX);
         let are_known = |counts: &[(u32, u64)], known: usize| {
             counts.iter().all(|(index, _)| (*index as usize) < known)
         };
@@ -131,7 +132,7 @@ impl Evidence {
             for org in segment.orgs.iter().filter(|org| !org.weeks.is_empty()) {
                 put(&Line::Weeks {
                     org: (&*org.name).into(),
-                    weeks: org.weeks.clone(),
+                    weeks: org.weeks.iter().collect(),
                 })?;
             }
             for Row { org, id, record } in segment.rows() {
@@ -197,7 +198,7 @@ impl Evidence {
                 }
                 (Line::Weeks { org, weeks }, Some(segment)) => {
                     let org = segment.org(&org);
-                    *segment.weeks(org) = weeks;
+                    *segment.weeks(org) = weeks.into_iter().collect();
                 }
                 (Line::Key { org, key, record }, Some(segment)) => {
                     let record = record.into_record(segment.head()).map_err(invalid)?;

@@ -44,7 +44,8 @@
 //! # Pushing
 //!
 //! A [`UsagePusher`] closes each minute and pushes it to a [`UsageSink`], at least once and in order. [`OpenMeterSink`]
-//! (feature `openmeter`), [`StripeSink`] (feature `stripe`) and [`KindeBillingSink`] (feature `kinde-billing`) are sinks.
+//! (feature `openmeter`), [`StripeSink`] (feature `stripe`) and [`KindeBillingSink`] (feature `kinde-billing`) are sinks. A sink of
+//! your own that calls a meter over HTTP needs some 50 lines with [`HttpMeter`] (feature `http-meter`).
 //!
 //! * **A closed minute stays closed.** Its records are final, and each has a unique id. Requests that end later count in the
 //!   next minute, or in further records of the same minute if [`flush`](UsagePusher::flush) closed it early. If the wall clock
@@ -90,8 +91,8 @@ mod catch_unwind;
 mod clock_table;
 mod counts;
 mod future;
-#[cfg(any(feature = "openmeter", feature = "stripe"))]
-mod http_client;
+#[cfg(feature = "http-meter")]
+mod http_meter;
 #[cfg(feature = "kinde-billing")]
 mod kinde_billing;
 mod layer;
@@ -120,6 +121,9 @@ mod wall_clock;
 pub use self::account::{Account, KeyName, Route};
 pub use self::counts::{Counts, DURATION_BOUNDS_MS};
 pub use self::future::ResponseFuture;
+#[cfg(feature = "http-meter")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http-meter")))]
+pub use self::http_meter::{HttpMeter, HttpMeterBuilder, HttpReply};
 #[cfg(feature = "kinde-billing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kinde-billing")))]
 pub use self::kinde_billing::{

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::account::Account;
 use crate::record::UsageRecord;
 
 /// A destination for the records of closed minutes: a meter, a queue, a table.
@@ -203,6 +204,22 @@ impl PushError {
         Self {
             may_be_stored: true,
             ..Self::park(source, places)
+        }
+    }
+
+    /// Returns [`park`](Self::park) for the records of
+    /// [organizations that were counted together](Account::OtherOrganizations): they belong to no single customer.
+    ///
+    /// # Errors
+    ///
+    /// The batch has such records.
+    pub fn park_other_organizations(batch: &[UsageRecord]) -> Result<(), Self> {
+        let is_merged = |place: &usize| batch[*place].account == Account::OtherOrganizations;
+        let merged: Vec<usize> = (0..batch.len()).filter(is_merged).collect();
+        if merged.is_empty() {
+            Ok(())
+        } else {
+            Err(Self::park("a record is of several organizations", merged))
         }
     }
 

@@ -1,17 +1,17 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, IsTerminal as _, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tower_orgkey_review::{
-    Decision, Evidence, EvidenceBuilder, KeyList, NameTemplate, Review, ReviewPolicy, ReviewReport,
-    StreamedReport, UnixMillis,
+    Decision, Evidence, EvidenceBuilder, KeyList, NameTemplate, PreviousReview, Review,
+    ReviewPolicy, ReviewReport, StreamedReport, UnixMillis,
 };
 
 use super::issuer::Issuers;
+use super::progress::ProgressBar;
 
 /// Reviews keys: which are used, which scopes they need, and what has to be decided.
 ///
@@ -121,12 +121,8 @@ fn try_run(args: &Args) -> Result<String, String> {
     let evidence = args.evidence(&policy, keys.listed_at)?;
     if let Some(issuers) = issuers {
         issuers.check(evidence.key_ids(policy.window_start(keys.listed_at)))?;
-        let before = previous.iter().flat_map(|report| &report.keys);
-        let before = before
-            .filter(|key| key.org.is_some())
-            .map(|key| key.id.as_str());
         let mut known = evidence.key_ids(policy.window_start(keys.listed_at));
-        known.extend(before);
+        known.extend(previous.iter().flat_map(PreviousReview::key_ids));
         let adding = issuers.add_organizations(&mut keys, |key| known.contains(key.id.as_str()));
         runtime.block_on(adding)?;
     }
@@ -134,7 +130,12 @@ fn try_run(args: &Args) -> Result<String, String> {
     if let Some(previous) = &previous {
         review = review.previous(previous);
     }
-    let report = review.stream();
+    let mut report = review.stream();
+    if let Some(path) = &args.previous {
+        let file = File::open(path).map_err(|error| named(path, &error))?;
+        let read = report.read_settled(BufReader::new(file));
+        read.map_err(|error| named(path, &error))?;
+    }
     unmatched(&report, &decisions);
     let report = match &args.org {
         Some(org) => {
@@ -242,7 +243,7 @@ impl Args {
                 .map_err(|error| named(path, &error))?
                 .len())
         });
-        let mut bar = ProgressBar::new(sizes.sum::<Result<u64, String>>()?);
+        let mut bar = ProgressBar::on_terminal(sizes.sum::<Result<u64, String>>()?);
         for path in &self.audit {
             let file = File::open(path).map_err(|error| named(path, &error))?;
             let input = BufReader::with_capacity(256 * 1024, file);
@@ -266,20 +267,38 @@ impl Args {
 
     /// Refuses to replace a file that is read.
     fn check_outputs(&self) -> Result<(), String> {
+        let one = [
+            &self.config,
+            &self.keys,
+            &self.previous,
+            &self.decisions,
+            &self.organizations,
+        ];
         let inputs = self.audit.iter().chain(&self.evidence);
-        let inputs = inputs.chain(&self.keys).chain(&self.decisions);
-        let inputs: BTreeSet<_> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
+        let inputs = inputs.chain(one.into_iter().flatten());
+        let inputs: BTreeSet<_> = inputs.filter_map(|path| identity(path)).collect();
+        let is_read = |path: &Path| identity(path).is_some_and(|it| inputs.contains(&it));
         let mut outputs = self.out.iter().chain(&self.save_evidence);
-        let read = outputs.find(|path| {
-            let is_read =
-                |path: &Path| path.canonicalize().is_ok_and(|path| inputs.contains(&path));
-            is_read(path) || is_read(&temporary(path))
-        });
-        match read {
+        match outputs.find(|path| is_read(path) || is_read(&temporary(path))) {
             Some(path) => Err(named(path, &"this file is read, and must not be replaced")),
             None => Ok(()),
         }
     }
+}
+
+/// What a file has in common with its other names, also with hard links. `None` if it does not exist.
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let file = fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
+}
+
+/// What a file has in common with its other names. `None` if it does not exist.
+#[cfg(not(unix))]
+fn identity(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok()
 }
 
 /// Prints the decisions whose finding does not exist: the id may be misspelt.
@@ -340,21 +359,9 @@ fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(
     })
 }
 
-fn previous(path: &Path) -> Result<ReviewReport, String> {
+fn previous(path: &Path) -> Result<PreviousReview, String> {
     let file = File::open(path).map_err(|error| named(path, &error))?;
-    let report: ReviewReport = serde_json::from_reader(BufReader::new(file)).map_err(|error| {
-        match error.io_error_kind() {
-            Some(kind) => named(path, &kind),
-            None => named(path, &format!("not a report: line {}", error.line())),
-        }
-    })?;
-    if report.orgkey_review != 1 {
-        return Err(named(path, &"a report of another version"));
-    }
-    if report.organization.is_some() {
-        return Err(named(path, &"a report of one organization"));
-    }
-    Ok(report)
+    PreviousReview::read(BufReader::new(file)).map_err(|error| named(path, &error))
 }
 
 fn decisions(path: &Path) -> Result<Vec<Decision>, String> {
@@ -375,37 +382,4 @@ fn text(path: &Path) -> Result<String, String> {
 
 fn named(path: &Path, error: &dyn std::fmt::Display) -> String {
     format!("{}: {error}", path.display())
-}
-
-/// How far the audit files are read, on a terminal.
-struct ProgressBar {
-    whole: u64,
-    is_shown: bool,
-    shown_at: Instant,
-}
-
-impl ProgressBar {
-    fn new(whole: u64) -> Self {
-        Self {
-            whole,
-            is_shown: std::io::stderr().is_terminal(),
-            shown_at: Instant::now(),
-        }
-    }
-
-    fn show(&mut self, lines: u64, bytes: u64) {
-        if self.is_shown && self.shown_at.elapsed() >= Duration::from_millis(200) {
-            self.shown_at = Instant::now();
-            let percent = u128::from(bytes) * 100 / u128::from(self.whole.max(1));
-            eprint!("\r{percent} %, {lines} lines");
-            // The terminal may be gone.
-            let _ = std::io::stderr().flush();
-        }
-    }
-
-    fn end(&self) {
-        if self.is_shown {
-            eprint!("\r\x1b[K");
-        }
-    }
 }

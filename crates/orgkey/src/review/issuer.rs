@@ -179,7 +179,7 @@ impl Source {
             after = page
                 .last()
                 .and_then(|key| Some(key["id"].as_str()?.to_owned()));
-            let keys = KeyList::from_json(&Value::Array(page).to_string(), list.listed_at);
+            let keys = KeyList::from_deserializer(Value::Array(page), list.listed_at);
             let keys = keys.map_err(|error| format!("page {page_number}: {error}"))?;
             list.extend(keys.iter().map(|key| self.named(key)));
             match (body["has_more"].as_bool(), &after) {

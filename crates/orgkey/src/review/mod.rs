@@ -3,5 +3,6 @@
 
 mod command;
 mod issuer;
+mod progress;
 
 pub use self::command::{Args, run};

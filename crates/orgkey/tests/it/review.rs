@@ -284,6 +284,93 @@ async fn files_that_are_read_are_not_replaced() {
     assert!(!stage.path("b.evidence").exists() && !stage.path("c.evidence").exists());
 }
 
+#[tokio::test]
+async fn no_input_is_replaced_under_any_name() {
+    let stage = Stage::set().await;
+    stage.file("audit.jsonl", &line(0, "org_1", "key_1", "read"));
+    stage.file("organizations.csv", "org_1\n");
+    stage.file("decisions.json", "");
+    stage.file("keys.json", "[]");
+    let read = [
+        "--audit",
+        "audit.jsonl",
+        "--organizations",
+        "organizations.csv",
+    ];
+    let read = [&read[..], &["--decisions", "decisions.json"]].concat();
+    let keys = [&read[..], &["--keys", "keys.json"]].concat();
+    stage
+        .succeed(&[&keys[..], &["--out", "first.json"]].concat())
+        .await;
+    std::fs::copy(stage.path("gateway.toml"), stage.path("gateway.json")).unwrap();
+    std::fs::hard_link(stage.path("first.json"), stage.path("hard.json")).unwrap();
+    std::fs::hard_link(stage.path("first.json"), stage.path("next.csv.tmp")).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("first.json", stage.path("soft.json")).unwrap();
+    let inputs = [
+        "audit.jsonl",
+        "organizations.csv",
+        "decisions.json",
+        "first.json",
+    ];
+    let files = || [&inputs[..], &["keys.json", "gateway.json"]].concat();
+    let before: Vec<_> = files().iter().map(|name| stage.read(name)).collect();
+    let names = ["hard.json", "soft.json", "./keys.json", "next.csv"];
+    let with_keys = [&keys[..], &["--previous", "first.json", "--out"]].concat();
+    for name in inputs.iter().chain(&names) {
+        let error = stage.fail(&[&with_keys[..], &[name]].concat()).await;
+        assert!(error.contains("must not be replaced"), "{name} {error}");
+    }
+    let with_config = [&read[..], &["--config", "gateway.json", "--out"]].concat();
+    let error = stage
+        .fail(&[&with_config[..], &["gateway.json"]].concat())
+        .await;
+    assert!(error.contains("must not be replaced"), "{error}");
+    let after: Vec<_> = files().iter().map(|name| stage.read(name)).collect();
+    assert_eq!(after, before);
+    // Another file may be replaced.
+    for _ in 0..2 {
+        stage
+            .succeed(&[&with_keys[..], &["second.json"]].concat())
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn progress_is_shown_on_a_terminal_only() {
+    const RUN: &str =
+        "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+
+    let stage = Stage::set().await;
+    stage.file("audit.jsonl", &line(0, "org_1", "key_1", "read"));
+    stage.file("keys.json", "[]");
+    let args = [
+        "--audit",
+        "audit.jsonl",
+        "--keys",
+        "keys.json",
+        "--out",
+        "x.json",
+    ];
+    let output = stage.run(&args).await;
+    let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(
+        !printed.contains('%') && !printed.contains('\r'),
+        "{printed}"
+    );
+
+    let mut command = Command::new("python3");
+    let command = command
+        .args(["-c", RUN, env!("CARGO_BIN_EXE_orgkey"), "review"])
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .current_dir(stage.dir.path());
+    let output = command.output().await.unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}");
+    assert!(printed.contains("\r100 %, 1 lines\r\x1b[K"), "{printed:?}");
+}
+
 /// Returns the configuration of an issuer of several.
 fn named(name: &str, emulator: &KindeEmulator) -> String {
     format!(

@@ -192,3 +192,25 @@ fn unknown_fields_and_escapes_are_read() {
     let plain = fold(&(line.json().to_string() + "\n"));
     assert_eq!(fold(&text), plain);
 }
+
+#[test]
+fn many_uncounted_requests_are_read() {
+    let evidence = fold(&numbered(
+        1,
+        0,
+        [allowed("org_1", "key_1", now().0, &[&["read"]])],
+    ));
+    let text = |evidence: &Evidence| {
+        let mut bytes = Vec::new();
+        evidence.write(&mut bytes).unwrap();
+        String::from_utf8(bytes).unwrap()
+    };
+    let stored = text(&evidence);
+    let with = |count: u64| stored.replace("\"uncounted\":0", &format!("\"uncounted\":{count}"));
+    let most = Evidence::read(with(u32::MAX.into()).as_bytes()).unwrap();
+    assert_ne!(most, evidence);
+    for count in [u64::from(u32::MAX) + 1, u64::MAX] {
+        assert_eq!(Evidence::read(with(count).as_bytes()).unwrap(), most);
+    }
+    assert_eq!(text(&most), with(u32::MAX.into()));
+}

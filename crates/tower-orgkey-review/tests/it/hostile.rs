@@ -2,7 +2,7 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use sha2::{Digest as _, Sha256};
-use tower_orgkey_review::{Decision, Review, ReviewPolicy, ReviewReport};
+use tower_orgkey_review::{Decision, PreviousReview, Review, ReviewPolicy, ReviewReport};
 
 use crate::lines::{Line, allowed, heartbeat, numbered};
 use crate::{fold, key, list, now, python};
@@ -57,8 +57,9 @@ pub(crate) fn with_review<T>(use_review: impl FnOnce(&Review<'_>) -> T) -> T {
         reason: "<reason>".to_owned(),
         until: None,
     }];
+    let previous = PreviousReview::of(&first);
     let review = Review::of(&keys, &evidence, &policy)
-        .previous(&first)
+        .previous(&previous)
         .decisions(&decisions);
     use_review(&review)
 }
@@ -193,7 +194,7 @@ fn a_report_of_one_organization_shows_no_other() {
     before.push(key("key_removed", "org_two", &["beat"]));
     let first = Review::of(&before, &evidence, &policy).report();
     let report = Review::of(&keys, &evidence, &policy)
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .decisions(&decisions)
         .report();
     let whole = serde_json::to_string(&report).unwrap();

@@ -14,7 +14,7 @@ mod quarter;
 mod report;
 mod streamed;
 
-use tower_orgkey_review::{Evidence, EvidenceBuilder, KeyFacts, KeyList, UnixMillis};
+use tower_orgkey_review::{Evidence, EvidenceBuilder, KeyFacts, KeyList, ReviewReport, UnixMillis};
 
 /// The milliseconds of a day.
 const DAY: u64 = 86_400_000;
@@ -47,6 +47,15 @@ fn list(keys: impl IntoIterator<Item = KeyFacts>) -> KeyList {
     let mut list = KeyList::new(now());
     list.extend(keys);
     list
+}
+
+/// The ids of the findings.
+fn ids(report: &ReviewReport) -> Vec<&str> {
+    report
+        .findings
+        .iter()
+        .map(|finding| finding.id.as_str())
+        .collect()
 }
 
 /// Folds a text.

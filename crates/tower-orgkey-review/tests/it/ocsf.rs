@@ -1,7 +1,7 @@
 //! Findings against the published schema of OCSF 1.8.0, in `schema/`.
 
 use serde_json::Value;
-use tower_orgkey_review::{Decision, Review, ReviewPolicy, ReviewReport};
+use tower_orgkey_review::{Decision, PreviousReview, Review, ReviewPolicy, ReviewReport};
 
 use crate::lines::{allowed, heartbeat, numbered};
 use crate::{fold, key, list, now};
@@ -60,7 +60,7 @@ fn findings_are_events_of_the_schema() {
     let evidence = fold(&numbered(1, 0, heartbeat(100, 0).into_iter().chain([used])));
     let keys = list([key("key_1", "org_1", &["beat", "x"])]);
     let second = Review::of(&keys, &evidence, &policy)
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .decisions(&decisions)
         .report();
     let later = events(&second);

@@ -18,8 +18,10 @@ use tower_orgkey::kinde::KindeVerifier;
 use tower_orgkey::{ApiKeyLayer, OrgContext, require_any_scope, require_scope};
 use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
 use tower_orgkey_review::{
-    Evidence, EvidenceBuilder, KeyList, Review, ReviewPolicy, ReviewReport, UnixMillis,
+    Evidence, EvidenceBuilder, KeyList, PreviousReview, Review, ReviewPolicy, UnixMillis,
 };
+
+use crate::ids;
 
 const DAYS: i32 = 95;
 
@@ -146,14 +148,6 @@ fn fold(nodes: &[Node]) -> Evidence {
     evidence.fold(Evidence::default(), |all, one| all.merge(one).unwrap())
 }
 
-fn ids(report: &ReviewReport) -> Vec<&str> {
-    report
-        .findings
-        .iter()
-        .map(|finding| finding.id.as_str())
-        .collect()
-}
-
 #[tokio::test]
 #[allow(clippy::too_many_lines, reason = "one story, day by day")]
 async fn a_quarter_has_what_was_planted() {
@@ -230,7 +224,7 @@ async fn a_quarter_has_what_was_planted() {
             let policy = policy();
             let review = Review::of(&keys, &evidence, &policy);
             first = Some(match &first {
-                Some(before) => review.previous(before).report(),
+                Some(before) => review.previous(&PreviousReview::of(before)).report(),
                 None => review.report(),
             });
         }
@@ -239,7 +233,7 @@ async fn a_quarter_has_what_was_planted() {
     let evidence = fold(&nodes);
     let first = first.unwrap();
     let report = Review::of(&keys, &evidence, &policy())
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .report();
     assert!(report.coverage.is_whole(), "{:?}", report.coverage);
     let mut expected = vec![
@@ -291,7 +285,7 @@ async fn a_quarter_has_what_was_planted() {
     without.remove(lines.len() / 2);
     nodes[0].moved = without.join("\n");
     let partial = Review::of(&keys, &fold(&nodes), &policy())
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .report();
     assert_eq!(
         (partial.coverage.missing, partial.coverage.whole_days),

@@ -98,6 +98,10 @@ pub enum HoldReason {
     /// Several agreements of the organization have the feature.
     #[error("several agreements of the organization have the feature")]
     SeveralAgreements,
+    /// Another organization has a total of this agreement in the present billing period. The totals of both would replace each
+    /// other, so only the other one is billed.
+    #[error("another organization is billed by the same agreement")]
+    SharedAgreement,
     /// Kinde shows no billing period, or one that has not begun, is over, or overlaps the last one.
     #[error("the billing period is not known")]
     UnknownPeriod,
@@ -137,6 +141,17 @@ pub struct PeriodTotal {
 }
 
 impl Ledger {
+    /// Returns the agreements with a total whose billing period is not over.
+    pub(super) fn agreements(&self, now: u64) -> impl Iterator<Item = &str> {
+        let open = self.open.iter();
+        let open = open.map(|total| (&total.agreement, total.ends_at));
+        let closed = self.closed.iter();
+        let closed = closed.map(|total| (&total.agreement, total.ends_at));
+        let all = open.chain(closed);
+        all.filter(move |(_, ends_at)| *ends_at > now)
+            .map(|(agreement, _)| agreement.as_str())
+    }
+
     /// Returns the last total of the present billing period, or of the one that ended last. `None` if there is none yet.
     ///
     /// A store can keep it in a row of its own, to compare it with invoices. It is in the ledger before it is sent.
@@ -428,6 +443,25 @@ mod tests {
         let next = ledger.next(9, &view(0), DAY / 2, None);
         assert_eq!(next, Err(HoldReason::LowerTotal));
         assert_eq!(ledger.next(10, &view(0), DAY / 2, None), Ok(None));
+    }
+
+    #[test]
+    fn agreements_are_those_of_periods_that_last() {
+        let agreements = |ledger: &Ledger, now| {
+            let all = ledger.agreements(now).map(str::to_owned);
+            all.collect::<Vec<_>>()
+        };
+        let mut ledger = after(10, Outcome::Accepted);
+        assert_eq!(agreements(&ledger, DAY - 1), ["a"]);
+        assert!(agreements(&ledger, DAY).is_empty());
+        // After a change of plan, nobody else may send to the old agreement in its period either.
+        let other = View {
+            agreement: "b".to_owned(),
+            ..view(DAY / 2)
+        };
+        ledger.next(11, &other, DAY / 2, None).unwrap();
+        assert_eq!(agreements(&ledger, DAY / 2), ["b", "a"]);
+        assert_eq!(agreements(&ledger, DAY), ["b"]);
     }
 
     #[test]

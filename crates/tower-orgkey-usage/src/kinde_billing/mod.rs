@@ -48,7 +48,9 @@ type Measure = dyn Fn(&UsageRecord) -> u64 + Send + Sync;
 /// | a total that is lower than the last one, or that was [lost](TotalsFile#lost-and-older-files), is not sent | the bill is lowered |
 ///
 /// An organization without agreement, or with an unknown billing period, is [held](HoldReason) and logged. Its units are kept, and
-/// other organizations are billed.
+/// other organizations are billed. So is one with the agreement of another organization, until the billing period of the other
+/// one's total is over: their totals would replace each other. This sink sees only organizations in its store, and which agreement
+/// they have only when it sends; it does not notice other programs that send usage to the same agreement.
 ///
 /// One sink bills one feature, and a layer has one pusher: several features need several layers. Each feature needs a separate
 /// store; one that has the totals of another feature or of another issuer is an error. While a total is in flight, the wall clock

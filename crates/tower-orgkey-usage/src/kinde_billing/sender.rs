@@ -196,6 +196,7 @@ impl<S: TotalsStore> KindeBillingSender<S> {
             since_epoch.unwrap_or_default().as_secs()
         });
         let now = self.now();
+        let mut billed = billed(&totals.organizations, now);
         let mut due: Vec<OrgTotal> = totals.organizations;
         due.retain(|org| org.ledger.is_due(org.counted, now));
         // After a round that ended early, the other organizations are first.
@@ -220,6 +221,10 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                 asked += 1;
                 let name = org.organization;
                 match self.view(&name).await {
+                    Ok(view) if is_of_another(&mut billed, &view, &name) => {
+                        unavailable = 0;
+                        report.held.push((name, HoldReason::SharedAgreement));
+                    }
                     Ok(view) => {
                         unavailable = 0;
                         let parked = org.ledger.unsettled().len();
@@ -378,6 +383,24 @@ impl<S: TotalsStore> KindeBillingSender<S> {
         }
         self.told = held;
     }
+}
+
+/// Returns which organization each agreement is billed to.
+fn billed(organizations: &[OrgTotal], now: u64) -> HashMap<String, OrgCode> {
+    let mut billed = HashMap::new();
+    for org in organizations {
+        for agreement in org.ledger.agreements(now) {
+            let held = billed.entry(agreement.to_owned());
+            held.or_insert_with(|| org.organization.clone());
+        }
+    }
+    billed
+}
+
+/// Whether the agreement is billed to another organization. If it is to none, it is to this one from now on.
+fn is_of_another(billed: &mut HashMap<String, OrgCode>, view: &View, org: &OrgCode) -> bool {
+    let held = billed.entry(view.agreement.clone());
+    held.or_insert_with(|| org.clone()) != org
 }
 
 impl<S> fmt::Debug for KindeBillingSender<S> {

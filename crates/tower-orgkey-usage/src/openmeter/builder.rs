@@ -1,43 +1,35 @@
 use std::fmt;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::OpenMeterSink;
 use super::event::Names;
-use crate::http_client::{HttpSettings, authorization, http_setters};
+use crate::http_meter::{HttpMeter, HttpMeterBuilder, http_setters};
 use tower_orgkey::ConfigError;
 
 /// Configures an [`OpenMeterSink`].
 #[must_use]
 pub struct OpenMeterSinkBuilder {
-    origin: String,
-    token: Option<Zeroizing<String>>,
+    meter: HttpMeterBuilder,
     names: Names,
-    path: String,
     remembers: Option<Duration>,
-    http: HttpSettings,
 }
 
 impl OpenMeterSinkBuilder {
     pub(super) fn new(origin: String) -> Self {
         Self {
-            origin,
-            token: None,
+            meter: HttpMeter::builder(origin, "/api/v1/events"),
             names: Names {
                 source: "tower-orgkey".to_owned(),
                 event_type: "tower-orgkey.usage".to_owned(),
                 unattributed: None,
             },
-            path: "/api/v1/events".to_owned(),
             remembers: Some(Duration::from_secs(32 * 24 * 60 * 60)),
-            http: HttpSettings::default(),
         }
     }
 
     /// Sets the bearer token. Default: none, as a self-hosted OpenMeter may not need one.
     pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(Zeroizing::new(token.into()));
+        self.meter = self.meter.token(token);
         self
     }
 
@@ -64,7 +56,7 @@ impl OpenMeterSinkBuilder {
     /// Sets the path of the endpoint: `/api/v3/openmeter/events` for Kong Konnect. Begins with `/`, without query. Default:
     /// `/api/v1/events`.
     pub fn path(mut self, path: impl Into<String>) -> Self {
-        self.path = path.into();
+        self.meter = self.meter.path(path.into());
         self
     }
 
@@ -76,7 +68,7 @@ impl OpenMeterSinkBuilder {
         self
     }
 
-    http_setters!();
+    http_setters!(meter.http);
 
     /// Builds the sink. Needs no runtime.
     ///
@@ -97,13 +89,8 @@ impl OpenMeterSinkBuilder {
                 return Err(ConfigError::new(field, "must not be empty"));
             }
         }
-        let authorization = self
-            .token
-            .as_ref()
-            .map(|token| authorization("token", token));
         Ok(OpenMeterSink {
-            endpoint: self.http.endpoint("origin", &self.origin, &self.path)?,
-            authorization: authorization.transpose()?,
+            meter: self.meter.build()?,
             names: self.names,
             remembers: self.remembers,
         })
@@ -114,7 +101,7 @@ impl fmt::Debug for OpenMeterSinkBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenMeterSinkBuilder")
             .field("names", &self.names)
-            .field("has_token", &self.token.is_some())
+            .field("has_token", &self.meter.has_token())
             .finish_non_exhaustive()
     }
 }

@@ -6,12 +6,11 @@ mod event;
 use std::fmt;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::HeaderValue;
 
 pub use self::builder::OpenMeterSinkBuilder;
 use self::event::{Event, Names};
-use crate::account::Account;
-use crate::http_client::{Endpoint, classify, send};
+use crate::http_meter::HttpMeter;
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
 
@@ -41,14 +40,7 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 ///
 /// # Responses
 ///
-/// | response | result |
-/// |---|---|
-/// | 2xx | stored |
-/// | 400, 413, 422 and all other 4xx but these | [permanent error](crate::PushErrorKind::Permanent) |
-/// | 401, 403, 404, 405, 425, 429; no connection | [not stored](crate::PushErrorKind::NotStored), and pushed again: the sink is misconfigured or busy |
-/// | 3xx, 408, 5xx, none | [may be stored](crate::PushErrorKind::Retry), and pushed again |
-///
-/// `Retry-After` and `RateLimit-Reset` in seconds are respected.
+/// As every [`HttpMeter`](crate::HttpMeter#replies).
 ///
 /// # Deduplication
 ///
@@ -83,8 +75,7 @@ const BATCH: HeaderValue = HeaderValue::from_static("application/cloudevents-bat
 /// ```
 #[must_use]
 pub struct OpenMeterSink {
-    endpoint: Endpoint,
-    authorization: Option<HeaderValue>,
+    meter: HttpMeter,
     names: Names,
     remembers: Option<Duration>,
 }
@@ -94,26 +85,12 @@ impl OpenMeterSink {
     pub fn builder(origin: impl Into<String>) -> OpenMeterSinkBuilder {
         OpenMeterSinkBuilder::new(origin.into())
     }
-
-    async fn post(&self, events: &[Event<'_>]) -> Result<(), PushError> {
-        let body = serde_json::to_vec(events).map_err(PushError::permanent)?;
-        let mut request = self.endpoint.post().header(CONTENT_TYPE, BATCH).body(body);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        let response = send(request).await?;
-        classify(response.status(), response.headers())
-    }
 }
 
 impl UsageSink for OpenMeterSink {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
         if self.names.unattributed.is_none() {
-            let is_merged = |place: &usize| batch[*place].account == Account::OtherOrganizations;
-            let held: Vec<usize> = (0..batch.len()).filter(is_merged).collect();
-            if !held.is_empty() {
-                return Err(PushError::park("a record has no subject", held));
-            }
+            PushError::park_other_organizations(batch)?;
         }
         let events: Vec<Event<'_>> = batch
             .iter()
@@ -122,7 +99,8 @@ impl UsageSink for OpenMeterSink {
         if events.is_empty() {
             return Ok(());
         }
-        self.post(&events).await
+        let body = serde_json::to_vec(&events).map_err(PushError::permanent)?;
+        self.meter.post(BATCH, body).await?.result()
     }
 
     fn remembers(&self) -> Option<Duration> {
@@ -133,9 +111,9 @@ impl UsageSink for OpenMeterSink {
 impl fmt::Debug for OpenMeterSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenMeterSink")
-            .field("endpoint", &self.endpoint.url().as_str())
+            .field("endpoint", &self.meter.url())
             .field("names", &self.names)
-            .field("has_token", &self.authorization.is_some())
+            .field("has_token", &self.meter.has_token())
             .finish_non_exhaustive()
     }
 }

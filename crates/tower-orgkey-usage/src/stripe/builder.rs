@@ -7,7 +7,7 @@ use super::customers::Customers;
 use super::session::Sessions;
 use super::{Api, CustomerOf, Measure, StripeSink};
 use crate::counts::Counts;
-use crate::http_client::{HttpSettings, authorization, http_setters};
+use crate::http_meter::{HttpMeter, HttpSettings, authorization, http_setters};
 use crate::wall_clock::WallClock;
 use tower_orgkey::ConfigError;
 
@@ -79,7 +79,7 @@ impl StripeSinkBuilder {
         self
     }
 
-    http_setters!();
+    http_setters!(http);
 
     /// Builds the sink. Needs no runtime.
     ///
@@ -97,10 +97,7 @@ impl StripeSinkBuilder {
         let key = authorization("key", &self.key)?;
         let api = |path| self.http.endpoint("api_origin", &self.api_origin, path);
         let api = if self.is_v1 {
-            Api::V1 {
-                events: api("/v1/billing/meter_events")?,
-                key,
-            }
+            Api::V1(HttpMeter::of(api("/v1/billing/meter_events")?, key))
         } else {
             let path = "/v2/billing/meter_event_stream";
             Api::Stream {

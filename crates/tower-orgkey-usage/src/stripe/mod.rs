@@ -11,8 +11,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 pub use self::builder::StripeSinkBuilder;
@@ -21,7 +21,7 @@ use self::event::{Batch, Event, Payload};
 use self::session::Sessions;
 use crate::account::Account;
 use crate::counts::Counts;
-use crate::http_client::{Endpoint, classify, send};
+use crate::http_meter::{Endpoint, HttpMeter, HttpReply, send};
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
 use crate::wall_clock::WallClock;
@@ -29,9 +29,8 @@ use tower_orgkey::OrgCode;
 
 /// The version of the API that introduced meter event streams.
 const STRIPE_VERSION: HeaderValue = HeaderValue::from_static("2024-09-30.acacia");
+const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 const VERSION_HEADER: HeaderName = HeaderName::from_static("stripe-version");
-/// Replies are small.
-const MAX_BODY: usize = 64 * 1024;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Pushes records to Stripe as meter events: through the meter event stream (version 2 of the API), or
@@ -156,10 +155,7 @@ type CustomerOf = Box<dyn Fn(OrgCode) -> Found + Send + Sync>;
 type Measure = Box<dyn Fn(&Counts) -> u64 + Send + Sync>;
 
 enum Api {
-    V1 {
-        events: Endpoint,
-        key: HeaderValue,
-    },
+    V1(HttpMeter),
     Stream {
         events: Endpoint,
         sessions: Box<Sessions>,
@@ -245,9 +241,9 @@ impl StripeSink {
 
     async fn post(&self, events: Vec<Event<'_>>) -> Result<(), PushError> {
         match &self.api {
-            Api::V1 { events: to, key } => {
+            Api::V1(to) => {
                 for event in &events {
-                    post_v1(to, key, event).await?;
+                    post_v1(to, event).await?;
                 }
                 Ok(())
             }
@@ -292,7 +288,7 @@ impl UsageSink for StripeSink {
 
     fn max_batch(&self) -> Option<usize> {
         Some(match self.api {
-            Api::V1 { .. } => 1,
+            Api::V1(_) => 1,
             Api::Stream { .. } => 100,
         })
     }
@@ -312,36 +308,34 @@ async fn post_stream(
     let request = request.header(AUTHORIZATION, session);
     let request = request.header(VERSION_HEADER, STRIPE_VERSION);
     let request = request.header(CONTENT_TYPE, "application/json").body(body);
-    let response = send(request).await?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    if status == StatusCode::UNAUTHORIZED {
-        let code = Problem::of(response).await.code;
+    let reply = send(request).await?;
+    let result = answer(&reply);
+    if reply.status() == StatusCode::UNAUTHORIZED {
+        let code = Problem::of(reply).await?.code;
         if code.as_deref() == Some("billing_meter_event_session_expired") {
             return Ok(Streamed::Expired);
         }
     }
-    answer(status, &headers).map(|()| Streamed::Stored)
+    result.map(|()| Streamed::Stored)
 }
 
-async fn post_v1(to: &Endpoint, key: &HeaderValue, event: &Event<'_>) -> Result<(), PushError> {
-    let request = to.post().header(AUTHORIZATION, key);
-    let request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-    let response = send(request.body(event.form())).await?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    if status == StatusCode::BAD_REQUEST {
+async fn post_v1(to: &HttpMeter, event: &Event<'_>) -> Result<(), PushError> {
+    let reply = to.post(FORM, event.form()).await?;
+    let result = answer(&reply);
+    if reply.status() == StatusCode::BAD_REQUEST {
         // The error has no code.
-        let message = Problem::of(response).await.message;
+        let message = Problem::of(reply).await?.message;
         let exists = "An event already exists with identifier";
         if message.is_some_and(|message| message.starts_with(exists)) {
             return Ok(());
         }
     }
-    answer(status, &headers)
+    result
 }
 
 /// As for every meter, but that Stripe says 409 about concurrent calls.
-fn answer(status: StatusCode, headers: &HeaderMap) -> Result<(), PushError> {
-    classify(status, headers).map_err(|error| match status {
+fn answer(reply: &HttpReply) -> Result<(), PushError> {
+    reply.result().map_err(|error| match reply.status() {
         StatusCode::CONFLICT => error.into_not_stored(),
         _ => error,
     })
@@ -355,23 +349,25 @@ struct Problem {
 }
 
 impl Problem {
-    async fn of(response: reqwest::Response) -> Self {
+    async fn of(reply: HttpReply) -> Result<Self, PushError> {
         #[derive(Deserialize)]
         struct Body {
             error: Problem,
         }
 
-        let body = orgkey_http::read_body(response, MAX_BODY).await;
-        let body = body.ok().flatten().unwrap_or_default();
-        serde_json::from_slice(&body).map_or_else(|_| Self::default(), |body: Body| body.error)
+        let body = reply.json().await?;
+        Ok(body.map(|body: Body| body.error).unwrap_or_default())
     }
 }
 
 impl fmt::Debug for StripeSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Api::V1 { events, .. } | Api::Stream { events, .. }) = &self.api;
+        let url = match &self.api {
+            Api::V1(meter) => meter.url(),
+            Api::Stream { events, .. } => events.url().as_str(),
+        };
         f.debug_struct("StripeSink")
-            .field("endpoint", &events.url().as_str())
+            .field("endpoint", &url)
             .field("event_name", &self.event_name)
             .finish_non_exhaustive()
     }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+use zeroize::Zeroizing;
 
-use super::{MAX_BODY, STRIPE_VERSION, VERSION_HEADER};
-use crate::http_client::{Endpoint, classify, send};
+use super::{STRIPE_VERSION, VERSION_HEADER};
+use crate::http_meter::{Endpoint, send};
 use crate::sink::PushError;
 
 /// Stripe's tokens are valid for 15 min.
@@ -24,8 +25,13 @@ pub(super) struct Sessions {
 }
 
 #[derive(Deserialize)]
-struct Session<'a> {
-    authentication_token: &'a str,
+struct Session {
+    #[serde(deserialize_with = "zeroizing")]
+    authentication_token: Zeroizing<String>,
+}
+
+fn zeroizing<'de, D: Deserializer<'de>>(value: D) -> Result<Zeroizing<String>, D::Error> {
+    String::deserialize(value).map(Zeroizing::new)
 }
 
 impl Sessions {
@@ -62,14 +68,11 @@ impl Sessions {
         let request = self.endpoint.post();
         let request = request.header(AUTHORIZATION, &self.key);
         let request = request.header(VERSION_HEADER, STRIPE_VERSION);
-        let response = send(request.header(CONTENT_LENGTH, 0)).await?;
-        classify(response.status(), response.headers())?;
-        let body = orgkey_http::read_body(response, MAX_BODY).await;
-        let body = body.map_err(|error| PushError::retry(error.without_url()))?;
-        let session = body.as_ref().and_then(|body| {
-            let session: Session<'_> = serde_json::from_slice(body).ok()?;
-            orgkey_http::bearer(session.authentication_token)
-        });
+        let reply = send(request.header(CONTENT_LENGTH, 0)).await?;
+        reply.result()?;
+        let session: Option<Session> = reply.json().await?;
+        let session =
+            session.and_then(|session| orgkey_http::bearer(&session.authentication_token));
         session.ok_or_else(|| PushError::retry("the session has no usable token"))
     }
 }

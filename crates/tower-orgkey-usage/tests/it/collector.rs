@@ -134,6 +134,8 @@ pub(crate) enum Reply {
     Respond(String, String),
     /// Responds when the client has disconnected.
     TooLate,
+    /// The status line, and a part of the body.
+    Cut(String),
     /// Closes the connection.
     Reset,
 }
@@ -165,6 +167,11 @@ async fn serve(mut stream: TcpStream, answer: Arc<impl Fn(&Request) -> Reply>) {
             Reply::Respond(head, body) => (head, body),
             Reply::TooLate => {
                 let _ = stream.read(&mut [0; 1]).await;
+                return;
+            }
+            Reply::Cut(head) => {
+                let answer = format!("HTTP/1.1 {head}content-length: 100\r\n\r\n{{");
+                let _ = stream.write_all(answer.as_bytes()).await;
                 return;
             }
             Reply::Reset => return,

@@ -8,9 +8,11 @@ mod contracts;
 mod counted;
 mod exact;
 mod file;
+mod http_meter;
 mod kit;
-#[path = "../../examples/lago.rs"]
 mod lago;
+#[path = "../../examples/lago.rs"]
+mod lago_example;
 mod meters;
 mod parked;
 mod pushed;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::Barrier;
 use tower_orgkey::OrgCode;
 use tower_orgkey_usage::test_util::TestWallClock;
@@ -15,7 +14,7 @@ use tower_orgkey_usage::{
 };
 
 use crate::collector::{Reply, serve_on_loopback};
-use crate::kit::{Memory, Scratch, Sums, app, next_minute, read_times, start, sums, usage, wall};
+use crate::kit::{Scratch, Sums, app, next_minute, read_times, start, sums, usage, wall};
 use crate::meters::{Fault, Kind, Meter, forward};
 use crate::sums::{lago, open_meter, stripe};
 
@@ -58,89 +57,25 @@ async fn fault_163_a_known_record_is_stored() {
 }
 
 #[tokio::test]
-async fn lago_gets_a_batch_without_known_records() {
+async fn a_cut_error_is_pushed_again() {
+    // It could say that the event exists.
+    let address = serve_on_loopback(|_| Reply::Cut("400 Said\r\n".to_owned())).await;
     let wall = wall();
-    let meter = Meter::start(Kind::Lago, &wall).await;
+    let mut meter = Meter::start(Kind::StripeV1, &wall).await;
+    meter.url = format!("http://{address}");
     let usage = usage(&wall).build().unwrap();
-    let handle = usage.handle();
-    let mut pusher = handle.pusher(lago(&meter)).batch_size(4).build().unwrap();
-    for (org, keys) in [(1, 2), (2, 4)] {
-        for key in 0..keys {
-            read_times(&app(&usage), 1, &format!("key.org_{org}.k{key}")).await;
-        }
-        next_minute(&wall);
-        // At first stored without an answer, so that the next batch has two known records and two new ones. The call without
-        // the known ones is throttled.
-        meter.then(match org {
-            1 => vec![Fault::TakesAndResets],
-            _ => vec![Fault::Works, Fault::Says(429)],
-        });
-        pusher.push_closed().await;
-    }
-    let stats = handle.stats();
-    assert_eq!(
-        (stats.pushed, stats.waiting),
-        (2, 4),
-        "the known ones are stored"
-    );
+    let mut pusher = usage
+        .handle()
+        .pusher(stripe(&meter, &wall, true))
+        .build()
+        .unwrap();
+    read_times(&app(&usage), 1, "key.org_1.k1").await;
+    next_minute(&wall);
     let report = pusher.push_closed().await;
     assert_eq!(
-        (report.pushed, report.waiting, report.undeliverable),
-        (4, 0, 0)
+        (report.waiting, report.undeliverable, report.parked),
+        (1, 0, 0)
     );
-    assert_eq!(meter.bill(), sums(&[("org_1", 2), ("org_2", 4)]));
-    assert_eq!(meter.calls().len(), 4);
-}
-
-#[tokio::test]
-async fn lago_positions_skip_unbilled_records() {
-    let wall = wall();
-    let meter = Meter::start(Kind::Lago, &wall).await;
-    let usage = usage(&wall).build().unwrap();
-    let mut sink = lago(&meter);
-    sink.subscription = |org| (org != "org_free").then(|| format!("sub_{org}"));
-    let memory = Memory::new(|_| Ok(()));
-    let mut pusher = usage.handle().pusher(memory.clone()).build().unwrap();
-    for org in ["free", "1", "2"] {
-        read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
-        next_minute(&wall);
-        pusher.push_closed().await;
-    }
-    let batch = memory.taken();
-    sink.push(&batch[..1]).await.unwrap();
-    assert_eq!(meter.calls().len(), 0, "an empty batch was sent");
-    // A known record between an unbilled one and a new one.
-    sink.push(&batch[1..2]).await.unwrap();
-    sink.push(&batch).await.unwrap();
-    assert_eq!(meter.bill(), sums(&[("org_1", 1), ("org_2", 1)]));
-}
-
-#[tokio::test]
-async fn lago_replies_do_not_loop_or_lose() {
-    let known = |position: &str| json!({ "error_details": { position: { "transaction_id": ["value_already_exist"] } } });
-    let mut long = known("0");
-    long["padding"] = "x".repeat(100_000).into();
-    for (status, body, undeliverable) in [
-        (422, known("7"), 1),
-        (422, long, 1),
-        (404, json!({}), 0),
-        (405, json!({}), 0),
-        (408, json!({}), 0),
-        (425, json!({}), 0),
-    ] {
-        let wall = wall();
-        let meter = Meter::start(Kind::Lago, &wall).await;
-        let usage = usage(&wall).build().unwrap();
-        let address = serve_on_loopback(move |_| Reply::json(status, &body)).await;
-        let mut sink = lago(&meter);
-        sink.origin = format!("http://{address}");
-        let mut pusher = usage.handle().pusher(sink).build().unwrap();
-        read_times(&app(&usage), 1, "key.org_1.k1").await;
-        next_minute(&wall);
-        let report = pusher.push_closed().await;
-        assert_eq!(report.undeliverable, undeliverable, "status {status}");
-        assert_eq!(report.pushed, 0, "status {status}");
-    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tower_orgkey_usage::{
 };
 
 use crate::kit::{MINUTE, Scratch, Sums, app, next_minute, read_times, usage, wall};
-use crate::lago::{self, LagoSink};
+use crate::lago_example::LagoSink;
 use crate::meters::{Fault, Kind, Meter, forward};
 
 #[derive(Clone, Debug)]
@@ -71,13 +71,7 @@ pub(crate) fn stripe(meter: &Meter, clock: &TestWallClock, is_v1: bool) -> Strip
 }
 
 pub(crate) fn lago(meter: &Meter) -> LagoSink {
-    LagoSink {
-        client: lago::client().unwrap(),
-        origin: meter.url.clone(),
-        key: "a-key".to_owned(),
-        metric: "requests".to_owned(),
-        subscription: |org| Some(format!("sub_{org}")),
-    }
+    LagoSink::new(&meter.url, "a-key", |org| Some(format!("sub_{org}"))).unwrap()
 }
 
 pub(crate) fn open_meter(meter: &Meter) -> OpenMeterSink {

@@ -248,6 +248,21 @@ async fn total_is_written_only_when_told_to() {
         command.args(flags);
         assert_eq!(stage.diagnose(command).await.code, 2, "{flags:?}");
     }
+    for flags in [
+        &["--billing-org", "org_1"][..],
+        &["--billing-feature", "api_calls"],
+        &[
+            "--write-test-agreement",
+            &agreement,
+            "--write-test-total",
+            "0",
+        ],
+    ] {
+        let mut command = stage.command();
+        command.args(flags);
+        assert_eq!(stage.diagnose(command).await.code, 2, "{flags:?}");
+    }
+    assert_nothing_written(&stage.emulator);
     let write = async |agreement: &str, total: &str| {
         let mut command = command(&stage, "org_1", "api_calls");
         command.args([

@@ -2,9 +2,9 @@
 
 use tower_orgkey_review::{EvidenceBuilder, Review};
 
-use super::{ids, policy, report, unused};
+use super::{policy, report, unused};
 use crate::lines::{Line, allowed, heartbeat, numbered};
-use crate::{DAY, days_ago, fold, list, now};
+use crate::{DAY, days_ago, fold, ids, list, now};
 
 #[test]
 fn lost_and_missing_events_are_counted() {

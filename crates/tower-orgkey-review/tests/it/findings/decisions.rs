@@ -1,6 +1,6 @@
 //! What changed since the previous review, and what was decided.
 
-use tower_orgkey_review::{Decision, Review, ReviewReport, UnixMillis};
+use tower_orgkey_review::{Decision, PreviousReview, Review, ReviewReport, UnixMillis};
 
 use super::{policy, unused, whole};
 use crate::lines::allowed;
@@ -22,7 +22,7 @@ fn decisions_are_carried_and_expire() {
     assert!(first.findings[0].is_open());
     let decisions = [decision.clone()];
     let second = Review::of(&keys, &evidence, &policy)
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .decisions(&decisions)
         .report();
     assert!(!second.findings[0].is_open());
@@ -33,14 +33,14 @@ fn decisions_are_carried_and_expire() {
     let json = serde_json::to_string(&second).unwrap();
     let second: ReviewReport = serde_json::from_str(&json).unwrap();
     let third = Review::of(&keys, &evidence, &policy)
-        .previous(&second)
+        .previous(&PreviousReview::of(&second))
         .report();
     assert_eq!(third.findings[0].decision, Some(decision));
     assert_eq!(third.changes.as_ref().unwrap().decided, [""; 0]);
     let mut late = keys.clone();
     late.listed_at = UnixMillis(now().0 + DAY + 1);
     let fourth = Review::of(&late, &evidence, &policy)
-        .previous(&third)
+        .previous(&PreviousReview::of(&third))
         .report();
     assert!(fourth.findings[0].is_open() && fourth.findings[0].is_decision_expired);
 }
@@ -56,7 +56,7 @@ fn changes_name_keys_that_came_and_went() {
     let first = Review::of(&before, &evidence, &policy).report();
     assert_eq!(first.changes, None);
     let changes = Review::of(&after, &evidence, &policy)
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .report()
         .changes
         .unwrap();
@@ -92,7 +92,8 @@ fn a_finding_that_comes_back_is_open() {
         until: None,
     }];
     let after = |evidence, previous: &ReviewReport| {
-        let review = Review::of(&keys, evidence, &policy).previous(previous);
+        let previous = PreviousReview::of(previous);
+        let review = Review::of(&keys, evidence, &policy).previous(&previous);
         // The file of decisions is given to each review.
         review.decisions(&decisions).report()
     };
@@ -124,7 +125,8 @@ fn a_decision_about_scopes_is_not_about_more() {
     let first = first.report();
     let is_open = |scopes: &[&str]| {
         let keys = with(scopes);
-        let second = Review::of(&keys, &evidence, &policy).previous(&first);
+        let previous = PreviousReview::of(&first);
+        let second = Review::of(&keys, &evidence, &policy).previous(&previous);
         second.report().findings[0].is_open()
     };
     assert!(!is_open(&["read", "x"]));

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tower_orgkey_review::{Evidence, KeyFacts, Review, ReviewPolicy, UnixMillis};
+use tower_orgkey_review::{Evidence, KeyFacts, PreviousReview, Review, ReviewPolicy, UnixMillis};
 
-use super::{ids, policy, unused, whole};
+use super::{policy, unused, whole};
 use crate::lines::{allowed, numbered};
-use crate::{DAY, fold, key, list, now};
+use crate::{DAY, fold, ids, key, list, now};
 
 #[test]
 fn names_and_organizations_are_checked() {
@@ -46,7 +46,9 @@ fn rotations_are_seen_between_reviews() {
     });
     keys.listed_at = UnixMillis(now().0 + 30 * DAY);
     let later = whole([allowed("org_1", "key_1", keys.listed_at.0, &[&["beat"]])]);
-    let second = Review::of(&keys, &later, &policy).previous(&first).report();
+    let second = Review::of(&keys, &later, &policy)
+        .previous(&PreviousReview::of(&first))
+        .report();
     assert_eq!(ids(&second), [""; 0]);
     let changes = second.changes.as_ref().unwrap();
     assert_eq!(changes.changed[0].what, ["secret rotated"]);
@@ -61,7 +63,9 @@ fn rotations_are_seen_between_reviews() {
             0,
             [allowed("org_1", "key_1", keys.listed_at.0, &[&["beat"]])],
         ));
-        let third = Review::of(&keys, &used, &policy).previous(&second).report();
+        let third = Review::of(&keys, &used, &policy)
+            .previous(&PreviousReview::of(&second))
+            .report();
         assert_eq!(
             ids(&third).contains(&"rotation-due org_1 key_1"),
             due,
@@ -86,7 +90,8 @@ fn use_after_revocation_is_found() {
     let first = of(&[unused()], &at(0));
     let gone = list([]);
     let evidence = at(60_001);
-    let second = Review::of(&gone, &evidence, &policy).previous(&first);
+    let previous = PreviousReview::of(&first);
+    let second = Review::of(&gone, &evidence, &policy).previous(&previous);
     assert_eq!(ids(&second.report()), expected);
     // One that was created after the list was read.
     assert_eq!(ids(&of(&[], &evidence)), [""; 0]);
@@ -100,7 +105,7 @@ fn use_after_revocation_is_found() {
         [""; 0]
     );
     let third = Review::of(&later, &evidence, &policy)
-        .previous(&remembered)
+        .previous(&PreviousReview::of(&remembered))
         .report();
     assert_eq!(ids(&third), expected);
 }
@@ -115,6 +120,7 @@ fn a_revocation_is_known_in_all_later_reviews() {
     let first = Review::of(&keys, &whole([]), &policy).report();
     keys.listed_at = UnixMillis(now().0 + 91 * DAY);
     let evidence = whole([allowed("org_1", "key_1", now().0 + 90 * DAY, &[&["beat"]])]);
-    let second = Review::of(&keys, &evidence, &policy).previous(&first);
+    let previous = PreviousReview::of(&first);
+    let second = Review::of(&keys, &evidence, &policy).previous(&previous);
     assert_eq!(ids(&second.report()), ["used-after-revocation org_1 key_1"]);
 }

@@ -3,6 +3,7 @@
 mod coverage;
 mod decisions;
 mod keys;
+mod previous;
 mod scopes;
 mod shared;
 mod unused;
@@ -23,14 +24,6 @@ fn policy() -> ReviewPolicy {
 
 fn report(keys: impl IntoIterator<Item = KeyFacts>, evidence: &Evidence) -> ReviewReport {
     Review::of(&list(keys), evidence, &policy()).report()
-}
-
-fn ids(report: &ReviewReport) -> Vec<&str> {
-    report
-        .findings
-        .iter()
-        .map(|finding| finding.id.as_str())
-        .collect()
 }
 
 fn unused() -> KeyFacts {

@@ -2,9 +2,9 @@
 
 use tower_orgkey_review::Evidence;
 
-use super::{ids, report, whole};
+use super::{report, whole};
 use crate::lines::{Line, allowed};
-use crate::{key, now};
+use crate::{ids, key, now};
 
 #[test]
 fn scopes_are_split_into_needed_and_not() {

@@ -1,10 +1,10 @@
 //! Keys of several organizations, and what one of them is shown.
 
-use tower_orgkey_review::{FindingKind, Review};
+use tower_orgkey_review::{FindingKind, PreviousReview, Review};
 
-use super::{ids, policy, report, whole};
+use super::{policy, report, whole};
 use crate::lines::allowed;
-use crate::{days_ago, key, list, now};
+use crate::{days_ago, ids, key, list, now};
 
 #[test]
 fn a_shared_key_is_judged_by_all_its_organizations() {
@@ -61,7 +61,8 @@ fn settled_findings_tell_nothing_of_others() {
 
     let (none, policy) = (whole([]), policy());
     for keys in [list([]), list([key("key_1", "org_1", &["read"])])] {
-        let review = Review::of(&keys, &none, &policy).previous(&first);
+        let previous = PreviousReview::of(&first);
+        let review = Review::of(&keys, &none, &policy).previous(&previous);
         for org in ["org_1", "org_2"] {
             let (one, streamed) = (
                 review.report().for_organization(org),
@@ -88,7 +89,7 @@ fn a_move_names_no_other_organization() {
     let after = list([key("key_1", "org_b", &["beat"])]);
     let first = Review::of(&before, &evidence, &policy).report();
     let report = Review::of(&after, &evidence, &policy)
-        .previous(&first)
+        .previous(&PreviousReview::of(&first))
         .report();
     let changes = report.changes.as_ref().unwrap();
     let what = &changes.changed[0].what;

@@ -2,9 +2,9 @@
 
 use tower_orgkey_review::{EvidenceBuilder, FindingKind, KeyFacts};
 
-use super::{ids, report, unused, whole};
+use super::{report, unused, whole};
 use crate::lines::{Line, allowed, heartbeat, numbered};
-use crate::{days_ago, fold, key, now};
+use crate::{days_ago, fold, ids, key, now};
 
 #[test]
 fn fault_196_unused_needs_whole_evidence() {

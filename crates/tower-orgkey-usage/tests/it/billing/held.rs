@@ -61,6 +61,39 @@ async fn fault_173_a_held_organization_holds_no_other() {
 }
 
 #[tokio::test]
+async fn fault_173b_a_shared_agreement_bills_one() {
+    let world = World::new().await;
+    let agreement = world.agree("org_1");
+    let other = world.agree("org_2");
+    let mut process = world.start().await;
+    // Kinde shows the agreement of the first organization for the second one too.
+    let both = {
+        let agreement = agreement.clone();
+        Fault::rewrite(move |body: &str| body.replace(&other, &agreement))
+    };
+    world.emulator.inject(Endpoint::ListAgreements, both);
+    let shared = [(org("org_2"), HoldReason::SharedAgreement)];
+    for units in [5, 3] {
+        process.serve(&world, "org_1", units).await;
+        process.serve(&world, "org_2", units).await;
+        let report = process.send().await;
+        assert_eq!((report.accepted, &report.held[..]), (1, &shared[..]));
+        // Also after a restart, and if the first one has no units to bill.
+        drop(process);
+        process = world.start().await;
+        assert_eq!(process.send().await.held, shared);
+    }
+    assert_eq!(world.billed(), sums(&[("org_1", 8)]));
+    assert_eq!(world.calls(), 2);
+    world.assert_never_lowered();
+
+    // With an agreement of its own, the second one is billed.
+    world.emulator.clear_faults();
+    process.send().await;
+    assert_eq!(world.billed(), sums(&[("org_1", 8), ("org_2", 8)]));
+}
+
+#[tokio::test]
 async fn round_ends_while_kinde_is_down() {
     let world = World::new().await;
     let mut process = world.start().await;

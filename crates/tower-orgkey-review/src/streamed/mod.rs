@@ -1,17 +1,20 @@
 //! A report that computes its keys and findings while it is written.
 
+mod entry;
+mod json;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::{self, Write};
 
-use serde::ser::{Serialize, SerializeStruct as _, Serializer};
-
+use self::entry::{Entry, Place};
 use crate::changes::{Before, Decisions, FindingChanges};
 use crate::coverage::Coverage;
 use crate::findings::Judge;
 use crate::keys::{KeyFacts, KeyList};
 use crate::policy::ReviewPolicy;
+use crate::previous::{PreviousReview, PreviousReviewError, read_findings};
 use crate::report::{
     Finding, FindingKind, KeyReview, NOT_LISTED, ReviewReport, RevokedKey, WeekCount,
 };
@@ -50,6 +53,9 @@ pub struct StreamedReport<'a> {
     policy: &'a ReviewPolicy,
     seen: Seen<'a>,
     before: Before<'a>,
+    previous: Option<&'a PreviousReview>,
+    /// Which findings of the previous review are there again.
+    is_again: Vec<bool>,
     decisions: Decisions<'a>,
     /// By name.
     orgs: Vec<&'a str>,
@@ -60,24 +66,6 @@ pub struct StreamedReport<'a> {
     open: usize,
     /// Everything but keys, findings and requests.
     head: ReviewReport,
-}
-
-/// A key in an organization.
-#[derive(Clone, Copy)]
-struct Entry {
-    /// Its place in the organizations, from one; 0 if it is not known.
-    org: u32,
-    key: Place,
-    is_shared: bool,
-}
-
-/// Where a key is found.
-#[derive(Clone, Copy)]
-enum Place {
-    /// On the list.
-    List(u32),
-    /// In the evidence only.
-    Evidence(u32),
 }
 
 impl<'a> Review<'a> {
@@ -104,7 +92,9 @@ impl<'a> StreamedReport<'a> {
             by_id: list.by_id(),
             policy,
             seen: Seen::of(segments),
-            before: review.previous.map(Before::of).unwrap_or_default(),
+            before: Before(review.previous.map(|previous| &previous.keys)),
+            previous: review.previous,
+            is_again: Vec::new(),
             orgs: Vec::new(),
             entries: Vec::new(),
             findings: Vec::new(),
@@ -118,8 +108,8 @@ impl<'a> StreamedReport<'a> {
             decisions,
         };
         report.set_entries();
-        report.head.revoked = report.revoked(review.previous);
-        report.set_findings(review.previous);
+        report.head.revoked = report.revoked();
+        report.set_findings();
         report
     }
 
@@ -141,6 +131,30 @@ impl<'a> StreamedReport<'a> {
     /// Returns the number of findings to decide on.
     pub fn open_count(&self) -> usize {
         self.open
+    }
+
+    /// Adds the findings that are gone from the report of the previous review, which is read again. Reads nothing if there are
+    /// none, or if [they are in memory](PreviousReview::of).
+    ///
+    /// # Errors
+    ///
+    /// As [`PreviousReview::read`].
+    pub fn read_settled(&mut self, input: impl io::Read) -> Result<(), PreviousReviewError> {
+        let (Some(previous), Some(changes)) = (self.previous, &mut self.head.changes) else {
+            return Ok(());
+        };
+        if previous.held.is_some() || self.is_again.iter().all(|is_again| *is_again) {
+            return Ok(());
+        }
+        let mut settled = Vec::new();
+        read_findings(input, |finding| {
+            let place = previous.finding(&finding.id);
+            if place.is_some_and(|place| !self.is_again[place]) {
+                settled.push(finding);
+            }
+        })?;
+        changes.settled = settled;
+        Ok(())
     }
 
     /// Returns the keys, by organization and id.
@@ -235,22 +249,12 @@ impl<'a> StreamedReport<'a> {
         let mut add = |key: Place, orgs: &mut dyn ExactSizeIterator<Item = &str>| {
             let is_shared = orgs.len() > 1;
             if orgs.len() == 0 {
-                let org = 0;
-                entries.push(Entry {
-                    org,
-                    key,
-                    is_shared,
-                });
+                entries.push(Entry::new(0, key, is_shared));
             }
             for org in orgs {
                 // All are there.
                 let place = self.orgs.partition_point(|held| *held < org);
-                let org = index(place) + 1;
-                entries.push(Entry {
-                    org,
-                    key,
-                    is_shared,
-                });
+                entries.push(Entry::new(index(place) + 1, key, is_shared));
             }
         };
         for at in &self.by_id {
@@ -263,13 +267,14 @@ impl<'a> StreamedReport<'a> {
                 add(Place::Evidence(at), &mut orgs.into_iter());
             }
         }
-        entries.sort_unstable_by(|a, b| (a.org, self.id(a.key)).cmp(&(b.org, self.id(b.key))));
+        entries.sort_unstable_by(|a, b| (a.org, self.id(a.key())).cmp(&(b.org, self.id(b.key()))));
         self.entries = entries;
     }
 
-    fn set_findings(&mut self, previous: Option<&ReviewReport>) {
+    fn set_findings(&mut self) {
         let judge = self.judge();
-        let mut changes = FindingChanges::new(&self.decisions);
+        let previous = self.previous;
+        let mut changes = previous.map(|it| FindingChanges::new(&self.decisions, it));
         let mut findings = Vec::new();
         let mut open = 0;
         for (n, entry) in (0..).zip(&self.entries) {
@@ -277,25 +282,27 @@ impl<'a> StreamedReport<'a> {
                 self.decisions.apply(&mut finding);
                 open += usize::from(finding.is_open());
                 findings.push((finding.kind, n));
-                if previous.is_some() {
+                if let Some(changes) = &mut changes {
                     changes.add(&finding, n);
                 }
             }
         }
         findings.sort_unstable();
-        let changes = previous.map(|previous| {
-            let mut changes = changes.finish(previous.coverage.until);
+        let changes = changes.map(|changes| {
+            let (mut changes, is_again) = changes.finish();
             for at in &self.by_id {
                 let at = *at as usize;
                 let orgs: Vec<_> = self.orgs_of(at).into_iter().collect();
                 self.before.compare(&self.list.get(at), &orgs, &mut changes);
             }
             changes.removed = self.before.removed(|id| self.listed(id).is_some());
-            changes
+            (changes, is_again)
         });
+        let (changes, is_again) = changes.unzip();
         self.findings = findings;
         self.open = open;
         self.head.changes = changes;
+        self.is_again = is_again.unwrap_or_default();
     }
 
     fn judge(&self) -> Judge<'_> {
@@ -315,24 +322,25 @@ impl<'a> StreamedReport<'a> {
     }
 
     /// Returns since when keys are known to be inactive or gone: those of before, and those of this list.
-    fn revoked(&self, previous: Option<&ReviewReport>) -> Vec<RevokedKey> {
+    fn revoked(&self) -> Vec<RevokedKey> {
         let now = self.list.listed_at;
         let mut revoked: BTreeMap<(Option<&str>, &str), UnixMillis> = BTreeMap::new();
-        if let Some(previous) = previous {
-            let gone = previous.keys.iter().map(|key| (&key.org, &key.id, now));
+        if let Some(previous) = self.previous {
+            let keys = &previous.keys.list;
+            let gone = (0..keys.len()).map(|at| (keys.org(at), keys.id(at), now));
             let known = previous.revoked.iter();
-            let known = known.map(|key| (&key.org, &key.id, key.seen_at));
+            let known = known.map(|key| (key.org.as_deref(), key.id.as_str(), key.seen_at));
             for (org, id, seen_at) in known.chain(gone) {
                 let is_active = |at| self.list.is_active(at);
                 if !self.listed(id).is_some_and(is_active) {
-                    let held = revoked.entry((org.as_deref(), id)).or_insert(seen_at);
+                    let held = revoked.entry((org, id)).or_insert(seen_at);
                     *held = seen_at.min(*held);
                 }
             }
         }
         for entry in &self.entries {
-            let (org, id) = (self.org(*entry), self.id(entry.key));
-            let is_revoked = match entry.key {
+            let (org, id) = (self.org(*entry), self.id(entry.key()));
+            let is_revoked = match entry.key() {
                 Place::List(at) => !self.list.is_active(at as usize),
                 // One that was created after the list was read is not on it either.
                 Place::Evidence(_) => {
@@ -356,28 +364,32 @@ impl<'a> StreamedReport<'a> {
 
     fn key_review(&self, entry: Entry) -> KeyReview {
         let org = self.org(entry);
-        let key = match entry.key {
+        let key = match entry.key() {
             Place::List(at) => self.list.get(at as usize),
             Place::Evidence(at) => {
                 let id = self.seen.id(at);
                 let known = self.before.get(org, id);
                 KeyFacts {
                     id: id.to_owned(),
-                    name: known.map_or_else(String::new, |key| key.name.clone()),
+                    name: known.map_or_else(String::new, |key| key.name),
                     status: NOT_LISTED.to_owned(),
                     ..KeyFacts::default()
                 }
             }
         };
+        // Its times are others.
         let known = self.before.any(org, &key.id);
         let now = self.list.listed_at;
-        let is_rotated = known.is_some_and(|known| {
+        let is_rotated = known.as_ref().is_some_and(|known| {
             known.suffix.is_some() && key.suffix.is_some() && known.suffix != key.suffix
         });
         let (secret_since, watched_since) = match known {
             // It was rotated before this list, so it is at least as old.
-            Some(known) if is_rotated => (Some(now), known.watched_since),
-            Some(known) => (known.secret_since.or(key.created_at), known.watched_since),
+            Some(known) if is_rotated => (Some(now), known.last_verified_at.unwrap_or(now)),
+            Some(known) => {
+                let secret_since = known.created_at.or(key.created_at);
+                (secret_since, known.last_verified_at.unwrap_or(now))
+            }
             None => (key.created_at, now),
         };
         let mut review = KeyReview {
@@ -467,48 +479,6 @@ impl Source for StreamedReport<'_> {
 
     fn requests(&self, org: &str) -> Cow<'_, [WeekCount]> {
         Cow::Owned(self.seen.requests(org))
-    }
-}
-
-impl Serialize for StreamedReport<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let head = &self.head;
-        let requests = || {
-            let orgs = self.orgs.iter();
-            let requests = orgs.map(|org| (*org, self.seen.requests(org)));
-            requests.filter(|(_, weeks)| !weeks.is_empty())
-        };
-        let mut report = serializer.serialize_struct("ReviewReport", 9)?;
-        report.serialize_field("orgkey_review", &head.orgkey_review)?;
-        report.serialize_field("organization", &head.organization)?;
-        report.serialize_field("coverage", &head.coverage)?;
-        report.serialize_field("changes", &head.changes)?;
-        report.serialize_field("findings", &Items(|| self.findings()))?;
-        report.serialize_field("keys", &Items(|| self.keys()))?;
-        report.serialize_field("requests", &Members(requests))?;
-        report.serialize_field("decisions", &head.decisions)?;
-        report.serialize_field("revoked", &head.revoked)?;
-        report.end()
-    }
-}
-
-/// An array whose items are computed.
-struct Items<F>(F);
-
-impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Items<F> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0())
-    }
-}
-
-/// An object whose members are computed.
-struct Members<F>(F);
-
-impl<F: Fn() -> I, I: Iterator<Item = (K, V)>, K: Serialize, V: Serialize> Serialize
-    for Members<F>
-{
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0())
     }
 }
 
