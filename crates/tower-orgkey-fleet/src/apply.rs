@@ -5,13 +5,10 @@ use tower_orgkey::fleet::{FleetMember, Subject, Update};
 use crate::engine::{Fields, READ_COUNT, Read, Session};
 use crate::log::Order;
 use crate::node::{Counters, Node, hex};
-use crate::run::Stop;
-use crate::seal::{Kind, Opened};
+use crate::seal::{Kind, LOG, Opened};
+use crate::stop::Stop;
 use crate::telemetry;
 use crate::wire::{Acknowledgement, Change, Id, LogEntry, Wire};
-
-/// The place of sealed log entries.
-pub(crate) const LOG: &str = "log";
 
 impl Node {
     /// Takes the reply of a read.

@@ -9,8 +9,8 @@ use crate::apply::decode;
 use crate::engine::Session;
 use crate::node::{Counters, Node, hex};
 use crate::outbox::SENT_AT_ONCE;
-use crate::run::Stop;
 use crate::seal::Kind;
+use crate::stop::Stop;
 use crate::wire::{Change, Id, LogEntry};
 
 /// The blocks of the engine are compared with those of this node this often, and after each gap.

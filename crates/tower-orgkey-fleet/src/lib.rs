@@ -143,6 +143,7 @@ mod run;
 mod seal;
 mod secret;
 mod status;
+mod stop;
 pub mod telemetry;
 mod wire;
 

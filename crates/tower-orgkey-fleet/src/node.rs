@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tower_orgkey::fleet::{FleetMember, LayerInfo, Position, Subject};
 
@@ -14,7 +14,6 @@ use crate::blocks::HeldBlocks;
 use crate::clock::{MAX_CLOCK_SKEW, WallClock, millis};
 use crate::engine::{BEGINNING, MAX_NODES, Place, Session};
 use crate::log::{Head, Log};
-use crate::outbox::Outgoing;
 use crate::recent::RecentIds;
 use crate::seal::{Kind, Sealer};
 use crate::status::{FleetState, FleetStatus};
@@ -81,6 +80,12 @@ impl Counters {
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// An update that the engine has not taken yet.
+pub(crate) struct Outgoing {
+    pub(crate) entry: LogEntry,
+    pub(crate) taken: Option<oneshot::Sender<()>>,
 }
 
 pub(crate) struct State {

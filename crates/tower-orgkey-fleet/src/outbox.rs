@@ -6,12 +6,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_orgkey::fleet::{Subject, Update};
 
-use crate::apply::LOG;
 use crate::engine::{Append, Session};
 use crate::log::Log;
-use crate::node::{Node, State, hex};
-use crate::run::Stop;
-use crate::seal::Kind;
+use crate::node::{Node, Outgoing, State, hex};
+use crate::seal::{Kind, LOG};
+use crate::stop::Stop;
 use crate::wire::{Change, Id, LogEntry, MAX_UNBLOCKED, Wire};
 
 /// The maximum number of updates that wait for the engine, or that are sent again in a new epoch. More are replaced by one that
@@ -19,12 +18,6 @@ use crate::wire::{Change, Id, LogEntry, MAX_UNBLOCKED, Wire};
 const MAX_OWN: usize = 10_000;
 /// The maximum number of updates that are sent at once.
 pub(crate) const SENT_AT_ONCE: usize = 100;
-
-/// An update that the engine has not taken yet.
-pub(crate) struct Outgoing {
-    pub(crate) entry: LogEntry,
-    pub(crate) taken: Option<oneshot::Sender<()>>,
-}
 
 impl Node {
     /// Takes an update of this node, to be sent. Returns its id.

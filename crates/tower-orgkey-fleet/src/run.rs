@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::engine::{BEGINNING, Engine, EngineError, EngineResult, READ_COUNT, Session};
 use crate::log::{Head, Log};
 use crate::node::{FOLLOWED_FOR, Node, hex};
+use crate::stop::Stop;
 use crate::telemetry;
 
 /// Records are written this often.
@@ -19,20 +20,6 @@ const READ_WAIT: Duration = Duration::from_millis(500);
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// After an epoch was followed for less than this, the node waits before it joins again.
 const STABLE: Duration = Duration::from_secs(3);
-
-/// Why a node stops to follow a session.
-#[derive(Debug)]
-pub(crate) enum Stop {
-    /// The engine lost data, or another server answers.
-    NewEpoch,
-    Failed(EngineError),
-}
-
-impl From<EngineError> for Stop {
-    fn from(error: EngineError) -> Self {
-        Self::Failed(error)
-    }
-}
 
 /// Follows the engine, for ever.
 pub(crate) async fn follow(node: &Node, engine: &dyn Engine) {

@@ -12,6 +12,9 @@ use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 
 use crate::secret::{CryptoFailed, FleetSecret, Keys};
 
+/// The place of sealed log entries.
+pub(crate) const LOG: &str = "log";
+
 const FORMAT: u8 = 1;
 const TAG_LEN: usize = 16;
 const HEADER: usize = 2 + NONCE_LEN;

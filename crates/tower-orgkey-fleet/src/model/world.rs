@@ -16,9 +16,9 @@ use crate::engine::memory::MemoryEngine;
 use crate::engine::{Engine, Session};
 use crate::link::{Link, opened};
 use crate::node::{Node, hex};
-use crate::run::Stop;
 use crate::seal::Sealer;
 use crate::secret::FleetSecret;
+use crate::stop::Stop;
 use crate::wire::Id;
 
 /// A verification whose answer has not arrived.
