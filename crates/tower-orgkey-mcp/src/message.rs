@@ -139,7 +139,7 @@ mod tests {
 
     const REFUND: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"refund","arguments":{}}}"#;
 
-    /// With serde_json's feature `raw_value`, which this crate enables, `Value` reads the text in it instead.
+    /// With the feature `raw_value` of `serde_json`, which this crate enables, `Value` reads the text in it instead.
     const PRIVATE: &str = r#"{"$serde_json::private::RawValue":"{\"method\":\"tools/call\",\"params\":{\"name\":\"refund\"}}"}"#;
 
     #[test]
