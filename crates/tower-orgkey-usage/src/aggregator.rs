@@ -44,8 +44,7 @@ pub(crate) struct Aggregator {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     /// Unique per aggregator. A part of the id of every record.
     run: String,
-    /// All earlier periods are closed.
-    floor: Mutex<Period>,
+    closed: Mutex<Closed>,
     /// How many rows of past minutes a shard keeps for the pusher. 0 without a pusher.
     kept: AtomicUsize,
     pub(crate) records: RecordCounts,
@@ -62,6 +61,15 @@ pub(crate) struct RecordCounts {
     pub(crate) pushed: AtomicU64,
     pub(crate) undeliverable: AtomicU64,
     pub(crate) dropped: AtomicU64,
+}
+
+/// What the last close closed.
+#[derive(Debug, Default)]
+struct Closed {
+    /// All earlier periods are closed.
+    floor: Period,
+    /// The minute of the wall clock then.
+    at: u64,
 }
 
 struct Shard {
@@ -114,7 +122,7 @@ impl Aggregator {
                 .take(shards)
                 .collect(),
             run,
-            floor: Mutex::default(),
+            closed: Mutex::default(),
             kept: AtomicUsize::new(0),
             records: RecordCounts::default(),
         }
@@ -213,12 +221,18 @@ impl Aggregator {
         taken.sum()
     }
 
+    /// Whether a minute has begun since the last [`close`](Self::close).
+    pub(crate) fn is_minute_over(&self) -> bool {
+        self.wall.minute() != lock(&self.closed).at
+    }
+
     /// Closes every past minute and, with `early`, the current one so far, and returns their records. Later requests are
     /// counted in later periods.
     pub(crate) fn close(&self, early: bool) -> Vec<UsageRecord> {
         let target = {
-            let mut floor = lock(&self.floor);
-            let mut target = Period::of(self.wall.minute()).max(*floor);
+            let mut closed = lock(&self.closed);
+            closed.at = self.wall.minute();
+            let mut target = Period::of(closed.at).max(closed.floor);
             if early {
                 // A request may have read the clock later.
                 for shard in &self.shards {
@@ -226,7 +240,7 @@ impl Aggregator {
                 }
                 target = target.next_part();
             }
-            *floor = target;
+            closed.floor = target;
             target
         };
         let mut periods: BTreeMap<Period, BTreeMap<LineKey, Counts>> = BTreeMap::new();

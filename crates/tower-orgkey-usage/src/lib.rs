@@ -54,8 +54,9 @@
 //!   ids in the [spool file](SpoolFile).
 //! * **A sink that forgets ids says so** in [`remembers`](UsageSink::remembers). A record that it may have stored is then
 //!   [parked](ParkedRecords) instead of being counted twice.
-//! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, the current minute if
-//!   the process is killed, and the oldest records if very many wait. Losses are counted and logged.
+//! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, if the process is
+//!   killed, the current minute and one that ended a moment ago; and the oldest records if very many wait, which is counted and
+//!   logged.
 //!
 //! # Cost
 //!

@@ -28,9 +28,9 @@ use crate::telemetry;
 /// Closes minutes and pushes their records to a [`UsageSink`], in order, until the sink has stored them.
 ///
 /// A minute is closed up to 2 s after its end, at a random moment, so that instances do not push together. Its records are
-/// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. After a failed
-/// push, minutes are still closed and kept, and the push is retried after 1 s, doubling to 60 s and shortened at random by
-/// up to half, or later if the sink asks for it.
+/// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. Minutes that end
+/// while older records are pushed are closed before the next batch. After a failed push, minutes are still closed and kept, and
+/// the push is retried after 1 s, doubling to 60 s and shortened at random by up to half, or later if the sink asks for it.
 ///
 /// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
 ///
@@ -40,7 +40,7 @@ use crate::telemetry;
 /// |---|---|---|
 /// | shutdown with [`flush`](Self::flush), the sink stores everything before the deadline | nothing | nothing |
 /// | shutdown with `flush`, the sink does not | waiting records; counted and logged | nothing |
-/// | the process is killed | waiting records and the current minute | the current minute |
+/// | the process is killed | waiting records and minutes that are not closed | minutes that are not closed: the current one, and one that ended up to 2 s ago or during a push in flight |
 /// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
 ///
 /// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
@@ -238,6 +238,12 @@ impl<S: UsageSink> UsagePusher<S> {
     async fn push_waiting(&mut self) -> Result<(), PushError> {
         self.deferred = (0, None);
         loop {
+            // A backlog takes longer than a minute, which only the spool file keeps if the process is killed.
+            if self.aggregator.is_minute_over() {
+                self.close(false).await;
+                // The records that were deferred are not the last ones any more.
+                self.deferred = (0, None);
+            }
             let limits = self.limits();
             let batch = self.begin_push(&limits);
             // Also what a cancelled `close` did not save.

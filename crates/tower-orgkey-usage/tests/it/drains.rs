@@ -1,0 +1,101 @@
+//! What is closed, written to the spool file and pushed while the pusher drains, is blocked, or runs by a wrong clock.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use tokio::sync::Notify;
+use tower_orgkey_usage::test_util::TestWallClock;
+use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
+
+use crate::kit::{MINUTE, Memory, Scratch, app, next_minute, read_times, sums, usage, wall};
+
+/// A sink of one record per call. While it stores the first record, a request is served and two minutes pass.
+struct Slow {
+    app: Router,
+    wall: TestWallClock,
+    calls: AtomicUsize,
+    /// Before that, the look-up of an account fails.
+    defers: bool,
+    /// Later calls do not end.
+    blocks: Option<Arc<Notify>>,
+}
+
+impl Slow {
+    fn new(app: &Router, wall: &TestWallClock) -> Self {
+        Self {
+            app: app.clone(),
+            wall: wall.clone(),
+            calls: AtomicUsize::new(0),
+            defers: false,
+            blocks: None,
+        }
+    }
+}
+
+impl UsageSink for Slow {
+    async fn push(&self, _: &[UsageRecord]) -> Result<(), PushError> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.defers && call == 0 {
+            return Err(PushError::defer("a look-up of the test's fails", [0]));
+        }
+        if call == usize::from(self.defers) {
+            read_times(&self.app, 1, "key.org_late.k1").await;
+            self.wall.set(self.wall.now() + 2 * MINUTE);
+        } else if let Some(blocks) = &self.blocks {
+            blocks.notify_one();
+            pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_201_minutes_are_saved_while_draining() {
+    let scratch = Scratch::new("drains");
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let blocks = Arc::<Notify>::default();
+    let sink = Slow {
+        blocks: Some(Arc::clone(&blocks)),
+        ..Slow::new(&app, &wall)
+    };
+    let pusher = usage.handle().pusher(sink).batch_size(1);
+    let pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    read_times(&app, 1, "key.org_1.k1").await;
+    read_times(&app, 1, "key.org_2.k1").await;
+    next_minute(&wall);
+    let pushing = tokio::spawn(pusher.run());
+    blocks.notified().await;
+    // As a kill would leave it.
+    pushing.abort();
+    assert!(pushing.await.unwrap_err().is_cancelled());
+
+    let sink = Memory::new(|_| Ok(()));
+    let usage = crate::kit::usage(&wall).build().unwrap();
+    let pusher = usage.handle().pusher(Arc::clone(&sink));
+    let mut pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    pusher.push_closed().await;
+    assert_eq!(sink.sums(), sums(&[("org_2", 1), ("org_late", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deferred_records_are_tried_again_every_minute() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let sink = Slow {
+        defers: true,
+        ..Slow::new(&app, &wall)
+    };
+    let pusher = usage.handle().pusher(sink).batch_size(1);
+    let mut pusher = pusher.build().unwrap();
+    read_times(&app, 1, "key.org_1.k1").await;
+    read_times(&app, 1, "key.org_2.k1").await;
+    next_minute(&wall);
+    // With the record of the minute that ended meanwhile.
+    let report = pusher.push_closed().await;
+    assert_eq!((report.pushed, report.waiting), (3, 0));
+}
