@@ -49,7 +49,9 @@
 //!
 //! * **A closed minute stays closed.** Its records are final, and each has a unique id. Requests that end later count in the
 //!   next minute, or in further records of the same minute if [`flush`](UsagePusher::flush) closed it early. If the wall clock
-//!   steps back, requests count in the latest minute so far until the clock has passed it again.
+//!   steps back, requests count in the latest minute so far until the clock has passed it again. If that is more than a minute
+//!   away, for example because the clock was hours ahead, a part of it is closed every minute, with the
+//!   [minute](UsageRecord::minute) that the clock shows.
 //! * **A sink that counts each id once never counts a request twice.** Ids are random per process, and records keep their
 //!   ids in the [spool file](SpoolFile).
 //! * **A sink that forgets ids says so** in [`remembers`](UsageSink::remembers). A record that it may have stored is then
@@ -78,6 +80,7 @@
 //! | warn | `usage spool file cannot be written` | `error` says why; waiting records would be lost with the process | free space, permissions |
 //! | info | `usage spool file is written again` | | |
 //! | warn | `usage spool file truncated` | a crash interrupted a write | nothing: the incomplete line was not pushed |
+//! | warn | `usage clock was set back` | by `minutes`; usage is pushed every minute all the same | compare the minutes before with the logs |
 //! | error | `usage totals missing or older` | the [file of totals](TotalsFile) was lost or restored | [`resume`](KindeBillingSender::resume); nothing on a first start |
 //! | warn | `usage total held` | `reason` says why an `organization` is not billed | see [`HoldReason`] |
 //! | error | `usage unsettled` | `units` were not answered when their period ended | [`settle`](KindeBillingSender::settle) |

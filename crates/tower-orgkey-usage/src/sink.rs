@@ -12,7 +12,8 @@ use crate::record::UsageRecord;
 /// # What the pusher guarantees
 ///
 /// * **Order.** The records of an organization arrive in the order of their minutes, except for a record that was parked and
-///   settled as [`PushAgain`](crate::Settlement::PushAgain): it arrives after later ones. The next batch is pushed only after
+///   settled as [`PushAgain`](crate::Settlement::PushAgain): it arrives after later ones. Minutes repeat and go back if the wall
+///   clock is set back. The next batch is pushed only after
 ///   the previous one was accepted or failed.
 /// * **Final records.** A record never changes. Records with the same [`id`](UsageRecord::id) are the same record.
 /// * **At least once.** A record is pushed again if the push failed, timed out, or was interrupted by the end of the process.

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
 
-use crate::kit::{MINUTE, Memory, Scratch, app, next_minute, read_times, sums, usage, wall};
+use crate::kit::{MINUTE, Memory, Scratch, app, next_minute, read_times, start, sums, usage, wall};
 
 /// A sink of one record per call. While it stores the first record, a request is served and two minutes pass.
 struct Slow {
@@ -98,4 +98,37 @@ async fn deferred_records_are_tried_again_every_minute() {
     // With the record of the minute that ended meanwhile.
     let report = pusher.push_closed().await;
     assert_eq!((report.pushed, report.waiting), (3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_202_a_clock_that_was_ahead_bills() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = Memory::new(|_| Ok(()));
+    let mut pusher = usage.handle().pusher(Arc::clone(&sink)).build().unwrap();
+    let app = app(&usage);
+    // Two hours ahead, until the clock is set.
+    wall.set(start() + 120 * MINUTE);
+    read_times(&app, 1, "key.org_1.k1").await;
+    pusher.push_closed().await;
+    wall.set(start());
+    for minute in 0..10 {
+        read_times(&app, 1, "key.org_1.k1").await;
+        next_minute(&wall);
+        pusher.push_closed().await;
+        assert_eq!(sink.sums()["org_1"], minute + 2);
+        // Once per minute.
+        read_times(&app, 1, "key.org_2.k1").await;
+        assert_eq!(pusher.push_closed().await.pushed, 0);
+    }
+    assert_eq!(sink.calls(), 10);
+    let now = wall.now();
+    let is_past = |record: &UsageRecord| record.begins_at() <= now;
+    assert!(sink.taken().iter().all(is_past), "in the future");
+    // The clock passes the latest minute.
+    wall.set(start() + 121 * MINUTE);
+    read_times(&app, 1, "key.org_1.k1").await;
+    next_minute(&wall);
+    pusher.push_closed().await;
+    assert_eq!(sink.sums(), sums(&[("org_1", 12), ("org_2", 10)]));
 }
