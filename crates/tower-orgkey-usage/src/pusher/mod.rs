@@ -51,8 +51,8 @@ use crate::telemetry;
 /// forgotten the id. If it [rejects old records](UsageSink::oldest), those are not pushed. Such records are parked: kept, also in
 /// the spool file, counted and logged, until they are settled through [`ParkedRecords`]. For each organization, the requests
 /// that were served are the sum of those that are billed, wait, are parked, or were dropped with a log message. Requests of
-/// [organizations that were counted together](crate::Account::OtherOrganizations) are in one sum: `OpenMeterSink` without an
-/// unattributed subject, and `StripeSink`, park their records.
+/// [organizations that were counted together](crate::Account::OtherOrganizations) are in one sum: `StripeSink`,
+/// `KindeBillingSink`, and `OpenMeterSink` without an unattributed subject park their records.
 ///
 /// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
 /// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
