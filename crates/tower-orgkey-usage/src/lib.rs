@@ -76,7 +76,7 @@
 //! | info | `usage push recovered` | | |
 //! | error | `usage record undeliverable` | the sink returned `PushError::permanent` for the record of this `id` | compare the record with what the meter expects |
 //! | error | `usage records dropped` | `reason`: more waited than `max_waiting`, the pusher did not run, or it was dropped | a larger `max_waiting`; run the pusher; a spool file |
-//! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |
+//! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since, or the sink panics on the record), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |
 //! | warn | `usage spool file cannot be written` | `error` says why; waiting records would be lost with the process | free space, permissions |
 //! | info | `usage spool file is written again` | | |
 //! | warn | `usage spool file truncated` | a crash interrupted a write | nothing: the incomplete line was not pushed |

@@ -102,6 +102,8 @@ pub struct UsagePusher<S> {
     not_before: Option<Instant>,
     /// Single records that failed permanently since the last success.
     undeliverable_in_a_row: u32,
+    /// How often the sink panicked on the oldest record alone.
+    panics_of_one: u32,
     /// Records at the end of the queue that failed since the last pause, and the last error about them.
     deferred: (usize, Option<PushError>),
     /// Batches that were deferred since the last success.
@@ -125,6 +127,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// After so many records that failed permanently in a row, the sink itself may be at fault: one record is dropped between
 /// two pauses.
 const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
+/// A record is parked after so many panics of the sink on it alone: fewer may be about something else.
+const MAX_PANICS_OF_ONE: u32 = 3;
 /// After so many batches in a row that were deferred, the accounts may not be at fault: the pusher pauses.
 const MAX_DEFERRED_IN_A_ROW: u32 = 10;
 
@@ -302,6 +306,18 @@ impl<S: UsageSink> UsagePusher<S> {
                 self.batch = batch.len().div_ceil(2);
                 telemetry::push_ended("permanent");
             }
+            PushErrorKind::Retry { .. } if error.is_panic() && batch.len() > 1 => {
+                self.batch = batch.len().div_ceil(2);
+                telemetry::push_ended("retry");
+            }
+            PushErrorKind::Retry { .. }
+                if error.is_panic() && self.panics_of_one + 1 >= MAX_PANICS_OF_ONE =>
+            {
+                telemetry::push_ended("retry");
+                self.panics_of_one = 0;
+                let since = batch[0].minute;
+                self.park(ParkReason::MaybeStored { since }, vec![0]).await;
+            }
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
                 if lock(&self.queue).may_be_stored() {
@@ -342,6 +358,7 @@ impl<S: UsageSink> UsagePusher<S> {
             }
             PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
                 telemetry::push_ended("retry");
+                self.panics_of_one += u32::from(error.is_panic());
                 self.pause(&error, after);
                 return Err(error);
             }
@@ -397,7 +414,7 @@ impl<S: UsageSink> UsagePusher<S> {
         let push = CatchUnwind::new(async { self.sink.push(batch).await });
         match timeout(self.settings.push_timeout, push).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(PushError::retry("the sink panicked")),
+            Ok(Err(panicked)) => Err(PushError::retry(panicked)),
             Err(_) => Err(PushError::retry("the push timed out")),
         }
     }
@@ -411,6 +428,7 @@ impl<S: UsageSink> UsagePusher<S> {
         self.batch = (self.batch * 2).min(self.settings.batch_size);
         self.undeliverable_in_a_row = 0;
         self.deferred_in_a_row = 0;
+        self.panics_of_one = 0;
         self.not_before = None;
         self.backoff = self.settings.backoff.build();
         if std::mem::take(&mut self.is_failing) {

@@ -2,12 +2,12 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
 use tokio::sync::Notify;
 use tower_orgkey_usage::test_util::TestWallClock;
-use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
+use tower_orgkey_usage::{KeyName, ParkReason, PushError, Settlement, UsageRecord, UsageSink};
 
 use crate::kit::{MINUTE, Memory, Scratch, app, next_minute, read_times, start, sums, usage, wall};
 
@@ -131,4 +131,67 @@ async fn fault_202_a_clock_that_was_ahead_bills() {
     next_minute(&wall);
     pusher.push_closed().await;
     assert_eq!(sink.sums(), sums(&[("org_1", 12), ("org_2", 10)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_203_a_panic_for_one_record_blocks_no_other() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let is_bad =
+        |record: &UsageRecord| matches!(&record.key, KeyName::Id(id) if id.as_str() == "bad");
+    let sink = Memory::new(move |batch| {
+        assert!(!batch.iter().any(is_bad), "a sink of the test's panics");
+        Ok(())
+    });
+    let mut pusher = usage.handle().pusher(Arc::clone(&sink)).build().unwrap();
+    let app = app(&usage);
+    for n in 0..20 {
+        read_times(&app, 1, &format!("key.org_1.k{n}")).await;
+        read_times(&app, 1, &format!("key.org_2.k{n}")).await;
+    }
+    read_times(&app, 7, "key.org_1.bad").await;
+    next_minute(&wall);
+    for _ in 0..10 {
+        pusher.push_closed().await;
+    }
+    assert_eq!(sink.sums(), sums(&[("org_1", 20), ("org_2", 20)]));
+    let parked = pusher.parked().list();
+    assert_eq!(parked.len(), 1, "{parked:?}");
+    assert!(is_bad(&parked[0].record));
+    assert!(matches!(parked[0].reason, ParkReason::MaybeStored { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_always_panics_parks_slowly() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let panics = Arc::new(AtomicBool::new(true));
+    let sink = {
+        let panics = Arc::clone(&panics);
+        Memory::new(move |_| {
+            assert!(
+                !panics.load(Ordering::SeqCst),
+                "a sink of the test's panics"
+            );
+            Ok(())
+        })
+    };
+    let mut pusher = usage.handle().pusher(Arc::clone(&sink)).build().unwrap();
+    let app = app(&usage);
+    for n in 0..100 {
+        read_times(&app, 1, &format!("key.org_1.k{n}")).await;
+    }
+    next_minute(&wall);
+    // An hour.
+    pusher.run_until(tokio::time::sleep(60 * MINUTE)).await;
+    let parked = pusher.parked();
+    let number = parked.list().len();
+    assert!((10..60).contains(&number), "{number}");
+    panics.store(false, Ordering::SeqCst);
+    parked
+        .settle(Settlement::PushAgain, |_| true)
+        .await
+        .unwrap();
+    assert_eq!(pusher.flush(MINUTE).await.waiting, 0);
+    assert_eq!(sink.sums(), sums(&[("org_1", 100)]));
 }
