@@ -233,3 +233,38 @@ async fn fault_204_merged_organizations_are_parked() {
     let report = pusher.push_closed().await;
     assert_eq!((report.waiting, report.parked), (0, parked.len()));
 }
+
+#[tokio::test]
+async fn fault_205_a_low_rate_limit_bills() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    for n in 0..40 {
+        let name = format!("org_{n}");
+        world.agree(&name);
+        read_times(&process.app, 1, &format!("key.{name}.k1")).await;
+    }
+    next_minute(&world.wall);
+    world.advance(0);
+    process.push().await;
+    for _ in 0..10 {
+        // Kinde permits 25 calls of each kind, then the next window begins.
+        for endpoint in [
+            Endpoint::GetOrganization,
+            Endpoint::ListAgreements,
+            Endpoint::RecordUsage,
+        ] {
+            let busy = Fault::status(429).with_header("ratelimit-reset", "60");
+            world.emulator.inject(endpoint, busy.every(26));
+        }
+        process.send().await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(61)).await;
+        tokio::time::resume();
+    }
+    let looked_up = world.emulator.calls().get_organization;
+    assert!(looked_up.faulted > 0);
+    assert_eq!(looked_up.ok, 40, "customers are kept");
+    assert_eq!(world.billed().len(), 40);
+    let once = world.billed().values().all(|units| *units == 1);
+    assert!(once, "{:?}", world.billed());
+}
