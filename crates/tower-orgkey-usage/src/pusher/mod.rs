@@ -2,6 +2,7 @@
 
 mod builder;
 mod parked;
+mod report;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::builder::UsagePusherBuilder;
 pub use self::parked::ParkedRecords;
+pub use self::report::PushReport;
 use super::aggregator::Aggregator;
 use super::catch_unwind::CatchUnwind;
 use super::parked::ParkReason;
@@ -131,22 +133,6 @@ const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
 const MAX_PANICS_OF_ONE: u32 = 3;
 /// After so many batches in a row that were deferred, the accounts may not be at fault: the pusher pauses.
 const MAX_DEFERRED_IN_A_ROW: u32 = 10;
-
-/// The result of a push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PushReport {
-    /// Records that the sink has stored.
-    pub pushed: u64,
-    /// Records that the sink will never store.
-    pub undeliverable: u64,
-    /// Records that were dropped because more than `max_waiting` waited.
-    pub dropped: u64,
-    /// Records that still wait.
-    pub waiting: usize,
-    /// Records that are parked.
-    pub parked: usize,
-}
 
 impl<S: UsageSink> UsagePusher<S> {
     /// Returns the records that are parked, to list and settle them while the pusher runs.
@@ -500,18 +486,6 @@ impl<S: UsageSink> UsagePusher<S> {
             dropped: records.dropped.load(Ordering::Relaxed),
             waiting: lock(&self.queue).len(),
             parked: records.parked.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl PushReport {
-    fn since(self, before: Self) -> Self {
-        Self {
-            pushed: self.pushed - before.pushed,
-            undeliverable: self.undeliverable - before.undeliverable,
-            dropped: self.dropped - before.dropped,
-            waiting: self.waiting,
-            parked: self.parked,
         }
     }
 }
