@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::event::{
-    AuditEvent, AuditEventKind, AuditedRequest, LostEvents, Period, Source, SuppressedRejections,
+    Actor, AuditEvent, AuditEventKind, AuditedRequest, LostEvents, Period, Source,
+    SuppressedRejections,
 };
 use crate::queue::{BATCH, Found, Full, Of, Queues};
 use crate::sampling::Sampler;
@@ -149,9 +150,9 @@ impl Exporter {
     /// Queues an event for the worker, or counts it as lost if its queue is full. Does not block on the worker.
     pub(crate) fn send(&self, request: Box<AuditedRequest>) {
         Counts::add(&self.counts.accepted, 1);
-        let of = match request.org_code() {
-            Some(_) => Of::Organizations,
-            None => Of::Unauthenticated,
+        let of = match request.actor {
+            Actor::Organization { .. } | Actor::Operator { .. } => Of::Organizations,
+            Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => Of::Unauthenticated,
         };
         let queued = self.queues.push(of, || AuditEvent {
             kind: AuditEventKind::Request(*request),

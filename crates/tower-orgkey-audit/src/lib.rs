@@ -47,8 +47,8 @@
 //! observe as well), a fifth if it has an id, and a push into a bounded queue; JSON is written on the trail's thread. That thread
 //! collects events for at most a millisecond before it writes them.
 //!
-//! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations, and a separate one half as many without
-//!   an organization. An event that finds its queue full is lost. It is counted in [`AuditStats::lost`] and in the metric
+//! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations and operators, and a separate one half as
+//!   many others. An event that finds its queue full is lost. It is counted in [`AuditStats::lost`] and in the metric
 //!   [`AUDIT_EVENTS`](telemetry::AUDIT_EVENTS), and an event of class 1008 (Event Log Activity) reports the `count` as soon
 //!   as the sink works again.
 //! * If the sink fails, it is retried until it works. If it panics, the batch is lost. See [`AuditSink`].

@@ -1,7 +1,7 @@
 //! The events that wait for the worker.
 //!
-//! Events with and without an organization have a queue each, so that requests without a key cannot displace those of a
-//! customer. Requests write their events into a batch, which the worker takes as a whole and gives back empty.
+//! Events of organizations and operators have a queue, and all others another one, so that requests without a key cannot displace
+//! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and gives back empty.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,7 @@ pub(crate) struct Queues(Mutex<State>);
 /// One of the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
+    /// And operators.
     Organizations,
     Unauthenticated,
 }

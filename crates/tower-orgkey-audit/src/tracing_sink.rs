@@ -56,6 +56,7 @@ fn emit(event: &AuditEvent, request: &AuditedRequest) {
         actor.user.org.uid = request.org_code().map(OrgCode::as_str),
         actor.user.credential = request.key_id().map(KeyId::as_str),
         actor.user.uid = request.user_id(),
+        actor.user.name = request.operator_target().map(|_| "operator"),
         api.request.uid = request.request_id(),
         http_request.http_method = request.method().as_str(),
         // `debug` escapes control characters.
@@ -65,6 +66,8 @@ fn emit(event: &AuditEvent, request: &AuditedRequest) {
         duration = millis(request.duration()),
         body_duration = request.body_duration().map(millis),
         src_endpoint.ip = request.peer().map(|peer| tracing::field::display(peer.ip())),
+        src_endpoint.uid = request.peer_pseudonym(),
+        unmapped.target = request.operator_target().map(tracing::field::debug),
         cached = request.is_cached(),
         stale = request.is_stale(),
         metadata.uid = event.uid(),

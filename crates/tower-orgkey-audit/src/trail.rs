@@ -84,7 +84,7 @@ impl AuditTrail {
     ///
     /// `operation` names the action, such as `/v1/block`, and `target` what it was about, such as `org_code=org_1`. Each is cut
     /// to 1,024 bytes; neither may hold a key. The event is of class 6003, its actor is `operator`, and `unmapped.target` is the
-    /// target. Like the events of requests, it is not written yet when this returns, and lost if the queue is full.
+    /// target. Like the events of organizations, it is not written yet when this returns, and lost if their queue is full.
     ///
     /// ```
     /// # use tower_orgkey_audit::{AuditTrail, TracingSink};
@@ -162,8 +162,8 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
 
     /// Sets how many events of organizations can wait for the sink. At least 1. Default: 8,192.
     ///
-    /// Events without an organization have a separate queue of half this size, so that they cannot displace the events of
-    /// a customer. An event takes about 0.5 KiB, and at most 3: what clients send is cut to a bound. Up to 256 more events
+    /// Events of neither an organization nor an operator have a separate queue of half this size, so that they cannot displace
+    /// those of a customer. An event takes about 0.5 KiB, and at most 3: what clients send is cut to a bound. Up to 256 more events
     /// are on their way to the sink.
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = events;

@@ -44,8 +44,7 @@ pub(crate) struct Aggregator {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     /// Unique per aggregator. A part of the id of every record.
     run: String,
-    /// All earlier periods are closed.
-    floor: Mutex<Period>,
+    closed: Mutex<Closed>,
     /// How many rows of past minutes a shard keeps for the pusher. 0 without a pusher.
     kept: AtomicUsize,
     pub(crate) records: RecordCounts,
@@ -62,6 +61,17 @@ pub(crate) struct RecordCounts {
     pub(crate) pushed: AtomicU64,
     pub(crate) undeliverable: AtomicU64,
     pub(crate) dropped: AtomicU64,
+}
+
+/// What the last close closed.
+#[derive(Debug, Default)]
+struct Closed {
+    /// All earlier periods are closed.
+    floor: Period,
+    /// The minute of the wall clock then.
+    at: u64,
+    /// The latest period was more than [`MAX_AHEAD`] ahead of the clock.
+    is_ahead: bool,
 }
 
 struct Shard {
@@ -85,6 +95,8 @@ struct Loss {
 
 /// The most shards.
 const SHARDS: usize = 64;
+/// If the latest period is at most so many minutes ahead of the clock, it is closed when the clock has passed it.
+const MAX_AHEAD: u64 = 1;
 /// The fewest rows per shard.
 const ROWS_A_SHARD: usize = 64;
 
@@ -114,7 +126,7 @@ impl Aggregator {
                 .take(shards)
                 .collect(),
             run,
-            floor: Mutex::default(),
+            closed: Mutex::default(),
             kept: AtomicUsize::new(0),
             records: RecordCounts::default(),
         }
@@ -213,22 +225,38 @@ impl Aggregator {
         taken.sum()
     }
 
+    /// Whether a minute has begun since the last [`close`](Self::close).
+    pub(crate) fn is_minute_over(&self) -> bool {
+        self.wall.minute() != lock(&self.closed).at
+    }
+
     /// Closes every past minute and, with `early`, the current one so far, and returns their records. Later requests are
     /// counted in later periods.
+    ///
+    /// After the clock was set back, requests count in parts of the latest period, one for each minute.
     pub(crate) fn close(&self, early: bool) -> Vec<UsageRecord> {
-        let target = {
-            let mut floor = lock(&self.floor);
-            let mut target = Period::of(self.wall.minute()).max(*floor);
-            if early {
-                // A request may have read the clock later.
-                for shard in &self.shards {
-                    target = target.max(lock(shard).period);
-                }
-                target = target.next_part();
-            }
-            *floor = target;
-            target
+        let now = self.wall.minute();
+        let (target, ahead) = {
+            let mut closed = lock(&self.closed);
+            let target = Period::of(now).max(closed.floor);
+            // A request may have read the clock later.
+            let shards = self.shards.iter().map(|shard| lock(shard).period);
+            let latest = shards.fold(target, Period::max);
+            let ahead = latest.minute.saturating_sub(now);
+            let is_ahead = ahead > MAX_AHEAD;
+            let was_ahead = std::mem::replace(&mut closed.is_ahead, is_ahead);
+            let is_over = now != closed.at;
+            closed.at = now;
+            closed.floor = if early || is_ahead && is_over {
+                latest.next_part()
+            } else {
+                target
+            };
+            (closed.floor, (is_ahead && !was_ahead).then_some(ahead))
         };
+        if let Some(minutes) = ahead {
+            telemetry::clock_set_back(minutes);
+        }
         let mut periods: BTreeMap<Period, BTreeMap<LineKey, Counts>> = BTreeMap::new();
         for shard in &self.shards {
             let (past, loss) = {
@@ -248,19 +276,21 @@ impl Aggregator {
         }
         let records = periods
             .into_iter()
-            .flat_map(|(period, lines)| self.records(period, lines));
+            .flat_map(|(period, lines)| self.records(period, now, lines));
         records.collect()
     }
 
+    /// The period is in the ids, which stay unique and in order if the clock is set back. The minute is not after `now`.
     fn records(
         &self,
         Period { minute, part }: Period,
+        now: u64,
         lines: BTreeMap<LineKey, Counts>,
     ) -> impl Iterator<Item = UsageRecord> {
         let lines = lines.into_iter().enumerate();
         lines.map(move |(n, ((account, key, route), counts))| UsageRecord {
             id: format!("{}-{minute}-{part}-{n}", self.run),
-            minute: minute.saturating_mul(60),
+            minute: minute.min(now).saturating_mul(60),
             account,
             key,
             route,

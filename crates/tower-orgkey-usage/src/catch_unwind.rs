@@ -15,7 +15,8 @@ pin_project! {
 }
 
 /// The future panicked. It is not polled again.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the sink panicked")]
 pub(crate) struct Panicked;
 
 impl<F> CatchUnwind<F> {

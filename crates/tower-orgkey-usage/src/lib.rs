@@ -49,13 +49,16 @@
 //!
 //! * **A closed minute stays closed.** Its records are final, and each has a unique id. Requests that end later count in the
 //!   next minute, or in further records of the same minute if [`flush`](UsagePusher::flush) closed it early. If the wall clock
-//!   steps back, requests count in the latest minute so far until the clock has passed it again.
+//!   steps back, requests count in the latest minute so far until the clock has passed it again. If that is more than a minute
+//!   away, for example because the clock was hours ahead, a part of it is closed every minute, with the
+//!   [minute](UsageRecord::minute) that the clock shows.
 //! * **A sink that counts each id once never counts a request twice.** Ids are random per process, and records keep their
 //!   ids in the [spool file](SpoolFile).
 //! * **A sink that forgets ids says so** in [`remembers`](UsageSink::remembers). A record that it may have stored is then
 //!   [parked](ParkedRecords) instead of being counted twice.
-//! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, the current minute if
-//!   the process is killed, and the oldest records if very many wait. Losses are counted and logged.
+//! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, if the process is
+//!   killed, the current minute and one that ended a moment ago; and the oldest records if very many wait, which is counted and
+//!   logged.
 //!
 //! # Cost
 //!
@@ -73,10 +76,11 @@
 //! | info | `usage push recovered` | | |
 //! | error | `usage record undeliverable` | the sink returned `PushError::permanent` for the record of this `id` | compare the record with what the meter expects |
 //! | error | `usage records dropped` | `reason`: more waited than `max_waiting`, the pusher did not run, or it was dropped | a larger `max_waiting`; run the pusher; a spool file |
-//! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |
+//! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since, or the sink panics on the record), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |
 //! | warn | `usage spool file cannot be written` | `error` says why; waiting records would be lost with the process | free space, permissions |
 //! | info | `usage spool file is written again` | | |
 //! | warn | `usage spool file truncated` | a crash interrupted a write | nothing: the incomplete line was not pushed |
+//! | warn | `usage clock was set back` | by `minutes`; usage is pushed every minute all the same | compare the minutes before with the logs |
 //! | error | `usage totals missing or older` | the [file of totals](TotalsFile) was lost or restored | [`resume`](KindeBillingSender::resume); nothing on a first start |
 //! | warn | `usage total held` | `reason` says why an `organization` is not billed | see [`HoldReason`] |
 //! | error | `usage unsettled` | `units` were not answered when their period ended | [`settle`](KindeBillingSender::settle) |

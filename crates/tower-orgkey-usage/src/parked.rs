@@ -19,7 +19,8 @@ pub struct ParkedRecord {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ParkReason {
-    /// The meter may have stored the record, and has forgotten its id or rejects it now. Look it up at the meter.
+    /// The meter may have stored the record, and has forgotten its id or rejects it now, or the sink panics on the record. Look it up
+    /// at the meter.
     MaybeStored {
         /// When the first push without a clear answer began, in seconds since the Unix epoch. If only the sink
         /// [knows](crate::PushError::park_maybe_stored) that there may have been one, not before this time.

@@ -14,7 +14,8 @@ pub struct UsageRecord {
     /// Unique across processes and restarts: visible ASCII, at most 100 characters. A record that is pushed again has the
     /// same id, so a receiver that counts each id once counts every request once.
     pub id: String,
-    /// The start of the minute, in seconds since the Unix epoch: a multiple of 60.
+    /// The start of the minute, in seconds since the Unix epoch: a multiple of 60. Not after the minute in which it was closed:
+    /// a clock that was ahead does not put requests into the future.
     pub minute: u64,
     /// The account.
     pub account: Account,

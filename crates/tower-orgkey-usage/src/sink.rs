@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::account::Account;
+use crate::catch_unwind::Panicked;
 use crate::record::UsageRecord;
 
 /// A destination for the records of closed minutes: a meter, a queue, a table.
@@ -12,7 +13,8 @@ use crate::record::UsageRecord;
 /// # What the pusher guarantees
 ///
 /// * **Order.** The records of an organization arrive in the order of their minutes, except for a record that was parked and
-///   settled as [`PushAgain`](crate::Settlement::PushAgain): it arrives after later ones. The next batch is pushed only after
+///   settled as [`PushAgain`](crate::Settlement::PushAgain): it arrives after later ones. Minutes repeat and go back if the wall
+///   clock is set back. The next batch is pushed only after
 ///   the previous one was accepted or failed.
 /// * **Final records.** A record never changes. Records with the same [`id`](UsageRecord::id) are the same record.
 /// * **At least once.** A record is pushed again if the push failed, timed out, or was interrupted by the end of the process.
@@ -28,7 +30,8 @@ use crate::record::UsageRecord;
 /// * If the meter forgets ids or rejects old records, say so in [`remembers`](Self::remembers) and [`oldest`](Self::oldest), and
 ///   return [`PushError::retry`] whenever the meter may have stored a record.
 ///
-/// A panic counts as [`PushError::retry`].
+/// A panic counts as [`PushError::retry`], but the batch is pushed in smaller parts, so that a record on which the sink panics
+/// holds up no others. A single record is parked as [`MaybeStored`](crate::ParkReason::MaybeStored) after the third panic.
 ///
 /// ```
 /// use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
@@ -282,6 +285,11 @@ impl PushError {
     /// Returns what happens to the batch.
     pub fn kind(&self) -> PushErrorKind {
         self.kind
+    }
+
+    /// Whether the sink panicked.
+    pub(crate) fn is_panic(&self) -> bool {
+        self.source.is::<Panicked>()
     }
 
     /// Whether the error is about accounts.

@@ -121,6 +121,10 @@ pub(crate) fn spool_truncated(bytes: usize) {
     tracing::warn!(target: TARGET, bytes, "usage spool file truncated, its last line was incomplete");
 }
 
+pub(crate) fn clock_set_back(minutes: u64) {
+    tracing::warn!(target: TARGET, minutes, "usage clock was set back");
+}
+
 fn gauge(name: &'static str, records: usize) {
     // Exact to 2^53.
     #[cfg(feature = "metrics")]

@@ -30,7 +30,8 @@ const KEEPALIVES: [(&str, &str); 3] = [
 /// How long the server may take for the totals of all organizations.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-// In the order of keys, so that two nodes cannot wait for each other.
+// In the order of keys, so that two nodes cannot wait for each other. Sums are bounded: an organization chooses the size that a
+// request declares, and an error would stop the counts of all.
 const ADD: &str = "with batch as (
         select distinct on (id) * from unnest($2::text[], $3::bigint[], $4::text[], $5::bigint[])
             as record (id, minute, organization, units) order by id
@@ -39,8 +40,9 @@ const ADD: &str = "with batch as (
         on conflict do nothing returning id
     )
     insert into billing_organizations (feature, organization, counted)
-    select $1, organization, sum(units)::bigint from batch join added using (id) group by organization order by organization
-    on conflict (feature, organization) do update set counted = billing_organizations.counted + excluded.counted";
+    select $1, organization, least(sum(units), 9223372036854775807)::bigint from batch join added using (id) group by organization order by organization
+    on conflict (feature, organization) do update
+    set counted = least(billing_organizations.counted::numeric + excluded.counted, 9223372036854775807)::bigint";
 
 // One statement, so that a future that is dropped leaves no transaction open.
 const SAVE: &str = "with saved as (
@@ -174,7 +176,7 @@ impl PostgresTotals {
             .map(|total| total.as_ref().map(|total| seconds(total.period_starts_at)));
         let sums = totals
             .iter()
-            .map(|total| total.as_ref().map(|total| i64::try_from(total.sent)));
+            .map(|total| Some(bounded(total.as_ref()?.sent)));
         let confirmed = totals
             .iter()
             .map(|total| Some(total.as_ref()?.is_confirmed));
@@ -188,7 +190,7 @@ impl PostgresTotals {
                     .map(Option::transpose)
                     .collect::<Result<Vec<_>, _>>()?,
             )
-            .bind(sums.map(Option::transpose).collect::<Result<Vec<_>, _>>()?)
+            .bind(sums.collect::<Vec<Option<i64>>>())
             .bind(confirmed.collect::<Vec<Option<bool>>>());
         save.execute(connection).await?;
         Ok(())
@@ -233,16 +235,14 @@ impl TotalsStore for PostgresTotals {
             .iter()
             .map(|record| record.organization.as_str())
             .collect();
-        let units: Result<Vec<i64>, _> = records
-            .iter()
-            .map(|record| record.units.try_into())
-            .collect();
+        let units = records.iter().map(|record| bounded(record.units));
+        let units: Vec<i64> = units.collect();
         let add = sqlx::query(ADD)
             .bind(&self.feature)
             .bind(ids)
             .bind(minutes?)
             .bind(orgs)
-            .bind(units?);
+            .bind(units);
         add.execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
@@ -275,6 +275,10 @@ impl TotalsStore for PostgresTotals {
         *sender = Some(connection);
         Ok(())
     }
+}
+
+fn bounded(units: u64) -> i64 {
+    i64::try_from(units).unwrap_or(i64::MAX)
 }
 
 fn seconds(at: SystemTime) -> Result<i64, TotalsError> {

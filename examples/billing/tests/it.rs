@@ -16,6 +16,7 @@ mod random;
 #[allow(dead_code, reason = "a part of it is used")]
 mod world;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use example_billing::{PostgresTotals, SCHEMA};
@@ -27,7 +28,7 @@ use tower_orgkey_usage::{
 };
 
 use crate::cluster::Database;
-use crate::kit::{read_times, sums};
+use crate::kit::{app, next_minute, read_times, sums, usage};
 use crate::random::{bills_exactly, steps};
 use crate::world::{MINUTE, Process, Totals, World, org};
 
@@ -100,6 +101,37 @@ async fn world() -> World<Tables> {
 async fn send_after(process: &mut Process<PostgresTotals>, tables: &Tables) -> SendReport {
     tables.unlocked().await;
     process.send().await
+}
+
+#[tokio::test]
+async fn fault_206_a_huge_count_stops_no_other() {
+    let world = world().await;
+    let builder = KindeBillingSink::builder(&world.verifier(), "api_calls")
+        .test_wall_clock(world.wall.clone())
+        .measure(|record| match record.account.organization() {
+            Some(org) if org.as_str() == "org_1" => 1 << 63,
+            _ => record.counts.served(),
+        });
+    let (sink, _sender) = builder.build(world.totals.store()).unwrap();
+    let usage = usage(&world.wall).build().unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    let app = app(&usage);
+    // In one record, in the sum of a batch, and in the sum of two.
+    for keys in [1, 2] {
+        for key in 0..keys {
+            read_times(&app, 1, &format!("key.org_1.k{key}")).await;
+        }
+        read_times(&app, 1, "key.org_2.k1").await;
+        next_minute(&world.wall);
+        assert_eq!(pusher.push_closed().await.waiting, 0);
+    }
+    let store = world.totals.store();
+    let most = i64::MAX.cast_unsigned();
+    let totals = store.load().await.unwrap().unwrap();
+    let counted = totals.organizations.iter();
+    let counted = counted.map(|org| (org.organization.as_str(), org.counted));
+    let counted: BTreeMap<&str, u64> = counted.collect();
+    assert_eq!(counted, BTreeMap::from([("org_1", most), ("org_2", 2)]));
 }
 
 #[tokio::test]

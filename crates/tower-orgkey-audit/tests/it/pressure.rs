@@ -116,7 +116,7 @@ async fn fault_52_blocked_audit_sink_costs_no_request() {
 }
 
 #[tokio::test]
-async fn unauthenticated_events_displace_no_others() {
+async fn fault_207_unauthenticated_events_displace_no_others() {
     let (stage, gate, begun) = blocked(8);
     let auth = ApiKeyLayer::builder(issuer())
         .allow_anonymous()
@@ -131,16 +131,23 @@ async fn unauthenticated_events_displace_no_others() {
         send(&app, request("GET", "/broken", "")).await;
     }
     assert_eq!(stage.trail.stats().waiting, 1 + 4);
-    for _ in 0..8 {
+    for _ in 0..7 {
         send(&app, request("GET", "/read", ONE)).await;
     }
+    stage
+        .trail
+        .record_operator_action("/v1/block", "org_code=org_two");
     assert_eq!(stage.trail.stats().lost, 96);
     drop(gate);
     let events = stage.events().await;
     let of_one = events
         .iter()
         .filter(|event| event["actor"]["user"]["org"]["uid"] == "org_one");
-    assert_eq!(of_one.count(), 8);
+    assert_eq!(of_one.count(), 7);
+    let of_operators = events
+        .iter()
+        .filter(|event| event["unmapped"]["target"] == "org_code=org_two");
+    assert_eq!(of_operators.count(), 1);
 }
 
 #[tokio::test]

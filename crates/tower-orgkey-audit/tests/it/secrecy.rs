@@ -1,7 +1,9 @@
 //! No key in any event, and no client can forge one.
 
+use std::net::IpAddr;
+
 use tower_orgkey::RequestHead;
-use tower_orgkey_audit::{AuditEvent, AuditSink, SinkError, TracingSink};
+use tower_orgkey_audit::{AuditEvent, AuditSink, PseudonymKey, SinkError, TracingSink};
 
 use crate::support::log::Log;
 use crate::*;
@@ -117,4 +119,30 @@ async fn clients_cannot_forge_lines_or_fields() {
     TracingSink.write(&events).unwrap();
     assert_eq!(shown.text().lines().count(), 12, "{}", shown.text());
     assert!(!shown.text().contains('\u{1b}'));
+}
+
+#[tokio::test]
+async fn the_log_names_operators_and_pseudonyms() {
+    let kept = Kept::default();
+    let trail = AuditTrail::start(kept.clone()).unwrap();
+    trail.record_operator_action("/v1/block", "org_code=org_1\n\u{1b}");
+    let key = || PseudonymKey::new(&[7; 32]).unwrap();
+    let peer = IpAddr::from([192, 0, 2, 77]);
+    let layer = AuditLayer::new(&trail).peer(move |_: RequestHead<'_>| Some(peer));
+    let app = routes()
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(layer.pseudonymize(key()));
+    send(&app, request("GET", "/read", ONE)).await;
+    trail.flush(LONG).await.unwrap();
+    let events = kept.0.lock().unwrap().clone();
+    let (log, _guard) = Log::capture();
+    TracingSink.write(&events).unwrap();
+    let text = log.text();
+    assert!(
+        text.contains(r#"unmapped.target="org_code=org_1\n\u{1b}""#),
+        "{text}"
+    );
+    assert!(text.contains(r#"actor.user.name="operator""#), "{text}");
+    let peer = format!("src_endpoint.uid=\"{}\"", key().of_peer(peer));
+    assert!(text.contains(&peer), "{text}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tower_orgkey::ConfigError;
 use tower_orgkey::kinde::{KindeVerifier, ManagementApi};
 
-use super::sender::KindeBillingSender;
+use super::sender::{CHUNK, KindeBillingSender};
 use super::store::TotalsStore;
 use super::{KindeBillingSink, Measure};
 use crate::record::UsageRecord;
@@ -100,6 +100,7 @@ impl KindeBillingBuilder {
             customers: HashMap::new(),
             told: HashMap::new(),
             not_before: None,
+            chunk: CHUNK,
             first: None,
         };
         Ok((sink, sender))

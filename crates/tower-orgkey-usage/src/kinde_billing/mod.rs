@@ -18,6 +18,7 @@ pub use self::file::TotalsFile;
 pub use self::ledger::{HoldReason, Ledger, PeriodTotal};
 pub use self::sender::{KindeBillingSender, ResumeError, SendReport, Unsettled};
 pub use self::store::{MaybeAdded, OrgTotal, RecordUnits, Totals, TotalsError, TotalsStore};
+use crate::account::Account;
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
 
@@ -56,8 +57,10 @@ type Measure = dyn Fn(&UsageRecord) -> u64 + Send + Sync;
 /// store; one that has the totals of another feature or of another issuer is an error. While a total is in flight, the wall clock
 /// must not step forward by minutes.
 ///
-/// Records without an organization are not counted: [`Account::OtherOrganizations`](crate::Account::OtherOrganizations) too, so
-/// choose [`organizations`](crate::UsageLayerBuilder::organizations) large enough.
+/// Records without an organization are not counted. Those of
+/// [organizations that were counted together](crate::Account::OtherOrganizations) are [parked](crate::ParkReason::Held), and can
+/// only be settled as [billed](crate::Settlement::Billed), in another way: choose
+/// [`organizations`](crate::UsageLayerBuilder::organizations) large enough.
 ///
 /// # Access
 ///
@@ -103,17 +106,32 @@ impl KindeBillingSink<TotalsFile> {
 
 impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
     async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
-        let units = batch.iter().enumerate().filter_map(|(place, record)| {
-            let units = (self.measure)(record);
-            let units = RecordUnits {
-                id: record.id.clone(),
-                minute: record.minute,
-                organization: record.account.organization()?.clone(),
-                units: Some(units).filter(|units| *units > 0)?,
-            };
-            Some((place, units))
-        });
-        let (places, units): (Vec<usize>, Vec<RecordUnits>) = units.unzip();
+        let (mut places, mut units, mut merged) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, record) in batch.iter().enumerate() {
+            let measured = (self.measure)(record);
+            if measured == 0 {
+                continue;
+            }
+            match &record.account {
+                Account::Organization(org) => {
+                    places.push(place);
+                    units.push(RecordUnits {
+                        id: record.id.clone(),
+                        minute: record.minute,
+                        organization: org.clone(),
+                        units: measured,
+                    });
+                }
+                Account::OtherOrganizations => merged.push(place),
+                Account::Anonymous | Account::Unauthenticated => {}
+            }
+        }
+        if !merged.is_empty() {
+            return Err(PushError::park(
+                "a record is of several organizations",
+                merged,
+            ));
+        }
         if units.is_empty() {
             return Ok(());
         }

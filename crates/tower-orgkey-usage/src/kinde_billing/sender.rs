@@ -30,6 +30,8 @@ pub struct KindeBillingSender<S> {
     pub(super) told: HashMap<OrgCode, HoldReason>,
     /// No round begins before.
     pub(super) not_before: Option<Instant>,
+    /// Ledgers are stored once for so many organizations.
+    pub(super) chunk: usize,
     /// The first organization of the round after one that ended early.
     pub(super) first: Option<OrgCode>,
 }
@@ -76,8 +78,8 @@ pub enum ResumeError {
     Unknown,
 }
 
-/// Ledgers are stored once for so many organizations.
-const CHUNK: usize = 32;
+/// The most organizations of a chunk.
+pub(super) const CHUNK: usize = 32;
 /// Decisions of this much time are sent together, so that none is too old by then.
 const CHUNK_TIME: Duration = Duration::from_secs(30);
 /// A round ends after so many organizations in a row for which Kinde did not answer.
@@ -106,6 +108,12 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                 if let Err(error) = self.round(totals, &mut report).await {
                     telemetry::store_failed(&*error);
                 }
+                // Decisions cost calls too. If they use up what Kinde permits, nothing is sent.
+                self.chunk = if self.not_before.is_some() {
+                    (self.chunk / 4).max(1)
+                } else {
+                    (self.chunk * 2).min(CHUNK)
+                };
             }
             Ok(None) => {}
             Err(error) => telemetry::store_failed(&*error),
@@ -214,7 +222,7 @@ impl<S: TotalsStore> KindeBillingSender<S> {
             let mut ends = false;
             let mut asked = 0;
             while !ends
-                && asked < CHUNK
+                && asked < self.chunk
                 && begun.elapsed() < CHUNK_TIME
                 && let Some(mut org) = due.next()
             {
@@ -277,7 +285,7 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                 report
                     .held
                     .extend(reason.map(|reason| (name.clone(), reason)));
-                if outcome == Outcome::Rejected {
+                if reason == Some(HoldReason::Rejected) {
                     // The agreement may be another customer's by now.
                     self.customers.remove(name);
                 }
@@ -340,7 +348,7 @@ impl<S: TotalsStore> KindeBillingSender<S> {
         let reply = self.api.get("/api/v1/billing/agreements", &query).await;
         let reply = self.read(reply);
         let view = reply.and_then(|reply| wire::view(reply.body(), self.now()));
-        if view.is_err() {
+        if matches!(view, Err(reason) if reason != HoldReason::Unavailable) {
             self.customers.remove(org);
         }
         view

@@ -2,6 +2,7 @@
 
 mod builder;
 mod parked;
+mod report;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::builder::UsagePusherBuilder;
 pub use self::parked::ParkedRecords;
+pub use self::report::PushReport;
 use super::aggregator::Aggregator;
 use super::catch_unwind::CatchUnwind;
 use super::parked::ParkReason;
@@ -28,9 +30,9 @@ use crate::telemetry;
 /// Closes minutes and pushes their records to a [`UsageSink`], in order, until the sink has stored them.
 ///
 /// A minute is closed up to 2 s after its end, at a random moment, so that instances do not push together. Its records are
-/// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. After a failed
-/// push, minutes are still closed and kept, and the push is retried after 1 s, doubling to 60 s and shortened at random by
-/// up to half, or later if the sink asks for it.
+/// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. Minutes that end
+/// while older records are pushed are closed before the next batch. After a failed push, minutes are still closed and kept, and
+/// the push is retried after 1 s, doubling to 60 s and shortened at random by up to half, or later if the sink asks for it.
 ///
 /// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
 ///
@@ -40,7 +42,7 @@ use crate::telemetry;
 /// |---|---|---|
 /// | shutdown with [`flush`](Self::flush), the sink stores everything before the deadline | nothing | nothing |
 /// | shutdown with `flush`, the sink does not | waiting records; counted and logged | nothing |
-/// | the process is killed | waiting records and the current minute | the current minute |
+/// | the process is killed | waiting records and minutes that are not closed | minutes that are not closed: the current one, and one that ended up to 2 s ago or during a push in flight |
 /// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
 ///
 /// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
@@ -51,8 +53,8 @@ use crate::telemetry;
 /// forgotten the id. If it [rejects old records](UsageSink::oldest), those are not pushed. Such records are parked: kept, also in
 /// the spool file, counted and logged, until they are settled through [`ParkedRecords`]. For each organization, the requests
 /// that were served are the sum of those that are billed, wait, are parked, or were dropped with a log message. Requests of
-/// [organizations that were counted together](crate::Account::OtherOrganizations) are in one sum: `OpenMeterSink` without an
-/// unattributed subject, and `StripeSink`, park their records.
+/// [organizations that were counted together](crate::Account::OtherOrganizations) are in one sum: `StripeSink`,
+/// `KindeBillingSink`, and `OpenMeterSink` without an unattributed subject park their records.
 ///
 /// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
 /// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
@@ -102,6 +104,8 @@ pub struct UsagePusher<S> {
     not_before: Option<Instant>,
     /// Single records that failed permanently since the last success.
     undeliverable_in_a_row: u32,
+    /// How often the sink panicked on the oldest record alone.
+    panics_of_one: u32,
     /// Records at the end of the queue that failed since the last pause, and the last error about them.
     deferred: (usize, Option<PushError>),
     /// Batches that were deferred since the last success.
@@ -125,24 +129,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// After so many records that failed permanently in a row, the sink itself may be at fault: one record is dropped between
 /// two pauses.
 const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
+/// A record is parked after so many panics of the sink on it alone: fewer may be about something else.
+const MAX_PANICS_OF_ONE: u32 = 3;
 /// After so many batches in a row that were deferred, the accounts may not be at fault: the pusher pauses.
 const MAX_DEFERRED_IN_A_ROW: u32 = 10;
-
-/// The result of a push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PushReport {
-    /// Records that the sink has stored.
-    pub pushed: u64,
-    /// Records that the sink will never store.
-    pub undeliverable: u64,
-    /// Records that were dropped because more than `max_waiting` waited.
-    pub dropped: u64,
-    /// Records that still wait.
-    pub waiting: usize,
-    /// Records that are parked.
-    pub parked: usize,
-}
 
 impl<S: UsageSink> UsagePusher<S> {
     /// Returns the records that are parked, to list and settle them while the pusher runs.
@@ -238,6 +228,12 @@ impl<S: UsageSink> UsagePusher<S> {
     async fn push_waiting(&mut self) -> Result<(), PushError> {
         self.deferred = (0, None);
         loop {
+            // A backlog takes longer than a minute, which only the spool file keeps if the process is killed.
+            if self.aggregator.is_minute_over() {
+                self.close(false).await;
+                // The records that were deferred are not the last ones any more.
+                self.deferred = (0, None);
+            }
             let limits = self.limits();
             let batch = self.begin_push(&limits);
             // Also what a cancelled `close` did not save.
@@ -296,6 +292,18 @@ impl<S: UsageSink> UsagePusher<S> {
                 self.batch = batch.len().div_ceil(2);
                 telemetry::push_ended("permanent");
             }
+            PushErrorKind::Retry { .. } if error.is_panic() && batch.len() > 1 => {
+                self.batch = batch.len().div_ceil(2);
+                telemetry::push_ended("retry");
+            }
+            PushErrorKind::Retry { .. }
+                if error.is_panic() && self.panics_of_one + 1 >= MAX_PANICS_OF_ONE =>
+            {
+                telemetry::push_ended("retry");
+                self.panics_of_one = 0;
+                let since = batch[0].minute;
+                self.park(ParkReason::MaybeStored { since }, vec![0]).await;
+            }
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
                 if lock(&self.queue).may_be_stored() {
@@ -336,6 +344,7 @@ impl<S: UsageSink> UsagePusher<S> {
             }
             PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
                 telemetry::push_ended("retry");
+                self.panics_of_one += u32::from(error.is_panic());
                 self.pause(&error, after);
                 return Err(error);
             }
@@ -391,7 +400,7 @@ impl<S: UsageSink> UsagePusher<S> {
         let push = CatchUnwind::new(async { self.sink.push(batch).await });
         match timeout(self.settings.push_timeout, push).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(PushError::retry("the sink panicked")),
+            Ok(Err(panicked)) => Err(PushError::retry(panicked)),
             Err(_) => Err(PushError::retry("the push timed out")),
         }
     }
@@ -405,6 +414,7 @@ impl<S: UsageSink> UsagePusher<S> {
         self.batch = (self.batch * 2).min(self.settings.batch_size);
         self.undeliverable_in_a_row = 0;
         self.deferred_in_a_row = 0;
+        self.panics_of_one = 0;
         self.not_before = None;
         self.backoff = self.settings.backoff.build();
         if std::mem::take(&mut self.is_failing) {
@@ -476,18 +486,6 @@ impl<S: UsageSink> UsagePusher<S> {
             dropped: records.dropped.load(Ordering::Relaxed),
             waiting: lock(&self.queue).len(),
             parked: records.parked.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl PushReport {
-    fn since(self, before: Self) -> Self {
-        Self {
-            pushed: self.pushed - before.pushed,
-            undeliverable: self.undeliverable - before.undeliverable,
-            dropped: self.dropped - before.dropped,
-            waiting: self.waiting,
-            parked: self.parked,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The customers of organizations, which are looked up together and kept.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -57,8 +58,12 @@ impl Customers {
                 found.insert(org.clone(), customer);
             } else if missing.insert(org.clone()) {
                 let org = org.clone();
-                let lookup = (self.lookup)(org.clone());
-                lookups.spawn(async move { (org, lookup.await) });
+                let lookup = Arc::clone(&self.lookup);
+                // In the task, so that a panic is about this organization only.
+                lookups.spawn(async move {
+                    let customer = lookup(org.clone()).await;
+                    (org, customer)
+                });
             }
         }
         let end = Instant::now() + DEADLINE;

@@ -9,6 +9,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -151,7 +152,7 @@ pub enum StripeCustomer {
 
 type BoxError = Box<dyn Error + Send + Sync>;
 type Found = Pin<Box<dyn Future<Output = Result<StripeCustomer, BoxError>> + Send>>;
-type CustomerOf = Box<dyn Fn(OrgCode) -> Found + Send + Sync>;
+type CustomerOf = Arc<dyn Fn(OrgCode) -> Found + Send + Sync>;
 type Measure = Box<dyn Fn(&Counts) -> u64 + Send + Sync>;
 
 enum Api {
@@ -186,7 +187,7 @@ impl StripeSink {
             let found = customer(org);
             Box::pin(async move { found.await.map_err(Into::into) })
         };
-        StripeSinkBuilder::new(key.into(), event_name.into(), Box::new(customer))
+        StripeSinkBuilder::new(key.into(), event_name.into(), Arc::new(customer))
     }
 
     /// Returns the events of a batch, and the error of the records whose customer could not be looked up.

@@ -6,6 +6,7 @@ mod billing;
 mod collector;
 mod contracts;
 mod counted;
+mod drains;
 mod exact;
 mod file;
 mod http_meter;

@@ -285,6 +285,27 @@ async fn fault_165b_a_failed_lookup_delays_no_other() {
 }
 
 #[tokio::test]
+async fn fault_165b_a_lookup_that_panics_delays_no_other() {
+    let wall = wall();
+    let meter = Meter::start(Kind::StripeStream, &wall).await;
+    let usage = usage(&wall).build().unwrap();
+    let sink = sink_with(&meter, |org: OrgCode| {
+        // Before there is a future.
+        assert!(org.as_str() != "org_1", "a look-up of the test's panics");
+        async move { Ok::<_, &str>(id_of(&org)) }
+    });
+    let sink = sink.build().unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    for org in ["org_1", "org_2"] {
+        read_times(&app(&usage), 1, &format!("key.{org}.k1")).await;
+    }
+    next_minute(&wall);
+    let report = pusher.push_closed().await;
+    assert_eq!((report.pushed, report.waiting, report.parked), (1, 1, 0));
+    assert_eq!(meter.bill(), sums(&[("org_2", 1)]));
+}
+
+#[tokio::test]
 async fn lookups_that_fail_for_an_hour_park() {
     let wall = wall();
     let meter = Meter::start(Kind::StripeStream, &wall).await;

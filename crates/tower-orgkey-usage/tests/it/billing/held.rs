@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use kinde_emulator::{Endpoint, Fault};
-use tower_orgkey_usage::{HoldReason, SendReport};
+use tower::ServiceExt;
+use tower_orgkey_usage::{
+    Account, HoldReason, KindeBillingSink, ParkReason, ParkedRecord, SendReport, TotalsFile,
+};
 
 use super::world::{World, org};
-use crate::kit::sums;
+use crate::kit::{app, next_minute, read_times, request, sums, usage};
 
 #[tokio::test]
 async fn fault_173_a_held_organization_holds_no_other() {
@@ -188,4 +191,80 @@ async fn throttled_sender_waits() {
     process.send().await;
     assert_eq!(world.calls(), 2);
     assert_ne!(agreement(), first, "the other one is first");
+}
+
+#[tokio::test]
+async fn fault_204_merged_organizations_are_parked() {
+    let world = World::new().await;
+    let totals = TotalsFile::single_node(world.path()).unwrap();
+    let builder = KindeBillingSink::builder(&world.verifier(), "api_calls");
+    let builder = builder.test_wall_clock(world.wall.clone());
+    let (sink, mut sender) = builder.build(totals).unwrap();
+    let usage = usage(&world.wall).capacity(1).organizations(1);
+    let usage = usage.build().unwrap();
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    let app = app(&usage);
+    let served = |parked: &ParkedRecord| parked.record.counts.served();
+    for n in 1..5 {
+        let name = format!("org_{n}");
+        world.agree(&name);
+        read_times(&app, n, &format!("key.{name}.k1")).await;
+    }
+    next_minute(&world.wall);
+    pusher.push_closed().await;
+    let parked = pusher.parked().list();
+    sender.send_due().await;
+    let billed: u64 = world.billed().values().sum();
+    assert_eq!(billed + parked.iter().map(served).sum::<u64>(), 10);
+    let is_merged = |parked: &ParkedRecord| {
+        parked.reason == ParkReason::Held && parked.record.account == Account::OtherOrganizations
+    };
+    assert!(
+        !parked.is_empty() && parked.iter().all(is_merged),
+        "{parked:?}"
+    );
+
+    // Without units there is nothing to settle.
+    for org in ["org_1", "org_2", "org_3"] {
+        let request = request("GET", "/guarded", Some(&format!("key.{org}.k1")));
+        app.clone().oneshot(request).await.unwrap();
+    }
+    next_minute(&world.wall);
+    let report = pusher.push_closed().await;
+    assert_eq!((report.waiting, report.parked), (0, parked.len()));
+}
+
+#[tokio::test]
+async fn fault_205_a_low_rate_limit_bills() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    for n in 0..40 {
+        let name = format!("org_{n}");
+        world.agree(&name);
+        read_times(&process.app, 1, &format!("key.{name}.k1")).await;
+    }
+    next_minute(&world.wall);
+    world.advance(0);
+    process.push().await;
+    for _ in 0..10 {
+        // Kinde permits 25 calls of each kind, then the next window begins.
+        for endpoint in [
+            Endpoint::GetOrganization,
+            Endpoint::ListAgreements,
+            Endpoint::RecordUsage,
+        ] {
+            let busy = Fault::status(429).with_header("ratelimit-reset", "60");
+            world.emulator.inject(endpoint, busy.every(26));
+        }
+        process.send().await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(61)).await;
+        tokio::time::resume();
+    }
+    let looked_up = world.emulator.calls().get_organization;
+    assert!(looked_up.faulted > 0);
+    assert_eq!(looked_up.ok, 40, "customers are kept");
+    assert_eq!(world.billed().len(), 40);
+    let once = world.billed().values().all(|units| *units == 1);
+    assert!(once, "{:?}", world.billed());
 }
