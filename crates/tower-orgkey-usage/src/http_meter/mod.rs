@@ -51,7 +51,7 @@ use crate::sink::PushError;
 ///         let events: Vec<_> = batch
 ///             .iter()
 ///             .filter_map(|record| {
-///                 let org = record.account.organization()?;
+///                 let org = record.account.organization()?.as_str();
 ///                 Some(json!({ "id": record.id, "customer": org, "requests": record.counts.served() }))
 ///             })
 ///             .collect();
