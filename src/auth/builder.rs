@@ -8,7 +8,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use orgkey_lookup::Config;
 
 use super::layer::{ApiKeyLayer, BeforeLookup, Core, PeerFn, peer_fn};
-use super::network::network;
+use super::network::network_of;
 use super::stacked::{Outer, accepted};
 use crate::api_keys::{ApiKeys, Cache};
 use crate::clock::Clock;
@@ -376,7 +376,7 @@ impl ApiKeyLayerBuilder {
         self,
         address: impl Fn(RequestHead<'_>) -> Option<IpAddr> + Send + Sync + 'static,
     ) -> Self {
-        self.peer(move |head| address(head).map(network))
+        self.peer(move |head| address(head).map(network_of))
     }
 
     /// Sets a function that can reject a request whose key would have to be looked up. If it returns a rejection, the issuer

@@ -86,4 +86,5 @@ mod telemetry;
 pub use self::builder::ApiKeyLayerBuilder;
 pub use self::future::ResponseFuture;
 pub use self::layer::ApiKeyLayer;
+pub use self::network::network_of;
 pub use self::service::ApiKeyService;

@@ -109,6 +109,7 @@ impl Judge<'_> {
         let is_old_enough = created.is_some_and(|created| created <= *since);
         let is_verified = key.last_verified_at.is_some_and(|last| last >= *since);
         let may_be_unidentified = self.seen.is_org_missing
+            || (self.seen.is_user_missing && key.kind != "organization")
             || match &key.org {
                 Some(org) if !key.is_shared => self.seen.unidentified.contains(org.as_str()),
                 _ => !self.seen.unidentified.is_empty(),

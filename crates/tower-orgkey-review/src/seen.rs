@@ -16,23 +16,28 @@ pub(crate) struct Seen<'a> {
     pub(crate) unidentified: BTreeSet<&'a str>,
     /// Whether requests of verified keys have neither an organization nor a key.
     pub(crate) is_org_missing: bool,
+    /// Whether requests of keys that belong to no organization have no key.
+    pub(crate) is_user_missing: bool,
     /// All scopes that a policy names.
     pub(crate) asked: BTreeSet<&'a str>,
 }
 
-/// Outcomes of requests with a verified key, of which neither the organization nor the key is recorded: another region leaves
-/// them out, and the key of a user has no organization.
-const WITHOUT_ORG: [&str; 3] = ["wrong-region", "region-unknown", "organization-required"];
+/// Outcomes of requests with a verified key, of which another region records neither the organization nor the key.
+const WITHOUT_ORG: [&str; 2] = ["wrong-region", "region-unknown"];
+
+/// The outcome of requests with a verified key that belongs to no organization.
+const OF_A_USER: &str = "organization-required";
 
 impl<'a> Seen<'a> {
     pub(crate) fn of(segments: Vec<&'a Segment>) -> Self {
         let mut keys = Vec::with_capacity(segments.iter().map(|segment| segment.len()).sum());
         let mut unidentified = BTreeSet::new();
         let mut asked = BTreeSet::new();
-        let mut is_org_missing = false;
+        let (mut is_org_missing, mut is_user_missing) = (false, false);
         for (n, segment) in (0..).zip(&segments) {
             let codes = &segment.head.unauthenticated;
             is_org_missing |= WITHOUT_ORG.iter().any(|code| codes.contains_key(*code));
+            is_user_missing |= codes.contains_key(OF_A_USER);
             for (at, row) in (0..).zip(segment.rows()) {
                 if row.id.is_empty() {
                     unidentified.insert(row.org);
@@ -55,6 +60,7 @@ impl<'a> Seen<'a> {
             keys,
             unidentified,
             is_org_missing,
+            is_user_missing,
             asked,
         }
     }

@@ -257,10 +257,14 @@ impl AdmissionQueue {
 
     /// Returns the budget for invalid keys under the present rate limit.
     fn invalid_budget(&mut self, now: Tick) -> &mut Bucket {
+        // One lookup that waits must leave the next one in time.
+        let two_in_time = 2.0 / self.limits.caller_deadline.as_secs_f64();
         let (burst, per_second) = match self.throttle.rate(now) {
             Some(rate) => (
                 (rate * INVALID_BURST_SECONDS).clamp(1.0, INVALID_BURST),
-                (rate * INVALID_SHARE).min(INVALID_PER_SECOND),
+                (rate * INVALID_SHARE)
+                    .max(two_in_time.min(rate / 2.0))
+                    .min(INVALID_PER_SECOND),
             ),
             None => (INVALID_BURST, INVALID_PER_SECOND),
         };

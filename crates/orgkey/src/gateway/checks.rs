@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -77,11 +78,11 @@ impl Checks {
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
                 let original = nginx::original(&parts.headers);
-                nginx::response(self.headers("nginx", original, &parts.headers).await)
+                nginx::response(self.headers("nginx", original, &parts).await)
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
                 let original = forward_auth::original(&parts.headers);
-                forward_auth::response(self.headers("forward-auth", original, &parts.headers).await)
+                forward_auth::response(self.headers("forward-auth", original, &parts).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
                 // Boxed, so that the other dialects do not move its future.
@@ -90,7 +91,7 @@ impl Checks {
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
                     let original = envoy_http::original(&parts, target);
-                    let outcome = self.headers("envoy-http", original, &parts.headers).await;
+                    let outcome = self.headers("envoy-http", original, &parts).await;
                     self.envoy.response(outcome)
                 }
                 _ => unknown(),
@@ -104,8 +105,10 @@ impl Checks {
         &self,
         dialect: &'static str,
         original: Result<Original<'_>, Incomplete>,
-        headers: &HeaderMap,
+        parts: &Parts,
     ) -> Outcome {
+        let headers = &parts.headers;
+        let holds_connection = parts.version < Version::HTTP_2;
         let decision = match original {
             Ok(original) => {
                 let check = Check {
@@ -115,6 +118,7 @@ impl Checks {
                     headers,
                     scopes: None,
                     deadline: None,
+                    holds_connection,
                 };
                 self.decisions.decide(check).await
             }
@@ -148,6 +152,7 @@ impl Checks {
                     headers: &request.headers,
                     scopes: request.scopes,
                     deadline,
+                    holds_connection: false,
                 };
                 (self.decisions.decide(check).await, request.about)
             }

@@ -17,6 +17,7 @@ use http_body::Body;
 use http_body_util::Full;
 use tower::util::{BoxCloneSyncService, option_layer};
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_orgkey::auth::network_of;
 use tower_orgkey::guard::RequireScopeLayer;
 use tower_orgkey::scope::ScopePolicy;
 use tower_orgkey::{
@@ -33,7 +34,7 @@ use super::path;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
 use super::routes::{NotFound, Routes};
-use super::waiting::{Bounded, Waiting};
+use super::waiting::{Bounded, Waiter, Waiting};
 
 /// The header with the request's id, for the audit trail.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -56,6 +57,8 @@ pub(super) struct Check<'a> {
     pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
     pub(super) deadline: Option<Duration>,
+    /// Whether the check holds its connection until it is decided.
+    pub(super) holds_connection: bool,
 }
 
 /// What was decided about a request.
@@ -270,11 +273,12 @@ impl Decisions {
             }
         };
         let route = &current.services[found.index];
+        let client = self.client(check.headers);
         let matched = Matched {
             route: Some(Arc::clone(&route.name)),
             organization: found.organization.as_deref().and_then(decoded),
             scopes: check.scopes.clone(),
-            client: self.client(check.headers),
+            client,
         };
         let mut decide = match &route.demand {
             RouteDemand::Nothing(_) if check.scopes.is_some() => {
@@ -297,6 +301,11 @@ impl Decisions {
         *request.uri_mut() = uri;
         if let Some(deadline) = check.deadline {
             request.extensions_mut().insert(Deadline(deadline));
+        }
+        if check.holds_connection {
+            request
+                .extensions_mut()
+                .insert(Waiter(client.map(network_of)));
         }
         let Ok(mut response) = decide.call(request).await;
         match response.extensions_mut().remove::<Granted>() {

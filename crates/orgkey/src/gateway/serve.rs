@@ -28,7 +28,8 @@ use super::config::Address;
 /// The bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// The most connections at a time. More wait to be accepted.
+    /// The most connections at a time. More wait to be accepted. Half of them may be held by checks that wait for the issuer, and
+    /// a quarter of these by one network, if the proxy says who the client is.
     pub connections: usize,
     /// How long a connection may take to its first request.
     pub first_request: Duration,

@@ -1,19 +1,22 @@
 //! Bounds how many checks wait for the issuer, so that the checks of known keys find a free connection.
 //!
 //! Over HTTP/1.1, a check holds its connection until it is decided. Lookups that wait are bounded by the layer, and requests that
-//! join one are not: without this bound, one client could hold all connections with copies of requests with unknown keys.
+//! join one are not: without this bound, one client could hold all connections with copies of requests with unknown keys. Over
+//! HTTP/2, a check holds none, and needs no place.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 use tower_orgkey::Rejection;
 
@@ -26,28 +29,78 @@ pub(super) struct Waiting(Arc<Places>);
 
 #[derive(Debug)]
 struct Places {
-    free: Arc<Semaphore>,
+    all: usize,
+    taken: Mutex<Taken>,
     logged: OncePerSecond,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    by_network: HashMap<IpAddr, usize>,
+}
+
+/// A check that holds its connection while it waits, with the network of its client if the proxy says it.
+#[derive(Clone, Copy)]
+pub(super) struct Waiter(pub(super) Option<IpAddr>);
+
+/// The place of a check that waits, free again on drop.
+struct Place {
+    waiting: Waiting,
+    network: Option<IpAddr>,
 }
 
 impl Waiting {
     pub(super) fn at_most(places: usize) -> Self {
         Self(Arc::new(Places {
-            free: Arc::new(Semaphore::new(places)),
+            all: places,
+            taken: Mutex::default(),
             logged: OncePerSecond::default(),
         }))
     }
 
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.0.free).try_acquire_owned().ok();
-        if place.is_none() && self.0.logged.first() {
+    /// Takes a place, of which a network has at most a quarter.
+    fn take(&self, Waiter(network): Waiter) -> Option<Place> {
+        let mut taken = self.lock();
+        let of_network = network.and_then(|network| taken.by_network.get(&network));
+        let has_share = of_network.is_none_or(|of_network| *of_network < (self.0.all / 4).max(1));
+        if has_share && taken.all < self.0.all {
+            taken.all += 1;
+            if let Some(network) = network {
+                *taken.by_network.entry(network).or_default() += 1;
+            }
+            let waiting = self.clone();
+            return Some(Place { waiting, network });
+        }
+        drop(taken);
+        if self.0.logged.first() {
             tracing::warn!("too many checks wait for the issuer, others are rejected");
         }
-        place
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        // A panic under the lock leaves at most one number changed.
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Rejects a request that would have to wait without a place.
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.waiting.lock();
+        taken.all -= 1;
+        if let Some(network) = self.network
+            && let Entry::Occupied(mut of_network) = taken.by_network.entry(network)
+        {
+            *of_network.get_mut() -= 1;
+            if *of_network.get() == 0 {
+                of_network.remove();
+            }
+        }
+    }
+}
+
+/// Rejects a request of a [`Waiter`] that would have to wait without a place.
 #[derive(Clone)]
 pub(super) struct Bounded<S> {
     service: S,
@@ -72,10 +125,11 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<()>) -> Self::Future {
+    fn call(&mut self, mut request: Request<()>) -> Self::Future {
+        let waiter = request.extensions_mut().remove::<Waiter>();
         Decided {
             future: self.service.call(request),
-            waiting: self.waiting.clone(),
+            needs: waiter.map(|waiter| (waiter, self.waiting.clone())),
             place: None,
         }
     }
@@ -85,8 +139,9 @@ pin_project_lite::pin_project! {
     pub(super) struct Decided<F> {
         #[pin]
         future: F,
-        waiting: Waiting,
-        place: Option<OwnedSemaphorePermit>,
+        // What is taken when the future waits.
+        needs: Option<(Waiter, Waiting)>,
+        place: Option<Place>,
     }
 }
 
@@ -99,8 +154,10 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let decided = this.future.poll(context);
-        if decided.is_pending() && this.place.is_none() {
-            *this.place = this.waiting.take();
+        if decided.is_pending()
+            && let Some((waiter, waiting)) = this.needs.take()
+        {
+            *this.place = waiting.take(waiter);
             if this.place.is_none() {
                 let rejection = Rejection::verifier_unavailable(Duration::from_secs(1));
                 return Poll::Ready(Ok(rendered(rejection).map(Full::new)));

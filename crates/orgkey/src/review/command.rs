@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -94,7 +94,7 @@ fn try_run(args: &Args) -> Result<String, String> {
         .iter()
         .map(|path| Format::of(path))
         .collect::<Result<_, _>>()?;
-    let previous = args.previous.as_deref().map(previous).transpose()?;
+    let (previous_file, previous) = args.previous.as_deref().map(previous).transpose()?.unzip();
     let decisions = args
         .decisions
         .as_deref()
@@ -131,8 +131,8 @@ fn try_run(args: &Args) -> Result<String, String> {
         review = review.previous(previous);
     }
     let mut report = review.stream();
-    if let Some(path) = &args.previous {
-        let file = File::open(path).map_err(|error| named(path, &error))?;
+    if let (Some(path), Some(mut file)) = (&args.previous, previous_file) {
+        file.rewind().map_err(|error| named(path, &error))?;
         let read = report.read_settled(BufReader::new(file));
         read.map_err(|error| named(path, &error))?;
     }
@@ -359,9 +359,17 @@ fn write(path: &Path, content: impl FnOnce(&File) -> io::Result<()>) -> Result<(
     })
 }
 
-fn previous(path: &Path) -> Result<PreviousReview, String> {
-    let file = File::open(path).map_err(|error| named(path, &error))?;
-    PreviousReview::read(BufReader::new(file)).map_err(|error| named(path, &error))
+/// Reads a report. Returns its file too, which is read again.
+fn previous(path: &Path) -> Result<(File, PreviousReview), String> {
+    let mut file = File::open(path).map_err(|error| named(path, &error))?;
+    if file.stream_position().is_err() {
+        return Err(named(
+            path,
+            &"is read twice, so it must be a file and no pipe",
+        ));
+    }
+    let read = PreviousReview::read(BufReader::new(&file)).map_err(|error| named(path, &error))?;
+    Ok((file, read))
 }
 
 fn decisions(path: &Path) -> Result<Vec<Decision>, String> {

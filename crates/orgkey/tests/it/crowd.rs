@@ -61,6 +61,60 @@ async fn fault_199_one_unknown_key_holds_no_more_than_half_of_the_connections() 
 }
 
 #[tokio::test]
+async fn fault_199_a_network_has_a_quarter_of_the_places() {
+    let bounds = Bounds {
+        connections: 8,
+        ..Bounds::default()
+    };
+    let tables = format!("{ROUTES}[audit]\nclient_address_header = 'x-real-ip'\n");
+    let world = World::with_bounds(&tables, bounds).await;
+    let key = world.key("org_1", &["read:reports"]);
+    world
+        .emulator
+        .inject(Endpoint::Verify, Fault::latency(Duration::from_secs(1)));
+    let mut asked = JoinSet::new();
+    for n in 0..3 {
+        let client = format!("2001:db8:1:2::{n}");
+        let unknown = check("/v1/nginx", "an-unknown-key", &client);
+        asked.spawn(send(world.checks, unknown));
+    }
+    for _ in 0..2 {
+        assert_eq!(asked.join_next().await.unwrap().unwrap().status, 503);
+    }
+    // Another network has its own.
+    assert_eq!(status(&world, &key, "2001:db8:1:3::1").await, 200);
+    assert_eq!(asked.join_next().await.unwrap().unwrap().status, 401);
+    // All places are free again.
+    assert_eq!(status(&world, "another-key", "2001:db8:1:2::1").await, 401);
+}
+
+#[tokio::test]
+async fn checks_over_http_2_need_no_place() {
+    let bounds = Bounds {
+        connections: 1,
+        ..Bounds::default()
+    };
+    let world = World::with_bounds(ROUTES, bounds).await;
+    let keys = ["org_1", "org_2", "org_3"].map(|org| world.key(org, &["read:reports"]));
+    world
+        .emulator
+        .inject(Endpoint::Verify, Fault::latency(Duration::from_millis(200)));
+    let stream = TcpStream::connect(world.checks).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let target = format!("http://{}/v1/nginx", world.checks);
+    let mut asked = JoinSet::new();
+    for key in &keys {
+        let (mut sender, check) = (sender.clone(), check(&target, key, "192.0.2.1"));
+        asked.spawn(async move { sender.send_request(check).await.unwrap().status() });
+    }
+    while let Some(status) = asked.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+}
+
+#[tokio::test]
 async fn fault_32_a_flood_of_one_client_through_the_gateway() {
     let tables = format!("{ROUTES}[audit]\nclient_address_header = 'x-real-ip'\n");
     let world = World::start(&tables).await;

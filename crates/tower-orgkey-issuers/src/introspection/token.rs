@@ -28,7 +28,8 @@ struct Description {
     exp: Option<u64>,
     jti: Option<String>,
     sub: Option<String>,
-    username: Option<String>,
+    #[serde(default)]
+    username: serde_json::Value,
     client_id: Option<String>,
     aud: Option<Audiences>,
     #[serde(default)]
@@ -61,7 +62,7 @@ pub(super) fn read(reply: &Reply, token: &str, rules: &Rules) -> Result<Reading,
     if !reply.json::<Activity>()?.active {
         return Ok(Reading::Inactive);
     }
-    let mut described: Description = reply.json()?;
+    let described: Description = reply.json()?;
     if !described.is_for_us(rules) {
         return Ok(Reading::Active(Verification::invalid()));
     }
@@ -101,9 +102,17 @@ fn bad_request(reply: &Reply) -> VerifyError {
 impl Description {
     /// Returns the user that the token acts for. The subject of a client's own token is the client (RFC 9068 §2.2). A server may
     /// leave the subject out, and name the user alone (RFC 7662 §2.2).
-    fn user(&mut self) -> Option<String> {
-        let subject = self.sub.take().or_else(|| self.username.take())?;
-        (self.client_id.as_ref() != Some(&subject)).then_some(subject)
+    fn user(&self) -> Option<String> {
+        let name = || {
+            self.username
+                .as_str()
+                .filter(|name| !name.trim().is_empty())
+        };
+        let subject = match &self.sub {
+            Some(subject) => subject,
+            None => name()?,
+        };
+        (self.client_id.as_deref() != Some(subject)).then(|| subject.to_owned())
     }
 
     /// Returns whether it is a bearer access token for this audience.

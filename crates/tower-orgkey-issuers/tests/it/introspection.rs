@@ -351,6 +351,8 @@ async fn subject_that_is_no_client_is_a_user() {
             Some("jdoe"),
         ),
         (json!({ "username": "app", "client_id": "app" }), None),
+        (json!({ "username": " " }), None),
+        (json!({ "username": 7 }), None),
         (
             json!({ "sub": "app", "username": "service", "client_id": "app" }),
             None,

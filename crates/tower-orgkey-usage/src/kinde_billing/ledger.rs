@@ -98,8 +98,8 @@ pub enum HoldReason {
     /// Several agreements of the organization have the feature.
     #[error("several agreements of the organization have the feature")]
     SeveralAgreements,
-    /// Another organization has a total of this agreement in the present billing period. The totals of both would replace each
-    /// other, so only the other one is billed.
+    /// Another organization is billed by this agreement. The totals of both would replace each other, so this one is billed when
+    /// the other one has another agreement, or none.
     #[error("another organization is billed by the same agreement")]
     SharedAgreement,
     /// Kinde shows no billing period, or one that has not begun, is over, or overlaps the last one.
@@ -141,15 +141,13 @@ pub struct PeriodTotal {
 }
 
 impl Ledger {
-    /// Returns the agreements with a total whose billing period is not over.
+    /// Returns the agreements that this organization is billed by: that of the last total, also when its billing period is over,
+    /// because the next one begins or the period was extended; and earlier ones until theirs is over.
     pub(super) fn agreements(&self, now: u64) -> impl Iterator<Item = &str> {
-        let open = self.open.iter();
-        let open = open.map(|total| (&total.agreement, total.ends_at));
-        let closed = self.closed.iter();
-        let closed = closed.map(|total| (&total.agreement, total.ends_at));
-        let all = open.chain(closed);
-        all.filter(move |(_, ends_at)| *ends_at > now)
-            .map(|(agreement, _)| agreement.as_str())
+        let open = self.open.iter().map(|total| &total.agreement);
+        let closed = self.closed.iter().filter(move |total| total.ends_at > now);
+        let all = open.chain(closed.map(|total| &total.agreement));
+        all.map(String::as_str)
     }
 
     /// Returns the last total of the present billing period, or of the one that ended last. `None` if there is none yet.

@@ -109,10 +109,10 @@ impl<S: TotalsStore> KindeBillingSender<S> {
                     telemetry::store_failed(&*error);
                 }
                 // Decisions cost calls too. If they use up what Kinde permits, nothing is sent.
-                self.chunk = if self.not_before.is_some() {
-                    (self.chunk / 4).max(1)
-                } else {
-                    (self.chunk * 2).min(CHUNK)
+                self.chunk = match self.not_before {
+                    Some(_) if report.accepted == 0 => (self.chunk / 4).max(1),
+                    Some(_) => self.chunk,
+                    None => (self.chunk * 2).min(CHUNK),
                 };
             }
             Ok(None) => {}
@@ -399,7 +399,11 @@ fn billed(organizations: &[OrgTotal], now: u64) -> HashMap<String, OrgCode> {
     for org in organizations {
         for agreement in org.ledger.agreements(now) {
             let held = billed.entry(agreement.to_owned());
-            held.or_insert_with(|| org.organization.clone());
+            let held = held.or_insert_with(|| org.organization.clone());
+            // Always the same one of several, in whatever order the store returns them.
+            if org.organization.as_str() < held.as_str() {
+                held.clone_from(&org.organization);
+            }
         }
     }
     billed

@@ -173,9 +173,10 @@ impl<S: UsageSink> UsagePusher<S> {
         self.report().since(before)
     }
 
-    /// Closes past minutes and pushes what waits, once. For your own schedule.
+    /// Closes past minutes and pushes what waits. For your own schedule.
     ///
-    /// Returns when everything is pushed, or at the first error that asks for a pause, which the caller has to make.
+    /// Returns when everything is pushed, or at the first error that asks for a pause, which the caller has to make. Minutes that
+    /// end meanwhile are pushed too, so it does not return while records come faster than the sink takes them.
     pub async fn push_closed(&mut self) -> PushReport {
         let before = self.report();
         self.close(false).await;

@@ -124,24 +124,32 @@ fn fault_190_unread_lines_may_be_of_any_key() {
 }
 
 #[test]
-fn requests_without_an_organization_may_be_of_any_key() {
-    for code in [
-        "wrong-region",
-        "region-unknown",
-        "organization-required",
-        "invalid-key",
-    ] {
-        let line = Line {
-            org: None,
-            key: None,
-            code,
-            ..allowed("", "", now().0, &[])
-        };
-        let report = report([unused()], &whole([line]));
+fn requests_of_another_region_may_be_of_any_key() {
+    for code in ["wrong-region", "region-unknown", "invalid-key"] {
         let kind = match code {
             "invalid-key" => FindingKind::Unused,
             _ => FindingKind::NotSeen,
         };
-        assert_eq!(report.findings[0].kind, kind, "{code}");
+        assert_eq!(with_a_rejection(unused(), code), kind, "{code}");
     }
+}
+
+#[test]
+fn requests_of_users_may_be_of_any_key_of_a_user() {
+    let code = "organization-required";
+    let mut of_user = unused();
+    of_user.kind = "user".to_owned();
+    assert_eq!(with_a_rejection(of_user, code), FindingKind::NotSeen);
+    assert_eq!(with_a_rejection(unused(), code), FindingKind::Unused);
+}
+
+/// Returns the first finding about a key, if a request without an organization was rejected.
+fn with_a_rejection(key: KeyFacts, code: &'static str) -> FindingKind {
+    let line = Line {
+        org: None,
+        key: None,
+        code,
+        ..allowed("", "", now().0, &[])
+    };
+    report([key], &whole([line])).findings[0].kind
 }

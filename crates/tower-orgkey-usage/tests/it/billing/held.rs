@@ -97,6 +97,29 @@ async fn fault_173b_a_shared_agreement_bills_one() {
 }
 
 #[tokio::test]
+async fn fault_173b_a_shared_agreement_stays_with_its_organization() {
+    let world = World::new().await;
+    let other = world.agree("org_1");
+    let agreement = world.agree("org_2");
+    let mut process = world.start().await;
+    process.serve(&world, "org_2", 5).await;
+    process.send().await;
+    let both = Fault::rewrite(move |body: &str| body.replace(&other, &agreement));
+    world.emulator.inject(Endpoint::ListAgreements, both);
+    let shared = [(org("org_1"), HoldReason::SharedAgreement)];
+    // The first organization comes first in every round, also in the first one of a billing period.
+    for _ in 0..3 {
+        process.serve(&world, "org_1", 4).await;
+        process.serve(&world, "org_2", 2).await;
+        assert_eq!(process.send().await.held, shared);
+        world.advance(world.left() + 1);
+        assert_eq!(process.send().await.held, shared);
+    }
+    assert_eq!(world.billed(), sums(&[("org_2", 11)]));
+    world.assert_never_lowered();
+}
+
+#[tokio::test]
 async fn round_ends_while_kinde_is_down() {
     let world = World::new().await;
     let mut process = world.start().await;
