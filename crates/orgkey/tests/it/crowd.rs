@@ -71,7 +71,7 @@ async fn fault_199_a_network_has_a_quarter_of_the_places() {
     let key = world.key("org_1", &["read:reports"]);
     world
         .emulator
-        .inject(Endpoint::Verify, Fault::latency(Duration::from_secs(1)));
+        .inject(Endpoint::Verify, Fault::latency(Duration::from_millis(400)));
     let mut asked = JoinSet::new();
     for n in 0..3 {
         let client = format!("2001:db8:1:2::{n}");
