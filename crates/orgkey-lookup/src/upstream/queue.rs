@@ -257,8 +257,8 @@ impl AdmissionQueue {
 
     /// Returns the budget for invalid keys under the present rate limit.
     fn invalid_budget(&mut self, now: Tick) -> &mut Bucket {
-        // One lookup that waits must leave the next one in time.
-        let two_in_time = 2.0 / self.limits.caller_deadline.as_secs_f64();
+        // One lookup that waits must leave time for the next one, and for its call.
+        let two_in_time = 2.5 / self.limits.caller_deadline.as_secs_f64();
         let (burst, per_second) = match self.throttle.rate(now) {
             Some(rate) => (
                 (rate * INVALID_BURST_SECONDS).clamp(1.0, INVALID_BURST),
