@@ -69,16 +69,6 @@ pub(crate) fn documented(operation: &Operation) -> Option<Alternatives> {
     (!alternatives.is_empty()).then_some(alternatives)
 }
 
-/// Whether one alternative of an operation that documents keys of organizations needs no such key, or another scheme beside it.
-pub(crate) fn has_other_schemes(operation: &Operation) -> bool {
-    let is_ours_alone = |requirement| {
-        let requirement = serde_json::to_value(requirement).unwrap_or_default();
-        let schemes = requirement.as_object();
-        schemes.is_some_and(|schemes| schemes.len() == 1 && schemes.contains_key(SCHEME))
-    };
-    documented(operation).is_some() && !operation.security.iter().flatten().all(is_ours_alone)
-}
-
 /// Returns the alternatives of two requirements that must both be met.
 pub(crate) fn both(one: &Alternatives, other: &Alternatives) -> Alternatives {
     let pairs = one.iter().flat_map(|a| other.iter().map(move |b| (a, b)));
