@@ -444,14 +444,16 @@ mod tests {
     }
 
     #[test]
-    fn agreements_are_those_of_periods_that_last() {
+    fn agreements_are_the_last_and_those_of_periods_that_last() {
         let agreements = |ledger: &Ledger, now| {
             let all = ledger.agreements(now).map(str::to_owned);
             all.collect::<Vec<_>>()
         };
         let mut ledger = after(10, Outcome::Accepted);
-        assert_eq!(agreements(&ledger, DAY - 1), ["a"]);
-        assert!(agreements(&ledger, DAY).is_empty());
+        // Also when the period is over: the next one of the same agreement begins.
+        for now in [DAY - 1, DAY] {
+            assert_eq!(agreements(&ledger, now), ["a"]);
+        }
         // After a change of plan, nobody else may send to the old agreement in its period either.
         let other = View {
             agreement: "b".to_owned(),
