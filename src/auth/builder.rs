@@ -105,9 +105,10 @@ impl ApiKeyLayerBuilder {
         /// [what Kinde's sends](crate::kinde#requests-per-call).
         ///
         /// Any second has at most one call more, or one hundredth. Calls beyond the limit wait, and known keys are served from the
-        /// cache meanwhile. Invalid keys get at most a quarter of the rate. The rest must suffice for one call per key in use and
-        /// soft TTL: a verification that finds no turn fails, and a revoked key is then accepted for longer. A 429 halves the rate,
-        /// whether or not a limit is set; it then rises again by a tenth per second.
+        /// cache meanwhile. Invalid keys get at most a quarter of the rate, and below four calls per second up to half of it. The rest
+        /// must suffice for one call per key in use and soft TTL: a verification that finds no turn fails, and a revoked key is then
+        /// accepted for longer. Below two calls per second, new keys may get 503 while there are invalid ones. A 429 halves the
+        /// rate, whether or not a limit is set; it then rises again by a tenth per second.
         max_calls_per_second(calls: u32) => max_calls_per_second;
 
         /// Sets how long one call to the issuer may take. Not zero; 1 s unless set.

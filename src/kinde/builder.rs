@@ -109,8 +109,9 @@ impl KindeVerifierBuilder {
     /// Unless set, a key of any API of the same Kinde environment is valid, with any scope of the same name: the verification
     /// response does not name the API.
     ///
-    /// This costs one request per key id and hour, also for keys of other APIs, for which the application needs the scope `read:api_keys`. A verification
-    /// response without `key_id` cannot be checked: the layer returns 503 for unknown keys, and the log names the cause.
+    /// This costs one request per key id and hour, also for keys of other APIs, for which the application needs the scope
+    /// `read:api_keys`. A verification response without `key_id` cannot be checked: the layer returns 503 for unknown keys, and the
+    /// log names the cause.
     pub fn api_id(mut self, api_id: impl Into<String>) -> Self {
         self.api_id = Some(api_id.into());
         self

@@ -1,8 +1,8 @@
 //! Accepts only keys that were issued for this API.
 //!
 //! Verify takes no audience and names no API, so a key of another API of the same tenant verifies as valid. The key's record
-//! names its APIs; it is looked up once per key id and cached for an hour, whether it names this API or not. Kinde's keys cannot be moved to another API or
-//! organization, so a cached record does not go stale; the hour is the bound in case that ever changes.
+//! names its APIs; it is looked up once per key id and cached for an hour, whether it names this API or not. Kinde's keys cannot be
+//! moved to another API or organization, so a cached record does not go stale; the hour is the bound in case that ever changes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

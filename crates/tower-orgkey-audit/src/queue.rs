@@ -1,7 +1,8 @@
 //! The events that wait for the worker.
 //!
 //! Events of organizations and operators have a queue, and all others another one, so that requests without a key cannot displace
-//! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and gives back empty.
+//! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and
+//! gives back empty.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

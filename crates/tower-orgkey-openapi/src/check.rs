@@ -36,7 +36,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// **The handlers run**, with `1` for every path parameter and an empty body, so call it with the state of a test. Scopes that
 /// a handler tests itself are not seen. The layer that `app` gets rejects requests without a key, so what
-/// [`allow_anonymous`](tower_orgkey::auth::ApiKeyLayerBuilder::allow_anonymous) opens in the service is not seen either. A handler that extracts something else before `Scoped`, and fails, hides it.
+/// [`allow_anonymous`](tower_orgkey::auth::ApiKeyLayerBuilder::allow_anonymous) opens in the service is not seen either. A handler
+/// that extracts something else before `Scoped`, and fails, hides it.
 pub async fn undocumented(api: &OpenApi, app: impl FnOnce(ApiKeyLayer) -> Router) -> Vec<String> {
     let scopes: BTreeSet<String> = all(&api.paths)
         .filter_map(|(_, _, operation)| documented(operation))

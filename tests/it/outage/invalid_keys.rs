@@ -245,7 +245,7 @@ async fn fault_32b_invalid_keys_delay_no_refresh_under_a_rate() {
                 }
             }
         }
-        // A quarter of the calls, or two in the time that a caller waits, and those of 10 s at once.
+        // A quarter of the calls, or one per second, and those of 10 s at once.
         let per_second = (calls as usize / 4).max(1);
         let seconds = usize::try_from((app.now() - began).as_secs()).unwrap() + 1;
         let most = seconds * per_second + 10 * calls as usize + 1;

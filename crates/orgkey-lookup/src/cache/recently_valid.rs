@@ -1,7 +1,7 @@
 //! Recently valid keys: the keys that were valid in the last 24 hours and are no longer cached.
 //!
-//! They are looked up before unknown keys, until the issuer has said twice in a row that they are invalid. They are kept in two generations of a map: when the younger one is full, the elder
-//! one is dropped.
+//! They are looked up before unknown keys, until the issuer has said twice in a row that they are invalid. They are kept in two
+//! generations of a map: when the younger one is full, the elder one is dropped.
 
 use std::collections::HashMap;
 use std::fmt;

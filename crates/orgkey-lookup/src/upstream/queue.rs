@@ -11,7 +11,7 @@
 //! * Every invalid key costs a token of a budget: 500 at once, 50 per second. The token of an unknown key is taken when its
 //!   call begins and returned unless the key is invalid, so valid keys are never slowed down. After invalid keys have used up the
 //!   budget, unknown keys are admitted at its refill rate. Under a rate limit, the budget is at most a quarter of it, so that the
-//!   refreshes of known keys have the rest.
+//!   refreshes of known keys have the rest; at low rates it is up to half, so that a new key is in time behind an invalid one.
 //!
 //! This is a state machine without a clock, a task or a lock: its callers pass in the time.
 
