@@ -45,7 +45,7 @@
 //!
 //! A request never waits for the sink. It costs four allocations (the event, the body, and two for what other outer layers
 //! observe as well), a fifth if it has an id, and a push into a bounded queue; JSON is written on the trail's thread. That thread
-//! collects events for at most a millisecond before it writes them.
+//! collects events for at most two milliseconds before it writes them.
 //!
 //! * The queue holds [8,192 events](AuditTrailBuilder::capacity) of organizations and operators, and a separate one half as
 //!   many others. An event that finds its queue full is lost. It is counted in [`AuditStats::lost`] and in the metric
