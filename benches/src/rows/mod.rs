@@ -2,10 +2,12 @@
 
 pub(crate) mod floor;
 pub(crate) mod hand_made;
+#[cfg(feature = "whole")]
+mod log_file;
 pub(crate) mod ours;
 mod plain;
 #[cfg(feature = "whole")]
-mod log_file;
+mod stacked;
 #[cfg(feature = "whole")]
 pub(crate) mod traced;
 #[cfg(feature = "whole")]

@@ -14,9 +14,9 @@ use tower_orgkey::{
 use tower_orgkey_audit::{AuditEvent, AuditLayer, AuditSink, AuditTrail, JsonLines, SinkError};
 use tower_orgkey_usage::UsageLayer;
 
-use super::ours::{ask, warm_layer};
 use super::log_file::LogFile;
-use super::{BEARER, Call, IS_PROFILED, REPORTS, Row, SCOPE, Under, api, passes, traced};
+use super::ours::{ask, warm_layer};
+use super::{BEARER, Call, IS_PROFILED, REPORTS, Row, SCOPE, Under, api, passes, stacked, traced};
 
 #[rustfmt::skip]
 pub(crate) const ALL: &[Row] = &[
@@ -29,6 +29,9 @@ pub(crate) const ALL: &[Row] = &[
     Row { name: "whole", says: "**audit, usage, auth, rate, settings, scope in one `layer`**", under: Under::Router, build: whole },
     Row { name: "whole-route-layers", says: "the same, each by `route_layer`", under: Under::Router, build: route_layers },
     Row { name: "whole-guarded", says: "`auth.require_scope(..)` by `route_layer`", under: Under::Router, build: guarded },
+    Row { name: "count-floor", says: "the floor, and the least that counts requests", under: Under::Router, build: stacked::counting },
+    Row { name: "rate-floor", says: "the floor, and the least that limits a rate", under: Under::Router, build: stacked::rate },
+    Row { name: "settings-floor", says: "the floor, and the least that has settings", under: Under::Router, build: stacked::settings },
     Row { name: "trace-layer", says: "tower-http's `TraceLayer` alone, JSON to a file", under: Under::Router, build: traced::trace_layer },
     Row { name: "traced-from-fn", says: "a `from_fn` with one `tracing` event alone, JSON to a file", under: Under::Router, build: traced::from_fn_line },
     Row { name: "whole-two-route-layers", says: "the layer and the guard, each by `route_layer`", under: Under::Router, build: two_route_layers },
