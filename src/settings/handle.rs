@@ -48,7 +48,7 @@ pub struct SettingsStats {
     pub misses: u64,
     /// Requests that joined a load in flight.
     pub coalesced: u64,
-    /// Organizations whose settings were evicted for want of room.
+    /// Organizations whose settings were evicted because the cache was full.
     pub evictions: u64,
     /// The state of the calls to the loader.
     pub upstream: UpstreamState,

@@ -1,4 +1,4 @@
-//! The quickstart keeps its promises: every `curl` line that it prints is run, and answers what stands above it.
+//! Runs every `curl` line that the quickstart prints, and compares the response with the line above it.
 
 #![cfg(all(unix, feature = "axum", feature = "kinde"))]
 #![allow(
@@ -92,15 +92,15 @@ impl Quickstart {
         }
     }
 
-    /// The `curl` lines, each with the title and the promise above it.
-    fn promises(&self) -> Vec<Promise> {
+    /// The `curl` lines, each with the title and the printed above it.
+    fn examples(&self) -> Vec<Printed> {
         let pairs = self.printed.windows(2);
         pairs
             .filter(|pair| pair[1].starts_with("curl "))
             .filter_map(|pair| {
-                let (title, promise) = pair[0].strip_prefix("# ")?.split_once(" → ")?;
-                let (status, body) = promise.split_once(' ').unwrap_or((promise, ""));
-                Some(Promise {
+                let (title, printed) = pair[0].strip_prefix("# ")?.split_once(" → ")?;
+                let (status, body) = printed.split_once(' ').unwrap_or((printed, ""));
+                Some(Printed {
                     title: title.to_owned(),
                     status: status.parse().unwrap(),
                     body: body.to_owned(),
@@ -139,7 +139,7 @@ impl Drop for Quickstart {
     }
 }
 
-struct Promise {
+struct Printed {
     title: String,
     status: u16,
     body: String,
@@ -185,13 +185,13 @@ fn run(line: &str, env: &[(&str, &str)]) -> Reply {
     }
 }
 
-fn assert_kept(promise: &Promise) {
-    let Promise {
+fn assert_response(printed: &Printed) {
+    let Printed {
         title,
         status,
         body,
         line,
-    } = promise;
+    } = printed;
     let reply = run(line, &[]);
     assert_eq!(reply.status, *status, "{title}: {}", reply.body);
     if body.is_empty() {
@@ -215,28 +215,28 @@ fn assert_kept(promise: &Promise) {
 }
 
 #[test]
-fn every_printed_line_answers_what_it_promises() {
+fn printed_lines_respond_as_described() {
     let quickstart = Quickstart::start(&[("RUST_LOG", "trace")]);
-    let promises = quickstart.promises();
+    let examples = quickstart.examples();
     let lines = quickstart.printed.iter();
     assert_eq!(
         lines.filter(|line| line.starts_with("curl ")).count(),
-        promises.len(),
-        "a line without a promise"
+        examples.len(),
+        "a line without a printed"
     );
     let url = quickstart.url().to_owned();
     assert!(!url.ends_with(":0"), "{url}");
 
-    for promise in &promises {
-        assert!(promise.line.contains(&url), "{}", promise.line);
-        assert_kept(promise);
+    for printed in &examples {
+        assert!(printed.line.contains(&url), "{}", printed.line);
+        assert_response(printed);
     }
 
     // Every answer that a client can bring about is among them.
     let count = |status: u16, code: &str| {
-        promises
+        examples
             .iter()
-            .filter(|promise| promise.status == status && promise.body == code)
+            .filter(|printed| printed.status == status && printed.body == code)
             .count()
     };
     for (status, code, least) in [
@@ -252,16 +252,16 @@ fn every_printed_line_answers_what_it_promises() {
         assert!(count(status, code) >= least, "{status} {code}");
     }
     assert_eq!(
-        promises
+        examples
             .iter()
-            .filter(|promise| promise.status < 300)
+            .filter(|printed| printed.status < 300)
             .count(),
         9
     );
 
-    let secrets: Vec<String> = promises
+    let secrets: Vec<String> = examples
         .iter()
-        .filter_map(|promise| promise.line.split_once("Bearer ")?.1.split('\'').next())
+        .filter_map(|printed| printed.line.split_once("Bearer ")?.1.split('\'').next())
         .filter(|secret| secret.starts_with("k_live_"))
         .map(str::to_owned)
         .collect();
@@ -304,8 +304,8 @@ async fn a_real_issuer_is_asked_and_no_key_is_printed() {
     assert!(printed.contains(&url));
     assert!(!printed.contains("k_live_") && !printed.contains(&secret));
 
-    for promise in quickstart.promises() {
-        assert_kept(&promise);
+    for printed in quickstart.examples() {
+        assert_response(&printed);
     }
     let mut lines = quickstart
         .printed
@@ -338,7 +338,7 @@ async fn a_real_issuer_is_asked_and_no_key_is_printed() {
 }
 
 #[test]
-fn half_a_real_issuer_is_an_error_that_says_what_is_missing() {
+fn incomplete_issuer_settings_are_an_error() {
     let output = Command::new(binary())
         .env_remove("KINDE_CLIENT_ID")
         .env_remove("KINDE_CLIENT_SECRET")

@@ -61,7 +61,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn a_revoked_key_is_refused_from_the_next_request_on() {
+async fn revoked_key_gets_401_on_the_next_request() {
     let stage = Stage::set().await;
     let (leaked, other) = (stage.known("org_a").await, stage.known("org_a").await);
     assert_eq!(
@@ -78,7 +78,7 @@ async fn a_revoked_key_is_refused_from_the_next_request_on() {
 }
 
 #[tokio::test]
-async fn only_the_keys_own_organization_may_revoke_it_and_others_learn_nothing() {
+async fn other_organizations_get_404() {
     let stage = Stage::set().await;
     let theirs = stage.known("org_b").await;
     let users = stage.emulator.issue_key(KeySpec::user("kp_1"));
@@ -102,7 +102,7 @@ async fn only_the_keys_own_organization_may_revoke_it_and_others_learn_nothing()
 }
 
 #[tokio::test]
-async fn a_key_that_was_revoked_a_moment_ago_revokes_no_other() {
+async fn revoked_key_cannot_revoke_another() {
     let stage = Stage::set().await;
     let key = stage.known("org_a").await;
     // Held, and known to the cache as good.
@@ -121,7 +121,7 @@ async fn a_key_that_was_revoked_a_moment_ago_revokes_no_other() {
 }
 
 #[tokio::test]
-async fn a_deletion_that_failed_is_said_to_have_failed_and_the_key_is_asked_about_again() {
+async fn failed_deletion_is_503_and_reverifies_the_key() {
     let stage = Stage::set().await;
     let key = stage.known("org_a").await;
     stage
@@ -134,8 +134,7 @@ async fn a_deletion_that_failed_is_said_to_have_failed_and_the_key_is_asked_abou
     assert_eq!(stage.whoami(&key).await, StatusCode::OK);
     assert_eq!(stage.emulator.calls().verify.total, before + 1);
 
-    // The answer was lost on the way, and the call had done its work: that takes effect although the caller is told to
-    // try again.
+    // The reply is lost after Kinde deleted the key. The key is invalidated although the caller gets 503.
     stage.emulator.clear_faults();
     stage
         .emulator
@@ -151,7 +150,7 @@ async fn a_deletion_that_failed_is_said_to_have_failed_and_the_key_is_asked_abou
 }
 
 #[tokio::test]
-async fn without_the_issuer_nothing_is_revoked_and_nobody_is_told_so() {
+async fn revocation_is_503_without_the_issuer() {
     let stage = Stage::set().await;
     let key = stage.known("org_a").await;
     assert_eq!(stage.whoami(&stage.admin).await, StatusCode::OK);

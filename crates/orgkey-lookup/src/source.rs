@@ -38,7 +38,7 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
         Some(0)
     }
 
-    /// Returns what the entry of this query keeps of it.
+    /// Returns the part of the query that its entry stores.
     fn mark(&self, query: &Self::Query) -> Self::Mark;
 
     /// Returns where this node is in the updates that nodes share, or `None` if there is no second tier, or none that can be
@@ -273,7 +273,7 @@ pub trait Telemetry<S: Source> {
         let _ = (upstream, pause);
     }
 
-    /// The upstream rejects so many known keys, and no answer about another key confirms it.
+    /// This many known keys have unconfirmed invalid answers.
     fn unconfirmed_invalid_answers(upstream: &Label, keys: usize) {
         let _ = (upstream, keys);
     }

@@ -112,7 +112,7 @@ fn covered(report: &ReviewReport) -> Markup {
         p { "From " (coverage.since) " until " (coverage.until) ": " (coverage.statement()) "." }
         @match coverage.nodes {
             Some(nodes) if is_of_all =>
-                p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it. They are counted by their audit trails, and not told apart." },
+                p { "A day counts only if at least " (nodes) " nodes recorded at every moment of it. Nodes are counted by audit trail and are not identified." },
             Some(_) => {}
             None => p { "A node whose newest audit files were not read would not be noticed."
                 @if is_of_all { " Compare the number of trails with the nodes and their starts: each start begins a trail." } },

@@ -84,7 +84,7 @@ impl ReviewPolicy {
     /// [whole](crate::Coverage::whole_days). Without it, a node whose files are missing is not noticed while another one has events.
     ///
     /// A trail that begins within [`max_silence`](Self::max_silence) of the end of another one may be the same node after a
-    /// restart, and counts as that. Nodes are counted, and not told apart: where nodes come and go, one of those may stand for one
+    /// restart, and counts as that. Nodes are counted, and not identified: where nodes come and go, one of those may stand for one
     /// that always runs and whose files are missing. For `max_silence` after its last event, a node counts as recording.
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.nodes = Some(nodes.max(1));

@@ -1,4 +1,4 @@
-//! What each organization did, minute by minute: printed here, pushed to a meter in earnest.
+//! Prints what each organization did, minute by minute. In production, the records are pushed to a meter.
 //!
 //! ```text
 //! cargo run --example usage
@@ -16,7 +16,7 @@ use tower_orgkey_usage::{
     PushError, SpoolFile, UsageHandle, UsageLayer, UsageRecord, UsageSink, UsageSnapshot,
 };
 
-/// Prints what a meter would bill. With the feature `openmeter`, `OpenMeterSink` stands in its place.
+/// Prints what a meter would bill. Replace it with `OpenMeterSink` of the feature `openmeter`.
 struct Print;
 
 impl UsageSink for Print {
@@ -29,7 +29,7 @@ impl UsageSink for Print {
     }
 }
 
-/// The application. `usage` is added last, so it stands outside of `auth` and sees what that refuses.
+/// The application. `usage` is added last, so it is outside `auth` and counts rejected requests.
 fn app(auth: ApiKeyLayer, usage: UsageLayer) -> Router {
     let handle = usage.handle();
     Router::new()

@@ -1,4 +1,4 @@
-//! The example's webhook, over real sockets: whatever is sent to it, the worst is one more verification.
+//! The example's webhook, over sockets. Any request to the webhook causes at most one verification per key.
 
 #![allow(clippy::unwrap_used)] // A test may fail on what it did not expect.
 
@@ -74,7 +74,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// An application with a webhook, whose one key is held.
+    /// An application with a webhook and one cached key.
     async fn set() -> Self {
         let signer = Signer::new();
         let keys = JwkSet {
@@ -141,7 +141,7 @@ impl Stage {
         self.post("application/jwt", id, token).await
     }
 
-    /// How many verifications the next request costs. The key is good all the while.
+    /// Returns how many verifications the next request causes. The key stays valid.
     async fn costs(&self) -> u64 {
         let before = self.verifications.load(Ordering::SeqCst);
         assert_eq!(self.get().await, StatusCode::OK);
@@ -149,7 +149,7 @@ impl Stage {
     }
 }
 
-/// The event, so long ago.
+/// The event, this long ago.
 fn deleted(event_id: &str, ago: Duration) -> Value {
     json!({
         "type": "organization.deleted",
@@ -163,7 +163,7 @@ fn deleted(event_id: &str, ago: Duration) -> Value {
 const NOW: Duration = Duration::ZERO;
 
 #[tokio::test]
-async fn a_genuine_webhook_has_the_keys_of_its_organization_verified_anew() {
+async fn webhook_invalidates_the_keys_of_its_organization() {
     let stage = Stage::set().await;
     let other = json!({ "organization": { "code": "org_b" } });
     let mut others = deleted("event_0", NOW);
@@ -182,9 +182,9 @@ async fn a_genuine_webhook_has_the_keys_of_its_organization_verified_anew() {
 }
 
 #[tokio::test]
-async fn every_spelling_of_kindes_times_is_read() {
+async fn all_published_formats_of_times_are_read() {
     let stage = Stage::set().await;
-    // Hour-only offsets, full ones, fractions: all of them stand somewhere in what Kinde publishes.
+    // Offsets of hours only, full offsets and fractions all occur in what Kinde publishes.
     let zoned = |offset: &str, shift: i64| {
         let local = Timestamp::now() + jiff::SignedDuration::from_hours(shift);
         format!("{}{offset}", local.to_string().trim_end_matches('Z'))
@@ -212,13 +212,13 @@ async fn every_spelling_of_kindes_times_is_read() {
 }
 
 #[tokio::test]
-async fn fault_59_a_replayed_webhook_costs_one_verification_in_all() {
+async fn fault_59_replayed_webhook_costs_one_verification() {
     let stage = Stage::set().await;
     let token = stage.signer.token(&deleted("event_1", NOW));
     assert_eq!(stage.deliver("id_1", token.clone()).await, 200);
     assert_eq!(stage.costs().await, 1);
     for n in 0..10 {
-        // As it was, and under another id: the header is not signed.
+        // Unchanged, and with another id in the header, which is not signed.
         assert_eq!(stage.deliver("id_1", token.clone()).await, 200);
         assert_eq!(
             stage.deliver(&format!("id_of_{n}"), token.clone()).await,
@@ -226,14 +226,14 @@ async fn fault_59_a_replayed_webhook_costs_one_verification_in_all() {
         );
         assert_eq!(stage.costs().await, 0);
     }
-    // Another event is another matter.
+    // Another event causes another verification.
     let token = stage.signer.token(&deleted("event_2", NOW));
     assert_eq!(stage.deliver("id_2", token).await, 200);
     assert_eq!(stage.costs().await, 1);
 }
 
 #[tokio::test]
-async fn fault_59_an_old_webhook_and_one_of_the_future_change_nothing() {
+async fn fault_59_webhooks_of_other_times_change_nothing() {
     let stage = Stage::set().await;
     let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
     let token = stage.signer.token(&deleted("event_1", hours(41)));
@@ -254,14 +254,14 @@ async fn fault_59_an_old_webhook_and_one_of_the_future_change_nothing() {
         401
     );
     assert_eq!(stage.costs().await, 0);
-    // Kinde's last repetition comes after 36 h.
+    // Kinde repeats a webhook for the last time after 36 h.
     let token = stage.signer.token(&deleted("event_5", hours(37)));
     assert_eq!(stage.deliver("id_5", token).await, 200);
     assert_eq!(stage.costs().await, 1);
 }
 
 #[tokio::test]
-async fn fault_59_a_forged_webhook_changes_nothing() {
+async fn fault_59_forged_webhook_changes_nothing() {
     let stage = Stage::set().await;
     let claims = deleted("event_1", NOW);
     let genuine = stage.signer.token(&claims);
@@ -342,16 +342,16 @@ async fn fault_59_a_forged_webhook_changes_nothing() {
     let huge = format!("{genuine}{}", "A".repeat(1 << 20));
     assert_eq!(stage.deliver("id_1", huge).await, 413);
     assert_eq!(stage.costs().await, 0);
-    // None of them has used the event up, and the very same one does what it says when it is genuine.
+    // None of them counts as a delivery of the event: the authentic webhook still takes effect.
     assert_eq!(stage.deliver("id_1", genuine).await, 200);
     assert_eq!(stage.costs().await, 1);
 }
 
 #[tokio::test]
-async fn fault_59_unknown_signers_do_not_make_us_call_kinde_for_each() {
+async fn fault_59_unknown_signers_share_one_key_fetch() {
     let stage = Stage::set().await;
     let thief = Signer::new();
-    // Nothing that is signed in another way than Kinde's is a reason to ask who signs.
+    // A signature with another algorithm than Kinde's causes no fetch of keys.
     let ps256 = thief.sign(
         Algorithm::PS256,
         Some("kid_of_nobody"),
@@ -365,7 +365,7 @@ async fn fault_59_unknown_signers_do_not_make_us_call_kinde_for_each() {
         assert_eq!(stage.deliver("id_1", token).await, 401);
     }
     assert_eq!(stage.fetches.load(Ordering::SeqCst), 1);
-    // What was fetched then serves the genuine.
+    // The fetched keys verify the authentic webhook.
     let token = stage.signer.token(&deleted("event_2", NOW));
     assert_eq!(stage.deliver("id_2", token).await, 200);
     assert_eq!(stage.fetches.load(Ordering::SeqCst), 1);

@@ -97,9 +97,11 @@ async fn fault_67_slow_endpoints_reject_no_valid_key() {
 
 #[tokio::test(start_paused = true)]
 async fn fault_70_invalid_responses_cost_no_other_key() {
-    for senseless in [1, 5] {
+    for wrong_replies in [1, 5] {
         let app = App::new().knowing(&[KNOWN, "once-valid"]).await;
-        let mut keys: Vec<_> = (1..senseless).map(|n| format!("senseless-{n}")).collect();
+        let mut keys: Vec<_> = (1..wrong_replies)
+            .map(|n| format!("wrong-reply-{n}"))
+            .collect();
         // One that was valid before.
         keys.push("once-valid".to_owned());
         for key in &keys {
@@ -122,7 +124,7 @@ async fn fault_70_invalid_responses_cost_no_other_key() {
             }
         }
         assert!(oldest < SOFT + secs(1));
-        for key in &keys[..senseless - 1] {
+        for key in &keys[..wrong_replies - 1] {
             let calls = app.issuer.calls_for(key);
             // After 1 s, 2 s, … 60 s.
             assert!((12..=17).contains(&calls), "{calls} calls for {key}");
@@ -489,8 +491,8 @@ async fn hour_of_mixed_faults_fails_no_known_key() {
     const KEYS: usize = 10_000;
 
     let app = App::new();
-    app.issuer.issue("senseless");
-    app.issuer.set("senseless", Answer::InvalidResponse);
+    app.issuer.issue("wrong-reply");
+    app.issuer.set("wrong-reply", Answer::InvalidResponse);
     let keys: Vec<_> = (0..KEYS).map(|n| format!("known-{n:06}")).collect();
     for batch in keys.chunks(40) {
         let loads: Vec<_> = batch
@@ -508,7 +510,7 @@ async fn hour_of_mixed_faults_fails_no_known_key() {
     let (mut next, mut invalid, mut new) = (0, 0, 0);
     let mut asked = Vec::new();
     for tenth in 0..36_000 {
-        drop(app.try_now("senseless"));
+        drop(app.try_now("wrong-reply"));
         if tenth % 5 == 0 {
             invalid += 1;
             drop(app.try_now(&format!("invalid-{invalid}")));

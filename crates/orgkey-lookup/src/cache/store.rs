@@ -186,7 +186,7 @@ impl<S: Source> Store<S> {
         unknown.count()
     }
 
-    /// Returns how many entries were evicted for want of room.
+    /// Returns how many entries were evicted because the cache was full.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }

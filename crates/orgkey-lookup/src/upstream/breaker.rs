@@ -197,7 +197,7 @@ impl<S: Source> Call<'_, S> {
         self.is_done = true;
         let (circuit, key) = (self.circuit, &self.key);
         let mut state = self.breaker.lock();
-        let is_senseless = state.note_sense(health, key);
+        let has_too_many = state.record_invalid_response(health, key);
         if state.of(circuit).generation != self.generation {
             return false;
         }
@@ -217,7 +217,7 @@ impl<S: Source> Call<'_, S> {
                 state.of(circuit).count_answer(now);
                 Vec::new()
             }
-            (_, Health::InvalidResponse) if is_senseless => state.open(circuit, now),
+            (_, Health::InvalidResponse) if has_too_many => state.open(circuit, now),
             (_, Health::Failed) if state.of(circuit).count_failure(key, now) => {
                 state.open(circuit, now)
             }
@@ -281,14 +281,14 @@ impl<K: IndexKey> State<K> {
     fn known_first_until(&self, now: Tick) -> Tick {
         match self.known.phase {
             Phase::Open { until } if self.has_rejected_known => until.after(PRECEDENCE),
-            // Its outcome is theirs, too.
+            // Closing the known circuit also closes the unknown one.
             Phase::Trial => now.after(RETRY_AFTER_TRIAL),
             Phase::Open { .. } | Phase::Closed => Tick::ZERO,
         }
     }
 
     /// Counts keys with invalid responses. Returns whether there are too many in a row.
-    fn note_sense(&mut self, health: Health, key: &K) -> bool {
+    fn record_invalid_response(&mut self, health: Health, key: &K) -> bool {
         match health {
             Health::Answered => self.invalid_responses.clear(),
             Health::InvalidResponse if self.invalid_responses.len() < MAX_INVALID_RESPONSES => {

@@ -50,7 +50,7 @@ impl FairQueue {
         turn
     }
 
-    /// Returns how many go before a newcomer of this peer: each row as far as the newcomer's own.
+    /// Returns how many queued lookups start before a new one of this peer.
     pub(super) fn ahead_of(&self, peer: Option<u64>) -> usize {
         let own = self.rows.get(&peer).map_or(0, VecDeque::len);
         let others = self.rows.iter().filter(|&(&other, _)| other != peer);

@@ -13,7 +13,7 @@ use crate::world::Secret;
 /// Distinct keys that fail in a row.
 const MAX_FAILING: usize = 5;
 /// Distinct keys whose replies make no sense, in a row.
-const MAX_SENSELESS: usize = 10;
+const MAX_INVALID_RESPONSES: usize = 10;
 /// Half of so many calls in [`WINDOW`].
 const MIN_CALLS: usize = 20;
 const WINDOW: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ pub(crate) struct Circuits {
     pub(crate) known: Circuit,
     pub(crate) unknown: Circuit,
     /// Distinct keys whose replies made no sense since the last answer.
-    senseless: HashSet<Secret>,
+    invalid_responses: HashSet<Secret>,
 }
 
 #[derive(Debug, Default)]
@@ -95,18 +95,19 @@ impl Circuits {
             counting,
             known: Circuit::default(),
             unknown: Circuit::default(),
-            senseless: HashSet::new(),
+            invalid_responses: HashSet::new(),
         }
     }
 
     pub(crate) fn note(&mut self, end: &End) {
         let when = end.over;
         if end.answer.is_answer() {
-            self.senseless.clear();
-        } else if end.answer == Answer::Senseless {
-            self.senseless.insert(end.secret);
+            self.invalid_responses.clear();
+        } else if end.answer == Answer::InvalidResponse {
+            self.invalid_responses.insert(end.secret);
         }
-        let opens = end.answer == Answer::Senseless && self.senseless.len() >= MAX_SENSELESS;
+        let opens = end.answer == Answer::InvalidResponse
+            && self.invalid_responses.len() >= MAX_INVALID_RESPONSES;
         let repeats = self.counting.repeats;
         if end.class != Class::Unknown {
             let was_sure = self.known.must_be_open;
@@ -154,8 +155,8 @@ impl Circuit {
         let is_sure = is_sure && is_of_this_phase;
         match end.answer {
             Answer::Failed => return self.fail(end, is_sure, repeats),
-            Answer::Senseless if opens => return self.may_open(end.over),
-            Answer::Senseless => return Change::None,
+            Answer::InvalidResponse if opens => return self.may_open(end.over),
+            Answer::InvalidResponse => return Change::None,
             _ => {}
         }
         self.must_be_open &= !is_of_this_phase;

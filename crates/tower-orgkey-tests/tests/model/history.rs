@@ -34,7 +34,7 @@ pub(crate) enum Answer {
     /// An error, or no reply in time.
     Failed,
     /// A reply that makes no sense.
-    Senseless,
+    InvalidResponse,
     Throttled,
     Misconfigured,
 }
@@ -123,7 +123,7 @@ impl History {
             return Answer::Invalid;
         };
         if !key.makes_sense {
-            return Answer::Senseless;
+            return Answer::InvalidResponse;
         }
         if !key.is_valid || key.generation != secret.generation {
             return Answer::Invalid;
@@ -331,7 +331,7 @@ impl Issuer {
             Answer::Invalid => Ok(Verification::invalid()),
             Answer::Unconfirmed => Ok(Verification::invalid_unconfirmed()),
             Answer::Failed => Err(VerifyError::unavailable("out of order")),
-            Answer::Senseless => Err(VerifyError::invalid_response("no organization")),
+            Answer::InvalidResponse => Err(VerifyError::invalid_response("no organization")),
             Answer::Misconfigured => Err(VerifyError::misconfigured("bad secret")),
             Answer::Throttled => {
                 let wait = match mode {

@@ -34,7 +34,7 @@ pub(crate) struct Tally {
     updated_in_flight: AtomicU64,
     overtaken: AtomicU64,
     crowds: AtomicU64,
-    senseless: AtomicU64,
+    invalid_responses: AtomicU64,
     never_issued: AtomicU64,
     known_circuit_open: AtomicU64,
     unknown_circuit_open: AtomicU64,
@@ -66,7 +66,7 @@ impl Tally {
             ),
             ("slow answers overtaken", read(&self.overtaken)),
             ("crowds", read(&self.crowds)),
-            ("replies that make no sense", read(&self.senseless)),
+            ("replies that make no sense", read(&self.invalid_responses)),
             ("keys that were never issued", read(&self.never_issued)),
             (
                 "steps with the known circuit open",
@@ -287,8 +287,8 @@ impl<B: Belief> Machine<B> {
         let history = self.issuer.history();
         let calls = history.calls_of(seen.secret);
         let last = calls.last().and_then(|call| call.over);
-        if matches!(last, Some((over, Answer::Senseless)) if over > seen.begun) {
-            count(&tally.senseless);
+        if matches!(last, Some((over, Answer::InvalidResponse)) if over > seen.begun) {
+            count(&tally.invalid_responses);
         }
         let oracle = Oracle {
             history: &history,

@@ -481,7 +481,7 @@ impl Oracle<'_> {
         let since = seen.begun.at.saturating_sub(BACKOFF);
         self.history.calls_of(seen.secret).iter().any(|call| {
             let over = call.answer_before(seen.ended.seq);
-            over.is_some_and(|(over, answer)| over.at >= since && answer == Answer::Senseless)
+            over.is_some_and(|(over, answer)| over.at >= since && answer == Answer::InvalidResponse)
         })
     }
 

@@ -20,7 +20,7 @@ pub struct Ledger {
     open: Option<Total>,
     /// Totals that are no longer sent, while their period lasts.
     closed: Vec<Closed>,
-    /// Units of which nobody knows whether they were billed.
+    /// Units that may or may not have been billed.
     unsettled: Vec<Parked>,
 }
 
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn agreements_are_the_last_and_those_of_periods_that_last() {
+    fn current_and_unexpired_agreements_are_kept() {
         let agreements = |ledger: &Ledger, now| {
             let all = ledger.agreements(now).map(str::to_owned);
             all.collect::<Vec<_>>()

@@ -88,7 +88,7 @@ async fn events_are_cloud_events() {
     assert_eq!(
         collector.taken().len(),
         1,
-        "nobody's requests are nobody's bill"
+        "unauthenticated requests are not billed"
     );
     let text = format!("{:?} {:?}", sink(&collector), pusher);
     assert!(!text.contains("secret_token"), "{text}");
