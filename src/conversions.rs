@@ -81,15 +81,13 @@ fn strict(
 #[cfg(feature = "serde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
 mod serde_impls {
-    use std::fmt;
-
-    use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+    use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::{Serialize, Serializer};
 
     use super::{KeyId, MAX_SCOPES, OrgCode, Scope, Scopes};
 
     macro_rules! as_text {
-        ($name:ident, $expected:literal) => {
+        ($name:ident) => {
             /// Serializes as a string.
             impl Serialize for $name {
                 fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -100,29 +98,16 @@ mod serde_impls {
             /// Deserializes a string; text outside the grammar is an error.
             impl<'de> Deserialize<'de> for $name {
                 fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                    struct Text;
-
-                    impl Visitor<'_> for Text {
-                        type Value = $name;
-
-                        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                            f.write_str($expected)
-                        }
-
-                        fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                            $name::new(text).map_err(E::custom)
-                        }
-                    }
-
-                    deserializer.deserialize_str(Text)
+                    let text = String::deserialize(deserializer)?;
+                    Self::new(&*text).map_err(D::Error::custom)
                 }
             }
         };
     }
 
-    as_text!(OrgCode, "an organization code");
-    as_text!(KeyId, "a key id");
-    as_text!(Scope, "a scope");
+    as_text!(OrgCode);
+    as_text!(KeyId);
+    as_text!(Scope);
 
     /// Serializes as a sequence of strings, sorted.
     impl Serialize for Scopes {
@@ -134,28 +119,13 @@ mod serde_impls {
     /// Deserializes a sequence of strings; an invalid scope, and more than [`MAX_SCOPES`] of them, are errors.
     impl<'de> Deserialize<'de> for Scopes {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Names;
-
-            impl<'de> Visitor<'de> for Names {
-                type Value = Scopes;
-
-                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    write!(f, "a sequence of at most {MAX_SCOPES} scopes")
-                }
-
-                fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Scopes, A::Error> {
-                    let mut scopes = Vec::<Scope>::new();
-                    while let Some(scope) = names.next_element()? {
-                        if scopes.len() == MAX_SCOPES {
-                            return Err(de::Error::invalid_length(MAX_SCOPES + 1, &self));
-                        }
-                        scopes.push(scope);
-                    }
-                    Ok(scopes.into_iter().collect())
-                }
+            let scopes = Vec::<Scope>::deserialize(deserializer)?;
+            if scopes.len() > MAX_SCOPES {
+                return Err(D::Error::custom(format_args!(
+                    "more than {MAX_SCOPES} scopes"
+                )));
             }
-
-            deserializer.deserialize_seq(Names)
+            Ok(scopes.into_iter().collect())
         }
     }
 }

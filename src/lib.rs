@@ -188,7 +188,7 @@ pub use self::fleet::{NotSpread, Reach};
 pub use self::handle::ApiKeyHandle;
 pub use self::key::{ApiKey, DEFAULT_MAX_KEY_LEN, InvalidApiKey, MAX_KEY_LEN, MIN_KEY_LEN};
 pub use self::request_head::RequestHead;
-pub use self::spread::Spread;
+pub use self::spread::{Spread, Spreading};
 #[doc(inline)]
 pub use orgkey_lookup::cache::Stats;
 pub(crate) use orgkey_lookup::clock;

@@ -1,11 +1,10 @@
 //! Blocks and invalidations on all nodes of a fleet.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 
 use crate::api_keys::{Cache, update};
-use crate::fleet::{NotSpread, Reach, Subject, Update};
+use crate::fleet::{BoxFuture, NotSpread, Reach, Subject, Update};
 use crate::identifier::{KeyId, OrgCode};
 use crate::key::ApiKey;
 
@@ -43,6 +42,9 @@ pub struct Spread {
     expected_nodes: usize,
 }
 
+/// Waits until all known nodes have applied an update. Returned by the methods of [`Spread`].
+pub type Spreading = BoxFuture<'static, Result<Reach, NotSpread>>;
+
 impl Spread {
     pub(crate) fn new(cache: Arc<Cache>) -> Self {
         Self {
@@ -59,79 +61,52 @@ impl Spread {
     }
 
     /// Blocks this secret.
-    pub fn block_key(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn block_key(&self, key: &ApiKey) -> Spreading {
         self.update(&Update::Block(self.subject(key)))
     }
 
     /// Blocks every secret of this key.
-    pub fn block_key_id(
-        &self,
-        key_id: &KeyId,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn block_key_id(&self, key_id: &KeyId) -> Spreading {
         self.update(&Update::Block(Subject::KeyId(key_id.clone())))
     }
 
     /// Blocks every key of this organization.
-    pub fn block_org(
-        &self,
-        org: &OrgCode,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn block_org(&self, org: &OrgCode) -> Spreading {
         self.update(&Update::Block(Subject::Org(org.clone())))
     }
 
     /// Unblocks a secret.
-    pub fn unblock_key(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn unblock_key(&self, key: &ApiKey) -> Spreading {
         self.update(&Update::Unblock(self.subject(key)))
     }
 
     /// Unblocks a key.
-    pub fn unblock_key_id(
-        &self,
-        key_id: &KeyId,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn unblock_key_id(&self, key_id: &KeyId) -> Spreading {
         self.update(&Update::Unblock(Subject::KeyId(key_id.clone())))
     }
 
     /// Unblocks an organization.
-    pub fn unblock_org(
-        &self,
-        org: &OrgCode,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn unblock_org(&self, org: &OrgCode) -> Spreading {
         self.update(&Update::Unblock(Subject::Org(org.clone())))
     }
 
     /// Invalidates this secret.
-    pub fn invalidate_key(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn invalidate_key(&self, key: &ApiKey) -> Spreading {
         self.update(&Update::Invalidate(self.subject(key)))
     }
 
     /// Invalidates every secret of this key.
-    pub fn invalidate_key_id(
-        &self,
-        key_id: &KeyId,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn invalidate_key_id(&self, key_id: &KeyId) -> Spreading {
         self.update(&Update::Invalidate(Subject::KeyId(key_id.clone())))
     }
 
     /// Invalidates every key of this organization, and its settings.
-    pub fn invalidate_org(
-        &self,
-        org: &OrgCode,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn invalidate_org(&self, org: &OrgCode) -> Spreading {
         self.update(&Update::Invalidate(Subject::Org(org.clone())))
     }
 
     /// Invalidates every key, and all settings.
-    pub fn invalidate_all(&self) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    pub fn invalidate_all(&self) -> Spreading {
         self.update(&Update::InvalidateAll)
     }
 
@@ -139,13 +114,10 @@ impl Spread {
         Subject::Key(self.cache.source().digest(key.expose_secret()).into())
     }
 
-    fn update(
-        &self,
-        update: &Update,
-    ) -> impl Future<Output = Result<Reach, NotSpread>> + Send + use<> {
+    fn update(&self, update: &Update) -> Spreading {
         let expected = self.expected_nodes;
         let spread = update::apply(&self.cache, update, |fleet| fleet.spread(update, expected));
-        async move {
+        Box::pin(async move {
             match spread.map_err(|_| NotSpread::BlockListFull)? {
                 Some(spread) => spread.await,
                 None => Ok(Reach {
@@ -154,7 +126,7 @@ impl Spread {
                     ..Reach::default()
                 }),
             }
-        }
+        })
     }
 }
 

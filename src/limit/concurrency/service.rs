@@ -8,6 +8,7 @@ use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
 use crate::context::observer::RequestObservation;
+use crate::guard::GuardFuture;
 use crate::limit::subject::caller;
 use crate::rejection::RejectionBody;
 
@@ -47,11 +48,14 @@ where
             Err(rejection) => Err(rejection),
         };
         match permit {
-            Ok(permit) => OrgConcurrencyLimitFuture::inner(self.inner.call(request), permit),
-            Err(rejection) => {
-                let rejection = RequestObservation::rejected(extensions, rejection);
-                OrgConcurrencyLimitFuture::reject(rejection)
-            }
+            Ok(permit) => OrgConcurrencyLimitFuture {
+                guarded: GuardFuture::inner(self.inner.call(request)),
+                permit,
+            },
+            Err(rejection) => OrgConcurrencyLimitFuture {
+                guarded: GuardFuture::reject(RequestObservation::rejected(extensions, rejection)),
+                permit: None,
+            },
         }
     }
 }

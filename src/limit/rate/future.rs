@@ -6,24 +6,17 @@ use std::task::{Context, Poll, ready};
 use http::Response;
 use pin_project_lite::pin_project;
 
+use crate::guard::GuardFuture;
 use crate::limit::ratelimit_fields::RateLimitFields;
-use crate::rejection::{Rejection, RejectionBody, unrendered};
+use crate::rejection::RejectionBody;
 
 pin_project! {
     /// The response future of [`OrgRateLimit`](super::OrgRateLimit): that of the inner service, or a rejection.
     pub struct OrgRateLimitFuture<F> {
         #[pin]
-        pub(super) state: State<F>,
+        pub(super) guarded: GuardFuture<F>,
         // Boxed: few limits have fields, and each layer copies the future.
         pub(super) fields: Option<Box<RateLimitFields>>,
-    }
-}
-
-pin_project! {
-    #[project = StateProj]
-    pub(super) enum State<F> {
-        Inner { #[pin] future: F },
-        Rejected { rejection: Option<Rejection> },
     }
 }
 
@@ -36,20 +29,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = match this.state.project() {
+        let Some(fields) = this.fields else {
             // The response is not moved.
-            StateProj::Inner { future } if this.fields.is_none() => return future.poll(cx),
-            StateProj::Inner { future } => ready!(future.poll(cx))?,
-            StateProj::Rejected { rejection } => {
-                let rejection = rejection
-                    .take()
-                    .unwrap_or_else(|| unreachable!("polled after completion"));
-                unrendered(rejection)
-            }
+            return this.guarded.poll(cx);
         };
-        if let Some(fields) = this.fields {
-            fields.write(response.headers_mut());
-        }
+        let mut response = ready!(this.guarded.poll(cx))?;
+        fields.write(response.headers_mut());
         Poll::Ready(Ok(response))
     }
 }

@@ -3,9 +3,10 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::future::{OrgRateLimitFuture, State};
+use super::future::OrgRateLimitFuture;
 use super::layer::{OrgRateLimitLayer, Rejected};
 use crate::context::observer::RequestObservation;
+use crate::guard::GuardFuture;
 use crate::rejection::RejectionBody;
 
 /// The service of [`OrgRateLimitLayer`]. See the [module documentation](crate::limit).
@@ -38,20 +39,15 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         match self.limit.decide(request.extensions()) {
-            // Written in place: the inner future is large.
             Ok(fields) => OrgRateLimitFuture {
-                state: State::Inner {
-                    future: self.inner.call(request),
-                },
+                guarded: GuardFuture::inner(self.inner.call(request)),
                 fields,
             },
             Err(Rejected { rejection, fields }) => OrgRateLimitFuture {
-                state: State::Rejected {
-                    rejection: Some(RequestObservation::rejected(
-                        request.extensions(),
-                        rejection,
-                    )),
-                },
+                guarded: GuardFuture::reject(RequestObservation::rejected(
+                    request.extensions(),
+                    rejection,
+                )),
                 fields,
             },
         }

@@ -1,7 +1,6 @@
 //! The backoff of keys with invalid responses. It delays each such key, and no other key.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +17,6 @@ const MAX_KEYS: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct KeyBackoff<K> {
     keys: Mutex<HashMap<K, Delay>>,
-    /// The number of keys, so that nothing is locked while there are none.
-    len: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +29,6 @@ impl<K> Default for KeyBackoff<K> {
     fn default() -> Self {
         Self {
             keys: Mutex::default(),
-            len: AtomicUsize::new(0),
         }
     }
 }
@@ -40,9 +36,6 @@ impl<K> Default for KeyBackoff<K> {
 impl<K: IndexKey> KeyBackoff<K> {
     /// Returns how long the key has to wait.
     pub(super) fn check(&self, key: &K, now: Tick) -> Result<(), Duration> {
-        if self.len.load(Ordering::Acquire) == 0 {
-            return Ok(());
-        }
         match self.keys().get(key) {
             Some(delay) if now < delay.until => Err(delay.until.since(now)),
             _ => Ok(()),
@@ -63,17 +56,12 @@ impl<K: IndexKey> KeyBackoff<K> {
         let wait = before.map_or(MIN_DELAY, |delay| (delay.wait * 2).min(MAX_DELAY));
         let until = now.after(wait);
         keys.insert(key.clone(), Delay { wait, until });
-        self.len.store(keys.len(), Ordering::Release);
         wait
     }
 
     /// Forgets the key: the issuer answered.
     pub(super) fn forget(&self, key: &K) {
-        if self.len.load(Ordering::Acquire) > 0 {
-            let mut keys = self.keys();
-            keys.remove(key);
-            self.len.store(keys.len(), Ordering::Release);
-        }
+        self.keys().remove(key);
     }
 
     fn keys(&self) -> MutexGuard<'_, HashMap<K, Delay>> {
