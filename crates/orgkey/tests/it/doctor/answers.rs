@@ -1,6 +1,8 @@
 //! How verify may answer.
 
-use kinde_emulator::{Endpoint, Fault, InvalidKeyReply, KeySpec, ValidKeyReply, VerifyAccess};
+use kinde_emulator::{
+    Endpoint, Fault, InvalidKeyReply, KeyRecordReply, KeySpec, ValidKeyReply, VerifyAccess,
+};
 
 use super::Stage;
 
@@ -163,9 +165,8 @@ async fn fields_that_come_are_listed() {
     );
     stage.assert_recommendation_works(&diagnosis).await;
     let diagnosis = stage.configured("api_id = \"api_1\"").await;
-    assert_eq!(diagnosis.result("API of the key"), "change");
-    assert!(!diagnosis.lines().contains("api_id"));
-    stage.assert_recommendation_works(&diagnosis).await;
+    assert_eq!(diagnosis.result("API of the key"), "failure");
+    assert!(diagnosis.report["recommended"].is_null());
 }
 
 #[tokio::test]
@@ -199,13 +200,58 @@ async fn api_of_the_key_is_recommended_and_checked() {
 
     let diagnosis = stage.configured("api_id = \"api_1\"").await;
     assert_eq!(diagnosis.result("API of the key"), "ok");
-    let diagnosis = stage.configured("api_id = \"api_2\"").await;
-    assert_eq!(diagnosis.code, 1);
-    assert_eq!(diagnosis.result("API of the key"), "change");
-    stage.assert_recommendation_works(&diagnosis).await;
-    stage.emulator.inject(Endpoint::GetKey, Fault::status(503));
-    let diagnosis = stage.configured("api_id = \"api_1\"").await;
-    assert_eq!(diagnosis.result("API of the key"), "failure");
+
+    stage
+        .emulator
+        .set_key_record_reply(KeyRecordReply::Unwrapped);
+    for diagnosis in [
+        stage.run().await,
+        stage.configured("api_id = \"api_1\"").await,
+    ] {
+        assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+        assert!(diagnosis.lines().contains("api_id = \"api_1\""));
+        stage.assert_recommendation_works(&diagnosis).await;
+    }
+}
+
+#[tokio::test]
+async fn no_lines_drop_or_change_a_configured_api_id() {
+    let mut stage = Stage::set().await;
+    let spec = KeySpec::organization("org_1").scopes(["a"]).api_id("api_1");
+    stage.good = stage.emulator.issue_key(spec);
+    let of = |api_ids: &str| {
+        format!(
+            r#"{{"id":"{}","organization_id":"org_1"{api_ids}}}"#,
+            stage.good.id()
+        )
+    };
+    let json = |body: String| Fault::reply(200, "application/json", body);
+    for (fault, observed) in [
+        (json(of(r#","api_ids":["api_1"]"#)), "api_1"),
+        (json(of(r#","api_ids":[]"#)), "of another API"),
+        (Fault::status(503), "503"),
+        (json(of("")), "without api_ids"),
+        (json(of(r#","api_ids":"api_2""#)), "without api_ids"),
+        (json(of(r#","api_ids":["api_2",7]"#)), "without api_ids"),
+        (
+            json(format!(r#"{{"api_key":{}}}"#, of(""))),
+            "without api_ids",
+        ),
+        (json(r#"{"api_key":null}"#.to_owned()), "no object"),
+        (
+            json(r#"{"id":"api_key_0","api_ids":["api_2"]}"#.to_owned()),
+            "another key",
+        ),
+        (json("[]".to_owned()), "without a JSON object"),
+    ] {
+        stage.emulator.inject(Endpoint::GetKey, fault);
+        let diagnosis = stage.configured("api_id = \"api_2\"").await;
+        assert_eq!(diagnosis.code, 1);
+        assert_eq!(diagnosis.result("API of the key"), "failure");
+        let row = diagnosis.row("API of the key");
+        assert!(row.contains(observed), "{observed}: {row}");
+        assert!(diagnosis.report["recommended"].is_null(), "{observed}");
+    }
 }
 
 #[tokio::test]
