@@ -102,11 +102,9 @@ where
         let mut scopes = Vec::new();
         for (method, path, _) in all(&self.1) {
             let path = format!("{prefix}{path}");
-            assert!(
-                method != Method::HEAD,
-                "{method} {path} needs the scope of GET"
-            );
-            match operation_scope(&method, &path) {
+            assert!(method != "HEAD", "{method} {path} needs the scope of GET");
+            let parsed = Method::from_bytes(method.as_bytes()).ok();
+            match parsed.and_then(|method| operation_scope(&method, &path)) {
                 Some(scope) => scopes.push(Alternatives::from([[scope].into()])),
                 None => panic!("{method} {path} has no scope of its own"),
             }
@@ -161,7 +159,7 @@ fn document_each<S>(
     required: impl IntoIterator<Item = Alternatives>,
 ) -> UtoipaMethodRouter<S> {
     for (operation, required) in all_mut(&mut routes.1).zip(required) {
-        let all = match documented(operation) {
+        let all = match documented(operation.security.as_deref()) {
             Some(before) => both(&before, &required),
             None => required,
         };
