@@ -6,7 +6,7 @@ use tower_orgkey::verify::VerifyErrorKind;
 use tower_orgkey::{ApiKey, Verifier};
 
 use super::condition::{Condition, IssuerUnderTest};
-use super::proxy::GARBAGE;
+use super::proxy::{GARBAGE, GATEWAY_ERRORS};
 use super::report::{CheckResult, Guarantee, Report};
 use super::stage::{SOFT_TTL, Seen, Stage};
 use super::watched::Outcome;
@@ -188,17 +188,21 @@ async fn fault<V: Verifier>(
     let finished = stage.record.finished();
     let mut unavailable = Ok(());
     let mut is_limited = false;
-    // The known key is verified once a round, so that each kind of garbage is seen.
+    // A key is verified at least once a round, so it sees each kind of reply.
     let rounds = match condition {
         Condition::Garbage => GARBAGE,
+        Condition::GatewayError => GATEWAY_ERRORS.len(),
         _ => 2,
     };
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        if let Some(proxy) = issuer.proxy() {
+            proxy.begin_round(round);
+        }
         let seen = stage.verify_again(&known.key).await;
         kept = kept.and_then(|()| known.is(&seen?));
         let seen = stage.request(&new.key).await;
         // An answer that looks like "invalid" rejects a key that the layer does not know.
-        if condition == Condition::Inactive && seen == Seen::Status(401, false) {
+        if may_look_invalid(condition) && seen == Seen::Status(401, false) {
             is_limited = true;
         } else {
             unavailable = unavailable.and(seen.is_unavailable());
@@ -230,6 +234,11 @@ async fn fault<V: Verifier>(
     report.record(Guarantee::KeysSecret, condition, stage.record.leak());
 }
 
+/// Returns whether a verifier may take the replies in this condition for unconfirmed answers "invalid".
+fn may_look_invalid(condition: Condition) -> bool {
+    matches!(condition, Condition::Inactive | Condition::GatewayError)
+}
+
 /// Checks that the verifier says what the failures were about.
 fn classified(condition: Condition, outcomes: &[Outcome]) -> Result<(), String> {
     use VerifyErrorKind::{InvalidResponse, Throttled, Unavailable};
@@ -240,10 +249,13 @@ fn classified(condition: Condition, outcomes: &[Outcome]) -> Result<(), String> 
     let is_expected = |outcome: &Outcome| match (condition, outcome) {
         (_, Outcome::Valid) => false,
         // Unconfirmed, or an error.
-        (Condition::Inactive, _) | (Condition::CredentialsRejected, Outcome::Invalid) => true,
+        (Condition::Inactive, _)
+        | (Condition::CredentialsRejected | Condition::GatewayError, Outcome::Invalid) => true,
         (_, Outcome::Invalid) => false,
         (condition, Outcome::Failed(kind)) => match condition {
             Condition::CredentialsRejected => !matches!(kind, InvalidResponse | Throttled { .. }),
+            // Of some issuers, 400 is about one key.
+            Condition::GatewayError => !matches!(kind, Throttled { .. }),
             Condition::Throttled => matches!(kind, Throttled { .. }),
             Condition::Garbage | Condition::HugeReply => *kind == InvalidResponse,
             _ => *kind == Unavailable,

@@ -19,8 +19,9 @@ pub enum Guarantee {
     KnownKeysKept,
     /// A valid key that the layer does not know gets 503 with `Retry-After` during a fault, and not 401.
     ///
-    /// In [`Condition::Inactive`], 401 is [`CheckResult::Limited`]: for a key that the layer has never seen, the outage and the
-    /// answer are the same. The key is verified again after 5 s, and after repeated answers after at most 60 s.
+    /// In [`Condition::Inactive`] and [`Condition::GatewayError`], 401 is [`CheckResult::Limited`]: for a key that the layer has
+    /// never seen, the outage and the answer are the same. The key is verified again after 5 s, and after repeated answers after
+    /// at most 60 s.
     NewKeysUnavailable,
     /// After a fault, known and new keys are accepted.
     ///
