@@ -4,7 +4,7 @@ use kinde_emulator::{
     Endpoint, Fault, InvalidKeyReply, KeyRecordReply, KeySpec, ValidKeyReply, VerifyAccess,
 };
 
-use super::Stage;
+use super::{Stage, doctor};
 
 #[tokio::test]
 async fn each_reply_to_invalid_keys_works() {
@@ -113,6 +113,16 @@ async fn ignored_token_recommends_what_401_means() {
     stage.assert_recommendation_works(&diagnosis).await;
     let diagnosis = stage.configured("unauthorized_means = \"key\"").await;
     assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+
+    // Without a good key the answer to an invalid token may be about the unknown key.
+    stage.emulator.set_token_scopes(["read:api_keys"]);
+    let file = stage.config_file("unauthorized_means = \"key\"");
+    let mut command = doctor();
+    command.arg("--json").arg("--config").arg(file.path());
+    command.env("TEST_SECRET", stage.emulator.client_secret());
+    let diagnosis = stage.diagnose(command).await;
+    assert_eq!(diagnosis.result("401 or 403"), "warning");
+    assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
 }
 
 #[tokio::test]
@@ -127,8 +137,25 @@ async fn unauthorized_means_is_checked() {
     assert_eq!(diagnosis.result("401 or 403"), "change");
     assert!(!diagnosis.lines().contains("unauthorized_means"));
     stage.assert_recommendation_works(&diagnosis).await;
-    let risky = stage.configured("unauthorized_means = \"key\"").await;
-    assert_eq!(risky.result("401 or 403"), "warning");
+
+    // Verify has just rejected an invalid token with 401.
+    let risky = "unauthorized_means = \"key\"";
+    for how in [InvalidKeyReply::Unauthorized, InvalidKeyReply::IsValidFalse] {
+        stage.emulator.set_invalid_key_reply(how);
+        let diagnosis = stage.configured(risky).await;
+        assert_eq!(diagnosis.code, 1, "{how:?}");
+        assert_eq!(diagnosis.result("401 or 403"), "change", "{how:?}");
+        assert!(!diagnosis.lines().contains("unauthorized_means"));
+        stage.assert_recommendation_works(&diagnosis).await;
+    }
+    // The list of keys cannot tell.
+    stage
+        .emulator
+        .inject(Endpoint::ListKeys, Fault::status(403));
+    let diagnosis = stage.configured(risky).await;
+    assert_eq!(diagnosis.result("401 or 403"), "warning");
+    assert!(diagnosis.lines().contains(risky));
+    stage.emulator.clear_faults();
 
     stage
         .emulator
@@ -137,6 +164,24 @@ async fn unauthorized_means_is_checked() {
     assert_eq!(diagnosis.code, 0);
     assert!(diagnosis.lines().contains(wrong));
     stage.assert_recommendation_works(&diagnosis).await;
+}
+
+#[tokio::test]
+async fn unanswered_invalid_token_is_a_warning() {
+    let stage = Stage::set().await;
+    // The fourth call has the invalid token.
+    for fault in [Fault::status(429), Fault::close()] {
+        for configured in ["", "unauthorized_means = \"key\""] {
+            stage
+                .emulator
+                .inject(Endpoint::Verify, fault.clone().every(4));
+            let diagnosis = stage.configured(configured).await;
+            assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+            assert_eq!(diagnosis.result("401 or 403"), "warning");
+            let row = diagnosis.row("401 or 403");
+            assert!(row.contains("Run the doctor again"), "{row}");
+        }
+    }
 }
 
 #[tokio::test]
