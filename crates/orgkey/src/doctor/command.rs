@@ -14,8 +14,9 @@ const REVOKED_KEY: &str = "ORGKEY_REVOKED_KEY";
 /// Asks an issuer how it answers, and says what to configure.
 ///
 /// Sends the client secret and the keys only after the issuer's certificate was verified and its address was shown, and prints
-/// none of them. Fetches two tokens, or up to four if the audience is wrong. Writes nothing at the issuer without
-/// `--write-test-agreement`. Exits with 1 if something would not work, and with 2 if it cannot begin.
+/// none of them. Requests two tokens, up to two more if the audience is wrong, and one more if the list of keys rejects the token
+/// and verify answers 401 or 403 to an invalid key. Writes nothing at the issuer without `--write-test-agreement`. Exits with 1 if
+/// something would not work, and with 2 if it cannot begin.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The configuration file of the gateway, of which the table `[issuer]` is read.

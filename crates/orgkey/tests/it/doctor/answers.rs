@@ -92,6 +92,14 @@ async fn verify_that_needs_no_scope_is_a_warning() {
     assert_eq!(diagnosis.result("scopes"), "warning");
     assert_eq!(diagnosis.result("API of the key"), "warning");
     stage.assert_recommendation_works(&diagnosis).await;
+    // A 401 may be about the token: the layer tries a new one.
+    stage.emulator.reset_calls();
+    stage
+        .emulator
+        .set_invalid_key_reply(InvalidKeyReply::Unauthorized);
+    assert_eq!(stage.run().await.code, 1);
+    let calls = stage.emulator.calls();
+    assert_eq!((calls.token.total, calls.verify.total), (3, 8));
     // Keys of other APIs cannot be told apart.
     let diagnosis = stage.configured("api_id = \"api_1\"").await;
     assert_eq!(diagnosis.code, 1);
