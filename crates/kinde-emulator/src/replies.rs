@@ -54,7 +54,6 @@ pub(crate) fn verified(key: &Key) -> Value {
     })
 }
 
-/// The reply to verify for an invalid key, known or not.
 /// The reply to verify for a valid key. Kinde's contract lists ten fields, all of them optional; the example in its guide has
 /// five.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,6 +84,7 @@ pub(crate) fn guide_example(key: &Key) -> Reply {
     }
 }
 
+/// Returns the reply to verify for an invalid key, known or not.
 pub(crate) fn invalid(how: InvalidKeyReply, key: Option<&Key>) -> Reply {
     match how {
         InvalidKeyReply::IsValidFalse => Reply::json(200, &json!({ "is_valid": false })),

@@ -25,6 +25,10 @@ const PROBLEM: &str = "Problem";
 /// and the required scopes to the description. With two calls a key must meet both requirements. The routes must be inside of
 /// [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer).
 ///
+/// These responses are those of the layer's own response format. Document the operation's own if
+/// [`with_rejection_response`](tower_orgkey::ApiKeyLayer::with_rejection_response) replaces their body, and add 421 for a
+/// `RegionLayer`, and 404 for [`with_not_found`](tower_orgkey::guard::RequireOrgLayer::with_not_found).
+///
 /// A policy without alternatives, which rejects every key, panics: a document without alternatives means that no key is required.
 ///
 /// Another guard is added by [`UtoipaMethodRouterExt::map`](utoipa_axum::router::UtoipaMethodRouterExt::map):
