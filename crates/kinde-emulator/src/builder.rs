@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::handle::{Guard, KindeEmulator};
 use crate::issuer::{Issuer, VerifyAccess};
 use crate::keys::Keys;
-use crate::replies::{InvalidKeyReply, ValidKeyReply};
+use crate::replies::{InvalidKeyReply, KeyRecordReply, ValidKeyReply};
 use crate::server;
 use crate::shared::Shared;
 use crate::tls::{self, CertificateSpec};
@@ -190,6 +190,7 @@ impl KindeEmulatorBuilder {
             application,
             valid_key_reply: self.valid_key_reply,
             invalid_key_reply: self.invalid_key_reply,
+            key_record_reply: KeyRecordReply::default(),
             verify_access: self.verify_access,
             rejected_token_status: None,
         };

@@ -16,7 +16,7 @@ use crate::fault::Fault;
 use crate::issuer::VerifyAccess;
 use crate::keys::{IssuedKey, KeySpec, KeyStatus};
 use crate::recorded::RecordedRequest;
-use crate::replies::{InvalidKeyReply, ValidKeyReply};
+use crate::replies::{InvalidKeyReply, KeyRecordReply, ValidKeyReply};
 use crate::shared::{Mode, Shared};
 
 /// A handle of a running emulator.
@@ -257,6 +257,11 @@ impl KindeEmulator {
     /// Sets the reply to verify for an invalid key.
     pub fn set_invalid_key_reply(&self, reply: InvalidKeyReply) {
         self.shared.state().issuer.invalid_key_reply = reply;
+    }
+
+    /// Sets the reply to `GET /api/v1/api_keys/{key_id}`; [`KeyRecordReply::Wrapped`] by default.
+    pub fn set_key_record_reply(&self, reply: KeyRecordReply) {
+        self.shared.state().issuer.key_record_reply = reply;
     }
 
     /// Sets the authorization that verify needs.

@@ -12,7 +12,8 @@ use crate::clock::Clock;
 use crate::endpoint::Endpoint;
 use crate::keys::{KeyKind, KeySpec, KeyStatus, Keys};
 use crate::replies::{
-    InvalidKeyReply, ValidKeyReply, detailed, guide_example, invalid, summary, verified,
+    InvalidKeyReply, KeyRecordReply, ValidKeyReply, guide_example, invalid, record, summary,
+    verified,
 };
 use crate::reply::Reply;
 use crate::tokens::{Application, TokenCheck, essence};
@@ -38,6 +39,7 @@ pub(crate) struct Issuer {
     pub(crate) application: Application,
     pub(crate) valid_key_reply: ValidKeyReply,
     pub(crate) invalid_key_reply: InvalidKeyReply,
+    pub(crate) key_record_reply: KeyRecordReply,
     pub(crate) verify_access: VerifyAccess,
     /// The status for a rejected token. `None` is the one that the contract declares.
     pub(crate) rejected_token_status: Option<StatusCode>,
@@ -76,10 +78,7 @@ impl Issuer {
             Endpoint::ListKeys => self.list(query(call)),
             Endpoint::CreateKey => self.create(call),
             Endpoint::GetKey => match self.keys.by_id(id) {
-                Some(key) => ok(
-                    200,
-                    &json!({ "code": "OK", "message": "Success", "api_key": detailed(key) }),
-                ),
+                Some(key) => ok(200, &record(self.key_record_reply, key)),
                 None => unknown_id(),
             },
             Endpoint::RotateKey => match self.keys.rotate(id) {

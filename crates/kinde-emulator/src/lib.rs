@@ -3,8 +3,8 @@
 //! [`KindeEmulator`] is an HTTP server on loopback. It implements the part of Kinde's API that concerns API keys as it is
 //! published: the token endpoint, and the endpoints that verify, create, get, list, rotate and delete keys. It also implements
 //! the endpoints by which usage is billed: an organization with its agreements, and metered usage. Where Kinde
-//! publishes nothing (how an invalid key is answered, whether verify needs a token), a switch selects one of the possible
-//! behaviors. Faults can be injected at each endpoint. No account and no network are needed.
+//! publishes nothing (how an invalid key is answered, whether verify needs a token, how a record of a key is wrapped), a switch
+//! selects one of the possible behaviors. Faults can be injected at each endpoint. No account and no network are needed.
 //!
 //! # Example
 //!
@@ -46,6 +46,7 @@
 //! | issue a key of any kind; revoke, deactivate, rotate or delete it | [`issue_key`](KindeEmulator::issue_key), [`revoke`](KindeEmulator::revoke), [`deactivate`](KindeEmulator::deactivate), [`rotate`](KindeEmulator::rotate), [`delete`](KindeEmulator::delete) |
 //! | select the reply to verify for a valid key, such as the one in Kinde's guide | [`set_valid_key_reply`](KindeEmulator::set_valid_key_reply) |
 //! | select the reply to verify for an invalid key | [`set_invalid_key_reply`](KindeEmulator::set_invalid_key_reply) |
+//! | select whether the record of a key is wrapped into a member | [`set_key_record_reply`](KindeEmulator::set_key_record_reply) |
 //! | select whether verify needs a token | [`set_verify_access`](KindeEmulator::set_verify_access) |
 //! | revoke tokens, or issue them with a short lifetime or fewer scopes | [`revoke_tokens`](KindeEmulator::revoke_tokens), [`set_token_lifetime`](KindeEmulator::set_token_lifetime), [`set_token_scopes`](KindeEmulator::set_token_scopes) |
 //! | inject latency, any status or body, a redirect, a rejected token, truncated or slow bodies, timeouts, connection resets | [`inject`](KindeEmulator::inject) with a [`Fault`] |
@@ -110,7 +111,7 @@ pub use self::handle::KindeEmulator;
 pub use self::issuer::VerifyAccess;
 pub use self::keys::{DEFAULT_API_ID, IssuedKey, KeySpec};
 pub use self::recorded::RecordedRequest;
-pub use self::replies::{InvalidKeyReply, ValidKeyReply};
+pub use self::replies::{InvalidKeyReply, KeyRecordReply, ValidKeyReply};
 
 /// The target of the events that the emulator emits through `tracing`.
 const TARGET: &str = "kinde_emulator";

@@ -54,7 +54,6 @@ pub(crate) fn verified(key: &Key) -> Value {
     })
 }
 
-/// The reply to verify for an invalid key, known or not.
 /// The reply to verify for a valid key. Kinde's contract lists ten fields, all of them optional; the example in its guide has
 /// five.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,6 +84,7 @@ pub(crate) fn guide_example(key: &Key) -> Reply {
     }
 }
 
+/// Returns the reply to verify for an invalid key, known or not.
 pub(crate) fn invalid(how: InvalidKeyReply, key: Option<&Key>) -> Reply {
     match how {
         InvalidKeyReply::IsValidFalse => Reply::json(200, &json!({ "is_valid": false })),
@@ -156,11 +156,25 @@ pub(crate) fn summary(key: &Key) -> Value {
     })
 }
 
-/// A key as `GET /api/v1/api_keys/{key_id}` shows it. The organization has another name there than in verify.
-pub(crate) fn detailed(key: &Key) -> Value {
+/// The reply to `GET /api/v1/api_keys/{key_id}`. Kinde publishes no example of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeyRecordReply {
+    /// 200 with the record as the member `api_key`.
+    #[default]
+    Wrapped,
+    /// 200 with the members of the record at the top.
+    Unwrapped,
+}
+
+/// Returns the record of a key. The organization has another name there than in verify.
+pub(crate) fn record(how: KeyRecordReply, key: &Key) -> Value {
     let mut value = summary(key);
     value["verification_count"] = key.verification_count.into();
     value["organization_id"] = key.spec.org_code.clone().into();
     value["user_id"] = key.spec.user_id.clone().into();
-    value
+    match how {
+        KeyRecordReply::Wrapped => json!({ "code": "OK", "message": "Success", "api_key": value }),
+        KeyRecordReply::Unwrapped => value,
+    }
 }

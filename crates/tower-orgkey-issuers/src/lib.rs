@@ -1,7 +1,10 @@
 //! Issuers of API keys for [`tower-orgkey`](https://docs.rs/tower-orgkey), beside Kinde, and a conformance kit for your own.
 //!
-//! Each issuer is a feature. All keep the guarantees of the layer: an outage costs no known key, a revoked key ends within a
-//! published bound, and "invalid" is not confused with "cannot tell".
+//! Each issuer is a feature. All keep the guarantees of the layer: known keys are accepted during an outage, a revoked key is
+//! rejected within a published bound, and "invalid" is not confused with "cannot tell". There is one exception. Where the answer
+//! "invalid" can also be an outage (`active: false` without a [canary](introspection::IntrospectionVerifierBuilder::canary), 422
+//! of WorkOS, `NOT_FOUND` of Unkey), a known key can be rejected for some seconds after such an outage, once another key is
+//! valid again.
 //!
 //! | feature | default | adds |
 //! |---|---|---|

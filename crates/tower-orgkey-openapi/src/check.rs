@@ -12,6 +12,7 @@ use tower_orgkey::observer::RequestObservation;
 use tower_orgkey::{ApiKeyLayer, OrgCode, Scopes, Verification, verifier_fn};
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::SecurityRequirement;
 
 use crate::SCHEME;
 use crate::operations::{Alternatives, all, both, documented};
@@ -34,13 +35,15 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// * The alternatives of scopes must be the documented ones.
 /// * Each alternative must be the scheme `org_key` alone: no other one was observed to open the route.
 ///
+/// An operation without `security` has that of the document. One whose method is no method of HTTP is a difference.
+///
 /// **The handlers run**, with `1` for every path parameter and an empty body, so call it with the state of a test. Scopes that
 /// a handler tests itself are not seen. The layer that `app` gets rejects requests without a key, so what
 /// [`allow_anonymous`](tower_orgkey::auth::ApiKeyLayerBuilder::allow_anonymous) opens in the service is not seen either. A handler
 /// that extracts something else before `Scoped`, and fails, hides it.
 pub async fn undocumented(api: &OpenApi, app: impl FnOnce(ApiKeyLayer) -> Router) -> Vec<String> {
     let scopes: BTreeSet<String> = all(&api.paths)
-        .filter_map(|(_, _, operation)| documented(operation))
+        .filter_map(|(_, _, operation)| documented(security(api, operation)))
         .flatten()
         .flatten()
         .collect();
@@ -51,13 +54,14 @@ pub async fn undocumented(api: &OpenApi, app: impl FnOnce(ApiKeyLayer) -> Router
     let app = app(ApiKeyLayer::new(verifier));
     let mut differences = Vec::new();
     for (method, path, operation) in all(&api.paths) {
-        if has_other_schemes(operation) {
+        let security = security(api, operation);
+        if has_other_schemes(security) {
             differences.push(format!(
                 "{method} {path} documents an alternative without `org_key`, or with another scheme beside it"
             ));
         }
-        let difference = match observe(&app, &method, path).await {
-            Ok(required) => difference(documented(operation), required),
+        let difference = match observe(&app, method, path).await {
+            Ok(required) => difference(documented(security), required),
             Err(problem) => Some(problem),
         };
         if let Some(difference) = difference {
@@ -97,22 +101,25 @@ pub async fn assert_documented(api: &OpenApi, app: impl FnOnce(ApiKeyLayer) -> R
     );
 }
 
-/// Whether one alternative of an operation that documents keys of organizations needs no such key, or another scheme beside it.
-fn has_other_schemes(operation: &Operation) -> bool {
+/// Returns the security of an operation, which is that of the document if it has none itself.
+fn security<'a>(api: &'a OpenApi, operation: &'a Operation) -> Option<&'a [SecurityRequirement]> {
+    operation.security.as_deref().or(api.security.as_deref())
+}
+
+/// Whether one alternative of a `security` that documents keys of organizations needs no such key, or another scheme beside it.
+fn has_other_schemes(security: Option<&[SecurityRequirement]>) -> bool {
     let is_ours_alone = |requirement| {
         let requirement = serde_json::to_value(requirement).unwrap_or_default();
         let schemes = requirement.as_object();
         schemes.is_some_and(|schemes| schemes.len() == 1 && schemes.contains_key(SCHEME))
     };
-    documented(operation).is_some() && !operation.security.iter().flatten().all(is_ours_alone)
+    documented(security).is_some() && !security.into_iter().flatten().all(is_ours_alone)
 }
 
 /// Returns what an operation requires, `None` if it requires no key.
-async fn observe(
-    app: &Router,
-    method: &Method,
-    path: &str,
-) -> Result<Option<Alternatives>, String> {
+async fn observe(app: &Router, method: &str, path: &str) -> Result<Option<Alternatives>, String> {
+    let method = &Method::from_bytes(method.as_bytes())
+        .map_err(|_| "cannot be called: this is no method".to_owned())?;
     let (status, _) = call(app, method, path, None).await?;
     if status == StatusCode::NOT_FOUND || status == StatusCode::METHOD_NOT_ALLOWED {
         return Err(format!("is not routed: {status}"));

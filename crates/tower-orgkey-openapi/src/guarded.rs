@@ -25,6 +25,10 @@ const PROBLEM: &str = "Problem";
 /// and the required scopes to the description. With two calls a key must meet both requirements. The routes must be inside of
 /// [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer).
 ///
+/// These responses are those of the layer's own response format. Document the operation's own if
+/// [`with_rejection_response`](tower_orgkey::ApiKeyLayer::with_rejection_response) replaces their body, and add 421 for a
+/// `RegionLayer`, and 404 for [`with_not_found`](tower_orgkey::guard::RequireOrgLayer::with_not_found).
+///
 /// A policy without alternatives, which rejects every key, panics: a document without alternatives means that no key is required.
 ///
 /// Another guard is added by [`UtoipaMethodRouterExt::map`](utoipa_axum::router::UtoipaMethodRouterExt::map):
@@ -102,11 +106,9 @@ where
         let mut scopes = Vec::new();
         for (method, path, _) in all(&self.1) {
             let path = format!("{prefix}{path}");
-            assert!(
-                method != Method::HEAD,
-                "{method} {path} needs the scope of GET"
-            );
-            match operation_scope(&method, &path) {
+            assert!(method != "HEAD", "{method} {path} needs the scope of GET");
+            let parsed = Method::from_bytes(method.as_bytes()).ok();
+            match parsed.and_then(|method| operation_scope(&method, &path)) {
                 Some(scope) => scopes.push(Alternatives::from([[scope].into()])),
                 None => panic!("{method} {path} has no scope of its own"),
             }
@@ -161,7 +163,7 @@ fn document_each<S>(
     required: impl IntoIterator<Item = Alternatives>,
 ) -> UtoipaMethodRouter<S> {
     for (operation, required) in all_mut(&mut routes.1).zip(required) {
-        let all = match documented(operation) {
+        let all = match documented(operation.security.as_deref()) {
             Some(before) => both(&before, &required),
             None => required,
         };

@@ -64,7 +64,9 @@ pub fn operation_scopes(
 ) -> Result<BTreeMap<String, (Method, String)>, OperationScopeError> {
     let mut scopes: BTreeMap<String, (Method, String)> = BTreeMap::new();
     for (method, path, _) in all(&api.paths) {
-        let Some(scope) = operation_scope(&method, path) else {
+        let parsed = Method::from_bytes(method.as_bytes()).ok();
+        let found = parsed.and_then(|method| Some((operation_scope(&method, path)?, method)));
+        let Some((scope, method)) = found else {
             let operation = format!("{method} {path}");
             return Err(OperationScopeError::Missing { operation });
         };
@@ -85,7 +87,8 @@ pub fn operation_scopes(
 pub enum OperationScopeError {
     /// An operation has no scope.
     #[error(
-        "`{operation}` has no scope: its path is a wildcard, is empty, or is longer than Kinde's limit of 64 characters"
+        "`{operation}` has no scope: its path is a wildcard, is empty, or is longer than Kinde's limit of 64 characters, or its \
+         method is not one of HTTP"
     )]
     Missing {
         /// The method and the path.

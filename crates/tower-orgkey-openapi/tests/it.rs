@@ -6,14 +6,15 @@ use std::path::Path;
 use std::process::Output;
 
 use axum::Router;
-use axum::routing::get;
+use axum::routing::{any, get};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_orgkey::ApiKeyLayer;
 use tower_orgkey::scope::ScopePolicy;
-use tower_orgkey_openapi::{Guarded, OrgKeyScheme, undocumented};
-use utoipa::Modify;
+use tower_orgkey_openapi::{Guarded, OrgKeyScheme, operation_scopes, undocumented};
 use utoipa::openapi::OpenApi;
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::{Modify, OpenApi as _};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
@@ -113,6 +114,74 @@ async fn missing_guards_are_found() {
     );
     let found = undocumented(&api, |_| Router::new()).await;
     assert_eq!(found, ["GET /reports is not routed: 404 Not Found"]);
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(security(("org_key" = ["read"])))]
+struct Secured;
+
+#[utoipa::path(get, path = "/health", security(()))]
+async fn health() {}
+
+#[tokio::test]
+async fn operations_inherit_the_security_of_the_document() {
+    let (router, api) = OpenApiRouter::with_openapi(Secured::openapi())
+        .routes(routes!(list))
+        .split_for_parts();
+    let guarded = router
+        .clone()
+        .route_layer(tower_orgkey::require_scope("read"));
+    assert_eq!(differences(guarded, &api).await, [""; 0]);
+    let found = undocumented(&api, |_| router).await;
+    assert_eq!(
+        found,
+        ["GET /reports requires no key, and documents a key with [read]"]
+    );
+
+    // Unless they have one.
+    let (router, api) = OpenApiRouter::with_openapi(Secured::openapi())
+        .routes(routes!(health))
+        .split_for_parts();
+    assert_eq!(undocumented(&api, |_| router).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn operations_with_other_methods_are_called() {
+    let of = |method: &str| {
+        let mut api = Secured::openapi();
+        let operation = Operation::builder().build();
+        let mut item = PathItem::default();
+        if method == "QUERY" {
+            item.query = Some(operation);
+        } else {
+            let operations = &mut item.additional_operations;
+            operations.insert(method.to_owned(), operation);
+        }
+        api.paths.paths.insert("/reports".to_owned(), item);
+        api
+    };
+    let open = || Router::new().route("/reports", any(list));
+    for method in ["QUERY", "SEARCH"] {
+        let api = of(method);
+        let found = undocumented(&api, |_| open()).await;
+        assert_eq!(
+            found,
+            [format!(
+                "{method} /reports requires no key, and documents a key with [read]"
+            )]
+        );
+        let scopes = operation_scopes(&api).unwrap();
+        let scope = format!("{}:reports", method.to_ascii_lowercase());
+        assert_eq!(scopes.into_keys().collect::<Vec<_>>(), [scope]);
+    }
+    let api = of("no method");
+    let found = undocumented(&api, |_| open()).await;
+    assert_eq!(
+        found,
+        ["no method /reports cannot be called: this is no method"]
+    );
+    let error = operation_scopes(&api).unwrap_err().to_string();
+    assert!(error.starts_with("`no method /reports` has no scope"));
 }
 
 #[utoipa::path(get, path = "/reports", security((), ("org_key" = ["read"])))]

@@ -307,6 +307,9 @@ fn set_behavior(shared: &Shared, request: &Behavior) -> Answer {
     if let Some(reply) = request.valid_key_reply {
         issuer.valid_key_reply = reply.into();
     }
+    if let Some(reply) = request.key_record_reply {
+        issuer.key_record_reply = reply.into();
+    }
     if let Some(access) = request.verify_access {
         issuer.verify_access = access.into();
     }

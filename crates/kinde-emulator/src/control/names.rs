@@ -66,6 +66,22 @@ impl From<ValidKeyReply> for replies::ValidKeyReply {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
+pub(super) enum KeyRecordReply {
+    Wrapped,
+    Unwrapped,
+}
+
+impl From<KeyRecordReply> for replies::KeyRecordReply {
+    fn from(reply: KeyRecordReply) -> Self {
+        match reply {
+            KeyRecordReply::Wrapped => Self::Wrapped,
+            KeyRecordReply::Unwrapped => Self::Unwrapped,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum VerifyAccess {
     TokenWithScope,
     Token,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::names::{self, InvalidKeyReply, ValidKeyReply, VerifyAccess};
+use super::names::{self, InvalidKeyReply, KeyRecordReply, ValidKeyReply, VerifyAccess};
 use crate::billing::AgreementSpec;
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::keys::KeySpec;
@@ -90,6 +90,7 @@ pub(super) struct Application {
 pub(super) struct Behavior {
     pub(super) invalid_key_reply: Option<InvalidKeyReply>,
     pub(super) valid_key_reply: Option<ValidKeyReply>,
+    pub(super) key_record_reply: Option<KeyRecordReply>,
     pub(super) verify_access: Option<VerifyAccess>,
     pub(super) rejected_token_status: Option<u16>,
 }

@@ -207,6 +207,13 @@ async fn behavior_is_changed() {
     let anyone = Caller::without_token(&on.emulator);
     let reply: Value = anyone.verify(key.secret()).await.json().await.unwrap();
     assert_eq!(reply["last_verified_on"], "2024-11-18T13:32:03+11");
+    let path = format!("/api/v1/api_keys/{}", key.id());
+    for (name, id) in [("unwrapped", "/id"), ("wrapped", "/api_key/id")] {
+        on.post("/behavior", json!({ "key_record_reply": name }))
+            .await;
+        let reply: Value = on.caller.get(&path).await.json().await.unwrap();
+        assert_eq!(reply.pointer(id), Some(&json!(key.id())), "{name}");
+    }
 
     let change = json!({ "verify_access": "token_with_scope", "rejected_token_status": 403 });
     on.post("/behavior", change).await;

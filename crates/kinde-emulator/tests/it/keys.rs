@@ -1,6 +1,6 @@
 //! Management of keys.
 
-use kinde_emulator::{IssuedKey, KeySpec, KindeEmulator};
+use kinde_emulator::{IssuedKey, KeyRecordReply, KeySpec, KindeEmulator};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -127,6 +127,10 @@ async fn key_details_have_all_members() {
     assert_eq!(got["organization_id"], "org_1");
     assert_eq!(got["user_id"], Value::Null);
     assert_eq!(got["verification_count"], 1);
+
+    emulator.set_key_record_reply(KeyRecordReply::Unwrapped);
+    let (status, bare) = read(caller.get(&format!("/api/v1/api_keys/{}", key.id())).await).await;
+    assert_eq!((status, &bare), (200, got));
 
     let encoded = key.id().replace('_', "%5F");
     let (status, _) = read(caller.get(&format!("/api/v1/api_keys/{encoded}")).await).await;

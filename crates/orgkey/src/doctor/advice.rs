@@ -38,6 +38,12 @@ impl Answers {
         self.is_good_valid() && self.invalid_token.is_valid()
     }
 
+    /// Returns whether the same key gets 401 or 403 only with the invalid token.
+    fn is_token_honored(&self) -> bool {
+        let with_own_token = self.good.as_ref().unwrap_or(&self.unknown);
+        self.invalid_token.is_key_or_token() && !with_own_token.is_key_or_token()
+    }
+
     /// Reports which credential a 401 or 403 is about, and returns the setting to recommend.
     pub(super) fn unauthorized_means(
         &self,
@@ -83,6 +89,13 @@ impl Answers {
                 );
                 return None;
             }
+            Some(Meaning::Key) if self.is_token_honored() && self.is_probe_accepted => {
+                add(
+                    Level::Change,
+                    "it can be about the token: with unauthorized_means = \"key\" a rejected token makes every key invalid",
+                );
+                return None;
+            }
             Some(Meaning::Key) if self.invalid_token.is_key_or_token() => add(
                 Level::Warning,
                 "it can be about the token: with unauthorized_means = \"key\" a rejected token makes every key invalid",
@@ -90,6 +103,10 @@ impl Answers {
             _ if has_unauthorized_key && !self.is_probe_accepted => add(
                 Level::Warning,
                 "it can be about either, and the list of keys cannot tell: grant the scope read:api_keys",
+            ),
+            _ if matches!(self.invalid_token, Answer::CannotTell(_)) => add(
+                Level::Warning,
+                "not found out: verify did not answer the call with an invalid token. Run the doctor again",
             ),
             _ if has_unauthorized_key && self.is_token_ignored() => add(
                 Level::Ok,

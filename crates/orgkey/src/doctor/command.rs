@@ -6,7 +6,7 @@ use super::billing::{Billing, Write};
 use super::examination::Examination;
 use super::report::Report;
 use super::secret::{Keys, Secret};
-use super::table::{File, IssuerTable, Kind};
+use super::table::{File, IssuerTable, Kind, Selected};
 
 const GOOD_KEY: &str = "ORGKEY_GOOD_KEY";
 const REVOKED_KEY: &str = "ORGKEY_REVOKED_KEY";
@@ -14,8 +14,9 @@ const REVOKED_KEY: &str = "ORGKEY_REVOKED_KEY";
 /// Asks an issuer how it answers, and says what to configure.
 ///
 /// Sends the client secret and the keys only after the issuer's certificate was verified and its address was shown, and prints
-/// none of them. Fetches two tokens, or up to four if the audience is wrong. Writes nothing at the issuer without
-/// `--write-test-agreement`. Exits with 1 if something would not work, and with 2 if it cannot begin.
+/// none of them. Requests two tokens, up to two more if the audience is wrong, and one more if the list of keys rejects the token
+/// and verify answers 401 or 403 to an invalid key. Writes nothing at the issuer without `--write-test-agreement`. Exits with 1 if
+/// something would not work, and with 2 if it cannot begin.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The configuration file of the gateway, of which the table `[issuer]` is read.
@@ -85,9 +86,23 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// Returns whether the configuration works as it is.
 fn try_run(args: &Args) -> Result<bool, String> {
-    let (table, has_identity) = args.table()?;
+    let Selected {
+        issuer: table,
+        other_prefixes,
+        has_identity,
+    } = args.selected()?;
     let secret = table.secret()?;
     let keys = args.keys()?;
+    for (name, key) in [("good", &keys.good), ("revoked", &keys.revoked)] {
+        if key
+            .as_ref()
+            .is_some_and(|key| !table.is_asked_about(key, &other_prefixes))
+        {
+            return Err(format!(
+                "by its prefix, the {name} key is not one of this issuer's: nothing was sent"
+            ));
+        }
+    }
     let billing = args.billing();
     let mut report = Report::default();
     for secret in [Some(&secret), keys.good.as_ref(), keys.revoked.as_ref()]
@@ -122,14 +137,14 @@ fn try_run(args: &Args) -> Result<bool, String> {
 }
 
 impl Args {
-    fn table(&self) -> Result<(IssuerTable, bool), String> {
+    fn selected(&self) -> Result<Selected, String> {
         if let Some(config) = &self.config {
             return File::read(config, self.issuer.as_deref());
         }
         let (Some(url), Some(client_id)) = (&self.issuer, &self.client_id) else {
             return Err("either --config or --issuer and --client-id are required".to_owned());
         };
-        let table = IssuerTable {
+        let issuer = IssuerTable {
             name: None,
             prefixes: None,
             kind: Kind::Kinde,
@@ -141,7 +156,11 @@ impl Args {
             api_id: self.api_id.clone(),
             unauthorized_means: None,
         };
-        Ok((table, false))
+        Ok(Selected {
+            issuer,
+            other_prefixes: Vec::new(),
+            has_identity: false,
+        })
     }
 
     fn billing(&self) -> Option<Billing> {

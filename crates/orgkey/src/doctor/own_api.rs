@@ -7,7 +7,8 @@ use super::reply::Members;
 use super::report::{Level, Report};
 use super::token::Token;
 
-/// Looks up the API of the good key, and returns the `api_id` to recommend.
+/// Looks up the API of the good key, and returns the `api_id` to recommend. If one is configured, nothing else is recommended:
+/// other lines would accept keys that the configuration rejects.
 pub(super) async fn recommend(
     configured: Option<&str>,
     issuer: &Issuer,
@@ -21,7 +22,7 @@ pub(super) async fn recommend(
     let Some(key_id) = good.text("key_id") else {
         let (level, means) = match configured {
             Some(_) => (
-                Level::Change,
+                Level::Failure,
                 "api_id needs a key_id in the reply of verify: with it, all keys get 503",
             ),
             None => (Level::Warning, ANY_API),
@@ -31,9 +32,9 @@ pub(super) async fn recommend(
     };
     let found = match issuer.record(key_id, &token.secret).await {
         Ok(reply) if reply.status == 200 => {
-            let api_ids = api_ids(&reply);
+            let api_ids = api_ids(&reply, key_id);
             replies.push(reply);
-            Ok(api_ids)
+            api_ids.map_err(|problem| format!("record of the key: {problem}"))
         }
         Ok(reply) => Err(format!("record of the key: {}", reply.status)),
         Err(error) => Err(error),
@@ -51,7 +52,7 @@ pub(super) async fn recommend(
         (Err(error), Some(_)) => (
             Level::Failure,
             error,
-            "api_id needs the records of keys: grant the scope read:api_keys",
+            "with api_id, keys without a usable record get 503",
             None,
         ),
         (Err(error), None) => (Level::Warning, error, ANY_API, None),
@@ -62,10 +63,10 @@ pub(super) async fn recommend(
             Some(id.to_owned()),
         ),
         (Ok(ids), Some(_)) => (
-            Level::Change,
+            Level::Failure,
             ids.join(", "),
             "the good key is of another API than api_id, so it is invalid. Is it the right key?",
-            ids.first().cloned(),
+            None,
         ),
         (Ok(ids), None) => (
             Level::Warning,
@@ -78,17 +79,17 @@ pub(super) async fn recommend(
     api_id
 }
 
-fn api_ids(record: &Reply) -> Vec<String> {
-    let mut body = record.json().unwrap_or_default();
-    let ids = body
-        .get_mut("api_key")
-        .and_then(|key| key.get_mut("api_ids"))
-        .map(Value::take);
-    match ids {
-        Some(Value::Array(ids)) => ids
-            .iter()
-            .filter_map(|id| id.as_str().map(str::to_owned))
-            .collect(),
-        _ => Vec::new(),
+/// Returns the APIs that a record names. Reads it as the verifier does: wrapped into `api_key`, or not.
+fn api_ids(reply: &Reply, key_id: &str) -> Result<Vec<String>, &'static str> {
+    let mut body = reply.json().ok_or("200 without a JSON object")?;
+    let mut record = match body.remove("api_key") {
+        Some(Value::Object(record)) => record,
+        None => body,
+        Some(_) => return Err("200 with an api_key that is no object"),
+    };
+    if record.get("id").is_some_and(|id| id != key_id) {
+        return Err("200 with the record of another key");
     }
+    let ids = record.remove("api_ids").unwrap_or_default();
+    serde_json::from_value(ids).map_err(|_| "200 without api_ids, an array of strings")
 }

@@ -73,6 +73,17 @@ impl IssuerTable {
         }
     }
 
+    /// Returns whether this issuer is asked about a key: the longest prefix of all issuers that the key has is one of its own.
+    pub(crate) fn is_asked_about(&self, key: &Secret, other_prefixes: &[String]) -> bool {
+        let longest = |prefixes: &[String]| {
+            let prefixes = prefixes.iter().map(String::as_str);
+            let prefixes = prefixes.filter(|prefix| key.expose().starts_with(prefix));
+            prefixes.map(str::len).max()
+        };
+        let own = self.prefixes.as_deref();
+        own.is_none_or(|own| longest(own) > longest(other_prefixes))
+    }
+
     /// Returns the verifier that this table describes.
     pub(crate) fn verifier(&self, secret: &Secret) -> Result<KindeVerifier, ConfigError> {
         let mut builder =
@@ -114,6 +125,15 @@ pub(crate) struct File {
     identity: Option<toml::Table>,
 }
 
+/// The issuer to examine, and what else of the configuration matters.
+pub(crate) struct Selected {
+    pub(crate) issuer: IssuerTable,
+    /// The prefixes of the keys of all other issuers.
+    pub(crate) other_prefixes: Vec<String>,
+    /// Whether the gateway signs assertions.
+    pub(crate) has_identity: bool,
+}
+
 /// Whether several issuers have the same organizations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -133,7 +153,7 @@ enum OneOrSeveral {
 
 impl File {
     /// Reads the issuer with this URL, or the only one.
-    pub(crate) fn read(path: &Path, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+    pub(crate) fn read(path: &Path, url: Option<&str>) -> Result<Selected, String> {
         named(path, |text| Self::parse(text, url))
     }
 
@@ -160,14 +180,22 @@ impl File {
         Ok((issuers, file))
     }
 
-    fn parse(text: &str, url: Option<&str>) -> Result<(IssuerTable, bool), String> {
+    fn parse(text: &str, url: Option<&str>) -> Result<Selected, String> {
         let (issuers, file) = Self::issuers(text)?;
         let same = |issuer: &IssuerTable| {
             url.is_none_or(|url| url.trim_end_matches('/') == issuer.origin())
         };
-        let mut issuers = issuers.into_iter().filter(same);
-        match (issuers.next(), issuers.next()) {
-            (Some(issuer), None) => Ok((issuer, file.identity.is_some())),
+        let (selected, others): (Vec<_>, Vec<_>) = issuers.into_iter().partition(same);
+        let mut selected = selected.into_iter();
+        match (selected.next(), selected.next()) {
+            (Some(issuer), None) => Ok(Selected {
+                issuer,
+                other_prefixes: others
+                    .into_iter()
+                    .flat_map(|other| other.prefixes.unwrap_or_default())
+                    .collect(),
+                has_identity: file.identity.is_some(),
+            }),
             (None, _) => Err("there is no such issuer".to_owned()),
             (Some(_), Some(_)) => {
                 Err("there are several issuers; --issuer URL selects one".to_owned())
@@ -199,13 +227,14 @@ mod tests {
 
     #[test]
     fn only_the_issuer_is_read() {
-        let (issuer, has_identity) = File::parse(ONE, None).unwrap();
+        let selected = File::parse(ONE, None).unwrap();
+        let issuer = selected.issuer;
         assert_eq!(issuer.audience(), "https://a.kinde.com/api");
-        assert!(!has_identity);
+        assert!(!selected.has_identity);
         let lines = issuer.lines().unwrap();
-        assert_eq!(File::parse(&lines, None).unwrap().0, issuer);
+        assert_eq!(File::parse(&lines, None).unwrap().issuer, issuer);
         let identity = format!("{ONE}\n[identity]\nassertion_audience = \"x\"");
-        assert!(File::parse(&identity, None).unwrap().1);
+        assert!(File::parse(&identity, None).unwrap().has_identity);
     }
 
     #[test]
@@ -216,11 +245,31 @@ mod tests {
             format!("[[issuer]]\nname = \"{name}\"\nprefixes = [\"{name}_\"]{table}")
         };
         let two = table("a") + &table("b");
-        File::parse(&two, None).unwrap_err();
-        let (issuer, _) = File::parse(&two, Some("https://b.kinde.com")).unwrap();
-        assert_eq!(issuer.name.as_deref(), Some("b"));
-        assert!(issuer.lines().unwrap().starts_with("[[issuer]]"));
-        File::parse(&two, Some("https://c.kinde.com")).unwrap_err();
+        assert!(File::parse(&two, None).is_err());
+        let selected = File::parse(&two, Some("https://b.kinde.com")).unwrap();
+        assert_eq!(selected.issuer.name.as_deref(), Some("b"));
+        assert!(selected.issuer.lines().unwrap().starts_with("[[issuer]]"));
+        assert_eq!(selected.other_prefixes, ["a_"]);
+        assert!(File::parse(&two, Some("https://c.kinde.com")).is_err());
+    }
+
+    #[test]
+    fn longest_prefix_decides_who_is_asked() {
+        let mut issuer = File::parse(ONE, None).unwrap().issuer;
+        let others = ["k_live_".to_owned(), "x".to_owned()];
+        let mut is_asked = |prefixes: Option<&[&str]>, key: &str| {
+            let prefixes = prefixes.map(|own| own.iter().map(|&own| own.to_owned()).collect());
+            issuer.prefixes = prefixes;
+            issuer.is_asked_about(&Secret::new(key), &others)
+        };
+        assert!(is_asked(None, "any"));
+        assert!(is_asked(Some(&["k_"]), "k_test_1"));
+        assert!(!is_asked(Some(&["k_"]), "k_live_1"));
+        assert!(is_asked(Some(&["k_live_eu_", "k_"]), "k_live_eu_1"));
+        assert!(!is_asked(Some(&["k_"]), "other"));
+        // An empty prefix stands for all keys that no longer one matches.
+        assert!(is_asked(Some(&[""]), "other"));
+        assert!(!is_asked(Some(&[""]), "x1"));
     }
 
     #[test]
@@ -229,7 +278,7 @@ mod tests {
             ONE.replace("client_secret_env", "client_secret"),
             ONE.replace("\"SECRET\"", "SECRET"),
         ] {
-            let error = File::parse(&wrong, None).unwrap_err();
+            let error = File::parse(&wrong, None).err().unwrap();
             assert!(!error.contains("SECRET"), "{error}");
         }
     }

@@ -118,7 +118,8 @@ fn read_token(reply: &Reply, audience: String, report: &mut Report) -> Option<To
     scopes.dedup();
     let scopes = scopes.into_iter().map(str::to_owned).collect();
 
-    let (level, observed, means) = match body.get("expires_in").map(Value::as_f64) {
+    let expires_in = body.get("expires_in").filter(|value| !value.is_null());
+    let (level, observed, means) = match expires_in.map(Value::as_f64) {
         None => (
             Level::Warning,
             "no expires_in".to_owned(),

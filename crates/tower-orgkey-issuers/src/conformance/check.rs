@@ -6,7 +6,7 @@ use tower_orgkey::verify::VerifyErrorKind;
 use tower_orgkey::{ApiKey, Verifier};
 
 use super::condition::{Condition, IssuerUnderTest};
-use super::proxy::GARBAGE;
+use super::proxy::{GARBAGE, GATEWAY_ERRORS};
 use super::report::{CheckResult, Guarantee, Report};
 use super::stage::{SOFT_TTL, Seen, Stage};
 use super::watched::Outcome;
@@ -177,7 +177,9 @@ async fn fault<V: Verifier>(
 
     let stage = stage(verifier);
     let [known, new] = Issued::two(issuer).await;
+    let other = Issued::of(issuer, "org_conformance").await;
     let mut kept = known.is_accepted(&stage).await;
+    kept = kept.and(other.is_accepted(&stage).await);
     if !issuer.set(condition).await {
         normal(issuer).await;
         for guarantee in CHECKED {
@@ -188,17 +190,23 @@ async fn fault<V: Verifier>(
     let finished = stage.record.finished();
     let mut unavailable = Ok(());
     let mut is_limited = false;
-    // The known key is verified once a round, so that each kind of garbage is seen.
+    // A key is verified at least once a round, so it sees each kind of reply.
     let rounds = match condition {
         Condition::Garbage => GARBAGE,
+        Condition::GatewayError => GATEWAY_ERRORS.len(),
         _ => 2,
     };
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        if let Some(proxy) = issuer.proxy() {
+            proxy.begin_round(round);
+        }
         let seen = stage.verify_again(&known.key).await;
         kept = kept.and_then(|()| known.is(&seen?));
+        kept = kept.and(other.is_accepted(&stage).await);
+        stage.settle().await;
         let seen = stage.request(&new.key).await;
         // An answer that looks like "invalid" rejects a key that the layer does not know.
-        if condition == Condition::Inactive && seen == Seen::Status(401, false) {
+        if may_look_invalid(condition) && seen == Seen::Status(401, false) {
             is_limited = true;
         } else {
             unavailable = unavailable.and(seen.is_unavailable());
@@ -225,9 +233,19 @@ async fn fault<V: Verifier>(
         _ => {}
     }
     normal(issuer).await;
-    let recovery = recovery(&stage, &known, &new).await;
-    report.record(Guarantee::Recovery, condition, recovery);
+    match recovery(&stage, condition, [&known, &other], &new).await {
+        Ok(true) => {
+            let limit = "a known key got 401 when another one was valid again".to_owned();
+            report.push(Guarantee::Recovery, condition, CheckResult::Limited(limit));
+        }
+        recovery => report.record(Guarantee::Recovery, condition, recovery.map(|_| ())),
+    }
     report.record(Guarantee::KeysSecret, condition, stage.record.leak());
+}
+
+/// Returns whether a verifier may take the replies in this condition for unconfirmed answers "invalid".
+fn may_look_invalid(condition: Condition) -> bool {
+    matches!(condition, Condition::Inactive | Condition::GatewayError)
 }
 
 /// Checks that the verifier says what the failures were about.
@@ -240,10 +258,13 @@ fn classified(condition: Condition, outcomes: &[Outcome]) -> Result<(), String> 
     let is_expected = |outcome: &Outcome| match (condition, outcome) {
         (_, Outcome::Valid) => false,
         // Unconfirmed, or an error.
-        (Condition::Inactive, _) | (Condition::CredentialsRejected, Outcome::Invalid) => true,
+        (Condition::Inactive, _)
+        | (Condition::CredentialsRejected | Condition::GatewayError, Outcome::Invalid) => true,
         (_, Outcome::Invalid) => false,
         (condition, Outcome::Failed(kind)) => match condition {
             Condition::CredentialsRejected => !matches!(kind, InvalidResponse | Throttled { .. }),
+            // Of some issuers, 400 is about one key.
+            Condition::GatewayError => !matches!(kind, Throttled { .. }),
             Condition::Throttled => matches!(kind, Throttled { .. }),
             Condition::Garbage | Condition::HugeReply => *kind == InvalidResponse,
             _ => *kind == Unavailable,
@@ -255,16 +276,36 @@ fn classified(condition: Condition, outcomes: &[Outcome]) -> Result<(), String> 
     }
 }
 
-async fn recovery(stage: &Stage, known: &Issued, new: &Issued) -> Result<(), String> {
+/// Returns whether the second known key was rejected before it was accepted, which is permitted after a fault whose replies a
+/// verifier may take for unconfirmed answers "invalid".
+async fn recovery(
+    stage: &Stage,
+    condition: Condition,
+    [known, other]: [&Issued; 2],
+    new: &Issued,
+) -> Result<bool, String> {
+    let may_be_rejected =
+        may_look_invalid(condition) || condition == Condition::CredentialsRejected;
+    let mut is_limited = false;
     let mut accepted = Ok(());
     for _ in 0..RECOVERY {
         stage.clock.jump(SOFT_TTL);
         known.is_accepted(stage).await?;
+        // The answer about one key confirms those about others.
+        stage.settle().await;
+        let seen = stage.request(&other.key).await;
+        let is_rejected = may_be_rejected && seen == Seen::Status(401, false);
+        is_limited |= is_rejected;
+        if !is_rejected {
+            other.is(&seen)?;
+        }
         accepted = new.is_accepted(stage).await;
-        if accepted.is_ok() {
+        if accepted.is_ok() && !is_rejected {
             break;
         }
     }
     accepted?;
-    known.is(&stage.verify_again(&known.key).await?)
+    known.is(&stage.verify_again(&known.key).await?)?;
+    other.is_accepted(stage).await?;
+    Ok(is_limited)
 }

@@ -16,6 +16,8 @@ pub enum Condition {
     Slow,
     /// Responds with the status of a server error: 500 or 503. The proxy quotes the request in the body.
     ServerError,
+    /// A proxy or firewall in front of the issuer responds: 400, 403, 404, 502 or 504 with a page in HTML, which quotes the request.
+    GatewayError,
     /// Answers with something that is no answer: a page in HTML, JSON without the members of an answer, or a part of one. The proxy quotes
     /// the request in some.
     Garbage,
@@ -33,10 +35,11 @@ pub enum Condition {
 
 impl Condition {
     /// All conditions except [`Normal`](Self::Normal).
-    pub const FAULTS: [Self; 9] = [
+    pub const FAULTS: [Self; 10] = [
         Self::Down,
         Self::Slow,
         Self::ServerError,
+        Self::GatewayError,
         Self::Garbage,
         Self::Throttled,
         Self::CredentialsRejected,

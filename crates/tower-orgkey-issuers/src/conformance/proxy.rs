@@ -30,6 +30,9 @@ const CHUNK: usize = 64 * 1024;
 /// The number of replies of [`Condition::Garbage`].
 pub(super) const GARBAGE: usize = 5;
 
+/// The statuses of [`Condition::GatewayError`].
+pub(super) const GATEWAY_ERRORS: [u16; 5] = [400, 403, 404, 502, 504];
+
 const JSON: &str = "application/json";
 
 /// Headers that belong to one connection.
@@ -72,8 +75,8 @@ struct Shared {
     config: FaultProxyBuilder,
     client: reqwest::Client,
     condition: Mutex<Condition>,
-    /// Calls in this condition.
-    calls: AtomicUsize,
+    /// Selects one of several replies in a condition.
+    round: AtomicUsize,
     /// Calls that followed a redirect.
     redirected: AtomicUsize,
     is_huge_reply_read: AtomicBool,
@@ -110,7 +113,7 @@ impl FaultProxyBuilder {
             config: self,
             client,
             condition: Mutex::new(Condition::Normal),
-            calls: AtomicUsize::new(0),
+            round: AtomicUsize::new(0),
             redirected: AtomicUsize::new(0),
             is_huge_reply_read: AtomicBool::new(false),
         });
@@ -152,8 +155,13 @@ impl FaultProxy {
             return false;
         }
         *self.shared.condition() = condition;
-        self.shared.calls.store(0, Ordering::SeqCst);
+        self.begin_round(0);
         true
+    }
+
+    /// Selects the reply of a condition that has several. By call, a key might never see some of them.
+    pub(super) fn begin_round(&self, round: usize) {
+        self.shared.round.store(round, Ordering::SeqCst);
     }
 
     pub(super) fn is_bounded(&self) -> Result<(), String> {
@@ -213,7 +221,7 @@ impl Shared {
             self.redirected.fetch_add(1, Ordering::SeqCst);
         }
         let condition = *self.condition();
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        let number = self.round.load(Ordering::SeqCst);
         match condition {
             Condition::Normal => self.forward(request).await,
             Condition::Down => Err(io::ErrorKind::ConnectionReset.into()),
@@ -222,6 +230,11 @@ impl Shared {
                 let json =
                     serde_json::json!({ "error": "server_error", "request": echo(request).await? });
                 reply([500, 503][number % 2], JSON, json.to_string(), None)
+            }
+            Condition::GatewayError => {
+                let status = GATEWAY_ERRORS[number % GATEWAY_ERRORS.len()];
+                let page = format!("<html><h1>{status}</h1>{}", echo(request).await?);
+                reply(status, "text/html", page, None)
             }
             Condition::Garbage => {
                 let (media_type, body) = garbage(number, &echo(request).await?);

@@ -19,13 +19,15 @@ pub enum Guarantee {
     KnownKeysKept,
     /// A valid key that the layer does not know gets 503 with `Retry-After` during a fault, and not 401.
     ///
-    /// In [`Condition::Inactive`], 401 is [`CheckResult::Limited`]: for a key that the layer has never seen, the outage and the
-    /// answer are the same. The key is verified again after 5 s, and after repeated answers after at most 60 s.
+    /// In [`Condition::Inactive`] and [`Condition::GatewayError`], 401 is [`CheckResult::Limited`]: for a key that the layer has
+    /// never seen, the outage and the answer are the same. The key is verified again after 5 s, and after repeated answers after
+    /// at most 60 s.
     NewKeysUnavailable,
     /// After a fault, known and new keys are accepted.
     ///
-    /// One known key is checked. If an issuer's "invalid" is unconfirmed and there is no canary, other known keys can be rejected
-    /// for some seconds after [`Condition::Inactive`], once another key is valid again. The kit does not show this.
+    /// Two known keys are checked, one after the other. If an issuer's "invalid" is unconfirmed and there is no canary, the second
+    /// can be rejected for some seconds, once the first is valid again. After [`Condition::Inactive`],
+    /// [`Condition::GatewayError`] and [`Condition::CredentialsRejected`], that is [`CheckResult::Limited`].
     Recovery,
     /// The verifier says what a failure is about, so that the layer isolates it: the issuer, the rate of calls, or one key.
     FailuresClassified,

@@ -100,7 +100,7 @@ impl Stage {
     }
 
     /// Waits until the layer has stored the results of all calls.
-    async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         let handle = self.layer.handle();
         while handle.issuers().any(|(_, state)| state.in_flight > 0) {
             tokio::time::sleep(Duration::from_millis(1)).await;

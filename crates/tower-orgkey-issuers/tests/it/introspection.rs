@@ -85,6 +85,10 @@ async fn fault_131_introspection_passes_the_kit() {
     let verifier = builder(vendor.url("/introspect")).canary(canary.expose_secret());
     let report = check_verifier(verifier.build().unwrap(), &mut vendor).await;
     report.assert();
+    assert!(
+        report.holds(Guarantee::Recovery, Condition::Inactive),
+        "{report}"
+    );
 }
 
 #[tokio::test]
@@ -93,14 +97,15 @@ async fn without_canary_another_key_is_needed() {
     let verifier = builder(vendor.url("/introspect")).build().unwrap();
     let report = check_verifier(verifier, &mut vendor).await;
     report.assert_except(&[Guarantee::LoneRevokedKeysRejected]);
-    let mut checks = report.checks().iter();
-    let new_keys = checks.find(|check| {
-        check.guarantee == Guarantee::NewKeysUnavailable && check.condition == Condition::Inactive
-    });
-    let result = &new_keys.unwrap().result;
-    assert!(matches!(result, CheckResult::Limited(_)), "{report}");
-    assert!(!report.holds(Guarantee::NewKeysUnavailable, Condition::Inactive));
-    assert!(report.holds(Guarantee::NewKeysUnavailable, Condition::Down));
+    for guarantee in [Guarantee::NewKeysUnavailable, Guarantee::Recovery] {
+        let mut checks = report.checks().iter();
+        let check = checks
+            .find(|check| check.guarantee == guarantee && check.condition == Condition::Inactive);
+        let result = &check.unwrap().result;
+        assert!(matches!(result, CheckResult::Limited(_)), "{report}");
+        assert!(!report.holds(guarantee, Condition::Inactive));
+        assert!(report.holds(guarantee, Condition::Down));
+    }
 }
 
 #[tokio::test]

@@ -198,7 +198,7 @@ async fn error_of_the_issuer_as_invalid_is_found() {
             let Strict { org } = reply.json()?;
             Lenient { org }.verification()
         }
-        500.. => Ok(Verification::invalid()),
+        500 | 503 => Ok(Verification::invalid()),
         _ => Err(reply.cannot_tell()),
     });
     let report = report.await;
@@ -208,6 +208,40 @@ async fn error_of_the_issuer_as_invalid_is_found() {
         broken.all(|check| check.condition == Condition::ServerError),
         "{report}"
     );
+}
+
+/// Takes these statuses for the answer "invalid".
+async fn check_invalid_at<const ONE: u16, const OTHER: u16>() -> Report {
+    let read = |reply: &Reply| match reply.status() {
+        200 => {
+            let Strict { org } = reply.json()?;
+            Lenient { org }.verification()
+        }
+        status if status == ONE || status == OTHER => Ok(Verification::invalid()),
+        _ => Err(reply.cannot_tell()),
+    };
+    check_over(read).await
+}
+
+#[tokio::test]
+async fn page_of_a_proxy_as_invalid_is_found() {
+    let (one, two, three, none) = tokio::join!(
+        check_invalid_at::<403, 404>(),
+        check_invalid_at::<400, 400>(),
+        check_invalid_at::<502, 504>(),
+        check_invalid_at::<0, 0>(),
+    );
+    for report in [one, two, three] {
+        let is_kept = report.holds(Guarantee::KnownKeysKept, Condition::GatewayError);
+        assert!(!is_kept, "{report}");
+        let mut broken = report.broken();
+        assert!(
+            broken.all(|check| check.condition == Condition::GatewayError),
+            "{report}"
+        );
+    }
+    none.assert();
+    assert!(none.holds(Guarantee::NewKeysUnavailable, Condition::GatewayError));
 }
 
 #[tokio::test]
@@ -266,7 +300,11 @@ async fn quoted_reply_with_the_key_is_found() {
             body,
         };
         let report = check_verifier(quoting, &mut vendor).await;
-        for condition in [Condition::Garbage, Condition::ServerError] {
+        for condition in [
+            Condition::Garbage,
+            Condition::ServerError,
+            Condition::GatewayError,
+        ] {
             assert!(!report.holds(Guarantee::KeysSecret, condition), "{report}");
         }
         assert!(report.holds(Guarantee::KeysSecret, Condition::Down));

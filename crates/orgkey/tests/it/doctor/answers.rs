@@ -1,8 +1,10 @@
 //! How verify may answer.
 
-use kinde_emulator::{Endpoint, Fault, InvalidKeyReply, KeySpec, ValidKeyReply, VerifyAccess};
+use kinde_emulator::{
+    Endpoint, Fault, InvalidKeyReply, KeyRecordReply, KeySpec, ValidKeyReply, VerifyAccess,
+};
 
-use super::Stage;
+use super::{Stage, doctor};
 
 #[tokio::test]
 async fn each_reply_to_invalid_keys_works() {
@@ -90,6 +92,14 @@ async fn verify_that_needs_no_scope_is_a_warning() {
     assert_eq!(diagnosis.result("scopes"), "warning");
     assert_eq!(diagnosis.result("API of the key"), "warning");
     stage.assert_recommendation_works(&diagnosis).await;
+    // A 401 may be about the token: the layer tries a new one.
+    stage.emulator.reset_calls();
+    stage
+        .emulator
+        .set_invalid_key_reply(InvalidKeyReply::Unauthorized);
+    assert_eq!(stage.run().await.code, 1);
+    let calls = stage.emulator.calls();
+    assert_eq!((calls.token.total, calls.verify.total), (3, 8));
     // Keys of other APIs cannot be told apart.
     let diagnosis = stage.configured("api_id = \"api_1\"").await;
     assert_eq!(diagnosis.code, 1);
@@ -111,6 +121,16 @@ async fn ignored_token_recommends_what_401_means() {
     stage.assert_recommendation_works(&diagnosis).await;
     let diagnosis = stage.configured("unauthorized_means = \"key\"").await;
     assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+
+    // Without a good key the answer to an invalid token may be about the unknown key.
+    stage.emulator.set_token_scopes(["read:api_keys"]);
+    let file = stage.config_file("unauthorized_means = \"key\"");
+    let mut command = doctor();
+    command.arg("--json").arg("--config").arg(file.path());
+    command.env("TEST_SECRET", stage.emulator.client_secret());
+    let diagnosis = stage.diagnose(command).await;
+    assert_eq!(diagnosis.result("401 or 403"), "warning");
+    assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
 }
 
 #[tokio::test]
@@ -125,8 +145,25 @@ async fn unauthorized_means_is_checked() {
     assert_eq!(diagnosis.result("401 or 403"), "change");
     assert!(!diagnosis.lines().contains("unauthorized_means"));
     stage.assert_recommendation_works(&diagnosis).await;
-    let risky = stage.configured("unauthorized_means = \"key\"").await;
-    assert_eq!(risky.result("401 or 403"), "warning");
+
+    // Verify has just rejected an invalid token with 401.
+    let risky = "unauthorized_means = \"key\"";
+    for how in [InvalidKeyReply::Unauthorized, InvalidKeyReply::IsValidFalse] {
+        stage.emulator.set_invalid_key_reply(how);
+        let diagnosis = stage.configured(risky).await;
+        assert_eq!(diagnosis.code, 1, "{how:?}");
+        assert_eq!(diagnosis.result("401 or 403"), "change", "{how:?}");
+        assert!(!diagnosis.lines().contains("unauthorized_means"));
+        stage.assert_recommendation_works(&diagnosis).await;
+    }
+    // The list of keys cannot tell.
+    stage
+        .emulator
+        .inject(Endpoint::ListKeys, Fault::status(403));
+    let diagnosis = stage.configured(risky).await;
+    assert_eq!(diagnosis.result("401 or 403"), "warning");
+    assert!(diagnosis.lines().contains(risky));
+    stage.emulator.clear_faults();
 
     stage
         .emulator
@@ -135,6 +172,24 @@ async fn unauthorized_means_is_checked() {
     assert_eq!(diagnosis.code, 0);
     assert!(diagnosis.lines().contains(wrong));
     stage.assert_recommendation_works(&diagnosis).await;
+}
+
+#[tokio::test]
+async fn unanswered_invalid_token_is_a_warning() {
+    let stage = Stage::set().await;
+    // The fourth call has the invalid token.
+    for fault in [Fault::status(429), Fault::close()] {
+        for configured in ["", "unauthorized_means = \"key\""] {
+            stage
+                .emulator
+                .inject(Endpoint::Verify, fault.clone().every(4));
+            let diagnosis = stage.configured(configured).await;
+            assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+            assert_eq!(diagnosis.result("401 or 403"), "warning");
+            let row = diagnosis.row("401 or 403");
+            assert!(row.contains("Run the doctor again"), "{row}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -163,9 +218,8 @@ async fn fields_that_come_are_listed() {
     );
     stage.assert_recommendation_works(&diagnosis).await;
     let diagnosis = stage.configured("api_id = \"api_1\"").await;
-    assert_eq!(diagnosis.result("API of the key"), "change");
-    assert!(!diagnosis.lines().contains("api_id"));
-    stage.assert_recommendation_works(&diagnosis).await;
+    assert_eq!(diagnosis.result("API of the key"), "failure");
+    assert!(diagnosis.report["recommended"].is_null());
 }
 
 #[tokio::test]
@@ -199,13 +253,58 @@ async fn api_of_the_key_is_recommended_and_checked() {
 
     let diagnosis = stage.configured("api_id = \"api_1\"").await;
     assert_eq!(diagnosis.result("API of the key"), "ok");
-    let diagnosis = stage.configured("api_id = \"api_2\"").await;
-    assert_eq!(diagnosis.code, 1);
-    assert_eq!(diagnosis.result("API of the key"), "change");
-    stage.assert_recommendation_works(&diagnosis).await;
-    stage.emulator.inject(Endpoint::GetKey, Fault::status(503));
-    let diagnosis = stage.configured("api_id = \"api_1\"").await;
-    assert_eq!(diagnosis.result("API of the key"), "failure");
+
+    stage
+        .emulator
+        .set_key_record_reply(KeyRecordReply::Unwrapped);
+    for diagnosis in [
+        stage.run().await,
+        stage.configured("api_id = \"api_1\"").await,
+    ] {
+        assert_eq!(diagnosis.code, 0, "{}", diagnosis.text);
+        assert!(diagnosis.lines().contains("api_id = \"api_1\""));
+        stage.assert_recommendation_works(&diagnosis).await;
+    }
+}
+
+#[tokio::test]
+async fn no_lines_drop_or_change_a_configured_api_id() {
+    let mut stage = Stage::set().await;
+    let spec = KeySpec::organization("org_1").scopes(["a"]).api_id("api_1");
+    stage.good = stage.emulator.issue_key(spec);
+    let of = |api_ids: &str| {
+        format!(
+            r#"{{"id":"{}","organization_id":"org_1"{api_ids}}}"#,
+            stage.good.id()
+        )
+    };
+    let json = |body: String| Fault::reply(200, "application/json", body);
+    for (fault, observed) in [
+        (json(of(r#","api_ids":["api_1"]"#)), "api_1"),
+        (json(of(r#","api_ids":[]"#)), "of another API"),
+        (Fault::status(503), "503"),
+        (json(of("")), "without api_ids"),
+        (json(of(r#","api_ids":"api_2""#)), "without api_ids"),
+        (json(of(r#","api_ids":["api_2",7]"#)), "without api_ids"),
+        (
+            json(format!(r#"{{"api_key":{}}}"#, of(""))),
+            "without api_ids",
+        ),
+        (json(r#"{"api_key":null}"#.to_owned()), "no object"),
+        (
+            json(r#"{"id":"api_key_0","api_ids":["api_2"]}"#.to_owned()),
+            "another key",
+        ),
+        (json("[]".to_owned()), "without a JSON object"),
+    ] {
+        stage.emulator.inject(Endpoint::GetKey, fault);
+        let diagnosis = stage.configured("api_id = \"api_2\"").await;
+        assert_eq!(diagnosis.code, 1);
+        assert_eq!(diagnosis.result("API of the key"), "failure");
+        let row = diagnosis.row("API of the key");
+        assert!(row.contains(observed), "{observed}: {row}");
+        assert!(diagnosis.report["recommended"].is_null(), "{observed}");
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use kinde_emulator::KeySpec;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Diagnosis, Stage, doctor};
@@ -96,4 +97,46 @@ async fn keys_are_no_arguments() {
         assert_eq!(stage.diagnose(command).await.code, 2, "{flag}");
     }
     assert_eq!(doctor().output().await.unwrap().status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn key_of_another_issuer_is_not_sent() {
+    let [one, other] = [Stage::set().await, Stage::set().await];
+    let key = |secret: &str| {
+        other
+            .emulator
+            .issue_key(KeySpec::organization("org_1").secret(secret))
+    };
+    let (good, revoked) = (key("b_live_good_0001"), key("b_live_revoked_0001"));
+    other.emulator.revoke(revoked.id());
+    let tables = [("a", &one), ("b", &other)].map(|(name, stage)| {
+        let table = std::fs::read_to_string(stage.config_file("").path()).unwrap();
+        let table = table.replacen("[issuer]", "[[issuer]]", 1);
+        format!("{table}\nname = \"{name}\"\nprefixes = [\"{name}_\"]\n")
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tables.concat()).unwrap();
+    for (good, revoked, code) in [
+        ("a_live_good_0001", revoked.secret(), 2),
+        (good.secret(), "a_live_revoked_0001", 2),
+        ("k_live_good_0001", revoked.secret(), 2),
+        (good.secret(), revoked.secret(), 0),
+    ] {
+        let mut command = doctor();
+        command
+            .args(["--json", "--issuer", other.emulator.issuer_url()])
+            .arg("--config")
+            .arg(file.path())
+            .env("TEST_SECRET", other.emulator.client_secret())
+            .env("ORGKEY_GOOD_KEY", good)
+            .env("ORGKEY_REVOKED_KEY", revoked);
+        let diagnosis = other.diagnose(command).await;
+        assert_eq!(diagnosis.code, code, "{}", diagnosis.text);
+        if code == 2 {
+            assert!(diagnosis.text.contains("by its prefix"));
+            assert!(!diagnosis.text.contains(good) && !diagnosis.text.contains(revoked));
+            assert_eq!(other.emulator.calls().token.total, 0);
+            assert_eq!(other.emulator.calls().verify.total, 0);
+        }
+    }
 }

@@ -148,12 +148,16 @@ async fn short_and_unknown_lifetimes_are_warnings() {
     let diagnosis = stage.run().await;
     assert_eq!(diagnosis.result("token"), "warning");
     assert!(diagnosis.row("token").contains("120 s"));
-    let fault = Fault::without_member("expires_in");
-    stage.emulator.inject(Endpoint::Token, fault);
-    let diagnosis = stage.run().await;
-    assert_eq!(diagnosis.code, 0);
-    assert_eq!(diagnosis.result("token"), "warning");
-    assert!(diagnosis.row("token").contains("5 min"));
+    for fault in [
+        Fault::without_member("expires_in"),
+        Fault::with_member("expires_in", "null"),
+    ] {
+        stage.emulator.inject(Endpoint::Token, fault);
+        let diagnosis = stage.run().await;
+        assert_eq!(diagnosis.code, 0);
+        assert_eq!(diagnosis.result("token"), "warning");
+        assert!(diagnosis.row("token").contains("5 min"));
+    }
     let fault = Fault::with_member("expires_in", "-1");
     stage.emulator.inject(Endpoint::Token, fault);
     assert_eq!(stage.run().await.result("token"), "failure");
