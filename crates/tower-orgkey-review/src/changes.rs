@@ -136,8 +136,9 @@ impl<'a> Before<'a> {
         of_key.filter(|(list, at)| list.status(*at) != NOT_LISTED)
     }
 
+    /// Returns the organization of the key, also of one that was not on the list.
     pub(crate) fn org(self, id: &str) -> Option<&'a str> {
-        let (list, at) = self.listed(id).next_back()?;
+        let (list, at) = self.of_key(id).next_back()?;
         list.org(at)
     }
 

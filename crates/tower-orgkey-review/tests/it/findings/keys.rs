@@ -31,6 +31,27 @@ fn names_and_organizations_are_checked() {
     );
 }
 
+/// A key that was created and used after the list was read has its organization from the evidence of that review.
+#[test]
+fn an_organization_is_known_before_the_list_has_it() {
+    let policy = policy().organizations(["org_beat"]);
+    let used = whole([allowed("org_1", "key_1", now().0 + 1, &[&["beat"]])]);
+    let first = Review::of(&list([]), &used, &policy).report();
+    let previous = PreviousReview::of(&first);
+    assert!(previous.key_ids().any(|id| id == "key_1"));
+    let mut keys = list([KeyFacts {
+        org: None,
+        ..unused()
+    }]);
+    keys.listed_at = UnixMillis(now().0 + 100 * DAY);
+    let none = Evidence::default();
+    let second = Review::of(&keys, &none, &policy).previous(&previous);
+    let report = second.report();
+    assert_eq!(report.keys[0].org.as_deref(), Some("org_1"));
+    assert!(ids(&report).contains(&"organization-gone org_1 key_1"));
+    assert_eq!(report.for_organization("org_1").keys.len(), 1);
+}
+
 #[test]
 fn rotations_are_seen_between_reviews() {
     let used = whole([allowed("org_1", "key_1", now().0, &[&["beat"]])]);
