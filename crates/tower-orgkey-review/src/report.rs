@@ -61,7 +61,7 @@ pub struct KeyReview {
     pub kind: String,
     /// `active` or another word of the issuer; `not listed` if the key is not on the list.
     pub status: String,
-    /// The last characters of the secret.
+    /// The last characters of the secret, or those of the last review that had some.
     pub suffix: Option<String>,
     /// When it was created.
     pub created_at: Option<UnixMillis>,
@@ -69,7 +69,7 @@ pub struct KeyReview {
     pub last_verified_at: Option<UnixMillis>,
     /// Since when at least the secret is the same: a rotation was seen then, or else the key was created.
     pub secret_since: Option<UnixMillis>,
-    /// Since when reviews watch the secret.
+    /// Since when reviews watch the secret, or, without last characters, have the key.
     pub watched_since: UnixMillis,
     /// The scopes that it has.
     pub granted: Vec<String>,
