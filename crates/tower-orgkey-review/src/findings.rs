@@ -69,6 +69,7 @@ impl Judge<'_> {
         Some(Finding {
             // What is missing cannot make this untrue.
             is_conclusive: true,
+            used_at: Some(last),
             checklist: steps(&[
                 "Block the key in all services, by its id.",
                 "Find out which service accepted it, and why: a cache, or another issuer.",
@@ -369,6 +370,7 @@ fn of(kind: FindingKind, key: &KeyReview, proof: String) -> Finding {
         coverage: "from the list of keys".to_owned(),
         is_conclusive: true,
         checklist: Vec::new(),
+        used_at: None,
         decision: None,
         is_decision_expired: false,
     }

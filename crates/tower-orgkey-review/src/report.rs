@@ -255,6 +255,9 @@ pub struct Finding {
     pub is_conclusive: bool,
     /// What to do, in this order.
     pub checklist: Vec<String>,
+    /// The last request that it is about, of `used-after-revocation`: a decision is not about later ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<UnixMillis>,
     /// What was decided.
     pub decision: Option<Decision>,
     /// Whether the decision was valid until a time that is over.
@@ -269,7 +272,8 @@ impl Finding {
 }
 
 /// What a reviewer decided about a finding. It is carried to later reviews until one of them does not have the finding, or has
-/// it with more scopes: then it has to be decided on again, by a decision with another text.
+/// it with more scopes or, of `used-after-revocation`, a later request: then it has to be decided on again, by a decision with
+/// another text.
 ///
 /// ```
 /// use tower_orgkey_review::Decision;
