@@ -464,10 +464,14 @@ impl ReviewReport {
 /// Findings of the review before, without what other organizations that had the key then may have caused.
 fn without_advice(mut settled: Vec<Finding>) -> Vec<Finding> {
     for finding in &mut settled {
-        if finding.kind == FindingKind::OverScoped {
-            finding.scopes.clear();
-            finding.proof.clear();
-            finding.checklist.clear();
+        match finding.kind {
+            FindingKind::OverScoped => {
+                finding.scopes.clear();
+                finding.proof.clear();
+                finding.checklist.clear();
+            }
+            FindingKind::NeverAsked => finding.checklist = vec![ASK.to_owned()],
+            _ => {}
         }
     }
     settled
