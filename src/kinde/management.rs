@@ -1,13 +1,13 @@
 //! Calls of Kinde's management API by other crates, with the token of a verifier.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
 use http::header::HeaderValue;
 
-use super::token::{Credentials, RenewalBackoff};
+use super::token::Credentials;
 use super::verifier::{Kinde, KindeVerifier};
 use super::wire::{Reply, retry_after};
 use crate::verify::VerifyError;
@@ -15,7 +15,7 @@ use crate::verify::VerifyError;
 /// Calls Kinde's management API with the access token and the connections of a [`KindeVerifier`].
 ///
 /// For crates that need more of the API than keys. The application needs the scope of each call. Kinde bills each token, so do
-/// not fetch others.
+/// not fetch others. All clients of a verifier together renew a rejected token once, then after 5 s, doubling to 15 min.
 ///
 /// ```no_run
 /// # async fn show(kinde: tower_orgkey::kinde::KindeVerifier) -> Result<(), tower_orgkey::kinde::ManagementError> {
@@ -25,7 +25,6 @@ use crate::verify::VerifyError;
 /// ```
 pub struct ManagementApi {
     kinde: Arc<Kinde>,
-    renewals: Mutex<RenewalBackoff>,
 }
 
 /// A reply of the management API.
@@ -78,7 +77,6 @@ impl KindeVerifier {
     pub fn management(&self) -> ManagementApi {
         ManagementApi {
             kinde: Arc::clone(&self.0),
-            renewals: Mutex::default(),
         }
     }
 }
@@ -130,8 +128,8 @@ impl ManagementApi {
             return Ok(reply);
         };
         let allow = |now| {
-            let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
-            renewals.allow(now)
+            let renewals = self.kinde.management_renewals.lock();
+            renewals.unwrap_or_else(PoisonError::into_inner).allow(now)
         };
         match source.renew(token.id, allow).await {
             Ok(Some(renewed)) => send(&renewed.header).await,

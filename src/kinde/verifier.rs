@@ -1,6 +1,6 @@
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -9,7 +9,7 @@ use super::builder::KindeVerifierBuilder;
 use super::evidence::{Decision, Evidence, Unauthorized};
 use super::http::Http;
 use super::own_api::{OwnApi, Ownership};
-use super::token::{Credentials, Token, TokenId};
+use super::token::{Credentials, RenewalBackoff, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
 use crate::key::ApiKey;
 use crate::verify::{Attempt, Facts, Verification, Verifier, VerifyError};
@@ -33,6 +33,8 @@ pub(super) struct Kinde {
     pub(super) evidence: Arc<Evidence>,
     pub(super) unauthorized: UnauthorizedMeans,
     pub(super) own_api: Option<OwnApi>,
+    /// Of calls of the management API by other crates, however many clients of it there are.
+    pub(super) management_renewals: Mutex<RenewalBackoff>,
 }
 
 /// Which credential a 401 or 403 from the verify endpoint is about.

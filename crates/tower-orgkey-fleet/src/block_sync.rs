@@ -1,6 +1,6 @@
 //! Compares the blocks of this node with those of the engine.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,6 +32,7 @@ impl Node {
     /// Returns the blocks that are sealed under the first secret.
     async fn read_blocks(&self, session: &dyn Session) -> Result<HashSet<Id>, Stop> {
         let mut sealed_now = HashSet::new();
+        let mut ended = HashMap::new();
         for (field, sealed) in session.blocks().await? {
             let opened = self.sealer.open(Kind::Block, &field, &sealed);
             let block = opened.and_then(|opened| decode(&opened));
@@ -54,11 +55,12 @@ impl Node {
                 )
             };
             if is_ended {
-                self.end_again(subject, entry.id);
+                ended.insert(entry.id, subject.clone());
             } else if !is_held {
                 self.apply_change(&entry, is_first);
             }
         }
+        self.end_again(ended);
         Ok(sealed_now)
     }
 

@@ -112,7 +112,8 @@ impl Fleet {
 
     /// Announces to the other nodes that this one ends, so that they do not wait for it. Call it after the last request was served.
     ///
-    /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for two soft TTLs.
+    /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for two soft TTLs, and that of blocks for
+    /// 10 min at least.
     pub async fn leave(&self) {
         if let Some(joined) = self.0.joined.get()
             && let Err(error) = joined.node.leave(&*joined.engine).await

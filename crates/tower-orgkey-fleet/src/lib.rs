@@ -70,6 +70,9 @@
 //! * A clock that is up to 15 s ahead is not noticed, and of three nodes, one with a wrong clock may stop the others from sharing.
 //! * After 256 blocks of a subject, an unblock ends those 256 only.
 //! * A lookup of an unknown key asks the engine before it is admitted to the issuer, at most 2,000 times a second and node.
+//! * A block waits for each node that was seen in the last 10 min (or two soft TTLs, if that is longer), so one that ended without
+//!   [`Fleet::leave`] is in [`Reach::missing`](tower_orgkey::Reach::missing) for that long. A node that is cut off for longer is
+//!   noticed only by [`expected_nodes`](tower_orgkey::Spread::expected_nodes), and accepts the blocked keys meanwhile.
 //! * An engine that hides a node from the start hides it from [`Reach`](tower_orgkey::Reach), too: set
 //!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) where this matters.
 //! * An engine that loses its data often makes each node verify its cached keys again, at most once per soft TTL.

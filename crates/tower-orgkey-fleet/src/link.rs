@@ -193,12 +193,15 @@ impl FleetLink for Link {
         }
         let (taken, is_taken) = oneshot::channel();
         let id = self.node.enqueue(update, Some(taken));
+        let is_block = matches!(update, Update::Block(_));
         let node = Arc::clone(&self.node);
         Box::pin(async move {
             let began = Instant::now();
             let deadline = began + SPREAD_DEADLINE;
             match timeout_at(deadline, is_taken).await {
-                Ok(Ok(())) => Ok(wait_for_nodes(&node, id, expected_nodes, began).await),
+                Ok(Ok(())) => {
+                    Ok(wait_for_nodes(&node, (id, is_block), expected_nodes, began).await)
+                }
                 _ => Err(NotSpread::Unavailable),
             }
         })
@@ -206,7 +209,12 @@ impl FleetLink for Link {
 }
 
 /// Waits until all known nodes have confirmed that they have applied an update.
-async fn wait_for_nodes(node: &Node, update: Id, expected: usize, began: Instant) -> Reach {
+async fn wait_for_nodes(
+    node: &Node,
+    (update, is_block): (Id, bool),
+    expected: usize,
+    began: Instant,
+) -> Reach {
     let deadline = began + SPREAD_DEADLINE;
     let mut applied: HashSet<Id> = HashSet::new();
     let mut names = vec![node.name.clone()];
@@ -224,7 +232,7 @@ async fn wait_for_nodes(node: &Node, update: Id, expected: usize, began: Instant
                 }
             }
         }
-        let known = node.known_nodes();
+        let known = node.known_nodes(is_block);
         let missing: Vec<String> = known
             .iter()
             .filter(|(incarnation, _)| !applied.contains(*incarnation))

@@ -369,12 +369,19 @@ impl Node {
         }
     }
 
-    /// Returns the other nodes that must confirm an update.
-    pub(crate) fn known_nodes(&self) -> HashMap<Id, String> {
+    /// Returns the other nodes that must confirm an update. One that is cut off verifies each key again within two soft TTLs, but no
+    /// verification tells it of a block.
+    pub(crate) fn known_nodes(&self, is_block: bool) -> HashMap<Id, String> {
         let (now, kept) = (Instant::now(), self.layer.soft_ttl * 2);
         let state = self.state();
         let known = state.nodes.iter();
-        let known = known.filter(|(_, seen)| seen.is_known(now, kept));
+        let known = known.filter(|(_, seen)| {
+            if is_block {
+                !seen.leaves
+            } else {
+                seen.is_known(now, kept)
+            }
+        });
         known.map(|(&id, seen)| (id, seen.name.clone())).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! The updates of this node, until the engine has taken them and others cannot lose them any more.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -52,17 +53,26 @@ impl Node {
         id
     }
 
-    /// Ends a block again that was written after its end.
-    pub(crate) fn end_again(&self, subject: &Subject, block: Id) {
-        let entry = LogEntry {
-            id: self.new_id(),
-            origin: self.incarnation,
-            wants_acks: false,
-            change: Change::Unblock(subject.clone(), vec![block]),
-        };
-        self.state()
-            .outbox
-            .push_back(Outgoing { entry, taken: None });
+    /// Ends blocks again that were written after their end, unless that waits already: an engine may repeat them for ever.
+    pub(crate) fn end_again(&self, mut blocks: HashMap<Id, Subject>) {
+        let mut state = self.state();
+        for sent in &state.outbox {
+            if let Change::Unblock(_, ids) = &sent.entry.change {
+                for block in ids {
+                    blocks.remove(block);
+                }
+            }
+        }
+        for (block, subject) in blocks {
+            let entry = LogEntry {
+                id: self.new_id(),
+                origin: self.incarnation,
+                wants_acks: false,
+                change: Change::Unblock(subject, vec![block]),
+            };
+            state.outbox.push_back(Outgoing { entry, taken: None });
+        }
+        drop(state);
         self.outgoing.notify_one();
     }
 

@@ -37,13 +37,14 @@ impl<'a> Decisions<'a> {
     /// Adds its decision to a finding.
     pub(crate) fn apply(&self, finding: &mut Finding) {
         let decision = self.held.get(finding.id.as_str()).copied();
-        // A finding that was gone and came back, or is about more scopes, is another one.
+        // A finding that was gone and came back, or is about more scopes or a later request, is another one.
         let decision = decision.filter(|decision| {
             let decided = self.previous.and_then(|it| it.decided.get(&finding.id));
             !self.old.contains(decision)
                 || decided.is_some_and(|decided| {
                     let mut scopes = finding.scopes.iter();
                     decided.decision.as_ref() == Some(*decision)
+                        && finding.used_at <= decided.used_at
                         && scopes.all(|scope| decided.scopes.contains(scope))
                 })
         });
@@ -136,8 +137,9 @@ impl<'a> Before<'a> {
         of_key.filter(|(list, at)| list.status(*at) != NOT_LISTED)
     }
 
+    /// Returns the organization of the key, also of one that was not on the list.
     pub(crate) fn org(self, id: &str) -> Option<&'a str> {
-        let (list, at) = self.listed(id).next_back()?;
+        let (list, at) = self.of_key(id).next_back()?;
         list.org(at)
     }
 

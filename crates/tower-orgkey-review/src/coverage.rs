@@ -108,6 +108,9 @@ impl Coverage {
             if head.since > since.0 {
                 window.mark_missing(since.0, head.since);
             }
+            for counted in head.counted.range(first..).map(|(_, counted)| *counted) {
+                coverage.suppressed = coverage.suppressed.saturating_add(counted);
+            }
             for (day, missing) in head.missing.range(first..) {
                 coverage.lost = coverage.lost.saturating_add(missing.lost);
                 coverage.suppressed = coverage.suppressed.saturating_add(missing.suppressed);

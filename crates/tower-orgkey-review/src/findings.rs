@@ -69,6 +69,7 @@ impl Judge<'_> {
         Some(Finding {
             // What is missing cannot make this untrue.
             is_conclusive: true,
+            used_at: Some(last),
             checklist: steps(&[
                 "Block the key in all services, by its id.",
                 "Find out which service accepted it, and why: a cache, or another issuer.",
@@ -236,24 +237,34 @@ impl Judge<'_> {
     }
 
     fn rotation_due(&self, key: &KeyReview) -> Option<Finding> {
-        let since = key.secret_since?;
+        let since = key.secret_since.unwrap_or(key.watched_since);
         let age = self.now.days_since(since);
         if age <= u64::from(self.policy.rotation_days) {
             return None;
         }
-        let what = if key.created_at == Some(since) {
-            "The key was created"
+        let date = since.date();
+        let mut proof = if key.secret_since.is_none() {
+            format!(
+                "The key is in reviews since {date}, so it is at least {age} days old. It is not known when it was created."
+            )
+        } else if key.created_at == Some(since) {
+            format!("The key was created {age} days ago, on {date}.")
         } else {
-            "A rotation was last seen"
+            format!("A rotation was last seen {age} days ago, on {date}.")
         };
-        let proof = format!(
-            "{what} {age} days ago, on {}. The secret has had the same last characters in all reviews since {}; \
-             an earlier rotation would not be seen.",
-            since.date(),
-            key.watched_since.date()
-        );
+        let _ = match &key.suffix {
+            Some(_) => write!(
+                proof,
+                " The secret has had the same last characters in all reviews since {}; an earlier rotation would not be seen.",
+                key.watched_since.date()
+            ),
+            None => write!(
+                proof,
+                " The issuer shows no last characters of the secret, so a rotation would not be seen."
+            ),
+        };
         Some(Finding {
-            is_conclusive: key.watched_since <= since,
+            is_conclusive: key.suffix.is_some() && key.watched_since <= since,
             checklist: steps(&[
                 "Rotate the secret, or create a second key first if there must be no gap.",
                 "Deploy the new secret.",
@@ -359,6 +370,7 @@ fn of(kind: FindingKind, key: &KeyReview, proof: String) -> Finding {
         coverage: "from the list of keys".to_owned(),
         is_conclusive: true,
         checklist: Vec::new(),
+        used_at: None,
         decision: None,
         is_decision_expired: false,
     }

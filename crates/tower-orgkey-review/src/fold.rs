@@ -1,6 +1,6 @@
 //! Folds audit lines into a segment.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead};
 
 use foldhash::fast::RandomState;
@@ -195,7 +195,39 @@ impl EvidenceBuilder {
         match &event.kind {
             Kind::Request(request) => self.request(request, event.time),
             Kind::Lost(count) => self.missing(event, *count, 0),
-            Kind::Suppressed(count) => self.missing(event, 0, *count),
+            Kind::Suppressed(count, by_code) => self.suppressed(event, *count, by_code),
+        }
+    }
+
+    /// Counts rejections without an event each. They have no organization, as those with an event that has none.
+    fn suppressed(&mut self, event: &Event<'_>, count: u64, by_code: &BTreeMap<String, u64>) {
+        if by_code.values().copied().fold(0, u64::saturating_add) != count {
+            return self.missing(event, 0, count);
+        }
+        if event.complete < self.since {
+            return;
+        }
+        let counted = &mut self.segment.head().counted;
+        let of_day = counted.entry(day(event.complete)).or_default();
+        *of_day = of_day.saturating_add(count);
+        for (code, count) in by_code {
+            self.unauthenticated(code, *count);
+        }
+    }
+
+    fn unauthenticated(&mut self, code: &str, more: u64) {
+        let unauthenticated = &mut self.segment.head().unauthenticated;
+        let is_known = unauthenticated.contains_key(code);
+        let code = if is_known || unauthenticated.len() < CODES {
+            code
+        } else {
+            OTHER
+        };
+        match unauthenticated.get_mut(code) {
+            Some(count) => *count = count.saturating_add(more),
+            None => {
+                unauthenticated.insert(code.to_owned(), more);
+            }
         }
     }
 
@@ -217,19 +249,7 @@ impl EvidenceBuilder {
             return;
         }
         let Some(org) = request.org.as_deref() else {
-            let unauthenticated = &mut self.segment.head().unauthenticated;
-            let is_known = unauthenticated.contains_key(&*request.code);
-            let code = if is_known || unauthenticated.len() < CODES {
-                &*request.code
-            } else {
-                OTHER
-            };
-            match unauthenticated.get_mut(code) {
-                Some(count) => *count += 1,
-                None => {
-                    unauthenticated.insert(code.to_owned(), 1);
-                }
-            }
+            self.unauthenticated(&request.code, 1);
             return;
         };
         let asked = match request.authorizations {

@@ -1,6 +1,7 @@
 //! One line of an audit trail, as `tower-orgkey-audit` writes it. Unknown fields are ignored.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
@@ -97,6 +98,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Credentials<'a> {
 #[derive(Deserialize)]
 struct Unmapped {
     body_duration: Option<u64>,
+    #[serde(default)]
+    by_code: BTreeMap<String, u64>,
 }
 
 /// The product that writes the lines.
@@ -116,7 +119,8 @@ pub(crate) struct Event<'a> {
 pub(crate) enum Kind<'a> {
     Request(Request<'a>),
     Lost(u64),
-    Suppressed(u64),
+    /// How many, and how many by code.
+    Suppressed(u64, BTreeMap<String, u64>),
 }
 
 pub(crate) struct Request<'a> {
@@ -146,13 +150,16 @@ pub(crate) fn read(line: &[u8]) -> Result<Event<'_>, NotRead> {
     }
     let trail = trail(&line.metadata.uid, line.metadata.sequence)
         .ok_or(NotRead::Malformed("metadata.uid names no trail"))?;
-    let body = line.unmapped.and_then(|unmapped| unmapped.body_duration);
+    let (body, by_code) = match line.unmapped {
+        Some(unmapped) => (unmapped.body_duration, unmapped.by_code),
+        None => (None, BTreeMap::new()),
+    };
     let complete = line
         .end_time
         .max(line.time.saturating_add(body.unwrap_or(0)));
     let kind = match (line.class_uid, line.count) {
         (1008, Some(count)) => Kind::Lost(count),
-        (3002, Some(count)) => Kind::Suppressed(count),
+        (3002, Some(count)) => Kind::Suppressed(count, by_code),
         (1008, None) => return Err(NotRead::Malformed("a count is missing")),
         _ => {
             let user = line.actor.map(|actor| actor.user).or(line.user);

@@ -61,7 +61,7 @@ pub struct KeyReview {
     pub kind: String,
     /// `active` or another word of the issuer; `not listed` if the key is not on the list.
     pub status: String,
-    /// The last characters of the secret.
+    /// The last characters of the secret, or those of the last review that had some.
     pub suffix: Option<String>,
     /// When it was created.
     pub created_at: Option<UnixMillis>,
@@ -69,7 +69,7 @@ pub struct KeyReview {
     pub last_verified_at: Option<UnixMillis>,
     /// Since when at least the secret is the same: a rotation was seen then, or else the key was created.
     pub secret_since: Option<UnixMillis>,
-    /// Since when reviews watch the secret.
+    /// Since when reviews watch the secret, or, without last characters, have the key.
     pub watched_since: UnixMillis,
     /// The scopes that it has.
     pub granted: Vec<String>,
@@ -255,6 +255,9 @@ pub struct Finding {
     pub is_conclusive: bool,
     /// What to do, in this order.
     pub checklist: Vec<String>,
+    /// The last request that it is about, of `used-after-revocation`: a decision is not about later ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<UnixMillis>,
     /// What was decided.
     pub decision: Option<Decision>,
     /// Whether the decision was valid until a time that is over.
@@ -269,7 +272,8 @@ impl Finding {
 }
 
 /// What a reviewer decided about a finding. It is carried to later reviews until one of them does not have the finding, or has
-/// it with more scopes: then it has to be decided on again, by a decision with another text.
+/// it with more scopes or, of `used-after-revocation`, a later request: then it has to be decided on again, by a decision with
+/// another text.
 ///
 /// ```
 /// use tower_orgkey_review::Decision;
@@ -460,10 +464,14 @@ impl ReviewReport {
 /// Findings of the review before, without what other organizations that had the key then may have caused.
 fn without_advice(mut settled: Vec<Finding>) -> Vec<Finding> {
     for finding in &mut settled {
-        if finding.kind == FindingKind::OverScoped {
-            finding.scopes.clear();
-            finding.proof.clear();
-            finding.checklist.clear();
+        match finding.kind {
+            FindingKind::OverScoped => {
+                finding.scopes.clear();
+                finding.proof.clear();
+                finding.checklist.clear();
+            }
+            FindingKind::NeverAsked => finding.checklist = vec![ASK.to_owned()],
+            _ => {}
         }
     }
     settled

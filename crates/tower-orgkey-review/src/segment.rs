@@ -232,6 +232,9 @@ pub(crate) struct Head {
     pub(crate) since: u64,
     /// By day. A period that has several days is counted at its last one, and the others have zeros.
     pub(crate) missing: BTreeMap<u32, Missing>,
+    /// Rejections without an event each, by day, of which the outcomes are known: they are unauthenticated requests.
+    #[serde(default)]
+    pub(crate) counted: BTreeMap<u32, u64>,
     pub(crate) codes: Vec<String>,
     pub(crate) combinations: Vec<Combination>,
     /// Requests without a known organization, by outcome.

@@ -7,6 +7,7 @@ mod evidence;
 mod isolation;
 mod layered;
 mod logs;
+mod management;
 mod own_api;
 mod record;
 mod renewal;

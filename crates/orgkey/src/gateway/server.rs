@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -151,11 +152,13 @@ impl Gateway {
             None => (None, None),
             Some(address) => {
                 let (listener, address) = bind(address).await?;
+                let expected = config.fleet.as_ref().and_then(|fleet| fleet.expected_nodes);
                 let admin = Admin {
                     token: setup.admin_token,
                     checks: Arc::clone(&checks),
                     trail: trail.clone(),
                     fleet: setup.fleet.clone(),
+                    expected_nodes: expected.map_or(0, NonZeroUsize::get),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
                     timeout: bounds.body,

@@ -90,7 +90,10 @@ async fn revocations_reach_the_other_gateway() {
             .await
             .unwrap()
     };
-    let (one, two) = (start("one").await, start("two").await);
+    let (one, two) = (
+        start("one").await,
+        start("two'\nexpected_nodes = 3\n#'").await,
+    );
     spread(&one, "/v1/invalidate", &json!({ "all": true })).await;
 
     let key = one.key("org_1", &["read:reports"]);
@@ -110,6 +113,11 @@ async fn revocations_reach_the_other_gateway() {
         (check(&one, &key).await, check(&two, &key).await),
         (200, 200)
     );
+
+    // One more than there are.
+    let reply = post(&two, "/v1/block", &json!({ "org_code": "org_2" })).await;
+    let reach: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(reach["hidden"], json!(1), "{reach}");
 
     // Without the engine, the response says that the other gateway does not know.
     engine.kill();

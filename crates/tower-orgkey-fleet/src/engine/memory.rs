@@ -44,6 +44,9 @@ struct Server {
     hides_failover: bool,
     founds_by_run: bool,
     founds: bool,
+    rejects_appends: bool,
+    /// What is returned in place of the blocks.
+    repeated_blocks: Fields,
     data: Data,
     replica: Data,
 }
@@ -58,6 +61,8 @@ impl Default for Server {
             hides_failover: false,
             founds_by_run: true,
             founds: true,
+            rejects_appends: false,
+            repeated_blocks: Fields::new(),
             data: Data::default(),
             replica: Data::default(),
         }
@@ -238,6 +243,16 @@ impl MemoryEngine {
         self.server().data.acks.clear();
     }
 
+    /// Returns each block that there is now so many times, whatever is written later, and takes no update any more, as a hostile
+    /// engine may.
+    #[cfg(test)]
+    pub(crate) fn repeat_blocks(&self, times: usize) {
+        let mut server = self.server();
+        let blocks = fields(&server.data.blocks);
+        server.repeated_blocks = vec![blocks; times].concat();
+        server.rejects_appends = true;
+    }
+
     /// Takes the rule out that another server process founds another epoch, or that a loss of all data does.
     #[cfg(test)]
     pub(crate) fn break_rules(&self, founds_by_run: bool, founds: bool) {
@@ -344,6 +359,9 @@ impl Session for MemorySession {
     ) -> BoxFuture<'_, EngineResult<Vec<Head>>> {
         let heads = self.now(|server| {
             server.found(new_epoch);
+            if server.rejects_appends {
+                return Err(EngineError::new("no update is taken"));
+            }
             let append = |append: Append| {
                 if let Some((field, sealed)) = append.block {
                     server.data.blocks.insert(field, sealed);
@@ -392,7 +410,13 @@ impl Session for MemorySession {
     }
 
     fn blocks(&self) -> BoxFuture<'_, EngineResult<Fields>> {
-        self.now(|server| Ok(fields(&server.data.blocks)))
+        self.now(|server| {
+            if server.repeated_blocks.is_empty() {
+                Ok(fields(&server.data.blocks))
+            } else {
+                Ok(server.repeated_blocks.clone())
+            }
+        })
     }
 
     fn restore(&self, new_epoch: Id, blocks: Vec<Append>) -> BoxFuture<'_, EngineResult<()>> {

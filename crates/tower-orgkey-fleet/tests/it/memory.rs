@@ -86,7 +86,15 @@ async fn a_missing_node_is_named() {
     assert_eq!(reach.hidden, 3);
     // Two soft TTLs later it serves nothing from before.
     tokio::time::sleep(Duration::from_secs(130)).await;
-    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    // But it does not know of a block, until it must have ended.
+    let org = OrgCode::from_static("org_2");
+    let reach = spread.block_org(&org).await.unwrap();
+    assert_eq!(reach.missing, ["node-1"]);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let reach = spread.block_org(&org).await.unwrap();
     assert!(reach.is_complete(), "{reach:?}");
 }
 
@@ -96,8 +104,11 @@ async fn a_node_that_leaves_is_not_missed() {
     let [first, second] = nodes(&engine, &issuer).await;
     second.stop();
     second.fleet.leave().await;
-    let reach = first.auth.handle().spread().invalidate_all().await.unwrap();
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_all().await.unwrap();
     assert!(reach.is_complete(), "{reach:?}");
+    let org = OrgCode::from_static("org_2");
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
 }
 
 #[tokio::test(start_paused = true)]

@@ -383,14 +383,17 @@ impl<'a> StreamedReport<'a> {
         let is_rotated = known.as_ref().is_some_and(|known| {
             known.suffix.is_some() && key.suffix.is_some() && known.suffix != key.suffix
         });
-        let (secret_since, watched_since) = match known {
+        let (secret_since, watched_since, last_suffix) = match known {
             // It was rotated before this list, so it is at least as old.
-            Some(known) if is_rotated => (Some(now), known.last_verified_at.unwrap_or(now)),
+            Some(known) if is_rotated => (Some(now), known.last_verified_at.unwrap_or(now), None),
             Some(known) => {
                 let secret_since = known.created_at.or(key.created_at);
-                (secret_since, known.last_verified_at.unwrap_or(now))
+                // Without a suffix, nothing was watched.
+                let watched = known.suffix.is_some() || key.suffix.is_none();
+                let watched_since = known.last_verified_at.filter(|_| watched);
+                (secret_since, watched_since.unwrap_or(now), known.suffix)
             }
-            None => (key.created_at, now),
+            None => (key.created_at, now, None),
         };
         let mut review = KeyReview {
             org: org.map(str::to_owned),
@@ -398,7 +401,7 @@ impl<'a> StreamedReport<'a> {
             name: key.name,
             kind: key.kind,
             status: key.status,
-            suffix: key.suffix,
+            suffix: key.suffix.or(last_suffix),
             created_at: key.created_at,
             last_verified_at: key.last_verified_at,
             secret_since,

@@ -34,6 +34,8 @@ pub(super) struct Admin {
     pub(super) trail: Option<AuditTrail>,
     /// The other gateways, which revocations reach.
     pub(super) fleet: Option<Fleet>,
+    /// How many gateways the fleet has. 0 if that is not known.
+    pub(super) expected_nodes: usize,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
     /// How long a request may take.

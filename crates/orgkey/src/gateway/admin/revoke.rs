@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_orgkey::{ApiKey, ApiKeyHandle, BlockListFull, KeyId, NotSpread, OrgCode, Reach};
+use tower_orgkey::{ApiKey, ApiKeyHandle, BlockListFull, KeyId, NotSpread, OrgCode, Reach, Spread};
 
 use super::Admin;
 
@@ -97,12 +97,7 @@ impl Target {
     }
 
     /// Carries out an action in all gateways of the fleet. `None` for all keys, which can only be invalidated.
-    async fn spread(
-        &self,
-        action: Action,
-        keys: &ApiKeyHandle,
-    ) -> Option<Result<Reach, NotSpread>> {
-        let spread = keys.spread();
+    async fn spread(&self, action: Action, spread: &Spread) -> Option<Result<Reach, NotSpread>> {
         Some(match (action, self) {
             (Action::Invalidate, Self::KeyId(id)) => spread.invalidate_key_id(id).await,
             (Action::Invalidate, Self::Org(code)) => spread.invalidate_org(code).await,
@@ -158,7 +153,8 @@ pub(super) async fn revoke(
 async fn carry_out(admin: Arc<Admin>, name: String, action: Action, target: Target) -> Response {
     let keys = &admin.checks.decisions().keys();
     let done = if admin.fleet.is_some() {
-        target.spread(action, keys).await.map(spread_response)
+        let spread = keys.spread().expected_nodes(admin.expected_nodes);
+        target.spread(action, &spread).await.map(spread_response)
     } else {
         target.apply(action, keys).map(local_response)
     };
@@ -183,7 +179,11 @@ fn local_response(applied: Result<Value, BlockListFull>) -> (Response, bool) {
 fn spread_response(spread: Result<Reach, NotSpread>) -> (Response, bool) {
     match spread {
         Ok(reach) => {
-            let answer = json!({ "applied": reach.applied, "missing": reach.missing });
+            let answer = json!({
+                "applied": reach.applied,
+                "missing": reach.missing,
+                "hidden": reach.hidden,
+            });
             (Json(answer).into_response(), true)
         }
         Err(full @ NotSpread::BlockListFull) => (storage_full(&full.to_string()), false),

@@ -1,5 +1,6 @@
 //! The table `[fleet]`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use toml::Spanned;
@@ -32,6 +33,8 @@ pub struct FleetConfig {
     pub secret_file: PathBuf,
     /// The name of this node. Random by default.
     pub node_name: Option<String>,
+    /// How many nodes the fleet has, this one included. `None` if that is not known.
+    pub expected_nodes: Option<NonZeroUsize>,
 }
 
 impl FleetConfig {
@@ -99,6 +102,7 @@ pub(super) fn fleet(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Opti
     let sentinel_password = optional_secret(&mut section, SENTINEL_PASSWORD, problems);
     let secret_file = value(section.required("secret_file", problems));
     let node_name: Option<Spanned<String>> = section.optional("node_name", problems);
+    let expected_nodes = value(section.optional("expected_nodes", problems));
     let at = |span: Option<std::ops::Range<usize>>| span.unwrap_or(section.span.clone());
     let spans = (
         at(name.as_ref().map(Spanned::span)),
@@ -126,6 +130,7 @@ pub(super) fn fleet(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Opti
         sentinel_password: sentinel_password.ok()?,
         secret_file: secret_file?,
         node_name: value(node_name),
+        expected_nodes,
     };
     // The messages must not show the URLs.
     if has_password(&fleet.redis) {

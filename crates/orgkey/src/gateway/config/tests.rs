@@ -219,6 +219,10 @@ fn values_are_checked_by_what_uses_them() {
             "[fleet]\nname = 'a'\nredis = 'http://h'\nsecret_file = '/s'",
             12,
         ),
+        (
+            "[fleet]\nname = 'a'\nredis = 'redis://h'\nsecret_file = '/s'\nexpected_nodes = 0",
+            14,
+        ),
         ("[[route]]\nmatch = 'GET /a'\nassertion_audience = 'x'", 10),
         ("[[route]]\nmatch = 'GET /{a}'\norganization = 'b'", 12),
         ("[[route]]\nmatch = 'GET /a'\nscopes = []", 12),

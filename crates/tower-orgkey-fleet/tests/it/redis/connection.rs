@@ -1,8 +1,11 @@
 //! The server is absent, hangs, ends or is replaced, or a node is cut off.
 
-use tower_orgkey::NotSpread;
+use std::time::Duration;
 
-use super::{OK, UNAUTHORIZED, nodes_with_proxy};
+use tower_orgkey::auth::ApiKeyLayerBuilder;
+use tower_orgkey::{NotSpread, OrgCode};
+
+use super::{OK, UNAUTHORIZED, nodes_with, nodes_with_proxy};
 use crate::proxy::{Fault, FaultProxy};
 use crate::redis_server::RedisServer;
 use crate::support::{Issuer, KEY, Node, OTHER, key_id, nodes, until};
@@ -272,6 +275,35 @@ async fn fault_98_a_split_brain_is_reported() {
     assert_eq!(reach.missing, ["second"]);
     // The other side knows that updates may be missing, and verifies the key again within 10 s.
     assert_eq!(second.fleet.status().gaps, 1);
+}
+
+/// A node that is cut off verifies its keys again within two soft TTLs. It does not know of a block.
+#[tokio::test]
+async fn fault_98_a_late_block_is_not_complete() {
+    let (server, other, issuer) = (
+        RedisServer::start(),
+        RedisServer::start(),
+        Issuer::default(),
+    );
+    let short = |layer: ApiKeyLayerBuilder| layer.soft_ttl(Duration::from_secs(1));
+    let ([first, second], mut proxy) = nodes_with(&server, &issuer, short).await;
+    let to = ([127, 0, 0, 1], other.port).into();
+    proxy.inject(Fault::Divert(to)).await;
+    until("the node follows the other server", || {
+        other.keys("*:nodes").len() == 1
+    })
+    .await;
+    let spread = first.auth.handle().spread();
+    until("two soft TTLs have passed", || {
+        first.fleet.status().nodes == ["first"]
+    })
+    .await;
+    let reach = spread.invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+    let reach = spread.block_org(&OrgCode::from_static("org_1")).await;
+    assert_eq!(reach.unwrap().missing, ["second"]);
+    assert_eq!(first.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(second.get(KEY).await, OK);
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ mod connection;
 mod data;
 
 use http::StatusCode;
+use tower_orgkey::auth::ApiKeyLayerBuilder;
 use tower_orgkey::{ApiKey, OrgCode};
+use tower_orgkey_fleet::FleetBuilder;
 
 use crate::engines::key_of;
 use crate::proxy::FaultProxy;
@@ -87,12 +89,21 @@ async fn the_documented_acl_is_enough() {
 
 /// Starts two nodes; the second one reaches the server through a proxy.
 async fn nodes_with_proxy(server: &RedisServer, issuer: &Issuer) -> ([Node; 2], FaultProxy) {
+    nodes_with(server, issuer, |layer| layer).await
+}
+
+/// The same, with settings of the layer.
+async fn nodes_with(
+    server: &RedisServer,
+    issuer: &Issuer,
+    layer: fn(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder,
+) -> ([Node; 2], FaultProxy) {
     let proxy = FaultProxy::to(([127, 0, 0, 1], server.port).into());
     let url = format!("redis://{}", proxy.addr());
-    let first = Node::start("first", issuer.clone(), server.engine())
-        .followed()
-        .await;
-    let second = Node::start("second", issuer.clone(), move |fleet| fleet.redis(&url));
+    let first = Node::start_with("first", issuer.clone(), server.engine(), layer);
+    let first = first.followed().await;
+    let through_proxy = |fleet: FleetBuilder| fleet.redis(&url);
+    let second = Node::start_with("second", issuer.clone(), through_proxy, layer);
     let second = second.followed().await;
     for node in [&first, &second] {
         node.until_seen(2).await;

@@ -1,10 +1,10 @@
 //! What changed since the previous review, and what was decided.
 
-use tower_orgkey_review::{Decision, PreviousReview, Review, ReviewReport, UnixMillis};
+use tower_orgkey_review::{Decision, KeyFacts, PreviousReview, Review, ReviewReport, UnixMillis};
 
 use super::{policy, unused, whole};
 use crate::lines::allowed;
-use crate::{DAY, key, list, now};
+use crate::{DAY, ids, key, list, now};
 
 #[test]
 fn decisions_are_carried_and_expire() {
@@ -106,6 +106,43 @@ fn a_finding_that_comes_back_is_open() {
     assert!(back.findings[0].is_open());
     assert_eq!(back.decisions, decisions);
     assert!(after(&idle, &back).findings[0].is_open());
+}
+
+#[test]
+fn a_decision_about_a_use_is_not_about_later_ones() {
+    let policy = policy();
+    let decisions = [Decision {
+        finding: "used-after-revocation org_1 key_1".to_owned(),
+        decision: "accept".to_owned(),
+        reviewer: "security".to_owned(),
+        reason: "a test".to_owned(),
+        until: None,
+    }];
+    let keys = list([KeyFacts {
+        status: "revoked".to_owned(),
+        ..unused()
+    }]);
+    let used = |days| {
+        whole([allowed(
+            "org_1",
+            "key_1",
+            now().0 + days * DAY,
+            &[&["beat"]],
+        )])
+    };
+    let review = |days, previous: &ReviewReport| {
+        let (used, previous) = (used(days), PreviousReview::of(previous));
+        let review = Review::of(&keys, &used, &policy).previous(&previous);
+        // The file of decisions is given to each review.
+        review.decisions(&decisions).report()
+    };
+    let first = review(1, &ReviewReport::default());
+    assert_eq!(ids(&first), ["used-after-revocation org_1 key_1"]);
+    assert!(!first.findings[0].is_open());
+    assert!(!review(1, &first).findings[0].is_open());
+    let later = review(2, &first);
+    assert!(later.findings[0].is_open());
+    assert!(review(2, &later).findings[0].is_open());
 }
 
 #[test]

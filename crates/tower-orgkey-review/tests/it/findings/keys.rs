@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tower_orgkey_review::{Evidence, KeyFacts, PreviousReview, Review, ReviewPolicy, UnixMillis};
+use tower_orgkey_review::{
+    Evidence, FindingKind, KeyFacts, PreviousReview, Review, ReviewPolicy, ReviewReport, UnixMillis,
+};
 
 use super::{policy, unused, whole};
 use crate::lines::{allowed, numbered};
@@ -29,6 +31,27 @@ fn names_and_organizations_are_checked() {
             "name org_1 key_1"
         ]
     );
+}
+
+/// A key that was created and used after the list was read has its organization from the evidence of that review.
+#[test]
+fn an_organization_is_known_before_the_list_has_it() {
+    let policy = policy().organizations(["org_beat"]);
+    let used = whole([allowed("org_1", "key_1", now().0 + 1, &[&["beat"]])]);
+    let first = Review::of(&list([]), &used, &policy).report();
+    let previous = PreviousReview::of(&first);
+    assert!(previous.key_ids().any(|id| id == "key_1"));
+    let mut keys = list([KeyFacts {
+        org: None,
+        ..unused()
+    }]);
+    keys.listed_at = UnixMillis(now().0 + 100 * DAY);
+    let none = Evidence::default();
+    let second = Review::of(&keys, &none, &policy).previous(&previous);
+    let report = second.report();
+    assert_eq!(report.keys[0].org.as_deref(), Some("org_1"));
+    assert!(ids(&report).contains(&"organization-gone org_1 key_1"));
+    assert_eq!(report.for_organization("org_1").keys.len(), 1);
 }
 
 #[test]
@@ -72,6 +95,47 @@ fn rotations_are_seen_between_reviews() {
             "{days}"
         );
     }
+}
+
+#[test]
+fn a_key_of_unknown_age_is_due_for_rotation() {
+    let policy = ReviewPolicy::new().rotation_days(90);
+    let none = Evidence::default();
+    let at = |suffix: Option<&str>, days: u64, before: Option<&ReviewReport>| {
+        let mut keys = list([KeyFacts {
+            created_at: None,
+            suffix: suffix.map(str::to_owned),
+            ..unused()
+        }]);
+        keys.listed_at = UnixMillis(now().0 + days * DAY);
+        let previous = before.map(PreviousReview::of);
+        let mut review = Review::of(&keys, &none, &policy);
+        if let Some(previous) = &previous {
+            review = review.previous(previous);
+        }
+        review.report()
+    };
+    let due = |report: &ReviewReport| {
+        let mut findings = report.findings.iter();
+        let finding = findings.find(|it| it.kind == FindingKind::RotationDue)?;
+        Some((finding.is_conclusive, finding.proof.clone()))
+    };
+    let same = "the same last characters";
+    let first = at(Some("abcd"), 0, None);
+    assert_eq!(due(&first), None);
+    let (is_conclusive, proof) = due(&at(Some("abcd"), 200, Some(&first))).unwrap();
+    assert!(proof.contains("at least 200 days old") && proof.contains(same));
+    assert!(is_conclusive);
+    // A list without the suffix hides no rotation.
+    let second = at(None, 50, Some(&first));
+    assert!(due(&at(Some("abcd"), 200, Some(&second))).is_some());
+    assert_eq!(due(&at(Some("wxyz"), 200, Some(&second))), None);
+    // Without any suffix, none is seen.
+    let first = at(None, 0, None);
+    let (is_conclusive, proof) = due(&at(None, 200, Some(&first))).unwrap();
+    assert!(!proof.contains(same) && !is_conclusive, "{proof}");
+    // It may have been rotated until it was shown.
+    assert_eq!(due(&at(Some("abcd"), 200, Some(&first))), None);
 }
 
 #[test]

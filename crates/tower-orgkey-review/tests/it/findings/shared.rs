@@ -60,7 +60,12 @@ fn settled_findings_tell_nothing_of_others() {
     assert!(ids(&first).contains(&"over-scoped org_2 key_1"));
 
     let (none, policy) = (whole([]), policy());
-    for keys in [list([]), list([key("key_1", "org_1", &["read"])])] {
+    let mut count = 0;
+    for keys in [
+        list([]),
+        list([key("key_1", "org_1", &["read"])]),
+        list([key("key_1", "org_1", &["beat"])]),
+    ] {
         let previous = PreviousReview::of(&first);
         let review = Review::of(&keys, &none, &policy).previous(&previous);
         for org in ["org_1", "org_2"] {
@@ -71,14 +76,22 @@ fn settled_findings_tell_nothing_of_others() {
             assert_eq!(one, streamed);
             let settled = one.changes.as_ref().unwrap().settled.iter();
             let advised: Vec<_> = settled
+                .clone()
                 .filter(|it| it.kind == FindingKind::OverScoped)
                 .filter(|it| {
                     !(it.scopes.is_empty() && it.proof.is_empty() && it.checklist.is_empty())
                 })
                 .collect();
             assert!(advised.is_empty(), "{advised:?}");
+            let never = settled.filter(|it| it.kind == FindingKind::NeverAsked);
+            for finding in never {
+                let advice = ["Ask which service these scopes are for."];
+                assert_eq!(finding.checklist, advice);
+                count += 1;
+            }
         }
     }
+    assert!(count > 0);
 }
 
 #[test]

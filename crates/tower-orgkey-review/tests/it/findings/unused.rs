@@ -1,5 +1,6 @@
 //! Keys without requests.
 
+use serde_json::{Value, json};
 use tower_orgkey_review::{EvidenceBuilder, FindingKind, KeyFacts};
 
 use super::{report, unused, whole};
@@ -42,6 +43,59 @@ fn fault_196_unused_needs_whole_evidence() {
         let days = format!("Not seen in {} of 90 days", report.coverage.whole_days);
         assert!(report.findings[0].proof.starts_with(&days), "{what}");
         assert!(!report.findings[0].is_conclusive, "{what}");
+    }
+}
+
+/// Anybody can send requests without a key.
+#[test]
+fn fault_196_counted_rejections_are_of_no_key() {
+    let of = |key: KeyFacts, by_code: Value| {
+        let line = Line {
+            sequence: 101,
+            ..allowed("org_1", "key_1", days_ago(40).0, &[])
+        };
+        let mut line = line.count("x", 3002);
+        line["count"] = 10.into();
+        line["unmapped"] = json!({ "by_code": by_code });
+        report(
+            [key],
+            &fold(&(numbered(1, 0, heartbeat(100, 0)) + &line.to_string())),
+        )
+    };
+    let mut of_user = unused();
+    of_user.kind = "user".to_owned();
+    let (is_unused, not_seen) = (FindingKind::Unused, FindingKind::NotSeen);
+    for (key, by_code, kind, whole_days) in [
+        (unused(), json!({ "credential-missing": 10 }), is_unused, 90),
+        (unused(), json!({ "credential-missing": 9 }), not_seen, 89),
+        (unused(), json!({}), not_seen, 89),
+        (
+            unused(),
+            json!({ "invalid-token": 9, "wrong-region": 1 }),
+            not_seen,
+            90,
+        ),
+        (
+            unused(),
+            json!({ "organization-required": 10 }),
+            is_unused,
+            90,
+        ),
+        (
+            of_user,
+            json!({ "organization-required": 10 }),
+            not_seen,
+            90,
+        ),
+    ] {
+        let report = of(key, by_code.clone());
+        let kinds = report.findings.iter().map(|it| it.kind);
+        let kinds: Vec<_> = kinds
+            .filter(|kind| *kind != FindingKind::NotOfOrganization)
+            .collect();
+        assert_eq!(kinds, [kind], "{by_code}");
+        assert_eq!(report.coverage.suppressed, 10, "{by_code}");
+        assert_eq!(report.coverage.whole_days, whole_days, "{by_code}");
     }
 }
 
