@@ -1,6 +1,5 @@
 //! The listener for the check requests of proxies.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tower_orgkey::Rejection;
 use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions};
 use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
-use super::identity::Identity;
+use super::identity;
 use super::once_per_second::OncePerSecond;
 use super::recent::Recent;
 use super::rendered::rendered;
@@ -36,7 +35,6 @@ pub(super) struct Checks {
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Responses,
     counters: Counters,
-    recent: Recent,
     logged: OncePerSecond,
 }
 
@@ -49,7 +47,6 @@ impl Checks {
             envoy: envoy_http::Responses::new(removed_key.as_ref()),
             removed_key,
             counters: Counters::default(),
-            recent: Recent::new(),
             logged: OncePerSecond::default(),
         }
     }
@@ -60,7 +57,7 @@ impl Checks {
 
     /// Returns what was decided in the last hour.
     pub(super) fn recent(&self) -> &Recent {
-        &self.recent
+        self.decisions.recent()
     }
 
     /// Responds to a check request. Its body may take this long to arrive. Any other request is rejected.
@@ -191,20 +188,17 @@ impl Checks {
     fn outcome(&self, dialect: &'static str, decision: Decision) -> Outcome {
         let (name, outcome) = match decision {
             Decision::Public => {
-                self.recent.record("public", None);
-                ("public", Outcome::Allowed(Identity::default()))
+                self.recent().record("public", None);
+                ("public", Outcome::Allowed(identity::of_nobody()))
             }
-            Decision::Allowed(context, identity) => {
-                self.recent.record("allowed", Some(context.org_code()));
-                ("allowed", Outcome::Allowed(identity))
-            }
+            Decision::Allowed(headers) => ("allowed", Outcome::Allowed(headers)),
             Decision::Incomplete(incomplete) => {
                 return self.outcome(dialect, self.incomplete(dialect, &incomplete));
             }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();
                 let code = rejection.map_or("internal", Rejection::code);
-                self.recent.record(code, None);
+                self.recent().record(code, None);
                 (code, Outcome::Rejected(response))
             }
         };
@@ -229,14 +223,17 @@ fn trailers_only(status: &'static str) -> Response<ResponseBody> {
     response
 }
 
-/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time.
+/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time. Few, so that
+/// comparing them is cheaper than a hash.
 #[derive(Default)]
-struct Counters(RwLock<HashMap<(&'static str, &'static str), Counter>>);
+struct Counters(RwLock<Vec<(&'static str, &'static str, Counter)>>);
 
 impl Counters {
     fn count(&self, dialect: &'static str, outcome: &'static str) {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let counter = known.get(&(dialect, outcome)).cloned();
+        let counter = known.iter().find_map(|(of_dialect, of_outcome, counter)| {
+            (*of_outcome == outcome && *of_dialect == dialect).then(|| counter.clone())
+        });
         // No telemetry is emitted while a lock is held.
         drop(known);
         if let Some(counter) = counter {
@@ -245,6 +242,7 @@ impl Counters {
         let counter = metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome);
         counter.increment(1);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert((dialect, outcome), counter);
+        // Another thread may have added it: the first one is found.
+        known.push((dialect, outcome, counter));
     }
 }

@@ -1,6 +1,7 @@
 //! `orgkey gateway`: decides for a reverse proxy whether a request may pass.
 
 mod admin;
+mod allow;
 mod assertion;
 mod checks;
 mod command;
@@ -19,6 +20,7 @@ mod routes;
 mod serve;
 mod server;
 mod setup;
+mod terms;
 mod waiting;
 
 pub use self::command::{Args, run};

@@ -7,8 +7,8 @@ use percent_encoding::percent_decode_str;
 
 /// Returns the path of a request target: all before the query.
 pub(super) fn of_target(target: &str) -> &str {
-    match target.split_once('?') {
-        Some((path, _)) => path,
+    match target.bytes().position(|byte| byte == b'?') {
+        Some(query) => &target[..query],
         None => target,
     }
 }
@@ -33,16 +33,14 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
             _ => return Err("has a character that is not visible ASCII"),
         }
     }
-    let mut segments = path.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        if segment.is_empty() && segments.peek().is_some() {
-            return Err("has an empty segment");
-        }
-        if segment.starts_with(['.', '%', ';']) {
-            check_name(segment)?;
+    for pair in 1..bytes.len() {
+        match (bytes[pair - 1], bytes[pair]) {
+            (b'/', b'/') => return Err("has an empty segment"),
+            (b'/', b'.' | b'%' | b';') => check_name(&path[pair..])?,
+            _ => {}
         }
     }
-    if path.contains("%25") && is_encoded(&decoded(path)) {
+    if bytes.contains(&b'%') && path.contains("%25") && is_encoded(&decoded(path)) {
         return Err("is encoded twice");
     }
     Ok(())
@@ -79,9 +77,9 @@ fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'
     }
 }
 
-/// Checks what stands before the parameters of a segment, plain or encoded.
-fn check_name(segment: &str) -> Result<(), &'static str> {
-    let decoded = decoded(segment);
+/// Checks what stands before the parameters of the first segment, plain or encoded.
+fn check_name(segments: &str) -> Result<(), &'static str> {
+    let decoded = decoded(segments.split('/').next().unwrap_or_default());
     match decoded.split(|byte| *byte == b';').next() {
         Some(b"." | b"..") => Err("has a dot segment"),
         // Without its parameters, the segment is empty.

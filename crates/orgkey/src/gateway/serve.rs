@@ -217,11 +217,8 @@ struct Server<S> {
 
 fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head)
-        .max_buf_size(bounds.head_len);
+    // Without a timer of hyper's for heads, which it would start for each request: `connection` closes what has no request in time.
+    builder.http1().max_buf_size(bounds.head_len);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -256,7 +253,7 @@ where
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // Neither version of HTTP limits the time until its first bytes, and HTTP/2 not that between requests.
+        // Until the head of a request is complete, the connection is unused.
         let mut check_at = Instant::now() + self.bounds.first_request;
         loop {
             tokio::select! {
