@@ -14,7 +14,7 @@ use metrics::Counter;
 use tower_orgkey::Rejection;
 
 use super::config::{Config, Dialect};
-use super::decision::{Check, Decision, Decisions};
+use super::decision::{Check, Decision, Decisions, Routed};
 use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
 use super::identity;
 use super::once_per_second::OncePerSecond;
@@ -74,12 +74,12 @@ impl Checks {
         let speaks = |dialect| self.dialects.contains(&dialect);
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
-                let original = nginx::original(&parts.headers);
-                nginx::response(self.headers("nginx", original, &parts).await)
+                let routed = self.routed(nginx::original(&parts.headers));
+                nginx::response(self.headers("nginx", routed, parts).await)
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
-                let original = forward_auth::original(&parts.headers);
-                forward_auth::response(self.headers("forward-auth", original, &parts).await)
+                let routed = self.routed(forward_auth::original(&parts.headers));
+                forward_auth::response(self.headers("forward-auth", routed, parts).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
                 // Boxed, so that the other dialects do not move its future.
@@ -87,8 +87,8 @@ impl Checks {
             }
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
-                    let original = envoy_http::original(&parts, target);
-                    let outcome = self.headers("envoy-http", original, &parts).await;
+                    let routed = self.routed(envoy_http::original(&parts, target));
+                    let outcome = self.headers("envoy-http", routed, parts).await;
                     self.envoy.response(outcome)
                 }
                 _ => unknown(),
@@ -97,25 +97,30 @@ impl Checks {
         response.map(|body| Either::Left(Full::new(body)))
     }
 
+    fn routed(&self, original: Result<Original<'_>, Incomplete>) -> Result<Routed, Incomplete> {
+        let Original {
+            method,
+            target,
+            host,
+        } = original?;
+        Ok(self.decisions.route(method, host.as_deref(), &target))
+    }
+
     /// Decides on a check request that is in a head.
     async fn headers(
         &self,
         dialect: &'static str,
-        original: Result<Original<'_>, Incomplete>,
-        parts: &Parts,
+        routed: Result<Routed, Incomplete>,
+        parts: Parts,
     ) -> Outcome {
-        let headers = &parts.headers;
-        let holds_connection = parts.version < Version::HTTP_2;
-        let decision = match original {
-            Ok(original) => {
+        let decision = match routed {
+            Ok(routed) => {
                 let check = Check {
-                    method: original.method,
-                    target: &original.target,
-                    host: original.host.as_deref(),
-                    headers,
+                    routed,
+                    headers: parts.headers,
                     scopes: None,
                     deadline: None,
-                    holds_connection,
+                    holds_connection: parts.version < Version::HTTP_2,
                 };
                 self.decisions.decide(check).await
             }
@@ -142,11 +147,10 @@ impl Checks {
         let request = envoy_grpc::read(&body.to_bytes(), |name| self.decisions.reads(name));
         let (decision, about) = match request {
             Ok(request) => {
+                let host = Some(request.host.as_str());
                 let check = Check {
-                    method: request.method,
-                    target: &request.target,
-                    host: Some(&request.host),
-                    headers: &request.headers,
+                    routed: self.decisions.route(request.method, host, &request.target),
+                    headers: request.headers,
                     scopes: request.scopes,
                     deadline,
                     holds_connection: false,

@@ -1,8 +1,8 @@
 //! Decides about a request, with the layer, guards and limits of `tower-orgkey`.
 //!
 //! Each route has a service: the layer and what the route demands, around an inner service that responds with the context of the
-//! organization. The service gets a request with the method, the path and the credential of the original one, so statuses,
-//! challenges and problem documents are those of the layer.
+//! organization. The service gets a request with the method and the headers of the original one, so statuses, challenges and problem
+//! documents are those of the layer.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower::util::{BoxCloneSyncService, Either, option_layer};
@@ -37,7 +37,7 @@ use super::path;
 use super::recent::Recent;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
-use super::routes::{NotFound, Routes};
+use super::routes::{Found, NotFound, Routes};
 use super::terms::{Terms, Waiter};
 use super::waiting::{Bounded, Waiting};
 
@@ -59,19 +59,22 @@ type Claim = fn(RequestHead<'_>) -> Option<String>;
 type Scoped = Either<RequireScope<Allow>, Allow>;
 
 /// A request to decide on, as a proxy describes it.
-pub(super) struct Check<'a> {
-    pub(super) method: Method,
-    /// The path and query, as the client sent them.
-    pub(super) target: &'a str,
-    pub(super) host: Option<&'a str>,
+pub(super) struct Check {
+    pub(super) routed: Routed,
     /// The client's headers. Only the key, the request's id and the address of the client are read.
-    pub(super) headers: &'a HeaderMap,
+    pub(super) headers: HeaderMap,
     /// The scopes that the proxy demands beside those of the route.
     pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
     pub(super) deadline: Option<Duration>,
     /// Whether the check holds its connection until it is decided.
     pub(super) holds_connection: bool,
+}
+
+/// The method of a request, and its route.
+pub(super) struct Routed {
+    method: Method,
+    route: Result<(Arc<RouteServices>, Found), NotFound>,
 }
 
 /// What was decided about a request.
@@ -284,66 +287,65 @@ impl Decisions {
         }
     }
 
-    /// Decides about a request.
-    pub(super) async fn decide(&self, check: Check<'_>) -> Decision {
+    /// Finds the route of a request. The target is its path and query, as the client sent them.
+    pub(super) fn route(&self, method: Method, host: Option<&str>, target: &str) -> Routed {
         let current = self.routes.load_full();
-        let found = match current.routes.find(&check.method, check.host, check.target) {
-            Ok(found) => found,
-            Err(NotFound::NoRoute) => return self.reject(&check, no_route()).await,
-            Err(NotFound::Ambiguous(why)) => return self.reject(&check, ambiguous(why)).await,
+        let found = current.routes.find(&method, host, target);
+        let route = found.and_then(|found| {
+            let needs_key = !matches!(
+                current.services[found.index].demand,
+                RouteDemand::Nothing(_)
+            );
+            if needs_key && !path::is_of_uri(path::of_target(target)) {
+                return Err(NotFound::Ambiguous("is not a path of a URI"));
+            }
+            Ok((current, found))
+        });
+        Routed { method, route }
+    }
+
+    /// Decides about a request.
+    pub(super) async fn decide(&self, check: Check) -> Decision {
+        let client = self.client(&check.headers);
+        let (current, found) = match &check.routed.route {
+            Ok((current, found)) => (current, found),
+            Err(NotFound::NoRoute) => return self.reject(check, client, no_route()).await,
+            Err(NotFound::Ambiguous(why)) => {
+                let why = ambiguous(why);
+                return self.reject(check, client, why).await;
+            }
             Err(NotFound::NoHost) => {
-                self.reject(&check, Rejection::internal()).await;
+                self.reject(check, client, Rejection::internal()).await;
                 return Decision::Incomplete(HOST);
             }
         };
         let Route { name, demand } = &current.services[found.index];
-        let client = self.client(check.headers);
-        let matched = || Matched {
+        let is_read = self.audit.is_some() || found.organization.is_some() || client.is_some();
+        let matched = is_read.then(|| Matched {
             route: Some(Arc::clone(name)),
             organization: found.organization.as_deref().and_then(decoded),
             client,
-        };
-        match demand {
+        });
+        let response = match demand {
             RouteDemand::Nothing(_) if check.scopes.is_some() => {
-                self.reject(&check, Rejection::internal()).await;
+                self.reject(check, client, Rejection::internal()).await;
                 return Decision::Incomplete(SCOPES_OF_PUBLIC_ROUTE);
             }
             RouteDemand::Nothing(None) => return Decision::Public,
             RouteDemand::Nothing(Some(record)) => {
-                let request = self.recorded_request(&check, matched());
-                let Ok(_) = record.clone().call(request).await;
+                let mut record = record.clone();
+                let request = request(check.routed.method, check.headers, matched, ());
+                let Ok(_) = record.call(request).await;
                 return Decision::Public;
             }
-            RouteDemand::Key(_) | RouteDemand::Recorded(_) => {}
-        }
-        let Ok(uri) = Uri::try_from(path::of_target(check.target)) else {
-            let why = ambiguous("is not a path of a URI");
-            return self.reject(&check, why).await;
-        };
-        let mut request = Request::new(Terms {
-            deadline: check.deadline,
-            waiter: check
-                .holds_connection
-                .then(|| Waiter(client.map(network_of))),
-            scopes: check.scopes.clone(),
-        });
-        *request.method_mut() = check.method.clone();
-        *request.uri_mut() = uri;
-        copy(check.headers, request.headers_mut(), &self.key);
-        if self.audit.is_some() {
-            copy(check.headers, request.headers_mut(), &REQUEST_ID);
-        }
-        if self.audit.is_some() || found.organization.is_some() || client.is_some() {
-            request.extensions_mut().insert(matched());
-        }
-        let response = match demand {
-            RouteDemand::Nothing(_) => return Decision::misconfigured(),
             RouteDemand::Key(decide) => {
-                let Ok(response) = decide.clone().call(request).await;
+                let mut decide = decide.clone();
+                let Ok(response) = decide.call(check.into_request(matched, client)).await;
                 whole(response)
             }
             RouteDemand::Recorded(decide) => {
-                let Ok(response) = decide.clone().call(request).await;
+                let mut decide = decide.clone();
+                let Ok(response) = decide.call(check.into_request(matched, client)).await;
                 whole(response)
             }
         };
@@ -358,24 +360,15 @@ impl Decisions {
     }
 
     /// Rejects a request for a reason that the layer does not know, in the same format.
-    async fn reject(&self, check: &Check<'_>, rejection: Rejection) -> Decision {
+    async fn reject(&self, check: Check, client: Option<IpAddr>, why: Rejection) -> Decision {
         let matched = Matched {
-            client: self.client(check.headers),
+            client,
             ..Matched::default()
         };
-        let mut request = self.recorded_request(check, matched);
-        request.extensions_mut().insert(rejection);
+        let mut request = request(check.routed.method, check.headers, Some(matched), ());
+        request.extensions_mut().insert(why);
         let Ok(response) = self.reject.clone().call(request).await;
         Decision::Rejected(response)
-    }
-
-    /// Returns the request that is recorded if no key is read, without its path.
-    fn recorded_request(&self, check: &Check<'_>, matched: Matched) -> Request<()> {
-        let mut request = Request::new(());
-        *request.method_mut() = check.method.clone();
-        copy(check.headers, request.headers_mut(), &REQUEST_ID);
-        request.extensions_mut().insert(matched);
-        request
     }
 
     fn client(&self, headers: &HeaderMap) -> Option<IpAddr> {
@@ -387,11 +380,30 @@ impl Decisions {
     }
 }
 
-/// Copies the values of a header.
-fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
-    for value in from.get_all(name) {
-        to.append(name, value.clone());
+impl Check {
+    /// Returns the request that the layer decides about.
+    fn into_request(self, matched: Option<Matched>, client: Option<IpAddr>) -> Request<Terms> {
+        let waiter = self
+            .holds_connection
+            .then(|| Waiter(client.map(network_of)));
+        let terms = Terms {
+            scopes: self.scopes,
+            deadline: self.deadline,
+            waiter,
+        };
+        request(self.routed.method, self.headers, matched, terms)
     }
+}
+
+/// Returns a request for the services of a route. They read no path.
+fn request<B>(method: Method, headers: HeaderMap, matched: Option<Matched>, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.headers_mut() = headers;
+    if let Some(matched) = matched {
+        request.extensions_mut().insert(matched);
+    }
+    request
 }
 
 /// Puts the audit trail around a service, and reads its bodies.

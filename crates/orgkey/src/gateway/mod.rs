@@ -14,6 +14,7 @@ mod once_per_second;
 mod open_files;
 mod path;
 mod recent;
+mod recorder;
 mod region;
 mod rendered;
 mod routes;

@@ -5,6 +5,9 @@
 
 use percent_encoding::percent_decode_str;
 
+/// As long as the crate `http` allows.
+const MAX_LEN: usize = u16::MAX as usize;
+
 /// Returns the path of a request target: all before the query.
 pub(super) fn of_target(target: &str) -> &str {
     match target.bytes().position(|byte| byte == b'?') {
@@ -44,6 +47,12 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
         return Err("is encoded twice");
     }
     Ok(())
+}
+
+/// Whether a path that is [checked](check) can be that of a URI.
+pub(super) fn is_of_uri(path: &str) -> bool {
+    let is_excluded = |byte: u8| matches!(byte, b'<' | b'>' | b'`');
+    path.len() < MAX_LEN && !path.bytes().any(is_excluded)
 }
 
 fn decoded(text: &str) -> Vec<u8> {
@@ -223,6 +232,17 @@ mod tests {
             path.push('/');
         }
         path
+    }
+
+    #[test]
+    fn paths_of_uris_are_those_that_http_accepts() {
+        let path = |len: usize| format!("/{}", "a".repeat(len - 1));
+        let long = [MAX_LEN - 2, MAX_LEN - 1, MAX_LEN, MAX_LEN + 1].map(path);
+        let each = (0x21..=0x7e_u8).map(|byte| format!("/a{}", char::from(byte)));
+        for path in each.chain(long).filter(|path| check(path, true).is_ok()) {
+            let is_uri = http::Uri::try_from(&path).is_ok();
+            assert_eq!(is_of_uri(&path), is_uri, "{}", &path[..3]);
+        }
     }
 
     proptest! {

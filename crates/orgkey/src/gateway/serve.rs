@@ -244,9 +244,10 @@ where
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
             let in_use = InUse::new(Arc::clone(&begun));
-            let response = service(request);
-            async {
-                let response = response.await;
+            let service = service.clone();
+            // The large future of the service is made where it is polled, so that it is not copied.
+            async move {
+                let response = service(request).await;
                 drop(in_use);
                 Ok::<_, Infallible>(response)
             }

@@ -41,7 +41,7 @@ fn at_most_once<'a>(
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(Incomplete(name.as_str())),
         (None, None) => Ok(None),
-        (Some(value), None) => Ok(Some(match std::str::from_utf8(value.as_bytes()) {
+        (Some(value), None) => Ok(Some(match value.to_str() {
             Ok(value) => Cow::Borrowed(value),
             Err(_) => String::from_utf8_lossy(value.as_bytes()),
         })),
