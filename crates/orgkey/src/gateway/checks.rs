@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -75,11 +74,17 @@ impl Checks {
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
                 let routed = self.routed(nginx::original(&parts.headers));
-                nginx::response(self.headers("nginx", routed, parts).await)
+                nginx::response(
+                    self.head("nginx", routed, parts.headers, parts.version)
+                        .await,
+                )
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
                 let routed = self.routed(forward_auth::original(&parts.headers));
-                forward_auth::response(self.headers("forward-auth", routed, parts).await)
+                forward_auth::response(
+                    self.head("forward-auth", routed, parts.headers, parts.version)
+                        .await,
+                )
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
                 // Boxed, so that the other dialects do not move its future.
@@ -88,7 +93,9 @@ impl Checks {
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
                     let routed = self.routed(envoy_http::original(&parts, target));
-                    let outcome = self.headers("envoy-http", routed, parts).await;
+                    let outcome = self
+                        .head("envoy-http", routed, parts.headers, parts.version)
+                        .await;
                     self.envoy.response(outcome)
                 }
                 _ => unknown(),
@@ -107,20 +114,21 @@ impl Checks {
     }
 
     /// Decides on a check request that is in a head.
-    async fn headers(
+    async fn head(
         &self,
         dialect: &'static str,
         routed: Result<Routed, Incomplete>,
-        parts: Parts,
+        headers: HeaderMap,
+        version: Version,
     ) -> Outcome {
         let decision = match routed {
             Ok(routed) => {
                 let check = Check {
                     routed,
-                    headers: parts.headers,
+                    headers,
                     scopes: None,
                     deadline: None,
-                    holds_connection: parts.version < Version::HTTP_2,
+                    holds_connection: version < Version::HTTP_2,
                 };
                 self.decisions.decide(check).await
             }

@@ -100,6 +100,15 @@ impl Identities {
             Some(_) => SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs(),
             None => 0,
         };
+        self.of_at(now, context, audience)
+    }
+
+    fn of_at(
+        &self,
+        now: u64,
+        context: &OrgContext,
+        audience: Option<&Arc<str>>,
+    ) -> Option<HeaderMap> {
         let known = self.made.pin();
         if let Some(made) = known.get(&CallerOf(context, audience))
             && (made.at..made.at + REUSE).contains(&now)
@@ -110,6 +119,7 @@ impl Identities {
         let headers = headers
             .map_err(|unusable| self.log(context, &unusable))
             .ok()?;
+        // All at once: what is made again costs little beside the call that verified its key.
         if known.len() >= CAPACITY {
             known.clear();
         }
@@ -242,7 +252,71 @@ pub(super) fn is_reserved(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use tower_orgkey::test_util::OrgContextBuilder;
+
     use super::*;
+
+    fn caller(org_code: &str, key_id: &str, scopes: &[&str]) -> OrgContext {
+        OrgContextBuilder::new(org_code)
+            .key_id(key_id)
+            .scopes(scopes.iter().copied())
+            .build()
+    }
+
+    #[test]
+    fn kept_headers_are_those_of_the_caller() {
+        let identities = Identities::default();
+        let callers = [
+            ("org_1", "key_1", &["a", "b"][..], Some("a b")),
+            ("org_1", "key_1", &["a"], Some("a")),
+            ("org_1", "key_1", &[], None),
+            ("org_1", "key_2", &["a"], Some("a")),
+            ("org_2", "key_1", &["a"], Some("a")),
+        ];
+        for (org_code, key_id, scopes, expected) in callers.iter().chain(&callers) {
+            let headers = identities.of(&caller(org_code, key_id, scopes), None);
+            let headers = headers.unwrap();
+            assert_eq!(headers[ORG_CODE], org_code);
+            assert_eq!(headers[KEY_ID], key_id);
+            let scopes = headers.get(SCOPES).map(|scopes| scopes.to_str().unwrap());
+            assert_eq!(scopes, *expected);
+        }
+        assert_eq!(identities.made.pin().len(), callers.len());
+    }
+
+    #[test]
+    fn kept_callers_are_bounded() {
+        let identities = Identities::default();
+        for number in 0..CAPACITY + 10 {
+            let headers = identities.of(&caller("org_1", &format!("key_{number}"), &[]), None);
+            assert!(headers.is_some());
+        }
+        assert_eq!(identities.made.pin().len(), 10);
+    }
+
+    #[test]
+    fn assertions_are_signed_anew_after_30_s() {
+        // As OpenSSL writes it.
+        let key = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+        let key = BASE64_STANDARD.encode([&key[..], &[7; 32]].concat());
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n");
+        let signer = Signer::new(&pem, "orgkey".to_owned(), "api").unwrap();
+        let identities = Identities::new(Some(signer));
+        let caller = caller("org_1", "key_1", &[]);
+        let at = |now, audience: Option<&Arc<str>>| {
+            let headers = identities.of_at(now, &caller, audience).unwrap();
+            headers[ASSERTION].clone()
+        };
+        let first = at(1_000, None);
+        assert_eq!(at(1_029, None), first);
+        // For another service, and by a clock that was set back.
+        assert_ne!(at(1_000, Some(&"other".into())), first);
+        let second = at(1_030, None);
+        assert_ne!(second, first);
+        assert_ne!(at(1_029, None), second);
+    }
 
     #[test]
     fn aliases_are_reserved_names() {
