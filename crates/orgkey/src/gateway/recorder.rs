@@ -41,7 +41,7 @@ fn kept<T: Clone>(handles: &Handles<T>, key: &Key, make: impl FnOnce() -> T) -> 
         return handle.clone();
     }
     let handle = make();
-    handles.insert(key.to_retained(), handle.clone());
+    handles.insert(key.clone(), handle.clone());
     handle
 }
 
