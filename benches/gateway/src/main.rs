@@ -1,6 +1,8 @@
 //! `orgkey gateway` under load, relative to servers that are measured in the same rounds: an axum server that answers 200, and
 //! nginx without a check.
 
+mod floor;
+mod instructions;
 mod servers;
 #[path = "../../src/table.rs"]
 mod table;
@@ -13,30 +15,40 @@ use self::servers::{Nginx, Server};
 
 const ROUNDS: usize = 15;
 
+const BARE: &str = "an axum server that answers 200";
+const AXUM: &str = "**floor**: a check by hand, a handler of axum";
+const HYPER: &str = "the same, a service of hyper";
+const PLAIN: &str = "the gateway, issuer and routes only";
+const FULL: &str = "the gateway with audit, limits and assertions";
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         [] => tables(),
+        ["instructions"] => instructions::table(),
         ["serve", row, address] => servers::serve(row, address.parse().expect("an address")),
-        _ => panic!("usage: benches/run gateway"),
+        _ => panic!("usage: benches/run gateway [instructions]"),
     }
 }
 
 fn tables() {
+    instructions::table();
     let bare = Server::start("bare");
+    let axum = Server::start("axum");
+    let hyper = Server::start("hyper");
     let plain = Server::start("plain");
     let full = Server::start("full");
     let check = |server: &Server| server.load("/v1/nginx");
     compare(
         "checks: one server thread under `wrk -t1 -c32`",
-        "an axum server that answers 200",
+        BARE,
         &|| check(&bare),
         &[
-            ("the gateway, issuer and routes only", &|| check(&plain)),
-            ("the gateway with audit, limits and assertions", &|| {
-                check(&full)
-            }),
+            (AXUM, &|| check(&axum)),
+            (HYPER, &|| check(&hyper)),
+            (PLAIN, &|| check(&plain)),
+            (FULL, &|| check(&full)),
         ],
     );
     let without = Nginx::start(None, bare.address);

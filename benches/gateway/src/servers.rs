@@ -1,6 +1,6 @@
 //! The servers that are compared, each in a separate process.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use kinde_emulator::{KeySpec, KindeEmulator};
 use orgkey::gateway::{Config, Gateway};
 use tempfile::TempDir;
 
-use crate::{free_address, wrk};
+use crate::{floor, free_address, wrk};
 
 const ROUTES: &str = "[[route]]\nmatch = 'GET,POST /reports/{id}'\nscopes = ['read:reports']\n\
                       [[route]]\nmatch = '* /orgs/{org_code}/{*rest}'\norganization = 'org_code'\n";
@@ -34,9 +34,14 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(row: &str) -> Self {
-        let address = free_address();
         let program = std::env::current_exe().expect("this program");
-        let mut process = Command::new(program)
+        Self::start_as(Command::new(program), row)
+    }
+
+    /// Starts a row by this program, or a command that runs it.
+    pub(crate) fn start_as(mut command: Command, row: &str) -> Self {
+        let address = free_address();
+        let mut process = command
             .args(["serve", row, &address.to_string()])
             .stdout(Stdio::piped())
             .spawn()
@@ -54,14 +59,32 @@ impl Server {
 
     /// Requests per second, as nginx sends them.
     pub(crate) fn load(&self, path: &str) -> f64 {
-        let headers = [
+        wrk::rate(&format!("http://{}{path}", self.address), self.headers())
+    }
+
+    /// The headers of a check request.
+    pub(crate) fn headers(&self) -> [&str; 4] {
+        [
             self.bearer.as_str(),
             "X-Original-Method: GET",
             "X-Original-URI: /reports/1",
             "X-Original-Host: api.example.com",
-        ];
-        wrk::rate(&format!("http://{}{path}", self.address), headers)
+        ]
     }
+
+    /// Ends the server by a signal, and returns what it wrote to a piped standard error.
+    pub(crate) fn end(mut self) -> String {
+        terminate(&self.process);
+        let mut said = String::new();
+        if let Some(mut error) = self.process.stderr.take() {
+            error.read_to_string(&mut said).expect("text");
+        }
+        said
+    }
+}
+
+fn terminate(process: &Child) {
+    let _ = Command::new("kill").arg(process.id().to_string()).status();
 }
 
 impl Drop for Server {
@@ -85,15 +108,19 @@ pub(crate) fn serve(row: &str, address: SocketAddr) {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        if row == "bare" {
-            println!("unread-key");
+        if ["bare", "axum", "hyper"].contains(&row) {
+            println!("{}", floor::KEY);
             let listener = tokio::net::TcpListener::bind(address)
                 .await
                 .expect("a port");
-            // Also the service behind nginx.
-            let router = Router::new()
-                .route("/v1/nginx", any(async || ()))
-                .route("/reports/{id}", any(async || ()));
+            let router = match row {
+                "hyper" => return floor::serve(listener).await,
+                "axum" => floor::router(),
+                // Also the service behind nginx.
+                _ => Router::new()
+                    .route("/v1/nginx", any(async || ()))
+                    .route("/reports/{id}", any(async || ())),
+            };
             return axum::serve(listener, router).await.expect("a server");
         }
         let emulator = KindeEmulator::start().await.expect("an issuer");
@@ -176,9 +203,7 @@ impl Nginx {
 impl Drop for Nginx {
     fn drop(&mut self) {
         // nginx ends its workers on SIGTERM only.
-        let _ = Command::new("kill")
-            .arg(self.process.id().to_string())
-            .status();
+        terminate(&self.process);
         let _ = self.process.wait();
     }
 }

@@ -2,28 +2,23 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::HeaderValue;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use moka::sync::Cache;
 use serde::Serialize;
-use tower_orgkey::{KeyId, OrgCode, OrgContext, Scopes};
+use tower_orgkey::{KeyId, OrgContext};
 
 /// How long an assertion is valid, in seconds.
 const LIFETIME: u64 = 60;
 
 /// How long an assertion is given out, in seconds. A service has at least the rest of its lifetime to read it.
-const REUSE: u64 = 30;
-
-/// The most assertions that are kept.
-const CAPACITY: u64 = 10_000;
+pub(super) const REUSE: u64 = 30;
 
 const UNUSABLE: &str = "expected an Ed25519 private key of 32 bytes in PKCS #8 and PEM, as `openssl genpkey` writes it";
 
-/// Signs assertions, each once per caller, audience and 30 s.
+/// Signs assertions.
 pub(super) struct Signer {
     key: EncodingKey,
     header: Header,
@@ -31,22 +26,6 @@ pub(super) struct Signer {
     key_set: JwkSet,
     issuer: String,
     audience: Arc<str>,
-    made: Cache<Subject, Made>,
-}
-
-/// What an assertion says.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Subject {
-    org_code: OrgCode,
-    key_id: Option<KeyId>,
-    scopes: Scopes,
-    audience: Arc<str>,
-}
-
-#[derive(Clone)]
-struct Made {
-    at: u64,
-    token: HeaderValue,
 }
 
 #[derive(Serialize)]
@@ -74,7 +53,6 @@ impl Signer {
             key_set: JwkSet { keys: vec![public] },
             issuer,
             audience: audience.into(),
-            made: Cache::new(CAPACITY),
         })
     }
 
@@ -97,41 +75,21 @@ impl Signer {
         &self.key_set
     }
 
-    /// Returns the assertion about a caller, for an audience if the route has its own. `None` if it cannot be signed.
-    pub(super) fn assertion(
+    /// Signs an assertion about a caller at a time in seconds, for an audience if the route has its own. `None` if it cannot be signed.
+    pub(super) fn sign(
         &self,
         caller: &OrgContext,
         audience: Option<&Arc<str>>,
+        now: u64,
     ) -> Option<HeaderValue> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-        let subject = Subject {
-            org_code: caller.org_code().clone(),
-            key_id: caller.key_id().cloned(),
-            scopes: caller.scopes().clone(),
-            audience: Arc::clone(audience.unwrap_or(&self.audience)),
-        };
-        if let Some(made) = self.made.get(&subject)
-            && (made.at..made.at + REUSE).contains(&now)
-        {
-            return Some(made.token);
-        }
-        let token = self.sign(&subject, now)?;
-        let made = Made {
-            at: now,
-            token: token.clone(),
-        };
-        self.made.insert(subject, made);
-        Some(token)
-    }
-
-    fn sign(&self, subject: &Subject, now: u64) -> Option<HeaderValue> {
-        let scopes: Vec<_> = subject.scopes.iter().map(AsRef::as_ref).collect();
+        let scopes: Vec<_> = caller.scopes().iter().map(AsRef::as_ref).collect();
+        let org_code = caller.org_code().as_str();
         let claims = Claims {
             iss: &self.issuer,
-            sub: subject.org_code.as_str(),
-            aud: &subject.audience,
-            org_code: subject.org_code.as_str(),
-            key_id: subject.key_id.as_ref().map(KeyId::as_str),
+            sub: org_code,
+            aud: audience.unwrap_or(&self.audience),
+            org_code,
+            key_id: caller.key_id().map(KeyId::as_str),
             scope: scopes.join(" "),
             iat: now,
             exp: now + LIFETIME,

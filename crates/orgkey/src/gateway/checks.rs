@@ -1,12 +1,10 @@
 //! The listener for the check requests of proxies.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -15,9 +13,9 @@ use metrics::Counter;
 use tower_orgkey::Rejection;
 
 use super::config::{Config, Dialect};
-use super::decision::{Check, Decision, Decisions};
+use super::decision::{Check, Decision, Decisions, Routed};
 use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
-use super::identity::Identity;
+use super::identity;
 use super::once_per_second::OncePerSecond;
 use super::recent::Recent;
 use super::rendered::rendered;
@@ -36,7 +34,6 @@ pub(super) struct Checks {
     removed_key: Option<HeaderName>,
     envoy: envoy_http::Responses,
     counters: Counters,
-    recent: Recent,
     logged: OncePerSecond,
 }
 
@@ -49,7 +46,6 @@ impl Checks {
             envoy: envoy_http::Responses::new(removed_key.as_ref()),
             removed_key,
             counters: Counters::default(),
-            recent: Recent::new(),
             logged: OncePerSecond::default(),
         }
     }
@@ -60,7 +56,7 @@ impl Checks {
 
     /// Returns what was decided in the last hour.
     pub(super) fn recent(&self) -> &Recent {
-        &self.recent
+        self.decisions.recent()
     }
 
     /// Responds to a check request. Its body may take this long to arrive. Any other request is rejected.
@@ -77,12 +73,18 @@ impl Checks {
         let speaks = |dialect| self.dialects.contains(&dialect);
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
-                let original = nginx::original(&parts.headers);
-                nginx::response(self.headers("nginx", original, &parts).await)
+                let routed = self.routed(nginx::original(&parts.headers));
+                nginx::response(
+                    self.head("nginx", routed, parts.headers, parts.version)
+                        .await,
+                )
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
-                let original = forward_auth::original(&parts.headers);
-                forward_auth::response(self.headers("forward-auth", original, &parts).await)
+                let routed = self.routed(forward_auth::original(&parts.headers));
+                forward_auth::response(
+                    self.head("forward-auth", routed, parts.headers, parts.version)
+                        .await,
+                )
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
                 // Boxed, so that the other dialects do not move its future.
@@ -90,8 +92,10 @@ impl Checks {
             }
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
-                    let original = envoy_http::original(&parts, target);
-                    let outcome = self.headers("envoy-http", original, &parts).await;
+                    let routed = self.routed(envoy_http::original(&parts, target));
+                    let outcome = self
+                        .head("envoy-http", routed, parts.headers, parts.version)
+                        .await;
                     self.envoy.response(outcome)
                 }
                 _ => unknown(),
@@ -100,25 +104,31 @@ impl Checks {
         response.map(|body| Either::Left(Full::new(body)))
     }
 
+    fn routed(&self, original: Result<Original<'_>, Incomplete>) -> Result<Routed, Incomplete> {
+        let Original {
+            method,
+            target,
+            host,
+        } = original?;
+        Ok(self.decisions.route(method, host.as_deref(), &target))
+    }
+
     /// Decides on a check request that is in a head.
-    async fn headers(
+    async fn head(
         &self,
         dialect: &'static str,
-        original: Result<Original<'_>, Incomplete>,
-        parts: &Parts,
+        routed: Result<Routed, Incomplete>,
+        headers: HeaderMap,
+        version: Version,
     ) -> Outcome {
-        let headers = &parts.headers;
-        let holds_connection = parts.version < Version::HTTP_2;
-        let decision = match original {
-            Ok(original) => {
+        let decision = match routed {
+            Ok(routed) => {
                 let check = Check {
-                    method: original.method,
-                    target: &original.target,
-                    host: original.host.as_deref(),
+                    routed,
                     headers,
                     scopes: None,
                     deadline: None,
-                    holds_connection,
+                    holds_connection: version < Version::HTTP_2,
                 };
                 self.decisions.decide(check).await
             }
@@ -145,11 +155,10 @@ impl Checks {
         let request = envoy_grpc::read(&body.to_bytes(), |name| self.decisions.reads(name));
         let (decision, about) = match request {
             Ok(request) => {
+                let host = Some(request.host.as_str());
                 let check = Check {
-                    method: request.method,
-                    target: &request.target,
-                    host: Some(&request.host),
-                    headers: &request.headers,
+                    routed: self.decisions.route(request.method, host, &request.target),
+                    headers: request.headers,
                     scopes: request.scopes,
                     deadline,
                     holds_connection: false,
@@ -191,20 +200,17 @@ impl Checks {
     fn outcome(&self, dialect: &'static str, decision: Decision) -> Outcome {
         let (name, outcome) = match decision {
             Decision::Public => {
-                self.recent.record("public", None);
-                ("public", Outcome::Allowed(Identity::default()))
+                self.recent().record("public", None);
+                ("public", Outcome::Allowed(identity::of_nobody()))
             }
-            Decision::Allowed(context, identity) => {
-                self.recent.record("allowed", Some(context.org_code()));
-                ("allowed", Outcome::Allowed(identity))
-            }
+            Decision::Allowed(headers) => ("allowed", Outcome::Allowed(headers)),
             Decision::Incomplete(incomplete) => {
                 return self.outcome(dialect, self.incomplete(dialect, &incomplete));
             }
             Decision::Rejected(response) => {
                 let rejection = response.extensions().get::<Rejection>();
                 let code = rejection.map_or("internal", Rejection::code);
-                self.recent.record(code, None);
+                self.recent().record(code, None);
                 (code, Outcome::Rejected(response))
             }
         };
@@ -229,14 +235,17 @@ fn trailers_only(status: &'static str) -> Response<ResponseBody> {
     response
 }
 
-/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time.
+/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time. Few, so that
+/// comparing them is cheaper than a hash.
 #[derive(Default)]
-struct Counters(RwLock<HashMap<(&'static str, &'static str), Counter>>);
+struct Counters(RwLock<Vec<(&'static str, &'static str, Counter)>>);
 
 impl Counters {
     fn count(&self, dialect: &'static str, outcome: &'static str) {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let counter = known.get(&(dialect, outcome)).cloned();
+        let counter = known.iter().find_map(|(of_dialect, of_outcome, counter)| {
+            (*of_outcome == outcome && *of_dialect == dialect).then(|| counter.clone())
+        });
         // No telemetry is emitted while a lock is held.
         drop(known);
         if let Some(counter) = counter {
@@ -245,6 +254,7 @@ impl Counters {
         let counter = metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome);
         counter.increment(1);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert((dialect, outcome), counter);
+        // Another thread may have added it: the first one is found.
+        known.push((dialect, outcome, counter));
     }
 }

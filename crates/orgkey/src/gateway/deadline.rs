@@ -13,18 +13,15 @@ use tower::Service;
 use tower_orgkey::Rejection;
 
 use super::rendered::rendered;
+use super::terms::Terms;
 
-/// How long the proxy waits, in the extensions of a request.
-#[derive(Clone, Copy)]
-pub(super) struct Deadline(pub(super) Duration);
-
-/// Rejects a request that is not decided at its [`Deadline`]. The verification goes on, and the next request finds its result.
+/// Rejects a request that is not decided at the deadline of its [`Terms`]. The verification goes on, and the next request finds its result.
 #[derive(Clone)]
 pub(super) struct WithDeadline<S>(pub(super) S);
 
-impl<S> Service<Request<()>> for WithDeadline<S>
+impl<S> Service<Request<Terms>> for WithDeadline<S>
 where
-    S: Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S: Service<Request<Terms>, Response = Response<Full<Bytes>>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = S::Response;
@@ -35,12 +32,12 @@ where
         self.0.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<()>) -> Self::Future {
-        let deadline = request.extensions_mut().remove::<Deadline>();
+    fn call(&mut self, mut request: Request<Terms>) -> Self::Future {
+        let deadline = request.body_mut().deadline.take();
         let decided = self.0.call(request);
         match deadline {
             None => Either::Left(decided),
-            Some(Deadline(deadline)) => {
+            Some(deadline) => {
                 let in_time = tokio::time::timeout(deadline, decided)
                     .map(|in_time| in_time.unwrap_or_else(|_| Ok(too_slow())));
                 Either::Right(Box::pin(in_time))

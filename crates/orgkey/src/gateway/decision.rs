@@ -1,8 +1,8 @@
 //! Decides about a request, with the layer, guards and limits of `tower-orgkey`.
 //!
 //! Each route has a service: the layer and what the route demands, around an inner service that responds with the context of the
-//! organization. The service gets a request with the method, the path and the credential of the original one, so statuses,
-//! challenges and problem documents are those of the layer.
+//! organization. The service gets a request with the method and the headers of the original one, so statuses, challenges and problem
+//! documents are those of the layer.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -12,29 +12,34 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use tower::util::{BoxCloneSyncService, option_layer};
+use tower::util::{BoxCloneSyncService, Either, option_layer};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_orgkey::auth::network_of;
-use tower_orgkey::guard::RequireScopeLayer;
+use tower_orgkey::guard::{FromHead, RequireOrg, RequireScope, RequireScopeLayer};
+use tower_orgkey::limit::OrgRateLimit;
+use tower_orgkey::region::RegionService;
 use tower_orgkey::scope::ScopePolicy;
 use tower_orgkey::{
-    ApiKeyHandle, ApiKeyLayer, OrgContext, OrgRateLimitLayer, Quota, Rejection, RequestHead,
-    require_org_with,
+    ApiKeyHandle, ApiKeyLayer, ApiKeyService, OrgContext, OrgRateLimitLayer, Quota, Rejection,
+    RequestHead, require_org_with,
 };
-use tower_orgkey_audit::AuditLayer;
+use tower_orgkey_audit::{AuditLayer, AuditService};
 
+use super::allow::Allow;
 use super::config::{Config, Demand, RouteConfig};
-use super::deadline::{Deadline, WithDeadline};
+use super::deadline::WithDeadline;
 use super::dialect::Incomplete;
-use super::identity::{Identities, Identity};
+use super::identity::{Identities, ORG_CODE};
 use super::path;
+use super::recent::Recent;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
-use super::routes::{NotFound, Routes};
-use super::waiting::{Bounded, Waiter, Waiting};
+use super::routes::{Found, NotFound, Routes};
+use super::terms::{Terms, Waiter};
+use super::waiting::{Bounded, Waiting};
 
 /// The header with the request's id, for the audit trail.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -42,17 +47,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const HOST: Incomplete = Incomplete("the host, which some routes have");
 const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
 
-/// Decides on a checked request. The response for an allowed one has a [`Granted`] in its extensions.
-type Decide = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
+/// Records a request that needs no key.
+type Record = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
+
+/// Decides about a request, from the outside in: the deadline, the bound of checks that wait, the layer, the region, the limit, the
+/// organization, scopes. Named, because boxed services cost two allocations per check.
+type Decide = WithDeadline<Bounded<ApiKeyService<Regional>>>;
+type Regional = Either<RegionService<OrgRateLimit<Guarded>>, OrgRateLimit<Guarded>>;
+type Guarded = Either<RequireOrg<Scoped, FromHead<Claim>>, Scoped>;
+type Claim = fn(RequestHead<'_>) -> Option<String>;
+type Scoped = Either<RequireScope<Allow>, Allow>;
 
 /// A request to decide on, as a proxy describes it.
-pub(super) struct Check<'a> {
-    pub(super) method: Method,
-    /// The path and query, as the client sent them.
-    pub(super) target: &'a str,
-    pub(super) host: Option<&'a str>,
+pub(super) struct Check {
+    pub(super) routed: Routed,
     /// The client's headers. Only the key, the request's id and the address of the client are read.
-    pub(super) headers: &'a HeaderMap,
+    pub(super) headers: HeaderMap,
     /// The scopes that the proxy demands beside those of the route.
     pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
@@ -61,12 +71,18 @@ pub(super) struct Check<'a> {
     pub(super) holds_connection: bool,
 }
 
+/// The method of a request, and its route.
+pub(super) struct Routed {
+    method: Method,
+    route: Result<(Arc<RouteServices>, Found), NotFound>,
+}
+
 /// What was decided about a request.
 pub(super) enum Decision {
     /// The route is public. No key was read.
     Public,
-    /// The organization may do it.
-    Allowed(OrgContext, Identity),
+    /// The organization may do it. With the headers that say so.
+    Allowed(HeaderMap),
     /// It may not pass.
     Rejected(Response<Bytes>),
     /// It may not pass, because the proxy is not configured as its dialect requires.
@@ -85,13 +101,14 @@ pub(super) struct Decisions {
     layer: ApiKeyLayer,
     regions: Option<Regions>,
     identities: Arc<Identities>,
+    recent: Arc<Recent>,
     limit: OrgRateLimitLayer,
     quota: Arc<ArcSwap<Option<Quota>>>,
     audit: Option<AuditLayer>,
     /// For public routes, if they are recorded.
     public_audit: Option<AuditLayer>,
     /// Responds to requests without a route, with the rejection in their extensions.
-    reject: Decide,
+    reject: Record,
     waiting: Waiting,
     /// The header with the key.
     key: HeaderName,
@@ -112,8 +129,10 @@ struct Route {
 /// What a route demands, as a service.
 enum RouteDemand {
     /// No key is read. The service records the request, if public ones are recorded.
-    Nothing(Option<Decide>),
+    Nothing(Option<Record>),
     Key(Decide),
+    /// With the audit trail around it.
+    Recorded(AuditService<Decide>),
 }
 
 /// What guards and the audit trail know about a request beside its head.
@@ -121,7 +140,6 @@ enum RouteDemand {
 struct Matched {
     route: Option<Arc<str>>,
     organization: Option<String>,
-    scopes: Option<ScopePolicy>,
     client: Option<IpAddr>,
 }
 
@@ -129,6 +147,11 @@ impl Matched {
     fn of(head: RequestHead<'_>) -> Option<&Self> {
         head.extensions.get()
     }
+}
+
+/// Returns the organization that the path of a request names.
+fn claimed(head: RequestHead<'_>) -> Option<String> {
+    Matched::of(head)?.organization.clone()
 }
 
 /// Returns the address of a request's client, if the proxy says it.
@@ -161,7 +184,7 @@ impl Decisions {
                 .route(|head| Some(Matched::of(head)?.route.as_ref()?.to_string()))
                 .peer(client)
         });
-        let reject = audited(audit.as_ref(), service_fn(reject));
+        let reject = recorded(audit.as_ref(), service_fn(reject));
         let settings = config.audit.as_ref();
         let client_address = settings.and_then(|audit| audit.client_address_header.clone());
         let records_public = settings.is_some_and(|audit| audit.public_requests);
@@ -171,6 +194,7 @@ impl Decisions {
             layer,
             regions,
             identities: Arc::new(identities),
+            recent: Arc::new(Recent::new()),
             limit: OrgRateLimitLayer::new(move |_: &OrgContext| **current.load()),
             quota,
             audit,
@@ -211,6 +235,11 @@ impl Decisions {
         self.layer.handle()
     }
 
+    /// Returns what was decided in the last hour.
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
     /// Returns the limit of each organization.
     pub(super) fn quota(&self) -> Option<Quota> {
         **self.quota.load()
@@ -232,7 +261,6 @@ impl Decisions {
         }
     }
 
-    /// From the outside in: audit, the deadline, the bound of checks that wait, the layer, the region, the limit, the organization, scopes.
     fn demand(&self, route: &RouteConfig) -> RouteDemand {
         let Demand::Key {
             scopes,
@@ -240,114 +268,107 @@ impl Decisions {
         } = &route.demand
         else {
             let audit = self.public_audit.as_ref();
-            return RouteDemand::Nothing(audit.map(|audit| audited(Some(audit), service_fn(pass))));
+            return RouteDemand::Nothing(
+                audit.map(|audit| recorded(Some(audit), service_fn(pass))),
+            );
         };
         let scopes = option_layer(scopes.clone().map(RequireScopeLayer::new));
-        let organization = option_layer(organization.as_ref().map(|_| {
-            require_org_with(|head: RequestHead<'_>| Matched::of(head)?.organization.clone())
-        }));
-        let allow = Allow {
-            identities: Arc::clone(&self.identities),
-            audience: route.audience.as_deref().map(Into::into),
-        };
-        let allow = Arc::new(allow);
-        let allow = service_fn(move |request| Arc::clone(&allow).with_scopes(request));
-        let guarded = organization.layer(scopes.layer(allow));
+        let claimed: Claim = claimed;
+        let organization = organization.as_ref().map(|_| require_org_with(claimed));
+        let organization = option_layer(organization);
         let region = option_layer(self.regions.as_ref().map(|regions| regions.layer.clone()));
-        let decided = self.layer.layer(region.layer(self.limit.layer(guarded)));
-        let decided = decided.map_response(|response| whole(response).map(Full::new));
-        let decided = Bounded::new(decided, self.waiting.clone());
-        RouteDemand::Key(audited(self.audit.as_ref(), WithDeadline(decided)))
+        let allow = Allow::new(&self.identities, &self.recent, route);
+        let guarded = organization.layer(scopes.layer(allow));
+        let decide = self.layer.layer(region.layer(self.limit.layer(guarded)));
+        let decide = WithDeadline(Bounded::new(decide, self.waiting.clone()));
+        match &self.audit {
+            None => RouteDemand::Key(decide),
+            Some(audit) => RouteDemand::Recorded(audit.layer(decide)),
+        }
+    }
+
+    /// Finds the route of a request. The target is its path and query, as the client sent them.
+    pub(super) fn route(&self, method: Method, host: Option<&str>, target: &str) -> Routed {
+        let current = self.routes.load_full();
+        let found = current.routes.find(&method, host, target);
+        let route = found.and_then(|found| {
+            let needs_key = !matches!(
+                current.services[found.index].demand,
+                RouteDemand::Nothing(_)
+            );
+            if needs_key && !path::is_of_uri(path::of_target(target)) {
+                return Err(NotFound::Ambiguous("is not a path of a URI"));
+            }
+            Ok((current, found))
+        });
+        Routed { method, route }
     }
 
     /// Decides about a request.
-    pub(super) async fn decide(&self, check: Check<'_>) -> Decision {
-        let current = self.routes.load_full();
-        let found = match current.routes.find(&check.method, check.host, check.target) {
-            Ok(found) => found,
-            Err(NotFound::NoRoute) => return self.reject(&check, no_route()).await,
-            Err(NotFound::Ambiguous(why)) => return self.reject(&check, ambiguous(why)).await,
+    pub(super) async fn decide(&self, check: Check) -> Decision {
+        let client = self.client(&check.headers);
+        let (current, found) = match &check.routed.route {
+            Ok((current, found)) => (current, found),
+            Err(NotFound::NoRoute) => return self.reject(check, client, no_route()).await,
+            Err(NotFound::Ambiguous(why)) => {
+                let why = ambiguous(why);
+                return self.reject(check, client, why).await;
+            }
             Err(NotFound::NoHost) => {
-                self.reject(&check, Rejection::internal()).await;
+                self.reject(check, client, Rejection::internal()).await;
                 return Decision::Incomplete(HOST);
             }
         };
-        let route = &current.services[found.index];
-        let client = self.client(check.headers);
-        let matched = Matched {
-            route: Some(Arc::clone(&route.name)),
+        let Route { name, demand } = &current.services[found.index];
+        let is_read = self.audit.is_some() || found.organization.is_some() || client.is_some();
+        let matched = is_read.then(|| Matched {
+            route: Some(Arc::clone(name)),
             organization: found.organization.as_deref().and_then(decoded),
-            scopes: check.scopes.clone(),
             client,
-        };
-        let mut decide = match &route.demand {
+        });
+        let response = match demand {
             RouteDemand::Nothing(_) if check.scopes.is_some() => {
-                self.reject(&check, Rejection::internal()).await;
+                self.reject(check, client, Rejection::internal()).await;
                 return Decision::Incomplete(SCOPES_OF_PUBLIC_ROUTE);
             }
             RouteDemand::Nothing(None) => return Decision::Public,
             RouteDemand::Nothing(Some(record)) => {
-                let request = self.request(&check, matched, false);
-                let Ok(_) = record.clone().call(request).await;
+                let mut record = record.clone();
+                let request = request(check.routed.method, check.headers, matched, ());
+                let Ok(_) = record.call(request).await;
                 return Decision::Public;
             }
-            RouteDemand::Key(decide) => decide.clone(),
-        };
-        let Ok(uri) = Uri::try_from(path::of_target(check.target)) else {
-            let why = ambiguous("is not a path of a URI");
-            return self.reject(&check, why).await;
-        };
-        let mut request = self.request(&check, matched, true);
-        *request.uri_mut() = uri;
-        if let Some(deadline) = check.deadline {
-            request.extensions_mut().insert(Deadline(deadline));
-        }
-        if check.holds_connection {
-            request
-                .extensions_mut()
-                .insert(Waiter(client.map(network_of)));
-        }
-        let Ok(mut response) = decide.call(request).await;
-        match response.extensions_mut().remove::<Granted>() {
-            Some(Granted(context, identity)) if response.status() == StatusCode::OK => {
-                Decision::Allowed(context, identity)
+            RouteDemand::Key(decide) => {
+                let mut decide = decide.clone();
+                let Ok(response) = decide.call(check.into_request(matched, client)).await;
+                whole(response)
             }
-            // Whatever else passed would be an allow to the proxy.
-            _ if !(400..600).contains(&response.status().as_u16()) => Decision::misconfigured(),
+            RouteDemand::Recorded(decide) => {
+                let mut decide = decide.clone();
+                let Ok(response) = decide.call(check.into_request(matched, client)).await;
+                whole(response)
+            }
+        };
+        match response.status() {
+            // Only `Allow` sets the header. Whatever else passed would be an allow to the proxy.
+            StatusCode::OK if response.headers().contains_key(&ORG_CODE) => {
+                Decision::Allowed(response.into_parts().0.headers)
+            }
+            status if !(400..600).contains(&status.as_u16()) => Decision::misconfigured(),
             _ => Decision::Rejected(response),
         }
     }
 
     /// Rejects a request for a reason that the layer does not know, in the same format.
-    async fn reject(&self, check: &Check<'_>, rejection: Rejection) -> Decision {
+    async fn reject(&self, check: Check, client: Option<IpAddr>, why: Rejection) -> Decision {
         let matched = Matched {
-            client: self.client(check.headers),
+            client,
             ..Matched::default()
         };
-        let mut request = self.request(check, matched, false);
-        request.extensions_mut().insert(rejection);
+        let mut request = request(check.routed.method, check.headers, Some(matched), ());
+        request.extensions_mut().insert(why);
         let Ok(response) = self.reject.clone().call(request).await;
         Decision::Rejected(response)
-    }
-
-    /// Returns the request that services decide about, without its path.
-    fn request(&self, check: &Check<'_>, matched: Matched, has_key: bool) -> Request<()> {
-        let mut request = Request::new(());
-        *request.method_mut() = check.method.clone();
-        let key = has_key.then_some(&self.key);
-        for name in key.into_iter().chain([&REQUEST_ID]) {
-            for value in check.headers.get_all(name) {
-                request.headers_mut().append(name, value.clone());
-            }
-        }
-        let is_read = self.audit.is_some()
-            || matched.organization.is_some()
-            || matched.scopes.is_some()
-            || matched.client.is_some();
-        if is_read {
-            request.extensions_mut().insert(matched);
-        }
-        request
     }
 
     fn client(&self, headers: &HeaderMap) -> Option<IpAddr> {
@@ -359,8 +380,34 @@ impl Decisions {
     }
 }
 
+impl Check {
+    /// Returns the request that the layer decides about.
+    fn into_request(self, matched: Option<Matched>, client: Option<IpAddr>) -> Request<Terms> {
+        let waiter = self
+            .holds_connection
+            .then(|| Waiter(client.map(network_of)));
+        let terms = Terms {
+            scopes: self.scopes,
+            deadline: self.deadline,
+            waiter,
+        };
+        request(self.routed.method, self.headers, matched, terms)
+    }
+}
+
+/// Returns a request for the services of a route. They read no path.
+fn request<B>(method: Method, headers: HeaderMap, matched: Option<Matched>, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.headers_mut() = headers;
+    if let Some(matched) = matched {
+        request.extensions_mut().insert(matched);
+    }
+    request
+}
+
 /// Puts the audit trail around a service, and reads its bodies.
-fn audited<S, B>(audit: Option<&AuditLayer>, service: S) -> Decide
+fn recorded<S, B>(audit: Option<&AuditLayer>, service: S) -> Record
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>
         + Clone
@@ -382,50 +429,6 @@ async fn reject(mut request: Request<()>) -> Result<axum::response::Response, In
     Ok(rejection
         .unwrap_or_else(Rejection::internal)
         .into_response())
-}
-
-/// The inner service of the layer. It creates the identity here, so that the audit trail records a failure to do so.
-struct Allow {
-    identities: Arc<Identities>,
-    /// Who the assertion is for, if the route has its own.
-    audience: Option<Arc<str>>,
-}
-
-/// The caller of an allowed request, and what its service is told.
-#[derive(Clone)]
-struct Granted(OrgContext, Identity);
-
-impl Allow {
-    /// Checks the scopes that the proxy demands.
-    async fn with_scopes(
-        self: Arc<Self>,
-        request: Request<()>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let matched = Matched::of(RequestHead::of(&request));
-        match matched.and_then(|matched| matched.scopes.clone()) {
-            None => Ok(self.allow(&request)),
-            Some(policy) => {
-                let guard = RequireScopeLayer::new(policy);
-                let allow = service_fn(|request| std::future::ready(Ok(self.allow(&request))));
-                guard.layer(allow).oneshot(request).await
-            }
-        }
-    }
-
-    fn allow(&self, request: &Request<()>) -> Response<Full<Bytes>> {
-        let Some(context) = request.extensions().get::<OrgContext>() else {
-            return rendered(Rejection::internal()).map(Full::new);
-        };
-        match self.identities.of(context, self.audience.as_ref()) {
-            None => rendered(Rejection::internal()).map(Full::new),
-            Some(identity) => {
-                let mut response = Response::new(Full::default());
-                let granted = Granted(context.clone(), identity);
-                response.extensions_mut().insert(granted);
-                response
-            }
-        }
-    }
 }
 
 /// The inner service of a public route.

@@ -1,12 +1,16 @@
 //! The headers that tell a service which organization sent a request.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue};
-use tower_orgkey::OrgContext;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use papaya::Equivalent;
+use tower_orgkey::scope::Scope;
+use tower_orgkey::{KeyId, OrgCode, OrgContext, Scopes};
 
-use super::assertion::Signer;
+use super::assertion::{REUSE, Signer};
 use super::once_per_second::OncePerSecond;
 
 pub(super) const ORG_CODE: HeaderName = HeaderName::from_static("x-org-code");
@@ -20,17 +24,60 @@ pub(super) const NAMES: [HeaderName; 4] = [ORG_CODE, KEY_ID, SCOPES, ASSERTION];
 /// The most bytes that the names and values may have. nginx reads the head of a response into a buffer of 4 KiB.
 pub(super) const MAX_LEN: usize = 3 * 1_024;
 
-/// The headers of an identity. What has no value is removed from the request of the client.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Identity {
-    values: [Option<HeaderValue>; 4],
-}
+/// The most callers whose headers are kept.
+const CAPACITY: usize = 10_000;
 
-/// Makes the identities of callers.
+/// Makes the headers of responses that allow a request, once per caller and audience, and with an assertion every 30 s.
 #[derive(Default)]
 pub(super) struct Identities {
     signer: Option<Signer>,
+    made: papaya::HashMap<Caller, Made, foldhash::fast::RandomState>,
     logged: OncePerSecond,
+}
+
+/// What headers say.
+#[derive(PartialEq, Eq)]
+struct Caller {
+    org_code: OrgCode,
+    key_id: Option<KeyId>,
+    scopes: Scopes,
+    audience: Option<Arc<str>>,
+}
+
+/// A [`Caller`] to look up.
+struct CallerOf<'a>(&'a OrgContext, Option<&'a Arc<str>>);
+
+struct Made {
+    /// In seconds. 0 without an assertion.
+    at: u64,
+    headers: HeaderMap,
+}
+
+impl Hash for Caller {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash(&self.org_code, self.key_id.as_ref(), state);
+    }
+}
+
+impl Hash for CallerOf<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash(self.0.org_code(), self.0.key_id(), state);
+    }
+}
+
+/// Callers that have these in common are few.
+fn hash(org_code: &OrgCode, key_id: Option<&KeyId>, state: &mut impl Hasher) {
+    state.write(key_id.map_or(org_code.as_str(), KeyId::as_str).as_bytes());
+}
+
+impl Equivalent<Caller> for CallerOf<'_> {
+    fn equivalent(&self, caller: &Caller) -> bool {
+        let Self(context, audience) = self;
+        context.org_code() == &caller.org_code
+            && context.key_id() == caller.key_id.as_ref()
+            && context.scopes() == &caller.scopes
+            && *audience == caller.audience.as_ref()
+    }
 }
 
 impl Identities {
@@ -38,21 +85,84 @@ impl Identities {
     pub(super) fn new(signer: Option<Signer>) -> Self {
         Self {
             signer,
-            logged: OncePerSecond::default(),
+            ..Self::default()
         }
     }
 
-    /// Returns the identity of a caller, for a service with its own audience or the common one. `None`, and a log message, if
-    /// it cannot be passed on.
-    pub(super) fn of(&self, context: &OrgContext, audience: Option<&Arc<str>>) -> Option<Identity> {
-        let made = match &self.signer {
-            None => Identity::new(context, None),
-            Some(signer) => match signer.assertion(context, audience) {
-                None => Err(Unusable::NotSigned),
-                assertion => Identity::new(context, assertion),
-            },
+    /// Returns the headers about a caller, for a service with its own audience or the common one. `None`, and a log message, if
+    /// they cannot be passed on.
+    pub(super) fn of(
+        &self,
+        context: &OrgContext,
+        audience: Option<&Arc<str>>,
+    ) -> Option<HeaderMap> {
+        let now = match &self.signer {
+            Some(_) => SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs(),
+            None => 0,
         };
-        made.map_err(|unusable| self.log(context, &unusable)).ok()
+        self.of_at(now, context, audience)
+    }
+
+    fn of_at(
+        &self,
+        now: u64,
+        context: &OrgContext,
+        audience: Option<&Arc<str>>,
+    ) -> Option<HeaderMap> {
+        let known = self.made.pin();
+        if let Some(made) = known.get(&CallerOf(context, audience))
+            && (made.at..made.at + REUSE).contains(&now)
+        {
+            return Some(made.headers.clone());
+        }
+        let headers = self.make(context, audience, now);
+        let headers = headers
+            .map_err(|unusable| self.log(context, &unusable))
+            .ok()?;
+        // All at once: what is made again costs little beside the call that verified its key.
+        if known.len() >= CAPACITY {
+            known.clear();
+        }
+        let caller = Caller {
+            org_code: context.org_code().clone(),
+            key_id: context.key_id().cloned(),
+            scopes: context.scopes().clone(),
+            audience: audience.cloned(),
+        };
+        let made = Made {
+            at: now,
+            headers: headers.clone(),
+        };
+        known.insert(caller, made);
+        Some(headers)
+    }
+
+    fn make(
+        &self,
+        context: &OrgContext,
+        audience: Option<&Arc<str>>,
+        now: u64,
+    ) -> Result<HeaderMap, Unusable> {
+        let mut headers = of_nobody();
+        headers.insert(ORG_CODE, value(context.org_code().as_str())?);
+        if let Some(id) = context.key_id() {
+            headers.insert(KEY_ID, value(id.as_str())?);
+        }
+        let scopes: Vec<&str> = context.scopes().iter().map(Scope::as_str).collect();
+        if !scopes.is_empty() {
+            headers.insert(SCOPES, value(&scopes.join(" "))?);
+        }
+        if let Some(signer) = &self.signer {
+            let assertion = signer.sign(context, audience, now);
+            headers.insert(ASSERTION, assertion.ok_or(Unusable::NotSigned)?);
+        }
+        let len = present(&headers)
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
+        if len > MAX_LEN {
+            return Err(Unusable::TooLong(len));
+        }
+        Ok(headers)
     }
 
     fn log(&self, context: &OrgContext, unusable: &Unusable) {
@@ -80,53 +190,30 @@ enum Unusable {
     NotSigned,
 }
 
-impl Identity {
-    fn new(context: &OrgContext, assertion: Option<HeaderValue>) -> Result<Self, Unusable> {
-        let code = HeaderValue::from_str(context.org_code().as_str());
-        let key_id = context
-            .key_id()
-            .map(|id| HeaderValue::from_str(id.as_str()));
-        let mut names = BytesMut::new();
-        for scope in context.scopes() {
-            if !names.is_empty() {
-                names.put_u8(b' ');
-            }
-            names.put_slice(scope.as_str().as_bytes());
-        }
-        let names: Bytes = names.freeze();
-        let scopes = (!names.is_empty()).then(|| HeaderValue::from_maybe_shared(names));
-        let not_text = |_| Unusable::NotText;
-        let identity = Self {
-            values: [
-                Some(code.map_err(not_text)?),
-                key_id.transpose().map_err(not_text)?,
-                scopes.transpose().map_err(not_text)?,
-                assertion,
-            ],
-        };
-        let len = identity
-            .present()
-            .map(|(name, value)| name.as_str().len() + value.len())
-            .sum();
-        if len > MAX_LEN {
-            return Err(Unusable::TooLong(len));
-        }
-        Ok(identity)
-    }
+fn value(text: &str) -> Result<HeaderValue, Unusable> {
+    HeaderValue::from_str(text).map_err(|_| Unusable::NotText)
+}
 
-    /// Returns the headers that are set.
-    pub(super) fn present(&self) -> impl Iterator<Item = (HeaderName, &HeaderValue)> {
-        let headers = NAMES.into_iter().zip(&self.values);
-        headers.filter_map(|(name, value)| Some((name, value.as_ref()?)))
-    }
+/// Returns the headers of a response that allows a request without a caller.
+pub(super) fn of_nobody() -> HeaderMap {
+    // All headers of a caller, and one that removes others.
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers
+}
 
-    /// Returns the headers that are removed.
-    pub(super) fn absent(&self) -> impl Iterator<Item = HeaderName> {
-        let headers = NAMES.into_iter().zip(&self.values);
-        headers
-            .filter(|(_, value)| value.is_none())
-            .map(|(name, _)| name)
-    }
+/// Returns the headers of the identity that are set.
+pub(super) fn present(headers: &HeaderMap) -> impl Iterator<Item = (HeaderName, &HeaderValue)> {
+    NAMES.into_iter().filter_map(|name| {
+        let value = headers.get(&name)?;
+        Some((name, value))
+    })
+}
+
+/// Returns the headers of the identity that are removed from the request of the client.
+pub(super) fn absent(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    NAMES.into_iter().filter(|name| !headers.contains_key(name))
 }
 
 /// Returns the other spellings of the headers' names, which some services read as the same name: `_` or `.` instead of `-`.
@@ -165,7 +252,71 @@ pub(super) fn is_reserved(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use tower_orgkey::test_util::OrgContextBuilder;
+
     use super::*;
+
+    fn caller(org_code: &str, key_id: &str, scopes: &[&str]) -> OrgContext {
+        OrgContextBuilder::new(org_code)
+            .key_id(key_id)
+            .scopes(scopes.iter().copied())
+            .build()
+    }
+
+    #[test]
+    fn kept_headers_are_those_of_the_caller() {
+        let identities = Identities::default();
+        let callers = [
+            ("org_1", "key_1", &["a", "b"][..], Some("a b")),
+            ("org_1", "key_1", &["a"], Some("a")),
+            ("org_1", "key_1", &[], None),
+            ("org_1", "key_2", &["a"], Some("a")),
+            ("org_2", "key_1", &["a"], Some("a")),
+        ];
+        for (org_code, key_id, scopes, expected) in callers.iter().chain(&callers) {
+            let headers = identities.of(&caller(org_code, key_id, scopes), None);
+            let headers = headers.unwrap();
+            assert_eq!(headers[ORG_CODE], org_code);
+            assert_eq!(headers[KEY_ID], key_id);
+            let scopes = headers.get(SCOPES).map(|scopes| scopes.to_str().unwrap());
+            assert_eq!(scopes, *expected);
+        }
+        assert_eq!(identities.made.pin().len(), callers.len());
+    }
+
+    #[test]
+    fn kept_callers_are_bounded() {
+        let identities = Identities::default();
+        for number in 0..CAPACITY + 10 {
+            let headers = identities.of(&caller("org_1", &format!("key_{number}"), &[]), None);
+            assert!(headers.is_some());
+        }
+        assert_eq!(identities.made.pin().len(), 10);
+    }
+
+    #[test]
+    fn assertions_are_signed_anew_after_30_s() {
+        // As OpenSSL writes it.
+        let key = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+        let key = BASE64_STANDARD.encode([&key[..], &[7; 32]].concat());
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n");
+        let signer = Signer::new(&pem, "orgkey".to_owned(), "api").unwrap();
+        let identities = Identities::new(Some(signer));
+        let caller = caller("org_1", "key_1", &[]);
+        let at = |now, audience: Option<&Arc<str>>| {
+            let headers = identities.of_at(now, &caller, audience).unwrap();
+            headers[ASSERTION].clone()
+        };
+        let first = at(1_000, None);
+        assert_eq!(at(1_029, None), first);
+        // For another service, and by a clock that was set back.
+        assert_ne!(at(1_000, Some(&"other".into())), first);
+        let second = at(1_030, None);
+        assert_ne!(second, first);
+        assert_ne!(at(1_029, None), second);
+    }
 
     #[test]
     fn aliases_are_reserved_names() {

@@ -1,6 +1,7 @@
 //! `orgkey gateway`: decides for a reverse proxy whether a request may pass.
 
 mod admin;
+mod allow;
 mod assertion;
 mod checks;
 mod command;
@@ -13,12 +14,14 @@ mod once_per_second;
 mod open_files;
 mod path;
 mod recent;
+mod recorder;
 mod region;
 mod rendered;
 mod routes;
 mod serve;
 mod server;
 mod setup;
+mod terms;
 mod waiting;
 
 pub use self::command::{Args, run};

@@ -5,10 +5,13 @@
 
 use percent_encoding::percent_decode_str;
 
+/// As long as the crate `http` allows.
+const MAX_LEN: usize = u16::MAX as usize;
+
 /// Returns the path of a request target: all before the query.
 pub(super) fn of_target(target: &str) -> &str {
-    match target.split_once('?') {
-        Some((path, _)) => path,
+    match target.bytes().position(|byte| byte == b'?') {
+        Some(query) => &target[..query],
         None => target,
     }
 }
@@ -33,19 +36,23 @@ pub(super) fn check(path: &str, allow_semicolons: bool) -> Result<(), &'static s
             _ => return Err("has a character that is not visible ASCII"),
         }
     }
-    let mut segments = path.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        if segment.is_empty() && segments.peek().is_some() {
-            return Err("has an empty segment");
-        }
-        if segment.starts_with(['.', '%', ';']) {
-            check_name(segment)?;
+    for pair in 1..bytes.len() {
+        match (bytes[pair - 1], bytes[pair]) {
+            (b'/', b'/') => return Err("has an empty segment"),
+            (b'/', b'.' | b'%' | b';') => check_name(&path[pair..])?,
+            _ => {}
         }
     }
-    if path.contains("%25") && is_encoded(&decoded(path)) {
+    if bytes.contains(&b'%') && path.contains("%25") && is_encoded(&decoded(path)) {
         return Err("is encoded twice");
     }
     Ok(())
+}
+
+/// Whether a path that is [checked](check) can be that of a URI.
+pub(super) fn is_of_uri(path: &str) -> bool {
+    let is_excluded = |byte: u8| matches!(byte, b'<' | b'>' | b'`');
+    path.len() < MAX_LEN && !path.bytes().any(is_excluded)
 }
 
 fn decoded(text: &str) -> Vec<u8> {
@@ -79,9 +86,9 @@ fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'
     }
 }
 
-/// Checks what stands before the parameters of a segment, plain or encoded.
-fn check_name(segment: &str) -> Result<(), &'static str> {
-    let decoded = decoded(segment);
+/// Checks what stands before the parameters of the first segment, plain or encoded.
+fn check_name(segments: &str) -> Result<(), &'static str> {
+    let decoded = decoded(segments.split('/').next().unwrap_or_default());
     match decoded.split(|byte| *byte == b';').next() {
         Some(b"." | b"..") => Err("has a dot segment"),
         // Without its parameters, the segment is empty.
@@ -225,6 +232,17 @@ mod tests {
             path.push('/');
         }
         path
+    }
+
+    #[test]
+    fn paths_of_uris_are_those_that_http_accepts() {
+        let path = |len: usize| format!("/{}", "a".repeat(len - 1));
+        let long = [MAX_LEN - 2, MAX_LEN - 1, MAX_LEN, MAX_LEN + 1].map(path);
+        let each = (0x21..=0x7e_u8).map(|byte| format!("/a{}", char::from(byte)));
+        for path in each.chain(long).filter(|path| check(path, true).is_ok()) {
+            let is_uri = http::Uri::try_from(&path).is_ok();
+            assert_eq!(is_of_uri(&path), is_uri, "{}", &path[..3]);
+        }
     }
 
     proptest! {

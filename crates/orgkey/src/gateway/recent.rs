@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use foldhash::fast::RandomState;
 use tower_orgkey::OrgCode;
 
 /// The minutes that are kept, the current one included.
@@ -25,7 +26,7 @@ struct Minute {
     /// From the start of the gateway.
     number: u64,
     outcomes: BTreeMap<&'static str, u64>,
-    organizations: HashMap<OrgCode, u64>,
+    organizations: HashMap<OrgCode, u64, RandomState>,
 }
 
 /// The counts of the last hour.

@@ -16,6 +16,9 @@ pub(super) fn rendered(rejection: Rejection) -> Response<Bytes> {
 /// Reads a body that is complete, as all bodies of rejections are.
 pub(super) fn whole<B: Body<Data = Bytes>>(response: Response<B>) -> Response<Bytes> {
     let (parts, body) = response.into_parts();
+    if body.is_end_stream() {
+        return Response::from_parts(parts, Bytes::new());
+    }
     let collected = body.collect().now_or_never();
     let bytes = collected.and_then(Result::ok).map(Collected::to_bytes);
     Response::from_parts(parts, bytes.unwrap_or_default())

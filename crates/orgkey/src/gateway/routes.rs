@@ -24,7 +24,8 @@ pub(super) struct Routes {
 /// The routes of one host.
 #[derive(Debug)]
 struct Table {
-    by_method: HashMap<Method, Paths>,
+    /// Few, so that comparing them is cheaper than a hash.
+    by_method: Vec<(Method, Paths)>,
     of_other_methods: Paths,
 }
 
@@ -174,14 +175,18 @@ impl Table {
             .collect();
         // Stable: the routes for the host first.
         candidates.sort_by_key(|(_, route)| route.host.is_none());
-        let methods: Vec<_> = candidates
+        let named = candidates
             .iter()
             .flat_map(|(_, route)| match &route.methods {
                 Methods::Any => &[][..],
                 Methods::Only(methods) => methods,
-            })
-            .cloned()
-            .collect();
+            });
+        let mut methods: Vec<Method> = Vec::new();
+        for method in named {
+            if !methods.contains(method) {
+                methods.push(method.clone());
+            }
+        }
         let by_method = methods
             .into_iter()
             .map(|method| {
@@ -201,7 +206,8 @@ impl Table {
         } else {
             method
         };
-        self.by_method.get(method).unwrap_or(&self.of_other_methods)
+        let of_method = self.by_method.iter().find(|(known, _)| known == method);
+        of_method.map_or(&self.of_other_methods, |(_, paths)| paths)
     }
 }
 

@@ -217,11 +217,8 @@ struct Server<S> {
 
 fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head)
-        .max_buf_size(bounds.head_len);
+    // Without a timer of hyper's for heads, which it would start for each request: `connection` closes what has no request in time.
+    builder.http1().max_buf_size(bounds.head_len);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -247,16 +244,17 @@ where
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
             let in_use = InUse::new(Arc::clone(&begun));
-            let response = service(request);
-            async {
-                let response = response.await;
+            let service = service.clone();
+            // The large future of the service is made where it is polled, so that it is not copied.
+            async move {
+                let response = service(request).await;
                 drop(in_use);
                 Ok::<_, Infallible>(response)
             }
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // Neither version of HTTP limits the time until its first bytes, and HTTP/2 not that between requests.
+        // Until the head of a request is complete, the connection is unused.
         let mut check_at = Instant::now() + self.bounds.first_request;
         loop {
             tokio::select! {

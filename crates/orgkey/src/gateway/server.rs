@@ -3,11 +3,11 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tower::ServiceExt;
@@ -20,6 +20,7 @@ use super::checks::Checks;
 use super::config::{Address, Config};
 use super::decision::Decisions;
 use super::identity::Identities;
+use super::recorder;
 use super::serve::{Bounds, Listener, serve};
 use super::setup::Setup;
 use super::waiting::Waiting;
@@ -147,7 +148,7 @@ impl Gateway {
         let checks = Arc::new(Checks::new(&config, decisions));
         let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));
-        let metrics = recorder();
+        let metrics = recorder::installed();
         let (admin, admin_address) = match &config.listen.admin {
             None => (None, None),
             Some(address) => {
@@ -273,18 +274,4 @@ async fn bind(address: &Address) -> Result<(Listener, Address), Error> {
     let listener = Listener::bind(address).await.map_err(failed)?;
     let bound = listener.address().map_err(failed)?;
     Ok((listener, bound))
-}
-
-/// Installs the recorder of this process, once.
-fn recorder() -> PrometheusHandle {
-    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
-    let handle = RECORDER.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another recorder of metrics is installed: /metrics is empty");
-        }
-        handle
-    });
-    handle.clone()
 }

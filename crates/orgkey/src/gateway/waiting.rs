@@ -22,6 +22,7 @@ use tower_orgkey::Rejection;
 
 use super::once_per_second::OncePerSecond;
 use super::rendered::rendered;
+use super::terms::{Terms, Waiter};
 
 /// The places of checks that wait.
 #[derive(Clone, Debug)]
@@ -39,10 +40,6 @@ struct Taken {
     all: usize,
     by_network: HashMap<IpAddr, usize>,
 }
-
-/// A check that holds its connection while it waits, with the network of its client if the proxy says it.
-#[derive(Clone, Copy)]
-pub(super) struct Waiter(pub(super) Option<IpAddr>);
 
 /// The place of a check that waits, free again on drop.
 struct Place {
@@ -113,9 +110,9 @@ impl<S> Bounded<S> {
     }
 }
 
-impl<S> Service<Request<()>> for Bounded<S>
+impl<S> Service<Request<Terms>> for Bounded<S>
 where
-    S: Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S: Service<Request<Terms>, Response = Response<Full<Bytes>>, Error = Infallible>,
 {
     type Response = S::Response;
     type Error = Infallible;
@@ -125,8 +122,8 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<()>) -> Self::Future {
-        let waiter = request.extensions_mut().remove::<Waiter>();
+    fn call(&mut self, mut request: Request<Terms>) -> Self::Future {
+        let waiter = request.body_mut().waiter.take();
         Decided {
             future: self.service.call(request),
             needs: waiter.map(|waiter| (waiter, self.waiting.clone())),

@@ -141,6 +141,41 @@ async fn rejections_are_those_of_the_layer() {
 }
 
 #[tokio::test]
+async fn other_headers_of_the_client_change_nothing() {
+    let world = World::start(ROUTES).await;
+    let reference = reference(&world.emulator).await;
+    let bearer = format!("Bearer {}", world.key("org_1", &["read:reports"]));
+    let others = [
+        ("accept", "text/html"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("x-api-key", "another-key-1"),
+        ("x-org-code", "org_2"),
+        ("x-org-scopes", "admin"),
+    ];
+    for key in [&bearer, "Bearer unknown-key-1"] {
+        let headers = [("authorization", key)];
+        let expected = send(reference, request("GET", "/reports/1", &headers)).await;
+        for dialect in DIALECTS {
+            let headers = [&headers[..], &others].concat();
+            let answer = dialect
+                .ask(world.checks, "GET", "/reports/1", &headers)
+                .await;
+            if expected.status == 200 {
+                assert_eq!(answer.status, 200, "{dialect:?}");
+                assert_eq!(answer.header("x-org-code").as_deref(), Some("org_1"));
+                assert_eq!(
+                    answer.header("x-org-scopes").as_deref(),
+                    Some("read:reports")
+                );
+            } else {
+                assert_same(dialect, &answer, &expected);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn unavailable_issuer_is_503_with_retry_after() {
     let world = World::start(ROUTES).await;
     world.emulator.inject(Endpoint::Verify, Fault::status(500));

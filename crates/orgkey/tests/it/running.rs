@@ -84,6 +84,20 @@ async fn fault_122_slow_connections() {
 }
 
 #[tokio::test]
+async fn fault_122_slow_second_heads() {
+    let bounds = Bounds {
+        first_request: Duration::from_secs(3),
+        ..BOUNDS
+    };
+    let world = World::with_bounds(ROUTES, bounds).await;
+    let mut stream = TcpStream::connect(world.checks).await.unwrap();
+    let check = "GET /v1/nginx HTTP/1.1\r\nhost: x\r\nx-original-method: GET\r\nx-original-uri: /health\r\n";
+    let heads = format!("{check}\r\n{check}");
+    stream.write_all(heads.as_bytes()).await.unwrap();
+    assert_eq!(rest_of(stream).await.matches(" 200 ").count(), 1);
+}
+
+#[tokio::test]
 async fn fault_122_large_heads() {
     let world = World::with_bounds(
         ROUTES,

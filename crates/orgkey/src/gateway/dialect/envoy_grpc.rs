@@ -18,7 +18,7 @@ use super::proto::{
     HttpRequest, HttpResponse, HttpStatus, OkHttpResponse, Status,
 };
 use super::{Incomplete, Outcome};
-use crate::gateway::identity::{aliases, is_reserved};
+use crate::gateway::identity::{absent, aliases, is_reserved, present};
 
 pub(in crate::gateway) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
@@ -168,20 +168,20 @@ pub(in crate::gateway) fn response(
     key_header: Option<&HeaderName>,
 ) -> Bytes {
     let response = match outcome {
-        Outcome::Allowed(identity) => {
-            let present: Vec<_> = identity.present().collect();
-            let headers = present
+        Outcome::Allowed(headers) => {
+            let present: Vec<_> = present(&headers).collect();
+            let set = present
                 .iter()
                 .filter_map(|(name, value)| Some(header(name.as_str(), value.to_str().ok()?)))
                 .collect();
             let is_set = |name: &String| present.iter().any(|(set, _)| set.as_str() == name);
             let reserved = about.reserved.iter().filter(|name| !is_set(name)).cloned();
-            let absent = identity.absent().map(|name| name.as_str().to_owned());
+            let absent = absent(&headers).map(|name| name.as_str().to_owned());
             let key = key_header.map(|name| name.as_str().to_owned());
             CheckResponse {
                 status: Some(Status { code: 0 }),
                 http_response: Some(HttpResponse::Ok(OkHttpResponse {
-                    headers,
+                    headers: set,
                     headers_to_remove: reserved.chain(aliases()).chain(absent).chain(key).collect(),
                 })),
             }

@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, Uri};
 
 use super::{Incomplete, Original, Outcome, allowed, at_most_once};
-use crate::gateway::identity::aliases;
+use crate::gateway::identity::{absent, aliases};
 
 pub(in crate::gateway) const PREFIX: &str = "/v1/envoy";
 
@@ -58,12 +58,11 @@ impl Responses {
 
     pub(in crate::gateway) fn response(&self, outcome: Outcome) -> Response<Bytes> {
         match outcome {
-            Outcome::Allowed(identity) => {
-                let absent = identity.absent();
-                let names = absent.fold(self.removed.clone(), |names, name| {
+            Outcome::Allowed(headers) => {
+                let names = absent(&headers).fold(self.removed.clone(), |names, name| {
                     names + "," + name.as_str()
                 });
-                let mut response = allowed(&identity);
+                let mut response = allowed(headers);
                 // Names of headers are visible ASCII.
                 if let Ok(names) = HeaderValue::from_maybe_shared(Bytes::from(names)) {
                     response.headers_mut().insert(REMOVE, names);

@@ -19,7 +19,7 @@ pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, 
 
 pub(in crate::gateway) fn response(outcome: Outcome) -> Response<Bytes> {
     match outcome {
-        Outcome::Allowed(identity) => allowed(&identity),
+        Outcome::Allowed(headers) => allowed(headers),
         Outcome::Rejected(response) => response,
     }
 }

@@ -11,14 +11,12 @@ mod proto;
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
-
-use super::identity::Identity;
+use http::{HeaderMap, HeaderName, Method, Response};
 
 /// The outcome of a check, before it is rendered in a dialect.
 pub(super) enum Outcome {
-    Allowed(Identity),
+    /// With the headers of the response.
+    Allowed(HeaderMap),
     Rejected(Response<Bytes>),
 }
 
@@ -42,7 +40,11 @@ fn at_most_once<'a>(
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(Incomplete(name.as_str())),
-        (value, None) => Ok(value.map(|value| String::from_utf8_lossy(value.as_bytes()))),
+        (None, None) => Ok(None),
+        (Some(value), None) => Ok(Some(match value.to_str() {
+            Ok(value) => Cow::Borrowed(value),
+            Err(_) => String::from_utf8_lossy(value.as_bytes()),
+        })),
     }
 }
 
@@ -57,15 +59,8 @@ fn method(headers: &HeaderMap, name: &'static HeaderName) -> Result<Method, Inco
 }
 
 /// Allows a request: 200, and the headers of the identity.
-fn allowed(identity: &Identity) -> Response<Bytes> {
+fn allowed(headers: HeaderMap) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
-    let headers = response.headers_mut();
-    // All below, the date, and the header that removes others.
-    headers.reserve(8);
-    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    for (name, value) in identity.present() {
-        headers.insert(name, value.clone());
-    }
+    *response.headers_mut() = headers;
     response
 }

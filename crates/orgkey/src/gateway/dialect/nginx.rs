@@ -24,7 +24,7 @@ pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, 
 
 pub(in crate::gateway) fn response(outcome: Outcome) -> Response<Bytes> {
     match outcome {
-        Outcome::Allowed(identity) => allowed(&identity),
+        Outcome::Allowed(headers) => allowed(headers),
         Outcome::Rejected(mut response) => {
             // A problem document is one line of ASCII.
             if let Ok(problem) = HeaderValue::from_maybe_shared(response.body().clone()) {

@@ -1,0 +1,21 @@
+//! What the services of the gateway read beside the head of a request.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tower_orgkey::scope::ScopePolicy;
+
+/// How a check is decided, as the body of the request that services decide about.
+#[derive(Default)]
+pub(super) struct Terms {
+    /// The scopes that the proxy demands beside those of the route.
+    pub(super) scopes: Option<ScopePolicy>,
+    /// How long the proxy waits.
+    pub(super) deadline: Option<Duration>,
+    /// Who holds a connection until the check is decided.
+    pub(super) waiter: Option<Waiter>,
+}
+
+/// A check that holds its connection while it waits, with the network of its client if the proxy says it.
+#[derive(Clone, Copy)]
+pub(super) struct Waiter(pub(super) Option<IpAddr>);
