@@ -1,12 +1,10 @@
 //! The headers that tell a service which organization sent a request.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use papaya::Equivalent;
 use tower_orgkey::scope::Scope;
 use tower_orgkey::{KeyId, OrgCode, OrgContext, Scopes};
 
@@ -35,8 +33,8 @@ pub(super) struct Identities {
     logged: OncePerSecond,
 }
 
-/// What headers say.
-#[derive(PartialEq, Eq)]
+/// What headers say. All of it is hashed: a client chooses its scopes, and the map cannot hold many equal hashes.
+#[derive(PartialEq, Eq, Hash)]
 struct Caller {
     org_code: OrgCode,
     key_id: Option<KeyId>,
@@ -44,40 +42,10 @@ struct Caller {
     audience: Option<Arc<str>>,
 }
 
-/// A [`Caller`] to look up.
-struct CallerOf<'a>(&'a OrgContext, Option<&'a Arc<str>>);
-
 struct Made {
     /// In seconds. 0 without an assertion.
     at: u64,
     headers: HeaderMap,
-}
-
-impl Hash for Caller {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        hash(&self.org_code, self.key_id.as_ref(), state);
-    }
-}
-
-impl Hash for CallerOf<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        hash(self.0.org_code(), self.0.key_id(), state);
-    }
-}
-
-/// Callers that have these in common are few.
-fn hash(org_code: &OrgCode, key_id: Option<&KeyId>, state: &mut impl Hasher) {
-    state.write(key_id.map_or(org_code.as_str(), KeyId::as_str).as_bytes());
-}
-
-impl Equivalent<Caller> for CallerOf<'_> {
-    fn equivalent(&self, caller: &Caller) -> bool {
-        let Self(context, audience) = self;
-        context.org_code() == &caller.org_code
-            && context.key_id() == caller.key_id.as_ref()
-            && context.scopes() == &caller.scopes
-            && *audience == caller.audience.as_ref()
-    }
 }
 
 impl Identities {
@@ -109,8 +77,14 @@ impl Identities {
         context: &OrgContext,
         audience: Option<&Arc<str>>,
     ) -> Option<HeaderMap> {
+        let caller = Caller {
+            org_code: context.org_code().clone(),
+            key_id: context.key_id().cloned(),
+            scopes: context.scopes().clone(),
+            audience: audience.cloned(),
+        };
         let known = self.made.pin();
-        if let Some(made) = known.get(&CallerOf(context, audience))
+        if let Some(made) = known.get(&caller)
             && (made.at..made.at + REUSE).contains(&now)
         {
             return Some(made.headers.clone());
@@ -123,12 +97,6 @@ impl Identities {
         if known.len() >= CAPACITY {
             known.clear();
         }
-        let caller = Caller {
-            org_code: context.org_code().clone(),
-            key_id: context.key_id().cloned(),
-            scopes: context.scopes().clone(),
-            audience: audience.cloned(),
-        };
         let made = Made {
             at: now,
             headers: headers.clone(),
@@ -294,6 +262,23 @@ mod tests {
             assert!(headers.is_some());
         }
         assert_eq!(identities.made.pin().len(), 10);
+    }
+
+    #[test]
+    fn kept_callers_of_one_organization_are_bounded() {
+        // On a thread, because a map with many equal hashes is never cleared.
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let identities = Identities::default();
+            for number in 0..CAPACITY + 10 {
+                let scope = format!("scope_{number}");
+                let caller = OrgContextBuilder::new("org_1").scopes([scope.as_str()]);
+                assert!(identities.of(&caller.build(), None).is_some());
+            }
+            let _ = done.send(identities.made.pin().len());
+        });
+        let kept = is_done.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(kept, Ok(10));
     }
 
     #[test]
