@@ -31,15 +31,16 @@ struct Ending<'a, S: Source> {
 }
 
 impl<S: Source> Cache<S> {
-    /// Completes a lookup, unless it was cancelled by an invalidation.
+    /// Completes a lookup, unless it was cancelled by an invalidation. Returns whether it found the key valid.
     pub(super) fn complete(
         &self,
         lookup: &Arc<Lookup<S>>,
         key: &S::Key,
         outcome: Outcome<S::Value>,
-    ) {
+    ) -> bool {
         let now = self.clock.now();
         let mut was_known = false;
+        let mut is_valid = false;
         let answered = match &outcome {
             Outcome::Answered(Answered { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
@@ -82,6 +83,7 @@ impl<S: Source> Cache<S> {
                 }
             };
             was_known &= matches!(completion, Completion::Invalid);
+            is_valid = matches!(completion, Completion::Valid(_));
             lookup.complete(completion);
         }
         drop(shard);
@@ -105,6 +107,7 @@ impl<S: Source> Cache<S> {
                 }
             }
         }
+        is_valid
     }
 
     fn accept(
@@ -399,8 +402,10 @@ impl<S: Source> LookupTask<S> {
             },
             _ => None,
         };
-        cache.complete(&self.lookup, &self.key, outcome);
-        if let Some(stored) = stored {
+        // The answer of a lookup that was cancelled is discarded here, and by the fleet.
+        if cache.complete(&self.lookup, &self.key, outcome)
+            && let Some(stored) = stored
+        {
             stored.await;
         }
     }
