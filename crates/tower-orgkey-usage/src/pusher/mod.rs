@@ -43,7 +43,7 @@ use crate::telemetry;
 /// | shutdown with [`flush`](Self::flush), the sink stores everything before the deadline | nothing | nothing |
 /// | shutdown with `flush`, the sink does not | waiting records; counted and logged | nothing |
 /// | the process is killed | waiting records and minutes that are not closed | minutes that are not closed: the current one, and one that ended up to 2 s ago or during a push in flight |
-/// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
+/// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest of the accounts with the most; counted and logged | the same |
 ///
 /// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
 ///
@@ -57,8 +57,8 @@ use crate::telemetry;
 /// `KindeBillingSink`, and `OpenMeterSink` without an unattributed subject park their records.
 ///
 /// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
-/// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
-/// beyond, the oldest first, are dropped, counted and logged.
+/// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; beyond,
+/// the oldest of the accounts with the most are dropped, counted and logged.
 ///
 /// # Example
 ///

@@ -161,6 +161,44 @@ async fn fault_203_a_panic_for_one_record_blocks_no_other() {
     assert!(matches!(parked[0].reason, ParkReason::MaybeStored { .. }));
 }
 
+/// An organization with many keys fills the queue of a meter that is down.
+#[tokio::test(start_paused = true)]
+async fn fault_208_an_account_displaces_its_own_records() {
+    let scratch = Scratch::new("displaces");
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let down = Memory::new(|_| Err(PushError::retry("down")));
+    let pusher = usage.handle().pusher(down).max_waiting(20);
+    let mut pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    for minute in 0..6 {
+        read_times(&app, 1, "key.org_1.k1").await;
+        for key in 0..15 {
+            read_times(&app, 1, &format!("key.org_many.k{key}_{minute}")).await;
+        }
+        next_minute(&wall);
+        pusher.push_closed().await;
+    }
+    let stats = usage.handle().stats();
+    assert_eq!((stats.waiting, stats.dropped), (20, 6 * 16 - 20));
+    drop(pusher);
+
+    // The next process has the same records.
+    let sink = Memory::new(|_| Ok(()));
+    let usage = crate::kit::usage(&wall).build().unwrap();
+    let pusher = usage.handle().pusher(Arc::clone(&sink));
+    let mut pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    pusher.push_closed().await;
+    assert_eq!(sink.sums(), sums(&[("org_1", 6), ("org_many", 14)]));
+    let many = sink.taken().into_iter().filter(|record| {
+        let org = record.account.organization();
+        org.is_some_and(|org| org.as_str() == "org_many")
+    });
+    let minutes: Vec<u64> = many.map(|record| record.minute).collect();
+    let last = *minutes.last().unwrap();
+    assert!(minutes.iter().all(|minute| *minute == last), "{minutes:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sink_that_always_panics_parks_slowly() {
     let wall = wall();
