@@ -177,6 +177,15 @@ impl Queue {
         number
     }
 
+    /// Notes that the sink panicked on the oldest record alone, and returns how often it has.
+    pub(crate) fn panicked(&mut self) -> u32 {
+        let head = self.backlog.waiting.front_mut();
+        head.map_or(0, |waiting| {
+            waiting.panics = waiting.panics.saturating_add(1);
+            waiting.panics
+        })
+    }
+
     /// Whether an earlier push may have stored the oldest record.
     pub(crate) fn may_be_stored(&self) -> bool {
         let head = self.backlog.waiting.front();

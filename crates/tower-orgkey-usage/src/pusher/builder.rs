@@ -103,7 +103,6 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
             settings,
             not_before: None,
             undeliverable_in_a_row: 0,
-            panics_of_one: 0,
             deferred: (0, None),
             deferred_in_a_row: 0,
             is_failing: false,
