@@ -123,6 +123,7 @@ impl<S: Clone, F> ApiKeyService<S, F> {
         if let Some(peer) = &core.peer {
             lookup.peer = peer(RequestHead::of(&request));
         }
+        RequestObservation::waits(request.extensions());
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
         Ok(Box::new(Pending::new(inner, request, &cache, lookup, core)))

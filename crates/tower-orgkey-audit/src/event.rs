@@ -369,7 +369,7 @@ impl AuditedRequest {
     /// [code](tower_orgkey::Rejection::code) of a rejection, or the [name](EarlyEnd::code) of an early end.
     pub fn code(&self) -> &'static str {
         match &self.outcome {
-            Outcome::Allowed if self.has_timed_out() => "timed-out",
+            Outcome::Allowed | Outcome::EndedEarly(_) if self.has_timed_out() => "timed-out",
             Outcome::Allowed => match self.actor {
                 Actor::Anonymous => "anonymous",
                 Actor::OtherCredential => "other-credential",
@@ -386,6 +386,11 @@ impl AuditedRequest {
             self.status,
             Some(StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT)
         )
+    }
+
+    /// Whether the request ended before its key was verified.
+    pub(crate) fn is_unverified(&self) -> bool {
+        matches!(self.outcome, Outcome::EndedEarly(_)) && matches!(self.actor, Actor::Unknown)
     }
 
     /// Returns the rejection, if the request was rejected.

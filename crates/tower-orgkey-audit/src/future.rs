@@ -66,8 +66,8 @@ impl RequestAudit {
         }
     }
 
-    /// Completes the record but for the response. `None` if nothing was decided on the request.
-    fn close(self, outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditLayer)> {
+    /// Completes the record but for the response. `None` if nothing was to be decided on the request.
+    fn close(self, mut outcome: Outcome) -> Option<(Box<AuditedRequest>, AuditLayer)> {
         let leaves_out_names =
             self.layer.options.privacy.is_minimal_outside_home && self.is_outside_home(&outcome);
         let mut record = self.record;
@@ -75,7 +75,13 @@ impl RequestAudit {
         let records_undecided = self.layer.options.record_undecided;
         let is_recorded = self.observation.read(|recorded| {
             let caller = recorded.caller();
-            let is_undecided = caller.is_none() && !matches!(outcome, Outcome::Rejected(_));
+            let is_being_verified = recorded.is_being_verified();
+            if is_being_verified && matches!(outcome, Outcome::Allowed) {
+                // A layer in between has dropped the request, and responded itself.
+                outcome = Outcome::EndedEarly(EarlyEnd::Dropped);
+            }
+            let is_undecided =
+                caller.is_none() && !is_being_verified && !matches!(outcome, Outcome::Rejected(_));
             record.actor = if is_undecided {
                 Actor::Anonymous
             } else {

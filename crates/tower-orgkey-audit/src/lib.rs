@@ -5,8 +5,9 @@
 //!
 //! Every request that an [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer) beneath the [`AuditLayer`] decided on has one event:
 //! requests that were allowed, let through without a key, or rejected by the layer, or by a guard, extractor or limit
-//! beneath it. A request that was not decided on has none: one that a fallback outside `ApiKeyLayer` answered, or whose
-//! client disconnected during the verification.
+//! beneath it. So has a request that ended during the verification of its key, because the client disconnected or a timeout
+//! expired: it is denied, and nobody is known. A request that was not to be decided on has none: one that a fallback outside
+//! `ApiKeyLayer` answered.
 //!
 //! Inside an `ApiKeyLayer`, and without another one further in, the layer responds with 500 and logs an error.
 //!
@@ -21,7 +22,7 @@
 //!
 //! | field | value |
 //! |---|---|
-//! | `class_uid` | 6003, API Activity, for allowed requests and for rejections because of a scope, organization, limit or settings; 3002, Authentication, for rejections before the organization is known |
+//! | `class_uid` | 6003, API Activity, for allowed requests and for rejections because of a scope, organization, limit or settings; 3002, Authentication, for rejections and ends before the organization is known |
 //! | `time`, `start_time` | when the request arrived, in milliseconds since 1970 |
 //! | `duration`, `end_time`, `http_response.latency` | until the head of the response, in milliseconds |
 //! | `unmapped.body_duration`, `unmapped.body_end` | until the end of the body; `ended`, `dropped` or `failed` |
@@ -30,7 +31,7 @@
 //! | `actor.user` (6003), `user` (3002) | `org.uid`: the organization; `programmatic_credentials[0].uid`: the key's id; `uid`: the user's id if the key acts for a user, else the key's id. Without an organization `name` is `anonymous` or `unknown` |
 //! | `activity_id` | by method: 1 create, 2 read, 3 update, 4 delete, 99 other |
 //! | `api.operation` (6003), `unmapped.operation` (3002) | the method and the matched route, never the path with its identifiers |
-//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, `other-credential` (passed to another authentication), the [code](tower_orgkey::Rejection::code) of the rejection, `timed-out` for any other response with the status 408 or 504; or `failed`, `dropped`, `panicked` if there is no response |
+//! | `action`, `status_code` | `Allowed` or `Denied`; `allowed`, `anonymous`, `other-credential` (passed to another authentication), the [code](tower_orgkey::Rejection::code) of the rejection, `timed-out` for any other response with the status 408 or 504; or `failed`, `dropped`, `panicked` if there is no response of the inner service |
 //! | `status_id` | 1 success, 2 failure (rejected, failed, or a status of 400 or more), 99 the client disconnected |
 //! | `authorizations` | what guards required, and the `decision`: scope policies (`policy.data.any_of`), and the path parameter that names the organization |
 //! | `http_response.code`, `.body_length` | the status; how many bytes of the body the server took |
@@ -52,7 +53,7 @@
 //!   [`AUDIT_EVENTS`](telemetry::AUDIT_EVENTS), and an event of class 1008 (Event Log Activity) reports the `count` as soon
 //!   as the sink works again.
 //! * If the sink fails, it is retried until it works. If it panics, the batch is lost. See [`AuditSink`].
-//! * Rejected requests without a known organization are sampled:
+//! * Requests without a known organization that were rejected, or ended during the verification, are sampled:
 //!   [10 per second](AuditTrailBuilder::rejections_per_second) have an event, after a burst of 100. The others are
 //!   summarized in at most one event per second (class 3002, with `count` and `unmapped.by_code`).
 //!

@@ -1,4 +1,4 @@
-//! Limits the events of rejected requests without an organization, and counts the others.
+//! Limits the events of rejected and unverified requests without an organization, and counts the others.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -105,10 +105,9 @@ impl AuditTrail {
     /// Accepts the record of a request that has ended. Never waits for the sink.
     pub(crate) fn accept(&self, request: Box<AuditedRequest>) {
         let core = &*self.0;
-        if let Some(rejection) = request.rejection()
-            && request.org_code().is_none()
-        {
-            match core.sampler.sample(Instant::now(), rejection.code()) {
+        let is_rejected = request.rejection().is_some() && request.org_code().is_none();
+        if is_rejected || request.is_unverified() {
+            match core.sampler.sample(Instant::now(), request.code()) {
                 Sample::Admitted => {}
                 Sample::FirstSuppressed => {
                     telemetry::suppressed();
@@ -170,8 +169,8 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
         self
     }
 
-    /// Sets how many rejected requests without a known organization have an event, per second and after a burst of 100. At
-    /// least 1. Default: 10.
+    /// Sets how many requests without a known organization have an event if they were rejected or ended during the verification,
+    /// per second and after a burst of 100. At least 1. Default: 10.
     ///
     /// The others are counted, and at most one event per second reports the count.
     pub fn rejections_per_second(mut self, events: u32) -> Self {

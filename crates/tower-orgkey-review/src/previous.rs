@@ -52,6 +52,13 @@ pub struct PreviousReview {
 #[error("{0}")]
 pub struct PreviousReviewError(String);
 
+impl PreviousReviewError {
+    /// The report was replaced between the two times that it is read.
+    pub(crate) fn changed() -> Self {
+        Self("not the report that was read before: findings are missing".to_owned())
+    }
+}
+
 impl PreviousReview {
     /// Returns what a review needs of this report. The findings are held in memory too, for those that are gone.
     pub fn of(report: &ReviewReport) -> Self {

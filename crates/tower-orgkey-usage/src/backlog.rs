@@ -23,6 +23,8 @@ pub(crate) struct Waiting {
     /// `sent` is of the push in flight.
     pub(crate) is_new: bool,
     pub(crate) is_saved: bool,
+    /// How often the sink panicked on this record alone, in this process.
+    pub(crate) panics: u32,
 }
 
 #[derive(Debug)]
@@ -120,6 +122,7 @@ impl Backlog {
                 sent: None,
                 is_new: false,
                 is_saved,
+                panics: 0,
             }));
     }
 

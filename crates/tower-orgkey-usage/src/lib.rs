@@ -57,8 +57,8 @@
 //! * **A sink that forgets ids says so** in [`remembers`](UsageSink::remembers). A record that it may have stored is then
 //!   [parked](ParkedRecords) instead of being counted twice.
 //! * **What can be lost** is listed [with the pusher](UsagePusher#what-can-be-lost): with a spool file, if the process is
-//!   killed, the current minute and one that ended a moment ago; and the oldest records if very many wait, which is counted and
-//!   logged.
+//!   killed, the current minute and one that ended a moment ago; and, if very many records wait, the oldest of the accounts with
+//!   the most, which is counted and logged.
 //!
 //! # Cost
 //!

@@ -1,6 +1,7 @@
 //! The backlog with its bound and its file.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,16 +74,20 @@ impl Queue {
         }
     }
 
-    /// Appends records, and returns how many of the oldest were dropped.
+    /// Appends records, and returns how many were dropped because there are too many.
     pub(crate) fn add(&mut self, records: Vec<UsageRecord>) -> usize {
         if let Some(journal) = &mut self.journal {
             journal.note_records(&records);
         }
         self.has_unsaved |= !records.is_empty();
         self.backlog.append(records, false);
-        let excess = self.backlog.waiting.len().saturating_sub(self.most);
-        self.remove(excess);
-        excess
+        let accounts = self.backlog.waiting.iter();
+        let excess = excess(accounts.map(|waiting| &waiting.record.account), self.most);
+        let number = excess.len();
+        if number > 0 {
+            self.remove_at(excess);
+        }
+        number
     }
 
     /// Parks those of the `most` oldest records that must not be pushed any more, and returns their ids. Repeats with those
@@ -117,13 +122,16 @@ impl Queue {
         .collect()
     }
 
-    /// Removes the parked records beyond the bound, those first that were parked first, and returns how many there were.
+    /// Removes the parked records beyond the bound, and returns how many there were.
     pub(crate) fn trim_parked(&mut self) -> usize {
-        let excess = self.backlog.parked.len().saturating_sub(self.most);
-        if excess > 0 {
-            self.change(&Change::Dropped((0..excess).collect()));
+        let accounts = self.backlog.parked.iter();
+        let accounts = accounts.map(|parked| &parked.parked.record.account);
+        let excess = excess(accounts, self.most);
+        let number = excess.len();
+        if number > 0 {
+            self.change(&Change::Dropped(excess));
         }
-        excess
+        number
     }
 
     /// The oldest records, at most `most`. With `at`, notes that a push of them begins then.
@@ -167,6 +175,15 @@ impl Queue {
         let number = later.len();
         self.change(&Change::Later(later));
         number
+    }
+
+    /// Notes that the sink panicked on the oldest record alone, and returns how often it has.
+    pub(crate) fn panicked(&mut self) -> u32 {
+        let head = self.backlog.waiting.front_mut();
+        head.map_or(0, |waiting| {
+            waiting.panics = waiting.panics.saturating_add(1);
+            waiting.panics
+        })
     }
 
     /// Whether an earlier push may have stored the oldest record.
@@ -252,6 +269,33 @@ impl Queue {
     }
 }
 
+/// Returns the places of the records beyond `most`, ascending. Each is the oldest one of the account that has the most, so that
+/// an account with many records displaces its own.
+fn excess<'a>(accounts: impl ExactSizeIterator<Item = &'a Account>, most: usize) -> Vec<usize> {
+    let number = accounts.len().saturating_sub(most);
+    if number == 0 {
+        return Vec::new();
+    }
+    let mut places: HashMap<&Account, VecDeque<usize>> = HashMap::new();
+    for (place, account) in accounts.enumerate() {
+        places.entry(account).or_default().push_back(place);
+    }
+    // Of accounts with equally many, the one with the oldest record comes first.
+    let mut largest: BinaryHeap<_> = places
+        .into_values()
+        .map(|places| (places.len(), Reverse(places)))
+        .collect();
+    let mut excess = Vec::with_capacity(number);
+    while excess.len() < number
+        && let Some(mut account) = largest.peek_mut()
+    {
+        account.0 -= 1;
+        excess.extend(account.1.0.pop_front());
+    }
+    excess.sort_unstable();
+    excess
+}
+
 /// A record that was parked just now.
 #[derive(Debug)]
 pub(crate) struct ParkedNow {
@@ -287,4 +331,29 @@ pub(crate) fn report(queue: &Mutex<Queue>, counts: &RecordCounts) {
 
 pub(crate) fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tower_orgkey::OrgCode;
+
+    use super::*;
+
+    #[test]
+    fn the_account_with_the_most_records_loses_its_oldest() {
+        let org = |code| Account::Organization(OrgCode::from_static(code));
+        let accounts = ["a", "b", "a", "c", "a", "b"].map(org);
+        for (most, places) in [
+            (7, vec![]),
+            (6, vec![]),
+            (5, vec![0]),
+            // Of two accounts with two records each, the one with the oldest.
+            (4, vec![0, 1]),
+            (3, vec![0, 1, 2]),
+            (1, vec![0, 1, 2, 3, 4]),
+            (0, vec![0, 1, 2, 3, 4, 5]),
+        ] {
+            assert_eq!(excess(accounts.iter(), most), places, "{most}");
+        }
+    }
 }

@@ -105,6 +105,8 @@ struct Record {
     requirements: Requirements,
     operation: Option<Arc<str>>,
     rejection: Option<Rejection>,
+    /// The request has waited for the verification of its key.
+    has_waited: bool,
     /// Calls all that were added, in order.
     callback: Option<Callback>,
 }
@@ -133,6 +135,11 @@ impl<'a> Recorded<'a> {
     pub fn operation(&self) -> Option<&'a str> {
         self.0.operation.as_deref()
     }
+
+    /// Returns whether the request waits for the verification of its key, or ended while it did.
+    pub fn is_being_verified(&self) -> bool {
+        self.0.has_waited && self.0.caller.is_none() && self.0.rejection.is_none()
+    }
 }
 
 impl fmt::Debug for Recorded<'_> {
@@ -141,6 +148,7 @@ impl fmt::Debug for Recorded<'_> {
             .field("caller", &self.caller())
             .field("requirements", self.requirements())
             .field("operation", &self.operation())
+            .field("is_being_verified", &self.is_being_verified())
             .finish()
     }
 }
@@ -301,6 +309,13 @@ impl RequestObservation {
             }
         }
         rejection
+    }
+
+    /// Records that the request waits for the verification of its key.
+    pub(crate) fn waits(extensions: &Extensions) {
+        if let Some(observation) = Self::of(extensions) {
+            observation.record().has_waited = true;
+        }
     }
 
     /// Records an organization, and lets its context carry the observation. Kept out of line, so that the path of a request

@@ -31,15 +31,16 @@ struct Ending<'a, S: Source> {
 }
 
 impl<S: Source> Cache<S> {
-    /// Completes a lookup, unless it was cancelled by an invalidation.
+    /// Completes a lookup, unless it was cancelled by an invalidation. Returns whether it found the key valid.
     pub(super) fn complete(
         &self,
         lookup: &Arc<Lookup<S>>,
         key: &S::Key,
         outcome: Outcome<S::Value>,
-    ) {
+    ) -> bool {
         let now = self.clock.now();
         let mut was_known = false;
+        let mut is_valid = false;
         let answered = match &outcome {
             Outcome::Answered(Answered { answer, credential }, sent_at)
                 if shows_that_the_issuer_answers(answer) =>
@@ -82,6 +83,7 @@ impl<S: Source> Cache<S> {
                 }
             };
             was_known &= matches!(completion, Completion::Invalid);
+            is_valid = matches!(completion, Completion::Valid(_));
             lookup.complete(completion);
         }
         drop(shard);
@@ -96,7 +98,7 @@ impl<S: Source> Cache<S> {
         match answered {
             Some((credential, sent_at)) => {
                 for followed in unconfirmed.answered(credential, sent_at, now) {
-                    self.follow(&followed, now);
+                    self.follow(&followed, sent_at, now);
                 }
             }
             None => {
@@ -105,6 +107,7 @@ impl<S: Source> Cache<S> {
                 }
             }
         }
+        is_valid
     }
 
     fn accept(
@@ -175,7 +178,7 @@ impl<S: Source> Cache<S> {
         if is_certain {
             self.recently_valid.forget(key);
             // An older call may still bring a valid answer, which must not replace this one.
-            shard.cancel(key);
+            shard.cancel_sent_until(key, sent_at);
         }
         self.at(lookup.upstream).unconfirmed.forget(key);
         if self.invalid_keys.insert(key, lookup.began, now) {
@@ -227,8 +230,8 @@ impl<S: Source> Cache<S> {
         Completion::CannotTell(cannot_tell)
     }
 
-    /// The issuer answered after an unconfirmed answer.
-    fn follow(&self, followed: &Followed<S>, now: Tick) {
+    /// The issuer answered, after an unconfirmed answer, a call that was sent at this time.
+    fn follow(&self, followed: &Followed<S>, sent_at: Tick, now: Tick) {
         let (key, began) = match followed {
             Followed::Known(entry) => (&entry.key, entry.began),
             Followed::Unknown(key, began) => (key, *began),
@@ -245,9 +248,9 @@ impl<S: Source> Cache<S> {
         }
         self.recently_valid.forget(key);
         // As in `reject`.
-        shard.cancel(key);
+        shard.cancel_sent_until(key, sent_at);
         self.invalid_keys.insert(key, began, now);
-        self.blocks.reject_key(key, now);
+        self.blocks.reject_key(key, sent_at);
         drop(shard);
         if matches!(followed, Followed::Known(_)) {
             self.source.rejected(key);
@@ -399,8 +402,10 @@ impl<S: Source> LookupTask<S> {
             },
             _ => None,
         };
-        cache.complete(&self.lookup, &self.key, outcome);
-        if let Some(stored) = stored {
+        // An answer that this node discards is not stored for others.
+        if cache.complete(&self.lookup, &self.key, outcome)
+            && let Some(stored) = stored
+        {
             stored.await;
         }
     }
@@ -539,6 +544,41 @@ mod tests {
             cache.complete(&older, &key, VALID(sent_at));
             let (is_cached, now) = (cache.store.get(&key).is_some(), cache.clock.now());
             assert_eq!((is_cached, cache.is_invalid(&key, now)), (false, true));
+        }
+    }
+
+    /// A key may be valid again when a call is sent after the confirming one.
+    #[tokio::test(start_paused = true)]
+    async fn fault_76d_a_newer_call_is_not_cancelled() {
+        for (was_known, noted) in [(true, UNCONFIRMED), (true, UNDECIDED), (false, UNDECIDED)] {
+            let (cache, clock) = cache();
+            let key = test_key("some-key");
+            if was_known {
+                complete(&cache, "some-key", VALID(cache.clock.now()));
+            }
+            let watchers = cache.blocks.watchers();
+            let watch = watchers.watch(&key);
+            complete(&cache, "some-key", noted(cache.clock.now()));
+            let [sent, confirming, newer] = [(); 3].map(|()| {
+                clock.jump(Duration::from_millis(10));
+                cache.clock.now()
+            });
+            let unsent = start(&cache, "some-key");
+            let [older, same, newest] = [sent, confirming, newer].map(|sent_at| {
+                let lookup = start(&cache, "some-key");
+                lookup.sent(sent_at);
+                lookup
+            });
+            clock.jump(Duration::from_millis(10));
+            complete(&cache, "other-key", VALID(confirming));
+            assert!(cache.is_invalid(&key, cache.clock.now()), "confirmed");
+            let cancelled = [&older, &same, &newest, &unsent].map(|lookup| lookup.is_complete());
+            assert_eq!(cancelled, [true, true, false, true]);
+            cache.complete(&newest, &key, VALID(newer));
+            assert!(cache.store.get(&key).is_some());
+            assert!(!cache.is_invalid(&key, cache.clock.now()));
+            // Streams of the older result end, and those of the newer one do not.
+            assert!(watch.is_rejected_since(sent) && !watch.is_rejected_since(newer));
         }
     }
 

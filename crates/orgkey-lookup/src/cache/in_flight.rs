@@ -187,6 +187,24 @@ impl<S: Source> Shard<S> {
         }
     }
 
+    /// Cancels the lookups of the key, except those whose call was sent after this time. One that has sent none yet is
+    /// cancelled, because it may have read the clock before.
+    pub(crate) fn cancel_sent_until(&mut self, key: &S::Key, latest: Tick) {
+        let Some(lookups) = self.0.get_mut(key) else {
+            return;
+        };
+        lookups.retain(|lookup| {
+            let is_newer = lookup.sent_at.load(Ordering::Acquire) > latest.0;
+            if !is_newer {
+                lookup.complete(Completion::Cancelled);
+            }
+            is_newer
+        });
+        if lookups.is_empty() {
+            self.0.remove(key);
+        }
+    }
+
     /// Cancels all lookups.
     pub(crate) fn cancel_all(&mut self) {
         for lookup in self.0.drain().flat_map(|(_, lookups)| lookups) {

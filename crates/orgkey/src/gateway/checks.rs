@@ -23,6 +23,9 @@ use super::rendered::rendered;
 /// The counter of checks, by `dialect` and `outcome`: `allowed`, `public`, or the code of the rejection.
 pub(super) const CHECKS: &str = "orgkey_gateway_checks_total";
 
+/// A message over gRPC that is too large, or does not end in time.
+const UNREAD: Incomplete = Incomplete("message of at most 256 KiB, in time");
+
 /// The body of a response: over gRPC, it has trailers.
 pub(super) type ResponseBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::convert::Infallible>>;
 
@@ -149,10 +152,11 @@ impl Checks {
     {
         let deadline = envoy_grpc::deadline(headers);
         let read = Limited::new(body, envoy_grpc::MAX_LEN).collect();
-        let Ok(Ok(body)) = tokio::time::timeout(timeout, read).await else {
-            return trailers_only("8");
+        let request = match tokio::time::timeout(timeout, read).await {
+            Ok(Ok(body)) => envoy_grpc::read(&body.to_bytes(), |name| self.decisions.reads(name)),
+            // Not a failure of the call, which `failure_mode_allow` would allow.
+            _ => Err(UNREAD),
         };
-        let request = envoy_grpc::read(&body.to_bytes(), |name| self.decisions.reads(name));
         let (decision, about) = match request {
             Ok(request) => {
                 let host = Some(request.host.as_str());
@@ -224,15 +228,6 @@ fn unknown() -> Response<Bytes> {
     let detail = "The gateway has no such endpoint.";
     let rejection = Rejection::custom(StatusCode::NOT_FOUND, "unknown-endpoint", detail);
     rendered(rejection)
-}
-
-/// A failure of the call, which denies the request.
-fn trailers_only(status: &'static str) -> Response<ResponseBody> {
-    let mut response = Response::new(Either::Left(Full::default()));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from_static(status));
-    response
 }
 
 /// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time. Few, so that

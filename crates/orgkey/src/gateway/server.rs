@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tower_orgkey::ApiKeyHandle;
 use tower_orgkey_audit::{AuditLayer, AuditTrail, JsonLines};
@@ -74,6 +75,7 @@ pub struct Gateway {
     admin_address: Option<Address>,
     trail: Option<AuditTrail>,
     fleet: Option<Fleet>,
+    revocations: TaskTracker,
     is_ready: Arc<AtomicBool>,
     metrics: PrometheusHandle,
     bounds: Bounds,
@@ -149,6 +151,7 @@ impl Gateway {
         let (listener, checks_address) = bind(&config.listen.checks).await?;
         let is_ready = Arc::new(AtomicBool::new(true));
         let metrics = recorder::installed();
+        let revocations = TaskTracker::new();
         let (admin, admin_address) = match &config.listen.admin {
             None => (None, None),
             Some(address) => {
@@ -160,6 +163,7 @@ impl Gateway {
                     trail: trail.clone(),
                     fleet: setup.fleet.clone(),
                     expected_nodes: expected.map_or(0, NonZeroUsize::get),
+                    revocations: revocations.clone(),
                     is_ready: Arc::clone(&is_ready),
                     metrics: metrics.clone(),
                     timeout: bounds.body,
@@ -178,6 +182,7 @@ impl Gateway {
             admin_address,
             trail,
             fleet: setup.fleet,
+            revocations,
             is_ready,
             metrics,
             bounds,
@@ -199,8 +204,8 @@ impl Gateway {
         self.handle.clone()
     }
 
-    /// Serves until `shutdown` is ready. Then the gateway stops to be ready, waits for `shutdown_wait`, closes its connections, and
-    /// writes its audit events, within 10 s.
+    /// Serves until `shutdown` is ready. Then the gateway stops to be ready, waits for `shutdown_wait`, closes its connections, ends
+    /// the revocations that are under way, and writes its audit events, within 10 s.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (stop_checks, stopped_checks) = watch::channel(None);
         let (stop_admin, stopped_admin) = watch::channel(None);
@@ -230,10 +235,18 @@ impl Gateway {
         self.is_ready.store(false, Ordering::Relaxed);
         tracing::info!("gateway is stopping");
         sleep(self.handle.config.listen.shutdown_wait).await;
-        let _ = stop_checks.send(Some(end - FLUSH));
+        let closed = end - FLUSH;
+        let _ = stop_checks.send(Some(closed));
+        let _ = stop_admin.send(Some(closed));
         if let Err(error) = checks.await {
             tracing::error!(%error, "listener failed");
         }
+        if let Some(admin) = admin {
+            let _ = admin.await;
+        }
+        // Of clients that have hung up. They end within the 2 s that a fleet has.
+        self.revocations.close();
+        let _ = timeout_at(closed, self.revocations.wait()).await;
         if let (Some(fleet), Some(follower)) = (self.fleet, follower) {
             // Nothing is decided any more, so no node has to wait for this one.
             let _ = timeout(LEAVE, fleet.leave()).await;
@@ -245,10 +258,6 @@ impl Gateway {
                 .await
         {
             tracing::error!(%error, "audit events are lost");
-        }
-        if let Some(admin) = admin {
-            let _ = stop_admin.send(Some(Instant::now()));
-            let _ = admin.await;
         }
         upkeep.abort();
     }

@@ -135,13 +135,9 @@ async fn revocations_reach_the_other_gateway() {
     .await;
 }
 
-#[tokio::test]
-async fn fault_200_the_client_of_a_revocation_hangs_up() {
-    let (mut engine, secret) = (engine(), secret());
-    let world = World::start(&tables(&engine, &secret, "one")).await;
-    // Without the engine, the gateway waits before it answers.
-    engine.kill();
-    let body = json!({ "org_code": "org_1" }).to_string();
+/// Sends the block of an organization, and hangs up before the answer.
+async fn hang_up_on_block(world: &World, org: &str) {
+    let body = json!({ "org_code": org }).to_string();
     let head = format!(
         "POST /v1/block HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\
          content-length: {}\r\n\r\n{body}",
@@ -149,12 +145,39 @@ async fn fault_200_the_client_of_a_revocation_hangs_up() {
     );
     let mut stream = TcpStream::connect(world.admin).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    drop(stream);
+}
+
+fn is_block_of_org_1(line: &str) -> bool {
+    line.contains("/v1/block") && line.contains("org_1")
+}
+
+#[tokio::test]
+async fn fault_200_the_client_of_a_revocation_hangs_up() {
+    let (mut engine, secret) = (engine(), secret());
+    let world = World::start(&tables(&engine, &secret, "one")).await;
+    // Without the engine, the gateway waits before it answers.
+    engine.kill();
+    hang_up_on_block(&world, "org_1").await;
     let file = world.files.path("audit.jsonl");
-    until_line(&file, |line| {
-        line.contains("/v1/block") && line.contains("org_1")
-    })
-    .await;
+    until_line(&file, is_block_of_org_1).await;
+}
+
+#[tokio::test]
+async fn fault_200b_shutdown_awaits_revocations() {
+    let (mut engine, secret) = (engine(), secret());
+    let mut world = World::start(&tables(&engine, &secret, "one")).await;
+    let key = world.key("org_1", &["read:reports"]);
+    assert_eq!(check(&world, &key).await, 200);
+    engine.kill();
+    hang_up_on_block(&world, "org_1").await;
+    while check(&world, &key).await != 401 {}
+    let file = world.files.path("audit.jsonl");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(!written.lines().any(is_block_of_org_1), "not under way");
+    world.stop.take().unwrap().send(()).unwrap();
+    (&mut world.running).await.unwrap();
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.lines().any(is_block_of_org_1), "{written}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::support::{ADMIN_TOKEN, Reply, World, request, send};
 
 /// What the parser found in a page.
 #[derive(Debug, Deserialize)]
-struct Parsed {
+pub(crate) struct Parsed {
     unclosed: Vec<String>,
     misplaced: Vec<String>,
     elements: BTreeMap<String, usize>,
@@ -23,7 +23,7 @@ struct Parsed {
     refresh: Option<String>,
 }
 
-async fn page(world: &World) -> Reply {
+pub(crate) async fn page(world: &World) -> Reply {
     let bearer = format!("Bearer {ADMIN_TOKEN}");
     let reply = send(
         world.admin,
@@ -34,7 +34,7 @@ async fn page(world: &World) -> Reply {
     reply
 }
 
-async fn parsed(reply: &Reply) -> Parsed {
+pub(crate) async fn parsed(reply: &Reply) -> Parsed {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &reply.body).unwrap();
     let path = file.path().to_str().unwrap();
@@ -42,7 +42,7 @@ async fn parsed(reply: &Reply) -> Parsed {
 }
 
 /// Returns the cell behind the cell with this text.
-fn beside<'a>(page: &'a Parsed, text: &str) -> &'a str {
+pub(crate) fn beside<'a>(page: &'a Parsed, text: &str) -> &'a str {
     let at = page.cells.iter().position(|cell| cell == text).unwrap();
     &page.cells[at + 1]
 }

@@ -83,13 +83,14 @@ impl Classification {
         Self {
             class: match rejection {
                 Some(rejection) if is_about_the_key(rejection.kind()) => Class::Authentication,
+                None if request.is_unverified() => Class::Authentication,
                 _ => Class::ApiActivity,
             },
             activity: activity(&request.method),
-            action: usize::from(rejection.is_some()),
+            action: usize::from(rejection.is_some() || request.is_unverified()),
             status: match &request.outcome {
                 Outcome::Allowed if !has_failed => 0,
-                Outcome::EndedEarly(EarlyEnd::Dropped) => 2,
+                Outcome::EndedEarly(EarlyEnd::Dropped) if request.status.is_none() => 2,
                 Outcome::Allowed | Outcome::Rejected(_) | Outcome::EndedEarly(_) => 1,
             },
         }

@@ -241,21 +241,87 @@ async fn an_inner_timeout_is_recorded_as_such() {
     }
 }
 
+/// Sends a request whose verification does not end, and drops it.
+async fn drop_unverified(app: &Router, issuer: &Issuer) {
+    let mut future = Box::pin(app.clone().oneshot(request("GET", "/whoami", ONE)));
+    assert!((&mut future).now_or_never().is_none());
+    while issuer.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn assert_is_unverified(event: &Value, code: &str, status_id: u64) {
+    assert_eq!(event["status_code"], code, "{event}");
+    assert_eq!(event["status_id"], status_id, "{event}");
+    assert_eq!(event["class_uid"], 3002);
+    assert_eq!(event["action"], "Denied");
+    assert_eq!(event["user"]["name"], "unknown");
+}
+
 #[tokio::test]
-async fn a_drop_before_the_decision_is_no_event() {
+async fn fault_209_unverified_drops_are_recorded() {
     let stage = Stage::new();
     let issuer = issuer();
     issuer.fail(Answer::Silence);
     let app = routes()
         .route_layer(ApiKeyLayer::new(issuer.clone()))
         .route_layer(stage.layer());
-    let mut future = Box::pin(app.oneshot(request("GET", "/whoami", ONE)));
-    assert!((&mut future).now_or_never().is_none());
-    while issuer.calls() == 0 {
-        tokio::task::yield_now().await;
+    drop_unverified(&app, &issuer).await;
+    let event = stage.event().await;
+    assert_is_unverified(&event, "dropped", 99);
+    assert!(event.get("http_response").is_none());
+    // They are sampled as rejections are.
+    for _ in 0..300 {
+        drop_unverified(&app, &issuer).await;
     }
-    drop(future);
-    assert_eq!(stage.events().await.len(), 0);
+    let events = stage.events().await;
+    let suppressed: u64 = events
+        .iter()
+        .filter_map(|event| event["unmapped"]["by_code"]["dropped"].as_u64())
+        .sum();
+    let dropped = |event: &&Value| event["status_code"] == "dropped" && event["count"].is_null();
+    let recorded = events.iter().filter(dropped).count() as u64;
+    assert_eq!(recorded + suppressed, 301);
+    assert!((100..200).contains(&recorded), "{recorded}");
+}
+
+/// The timeout is outside of `AuditLayer`, or between it and `ApiKeyLayer`.
+#[tokio::test(start_paused = true)]
+async fn fault_209_unverified_timeouts_are_recorded() {
+    use axum::middleware::{Next, from_fn};
+    use axum::response::IntoResponse;
+
+    for (is_outside, status, code, status_id) in [
+        (true, StatusCode::REQUEST_TIMEOUT, "dropped", 99),
+        (true, StatusCode::GATEWAY_TIMEOUT, "dropped", 99),
+        (false, StatusCode::REQUEST_TIMEOUT, "timed-out", 2),
+        (false, StatusCode::GATEWAY_TIMEOUT, "timed-out", 2),
+        (false, StatusCode::SERVICE_UNAVAILABLE, "dropped", 2),
+    ] {
+        let stage = Stage::new();
+        let issuer = issuer();
+        issuer.fail(Answer::Silence);
+        let timeout = from_fn(move |request, next: Next| async move {
+            // Less than the caller deadline of `ApiKeyLayer`.
+            let limit = Duration::from_secs(1);
+            let response = tokio::time::timeout(limit, next.run(request)).await;
+            response.unwrap_or_else(|_| status.into_response())
+        });
+        let app = routes().route_layer(ApiKeyLayer::new(issuer.clone()));
+        let app = if is_outside {
+            app.route_layer(stage.layer()).route_layer(timeout)
+        } else {
+            app.route_layer(timeout).route_layer(stage.layer())
+        };
+        let response = send(&app, request("GET", "/whoami", ONE)).await;
+        assert_eq!((response.status(), issuer.calls()), (status, 1));
+        tokio::time::resume();
+        let event = stage.event().await;
+        assert_is_unverified(&event, code, status_id);
+        let recorded = (!is_outside).then(|| status.as_u16().into());
+        assert_eq!(event["http_response"]["code"].as_u64(), recorded);
+        tokio::time::pause();
+    }
 }
 
 #[tokio::test]

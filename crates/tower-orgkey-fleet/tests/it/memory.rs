@@ -296,6 +296,35 @@ async fn fault_103_a_late_valid_answer_is_not_used() {
     scenarios::a_late_valid_answer_is_not_used(&MemoryEngine::new()).await;
 }
 
+/// An invalidation by the key cancels the lookup; one by the key's id discards its answer.
+#[tokio::test(start_paused = true)]
+async fn fault_103b_a_cancelled_lookup_stores_nothing() {
+    for by_key in [true, false] {
+        let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+        let [slow, _other] = nodes(&engine, &issuer).await;
+        let release = issuer.hold();
+        let request = slow.get(KEY);
+        tokio::pin!(request);
+        tokio::select! {
+            _ = &mut request => panic!("the answer was not held"),
+            () = until("the call was sent", || issuer.calls() == 1) => {}
+        }
+        issuer.revoke(KEY);
+        let handle = slow.auth.handle();
+        if by_key {
+            handle.invalidate_key(&ApiKey::parse(KEY).unwrap());
+        } else {
+            handle.invalidate_key_id(&key_id(KEY));
+        }
+        release.send(true).unwrap();
+        assert_eq!(request.await, UNAUTHORIZED);
+        assert_eq!(issuer.calls(), 2, "the first answer was discarded");
+        assert_eq!(slow.get(OTHER).await, OK);
+        until("another result is stored", || engine.results() > 0).await;
+        assert_eq!(engine.results(), 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn fault_104_a_node_that_is_behind_asks_the_issuer() {
     scenarios::a_node_that_is_behind_asks_the_issuer(&MemoryEngine::new()).await;

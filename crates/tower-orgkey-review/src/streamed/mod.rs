@@ -138,7 +138,7 @@ impl<'a> StreamedReport<'a> {
     ///
     /// # Errors
     ///
-    /// As [`PreviousReview::read`].
+    /// As [`PreviousReview::read`], and if it is not the report that was read first, because findings are missing.
     pub fn read_settled(&mut self, input: impl io::Read) -> Result<(), PreviousReviewError> {
         let (Some(previous), Some(changes)) = (self.previous, &mut self.head.changes) else {
             return Ok(());
@@ -147,12 +147,18 @@ impl<'a> StreamedReport<'a> {
             return Ok(());
         }
         let mut settled = Vec::new();
+        let mut is_read = self.is_again.clone();
         read_findings(input, |finding| {
-            let place = previous.finding(&finding.id);
-            if place.is_some_and(|place| !self.is_again[place]) {
+            if let Some(place) = previous.finding(&finding.id)
+                && !self.is_again[place]
+            {
+                is_read[place] = true;
                 settled.push(finding);
             }
         })?;
+        if is_read.contains(&false) {
+            return Err(PreviousReviewError::changed());
+        }
         changes.settled = settled;
         Ok(())
     }

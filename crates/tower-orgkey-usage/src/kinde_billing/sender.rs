@@ -346,9 +346,12 @@ impl<S: TotalsStore> KindeBillingSender<S> {
             ("feature_code", &*self.feature),
         ];
         let reply = self.api.get("/api/v1/billing/agreements", &query).await;
+        let is_throttled =
+            matches!(&reply, Ok(reply) if reply.status() == StatusCode::TOO_MANY_REQUESTS);
         let reply = self.read(reply);
         let view = reply.and_then(|reply| wire::view(reply.body(), self.now()));
-        if matches!(view, Err(reason) if reason != HoldReason::Unavailable) {
+        // Any other failure may be about a customer that the organization no longer has.
+        if view.is_err() && !is_throttled {
             self.customers.remove(org);
         }
         view

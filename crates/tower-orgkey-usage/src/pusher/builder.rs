@@ -51,8 +51,8 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
         self
     }
 
-    /// Sets how many records can wait for the sink. At least 1. Default: 100,000, about 50 MB. The oldest records beyond the
-    /// bound are dropped, counted and logged.
+    /// Sets how many records can wait for the sink. At least 1. Default: 100,000, about 50 MB. Beyond the bound, the oldest
+    /// records of the accounts with the most are dropped, counted and logged.
     pub fn max_waiting(mut self, records: usize) -> Self {
         self.settings.max_waiting = records;
         self
@@ -103,7 +103,6 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
             settings,
             not_before: None,
             undeliverable_in_a_row: 0,
-            panics_of_one: 0,
             deferred: (0, None),
             deferred_in_a_row: 0,
             is_failing: false,

@@ -43,7 +43,7 @@ use crate::telemetry;
 /// | shutdown with [`flush`](Self::flush), the sink stores everything before the deadline | nothing | nothing |
 /// | shutdown with `flush`, the sink does not | waiting records; counted and logged | nothing |
 /// | the process is killed | waiting records and minutes that are not closed | minutes that are not closed: the current one, and one that ended up to 2 s ago or during a push in flight |
-/// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest; counted and logged | the same |
+/// | more records wait than [`max_waiting`](UsagePusherBuilder::max_waiting) | the oldest of the accounts with the most; counted and logged | the same |
 ///
 /// A sink that counts each [`id`](UsageRecord::id) once never counts a request twice.
 ///
@@ -57,8 +57,8 @@ use crate::telemetry;
 /// `KindeBillingSink`, and `OpenMeterSink` without an unattributed subject park their records.
 ///
 /// With such a sink and a spool file, the beginning of a push is written to the file first, so that it is known after a crash. While
-/// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; those
-/// beyond, the oldest first, are dropped, counted and logged.
+/// the file cannot be written, nothing is pushed. At most [`max_waiting`](UsagePusherBuilder::max_waiting) records are parked; beyond,
+/// the oldest of the accounts with the most are dropped, counted and logged.
 ///
 /// # Example
 ///
@@ -104,8 +104,6 @@ pub struct UsagePusher<S> {
     not_before: Option<Instant>,
     /// Single records that failed permanently since the last success.
     undeliverable_in_a_row: u32,
-    /// How often the sink panicked on the oldest record alone.
-    panics_of_one: u32,
     /// Records at the end of the queue that failed since the last pause, and the last error about them.
     deferred: (usize, Option<PushError>),
     /// Batches that were deferred since the last success.
@@ -297,14 +295,6 @@ impl<S: UsageSink> UsagePusher<S> {
                 self.batch = batch.len().div_ceil(2);
                 telemetry::push_ended("retry");
             }
-            PushErrorKind::Retry { .. }
-                if error.is_panic() && self.panics_of_one + 1 >= MAX_PANICS_OF_ONE =>
-            {
-                telemetry::push_ended("retry");
-                self.panics_of_one = 0;
-                let since = batch[0].minute;
-                self.park(ParkReason::MaybeStored { since }, vec![0]).await;
-            }
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
                 if lock(&self.queue).may_be_stored() {
@@ -345,7 +335,11 @@ impl<S: UsageSink> UsagePusher<S> {
             }
             PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
                 telemetry::push_ended("retry");
-                self.panics_of_one += u32::from(error.is_panic());
+                if error.is_panic() && lock(&self.queue).panicked() >= MAX_PANICS_OF_ONE {
+                    let since = batch[0].minute;
+                    self.park(ParkReason::MaybeStored { since }, vec![0]).await;
+                    return Ok(());
+                }
                 self.pause(&error, after);
                 return Err(error);
             }
@@ -415,7 +409,6 @@ impl<S: UsageSink> UsagePusher<S> {
         self.batch = (self.batch * 2).min(self.settings.batch_size);
         self.undeliverable_in_a_row = 0;
         self.deferred_in_a_row = 0;
-        self.panics_of_one = 0;
         self.not_before = None;
         self.backoff = self.settings.backoff.build();
         if std::mem::take(&mut self.is_failing) {

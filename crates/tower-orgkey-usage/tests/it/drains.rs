@@ -162,6 +162,76 @@ async fn fault_203_a_panic_for_one_record_blocks_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_203b_panics_count_for_their_own_record() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let mut calls = [0, 0];
+    let sink = Memory::new(move |batch| {
+        let is_first = batch[0].account.organization().unwrap().as_str() == "org_1";
+        let calls = &mut calls[usize::from(!is_first)];
+        *calls += 1;
+        match (is_first, *calls) {
+            (true, 3) => Err(PushError::defer("a look-up of the test's fails", [0])),
+            (_, 1..=2) => panic!("a sink of the test's panics"),
+            _ => Ok(()),
+        }
+    });
+    let pusher = usage.handle().pusher(Arc::clone(&sink)).batch_size(1);
+    let mut pusher = pusher.build().unwrap();
+    let app = app(&usage);
+    for org in ["org_1", "org_2"] {
+        read_times(&app, 1, &format!("key.{org}.k1")).await;
+        next_minute(&wall);
+        pusher.push_closed().await;
+    }
+    // Two panics on the first record, which is then deferred, and two on the second.
+    for _ in 0..3 {
+        pusher.push_closed().await;
+    }
+    assert!(sink.calls() >= 6, "{}", sink.calls());
+    assert_eq!(pusher.parked().list().len(), 0);
+    assert_eq!(sink.sums(), sums(&[("org_1", 1), ("org_2", 1)]));
+}
+
+/// An organization with many keys fills the queue of a meter that is down.
+#[tokio::test(start_paused = true)]
+async fn fault_208_an_account_displaces_its_own_records() {
+    let scratch = Scratch::new("displaces");
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let down = Memory::new(|_| Err(PushError::retry("down")));
+    let pusher = usage.handle().pusher(down).max_waiting(20);
+    let mut pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    for minute in 0..6 {
+        read_times(&app, 1, "key.org_1.k1").await;
+        for key in 0..15 {
+            read_times(&app, 1, &format!("key.org_many.k{key}_{minute}")).await;
+        }
+        next_minute(&wall);
+        pusher.push_closed().await;
+    }
+    let stats = usage.handle().stats();
+    assert_eq!((stats.waiting, stats.dropped), (20, 6 * 16 - 20));
+    drop(pusher);
+
+    // The next process has the same records.
+    let sink = Memory::new(|_| Ok(()));
+    let usage = crate::kit::usage(&wall).build().unwrap();
+    let pusher = usage.handle().pusher(Arc::clone(&sink));
+    let mut pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    pusher.push_closed().await;
+    assert_eq!(sink.sums(), sums(&[("org_1", 6), ("org_many", 14)]));
+    let many = sink.taken().into_iter().filter(|record| {
+        let org = record.account.organization();
+        org.is_some_and(|org| org.as_str() == "org_many")
+    });
+    let minutes: Vec<u64> = many.map(|record| record.minute).collect();
+    let last = *minutes.last().unwrap();
+    assert!(minutes.iter().all(|minute| *minute == last), "{minutes:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_always_panics_parks_slowly() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();

@@ -17,6 +17,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::task::TaskTracker;
 use tower_orgkey_audit::AuditTrail;
 use tower_orgkey_fleet::Fleet;
 
@@ -36,6 +37,8 @@ pub(super) struct Admin {
     pub(super) fleet: Option<Fleet>,
     /// How many gateways the fleet has. 0 if that is not known.
     pub(super) expected_nodes: usize,
+    /// The revocations that are carried out, also those of clients that have hung up.
+    pub(super) revocations: TaskTracker,
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) metrics: PrometheusHandle,
     /// How long a request may take.

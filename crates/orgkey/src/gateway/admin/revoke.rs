@@ -146,8 +146,11 @@ pub(super) async fn revoke(
         Err(problem) => return bad(problem),
     };
     // A client that hangs up does not end it: what is in force is recorded.
-    let carried_out = tokio::spawn(carry_out(admin, name, action, target)).await;
-    carried_out.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    let revocations = admin.revocations.clone();
+    let carried_out = revocations.spawn(carry_out(admin, name, action, target));
+    carried_out
+        .await
+        .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
 async fn carry_out(admin: Arc<Admin>, name: String, action: Action, target: Target) -> Response {

@@ -80,6 +80,31 @@ fn settled_findings_are_read_only_if_there_are_some() {
     assert!(ids.contains(&"unused org_1 key_1"), "{ids:?}");
 }
 
+#[test]
+fn fault_193b_a_shrunken_previous_report_fails() {
+    let first = first();
+    let whole_json = serde_json::to_vec(&first).unwrap();
+    let previous = PreviousReview::read(whole_json.as_slice()).unwrap();
+    let keys = list([]);
+    let (evidence, policy) = (whole([]), policy());
+    let of = || Review::of(&keys, &evidence, &policy).previous(&previous);
+    let mut report = of().stream();
+    report.read_settled(whole_json.as_slice()).unwrap();
+    let changes = report.to_report().changes.unwrap();
+    assert!(changes.settled.len() > 1, "{changes:?}");
+    // Another report in its place, and the file cut off.
+    for settled in &changes.settled {
+        let mut shrunk = first.clone();
+        shrunk.findings.retain(|finding| finding.id != settled.id);
+        let json = serde_json::to_vec(&shrunk).unwrap();
+        let error = of().stream().read_settled(json.as_slice()).unwrap_err();
+        let expected = "not the report that was read before: findings are missing";
+        assert_eq!(error.to_string(), expected);
+    }
+    let cut = &whole_json[..whole_json.len() / 2];
+    assert!(of().stream().read_settled(cut).is_err());
+}
+
 struct Unreadable;
 
 impl Read for Unreadable {

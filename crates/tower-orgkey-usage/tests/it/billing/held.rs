@@ -119,6 +119,34 @@ async fn fault_173b_a_shared_agreement_stays_with_its_organization() {
     world.assert_never_lowered();
 }
 
+/// Kinde may answer 500 about a customer that the organization no longer has.
+#[tokio::test]
+async fn fault_173c_a_failed_customer_is_looked_up_again() {
+    let world = World::new().await;
+    world.agree("org_1");
+    let mut process = world.start().await;
+    let looked_up = || world.emulator.calls().get_organization.total;
+    for (times, fault) in [
+        (1, Fault::status(500)),
+        (2, Fault::reply(200, "application/json", "{")),
+        (3, Fault::status(404)),
+    ] {
+        process.serve(&world, "org_1", 2).await;
+        world
+            .emulator
+            .inject(Endpoint::ListAgreements, fault.times(1));
+        let report = process.send().await;
+        assert_eq!((report.held.len(), report.accepted), (1, 0));
+        assert_eq!(looked_up(), times);
+        assert_eq!(process.send().await.accepted, 1);
+        assert_eq!(looked_up(), times + 1);
+    }
+    process.serve(&world, "org_1", 2).await;
+    process.send().await;
+    assert_eq!(looked_up(), 4, "a customer that does not fail is kept");
+    assert_eq!(world.billed(), sums(&[("org_1", 8)]));
+}
+
 #[tokio::test]
 async fn round_ends_while_kinde_is_down() {
     let world = World::new().await;
