@@ -81,7 +81,9 @@ fn strict(
 #[cfg(feature = "serde")]
 #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
 mod serde_impls {
-    use serde::de::{Deserialize, Deserializer, Error};
+    use std::fmt;
+
+    use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
     use serde::ser::{Serialize, Serializer};
 
     use super::{KeyId, MAX_SCOPES, OrgCode, Scope, Scopes};
@@ -119,13 +121,29 @@ mod serde_impls {
     /// Deserializes a sequence of strings; an invalid scope, and more than [`MAX_SCOPES`] of them, are errors.
     impl<'de> Deserialize<'de> for Scopes {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let scopes = Vec::<Scope>::deserialize(deserializer)?;
-            if scopes.len() > MAX_SCOPES {
-                return Err(D::Error::custom(format_args!(
-                    "more than {MAX_SCOPES} scopes"
-                )));
+            struct Names;
+
+            impl<'de> Visitor<'de> for Names {
+                type Value = Scopes;
+
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    write!(f, "a sequence of at most {MAX_SCOPES} scopes")
+                }
+
+                fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Scopes, A::Error> {
+                    let mut scopes = Vec::<Scope>::new();
+                    while let Some(scope) = names.next_element()? {
+                        // Before the rest is read.
+                        if scopes.len() == MAX_SCOPES {
+                            return Err(A::Error::invalid_length(MAX_SCOPES + 1, &self));
+                        }
+                        scopes.push(scope);
+                    }
+                    Ok(scopes.into_iter().collect())
+                }
             }
-            Ok(scopes.into_iter().collect())
+
+            deserializer.deserialize_seq(Names)
         }
     }
 }

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use orgkey_http::Pinned;
@@ -225,7 +225,7 @@ impl KindeVerifierBuilder {
             credentials,
             unauthorized: self.unauthorized,
             own_api,
-            management_renewals: Mutex::default(),
+            management_renewals: Default::default(),
         })))
     }
 

@@ -15,7 +15,8 @@ use crate::verify::VerifyError;
 /// Calls Kinde's management API with the access token and the connections of a [`KindeVerifier`].
 ///
 /// For crates that need more of the API than keys. The application needs the scope of each call. Kinde bills each token, so do
-/// not fetch others. All clients of a verifier together renew a rejected token once, then after 5 s, doubling to 15 min.
+/// not fetch others. All clients of a verifier together renew a token once after a 401, and once after a 403, then after 5 s,
+/// doubling to 15 min, until that helps.
 ///
 /// ```no_run
 /// # async fn show(kinde: tower_orgkey::kinde::KindeVerifier) -> Result<(), tower_orgkey::kinde::ManagementError> {
@@ -119,20 +120,25 @@ impl ManagementApi {
             reply.map(ManagementReply)
         };
         let reply = send(&token.header).await?;
-        let is_rejected = matches!(
-            reply.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        );
+        let [unauthorized, forbidden] = &self.kinde.management_renewals;
         // The token may have been revoked early, or issued without its scopes.
-        let (true, Credentials::Client(source)) = (is_rejected, &self.kinde.credentials) else {
+        let renewals = match reply.status() {
+            StatusCode::UNAUTHORIZED => unauthorized,
+            StatusCode::FORBIDDEN => forbidden,
+            _ => return Ok(reply),
+        };
+        let Credentials::Client(source) = &self.kinde.credentials else {
             return Ok(reply);
         };
-        let allow = |now| {
-            let renewals = self.kinde.management_renewals.lock();
-            renewals.unwrap_or_else(PoisonError::into_inner).allow(now)
-        };
-        match source.renew(token.id, allow).await {
-            Ok(Some(renewed)) => send(&renewed.header).await,
+        let backoff = || renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        match source.renew(token.id, |now| backoff().allow(now)).await {
+            Ok(Some(renewed)) => {
+                let again = send(&renewed.header).await?;
+                if again.status() != reply.status() {
+                    backoff().reset();
+                }
+                Ok(again)
+            }
             // The reply says why the call was not carried out.
             Ok(None) | Err(_) => Ok(reply),
         }

@@ -33,8 +33,9 @@ pub(super) struct Kinde {
     pub(super) evidence: Arc<Evidence>,
     pub(super) unauthorized: UnauthorizedMeans,
     pub(super) own_api: Option<OwnApi>,
-    /// Of calls of the management API by other crates, however many clients of it there are.
-    pub(super) management_renewals: Mutex<RenewalBackoff>,
+    /// Of calls of the management API by other crates, however many clients of it there are. One of those that were answered
+    /// 401, and one of 403, which may be about the application's scopes and not be mended by a token.
+    pub(super) management_renewals: [Mutex<RenewalBackoff>; 2],
 }
 
 /// Which credential a 401 or 403 from the verify endpoint is about.

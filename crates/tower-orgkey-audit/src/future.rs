@@ -82,10 +82,11 @@ impl RequestAudit {
             }
             let is_undecided =
                 caller.is_none() && !is_being_verified && !matches!(outcome, Outcome::Rejected(_));
-            record.actor = if is_undecided {
-                Actor::Anonymous
-            } else {
-                caller.into()
+            record.actor = match caller {
+                _ if is_undecided => Actor::Anonymous,
+                // What an outer layer let through is not the caller that is verified.
+                _ if is_being_verified => Actor::Unknown,
+                caller => caller.into(),
             };
             record.requirements = recorded.requirements().clone();
             if let Some(operation) = recorded.operation() {

@@ -238,7 +238,9 @@ async fn wait_for_nodes(
             .filter(|(incarnation, _)| !applied.contains(*incarnation))
             .map(|(_, name)| name.clone())
             .collect();
-        let hidden = expected.saturating_sub(names.len() + missing.len());
+        // A node that was restarted is not missing a second time.
+        let others = missing.iter().filter(|name| !names.contains(name));
+        let hidden = expected.saturating_sub(names.len() + others.count());
         if (missing.is_empty() && hidden == 0) || Instant::now() >= deadline {
             let mut reach = Reach::default();
             reach.applied = names;

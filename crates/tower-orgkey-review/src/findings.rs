@@ -252,19 +252,20 @@ impl Judge<'_> {
         } else {
             format!("A rotation was last seen {age} days ago, on {date}.")
         };
-        let _ = match &key.suffix {
-            Some(_) => write!(
+        let _ = if key.is_suffix_listed {
+            write!(
                 proof,
                 " The secret has had the same last characters in all reviews since {}; an earlier rotation would not be seen.",
                 key.watched_since.date()
-            ),
-            None => write!(
+            )
+        } else {
+            write!(
                 proof,
                 " The issuer shows no last characters of the secret, so a rotation would not be seen."
-            ),
+            )
         };
         Some(Finding {
-            is_conclusive: key.suffix.is_some() && key.watched_since <= since,
+            is_conclusive: key.is_suffix_listed && key.watched_since <= since,
             checklist: steps(&[
                 "Rotate the secret, or create a second key first if there must be no gap.",
                 "Deploy the new secret.",

@@ -63,6 +63,9 @@ pub struct KeyReview {
     pub status: String,
     /// The last characters of the secret, or those of the last review that had some.
     pub suffix: Option<String>,
+    /// Whether this list has them.
+    #[serde(skip)]
+    pub(crate) is_suffix_listed: bool,
     /// When it was created.
     pub created_at: Option<UnixMillis>,
     /// When the issuer last verified it.

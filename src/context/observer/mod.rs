@@ -105,10 +105,17 @@ struct Record {
     requirements: Requirements,
     operation: Option<Arc<str>>,
     rejection: Option<Rejection>,
-    /// The request has waited for the verification of its key.
-    has_waited: bool,
+    /// The request waits for the verification of its key.
+    is_waiting: bool,
     /// Calls all that were added, in order.
     callback: Option<Callback>,
+}
+
+impl Record {
+    fn decide(&mut self, caller: Caller) {
+        self.caller = Some(caller);
+        self.is_waiting = false;
+    }
 }
 
 type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
@@ -138,7 +145,7 @@ impl<'a> Recorded<'a> {
 
     /// Returns whether the request waits for the verification of its key, or ended while it did.
     pub fn is_being_verified(&self) -> bool {
-        self.0.has_waited && self.0.caller.is_none() && self.0.rejection.is_none()
+        self.0.is_waiting
     }
 }
 
@@ -302,7 +309,10 @@ impl RequestObservation {
     #[inline(never)]
     pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Rejection {
         if let Some(observation) = Self::of(extensions) {
-            observation.record().rejection = Some(rejection.clone());
+            let mut record = observation.record();
+            record.rejection = Some(rejection.clone());
+            record.is_waiting = false;
+            drop(record);
             // A layer that finds no decision rejects with `Internal`.
             if rejection.kind() != RejectionKind::Internal {
                 observation.decided();
@@ -314,7 +324,7 @@ impl RequestObservation {
     /// Records that the request waits for the verification of its key.
     pub(crate) fn waits(extensions: &Extensions) {
         if let Some(observation) = Self::of(extensions) {
-            observation.record().has_waited = true;
+            observation.record().is_waiting = true;
         }
     }
 
@@ -336,7 +346,7 @@ impl RequestObservation {
     }
 
     fn record_caller(&self, caller: Caller) {
-        self.record().caller = Some(caller);
+        self.record().decide(caller);
         self.decided();
     }
 
@@ -345,7 +355,7 @@ impl RequestObservation {
         self.decided();
         let mut record = self.record();
         let called = record.callback.clone().map(|it| (it, context.clone()));
-        record.caller = Some(Caller::Organization { context, is_cached });
+        record.decide(Caller::Organization { context, is_cached });
         drop(record);
         // After the lock is released: a callback may read the observation.
         if let Some((callback, context)) = called {

@@ -22,3 +22,18 @@ async fn rejected_calls_share_one_renewal() {
     assert_eq!(reply.status(), 403);
     assert_eq!(stage.count(Endpoint::Token), 3);
 }
+
+/// One client without its scope does not keep the others from a new token.
+#[tokio::test]
+async fn missing_scope_delays_no_renewal_after_401() {
+    let stage = Stage::new().await;
+    let management = stage.kinde.management();
+    stage.stub.always(Endpoint::Elsewhere, Answer::status(403));
+    for _ in 0..2 {
+        management.get("/api/v1/organization", &[]).await.unwrap();
+    }
+    assert_eq!(stage.count(Endpoint::Token), 2);
+    stage.stub.always(Endpoint::Elsewhere, Answer::status(401));
+    management.get("/api/v1/feature_flags", &[]).await.unwrap();
+    assert_eq!(stage.count(Endpoint::Token), 3);
+}

@@ -34,6 +34,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 
 /// How often histograms are cleared of old samples.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a revocation may take to reach the other nodes of a fleet.
+const REVOCATION: Duration = Duration::from_secs(2);
 /// How long the other nodes of a fleet may take to learn that this one ends.
 const LEAVE: Duration = Duration::from_millis(500);
 
@@ -237,16 +239,19 @@ impl Gateway {
         sleep(self.handle.config.listen.shutdown_wait).await;
         let closed = end - FLUSH;
         let _ = stop_checks.send(Some(closed));
-        let _ = stop_admin.send(Some(closed));
+        // A revocation that begins at the last moment still has its time.
+        let _ = stop_admin.send(Some(closed - REVOCATION));
         if let Err(error) = checks.await {
             tracing::error!(%error, "listener failed");
         }
         if let Some(admin) = admin {
             let _ = admin.await;
         }
-        // Of clients that have hung up. They end within the 2 s that a fleet has.
+        // Of clients that have hung up.
         self.revocations.close();
-        let _ = timeout_at(closed, self.revocations.wait()).await;
+        if timeout_at(closed, self.revocations.wait()).await.is_err() {
+            tracing::error!("revocations are not recorded");
+        }
         if let (Some(fleet), Some(follower)) = (self.fleet, follower) {
             // Nothing is decided any more, so no node has to wait for this one.
             let _ = timeout(LEAVE, fleet.leave()).await;

@@ -285,6 +285,23 @@ async fn fault_209_unverified_drops_are_recorded() {
     assert!((100..200).contains(&recorded), "{recorded}");
 }
 
+/// What an outer layer let through is not what the inner one verifies.
+#[tokio::test]
+async fn fault_209_drops_under_an_outer_layer_are_denied() {
+    let stage = Stage::new();
+    let issuer = issuer();
+    issuer.fail(Answer::Silence);
+    let outer = ApiKeyLayer::builder(issuer.clone())
+        .credential_header(http::HeaderName::from_static("x-other-key"), "")
+        .allow_anonymous();
+    let app = routes()
+        .route_layer(ApiKeyLayer::new(issuer.clone()))
+        .route_layer(outer.build().unwrap())
+        .route_layer(stage.layer());
+    drop_unverified(&app, &issuer).await;
+    assert_is_unverified(&stage.event().await, "dropped", 99);
+}
+
 /// The timeout is outside of `AuditLayer`, or between it and `ApiKeyLayer`.
 #[tokio::test(start_paused = true)]
 async fn fault_209_unverified_timeouts_are_recorded() {

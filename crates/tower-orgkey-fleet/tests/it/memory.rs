@@ -99,6 +99,23 @@ async fn a_missing_node_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_restarted_node_is_counted_once() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    second.stop();
+    drop(second);
+    let _second = node("node-1", &engine, &issuer).await;
+    let spread = first.auth.handle().spread().expected_nodes(3);
+    let reach = spread.block_org(&OrgCode::from_static("org_2")).await;
+    let reach = reach.unwrap();
+    assert_eq!(reach.applied, ["node-0", "node-1"]);
+    assert_eq!(
+        (reach.missing, reach.hidden),
+        (vec!["node-1".to_owned()], 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_leaves_is_not_missed() {
     let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
     let [first, second] = nodes(&engine, &issuer).await;

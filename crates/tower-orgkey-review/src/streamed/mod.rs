@@ -407,6 +407,7 @@ impl<'a> StreamedReport<'a> {
             name: key.name,
             kind: key.kind,
             status: key.status,
+            is_suffix_listed: key.suffix.is_some(),
             suffix: key.suffix.or(last_suffix),
             created_at: key.created_at,
             last_verified_at: key.last_verified_at,

@@ -126,7 +126,9 @@ fn a_key_of_unknown_age_is_due_for_rotation() {
     let (is_conclusive, proof) = due(&at(Some("abcd"), 200, Some(&first))).unwrap();
     assert!(proof.contains("at least 200 days old") && proof.contains(same));
     assert!(is_conclusive);
-    // A list without the suffix hides no rotation.
+    // A list without the suffix hides no rotation, and proves nothing.
+    let (is_conclusive, proof) = due(&at(None, 200, Some(&first))).unwrap();
+    assert!(!proof.contains(same) && !is_conclusive, "{proof}");
     let second = at(None, 50, Some(&first));
     assert!(due(&at(Some("abcd"), 200, Some(&second))).is_some());
     assert_eq!(due(&at(Some("wxyz"), 200, Some(&second))), None);
