@@ -292,7 +292,7 @@ async fn fault_209_drops_under_an_outer_layer_are_denied() {
     let issuer = issuer();
     issuer.fail(Answer::Silence);
     let outer = ApiKeyLayer::builder(issuer.clone())
-        .credential_header(http::HeaderName::from_static("x-other-key"), "")
+        .credential_header(http::HeaderName::from_static("x-other-key"), "Key")
         .allow_anonymous();
     let app = routes()
         .route_layer(ApiKeyLayer::new(issuer.clone()))
