@@ -14,7 +14,7 @@ use crate::spread::Spread;
 
 /// A handle that blocks and invalidates keys and returns statistics. Cheap to clone. All clones control the same layer.
 ///
-/// A *blocked* key is rejected with 401 until it is unblocked or the process ends. An *invalidated* key is verified again.
+/// A *blocked* key is rejected with 401 until it is unblocked or, without a fleet, the process ends. An *invalidated* key is verified again.
 /// Both apply to the first request that begins after the method has returned, on every thread, whether or not the key is
 /// cached. The result of a verification in flight is discarded: it is neither cached nor returned to the requests that wait
 /// for it. Both affect this process only, unless the layer is in a [fleet](crate::ApiKeyLayerBuilder::fleet): then they are sent

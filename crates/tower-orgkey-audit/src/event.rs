@@ -73,9 +73,9 @@ impl AuditEvent {
     reason = "almost all events are about requests, and those that wait are kept in place"
 )]
 pub enum AuditEventKind {
-    /// A request that was decided on.
+    /// A request that was decided on, or that ended during the verification of its key.
     Request(AuditedRequest),
-    /// Rejected requests without an event, because there were too many.
+    /// Requests without an event that were rejected or ended during the verification, because there were too many.
     Suppressed(SuppressedRejections),
     /// Lost events: the queue was full, or the sink failed permanently.
     Lost(LostEvents),
@@ -94,7 +94,7 @@ impl SuppressedRejections {
         self.by_code.iter().map(|(_, count)| count).sum()
     }
 
-    /// Returns the number of requests for each [code](tower_orgkey::Rejection::code).
+    /// Returns the number of requests for each [code](AuditedRequest::code): of a rejection, or of an end during the verification.
     pub fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.by_code.iter().copied()
     }
@@ -142,7 +142,7 @@ pub enum BodyEnd {
     Failed,
 }
 
-/// A request that was decided on.
+/// A request that was decided on, or that ended during the verification of its key.
 #[derive(Clone, Debug)]
 pub struct AuditedRequest {
     pub(crate) time: SystemTime,

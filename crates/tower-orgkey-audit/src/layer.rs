@@ -10,7 +10,7 @@ use crate::pseudonym::PseudonymKey;
 use crate::service::AuditService;
 use crate::trail::AuditTrail;
 
-/// A layer that records every request that was decided on in an [`AuditTrail`].
+/// A layer that records every request that was decided on, or ended during its verification, in an [`AuditTrail`].
 ///
 /// Put it outside [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer); inside, it responds with 500. Several layers can share one
 /// trail. See the [crate documentation](crate).

@@ -7,6 +7,15 @@
 //! | [`POSITION`] | gauge | the number of the last update that was applied |
 //! | [`NODES`] | gauge | known nodes, this one included |
 //! | [`UNSENT`] | gauge | updates that wait for the engine |
+//!
+//! | level | message begins | cause |
+//! |---|---|---|
+//! | warn | `fleet engine lost` | the engine does not answer, `error` says why: this node keeps the bounds of a single node |
+//! | warn | `fleet engine lost data or was replaced`, `fleet updates missing` | cached keys are verified again |
+//! | error | `fleet update not applied` | the engine returned a changed entry, a node has another secret, or too much is blocked here |
+//! | error | `wall clock differs from the fleet` | this node shares no results until it agrees |
+//! | error | `fleet not followed`, `fleet is followed already` | no layer has joined the fleet, or `Fleet::run` was called twice |
+//! | warn | `fleet not left` | the engine did not take the leave: other nodes wait for this one |
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -130,5 +139,5 @@ pub(crate) fn runs_twice() {
 }
 
 pub(crate) fn not_left(error: &EngineError) {
-    tracing::warn!(target: TARGET, %error, "fleet not left: other nodes wait for this one for two soft TTLs");
+    tracing::warn!(target: TARGET, %error, "fleet not left: other nodes wait for this one for two soft TTLs, and with blocks for 10 min");
 }

@@ -3,8 +3,8 @@
 //! Each issuer is a feature. All keep the guarantees of the layer: known keys are accepted during an outage, a revoked key is
 //! rejected within a published bound, and "invalid" is not confused with "cannot tell". There is one exception. Where the answer
 //! "invalid" can also be an outage (`active: false` without a [canary](introspection::IntrospectionVerifierBuilder::canary), 422
-//! of WorkOS, `NOT_FOUND` of Unkey), a known key can be rejected for some seconds after such an outage, once another key is
-//! valid again.
+//! of WorkOS, `NOT_FOUND` of Unkey), a valid key that the layer does not know gets 401 instead of 503 during such an outage, and a
+//! known key can be rejected for some seconds afterwards, once another key is valid again.
 //!
 //! | feature | default | adds |
 //! |---|---|---|

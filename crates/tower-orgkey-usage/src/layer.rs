@@ -248,7 +248,7 @@ pub struct UsageStats {
     pub pushed: u64,
     /// Records that the sink will never store. They are in the snapshot, but not billed.
     pub undeliverable: u64,
-    /// Records that were dropped because too many were waiting, or because the pusher was dropped. The sink may have stored
+    /// Records that were dropped because too many were waiting or parked, or because the pusher was dropped. The sink may have stored
     /// some of them without the pusher learning of it.
     pub dropped: u64,
 }
