@@ -35,8 +35,8 @@ pub(super) fn counting() -> Call {
         rows: Arc::clone(&rows),
     });
     let auth = KeyLayer(find).over(only_key());
-    let tell = layer_fn(|inner| TellService { inner });
-    passes(api().layer((count, auth, tell, ScopeLayer(SCOPE))))
+    let seen = layer_fn(|inner| SeenService { inner });
+    passes(api().layer((count, auth, seen, ScopeLayer(SCOPE))))
 }
 
 pub(super) fn rate() -> Call {
@@ -197,13 +197,13 @@ where
     }
 }
 
-/// Tells the layer that counts whose request it is.
+/// Records whose request it is, for the layer that counts.
 #[derive(Clone)]
-struct TellService<S> {
+struct SeenService<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for TellService<S>
+impl<S> Service<Request<Body>> for SeenService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {

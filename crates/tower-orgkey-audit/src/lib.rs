@@ -6,7 +6,7 @@
 //! Every request that an [`ApiKeyLayer`](tower_orgkey::ApiKeyLayer) beneath the [`AuditLayer`] decided on has one event:
 //! requests that were allowed, let through without a key, or rejected by the layer, or by a guard, extractor or limit
 //! beneath it. So has a request that ended during the verification of its key, because the client disconnected or a timeout
-//! expired: it is denied, and nobody is known. A request that was not to be decided on has none: one that a fallback outside
+//! expired: it is denied, and no caller is known. A request that was not to be decided on has none: one that a fallback outside
 //! `ApiKeyLayer` answered.
 //!
 //! Inside an `ApiKeyLayer`, and without another one further in, the layer responds with 500 and logs an error.

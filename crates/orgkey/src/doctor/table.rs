@@ -73,7 +73,7 @@ impl IssuerTable {
         }
     }
 
-    /// Returns whether this issuer is asked about a key: the longest prefix of all issuers that the key has is one of its own.
+    /// Returns whether the gateway sends a key to this issuer, which has the longest prefix of the key among those of all issuers.
     pub(crate) fn is_asked_about(&self, key: &Secret, other_prefixes: &[String]) -> bool {
         let longest = |prefixes: &[String]| {
             let prefixes = prefixes.iter().map(String::as_str);
@@ -267,7 +267,7 @@ mod tests {
         assert!(!is_asked(Some(&["k_"]), "k_live_1"));
         assert!(is_asked(Some(&["k_live_eu_", "k_"]), "k_live_eu_1"));
         assert!(!is_asked(Some(&["k_"]), "other"));
-        // An empty prefix stands for all keys that no longer one matches.
+        // An empty prefix matches all keys that no longer prefix matches.
         assert!(is_asked(Some(&[""]), "other"));
         assert!(!is_asked(Some(&[""]), "x1"));
     }

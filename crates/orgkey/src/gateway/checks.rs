@@ -205,7 +205,7 @@ impl Checks {
         let (name, outcome) = match decision {
             Decision::Public => {
                 self.recent().record("public", None);
-                ("public", Outcome::Allowed(identity::of_nobody()))
+                ("public", Outcome::Allowed(identity::without_caller()))
             }
             Decision::Allowed(headers) => ("allowed", Outcome::Allowed(headers)),
             Decision::Incomplete(incomplete) => {

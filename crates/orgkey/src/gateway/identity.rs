@@ -111,7 +111,7 @@ impl Identities {
         audience: Option<&Arc<str>>,
         now: u64,
     ) -> Result<HeaderMap, Unusable> {
-        let mut headers = of_nobody();
+        let mut headers = without_caller();
         headers.insert(ORG_CODE, value(context.org_code().as_str())?);
         if let Some(id) = context.key_id() {
             headers.insert(KEY_ID, value(id.as_str())?);
@@ -163,7 +163,7 @@ fn value(text: &str) -> Result<HeaderValue, Unusable> {
 }
 
 /// Returns the headers of a response that allows a request without a caller.
-pub(super) fn of_nobody() -> HeaderMap {
+pub(super) fn without_caller() -> HeaderMap {
     // All headers of a caller, and one that removes others.
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn assertions_are_signed_anew_after_30_s() {
+    fn assertions_are_signed_again_after_30_s() {
         // As OpenSSL writes it.
         let key = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
         let key = BASE64_STANDARD.encode([&key[..], &[7; 32]].concat());

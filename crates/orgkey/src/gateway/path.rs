@@ -86,7 +86,7 @@ fn check_encoded(digits: Option<&[u8]>, allow_semicolons: bool) -> Result<(), &'
     }
 }
 
-/// Checks what stands before the parameters of the first segment, plain or encoded.
+/// Checks the first segment without its parameters, plain or encoded.
 fn check_name(segments: &str) -> Result<(), &'static str> {
     let decoded = decoded(segments.split('/').next().unwrap_or_default());
     match decoded.split(|byte| *byte == b';').next() {
