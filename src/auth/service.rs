@@ -60,45 +60,43 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // Only this function constructs the future, so that it is built in place: it is large.
-        let mut format = self.layer.format.clone();
-        format.respond.prepare(RequestHead::of(&request));
+        let mut respond = self.layer.format.respond.clone();
+        respond.prepare(RequestHead::of(&request));
         if let Some(max_age) = self.layer.max_age {
             // By value, and forgotten: see `authenticate`.
             let extensions = mem::take(request.extensions_mut());
             let extensions = self.layer.core.with_max_age(extensions, max_age);
             mem::forget(mem::replace(request.extensions_mut(), extensions));
         }
-        match self.layer.core.decide(&mut request, self.layer.max_age) {
-            Decision::Pass(passed) => ResponseFuture {
-                format,
-                passed,
-                state: State::Called {
-                    future: self.inner.call(request),
-                },
-            },
-            Decision::Reject(rejection) => ResponseFuture {
-                format,
-                passed: Passed::Key,
-                state: State::Rejected {
-                    // Recorded in this arm: see `wait`.
-                    rejection: Some(RequestObservation::rejected(
-                        request.extensions(),
-                        rejection,
-                    )),
-                },
-            },
-            Decision::Wait(lookup) => ResponseFuture {
-                format,
-                passed: Passed::with(request.extensions().get::<OrgContext>()),
-                state: match self.wait(request, *lookup) {
-                    Ok(pending) => State::Waiting { pending },
-                    Err(rejection) => State::Rejected {
-                        rejection: Some(rejection),
-                    },
-                },
-            },
+        // Two arms call functions that return the whole state: otherwise, the compiler copies the inner future.
+        let (passed, state) = match self.layer.core.decide(&mut request, self.layer.max_age) {
+            Decision::Pass(passed) => {
+                let future = self.inner.call(request);
+                (passed, State::Called { future })
+            }
+            Decision::Reject(rejection) => (Passed::Key, rejected(request.extensions(), rejection)),
+            Decision::Wait(lookup) => {
+                let passed = Passed::with(request.extensions().get::<OrgContext>());
+                (passed, self.wait(request, *lookup))
+            }
+        };
+        ResponseFuture {
+            state,
+            // Cloned after the call: if a panic in it had to drop this, the compiler would copy the inner future.
+            format: self.layer.format.with(respond),
+            passed,
         }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn rejected<S, ReqBody>(extensions: &Extensions, rejection: Rejection) -> State<S, ReqBody>
+where
+    S: Service<Request<ReqBody>>,
+{
+    State::Rejected {
+        rejection: Some(RequestObservation::rejected(extensions, rejection)),
     }
 }
 
@@ -106,19 +104,20 @@ impl<S: Clone, F> ApiKeyService<S, F> {
     /// Calls the user's functions here instead of in [`Core::decide`]: an opaque function that gets a reference to
     /// the request would make the compiler copy the request of every hit.
     #[cold]
+    #[inline(never)]
     fn wait<ReqBody>(
         &mut self,
         request: Request<ReqBody>,
         mut lookup: LookupRequest<ApiKeys>,
-    ) -> Result<Box<Pending<S, ReqBody, Arc<Core>>>, Rejection> {
+    ) -> State<S, ReqBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
         let core = Arc::clone(&self.layer.core);
         if let Some(before_lookup) = &core.before_lookup
             && let Some(rejection) = before_lookup(RequestHead::of(&request), &lookup.query)
         {
-            return Err(RequestObservation::rejected(
-                request.extensions(),
-                rejection,
-            ));
+            return rejected(request.extensions(), rejection);
         }
         if let Some(peer) = &core.peer {
             lookup.peer = peer(RequestHead::of(&request));
@@ -126,7 +125,9 @@ impl<S: Clone, F> ApiKeyService<S, F> {
         RequestObservation::waits(request.extensions());
         let cache = Arc::clone(&core.cache);
         let inner = &mut self.inner;
-        Ok(Box::new(Pending::new(inner, request, &cache, lookup, core)))
+        State::Waiting {
+            pending: Box::new(Pending::new(inner, request, &cache, lookup, core)),
+        }
     }
 }
 

@@ -139,9 +139,15 @@ pub struct RequireScope<S> {
 }
 
 #[cold]
-fn guard_rejection(extensions: &Extensions, policy: &ScopePolicy) -> Rejection {
+#[inline(never)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "with a reference, or without the whole future, the compiler copies both for each permitted request"
+)]
+fn rejected<B, F>(request: Request<B>, policy: &ScopePolicy) -> GuardFuture<F> {
+    let extensions = request.extensions();
     let rejection = rejection(extensions, policy, "a scope guard");
-    RequestObservation::rejected(extensions, rejection)
+    GuardFuture::reject(RequestObservation::rejected(extensions, rejection))
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RequireScope<S>
@@ -160,14 +166,9 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let policy = &self.policy;
-        // Decided before the call instead of in its arms, which saves one copy of the inner future.
-        let decision = match permitted(request.extensions(), policy) {
-            Some(_) => Ok(()),
-            None => Err(guard_rejection(request.extensions(), policy)),
-        };
-        match decision {
-            Ok(()) => GuardFuture::inner(self.inner.call(request)),
-            Err(rejection) => GuardFuture::reject(rejection),
+        if permitted(request.extensions(), policy).is_none() {
+            return rejected(request, policy);
         }
+        GuardFuture::inner(self.inner.call(request))
     }
 }

@@ -209,6 +209,15 @@ pub(crate) struct ResponseFormat<F> {
 }
 
 impl<F> ResponseFormat<F> {
+    /// Returns this format with the clone of `respond` for one request.
+    #[inline]
+    pub(crate) fn with(&self, respond: F) -> Self {
+        Self {
+            respond,
+            challenge: self.challenge.clone(),
+        }
+    }
+
     pub(crate) fn vary(&self) -> Option<&HeaderValue> {
         self.challenge.as_ref()?.vary()
     }
