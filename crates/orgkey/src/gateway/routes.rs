@@ -46,6 +46,8 @@ pub(super) struct Found {
     pub(super) index: usize,
     /// The parameter that must be the organization of the key, as it was sent.
     pub(super) organization: Option<String>,
+    /// Whether the path can be that of a URI.
+    pub(super) is_of_uri: bool,
 }
 
 /// Why a request has no route.
@@ -109,7 +111,10 @@ impl Routes {
         target: &str,
     ) -> Result<Found, NotFound> {
         let path = path::of_target(target);
-        path::check(path, self.allow_semicolons).map_err(NotFound::Ambiguous)?;
+        let is_plain = path::is_plain(path);
+        if !is_plain {
+            path::check(path, self.allow_semicolons).map_err(NotFound::Ambiguous)?;
+        }
         // Some services read `delete` as `DELETE`.
         if method
             .as_str()
@@ -123,7 +128,7 @@ impl Routes {
         let paths = self.table(host)?.paths(method);
         let found = paths.as_sent.at(path);
         let sent = found.as_ref().ok().map(|found| *found.value);
-        if !paths.is_read_alike(path, sent) {
+        if !paths.is_read_alike(path, is_plain, sent) {
             return Err(NotFound::Ambiguous(
                 "matches another route when it is decoded, in lower case, or without its last slash",
             ));
@@ -139,6 +144,7 @@ impl Routes {
         Ok(Found {
             index: *found.value,
             organization,
+            is_of_uri: is_plain || path::is_of_uri(path),
         })
     }
 
@@ -215,10 +221,10 @@ impl Table {
 type Rank = (bool, bool);
 
 impl Paths {
-    /// Whether all readings of a path have the route that it has as it was sent.
-    fn is_read_alike(&self, path: &str, sent: Option<usize>) -> bool {
+    /// Whether all readings of a path have the route that it has as it was sent. A [plain](path::is_plain) path is folded.
+    fn is_read_alike(&self, path: &str, is_plain: bool, sent: Option<usize>) -> bool {
         let route = |path: &str| self.folded.at(path).ok().map(|found| *found.value);
-        if path::is_folded(path) {
+        if is_plain || path::is_folded(path) {
             // If no pattern differs, this is the same lookup.
             return !self.differ || route(path) == sent;
         }

@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,8 +34,8 @@ pub struct Bounds {
     pub connections: usize,
     /// How long a connection may take to its first request.
     pub first_request: Duration,
-    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused, over HTTP/2 too. Longer than
-    /// proxies keep their unused connections, so that they do not send on one that is being closed.
+    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused, over HTTP/2 too, and up to half
+    /// as much longer. Longer than proxies keep their unused connections, so that they do not send on one that is being closed.
     pub head: Duration,
     /// The most bytes of the head of a request.
     pub head_len: usize,
@@ -53,6 +54,9 @@ impl Default for Bounds {
         }
     }
 }
+
+/// How often a connection is checked in [`Bounds::head`]. It is closed when this many checks have found it unused.
+const CHECKS: u32 = 2;
 
 /// How long an unused connection may take to close.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -240,7 +244,7 @@ where
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let uses = Arc::new(Mutex::new(Uses::default()));
+        let uses = Arc::new(Uses::default());
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
             let in_use = InUse::new(Arc::clone(&begun));
@@ -256,18 +260,25 @@ where
         let mut connection = pin!(connection);
         // Until the head of a request is complete, the connection is unused.
         let mut check_at = Instant::now() + self.bounds.first_request;
+        let (mut seen, mut checks_unused) = (0, 0);
         loop {
             tokio::select! {
+                biased;
                 _ = connection.as_mut() => return,
                 _ = stop.changed() => break,
                 () = sleep_until(check_at) => {}
             }
-            match lock(&uses).unused_since() {
-                Unused::Never => return,
-                Unused::Since(end) if end + self.bounds.head <= Instant::now() => break,
-                Unused::Since(end) => check_at = end + self.bounds.head,
-                Unused::InUse => check_at = Instant::now() + self.bounds.head,
+            let (begun, in_use) = uses.get();
+            match begun {
+                0 => return,
+                _ if in_use || begun != seen => checks_unused = 0,
+                _ => checks_unused += 1,
             }
+            if checks_unused == CHECKS {
+                break;
+            }
+            seen = begun;
+            check_at = Instant::now() + self.bounds.head / CHECKS;
         }
         connection.as_mut().graceful_shutdown();
         // A client may keep it open.
@@ -275,52 +286,35 @@ where
     }
 }
 
-/// The requests of a connection.
+/// The requests of a connection: counted, because reading the clock for each of them would cost more.
 #[derive(Default)]
 struct Uses {
-    in_flight: usize,
-    last_end: Option<Instant>,
-}
-
-/// Whether a connection is unused.
-enum Unused {
-    /// It had no request.
-    Never,
-    /// Its last response began then.
-    Since(Instant),
-    /// A request is in flight.
-    InUse,
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 impl Uses {
-    fn unused_since(&self) -> Unused {
-        match self.last_end {
-            _ if self.in_flight > 0 => Unused::InUse,
-            Some(end) => Unused::Since(end),
-            None => Unused::Never,
-        }
+    /// Returns the number of requests so far, and whether one is in flight.
+    fn get(&self) -> (u64, bool) {
+        // Read first: a request that begins and ends in between is not missed.
+        let ended = self.ended.load(Ordering::Acquire);
+        let begun = self.begun.load(Ordering::Relaxed);
+        (begun, begun != ended)
     }
 }
 
 /// A request in flight.
-struct InUse(Arc<Mutex<Uses>>);
+struct InUse(Arc<Uses>);
 
 impl InUse {
-    fn new(uses: Arc<Mutex<Uses>>) -> Self {
-        lock(&uses).in_flight += 1;
+    fn new(uses: Arc<Uses>) -> Self {
+        uses.begun.fetch_add(1, Ordering::Relaxed);
         Self(uses)
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut uses = lock(&self.0);
-        uses.in_flight -= 1;
-        uses.last_end = Some(Instant::now());
+        self.0.ended.fetch_add(1, Ordering::Release);
     }
-}
-
-fn lock(uses: &Mutex<Uses>) -> std::sync::MutexGuard<'_, Uses> {
-    // Both fields are set by single statements.
-    uses.lock().unwrap_or_else(PoisonError::into_inner)
 }
