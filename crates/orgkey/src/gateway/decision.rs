@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::mem;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -116,6 +116,7 @@ pub(super) struct Decisions {
     key: HeaderName,
     client_address: Option<HeaderName>,
     routes: ArcSwap<RouteServices>,
+    reloading: Mutex<()>,
 }
 
 struct RouteServices {
@@ -209,6 +210,7 @@ impl Decisions {
                 routes: Routes::new(Vec::new(), false),
                 services: Vec::new(),
             }),
+            reloading: Mutex::default(),
         };
         decisions.routes = ArcSwap::from_pointee(decisions.services(config));
         decisions
@@ -220,6 +222,11 @@ impl Decisions {
     ///
     /// If homes cannot be read. Nothing is replaced then.
     pub(super) fn reload(&self, config: &Config) -> Result<(), String> {
+        // One after another: the routes of one and the limit of another would not fit. Nothing can panic in between.
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let homes = match (&self.regions, &config.region) {
             (Some(regions), Some(region)) => Some(regions.reload(region)?),
             _ => None,
@@ -295,16 +302,7 @@ impl Decisions {
     pub(super) fn route(&self, method: Method, host: Option<&str>, target: &str) -> Routed {
         let current = self.routes.load_full();
         let found = current.routes.find(&method, host, target);
-        let route = found.and_then(|found| {
-            let needs_key = !matches!(
-                current.services[found.index].demand,
-                RouteDemand::Nothing(_)
-            );
-            if needs_key && !found.is_of_uri {
-                return Err(NotFound::Ambiguous("is not a path of a URI"));
-            }
-            Ok((current, found))
-        });
+        let route = found.map(|found| (current, found));
         Routed { method, route }
     }
 

@@ -46,8 +46,6 @@ pub(super) struct Found {
     pub(super) index: usize,
     /// The parameter that must be the organization of the key, as it was sent.
     pub(super) organization: Option<String>,
-    /// Whether the path can be that of a URI.
-    pub(super) is_of_uri: bool,
 }
 
 /// Why a request has no route.
@@ -135,6 +133,9 @@ impl Routes {
         }
         let found = found.map_err(|_| NotFound::NoRoute)?;
         let organization = match &self.all[*found.value].demand {
+            Demand::Key { .. } if !is_plain && !path::is_of_uri(path) => {
+                return Err(NotFound::Ambiguous("is not a path of a URI"));
+            }
             Demand::Key {
                 organization: Some(name),
                 ..
@@ -144,7 +145,6 @@ impl Routes {
         Ok(Found {
             index: *found.value,
             organization,
-            is_of_uri: is_plain || path::is_of_uri(path),
         })
     }
 

@@ -35,7 +35,8 @@ pub struct Bounds {
     /// How long a connection may take to its first request.
     pub first_request: Duration,
     /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused, over HTTP/2 too, and up to half
-    /// as much longer. Longer than proxies keep their unused connections, so that they do not send on one that is being closed.
+    /// as much longer. Not counted before the end of `first_request`. Longer than nginx keeps unused connections, and Envoy in the
+    /// configuration of this repository, so that they do not send on one that is being closed. Traefik and Caddy send again.
     pub head: Duration,
     /// The most bytes of the head of a request.
     pub head_len: usize,
@@ -260,24 +261,22 @@ where
         let mut connection = pin!(connection);
         // Until the head of a request is complete, the connection is unused.
         let mut check_at = Instant::now() + self.bounds.first_request;
-        let (mut seen, mut checks_unused) = (0, 0);
+        let mut unused = Unused::default();
         loop {
             tokio::select! {
                 biased;
-                _ = connection.as_mut() => return,
                 _ = stop.changed() => break,
                 () = sleep_until(check_at) => {}
+                // Last: a client that sends without a pause may use up the budget of this task.
+                _ = connection.as_mut() => return,
             }
-            let (begun, in_use) = uses.get();
-            match begun {
-                0 => return,
-                _ if in_use || begun != seen => checks_unused = 0,
-                _ => checks_unused += 1,
+            let (begun, ended) = uses.get();
+            if begun == 0 {
+                return;
             }
-            if checks_unused == CHECKS {
+            if unused.check(begun, ended) {
                 break;
             }
-            seen = begun;
             check_at = Instant::now() + self.bounds.head / CHECKS;
         }
         connection.as_mut().graceful_shutdown();
@@ -294,12 +293,29 @@ struct Uses {
 }
 
 impl Uses {
-    /// Returns the number of requests so far, and whether one is in flight.
-    fn get(&self) -> (u64, bool) {
+    /// Returns how many requests have begun and ended.
+    fn get(&self) -> (u64, u64) {
         // Read first: a request that begins and ends in between is not missed.
         let ended = self.ended.load(Ordering::Acquire);
         let begun = self.begun.load(Ordering::Relaxed);
-        (begun, begun != ended)
+        (begun, ended)
+    }
+}
+
+/// Finds out, by regular checks, that a connection is unused.
+#[derive(Default)]
+struct Unused {
+    ended: u64,
+    checks: u32,
+}
+
+impl Unused {
+    /// Whether no request has ended since [`CHECKS`] checks, and none is in flight.
+    fn check(&mut self, begun: u64, ended: u64) -> bool {
+        let is_unused = begun == ended && ended == self.ended;
+        self.checks = if is_unused { self.checks + 1 } else { 0 };
+        self.ended = ended;
+        self.checks == CHECKS
     }
 }
 
@@ -316,5 +332,24 @@ impl InUse {
 impl Drop for InUse {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_is_unused_from_the_end_of_a_request() {
+        let mut unused = Unused::default();
+        let mut checks = |numbers: &[(u64, u64)]| -> Vec<bool> {
+            let check = |&(begun, ended)| unused.check(begun, ended);
+            numbers.iter().map(check).collect()
+        };
+        assert_eq!(checks(&[(1, 1), (1, 1)]), [false, false]);
+        // One is in flight at a check, and ends before the next.
+        assert_eq!(checks(&[(2, 1), (2, 2), (2, 2)]), [false, false, false]);
+        // One begins and ends between two checks.
+        assert_eq!(checks(&[(3, 3), (3, 3), (3, 3)]), [false, false, true]);
     }
 }

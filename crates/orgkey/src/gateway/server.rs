@@ -32,7 +32,7 @@ const SHUTDOWN: Duration = Duration::from_millis(9_500);
 /// The part of it that is kept for the audit trail.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// How often histograms take in their samples, and how late a minute of the status page may begin.
+/// How often histograms take in their samples at least, and how late a minute of the status page may begin.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a revocation may take to reach the other nodes of a fleet.
 const REVOCATION: Duration = Duration::from_secs(2);
