@@ -72,20 +72,20 @@ impl Checks {
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let speaks = |dialect| self.dialects.contains(&dialect);
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
                 let routed = self.routed(nginx::original(&parts.headers));
                 nginx::response(
-                    self.head("nginx", routed, parts.headers, parts.version)
+                    self.head("nginx", routed, &mut parts.headers, parts.version)
                         .await,
                 )
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
                 let routed = self.routed(forward_auth::original(&parts.headers));
                 forward_auth::response(
-                    self.head("forward-auth", routed, parts.headers, parts.version)
+                    self.head("forward-auth", routed, &mut parts.headers, parts.version)
                         .await,
                 )
             }
@@ -97,7 +97,7 @@ impl Checks {
                 Some(target) if speaks(Dialect::Envoy) => {
                     let routed = self.routed(envoy_http::original(&parts, target));
                     let outcome = self
-                        .head("envoy-http", routed, parts.headers, parts.version)
+                        .head("envoy-http", routed, &mut parts.headers, parts.version)
                         .await;
                     self.envoy.response(outcome)
                 }
@@ -121,7 +121,7 @@ impl Checks {
         &self,
         dialect: &'static str,
         routed: Result<Routed, Incomplete>,
-        headers: HeaderMap,
+        headers: &mut HeaderMap,
         version: Version,
     ) -> Outcome {
         let decision = match routed {
@@ -158,11 +158,11 @@ impl Checks {
             _ => Err(UNREAD),
         };
         let (decision, about) = match request {
-            Ok(request) => {
+            Ok(mut request) => {
                 let host = Some(request.host.as_str());
                 let check = Check {
                     routed: self.decisions.route(request.method, host, &request.target),
-                    headers: request.headers,
+                    headers: &mut request.headers,
                     scopes: request.scopes,
                     deadline,
                     holds_connection: false,

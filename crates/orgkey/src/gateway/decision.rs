@@ -5,8 +5,9 @@
 //! documents are those of the layer.
 
 use std::convert::Infallible;
+use std::mem;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -33,7 +34,6 @@ use super::config::{Config, Demand, RouteConfig};
 use super::deadline::WithDeadline;
 use super::dialect::Incomplete;
 use super::identity::{Identities, ORG_CODE};
-use super::path;
 use super::recent::Recent;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
@@ -53,16 +53,18 @@ type Record = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
 /// Decides about a request, from the outside in: the deadline, the bound of checks that wait, the layer, the region, the limit, the
 /// organization, scopes. Named, because boxed services cost two allocations per check.
 type Decide = WithDeadline<Bounded<ApiKeyService<Regional>>>;
-type Regional = Either<RegionService<OrgRateLimit<Guarded>>, OrgRateLimit<Guarded>>;
+type Regional = Either<RegionService<Limited>, Limited>;
+type Limited = Either<OrgRateLimit<Guarded>, Guarded>;
 type Guarded = Either<RequireOrg<Scoped, FromHead<Claim>>, Scoped>;
 type Claim = fn(RequestHead<'_>) -> Option<String>;
 type Scoped = Either<RequireScope<Allow>, Allow>;
 
 /// A request to decide on, as a proxy describes it.
-pub(super) struct Check {
+pub(super) struct Check<'a> {
     pub(super) routed: Routed,
-    /// The client's headers. Only the key, the request's id and the address of the client are read.
-    pub(super) headers: HeaderMap,
+    /// The client's headers. Only the key, the request's id and the address of the client are read. Taken when they are needed,
+    /// so that the check is moved without them.
+    pub(super) headers: &'a mut HeaderMap,
     /// The scopes that the proxy demands beside those of the route.
     pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
@@ -114,6 +116,7 @@ pub(super) struct Decisions {
     key: HeaderName,
     client_address: Option<HeaderName>,
     routes: ArcSwap<RouteServices>,
+    reloading: Mutex<()>,
 }
 
 struct RouteServices {
@@ -207,6 +210,7 @@ impl Decisions {
                 routes: Routes::new(Vec::new(), false),
                 services: Vec::new(),
             }),
+            reloading: Mutex::default(),
         };
         decisions.routes = ArcSwap::from_pointee(decisions.services(config));
         decisions
@@ -218,6 +222,11 @@ impl Decisions {
     ///
     /// If homes cannot be read. Nothing is replaced then.
     pub(super) fn reload(&self, config: &Config) -> Result<(), String> {
+        // One after another: the routes of one and the limit of another would not fit. Nothing can panic in between.
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let homes = match (&self.regions, &config.region) {
             (Some(regions), Some(region)) => Some(regions.reload(region)?),
             _ => None,
@@ -253,7 +262,7 @@ impl Decisions {
     fn services(&self, config: &Config) -> RouteServices {
         let services = config.routes.iter().map(|route| Route {
             name: route.pattern.as_str().into(),
-            demand: self.demand(route),
+            demand: self.demand(route, config.limit),
         });
         RouteServices {
             services: services.collect(),
@@ -261,7 +270,7 @@ impl Decisions {
         }
     }
 
-    fn demand(&self, route: &RouteConfig) -> RouteDemand {
+    fn demand(&self, route: &RouteConfig, limit: Option<Quota>) -> RouteDemand {
         let Demand::Key {
             scopes,
             organization,
@@ -279,7 +288,9 @@ impl Decisions {
         let region = option_layer(self.regions.as_ref().map(|regions| regions.layer.clone()));
         let allow = Allow::new(&self.identities, &self.recent, route);
         let guarded = organization.layer(scopes.layer(allow));
-        let decide = self.layer.layer(region.layer(self.limit.layer(guarded)));
+        // Without a limit, only what it has counted is kept.
+        let limit = option_layer(limit.map(|_| self.limit.clone()));
+        let decide = self.layer.layer(region.layer(limit.layer(guarded)));
         let decide = WithDeadline(Bounded::new(decide, self.waiting.clone()));
         match &self.audit {
             None => RouteDemand::Key(decide),
@@ -291,22 +302,13 @@ impl Decisions {
     pub(super) fn route(&self, method: Method, host: Option<&str>, target: &str) -> Routed {
         let current = self.routes.load_full();
         let found = current.routes.find(&method, host, target);
-        let route = found.and_then(|found| {
-            let needs_key = !matches!(
-                current.services[found.index].demand,
-                RouteDemand::Nothing(_)
-            );
-            if needs_key && !path::is_of_uri(path::of_target(target)) {
-                return Err(NotFound::Ambiguous("is not a path of a URI"));
-            }
-            Ok((current, found))
-        });
+        let route = found.map(|found| (current, found));
         Routed { method, route }
     }
 
     /// Decides about a request.
-    pub(super) async fn decide(&self, check: Check) -> Decision {
-        let client = self.client(&check.headers);
+    pub(super) async fn decide(&self, check: Check<'_>) -> Decision {
+        let client = self.client(check.headers);
         let (current, found) = match &check.routed.route {
             Ok((current, found)) => (current, found),
             Err(NotFound::NoRoute) => return self.reject(check, client, no_route()).await,
@@ -351,7 +353,7 @@ impl Decisions {
         };
         match response.status() {
             // Only `Allow` sets the header. Whatever else passed would be an allow to the proxy.
-            StatusCode::OK if response.headers().contains_key(&ORG_CODE) => {
+            StatusCode::OK if response.headers().keys().any(|name| *name == ORG_CODE) => {
                 Decision::Allowed(response.into_parts().0.headers)
             }
             status if !(400..600).contains(&status.as_u16()) => Decision::misconfigured(),
@@ -360,7 +362,7 @@ impl Decisions {
     }
 
     /// Rejects a request for a reason that the layer does not know, in the same format.
-    async fn reject(&self, check: Check, client: Option<IpAddr>, why: Rejection) -> Decision {
+    async fn reject(&self, check: Check<'_>, client: Option<IpAddr>, why: Rejection) -> Decision {
         let matched = Matched {
             client,
             ..Matched::default()
@@ -380,7 +382,7 @@ impl Decisions {
     }
 }
 
-impl Check {
+impl Check<'_> {
     /// Returns the request that the layer decides about.
     fn into_request(self, matched: Option<Matched>, client: Option<IpAddr>) -> Request<Terms> {
         let waiter = self
@@ -396,10 +398,15 @@ impl Check {
 }
 
 /// Returns a request for the services of a route. They read no path.
-fn request<B>(method: Method, headers: HeaderMap, matched: Option<Matched>, body: B) -> Request<B> {
+fn request<B>(
+    method: Method,
+    headers: &mut HeaderMap,
+    matched: Option<Matched>,
+    body: B,
+) -> Request<B> {
     let mut request = Request::new(body);
     *request.method_mut() = method;
-    *request.headers_mut() = headers;
+    *request.headers_mut() = mem::take(headers);
     if let Some(matched) = matched {
         request.extensions_mut().insert(matched);
     }

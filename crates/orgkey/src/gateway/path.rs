@@ -16,6 +16,20 @@ pub(super) fn of_target(target: &str) -> &str {
     }
 }
 
+/// Whether a path needs no other check: segments of small letters, digits, `-` and `_`, none of them empty. Most paths are.
+pub(super) fn is_plain(path: &str) -> bool {
+    let mut before = b'a';
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'/' if before != b'/' => {}
+            _ => return false,
+        }
+        before = byte;
+    }
+    path.starts_with('/') && before != b'/' && path.len() < MAX_LEN
+}
+
 /// Checks that everyone reads this path alike.
 ///
 /// # Errors
@@ -242,6 +256,7 @@ mod tests {
         for path in each.chain(long).filter(|path| check(path, true).is_ok()) {
             let is_uri = http::Uri::try_from(&path).is_ok();
             assert_eq!(is_of_uri(&path), is_uri, "{}", &path[..3]);
+            assert!(is_uri || !is_plain(&path), "{}", &path[..3]);
         }
     }
 
@@ -257,6 +272,14 @@ mod tests {
                     let plain = without_last_slash(reading.clone());
                     prop_assert_eq!(normalized(&reading), plain);
                 }
+            }
+        }
+
+        #[test]
+        fn plain_paths_pass_the_other_checks(path in "/?[a-c/_09-]{0,8}[A-Z;%.<é/]?") {
+            if is_plain(&path) {
+                prop_assert_eq!(check(&path, false), Ok(()));
+                prop_assert!(is_of_uri(&path) && is_folded(&path));
             }
         }
 

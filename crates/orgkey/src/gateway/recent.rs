@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -14,9 +15,11 @@ pub(super) const MINUTES: usize = 60;
 /// The most organizations that are counted in a minute. Later ones of the minute are not: the busy ones come early.
 const MAX_ORGANIZATIONS: usize = 256;
 
-/// Counts outcomes by minute.
+/// Counts outcomes by minute. The clock is not read for each of them: [`Recent::advance`] does, from time to time.
 pub(super) struct Recent {
     start: Instant,
+    /// The number of the current minute.
+    now: AtomicU64,
     minutes: Mutex<VecDeque<Minute>>,
 }
 
@@ -42,21 +45,25 @@ impl Recent {
     pub(super) fn new() -> Self {
         Self {
             start: Instant::now(),
+            now: AtomicU64::new(0),
             minutes: Mutex::default(),
         }
     }
 
     /// Counts an outcome, and the organization of an allowed request.
     pub(super) fn record(&self, outcome: &'static str, organization: Option<&OrgCode>) {
-        self.record_at(self.now(), outcome, organization);
+        self.record_at(self.now.load(Ordering::Relaxed), outcome, organization);
     }
 
     pub(super) fn last_hour(&self) -> LastHour {
-        self.last_hour_at(self.now())
+        self.advance();
+        self.last_hour_at(self.now.load(Ordering::Relaxed))
     }
 
-    fn now(&self) -> u64 {
-        self.start.elapsed().as_secs() / 60
+    /// Begins the next minute, if it is time.
+    pub(super) fn advance(&self) {
+        let minute = self.start.elapsed().as_secs() / 60;
+        self.now.fetch_max(minute, Ordering::Relaxed);
     }
 
     fn minutes(&self) -> MutexGuard<'_, VecDeque<Minute>> {
@@ -120,6 +127,8 @@ impl fmt::Debug for Recent {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -136,6 +145,20 @@ mod tests {
             recent.record_at(now, "allowed", None);
         }
         assert_eq!(recent.minutes().len(), MINUTES);
+    }
+
+    #[test]
+    fn minutes_begin_when_the_clock_is_read() {
+        let start = Instant::now().checked_sub(Duration::from_secs(125));
+        let recent = Recent {
+            start: start.unwrap(),
+            ..Recent::new()
+        };
+        recent.record("allowed", None);
+        recent.advance();
+        recent.record("allowed", None);
+        let counts = recent.last_hour().outcomes["allowed"];
+        assert_eq!((counts[MINUTES - 3], counts[MINUTES - 1]), (1, 1));
     }
 
     #[test]

@@ -1,16 +1,27 @@
 //! The recorder of metrics of the process.
 
+use std::ptr;
 use std::sync::OnceLock;
 
 use foldhash::fast::RandomState;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use papaya::Equivalent;
+
+/// The upper bounds of the buckets of histograms, in seconds. Unlike quantiles, buckets can be added up over gateways.
+const BUCKETS: [f64; 12] = [
+    0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0,
+];
 
 /// Installs the recorder, once.
 pub(super) fn installed() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     let handle = HANDLE.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().build_recorder();
+        // Fails only without buckets.
+        let builder = PrometheusBuilder::new()
+            .set_buckets(&BUCKETS)
+            .unwrap_or_default();
+        let recorder = builder.build_recorder();
         let handle = recorder.handle();
         let recorder = Kept {
             recorder,
@@ -27,6 +38,18 @@ pub(super) fn installed() -> PrometheusHandle {
 
 type Handles<T> = papaya::HashMap<Key, T, RandomState>;
 
+/// A key that is compared by its addresses first: most are constants.
+#[derive(Hash)]
+struct ByAddress<'a>(&'a Key);
+
+impl Equivalent<Key> for ByAddress<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        let is_same = ptr::eq(self.0.name(), key.name())
+            && ptr::eq(self.0.labels().as_slice(), key.labels().as_slice());
+        is_same || self.0 == key
+    }
+}
+
 /// Keeps the handles of metrics, which the recorder of Prometheus allocates for each use. All labels are bounded.
 struct Kept {
     recorder: PrometheusRecorder,
@@ -37,7 +60,7 @@ struct Kept {
 /// Returns the handle of a metric, which `make` returns the first time.
 fn kept<T: Clone>(handles: &Handles<T>, key: &Key, make: impl FnOnce() -> T) -> T {
     let handles = handles.pin();
-    if let Some(handle) = handles.get(key) {
+    if let Some(handle) = handles.get(&ByAddress(key)) {
         return handle.clone();
     }
     let handle = make();
@@ -72,5 +95,31 @@ impl Recorder for Kept {
         kept(&self.histograms, key, || {
             self.recorder.register_histogram(key, metadata)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::Label;
+
+    use super::*;
+
+    #[test]
+    fn equal_keys_have_one_handle() {
+        static LABELS: &[Label] = &[Label::from_static_parts("outcome", "allowed")];
+        static KEY: Key = Key::from_static_parts("checks", LABELS);
+        let built = |value: &str| {
+            Key::from_parts(
+                "checks".to_owned(),
+                vec![Label::new("outcome", value.to_owned())],
+            )
+        };
+        let handles = Handles::default();
+        let made = |key: &Key, number| kept(&handles, key, || number);
+        assert_eq!(made(&KEY, 1), 1);
+        assert_eq!(made(&KEY, 2), 1);
+        assert_eq!(made(&built("allowed"), 3), 1);
+        assert_eq!(made(&built("public"), 4), 4);
+        assert_eq!(made(&Key::from_static_name("checks"), 5), 5);
     }
 }

@@ -109,7 +109,10 @@ impl Routes {
         target: &str,
     ) -> Result<Found, NotFound> {
         let path = path::of_target(target);
-        path::check(path, self.allow_semicolons).map_err(NotFound::Ambiguous)?;
+        let is_plain = path::is_plain(path);
+        if !is_plain {
+            path::check(path, self.allow_semicolons).map_err(NotFound::Ambiguous)?;
+        }
         // Some services read `delete` as `DELETE`.
         if method
             .as_str()
@@ -123,13 +126,16 @@ impl Routes {
         let paths = self.table(host)?.paths(method);
         let found = paths.as_sent.at(path);
         let sent = found.as_ref().ok().map(|found| *found.value);
-        if !paths.is_read_alike(path, sent) {
+        if !paths.is_read_alike(path, is_plain, sent) {
             return Err(NotFound::Ambiguous(
                 "matches another route when it is decoded, in lower case, or without its last slash",
             ));
         }
         let found = found.map_err(|_| NotFound::NoRoute)?;
         let organization = match &self.all[*found.value].demand {
+            Demand::Key { .. } if !is_plain && !path::is_of_uri(path) => {
+                return Err(NotFound::Ambiguous("is not a path of a URI"));
+            }
             Demand::Key {
                 organization: Some(name),
                 ..
@@ -215,10 +221,10 @@ impl Table {
 type Rank = (bool, bool);
 
 impl Paths {
-    /// Whether all readings of a path have the route that it has as it was sent.
-    fn is_read_alike(&self, path: &str, sent: Option<usize>) -> bool {
+    /// Whether all readings of a path have the route that it has as it was sent. A [plain](path::is_plain) path is folded.
+    fn is_read_alike(&self, path: &str, is_plain: bool, sent: Option<usize>) -> bool {
         let route = |path: &str| self.folded.at(path).ok().map(|found| *found.value);
-        if path::is_folded(path) {
+        if is_plain || path::is_folded(path) {
             // If no pattern differs, this is the same lookup.
             return !self.differ || route(path) == sent;
         }

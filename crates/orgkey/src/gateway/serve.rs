@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,8 +34,9 @@ pub struct Bounds {
     pub connections: usize,
     /// How long a connection may take to its first request.
     pub first_request: Duration,
-    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused, over HTTP/2 too. Longer than
-    /// proxies keep their unused connections, so that they do not send on one that is being closed.
+    /// How long the head of an HTTP/1.1 request may take, and how long a connection may be unused, over HTTP/2 too, and up to half
+    /// as much longer. Not counted before the end of `first_request`. Longer than nginx keeps unused connections, and Envoy in the
+    /// configuration of this repository, so that they do not send on one that is being closed. Traefik and Caddy send again.
     pub head: Duration,
     /// The most bytes of the head of a request.
     pub head_len: usize,
@@ -53,6 +55,9 @@ impl Default for Bounds {
         }
     }
 }
+
+/// How often a connection is checked in [`Bounds::head`]. It is closed when this many checks have found it unused.
+const CHECKS: u32 = 2;
 
 /// How long an unused connection may take to close.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -240,7 +245,7 @@ where
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let uses = Arc::new(Mutex::new(Uses::default()));
+        let uses = Arc::new(Uses::default());
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request| {
             let in_use = InUse::new(Arc::clone(&begun));
@@ -256,18 +261,23 @@ where
         let mut connection = pin!(connection);
         // Until the head of a request is complete, the connection is unused.
         let mut check_at = Instant::now() + self.bounds.first_request;
+        let mut unused = Unused::default();
         loop {
             tokio::select! {
-                _ = connection.as_mut() => return,
+                biased;
                 _ = stop.changed() => break,
                 () = sleep_until(check_at) => {}
+                // Last: a client that sends without a pause may use up the budget of this task.
+                _ = connection.as_mut() => return,
             }
-            match lock(&uses).unused_since() {
-                Unused::Never => return,
-                Unused::Since(end) if end + self.bounds.head <= Instant::now() => break,
-                Unused::Since(end) => check_at = end + self.bounds.head,
-                Unused::InUse => check_at = Instant::now() + self.bounds.head,
+            let (begun, ended) = uses.get();
+            if begun == 0 {
+                return;
             }
+            if unused.check(begun, ended) {
+                break;
+            }
+            check_at = Instant::now() + self.bounds.head / CHECKS;
         }
         connection.as_mut().graceful_shutdown();
         // A client may keep it open.
@@ -275,52 +285,71 @@ where
     }
 }
 
-/// The requests of a connection.
+/// The requests of a connection: counted, because reading the clock for each of them would cost more.
 #[derive(Default)]
 struct Uses {
-    in_flight: usize,
-    last_end: Option<Instant>,
-}
-
-/// Whether a connection is unused.
-enum Unused {
-    /// It had no request.
-    Never,
-    /// Its last response began then.
-    Since(Instant),
-    /// A request is in flight.
-    InUse,
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 impl Uses {
-    fn unused_since(&self) -> Unused {
-        match self.last_end {
-            _ if self.in_flight > 0 => Unused::InUse,
-            Some(end) => Unused::Since(end),
-            None => Unused::Never,
-        }
+    /// Returns how many requests have begun and ended.
+    fn get(&self) -> (u64, u64) {
+        // Read first: a request that begins and ends in between is not missed.
+        let ended = self.ended.load(Ordering::Acquire);
+        let begun = self.begun.load(Ordering::Relaxed);
+        (begun, ended)
+    }
+}
+
+/// Finds out, by regular checks, that a connection is unused.
+#[derive(Default)]
+struct Unused {
+    ended: u64,
+    checks: u32,
+}
+
+impl Unused {
+    /// Whether no request has ended since [`CHECKS`] checks, and none is in flight.
+    fn check(&mut self, begun: u64, ended: u64) -> bool {
+        let is_unused = begun == ended && ended == self.ended;
+        self.checks = if is_unused { self.checks + 1 } else { 0 };
+        self.ended = ended;
+        self.checks == CHECKS
     }
 }
 
 /// A request in flight.
-struct InUse(Arc<Mutex<Uses>>);
+struct InUse(Arc<Uses>);
 
 impl InUse {
-    fn new(uses: Arc<Mutex<Uses>>) -> Self {
-        lock(&uses).in_flight += 1;
+    fn new(uses: Arc<Uses>) -> Self {
+        uses.begun.fetch_add(1, Ordering::Relaxed);
         Self(uses)
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut uses = lock(&self.0);
-        uses.in_flight -= 1;
-        uses.last_end = Some(Instant::now());
+        self.0.ended.fetch_add(1, Ordering::Release);
     }
 }
 
-fn lock(uses: &Mutex<Uses>) -> std::sync::MutexGuard<'_, Uses> {
-    // Both fields are set by single statements.
-    uses.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_is_unused_from_the_end_of_a_request() {
+        let mut unused = Unused::default();
+        let mut checks = |numbers: &[(u64, u64)]| -> Vec<bool> {
+            let check = |&(begun, ended)| unused.check(begun, ended);
+            numbers.iter().map(check).collect()
+        };
+        assert_eq!(checks(&[(1, 1), (1, 1)]), [false, false]);
+        // One is in flight at a check, and ends before the next.
+        assert_eq!(checks(&[(2, 1), (2, 2), (2, 2)]), [false, false, false]);
+        // One begins and ends between two checks.
+        assert_eq!(checks(&[(3, 3), (3, 3), (3, 3)]), [false, false, true]);
+    }
 }

@@ -32,7 +32,7 @@ const SHUTDOWN: Duration = Duration::from_millis(9_500);
 /// The part of it that is kept for the audit trail.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// How often histograms are cleared of old samples.
+/// How often histograms take in their samples at least, and how late a minute of the status page may begin.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a revocation may take to reach the other nodes of a fleet.
 const REVOCATION: Duration = Duration::from_secs(2);
@@ -224,11 +224,12 @@ impl Gateway {
             tokio::spawn(serve(listener, respond, self.bounds, stopped_admin))
         });
         let follower = self.fleet.as_ref().map(|fleet| tokio::spawn(fleet.run()));
-        let metrics = self.metrics;
+        let (metrics, of_checks) = (self.metrics, Arc::clone(&self.handle.checks));
         let upkeep = tokio::spawn(async move {
             loop {
                 sleep(UPKEEP).await;
                 metrics.run_upkeep();
+                of_checks.recent().advance();
             }
         });
         shutdown.await;

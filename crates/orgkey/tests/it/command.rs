@@ -99,6 +99,7 @@ async fn explain_names_the_route_and_its_demands() {
         ("/only-here", "403"),
         ("/reports/../x", "400"),
         ("/Health", "400"),
+        ("/reports/a<b", "400"),
     ] {
         let output = explain(&files, &["GET", path]);
         assert!(!output.status.success(), "{path}");

@@ -13,7 +13,7 @@ use orgkey::gateway::{Bounds, Config, Error, Gateway};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::checks::{LIMITS, ROUTES};
+use crate::checks::ROUTES;
 use crate::support::{ADMIN_TOKEN, Files, World, request, send, send_h2, until_line};
 
 async fn status_of(world: &World, target: &str, key: &str) -> u16 {
@@ -126,13 +126,15 @@ async fn fault_122_large_heads() {
 
 #[tokio::test]
 async fn reload_changes_routes_and_keeps_state() {
-    let world = World::start(&format!("{ROUTES}{LIMITS}")).await;
+    // The limit has no new request while the test runs.
+    let limits = "[limits]\nrequests_per_minute = 1\nburst = 5\n";
+    let world = World::start(&format!("{ROUTES}{limits}")).await;
     let key = world.key("org_1", &["read:reports"]);
     for _ in 0..5 {
         assert_eq!(status_of(&world, "/reports/1", &key).await, 200);
     }
     assert_eq!(status_of(&world, "/reports/1", &key).await, 429);
-    let moved = format!("{ROUTES}{LIMITS}").replace("/reports/{id}", "/documents/{id}");
+    let moved = format!("{ROUTES}{limits}").replace("/reports/{id}", "/documents/{id}");
     world.reload(&moved).unwrap();
     assert_eq!(status_of(&world, "/reports/1", &key).await, 403);
     // What the limit has counted is kept, and the entry too.
@@ -140,6 +142,8 @@ async fn reload_changes_routes_and_keeps_state() {
     let without_limit = moved.split("[limits]").next().unwrap();
     world.reload(without_limit).unwrap();
     assert_eq!(status_of(&world, "/documents/1", &key).await, 200);
+    world.reload(&moved).unwrap();
+    assert_eq!(status_of(&world, "/documents/1", &key).await, 429);
     assert_eq!(world.emulator.calls().verify.total, 1);
 
     world

@@ -6,15 +6,14 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, Uri};
 
-use super::{Incomplete, Original, Outcome, allowed, at_most_once};
+use super::{Incomplete, Original, Outcome, allowed, text};
 use crate::gateway::identity::{absent, aliases};
 
 pub(in crate::gateway) const PREFIX: &str = "/v1/envoy";
-
-static HOST: HeaderName = http::header::HOST;
 
 const REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
@@ -30,7 +29,14 @@ pub(in crate::gateway) fn original<'a>(
 ) -> Result<Original<'a>, Incomplete> {
     let host = match parts.uri.authority() {
         Some(authority) => Some(Cow::Borrowed(authority.as_str())),
-        None => at_most_once(&parts.headers, &HOST)?,
+        None => {
+            let mut hosts = parts.headers.get_all(HOST).iter();
+            let host = hosts.next();
+            if hosts.next().is_some() {
+                return Err(Incomplete("host"));
+            }
+            host.map(text)
+        }
     };
     Ok(Original {
         method: parts.method.clone(),

@@ -11,7 +11,7 @@ mod proto;
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
 /// The outcome of a check, before it is rendered in a dialect.
 pub(super) enum Outcome {
@@ -32,30 +32,44 @@ pub(super) struct Original<'a> {
     pub(super) host: Option<Cow<'a, str>>,
 }
 
-/// Returns the value of a header that may be there once. Bytes outside UTF-8 are replaced by a character that no path may have.
-fn at_most_once<'a>(
-    headers: &'a HeaderMap,
-    name: &'static HeaderName,
-) -> Result<Option<Cow<'a, str>>, Incomplete> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (_, Some(_)) => Err(Incomplete(name.as_str())),
-        (None, None) => Ok(None),
-        (Some(value), None) => Ok(Some(match value.to_str() {
-            Ok(value) => Cow::Borrowed(value),
-            Err(_) => String::from_utf8_lossy(value.as_bytes()),
-        })),
+/// The names of the headers that hold the original request.
+struct Names {
+    method: HeaderName,
+    target: HeaderName,
+    host: HeaderName,
+}
+
+impl Names {
+    /// Returns the original request. Its host may be missing.
+    fn original<'a>(&'static self, headers: &'a HeaderMap) -> Result<Original<'a>, Incomplete> {
+        let (mut method, mut target, mut host) = (None, None, None);
+        // Once over all headers: hashing the three names costs more.
+        for (name, value) in headers {
+            let (own, found) = match name {
+                name if *name == self.method => (&self.method, &mut method),
+                name if *name == self.target => (&self.target, &mut target),
+                name if *name == self.host => (&self.host, &mut host),
+                _ => continue,
+            };
+            if found.replace(value).is_some() {
+                return Err(Incomplete(own.as_str()));
+            }
+        }
+        let method = method.and_then(|method| Method::from_bytes(method.as_bytes()).ok());
+        Ok(Original {
+            method: method.ok_or(Incomplete(self.method.as_str()))?,
+            target: text(target.ok_or(Incomplete(self.target.as_str()))?),
+            host: host.map(text),
+        })
     }
 }
 
-/// Returns the value of a header that must be there once.
-fn once<'a>(headers: &'a HeaderMap, name: &'static HeaderName) -> Result<Cow<'a, str>, Incomplete> {
-    at_most_once(headers, name)?.ok_or(Incomplete(name.as_str()))
-}
-
-fn method(headers: &HeaderMap, name: &'static HeaderName) -> Result<Method, Incomplete> {
-    let method = once(headers, name)?;
-    method.parse().map_err(|_| Incomplete(name.as_str()))
+/// Returns the value of a header. Bytes outside UTF-8 are replaced by a character that no path may have.
+fn text(value: &HeaderValue) -> Cow<'_, str> {
+    match value.to_str() {
+        Ok(value) => Cow::Borrowed(value),
+        Err(_) => String::from_utf8_lossy(value.as_bytes()),
+    }
 }
 
 /// Allows a request: 200, and the headers of the identity.

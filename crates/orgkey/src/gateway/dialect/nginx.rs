@@ -6,20 +6,18 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
-use super::{Incomplete, Original, Outcome, allowed, at_most_once, method, once};
+use super::{Incomplete, Names, Original, Outcome, allowed};
 
-static METHOD: HeaderName = HeaderName::from_static("x-original-method");
-static URI: HeaderName = HeaderName::from_static("x-original-uri");
-static HOST: HeaderName = HeaderName::from_static("x-original-host");
+static NAMES: Names = Names {
+    method: HeaderName::from_static("x-original-method"),
+    target: HeaderName::from_static("x-original-uri"),
+    host: HeaderName::from_static("x-original-host"),
+};
 
 const PROBLEM: HeaderName = HeaderName::from_static("x-orgkey-problem");
 
 pub(in crate::gateway) fn original(headers: &HeaderMap) -> Result<Original<'_>, Incomplete> {
-    Ok(Original {
-        method: method(headers, &METHOD)?,
-        target: once(headers, &URI)?,
-        host: at_most_once(headers, &HOST)?,
-    })
+    NAMES.original(headers)
 }
 
 pub(in crate::gateway) fn response(outcome: Outcome) -> Response<Bytes> {
