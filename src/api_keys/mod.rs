@@ -3,7 +3,6 @@
 mod telemetry;
 pub(crate) mod update;
 
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,12 +158,6 @@ impl Source for ApiKeys {
             self.interner.intern(facts);
         }
         Ok(answered)
-    }
-}
-
-impl fmt::Debug for ApiKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeys").finish_non_exhaustive()
     }
 }
 

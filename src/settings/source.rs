@@ -1,6 +1,5 @@
 //! Settings as a use of the lookup cache: a loader behind it, and entries by organization.
 
-use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::pin::Pin;
@@ -101,12 +100,6 @@ impl<T: Send + Sync + 'static> Source for Loader<T> {
     }
 }
 
-impl<T> fmt::Debug for Loader<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loader").finish_non_exhaustive()
-    }
-}
-
 impl IndexKey for OrgKey {
     #[inline]
     fn bits(&self) -> u64 {
@@ -132,8 +125,4 @@ impl Hash for OrgKey {
 
 impl<T: Send + Sync + 'static> Value for Settings<T> {}
 
-impl<T> fmt::Debug for Settings<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").finish_non_exhaustive()
-    }
-}
+impl_debug!([T] Settings<T>);

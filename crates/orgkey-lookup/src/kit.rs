@@ -92,10 +92,8 @@ impl Failure for TestError {
 
 /// A source whose function answers. Names that begin with `b/` belong to the second one of two upstreams, and names that begin
 /// with `none/` to no upstream.
-#[derive(Debug)]
 pub(crate) struct TestSource(pub(crate) fn(&str) -> Result<Answer<Facts>, TestError>);
 
-#[derive(Debug)]
 pub(crate) struct NoTelemetry;
 
 impl Telemetry<TestSource> for NoTelemetry {}

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 pub type Label = Arc<str>;
 
 /// The types of one use of the cache, and its calls to the upstreams.
-pub trait Source: Debug + Sized + Send + Sync + 'static {
+pub trait Source: Sized + Send + Sync + 'static {
     /// Identifies an entry. Must not contain a secret.
     type Key: IndexKey;
     /// What a call needs. May contain a secret: it is kept only by requests that wait and by the lookup task.

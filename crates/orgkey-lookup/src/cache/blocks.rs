@@ -40,14 +40,12 @@ pub(crate) enum BlockStatus {
     Invalidated,
 }
 
-#[derive(Debug)]
 pub(super) struct Blocks<S: Source> {
     version: AtomicU64,
     tables: RwLock<Tables<S::Key>>,
     watchers: Arc<Watchers<S::Key>>,
 }
 
-#[derive(Debug)]
 struct Tables<K> {
     blocked_keys: HashSet<K>,
     blocked_ids: HashSet<Box<str>>,

@@ -41,6 +41,7 @@ mod sync;
 mod unconfirmed;
 mod watchers;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -71,7 +72,6 @@ pub const REFRESH_ALL: Duration = Duration::from_millis(REFRESH_ALL_MILLIS);
 const REFRESH_ALL_MILLIS: u64 = 10_000;
 
 /// Results by key, and the lookups that return them.
-#[derive(Debug)]
 pub struct Cache<S: Source> {
     /// For the entries.
     me: Arc<CacheRef<S>>,
@@ -91,7 +91,6 @@ pub struct Cache<S: Source> {
 }
 
 /// An upstream, and the invalid answers of it that are not confirmed.
-#[derive(Debug)]
 struct UpstreamOfCache<S: Source> {
     upstream: Upstream<S>,
     unconfirmed: UnconfirmedAnswers<S>,
@@ -329,6 +328,14 @@ impl<S: Source> Cache<S> {
             self.retire(&entry);
         }
         self.invalid_keys.remove(key);
+    }
+}
+
+impl<S: Source> fmt::Debug for Cache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 

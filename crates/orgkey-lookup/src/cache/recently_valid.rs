@@ -4,7 +4,6 @@
 //! generations of a map: when the younger one is full, the elder one is dropped.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::mem;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -72,14 +71,6 @@ impl<K: IndexKey> RecentlyValid<K> {
             .unwrap_or_else(PoisonError::into_inner);
         generations.younger.remove(key);
         generations.elder.remove(key);
-    }
-}
-
-impl<K> fmt::Debug for RecentlyValid<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecentlyValid")
-            .field("per_generation", &self.per_generation)
-            .finish_non_exhaustive()
     }
 }
 

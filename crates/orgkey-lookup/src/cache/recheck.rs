@@ -22,7 +22,6 @@ const CHECK_EVERY: Duration = Duration::from_secs(10);
 const MIN_PERIOD: Duration = Duration::from_secs(1);
 
 /// A weak reference to the cache of an entry, and what a stream needs after the cache was dropped.
-#[derive(Debug)]
 pub(super) struct CacheRef<S: Source> {
     cache: Weak<Cache<S>>,
     clock: Clock,

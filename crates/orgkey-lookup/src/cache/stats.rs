@@ -11,10 +11,10 @@ use crate::upstream::UpstreamState;
 /// The number of stripes. More threads than this share stripes.
 const STRIPES: usize = 16;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Counters([CachePadded<Stripe>; STRIPES]);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Stripe {
     hits: AtomicU64,
     stale_hits: AtomicU64,

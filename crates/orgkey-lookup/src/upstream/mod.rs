@@ -27,7 +27,6 @@ mod pacing;
 mod queue;
 mod throttle;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,7 +72,6 @@ impl Priority {
 }
 
 /// The key of a lookup.
-#[derive(Debug)]
 pub(crate) struct Subject<K> {
     pub(crate) key: K,
     pub(crate) priority: Priority,
@@ -139,13 +137,11 @@ pub(crate) struct Upstream<S: Source> {
 }
 
 /// An admitted lookup, which may call at once or when its turn comes.
-#[derive(Debug)]
 pub(crate) struct Admission<S: Source> {
     subject: Subject<S::Key>,
     turn: Turn<S>,
 }
 
-#[derive(Debug)]
 enum Turn<S: Source> {
     Now(Permit<S>),
     Later(Queued<S>),
@@ -387,13 +383,5 @@ fn report_until_current<S: Source, T: PartialEq + Copy>(read: impl Fn() -> T, em
             return;
         }
         value = present;
-    }
-}
-
-impl<S: Source> fmt::Debug for Upstream<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
     }
 }

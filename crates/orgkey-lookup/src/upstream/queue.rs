@@ -54,7 +54,6 @@ pub(super) struct WaitLimits {
     pub(super) retry_after: Duration,
 }
 
-#[derive(Debug)]
 pub(super) struct AdmissionQueue {
     limits: WaitLimits,
     known: VecDeque<oneshot::Sender<Turn>>,
