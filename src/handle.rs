@@ -1,6 +1,5 @@
 //! Control of a running layer: blocks, invalidations, and statistics.
 
-use std::fmt;
 use std::sync::Arc;
 
 use orgkey_lookup::cache::Stats;
@@ -190,13 +189,7 @@ impl ApiKeyHandle {
     }
 }
 
-impl fmt::Debug for ApiKeyHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyHandle")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ApiKeyHandle, |handle| { stats: handle.stats() });
 
 /// A cached key of an organization.
 #[cfg(feature = "kinde")]

@@ -177,11 +177,7 @@ impl Hash for KeyDigest {
     }
 }
 
-impl fmt::Debug for KeyDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyDigest(…)")
-    }
-}
+impl_debug!(KeyDigest);
 
 /// Identifies the last four characters of a key, which an issuer may show in its list of keys.
 ///
@@ -190,11 +186,7 @@ impl fmt::Debug for KeyDigest {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyTail(NonZeroU32);
 
-impl fmt::Debug for KeyTail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyTail(…)")
-    }
-}
+impl_debug!(KeyTail);
 
 /// The secret of one cache, or of the caches of a fleet with the same issuer. Generated when the layer is built, or derived from
 /// the secret of the fleet; never stored or shown.
@@ -236,11 +228,7 @@ impl DigestSecret {
     }
 }
 
-impl fmt::Debug for DigestSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DigestSecret(…)")
-    }
-}
+impl_debug!(DigestSecret);
 
 #[cfg(test)]
 mod tests {
@@ -335,6 +323,6 @@ mod tests {
         let secret = DigestSecret::draw().unwrap();
         let key = ApiKey::parse("k_live_secret").unwrap();
         let shown = format!("{key:?}{secret:?}{:?}", secret.digest("k_live_secret"));
-        assert_eq!(shown, "ApiKey(…)DigestSecret(…)KeyDigest(…)");
+        assert_eq!(shown, "ApiKey(…)DigestSecret { .. }KeyDigest { .. }");
     }
 }

@@ -94,6 +94,8 @@
 
 // First, because modules declared later use its macros.
 #[macro_use]
+mod debug;
+#[macro_use]
 pub mod telemetry;
 
 mod api_keys;

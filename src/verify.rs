@@ -318,11 +318,7 @@ where
 #[derive(Clone)]
 pub struct VerifierFn<F>(F);
 
-impl<F> fmt::Debug for VerifierFn<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("VerifierFn").finish()
-    }
-}
+impl_debug!([F] VerifierFn<F>);
 
 impl<F, Fut> Verifier for VerifierFn<F>
 where

@@ -161,6 +161,8 @@ impl Source for ApiKeys {
     }
 }
 
+impl_debug!(ApiKeys);
+
 impl Value for Facts {
     fn key_id(&self) -> Option<&str> {
         self.key_id.as_ref().map(AsRef::as_ref)

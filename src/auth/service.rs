@@ -1,4 +1,3 @@
-use std::fmt;
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -332,14 +331,10 @@ fn other_credential<B>(request: &mut Request<B>) -> Decision {
     Decision::Pass(Passed::OtherCredential)
 }
 
-impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyService")
-            .field("inner", &self.inner)
-            .field("layer", &self.layer)
-            .finish()
-    }
-}
+impl_debug!([S: std::fmt::Debug, F] ApiKeyService<S, F>, |service| {
+    inner: service.inner,
+    layer: service.layer
+});
 
 #[cfg(test)]
 mod tests {

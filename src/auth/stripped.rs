@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use http::Extensions;
@@ -38,8 +37,4 @@ impl Stripped {
     }
 }
 
-impl fmt::Debug for Stripped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stripped").finish_non_exhaustive()
-    }
-}
+impl_debug!(Stripped);

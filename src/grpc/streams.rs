@@ -247,11 +247,7 @@ impl<B: Body> Body for ResponseStream<B> {
     }
 }
 
-impl<B> fmt::Debug for ResponseStream<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseStream").finish_non_exhaustive()
-    }
-}
+impl_debug!([B] ResponseStream<B>);
 
 pin_project! {
     /// The body of a request beneath [`EndStreamsLayer`]. When the key becomes invalid, it ends with an error.
@@ -307,11 +303,7 @@ where
     }
 }
 
-impl<B> fmt::Debug for RequestStream<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestStream").finish_non_exhaustive()
-    }
-}
+impl_debug!([B] RequestStream<B>);
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,4 @@
 use std::borrow::Cow;
-use std::fmt;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -75,11 +74,7 @@ pub enum Agreement {
 #[derive(Clone)]
 pub struct FromHead<F>(F);
 
-impl<F> fmt::Debug for FromHead<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("FromHead").finish()
-    }
-}
+impl_debug!([F] FromHead<F>);
 
 impl<F> sealed::Sealed for FromHead<F> {}
 

@@ -1,5 +1,5 @@
 #[cfg(feature = "axum")]
-use std::{fmt, marker::PhantomData, ops::Deref};
+use std::{marker::PhantomData, ops::Deref};
 
 #[cfg(feature = "axum")]
 use super::scope::{Policy, permitted, rejection};
@@ -112,11 +112,7 @@ impl<S> Deref for Scoped<S> {
 }
 
 #[cfg(feature = "axum")]
-impl<S> fmt::Debug for Scoped<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Scoped").field(&self.context).finish()
-    }
-}
+impl_debug!([S] Scoped<S>, |scoped| { context: scoped.context });
 
 #[cfg(feature = "axum")]
 #[derive(Clone, Copy)]

@@ -1,6 +1,5 @@
 //! Calls of Kinde's management API by other crates, with the token of a verifier.
 
-use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -145,18 +144,6 @@ impl ManagementApi {
     }
 }
 
-impl fmt::Debug for ManagementApi {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ManagementApi")
-            .field("issuer", &self.kinde.issuer)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ManagementApi, |api| { issuer: api.kinde.issuer });
 
-impl fmt::Debug for ManagementReply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ManagementReply")
-            .field("status", &self.0.status)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ManagementReply, |reply| { status: reply.0.status });

@@ -4,7 +4,6 @@ mod builder;
 mod comparison;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -252,11 +251,7 @@ impl KeyReconciler {
     }
 }
 
-impl fmt::Debug for KeyReconciler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyReconciler")
-            .field("issuer", &self.kinde.issuer)
-            .field("period", &self.settings.period)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(KeyReconciler, |reconciler| {
+    issuer: reconciler.kinde.issuer,
+    period: reconciler.settings.period
+});

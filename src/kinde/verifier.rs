@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -276,11 +275,7 @@ fn token_rejected() -> VerifyError {
     VerifyError::misconfigured("the issuer rejects the access token of this service")
 }
 
-impl fmt::Debug for KindeVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KindeVerifier")
-            .field("issuer", &self.0.issuer)
-            .field("unauthorized_means", &self.0.unauthorized)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(KindeVerifier, |verifier| {
+    issuer: verifier.0.issuer,
+    unauthorized_means: verifier.0.unauthorized
+});

@@ -1,6 +1,5 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -99,14 +98,7 @@ impl RegionLayer {
     }
 }
 
-impl fmt::Debug for RegionLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegionLayer")
-            .field("here", &self.core.here)
-            .field("others", &self.core.others)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(RegionLayer, |layer| { here: layer.core.here, others: layer.core.others });
 
 impl<S> Layer<S> for RegionLayer {
     type Service = RegionService<S>;

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -76,12 +75,6 @@ where
     }
 }
 
-impl<S, T, ReqBody> fmt::Debug for ResponseFuture<S, T, ReqBody>
-where
-    S: Service<Request<ReqBody>>,
-    T: Send + Sync + 'static,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!(
+    [S: Service<Request<ReqBody>>, T: Send + Sync + 'static, ReqBody] ResponseFuture<S, T, ReqBody>
+);

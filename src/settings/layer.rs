@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,11 +186,7 @@ impl<T: Send + Sync + 'static> Clone for OrgSettingsLayer<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> fmt::Debug for OrgSettingsLayer<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettingsLayer")
-            .field("settings", &std::any::type_name::<T>())
-            .field("has_default", &self.core.default.is_some())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!([T: Send + Sync + 'static] OrgSettingsLayer<T>, |layer| {
+    settings: std::any::type_name::<T>(),
+    has_default: layer.core.default.is_some()
+});

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -90,11 +89,7 @@ impl<S: Clone, T: Send + Sync + 'static> Clone for OrgSettingsService<S, T> {
     }
 }
 
-impl<S: fmt::Debug, T: Send + Sync + 'static> fmt::Debug for OrgSettingsService<S, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettingsService")
-            .field("inner", &self.inner)
-            .field("layer", &self.layer)
-            .finish()
-    }
-}
+impl_debug!([S: std::fmt::Debug, T: Send + Sync + 'static] OrgSettingsService<S, T>, |service| {
+    inner: service.inner,
+    layer: service.layer
+});

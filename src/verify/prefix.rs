@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use orgkey_lookup::{Answer, Invalid, Label};
@@ -237,14 +236,10 @@ impl Verifier for PrefixVerifier {
     }
 }
 
-impl fmt::Debug for PrefixVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrefixVerifier")
-            .field("prefixes", &self.0.prefixes)
-            .field("organizations", &self.0.organizations)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(PrefixVerifier, |verifier| {
+    prefixes: verifier.0.prefixes,
+    organizations: verifier.0.organizations
+});
 
 /// Configures and builds a [`PrefixVerifier`].
 #[must_use]
@@ -347,13 +342,7 @@ pub(crate) fn is_name(name: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
 }
 
-impl fmt::Debug for PrefixVerifierBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrefixVerifierBuilder")
-            .field("organizations", &self.organizations)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(PrefixVerifierBuilder, |builder| { organizations: builder.organizations });
 
 #[cfg(test)]
 mod tests {

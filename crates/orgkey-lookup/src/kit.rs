@@ -92,6 +92,7 @@ impl Failure for TestError {
 
 /// A source whose function answers. Names that begin with `b/` belong to the second one of two upstreams, and names that begin
 /// with `none/` to no upstream.
+#[derive(Debug)]
 pub(crate) struct TestSource(pub(crate) fn(&str) -> Result<Answer<Facts>, TestError>);
 
 pub(crate) struct NoTelemetry;

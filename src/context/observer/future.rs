@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -157,8 +156,4 @@ where
     }
 }
 
-impl<F, O: Observer> fmt::Debug for ObservedFuture<F, O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObservedFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!([F, O: Observer] ObservedFuture<F, O>);

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,11 +144,4 @@ impl<S> Layer<S> for OrgConcurrencyLimitLayer {
     }
 }
 
-impl fmt::Debug for OrgConcurrencyLimitLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgConcurrencyLimitLayer")
-            .field("per", &self.core.per)
-            .field("accounts", &self.accounts())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(OrgConcurrencyLimitLayer, |layer| { per: layer.core.per, accounts: layer.accounts() });

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use http::Extensions;
@@ -180,11 +179,4 @@ impl<S> Layer<S> for OrgRateLimitLayer {
     }
 }
 
-impl fmt::Debug for OrgRateLimitLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgRateLimitLayer")
-            .field("per", &self.core.per)
-            .field("accounts", &self.accounts())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(OrgRateLimitLayer, |layer| { per: layer.core.per, accounts: layer.accounts() });
