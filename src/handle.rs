@@ -86,7 +86,7 @@ impl ApiKeyHandle {
     }
 
     fn subject(&self, key: &ApiKey) -> Subject {
-        Subject::Key(self.digest(key).into())
+        Subject::Key(self.digest(key))
     }
 
     fn update(&self, change: &Update) -> Result<(), BlockListFull> {

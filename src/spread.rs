@@ -111,7 +111,7 @@ impl Spread {
     }
 
     fn subject(&self, key: &ApiKey) -> Subject {
-        Subject::Key(self.cache.source().digest(key.expose_secret()).into())
+        Subject::Key(self.cache.source().digest(key.expose_secret()))
     }
 
     fn update(&self, update: &Update) -> Spreading {

@@ -358,21 +358,24 @@ impl fmt::Debug for Verification {
 }
 
 /// The verification result of a valid key, as the issuer sent it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Facts {
-    pub(crate) org: Option<OrgCode>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The organization.
+    pub org: Option<OrgCode>,
     /// The user that the key acts for. A thin pointer, because few keys have one.
-    pub(crate) user: Option<Box<Box<str>>>,
-    pub(crate) key_id: Option<KeyId>,
-    pub(crate) scopes: Scopes,
-    /// Boxed, because few issuers send it.
-    pub(crate) expires_at: Option<Box<SystemTime>>,
+    pub user: Option<Box<Box<str>>>,
+    /// The identifier of the key at the issuer.
+    pub key_id: Option<KeyId>,
+    /// The scopes.
+    pub scopes: Scopes,
+    /// When the key expires. Boxed, because few issuers send it.
+    pub expires_at: Option<Box<SystemTime>>,
 }
 
 impl Facts {
     /// Returns the user that the key acts for.
     #[inline]
-    pub(crate) fn user(&self) -> Option<&str> {
+    pub fn user(&self) -> Option<&str> {
         self.user.as_deref().map(AsRef::as_ref)
     }
 }

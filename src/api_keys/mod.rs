@@ -13,7 +13,7 @@ use orgkey_lookup::{
 };
 
 use self::telemetry::IssuerTelemetry;
-use crate::fleet::{FleetLink, SharedResult, Subject, Update};
+use crate::fleet::{FleetLink, Subject, Update};
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
@@ -108,14 +108,9 @@ impl Source for ApiKeys {
 
     async fn fetch(&self, key: &ApiKey, is_known: bool) -> Option<Fetched<Facts>> {
         let fleet = self.fleet.as_ref()?;
-        let fetched = fleet.fetch(key.expose_secret(), is_known).await?;
-        let mut value = Facts::from(fetched.result);
-        self.interner.intern(&mut value);
-        Some(Fetched {
-            value,
-            age: fetched.age,
-            version: fetched.version,
-        })
+        let mut fetched = fleet.fetch(key.expose_secret(), is_known).await?;
+        self.interner.intern(&mut fetched.value);
+        Some(fetched)
     }
 
     fn store(
@@ -125,10 +120,8 @@ impl Source for ApiKeys {
         age: Duration,
         began: Position,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let stored = self.fleet.as_ref().map(|fleet| {
-            let result = SharedResult::from(value);
-            fleet.store(key.expose_secret(), &result, age, began)
-        });
+        let fleet = self.fleet.as_ref();
+        let stored = fleet.map(|fleet| fleet.store(key.expose_secret(), value, age, began));
         async move {
             if let Some(stored) = stored {
                 stored.await;
@@ -138,7 +131,7 @@ impl Source for ApiKeys {
 
     fn rejected(&self, key: &KeyDigest) {
         if let Some(fleet) = &self.fleet {
-            fleet.publish(&Update::Invalidate(Subject::Key((*key).into())));
+            fleet.publish(&Update::Invalidate(Subject::Key(*key)));
         }
     }
 

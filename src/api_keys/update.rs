@@ -33,11 +33,11 @@ pub(crate) fn apply<T>(
 /// Returns the version that has the update.
 fn apply_here(cache: &Cache, update: &Update) -> Result<u64, BlockListFull> {
     Ok(match update {
-        Update::Invalidate(Subject::Key(key)) => cache.invalidate_key(&(*key).into()),
+        Update::Invalidate(Subject::Key(key)) => cache.invalidate_key(key),
         Update::Invalidate(Subject::KeyId(id)) => cache.invalidate_key_id(id.as_str()),
         Update::Invalidate(Subject::Org(org)) => cache.invalidate_organization(org.as_str()),
         Update::InvalidateAll => cache.invalidate_all(),
-        Update::Block(Subject::Key(key)) => cache.block_key(&(*key).into())?,
+        Update::Block(Subject::Key(key)) => cache.block_key(key)?,
         Update::Block(Subject::KeyId(id)) => cache.block_key_id(id.as_str())?,
         Update::Block(Subject::Org(org)) => cache.block_organization(org.as_str())?,
         Update::Unblock(subject) => {
@@ -52,7 +52,7 @@ fn apply_here(cache: &Cache, update: &Update) -> Result<u64, BlockListFull> {
 /// Returns whether there was a block.
 pub(crate) fn unblock(cache: &Cache, subject: &Subject) -> bool {
     match subject {
-        Subject::Key(key) => cache.unblock_key(&(*key).into()),
+        Subject::Key(key) => cache.unblock_key(key),
         Subject::KeyId(id) => cache.unblock_key_id(id.as_str()),
         Subject::Org(org) => cache.unblock_organization(org.as_str()),
     }
@@ -62,7 +62,7 @@ impl FleetMember for Cache {
     fn apply(&self, update: &Update, is_own: bool) -> Option<u64> {
         if let (Update::Invalidate(Subject::Key(key)), true) = (update, is_own) {
             // The key may be cached as invalid since.
-            return Some(self.invalidate_results(&(*key).into()));
+            return Some(self.invalidate_results(key));
         }
         // Not logged here: the fleet holds a lock.
         apply_here(self, update).ok()
