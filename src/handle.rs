@@ -101,7 +101,7 @@ impl ApiKeyHandle {
     fn unblock(&self, subject: Subject) -> bool {
         let fleet = self.0.source().fleet();
         let _locked = fleet.map(|fleet| fleet.lock_blocks());
-        let was_blocked = update::unblock(&self.0, &subject);
+        let was_blocked = self.0.unblock(update::target(&subject));
         if let Some(fleet) = fleet {
             fleet.publish(&Update::Unblock(subject));
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use http::{Extensions, Request};
 use orgkey_lookup::cache::{Dependent, Stats};
-use orgkey_lookup::{CacheResult, Entry, LookupRequest, LookupResult};
+use orgkey_lookup::{CacheResult, Entry, LookupRequest, LookupResult, Target};
 use tower_layer::Layer;
 
 use super::builder::OrgSettingsLayerBuilder;
@@ -155,7 +155,8 @@ impl<T: Send + Sync + 'static> Dependent for Core<T> {
     fn invalidate_organization(&self, organization: &str) {
         // An organization that is outside the grammar has no settings.
         if let Ok(org) = OrgCode::new(organization) {
-            self.cache.invalidate_key(&self.cache.source().key(org));
+            let key = self.cache.source().key(org);
+            self.cache.invalidate(Target::Key(&key));
         }
     }
 

@@ -424,8 +424,8 @@ impl<S: Source> Drop for LookupTask<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::CacheResult;
     use crate::cache::tests::cache;
+    use crate::cache::{CacheResult, Target};
     use crate::kit::{Facts, TestSource, test_key};
 
     type Brought = fn(Tick) -> Outcome<Facts>;
@@ -682,13 +682,13 @@ mod tests {
                 cache.invalidate_all();
             },
             |cache| {
-                cache.invalidate_key(&test_key("some-key"));
+                cache.invalidate(Target::Key(&test_key("some-key")));
             },
             |cache| {
-                cache.invalidate_key_id("id_1");
+                cache.invalidate(Target::KeyId("id_1"));
             },
             |cache| {
-                cache.invalidate_organization("org_a");
+                cache.invalidate(Target::Organization("org_a"));
             },
         ];
         for (nth, invalidate) in kinds.into_iter().enumerate() {

@@ -46,7 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-pub use self::blocks::BlockListFull;
+pub use self::blocks::{BlockListFull, Target};
 use self::blocks::{BlockStatus, Blocks};
 pub use self::dependents::Dependent;
 use self::dependents::Dependents;
@@ -460,7 +460,7 @@ mod tests {
     fn an_update_of_others_costs_one_slow_hit() {
         let (cache, entry) = with_one_entry();
         let get = || cache.get_fresh(&entry.key, None, entry.sent_at);
-        cache.invalidate_organization("org_2");
+        cache.invalidate(Target::Organization("org_2"));
         let cached = get().expect_err("the tables were not read yet");
         let closer = cache.classify(cached, &entry.key, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");
