@@ -7,9 +7,9 @@ use tower_service::Service;
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
+use crate::context::OrgContext;
 use crate::context::observer::RequestObservation;
 use crate::guard::GuardFuture;
-use crate::limit::subject::caller;
 use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
@@ -42,7 +42,7 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let permit = match caller(extensions, "OrgConcurrencyLimitLayer") {
+        let permit = match OrgContext::optional_in_layer(extensions, "OrgConcurrencyLimitLayer") {
             Ok(Some(context)) => self.limit.acquire(extensions, context),
             Ok(None) => Ok(None),
             Err(rejection) => Err(rejection),

@@ -11,7 +11,7 @@ use crate::limit::account::Decision;
 use crate::limit::accounts::Accounts;
 use crate::limit::quota::Quota;
 use crate::limit::ratelimit_fields::{PolicyName, RateLimitFields};
-use crate::limit::subject::{Per, SubjectRef, caller};
+use crate::limit::subject::{Per, SubjectRef};
 use crate::rejection::Rejection;
 #[cfg(feature = "settings")]
 use crate::settings::OrgSettings;
@@ -147,7 +147,7 @@ impl OrgRateLimitLayer {
         extensions: &Extensions,
     ) -> Result<Option<Box<RateLimitFields>>, Rejected> {
         let core = &*self.core;
-        let Some(context) = caller(extensions, "OrgRateLimitLayer")? else {
+        let Some(context) = OrgContext::optional_in_layer(extensions, "OrgRateLimitLayer")? else {
             return Ok(None);
         };
         let Some(quota) = (core.quota)(extensions, context)? else {
