@@ -12,7 +12,7 @@ use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup};
 use crate::clock::Tick;
 use crate::source::{Position, Source, Value};
-use crate::upstream::{CannotTell, Priority, Subject};
+use crate::upstream::{CannotTell, Priority, RETRY_AFTER, Subject};
 
 /// The result of a lookup for one request.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl<S: Source> Cache<S> {
                 Err(cannot_tell) => break cannot_tell,
             };
             let Ok(completion) = tokio::time::timeout_at(deadline, lookup.completed()).await else {
-                break CannotTell::unavailable(self.config.retry_after);
+                break CannotTell::unavailable(RETRY_AFTER);
             };
             match completion {
                 Completion::Valid(entry) => {
