@@ -316,7 +316,7 @@ mod tests {
         // Four bytes from the end is not a character boundary.
         assert!(secret.tail("aéxyz").is_none());
         assert_eq!(size_of::<Option<KeyTail>>(), 4);
-        assert_eq!(format!("{tail:?}"), "Some(KeyTail(…))");
+        assert_eq!(format!("{tail:?}"), "Some(KeyTail { .. })");
     }
 
     #[test]
