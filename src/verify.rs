@@ -110,10 +110,7 @@ pub trait Verifier: Send + Sync + 'static {
                     self.verify(key).await
                 }
             };
-            match tokio::time::timeout(attempt.deadline(), verified).await {
-                Ok(verified) => verified,
-                Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
-            }
+            within(attempt.deadline(), verified).await
         }
     }
 
@@ -257,27 +254,32 @@ impl Attempt {
     }
 }
 
+/// Makes one call within its deadline.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, VerifyError>>,
+) -> Result<T, VerifyError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(result) => result,
+        Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
+    }
+}
+
 impl<V: Verifier> Verifier for Arc<V> {
-    fn verify(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::verify(self, key)
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        V::verify(self, key).await
     }
 
-    fn reverify(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::reverify(self, key)
+    async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        V::reverify(self, key).await
     }
 
-    fn verify_attempt(
+    async fn verify_attempt(
         &self,
         key: &ApiKey,
         attempt: Attempt,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::verify_attempt(self, key, attempt)
+    ) -> Result<Verification, VerifyError> {
+        V::verify_attempt(self, key, attempt).await
     }
 
     fn issuers(&self) -> Vec<Issuer> {
@@ -325,11 +327,8 @@ where
     F: Fn(ApiKey) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Verification, VerifyError>> + Send,
 {
-    fn verify(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        self.0(key.clone())
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        self.0(key.clone()).await
     }
 }
 

@@ -1,8 +1,5 @@
-use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use tokio::time::timeout;
 
 use super::builder::KindeVerifierBuilder;
 use super::evidence::{Decision, Evidence, Unauthorized};
@@ -11,7 +8,7 @@ use super::own_api::{OwnApi, Ownership};
 use super::token::{Credentials, RenewalBackoff, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
 use crate::key::ApiKey;
-use crate::verify::{Attempt, Facts, Verification, Verifier, VerifyError};
+use crate::verify::{Attempt, Facts, Verification, Verifier, VerifyError, within};
 use orgkey_lookup::Invalid;
 
 /// The deadline of each call when [`Verifier::verify`] or [`Verifier::reverify`] is called directly. The layer sets its own.
@@ -257,17 +254,6 @@ impl Kinde {
             }
         }
         Ok(Verification::valid(facts))
-    }
-}
-
-/// Makes one call within its deadline.
-async fn within<T>(
-    deadline: Duration,
-    call: impl Future<Output = Result<T, VerifyError>>,
-) -> Result<T, VerifyError> {
-    match timeout(deadline, call).await {
-        Ok(result) => result,
-        Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
     }
 }
 
