@@ -14,6 +14,7 @@ use tower_service::Service;
 
 use super::status;
 use crate::context::OrgContext;
+use crate::guard::GuardFuture;
 use crate::rejection::{Rejection, RejectionBody, RejectionKind, unrendered};
 
 /// Completes when the key of a request is no longer valid.
@@ -95,9 +96,8 @@ where
             Ok(context) => Some(context),
             Err(rejection) if rejection.kind() == RejectionKind::Internal => {
                 return EndStreamsFuture {
-                    inner: None,
+                    guarded: GuardFuture::reject(rejection),
                     invalid: None,
-                    rejection: Some(rejection),
                 };
             }
             // The layer let the request through without an organization.
@@ -111,9 +111,8 @@ where
             has_ended: false,
         });
         EndStreamsFuture {
-            inner: Some(self.inner.call(request)),
+            guarded: GuardFuture::inner(self.inner.call(request)),
             invalid: for_response,
-            rejection: None,
         }
     }
 }
@@ -121,11 +120,9 @@ where
 pin_project! {
     /// The response future of [`EndStreams`].
     pub struct EndStreamsFuture<F> {
-        // `None` if the request was rejected.
         #[pin]
-        inner: Option<F>,
+        guarded: GuardFuture<F>,
         invalid: Option<Invalid>,
-        rejection: Option<Rejection>,
     }
 }
 
@@ -141,13 +138,7 @@ where
         if is_over(this.invalid, cx) {
             return Poll::Ready(Ok(unrendered(Rejection::invalid_token())));
         }
-        let Some(inner) = this.inner.as_pin_mut() else {
-            let rejection = this.rejection.take();
-            return Poll::Ready(Ok(unrendered(
-                rejection.unwrap_or_else(|| unreachable!("polled after completion")),
-            )));
-        };
-        inner.poll(cx).map_ok(|response| {
+        this.guarded.poll(cx).map_ok(|response| {
             response.map(|body| ResponseStream {
                 body: Some(body),
                 invalid: this.invalid.take(),
