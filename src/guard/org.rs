@@ -19,7 +19,6 @@ use crate::request_head::RequestHead;
 ///
 /// If the route does not have the parameter, every request is rejected with 500, and the log names the parameter.
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub fn require_org(parameter: impl Into<Cow<'static, str>>) -> RequireOrgLayer<PathParameter> {
     RequireOrgLayer::new(PathParameter(parameter.into()))
 }
@@ -92,7 +91,6 @@ impl<F: Fn(RequestHead<'_>) -> Option<String>> ClaimedOrg for FromHead<F> {
 
 /// Reads the organization from the path parameter of [`require_org`].
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 #[derive(Clone, Debug)]
 pub struct PathParameter(Cow<'static, str>);
 

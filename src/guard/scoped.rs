@@ -63,7 +63,6 @@ const fn is_policy(alternatives: &[&[&str]]) -> bool {
 ///
 /// Decides and rejects like the guard. See the [module documentation](crate::guard) for an example.
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub struct Scoped<S> {
     context: OrgContext,
     scopes: PhantomData<fn() -> S>,

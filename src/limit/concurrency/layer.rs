@@ -77,7 +77,6 @@ impl OrgConcurrencyLimitLayer {
     ///     OrgConcurrencyLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| Some(plan.exports));
     /// ```
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn from_settings<T: Send + Sync + 'static>(
         limit: impl Fn(&OrgContext, &T) -> Option<usize> + Send + Sync + 'static,
     ) -> Self {
@@ -86,7 +85,6 @@ impl OrgConcurrencyLimitLayer {
 
     /// Like [`from_settings`](Self::from_settings), but limits each key.
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn per_key_from_settings<T: Send + Sync + 'static>(
         limit: impl Fn(&OrgContext, &T) -> Option<usize> + Send + Sync + 'static,
     ) -> Self {

@@ -104,7 +104,6 @@ impl OrgRateLimitLayer {
     /// });
     /// ```
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn from_settings<T: Send + Sync + 'static>(
         quota: impl Fn(&OrgContext, &T) -> Option<Quota> + Send + Sync + 'static,
     ) -> Self {
@@ -113,7 +112,6 @@ impl OrgRateLimitLayer {
 
     /// Like [`from_settings`](Self::from_settings), but returns a builder, to change the defaults.
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn builder_from_settings<T: Send + Sync + 'static>(
         quota: impl Fn(&OrgContext, &T) -> Option<Quota> + Send + Sync + 'static,
     ) -> OrgRateLimitLayerBuilder {
