@@ -6,7 +6,6 @@ use std::time::Duration;
 use http::StatusCode;
 use http::header::HeaderValue;
 
-use super::token::Credentials;
 use super::verifier::{Kinde, KindeVerifier};
 use super::wire::{Reply, retry_after};
 use crate::verify::VerifyError;
@@ -126,11 +125,9 @@ impl ManagementApi {
             StatusCode::FORBIDDEN => forbidden,
             _ => return Ok(reply),
         };
-        let Credentials::Client(source) = &self.kinde.credentials else {
-            return Ok(reply);
-        };
         let backoff = || renewals.lock().unwrap_or_else(PoisonError::into_inner);
-        match source.renew(token.id, |now| backoff().allow(now)).await {
+        let allow = |now| backoff().allow(now);
+        match self.kinde.credentials.renew(token.id, allow).await {
             Ok(Some(renewed)) => {
                 let again = send(&renewed.header).await?;
                 if again.status() != reply.status() {
