@@ -47,10 +47,8 @@ impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
     ///
     /// Needs no runtime, and spawns nothing.
     pub fn new(keys: &ApiKeyHandle, loader: impl SettingsLoader<T>) -> Self {
-        match Self::builder(keys, loader).build() {
-            Ok(layer) => layer,
-            Err(error) => unreachable!("the defaults are valid: {error}"),
-        }
+        let layer = Self::builder(keys, loader).build();
+        layer.unwrap_or_else(|error| unreachable!("the defaults are valid: {error}"))
     }
 
     /// Returns a builder.
@@ -88,7 +86,8 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 // A loader finds no organization invalid.
                 CacheResult::LookUp | CacheResult::Invalid => {
-                    return Decision::Wait(Loader::request(key));
+                    let org = key.org.clone();
+                    return Decision::Wait(LookupRequest::new(org, key, None));
                 }
             },
         };

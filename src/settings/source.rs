@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
-use orgkey_lookup::{Answer, Answered, IndexKey, LookupRequest, Source, Value};
+use orgkey_lookup::{Answer, Answered, IndexKey, Source, Value};
 
 use super::loader::{SettingsError, SettingsLoader};
 use super::telemetry::LoaderTelemetry;
@@ -58,17 +58,6 @@ impl<T: 'static> Loader<T> {
     pub(super) fn key(&self, org: OrgCode) -> OrgKey {
         let hash = self.hash.hash_one(org.as_str());
         OrgKey { org, hash }
-    }
-}
-
-impl<T: Send + Sync + 'static> Loader<T> {
-    pub(super) fn request(key: OrgKey) -> LookupRequest<Self> {
-        LookupRequest {
-            query: key.org.clone(),
-            key,
-            oldest: None,
-            peer: None,
-        }
     }
 }
 

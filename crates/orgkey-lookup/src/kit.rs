@@ -100,12 +100,7 @@ pub(crate) struct NoTelemetry;
 impl Telemetry<TestSource> for NoTelemetry {}
 
 pub(crate) fn request(name: &str) -> LookupRequest<TestSource> {
-    LookupRequest {
-        query: name.to_owned(),
-        key: test_key(name),
-        oldest: None,
-        peer: None,
-    }
+    LookupRequest::new(name.to_owned(), test_key(name), None)
 }
 
 impl Source for TestSource {

@@ -122,10 +122,8 @@ impl OrgRateLimitLayer {
     }
 
     fn with_defaults(builder: OrgRateLimitLayerBuilder) -> Self {
-        match builder.build() {
-            Ok(layer) => layer,
-            Err(error) => unreachable!("the defaults are valid: {error}"),
-        }
+        let layer = builder.build();
+        layer.unwrap_or_else(|error| unreachable!("the defaults are valid: {error}"))
     }
 
     pub(super) fn from_core(core: Arc<Core>) -> Self {

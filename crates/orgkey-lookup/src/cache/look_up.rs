@@ -37,6 +37,18 @@ pub struct LookupRequest<S: Source> {
     pub peer: Option<u64>,
 }
 
+impl<S: Source> LookupRequest<S> {
+    /// Returns a request of no peer.
+    pub fn new(query: S::Query, key: S::Key, oldest: Option<Tick>) -> Self {
+        Self {
+            query,
+            key,
+            oldest,
+            peer: None,
+        }
+    }
+}
+
 impl<S: Source> fmt::Debug for LookupRequest<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the query, which may contain a secret.
@@ -67,12 +79,7 @@ pub(super) enum JoinedOrStarted<S: Source> {
 impl<S: Source> Cache<S> {
     /// Starts a refresh in the background.
     pub fn refresh(self: &Arc<Self>, query: S::Query, entry: &Arc<Entry<S>>) {
-        let request = LookupRequest {
-            query,
-            key: entry.key.clone(),
-            oldest: None,
-            peer: None,
-        };
+        let request = LookupRequest::new(query, entry.key.clone(), None);
         if self.join(&request, true).is_err() {
             self.refresh_later(entry, self.clock.now());
         }
