@@ -8,8 +8,9 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
+use crate::guard::GuardFuture;
 use crate::pending::{Pending, Stop};
-use crate::rejection::{Rejection, RejectionBody, unrendered};
+use crate::rejection::RejectionBody;
 
 pin_project! {
     /// The response future of [`OrgSettingsService`](super::OrgSettingsService).
@@ -34,8 +35,7 @@ pin_project! {
         T: Sync,
         T: 'static,
     {
-        Called { #[pin] future: S::Future },
-        Rejected { rejection: Option<Rejection> },
+        Decided { #[pin] guarded: GuardFuture<S::Future> },
         // Boxed, so that the future of a hit stays small.
         Waiting { pending: Box<Pending<S, ReqBody, Arc<Core<T>>>> },
     }
@@ -53,22 +53,14 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Called { future } => return future.poll(cx),
-                StateProj::Rejected { rejection } => {
-                    let rejection = rejection
-                        .take()
-                        .unwrap_or_else(|| unreachable!("polled after completion"));
-                    return Poll::Ready(Ok(unrendered(rejection)));
-                }
+                StateProj::Decided { guarded } => return guarded.poll(cx),
                 StateProj::Waiting { pending } => {
-                    let next = match ready!(pending.poll(cx)) {
-                        Ok(future) => State::Called { future },
-                        Err(Stop::Rejected(rejection)) => State::Rejected {
-                            rejection: Some(rejection),
-                        },
+                    let guarded = match ready!(pending.poll(cx)) {
+                        Ok(future) => GuardFuture::inner(future),
+                        Err(Stop::Rejected(rejection)) => GuardFuture::reject(rejection),
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),
                     };
-                    this.state.set(next);
+                    this.state.set(State::Decided { guarded });
                 }
             }
         }

@@ -9,6 +9,7 @@ use super::future::{ResponseFuture, State};
 use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
 use crate::context::observer::RequestObservation;
+use crate::guard::GuardFuture;
 use crate::pending::Pending;
 use crate::rejection::RejectionBody;
 
@@ -45,13 +46,13 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.layer.core.decide(&mut request) {
             Decision::Pass => ResponseFuture {
-                state: State::Called {
-                    future: self.inner.call(request),
+                state: State::Decided {
+                    guarded: GuardFuture::inner(self.inner.call(request)),
                 },
             },
             Decision::Reject(rejection) => ResponseFuture {
-                state: State::Rejected {
-                    rejection: Some(RequestObservation::rejected(
+                state: State::Decided {
+                    guarded: GuardFuture::reject(RequestObservation::rejected(
                         request.extensions(),
                         rejection,
                     )),
