@@ -1,5 +1,4 @@
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -251,16 +250,9 @@ pin_project! {
 }
 
 /// The key of a request became invalid while its body was read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the API key is no longer valid")]
 struct KeyInvalid;
-
-impl fmt::Display for KeyInvalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the API key is no longer valid")
-    }
-}
-
-impl Error for KeyInvalid {}
 
 impl<B> Body for RequestStream<B>
 where
