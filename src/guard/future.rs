@@ -2,9 +2,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::Response;
+use http::{Extensions, Response};
 use pin_project_lite::pin_project;
 
+use crate::context::observer::RequestObservation;
 use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
@@ -39,6 +40,12 @@ impl<F> GuardFuture<F> {
                 rejection: Some(rejection),
             },
         }
+    }
+
+    /// Rejects a request, and records why in its observation.
+    #[inline]
+    pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Self {
+        Self::reject(RequestObservation::rejected(extensions, rejection))
     }
 }
 

@@ -7,7 +7,7 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
-use crate::context::observer::{RequestObservation, Requirement};
+use crate::context::observer::Requirement;
 use crate::identifier::OrgCode;
 use crate::rejection::{Rejection, RejectionBody};
 use crate::request_head::RequestHead;
@@ -213,7 +213,7 @@ where
         let context = match OrgContext::required_by(extensions, "an organization guard") {
             Ok(context) => context,
             Err(rejection) => {
-                return GuardFuture::reject(RequestObservation::rejected(extensions, rejection));
+                return GuardFuture::rejected(extensions, rejection);
             }
         };
         let org = context.org_code().clone();
@@ -230,9 +230,6 @@ where
             Agreement::Other => Rejection::organization_mismatch(),
             Agreement::Missing => Rejection::internal(),
         };
-        GuardFuture::reject(RequestObservation::rejected(
-            request.extensions(),
-            rejection,
-        ))
+        GuardFuture::rejected(request.extensions(), rejection)
     }
 }

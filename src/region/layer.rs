@@ -10,7 +10,6 @@ use tower_service::Service;
 
 use super::builder::RegionLayerBuilder;
 use crate::context::OrgContext;
-use crate::context::observer::RequestObservation;
 use crate::guard::GuardFuture;
 use crate::rejection::{Rejection, RejectionBody};
 use crate::telemetry;
@@ -135,10 +134,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         match self.layer.decide(request.extensions()) {
             Ok(()) => GuardFuture::inner(self.inner.call(request)),
-            Err(rejection) => GuardFuture::reject(RequestObservation::rejected(
-                request.extensions(),
-                rejection,
-            )),
+            Err(rejection) => GuardFuture::rejected(request.extensions(), rejection),
         }
     }
 }

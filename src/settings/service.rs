@@ -8,7 +8,6 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
-use crate::context::observer::RequestObservation;
 use crate::guard::GuardFuture;
 use crate::pending::Pending;
 use crate::rejection::RejectionBody;
@@ -52,10 +51,7 @@ where
             },
             Decision::Reject(rejection) => ResponseFuture {
                 state: State::Decided {
-                    guarded: GuardFuture::reject(RequestObservation::rejected(
-                        request.extensions(),
-                        rejection,
-                    )),
+                    guarded: GuardFuture::rejected(request.extensions(), rejection),
                 },
             },
             Decision::Wait(lookup) => ResponseFuture {

@@ -8,7 +8,6 @@ use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
 use crate::context::OrgContext;
-use crate::context::observer::RequestObservation;
 use crate::guard::GuardFuture;
 use crate::rejection::RejectionBody;
 
@@ -53,7 +52,7 @@ where
                 permit,
             },
             Err(rejection) => OrgConcurrencyLimitFuture {
-                guarded: GuardFuture::reject(RequestObservation::rejected(extensions, rejection)),
+                guarded: GuardFuture::rejected(extensions, rejection),
                 permit: None,
             },
         }
