@@ -8,7 +8,7 @@ use tower_service::Service;
 
 use super::future::{Passed, ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
-use super::stripped::Stripped;
+use super::per_layer::PerLayer;
 use super::telemetry;
 use crate::api_keys::{ApiKeys, Entry};
 use crate::clock::Tick;
@@ -287,7 +287,7 @@ impl Core {
         if self.strip_credential
             && let Some(key) = self.credential.remove(&mut headers)
         {
-            Stripped::put(&mut extensions, self, key);
+            PerLayer::put(&mut extensions, self, key);
         }
         (headers, extensions, Ok(context))
     }
@@ -296,7 +296,8 @@ impl Core {
     #[cold]
     fn stripped<'a>(self: &Arc<Self>, extensions: &'a Extensions) -> Option<&'a [u8]> {
         if self.strip_credential {
-            Stripped::by(extensions, self)
+            let key: &ApiKey = PerLayer::of(extensions, self)?;
+            Some(key.expose_secret().as_bytes())
         } else {
             None
         }
