@@ -62,7 +62,7 @@ pub(crate) use self::scope::{permitted, rejection};
 #[cfg(feature = "axum")]
 pub use self::scoped::Scoped;
 
-/// A scope policy in a type, for [`Scoped`](crate::Scoped).
+/// A scope policy in a type, for [`Scoped`].
 ///
 /// A key must have all scopes of one alternative, as in [`ScopePolicy`](crate::ScopePolicy). Without an alternative, every
 /// request is rejected. With an empty alternative, or a name that is not a `scope-token` of RFC 6749, handlers that use the
