@@ -24,7 +24,6 @@
 //! ```
 
 use std::collections::HashMap;
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
@@ -144,10 +143,4 @@ impl Verifier for AssertionVerifier {
     }
 }
 
-impl fmt::Debug for AssertionVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AssertionVerifier")
-            .field("keys", &self.keys.keys())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(AssertionVerifier, |verifier| { keys: verifier.keys.keys() });

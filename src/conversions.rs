@@ -79,7 +79,6 @@ fn strict(
 }
 
 #[cfg(feature = "serde")]
-#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
 mod serde_impls {
     use std::fmt;
 

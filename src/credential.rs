@@ -4,8 +4,6 @@
 //! key. A configured header replaces it and has only the key as its value. Keys in query parameters or bodies (RFC 6750 §2.2,
 //! §2.3) are not supported, because these are often logged.
 
-use std::fmt;
-
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
 use crate::key::{ApiKey, DEFAULT_MAX_KEY_LEN, MIN_KEY_LEN};
@@ -62,11 +60,7 @@ impl KeyFilter {
     }
 }
 
-impl fmt::Debug for KeyFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyFilter").finish_non_exhaustive()
-    }
-}
+impl_debug!(KeyFilter);
 
 /// The credential of a request.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,20 +5,20 @@
 //! [`ApiKeyHandle::spread`](crate::ApiKeyHandle::spread). The traits of this module are for crates of this project and may change
 //! in any release.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, MutexGuard, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 #[doc(hidden)]
-pub use orgkey_lookup::Position;
+pub use orgkey_lookup::{Fetched, Position};
 
 use crate::config::ConfigError;
 use crate::identifier::{KeyId, OrgCode};
-use crate::key::KeyDigest;
-use crate::scope::Scopes;
-use crate::verify::Facts;
+#[doc(hidden)]
+pub use crate::key::KeyDigest;
+#[doc(hidden)]
+pub use crate::verify::Facts;
 
 /// Which nodes have applied an update. Returned by the methods of [`Spread`](crate::Spread).
 ///
@@ -71,47 +71,12 @@ pub enum NotSpread {
 #[doc(hidden)]
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Identifies a key in the caches of a fleet.
-#[doc(hidden)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyFingerprint([u8; 16]);
-
-impl KeyFingerprint {
-    /// Restores a fingerprint that another node sent.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// Returns the bytes, to be sent sealed.
-    pub fn to_bytes(self) -> [u8; 16] {
-        self.0
-    }
-}
-
-impl From<KeyDigest> for KeyFingerprint {
-    fn from(digest: KeyDigest) -> Self {
-        Self(digest.to_bytes())
-    }
-}
-
-impl From<KeyFingerprint> for KeyDigest {
-    fn from(fingerprint: KeyFingerprint) -> Self {
-        Self::from_bytes(fingerprint.0)
-    }
-}
-
-impl fmt::Debug for KeyFingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyFingerprint(…)")
-    }
-}
-
 /// What an update is about.
 #[doc(hidden)]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     /// One secret.
-    Key(KeyFingerprint),
+    Key(KeyDigest),
     /// All secrets of a key.
     KeyId(KeyId),
     /// All keys of an organization.
@@ -130,58 +95,6 @@ pub enum Update {
     Block(Subject),
     /// End the blocks.
     Unblock(Subject),
-}
-
-/// A verification result that nodes share.
-#[doc(hidden)]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SharedResult {
-    /// The organization.
-    pub org: Option<OrgCode>,
-    /// The user that the key acts for.
-    pub user: Option<Box<str>>,
-    /// The identifier of the key at the issuer.
-    pub key_id: Option<KeyId>,
-    /// The scopes.
-    pub scopes: Scopes,
-    /// When the key expires.
-    pub expires_at: Option<SystemTime>,
-}
-
-impl From<&Facts> for SharedResult {
-    fn from(facts: &Facts) -> Self {
-        Self {
-            org: facts.org.clone(),
-            user: facts.user().map(Into::into),
-            key_id: facts.key_id.clone(),
-            scopes: facts.scopes.clone(),
-            expires_at: facts.expires_at.as_deref().copied(),
-        }
-    }
-}
-
-impl From<SharedResult> for Facts {
-    fn from(shared: SharedResult) -> Self {
-        Self {
-            org: shared.org,
-            user: shared.user.map(Box::new),
-            key_id: shared.key_id,
-            scopes: shared.scopes,
-            expires_at: shared.expires_at.map(Box::new),
-        }
-    }
-}
-
-/// The result of another node's verification.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct FetchedResult {
-    /// The result.
-    pub result: SharedResult,
-    /// The time since its call was sent.
-    pub age: Duration,
-    /// The version of this node that had the same updates when the lookup of the other node began.
-    pub version: u64,
 }
 
 /// What a fleet needs to know of a layer.
@@ -218,13 +131,13 @@ pub trait FleetLink: Send + Sync {
     fn position(&self) -> Option<Position>;
 
     /// Returns the result that another node stored for this key. `is_known`: an older one is cached here.
-    fn fetch<'a>(&'a self, key: &'a str, is_known: bool) -> BoxFuture<'a, Option<FetchedResult>>;
+    fn fetch<'a>(&'a self, key: &'a str, is_known: bool) -> BoxFuture<'a, Option<Fetched<Facts>>>;
 
     /// Returns a future that stores a result of this age, of a lookup that began at this position.
     fn store(
         &self,
         key: &str,
-        result: &SharedResult,
+        result: &Facts,
         age: Duration,
         began: Position,
     ) -> BoxFuture<'static, ()>;

@@ -1,6 +1,5 @@
 //! Control of a running layer: blocks, invalidations, and statistics.
 
-use std::fmt;
 use std::sync::Arc;
 
 use orgkey_lookup::cache::Stats;
@@ -87,7 +86,7 @@ impl ApiKeyHandle {
     }
 
     fn subject(&self, key: &ApiKey) -> Subject {
-        Subject::Key(self.digest(key).into())
+        Subject::Key(self.digest(key))
     }
 
     fn update(&self, change: &Update) -> Result<(), BlockListFull> {
@@ -102,7 +101,7 @@ impl ApiKeyHandle {
     fn unblock(&self, subject: Subject) -> bool {
         let fleet = self.0.source().fleet();
         let _locked = fleet.map(|fleet| fleet.lock_blocks());
-        let was_blocked = update::unblock(&self.0, &subject);
+        let was_blocked = self.0.unblock(update::target(&subject));
         if let Some(fleet) = fleet {
             fleet.publish(&Update::Unblock(subject));
         }
@@ -190,13 +189,7 @@ impl ApiKeyHandle {
     }
 }
 
-impl fmt::Debug for ApiKeyHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyHandle")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ApiKeyHandle, |handle| { stats: handle.stats() });
 
 /// A cached key of an organization.
 #[cfg(feature = "kinde")]

@@ -12,7 +12,7 @@ use crate::scope::Scopes;
 use crate::verify::Facts;
 
 /// Organization codes and sets of scopes. Holds at most twice as many as the entries used at the last cleanup, or 64.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Interner {
     orgs: Pool<OrgCode>,
     scopes: Pool<Scopes>,
@@ -49,10 +49,8 @@ impl RefCounted for Scopes {
 /// Up to this many values are never swept.
 const MIN_SWEEP: usize = 64;
 
-#[derive(Debug)]
 struct Pool<T>(Mutex<Values<T>>);
 
-#[derive(Debug)]
 struct Values<T> {
     values: HashSet<T>,
     /// At this size, unused values are removed.

@@ -134,8 +134,8 @@ fn outside_token68(byte: u8) -> u8 {
 /// It is a pseudo-random function: without the 128-bit secret, two keys collide with probability 2^-128, and no caller can search
 /// for a collision, because digests are never shown and the secret lives no longer than the process. No attack on SipHash-1-3 is
 /// known that beats guessing (the hash tables of Rust and Python use it), and it costs a third less than SipHash-2-4.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KeyDigest {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyDigest {
     // Not a `u128`: its alignment would add padding.
     low: u64,
     high: u64,
@@ -148,13 +148,14 @@ impl KeyDigest {
     }
 
     /// Returns the digest for other nodes of a fleet, which have the same secret. It is sent sealed.
-    pub(crate) fn to_bytes(self) -> [u8; 16] {
+    pub fn to_bytes(self) -> [u8; 16] {
         let bits = u128::from(self.high) << 64 | u128::from(self.low);
         bits.to_le_bytes()
     }
 
+    /// Restores the digest that another node sent.
     #[allow(clippy::cast_possible_truncation)] // Each half is kept.
-    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
         let bits = u128::from_le_bytes(bytes);
         Self {
             low: bits as u64,
@@ -177,11 +178,7 @@ impl Hash for KeyDigest {
     }
 }
 
-impl fmt::Debug for KeyDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyDigest(…)")
-    }
-}
+impl_debug!(KeyDigest);
 
 /// Identifies the last four characters of a key, which an issuer may show in its list of keys.
 ///
@@ -190,11 +187,7 @@ impl fmt::Debug for KeyDigest {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyTail(NonZeroU32);
 
-impl fmt::Debug for KeyTail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyTail(…)")
-    }
-}
+impl_debug!(KeyTail);
 
 /// The secret of one cache, or of the caches of a fleet with the same issuer. Generated when the layer is built, or derived from
 /// the secret of the fleet; never stored or shown.
@@ -236,11 +229,7 @@ impl DigestSecret {
     }
 }
 
-impl fmt::Debug for DigestSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DigestSecret(…)")
-    }
-}
+impl_debug!(DigestSecret);
 
 #[cfg(test)]
 mod tests {
@@ -327,7 +316,7 @@ mod tests {
         // Four bytes from the end is not a character boundary.
         assert!(secret.tail("aéxyz").is_none());
         assert_eq!(size_of::<Option<KeyTail>>(), 4);
-        assert_eq!(format!("{tail:?}"), "Some(KeyTail(…))");
+        assert_eq!(format!("{tail:?}"), "Some(KeyTail { .. })");
     }
 
     #[test]
@@ -335,6 +324,6 @@ mod tests {
         let secret = DigestSecret::draw().unwrap();
         let key = ApiKey::parse("k_live_secret").unwrap();
         let shown = format!("{key:?}{secret:?}{:?}", secret.digest("k_live_secret"));
-        assert_eq!(shown, "ApiKey(…)DigestSecret(…)KeyDigest(…)");
+        assert_eq!(shown, "ApiKey(…)DigestSecret { .. }KeyDigest { .. }");
     }
 }

@@ -94,11 +94,12 @@
 
 // First, because modules declared later use its macros.
 #[macro_use]
+mod debug;
+#[macro_use]
 pub mod telemetry;
 
 mod api_keys;
 #[cfg(feature = "assertion")]
-#[cfg_attr(docsrs, doc(cfg(feature = "assertion")))]
 pub mod assertion;
 pub mod auth;
 mod config;
@@ -110,7 +111,6 @@ pub mod fleet;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "grpc")]
-#[cfg_attr(docsrs, doc(cfg(feature = "grpc")))]
 pub mod grpc;
 pub mod guard;
 mod handle;
@@ -118,24 +118,19 @@ mod identifier;
 mod interner;
 mod key;
 #[cfg(feature = "kinde")]
-#[cfg_attr(docsrs, doc(cfg(feature = "kinde")))]
 pub mod kinde;
 #[cfg(feature = "limit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 pub mod limit;
 mod pending;
 #[cfg(feature = "region")]
-#[cfg_attr(docsrs, doc(cfg(feature = "region")))]
 pub mod region;
 pub mod rejection;
 mod request_head;
 pub mod scope;
 #[cfg(feature = "settings")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub mod settings;
 mod spread;
 #[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
 // An empty module: the page is part of the documentation.
 #[cfg(doc)]
@@ -163,17 +158,14 @@ pub use self::guard::{
     ScopeSet, require_all_scopes, require_any_scope, require_org_with, require_scope,
 };
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 #[doc(inline)]
 pub use self::guard::{Scoped, require_org};
 
 // Limits and settings.
 #[cfg(feature = "limit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "limit")))]
 #[doc(inline)]
 pub use self::limit::{OrgConcurrencyLimitLayer, OrgRateLimitLayer, Quota};
 #[cfg(feature = "settings")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 #[doc(inline)]
 pub use self::settings::{OrgSettings, OrgSettingsLayer, settings_fn};
 

@@ -215,7 +215,7 @@ impl fmt::Debug for Scopes {
 /// The scopes that a route requires: alternatives, each a set of scopes that a key must all have.
 ///
 /// See the [module documentation](crate::scope).
-#[derive(Clone, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct ScopePolicy(Arc<[Box<[Scope]>]>);
 
 /// Compares references first: each request through a guard has the guard's policy.
@@ -286,12 +286,6 @@ impl ScopePolicy {
     /// ```
     pub fn alternatives(&self) -> impl Iterator<Item = &[Scope]> + Clone {
         self.0.iter().map(AsRef::as_ref)
-    }
-}
-
-impl fmt::Debug for ScopePolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ScopePolicy").field(&self.0).finish()
     }
 }
 

@@ -1,6 +1,5 @@
 //! Blocks and invalidations on all nodes of a fleet.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::api_keys::{Cache, update};
@@ -112,7 +111,7 @@ impl Spread {
     }
 
     fn subject(&self, key: &ApiKey) -> Subject {
-        Subject::Key(self.cache.source().digest(key.expose_secret()).into())
+        Subject::Key(self.cache.source().digest(key.expose_secret()))
     }
 
     fn update(&self, update: &Update) -> Spreading {
@@ -131,10 +130,4 @@ impl Spread {
     }
 }
 
-impl fmt::Debug for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spread")
-            .field("expected_nodes", &self.expected_nodes)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(Spread, |spread| { expected_nodes: spread.expected_nodes });

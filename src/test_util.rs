@@ -67,7 +67,6 @@ use crate::verify::Facts;
 /// # }
 /// ```
 #[cfg(feature = "settings")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
 pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
     OrgSettings::new(org.org_code().clone(), Arc::new(settings))
 }
@@ -98,7 +97,6 @@ pub fn org_settings<T>(org: &OrgContext, settings: T) -> OrgSettings<T> {
 ///
 /// If the context does not have the scopes: the extractor rejects such a request.
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 #[track_caller]
 pub fn scoped<S: ScopeSet>(org: &OrgContext) -> Scoped<S> {
     match Scoped::new(org) {

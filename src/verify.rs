@@ -110,10 +110,7 @@ pub trait Verifier: Send + Sync + 'static {
                     self.verify(key).await
                 }
             };
-            match tokio::time::timeout(attempt.deadline(), verified).await {
-                Ok(verified) => verified,
-                Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
-            }
+            within(attempt.deadline(), verified).await
         }
     }
 
@@ -257,27 +254,32 @@ impl Attempt {
     }
 }
 
+/// Makes one call within its deadline.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, VerifyError>>,
+) -> Result<T, VerifyError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(result) => result,
+        Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
+    }
+}
+
 impl<V: Verifier> Verifier for Arc<V> {
-    fn verify(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::verify(self, key)
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        V::verify(self, key).await
     }
 
-    fn reverify(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::reverify(self, key)
+    async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        V::reverify(self, key).await
     }
 
-    fn verify_attempt(
+    async fn verify_attempt(
         &self,
         key: &ApiKey,
         attempt: Attempt,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        V::verify_attempt(self, key, attempt)
+    ) -> Result<Verification, VerifyError> {
+        V::verify_attempt(self, key, attempt).await
     }
 
     fn issuers(&self) -> Vec<Issuer> {
@@ -318,22 +320,15 @@ where
 #[derive(Clone)]
 pub struct VerifierFn<F>(F);
 
-impl<F> fmt::Debug for VerifierFn<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("VerifierFn").finish()
-    }
-}
+impl_debug!([F] VerifierFn<F>);
 
 impl<F, Fut> Verifier for VerifierFn<F>
 where
     F: Fn(ApiKey) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Verification, VerifyError>> + Send,
 {
-    fn verify(
-        &self,
-        key: &ApiKey,
-    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send {
-        self.0(key.clone())
+    async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
+        self.0(key.clone()).await
     }
 }
 
@@ -362,21 +357,24 @@ impl fmt::Debug for Verification {
 }
 
 /// The verification result of a valid key, as the issuer sent it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Facts {
-    pub(crate) org: Option<OrgCode>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The organization.
+    pub org: Option<OrgCode>,
     /// The user that the key acts for. A thin pointer, because few keys have one.
-    pub(crate) user: Option<Box<Box<str>>>,
-    pub(crate) key_id: Option<KeyId>,
-    pub(crate) scopes: Scopes,
-    /// Boxed, because few issuers send it.
-    pub(crate) expires_at: Option<Box<SystemTime>>,
+    pub user: Option<Box<Box<str>>>,
+    /// The identifier of the key at the issuer.
+    pub key_id: Option<KeyId>,
+    /// The scopes.
+    pub scopes: Scopes,
+    /// When the key expires. Boxed, because few issuers send it.
+    pub expires_at: Option<Box<SystemTime>>,
 }
 
 impl Facts {
     /// Returns the user that the key acts for.
     #[inline]
-    pub(crate) fn user(&self) -> Option<&str> {
+    pub fn user(&self) -> Option<&str> {
         self.user.as_deref().map(AsRef::as_ref)
     }
 }

@@ -3,7 +3,6 @@
 mod telemetry;
 pub(crate) mod update;
 
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +13,7 @@ use orgkey_lookup::{
 };
 
 use self::telemetry::IssuerTelemetry;
-use crate::fleet::{FleetLink, SharedResult, Subject, Update};
+use crate::fleet::{FleetLink, Subject, Update};
 use crate::interner::Interner;
 use crate::key::{ApiKey, DigestSecret, KeyDigest, KeyTail};
 use crate::verify::{Attempt, DynVerifier, Facts, Issuer, VerifyError, VerifyErrorKind};
@@ -109,14 +108,9 @@ impl Source for ApiKeys {
 
     async fn fetch(&self, key: &ApiKey, is_known: bool) -> Option<Fetched<Facts>> {
         let fleet = self.fleet.as_ref()?;
-        let fetched = fleet.fetch(key.expose_secret(), is_known).await?;
-        let mut value = Facts::from(fetched.result);
-        self.interner.intern(&mut value);
-        Some(Fetched {
-            value,
-            age: fetched.age,
-            version: fetched.version,
-        })
+        let mut fetched = fleet.fetch(key.expose_secret(), is_known).await?;
+        self.interner.intern(&mut fetched.value);
+        Some(fetched)
     }
 
     fn store(
@@ -126,10 +120,8 @@ impl Source for ApiKeys {
         age: Duration,
         began: Position,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let stored = self.fleet.as_ref().map(|fleet| {
-            let result = SharedResult::from(value);
-            fleet.store(key.expose_secret(), &result, age, began)
-        });
+        let fleet = self.fleet.as_ref();
+        let stored = fleet.map(|fleet| fleet.store(key.expose_secret(), value, age, began));
         async move {
             if let Some(stored) = stored {
                 stored.await;
@@ -139,7 +131,7 @@ impl Source for ApiKeys {
 
     fn rejected(&self, key: &KeyDigest) {
         if let Some(fleet) = &self.fleet {
-            fleet.publish(&Update::Invalidate(Subject::Key((*key).into())));
+            fleet.publish(&Update::Invalidate(Subject::Key(*key)));
         }
     }
 
@@ -162,11 +154,7 @@ impl Source for ApiKeys {
     }
 }
 
-impl fmt::Debug for ApiKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeys").finish_non_exhaustive()
-    }
-}
+impl_debug!(ApiKeys);
 
 impl Value for Facts {
     fn key_id(&self) -> Option<&str> {

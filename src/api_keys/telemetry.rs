@@ -1,13 +1,12 @@
 //! Events and metrics of the cache of keys and of the calls to the issuer.
 
-use std::error::Error;
 use std::time::Duration;
 
 use orgkey_lookup::{Answer, Answered, BreakerState, Circuit, Found, Invalid, Label, Telemetry};
 
 use super::ApiKeys;
 use crate::key::ApiKey;
-use crate::telemetry::{self, RateLimitedLog, TARGET};
+use crate::telemetry::{self, RateLimitedLog, TARGET, causes};
 #[cfg(feature = "metrics")]
 use crate::telemetry::{
     BREAKER, ENTRIES, IN_FLIGHT, ISSUER_CALLS, ISSUER_LATENCY, THROTTLED, WAITING,
@@ -68,7 +67,7 @@ impl Telemetry<ApiKeys> for IssuerTelemetry {
                 VerifyErrorKind::Misconfigured => "misconfigured",
             },
         };
-        let cause = outcome.as_ref().err().and_then(causes);
+        let cause = outcome.as_ref().err().and_then(|error| causes(error));
         let name = name(issuer);
         tracing::debug!(target: TARGET, issuer = name, result, cause, ?took, "verification finished");
         #[cfg(feature = "metrics")]
@@ -133,15 +132,4 @@ impl Telemetry<ApiKeys> for IssuerTelemetry {
             "issuer rejects known keys and answers no other key: known keys are kept up to the hard TTL"
         );
     }
-}
-
-/// Returns the sources of an error, joined by colons. Many subscribers show an error without its sources.
-fn causes(error: &VerifyError) -> Option<String> {
-    let mut causes = error.source()?.to_string();
-    let mut source = error.source()?.source();
-    while let Some(error) = source {
-        causes = format!("{causes}: {error}");
-        source = error.source();
-    }
-    Some(causes)
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use orgkey_lookup::BlockListFull;
+use orgkey_lookup::{BlockListFull, Target};
 
 use super::Cache;
 use crate::fleet::{FleetLink, FleetMember, Subject, Update};
+use crate::key::KeyDigest;
 
 /// Applies an update of this node and sends it to the fleet, if the layer is in one. Returns what `send` returns.
 pub(crate) fn apply<T>(
@@ -33,36 +34,32 @@ pub(crate) fn apply<T>(
 /// Returns the version that has the update.
 fn apply_here(cache: &Cache, update: &Update) -> Result<u64, BlockListFull> {
     Ok(match update {
-        Update::Invalidate(Subject::Key(key)) => cache.invalidate_key(&(*key).into()),
-        Update::Invalidate(Subject::KeyId(id)) => cache.invalidate_key_id(id.as_str()),
-        Update::Invalidate(Subject::Org(org)) => cache.invalidate_organization(org.as_str()),
+        Update::Invalidate(subject) => cache.invalidate(target(subject)),
         Update::InvalidateAll => cache.invalidate_all(),
-        Update::Block(Subject::Key(key)) => cache.block_key(&(*key).into())?,
-        Update::Block(Subject::KeyId(id)) => cache.block_key_id(id.as_str())?,
-        Update::Block(Subject::Org(org)) => cache.block_organization(org.as_str())?,
+        Update::Block(subject) => cache.block(target(subject))?,
         Update::Unblock(subject) => {
             // Invalidates nothing, so the version from before has it.
             let version = cache.version();
-            unblock(cache, subject);
+            cache.unblock(target(subject));
             version
         }
     })
 }
 
-/// Returns whether there was a block.
-pub(crate) fn unblock(cache: &Cache, subject: &Subject) -> bool {
+/// Returns what the cache calls the subject of an update.
+pub(crate) fn target(subject: &Subject) -> Target<'_, &KeyDigest> {
     match subject {
-        Subject::Key(key) => cache.unblock_key(&(*key).into()),
-        Subject::KeyId(id) => cache.unblock_key_id(id.as_str()),
-        Subject::Org(org) => cache.unblock_organization(org.as_str()),
+        Subject::Key(key) => Target::Key(key),
+        Subject::KeyId(id) => Target::KeyId(id.as_str()),
+        Subject::Org(org) => Target::Organization(org.as_str()),
     }
 }
 
 impl FleetMember for Cache {
     fn apply(&self, update: &Update, is_own: bool) -> Option<u64> {
-        if let (Update::Invalidate(Subject::Key(key)), true) = (update, is_own) {
+        if let (Update::Invalidate(subject @ Subject::Key(_)), true) = (update, is_own) {
             // The key may be cached as invalid since.
-            return Some(self.invalidate_results(&(*key).into()));
+            return Some(self.invalidate_results(target(subject)));
         }
         // Not logged here: the fleet holds a lock.
         apply_here(self, update).ok()

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -531,10 +530,4 @@ fn check_rules(rules: &KeyRules) -> Result<(), ConfigError> {
     Ok(())
 }
 
-impl fmt::Debug for ApiKeyLayerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyLayerBuilder")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ApiKeyLayerBuilder, |builder| { config: builder.config });

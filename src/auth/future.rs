@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -146,11 +145,4 @@ fn record_outcome(rejection: Option<&Rejection>, passed: Passed) {
     }
 }
 
-impl<S, F, ReqBody> fmt::Debug for ResponseFuture<S, F, ReqBody>
-where
-    S: Service<Request<ReqBody>>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!([S: Service<Request<ReqBody>>, F, ReqBody] ResponseFuture<S, F, ReqBody>);

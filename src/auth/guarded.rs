@@ -69,7 +69,6 @@ impl<F: Clone> ApiKeyLayer<F> {
 
     /// Requires a key of the organization that this path parameter names. See [`require_org`].
     #[cfg(feature = "axum")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
     pub fn require_org(
         &self,
         parameter: impl Into<Cow<'static, str>>,

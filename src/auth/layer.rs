@@ -1,4 +1,3 @@
-use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,11 +143,4 @@ impl<S, F: Clone> Layer<S> for ApiKeyLayer<F> {
     }
 }
 
-impl<F> fmt::Debug for ApiKeyLayer<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyLayer")
-            .field("cache", &self.core.cache)
-            .field("max_age", &self.max_age)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!([F] ApiKeyLayer<F>, |layer| { cache: layer.core.cache, max_age: layer.max_age });

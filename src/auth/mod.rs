@@ -78,9 +78,9 @@ mod future;
 mod guarded;
 mod layer;
 mod network;
+mod per_layer;
 mod service;
 mod stacked;
-mod stripped;
 mod telemetry;
 
 pub use self::builder::ApiKeyLayerBuilder;

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +8,7 @@ use tower_service::Service;
 
 use super::future::{Passed, ResponseFuture, State};
 use super::layer::{ApiKeyLayer, Core};
-use super::stripped::Stripped;
+use super::per_layer::PerLayer;
 use super::telemetry;
 use crate::api_keys::{ApiKeys, Entry};
 use crate::clock::Tick;
@@ -289,7 +288,7 @@ impl Core {
         if self.strip_credential
             && let Some(key) = self.credential.remove(&mut headers)
         {
-            Stripped::put(&mut extensions, self, key);
+            PerLayer::put(&mut extensions, self, key);
         }
         (headers, extensions, Ok(context))
     }
@@ -298,7 +297,8 @@ impl Core {
     #[cold]
     fn stripped<'a>(self: &Arc<Self>, extensions: &'a Extensions) -> Option<&'a [u8]> {
         if self.strip_credential {
-            Stripped::by(extensions, self)
+            let key: &ApiKey = PerLayer::of(extensions, self)?;
+            Some(key.expose_secret().as_bytes())
         } else {
             None
         }
@@ -333,14 +333,10 @@ fn other_credential<B>(request: &mut Request<B>) -> Decision {
     Decision::Pass(Passed::OtherCredential)
 }
 
-impl<S: fmt::Debug, F> fmt::Debug for ApiKeyService<S, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyService")
-            .field("inner", &self.inner)
-            .field("layer", &self.layer)
-            .finish()
-    }
-}
+impl_debug!([S: std::fmt::Debug, F] ApiKeyService<S, F>, |service| {
+    inner: service.inner,
+    layer: service.layer
+});
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Extensions;
 
 use super::layer::Core;
+use super::per_layer::PerLayer;
 use crate::config::ConfigError;
 use crate::context::OrgContext;
 use crate::context::observer::OuterObservation;
@@ -62,9 +63,8 @@ pub(super) fn accepted(
     Ok(accepted)
 }
 
-/// In the extensions of a request: the layers that require a recent verification, with the maximum age.
-#[derive(Clone, Default)]
-struct MaxAges(Vec<(Arc<Core>, Duration)>);
+/// The maximum ages of the layers that require a recent verification.
+type MaxAges = PerLayer<Duration>;
 
 impl Core {
     /// Notes that this layer requires a recent verification, for a layer inside that accepts its requests.
@@ -74,9 +74,7 @@ impl Core {
         mut extensions: Extensions,
         max_age: Duration,
     ) -> Extensions {
-        let MaxAges(ages) = extensions.get_or_insert_default();
-        ages.retain(|(core, _)| !Arc::ptr_eq(core, self));
-        ages.push((Arc::clone(self), max_age));
+        MaxAges::put(&mut extensions, self, max_age);
         extensions
     }
 
@@ -101,8 +99,7 @@ impl Core {
             return Some(Err(Rejection::organization_required()));
         }
         let is_recent = |max_age: Duration| {
-            let ages = extensions.get::<MaxAges>();
-            let mut enforced = ages.into_iter().flat_map(|MaxAges(ages)| ages);
+            let mut enforced = MaxAges::all(extensions).iter();
             context.age() < max_age
                 || enforced.any(|(core, age)| *age <= max_age && context.belongs_to(&core.cache))
         };

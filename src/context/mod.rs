@@ -15,7 +15,6 @@
 
 pub mod observer;
 
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -411,17 +410,13 @@ impl OrgContext {
     }
 }
 
-impl fmt::Debug for OrgContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgContext")
-            .field("org_code", self.org_code())
-            .field("key_id", &self.key_id())
-            .field("scopes", self.scopes())
-            .field("user_id", &self.user_id())
-            .field("age", &self.age())
-            .finish()
-    }
-}
+impl_debug!(OrgContext, |context| {
+    org_code: context.org_code(),
+    key_id: context.key_id(),
+    scopes: context.scopes(),
+    user_id: context.user_id(),
+    age: context.age()
+});
 
 /// In the extensions of a request without a key that the layer allowed.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,4 @@
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -32,7 +31,7 @@ const COMPONENT: &str = "`GrpcMethods`";
 /// | any other | rejected | rejected, whether the service has it or not |
 ///
 /// See the [module documentation](crate::grpc) for an example.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct GrpcMethods {
     methods: Arc<HashMap<Box<str>, Access>>,
 }
@@ -68,12 +67,6 @@ impl GrpcMethods {
             },
         };
         Some(RequestObservation::rejected(extensions, rejection))
-    }
-}
-
-impl fmt::Debug for GrpcMethods {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.methods.iter()).finish()
     }
 }
 

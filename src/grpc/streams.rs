@@ -1,5 +1,4 @@
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,6 +13,7 @@ use tower_service::Service;
 
 use super::status;
 use crate::context::OrgContext;
+use crate::guard::GuardFuture;
 use crate::rejection::{Rejection, RejectionBody, RejectionKind, unrendered};
 
 /// Completes when the key of a request is no longer valid.
@@ -95,9 +95,8 @@ where
             Ok(context) => Some(context),
             Err(rejection) if rejection.kind() == RejectionKind::Internal => {
                 return EndStreamsFuture {
-                    inner: None,
+                    guarded: GuardFuture::reject(rejection),
                     invalid: None,
-                    rejection: Some(rejection),
                 };
             }
             // The layer let the request through without an organization.
@@ -111,9 +110,8 @@ where
             has_ended: false,
         });
         EndStreamsFuture {
-            inner: Some(self.inner.call(request)),
+            guarded: GuardFuture::inner(self.inner.call(request)),
             invalid: for_response,
-            rejection: None,
         }
     }
 }
@@ -121,11 +119,9 @@ where
 pin_project! {
     /// The response future of [`EndStreams`].
     pub struct EndStreamsFuture<F> {
-        // `None` if the request was rejected.
         #[pin]
-        inner: Option<F>,
+        guarded: GuardFuture<F>,
         invalid: Option<Invalid>,
-        rejection: Option<Rejection>,
     }
 }
 
@@ -141,13 +137,7 @@ where
         if is_over(this.invalid, cx) {
             return Poll::Ready(Ok(unrendered(Rejection::invalid_token())));
         }
-        let Some(inner) = this.inner.as_pin_mut() else {
-            let rejection = this.rejection.take();
-            return Poll::Ready(Ok(unrendered(
-                rejection.unwrap_or_else(|| unreachable!("polled after completion")),
-            )));
-        };
-        inner.poll(cx).map_ok(|response| {
+        this.guarded.poll(cx).map_ok(|response| {
             response.map(|body| ResponseStream {
                 body: Some(body),
                 invalid: this.invalid.take(),
@@ -247,11 +237,7 @@ impl<B: Body> Body for ResponseStream<B> {
     }
 }
 
-impl<B> fmt::Debug for ResponseStream<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseStream").finish_non_exhaustive()
-    }
-}
+impl_debug!([B] ResponseStream<B>);
 
 pin_project! {
     /// The body of a request beneath [`EndStreamsLayer`]. When the key becomes invalid, it ends with an error.
@@ -264,16 +250,9 @@ pin_project! {
 }
 
 /// The key of a request became invalid while its body was read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the API key is no longer valid")]
 struct KeyInvalid;
-
-impl fmt::Display for KeyInvalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the API key is no longer valid")
-    }
-}
-
-impl Error for KeyInvalid {}
 
 impl<B> Body for RequestStream<B>
 where
@@ -307,11 +286,7 @@ where
     }
 }
 
-impl<B> fmt::Debug for RequestStream<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestStream").finish_non_exhaustive()
-    }
-}
+impl_debug!([B] RequestStream<B>);
 
 #[cfg(test)]
 mod tests {

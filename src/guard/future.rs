@@ -1,11 +1,11 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::Response;
+use http::{Extensions, Response};
 use pin_project_lite::pin_project;
 
+use crate::context::observer::RequestObservation;
 use crate::rejection::{Rejection, RejectionBody, unrendered};
 
 pin_project! {
@@ -41,6 +41,12 @@ impl<F> GuardFuture<F> {
             },
         }
     }
+
+    /// Rejects a request, and records why in its observation.
+    #[inline]
+    pub(crate) fn rejected(extensions: &Extensions, rejection: Rejection) -> Self {
+        Self::reject(RequestObservation::rejected(extensions, rejection))
+    }
 }
 
 impl<F, B, E> Future for GuardFuture<F>
@@ -63,8 +69,4 @@ where
     }
 }
 
-impl<F> fmt::Debug for GuardFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuardFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!([F] GuardFuture<F>);

@@ -47,6 +47,7 @@
 mod future;
 mod org;
 mod scope;
+#[cfg(feature = "axum")]
 mod scoped;
 
 pub use self::future::GuardFuture;
@@ -58,6 +59,25 @@ pub use self::scope::{
 };
 #[cfg(feature = "grpc")]
 pub(crate) use self::scope::{permitted, rejection};
-pub use self::scoped::ScopeSet;
 #[cfg(feature = "axum")]
 pub use self::scoped::Scoped;
+
+/// A scope policy in a type, for [`Scoped`].
+///
+/// A key must have all scopes of one alternative, as in [`ScopePolicy`](crate::ScopePolicy). Without an alternative, every
+/// request is rejected. With an empty alternative, or a name that is not a `scope-token` of RFC 6749, handlers that use the
+/// type do not compile:
+///
+/// ```compile_fail
+/// # use tower_orgkey::{ScopeSet, Scoped};
+/// struct Bad;
+/// impl ScopeSet for Bad {
+///     const ALTERNATIVES: &'static [&'static [&'static str]] = &[&["two words"]];
+/// }
+/// async fn handler(_: Scoped<Bad>) {}
+/// let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
+/// ```
+pub trait ScopeSet: Send + Sync + 'static {
+    /// The alternatives.
+    const ALTERNATIVES: &'static [&'static [&'static str]];
+}

@@ -1,5 +1,4 @@
 use std::borrow::Cow;
-use std::fmt;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -8,7 +7,7 @@ use tower_service::Service;
 
 use super::future::GuardFuture;
 use crate::context::OrgContext;
-use crate::context::observer::{RequestObservation, Requirement};
+use crate::context::observer::Requirement;
 use crate::identifier::OrgCode;
 use crate::rejection::{Rejection, RejectionBody};
 use crate::request_head::RequestHead;
@@ -20,7 +19,6 @@ use crate::request_head::RequestHead;
 ///
 /// If the route does not have the parameter, every request is rejected with 500, and the log names the parameter.
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub fn require_org(parameter: impl Into<Cow<'static, str>>) -> RequireOrgLayer<PathParameter> {
     RequireOrgLayer::new(PathParameter(parameter.into()))
 }
@@ -75,11 +73,7 @@ pub enum Agreement {
 #[derive(Clone)]
 pub struct FromHead<F>(F);
 
-impl<F> fmt::Debug for FromHead<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("FromHead").finish()
-    }
-}
+impl_debug!([F] FromHead<F>);
 
 impl<F> sealed::Sealed for FromHead<F> {}
 
@@ -97,7 +91,6 @@ impl<F: Fn(RequestHead<'_>) -> Option<String>> ClaimedOrg for FromHead<F> {
 
 /// Reads the organization from the path parameter of [`require_org`].
 #[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 #[derive(Clone, Debug)]
 pub struct PathParameter(Cow<'static, str>);
 
@@ -220,7 +213,7 @@ where
         let context = match OrgContext::required_by(extensions, "an organization guard") {
             Ok(context) => context,
             Err(rejection) => {
-                return GuardFuture::reject(RequestObservation::rejected(extensions, rejection));
+                return GuardFuture::rejected(extensions, rejection);
             }
         };
         let org = context.org_code().clone();
@@ -237,9 +230,6 @@ where
             Agreement::Other => Rejection::organization_mismatch(),
             Agreement::Missing => Rejection::internal(),
         };
-        GuardFuture::reject(RequestObservation::rejected(
-            request.extensions(),
-            rejection,
-        ))
+        GuardFuture::rejected(request.extensions(), rejection)
     }
 }

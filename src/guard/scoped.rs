@@ -1,45 +1,18 @@
-#[cfg(feature = "axum")]
-use std::{fmt, marker::PhantomData, ops::Deref};
+//! The extractor that checks scopes.
 
-#[cfg(feature = "axum")]
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use super::ScopeSet;
 use super::scope::{Policy, permitted, rejection};
-#[cfg(feature = "axum")]
 use crate::context::OrgContext;
-#[cfg(feature = "axum")]
 use crate::context::observer::Requirement;
-use crate::scope::is_scope;
-#[cfg(feature = "axum")]
-use crate::scope::{Scopes, permits, wanted};
+use crate::scope::{Scopes, is_scope, permits, wanted};
 
-/// A scope policy in a type, for [`Scoped`](crate::Scoped).
-///
-/// A key must have all scopes of one alternative, as in [`ScopePolicy`](crate::ScopePolicy). Without an alternative, every
-/// request is rejected. With an empty alternative, or a name that is not a `scope-token` of RFC 6749, handlers that use the
-/// type do not compile:
-///
-/// ```compile_fail
-/// # use tower_orgkey::{ScopeSet, Scoped};
-/// struct Bad;
-/// impl ScopeSet for Bad {
-///     const ALTERNATIVES: &'static [&'static [&'static str]] = &[&["two words"]];
-/// }
-/// async fn handler(_: Scoped<Bad>) {}
-/// let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
-/// ```
-pub trait ScopeSet: Send + Sync + 'static {
-    /// The alternatives.
-    const ALTERNATIVES: &'static [&'static [&'static str]];
-}
-
-#[cfg(feature = "axum")]
 const NOT_A_POLICY: &str =
     "a scope set has an empty alternative, or a name that is not an RFC 6749 scope-token";
 
 /// Returns whether the alternatives are valid. Evaluated at compile time.
-#[cfg_attr(
-    not(feature = "axum"),
-    expect(dead_code, reason = "only the extractor evaluates it")
-)]
 const fn is_policy(alternatives: &[&[&str]]) -> bool {
     let mut at = 0;
     while at < alternatives.len() {
@@ -62,14 +35,11 @@ const fn is_policy(alternatives: &[&[&str]]) -> bool {
 /// An [`OrgContext`] whose key satisfies a [`ScopeSet`]: the scope check in the type of a handler.
 ///
 /// Decides and rejects like the guard. See the [module documentation](crate::guard) for an example.
-#[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub struct Scoped<S> {
     context: OrgContext,
     scopes: PhantomData<fn() -> S>,
 }
 
-#[cfg(feature = "axum")]
 impl<S> Scoped<S> {
     /// Creates the argument of a handler for a test. `None` if the context does not have the scopes.
     #[cfg(feature = "test-util")]
@@ -92,7 +62,6 @@ impl<S> Scoped<S> {
     }
 }
 
-#[cfg(feature = "axum")]
 impl<S> Clone for Scoped<S> {
     fn clone(&self) -> Self {
         Self {
@@ -102,7 +71,6 @@ impl<S> Clone for Scoped<S> {
     }
 }
 
-#[cfg(feature = "axum")]
 impl<S> Deref for Scoped<S> {
     type Target = OrgContext;
 
@@ -111,18 +79,11 @@ impl<S> Deref for Scoped<S> {
     }
 }
 
-#[cfg(feature = "axum")]
-impl<S> fmt::Debug for Scoped<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Scoped").field(&self.context).finish()
-    }
-}
+impl_debug!([S] Scoped<S>, |scoped| { context: scoped.context });
 
-#[cfg(feature = "axum")]
 #[derive(Clone, Copy)]
 struct StaticPolicy(&'static [&'static [&'static str]]);
 
-#[cfg(feature = "axum")]
 impl Policy for StaticPolicy {
     fn permits(self, held: &Scopes) -> bool {
         permits(self.0.iter().copied(), held)
@@ -137,7 +98,6 @@ impl Policy for StaticPolicy {
     }
 }
 
-#[cfg(feature = "axum")]
 impl<S: ScopeSet, T: Send + Sync> axum::extract::FromRequestParts<T> for Scoped<S> {
     type Rejection = crate::rejection::Rejection;
 

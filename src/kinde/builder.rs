@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -282,10 +281,4 @@ fn proxy_at(url: &str) -> Result<reqwest::Proxy, ConfigError> {
     reqwest::Proxy::all(parsed).map_err(|_| invalid())
 }
 
-impl fmt::Debug for KindeVerifierBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KindeVerifierBuilder")
-            .field("unauthorized_means", &self.unauthorized)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(KindeVerifierBuilder, |builder| { unauthorized_means: builder.unauthorized });

@@ -25,7 +25,6 @@ use std::time::Duration;
 use http::header::HeaderValue;
 use http::status::StatusCode;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 pub(super) use self::state::{Decision, Seq, Unauthorized};
 use self::state::{Event, Found, Probe, State};
@@ -35,6 +34,7 @@ use super::wire::shows_no_active_key;
 use crate::clock::{Clock, Tick};
 use crate::identifier::KeyId;
 use crate::telemetry;
+use crate::verify::within;
 
 /// The least time between the sendings of two probes.
 const PROBE_SPACING: Duration = Duration::from_millis(200);
@@ -174,8 +174,8 @@ impl Evidence {
         let Ok(_turn) = self.look_up.try_lock() else {
             return false;
         };
-        let reply = timeout(deadline, self.http.key(key_id, Some(&token.header))).await;
-        let confirms = matches!(&reply, Ok(Ok(reply)) if shows_no_active_key(reply, key_id));
+        let reply = within(deadline, self.http.key(key_id, Some(&token.header))).await;
+        let confirms = matches!(&reply, Ok(reply) if shows_no_active_key(reply, key_id));
         if confirms {
             self.lock().state.confirm(key_id);
         }
@@ -202,8 +202,8 @@ impl ProbeInFlight {
         let evidence = Arc::clone(&self.evidence);
         tokio::time::sleep(evidence.until_next_probe()).await;
         self.sent = evidence.probe_sent();
-        let reply = timeout(deadline, evidence.http.probe(&token)).await;
-        if let Ok(Ok(reply)) = reply {
+        let reply = within(deadline, evidence.http.probe(&token)).await;
+        if let Ok(reply) = reply {
             self.found = match reply.status {
                 status if status.is_success() => Found::Accepted,
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Found::Rejected(reply.status),

@@ -5,8 +5,6 @@
 //! into gigabytes), keeps no cookie and sends no referrer. What the user's other crates switch on in the shared HTTP
 //! library is switched off here by name.
 
-use std::error::Error as StdError;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -23,7 +21,7 @@ use super::management::ManagementError;
 use super::wire::{MAX_BODY, MAX_PAGE, Reply};
 use crate::identifier::KeyId;
 use crate::key::ApiKey;
-use crate::telemetry;
+use crate::telemetry::{self, causes};
 use crate::verify::VerifyError;
 
 /// The deadlines of calls without the shorter ones of a layer.
@@ -228,7 +226,8 @@ impl Http {
             Err(error) => {
                 let is_certificate = error.is_connect() && is_about_certificates(&error);
                 if is_certificate && !self.is_distrusted.swap(true, Ordering::Relaxed) {
-                    telemetry::kinde::certificate_not_trusted(&causes(&error));
+                    // The sources name hosts and certificates, never what was sent.
+                    telemetry::kinde::certificate_not_trusted(causes(&error).as_deref());
                 }
                 Err(error)
             }
@@ -288,21 +287,8 @@ fn transport(error: reqwest::Error) -> VerifyError {
 
 /// Searches the text of the error, because this crate does not name the types of the TLS libraries. Decides only on an event.
 fn is_about_certificates(error: &reqwest::Error) -> bool {
-    let causes = causes(error).to_ascii_lowercase();
+    let causes = causes(error).unwrap_or_default().to_ascii_lowercase();
     causes.contains("certificate") || causes.contains("not trusted")
-}
-
-/// Returns the sources of the error. They name hosts and certificates, never what was sent.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let separator = if text.is_empty() { "" } else { ": " };
-        // Writing to a string does not fail.
-        let _ = write!(text, "{separator}{error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,13 +1,11 @@
 //! Calls of Kinde's management API by other crates, with the token of a verifier.
 
-use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
 use http::header::HeaderValue;
 
-use super::token::Credentials;
 use super::verifier::{Kinde, KindeVerifier};
 use super::wire::{Reply, retry_after};
 use crate::verify::VerifyError;
@@ -127,11 +125,9 @@ impl ManagementApi {
             StatusCode::FORBIDDEN => forbidden,
             _ => return Ok(reply),
         };
-        let Credentials::Client(source) = &self.kinde.credentials else {
-            return Ok(reply);
-        };
         let backoff = || renewals.lock().unwrap_or_else(PoisonError::into_inner);
-        match source.renew(token.id, |now| backoff().allow(now)).await {
+        let allow = |now| backoff().allow(now);
+        match self.kinde.credentials.renew(token.id, allow).await {
             Ok(Some(renewed)) => {
                 let again = send(&renewed.header).await?;
                 if again.status() != reply.status() {
@@ -145,18 +141,6 @@ impl ManagementApi {
     }
 }
 
-impl fmt::Debug for ManagementApi {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ManagementApi")
-            .field("issuer", &self.kinde.issuer)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ManagementApi, |api| { issuer: api.kinde.issuer });
 
-impl fmt::Debug for ManagementReply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ManagementReply")
-            .field("status", &self.0.status)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(ManagementReply, |reply| { status: reply.0.status });

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use http::status::StatusCode;
 use moka::sync::Cache;
-use tokio::time::timeout;
 
 use super::http::Http;
 use super::token::{Credentials, RenewalBackoff, Token};
@@ -17,7 +16,7 @@ use super::wire::{KeyReading, read_key};
 use crate::clock::{Clock, Tick};
 use crate::identifier::{KeyId, OrgCode};
 use crate::telemetry;
-use crate::verify::{Facts, VerifyError};
+use crate::verify::{Facts, VerifyError, within};
 
 /// The time for which a record is cached.
 const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
@@ -25,7 +24,7 @@ const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
 const CAPACITY: u64 = 100_000;
 
 /// Whether a key that verify accepted was issued for this API.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Ownership {
     ThisApi,
     OtherApi,
@@ -46,7 +45,7 @@ pub(super) struct OwnApi {
 #[derive(Clone)]
 struct CachedRecord {
     org: Option<OrgCode>,
-    is_of_this_api: bool,
+    ownership: Ownership,
     at: Tick,
 }
 
@@ -62,10 +61,8 @@ struct TokenState {
 #[error("the look-up of the key's record failed")]
 struct LookUpFailed(#[source] VerifyError);
 
-impl From<LookUpFailed> for VerifyError {
-    fn from(error: LookUpFailed) -> Self {
-        Self::inconclusive(error)
-    }
+fn look_up_failed(error: VerifyError) -> VerifyError {
+    VerifyError::inconclusive(LookUpFailed(error))
 }
 
 impl OwnApi {
@@ -100,11 +97,7 @@ impl OwnApi {
         let is_current =
             |record: &CachedRecord| record.org == facts.org && now.since(record.at) <= RECORD_TTL;
         if let Some(record) = self.records.get(key_id).filter(is_current) {
-            return Ok(if record.is_of_this_api {
-                Ownership::ThisApi
-            } else {
-                Ownership::OtherApi
-            });
+            return Ok(record.ownership);
         }
         let mut reading = self.look_up(key_id, facts, token, deadline).await?;
         let mut is_renewed = false;
@@ -125,7 +118,7 @@ impl OwnApi {
             KeyReading::Contradicts => Ownership::Contradicted,
             KeyReading::NoRecord => Ownership::NoRecord,
             KeyReading::TokenRejected(status) => return Err(self.rejected(status)),
-            KeyReading::CannotTell(error) => return Err(LookUpFailed(error).into()),
+            KeyReading::CannotTell(error) => return Err(look_up_failed(error)),
         };
         {
             let mut state = self.token_state();
@@ -134,21 +127,18 @@ impl OwnApi {
                 state.renewals.reset();
             }
         }
-        let is_of_this_api = match ownership {
-            Ownership::ThisApi => true,
-            Ownership::OtherApi => false,
-            // These may change.
-            Ownership::Contradicted | Ownership::NoRecord => {
-                self.records.invalidate(key_id);
-                return Ok(ownership);
+        match ownership {
+            Ownership::ThisApi | Ownership::OtherApi => {
+                let record = CachedRecord {
+                    org: facts.org.clone(),
+                    ownership,
+                    at: now,
+                };
+                self.records.insert(key_id.clone(), record);
             }
-        };
-        let record = CachedRecord {
-            org: facts.org.clone(),
-            is_of_this_api,
-            at: now,
-        };
-        self.records.insert(key_id.clone(), record);
+            // These may change.
+            Ownership::Contradicted | Ownership::NoRecord => self.records.invalidate(key_id),
+        }
         Ok(ownership)
     }
 
@@ -158,9 +148,9 @@ impl OwnApi {
         facts: &Facts,
         token: Option<&Token>,
         deadline: Duration,
-    ) -> Result<KeyReading, LookUpFailed> {
+    ) -> Result<KeyReading, VerifyError> {
         let call = self.http.key(key_id, token.map(|token| &token.header));
-        let reply = within(deadline, call).await?;
+        let reply = within(deadline, call).await.map_err(look_up_failed)?;
         Ok(read_key(&reply, key_id, facts.org.as_ref(), &self.api_id))
     }
 
@@ -169,7 +159,7 @@ impl OwnApi {
         credentials: &Credentials,
         token: &Token,
         deadline: Duration,
-    ) -> Result<Option<Token>, LookUpFailed> {
+    ) -> Result<Option<Token>, VerifyError> {
         let allow = |now: Tick| self.token_state().renewals.allow(now);
         within(deadline, credentials.renew(token.id, allow)).await
     }
@@ -189,16 +179,5 @@ impl OwnApi {
         self.token_state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Makes one call within its deadline.
-async fn within<T>(
-    deadline: Duration,
-    call: impl Future<Output = Result<T, VerifyError>>,
-) -> Result<T, LookUpFailed> {
-    match timeout(deadline, call).await {
-        Ok(result) => result.map_err(LookUpFailed),
-        Err(elapsed) => Err(LookUpFailed(VerifyError::unavailable(elapsed))),
     }
 }

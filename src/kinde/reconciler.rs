@@ -4,7 +4,6 @@ mod builder;
 mod comparison;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,14 +178,13 @@ impl KeyReconciler {
         };
         match &result {
             Ok(report) => {
-                let outcome = match report {
-                    ReconcileReport { calls: 0, .. } => telemetry::RunResult::Idle,
-                    ReconcileReport {
-                        is_confirmed: true, ..
-                    } => telemetry::RunResult::Complete,
-                    _ => telemetry::RunResult::Unconfirmed,
+                let result = match report {
+                    // No key was cached, so the list was not requested.
+                    ReconcileReport { calls: 0, .. } => "idle",
+                    report if report.is_confirmed => "complete",
+                    _ => "unconfirmed",
                 };
-                telemetry::ran(outcome, report.compared, report.invalidated);
+                telemetry::ran(result, report.compared, report.invalidated);
                 if report.calls > 0 && std::mem::take(&mut self.is_failing) {
                     telemetry::recovered();
                 }
@@ -252,11 +250,7 @@ impl KeyReconciler {
     }
 }
 
-impl fmt::Debug for KeyReconciler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyReconciler")
-            .field("issuer", &self.kinde.issuer)
-            .field("period", &self.settings.period)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(KeyReconciler, |reconciler| {
+    issuer: reconciler.kinde.issuer,
+    period: reconciler.settings.period
+});

@@ -286,19 +286,16 @@ impl State {
             TokenReading::CannotTell(error) => (error, None),
         };
         let last = for_verification(&error);
-        let mut event = None;
-        let mut waits = match self.failures.take() {
-            Some(failures) if is_misconfigured(&failures.last) == is_misconfigured(&last) => {
-                failures.waits
-            }
-            _ if is_misconfigured(&last) => {
-                event = Some(FetchEvent::Failed(error.clone(), code));
-                Waits::after_rejection()
-            }
-            _ => {
-                event = Some(FetchEvent::Failed(error.clone(), code));
-                Waits::after_failure()
-            }
+        let is_same =
+            |failures: &Failures| is_misconfigured(&failures.last) == is_misconfigured(&last);
+        let before = self.failures.take().filter(is_same);
+        let event = before
+            .is_none()
+            .then(|| FetchEvent::Failed(error.clone(), code));
+        let mut waits = match before {
+            Some(failures) => failures.waits,
+            None if is_misconfigured(&last) => Waits::after_rejection(),
+            None => Waits::after_failure(),
         };
         let asked = error.retry_after().unwrap_or_default().min(MAX_PAUSE);
         self.failures = Some(Failures {

@@ -1,9 +1,5 @@
-use std::fmt;
-use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-use tokio::time::timeout;
 
 use super::builder::KindeVerifierBuilder;
 use super::evidence::{Decision, Evidence, Unauthorized};
@@ -12,7 +8,7 @@ use super::own_api::{OwnApi, Ownership};
 use super::token::{Credentials, RenewalBackoff, Token, TokenId};
 use super::wire::{VerifyReading, read_verify};
 use crate::key::ApiKey;
-use crate::verify::{Attempt, Facts, Verification, Verifier, VerifyError};
+use crate::verify::{Attempt, Facts, Verification, Verifier, VerifyError, within};
 use orgkey_lookup::Invalid;
 
 /// The deadline of each call when [`Verifier::verify`] or [`Verifier::reverify`] is called directly. The layer sets its own.
@@ -261,26 +257,11 @@ impl Kinde {
     }
 }
 
-/// Makes one call within its deadline.
-async fn within<T>(
-    deadline: Duration,
-    call: impl Future<Output = Result<T, VerifyError>>,
-) -> Result<T, VerifyError> {
-    match timeout(deadline, call).await {
-        Ok(result) => result,
-        Err(elapsed) => Err(VerifyError::unavailable(elapsed)),
-    }
-}
-
 fn token_rejected() -> VerifyError {
     VerifyError::misconfigured("the issuer rejects the access token of this service")
 }
 
-impl fmt::Debug for KindeVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KindeVerifier")
-            .field("issuer", &self.0.issuer)
-            .field("unauthorized_means", &self.0.unauthorized)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(KindeVerifier, |verifier| {
+    issuer: verifier.0.issuer,
+    unauthorized_means: verifier.0.unauthorized
+});

@@ -83,23 +83,16 @@ impl Accounts {
             }
         }
         let subject = subject.to_subject();
-        let mut was_in_use = false;
-        let (removed, account) = if list.len_of(&subject.org) >= self.share {
+        let (removed, was_in_use, account) = if list.len_of(&subject.org) >= self.share {
             let (removed, account) = list.take_over(subject.clone(), now);
-            (Some(removed), account)
+            (Some(removed), false, account)
         } else {
-            let evicted = if list.len >= self.capacity {
-                list.evict(now)
-            } else {
-                None
-            };
+            let is_full = list.len >= self.capacity;
+            let evicted = is_full.then(|| list.evict(now)).flatten();
+            let (removed, was_in_use) = evicted.unzip();
             let account = Arc::new(Account::new());
             list.add(subject.clone(), Arc::clone(&account));
-            let evicted = evicted.map(|(evicted, in_use)| {
-                was_in_use = in_use;
-                evicted
-            });
-            (evicted, account)
+            (removed, was_in_use.unwrap_or_default(), account)
         };
         if let Some(removed) = removed {
             index.remove(&removed);
@@ -188,15 +181,12 @@ impl List {
 
     /// Removes the account that refills first of the next [`CANDIDATES`]. Also returns whether it has usage.
     fn evict(&mut self, now: Tick) -> Option<(Subject, bool)> {
-        let mut first = None;
-        for _ in 0..CANDIDATES {
+        let candidates = (0..CANDIDATES).map_while(|_| {
             let (at, position) = self.next()?;
             let refill = self.orgs[at].accounts[position].1.refill(now);
-            if first.is_none_or(|(_, least)| refill < least) {
-                first = Some(((at, position), refill));
-            }
-        }
-        let ((at, position), _) = first?;
+            Some(((at, position), refill))
+        });
+        let ((at, position), _) = candidates.min_by_key(|&(_, refill)| refill)?;
         let account = &self.orgs[at].accounts[position].1;
         let is_in_use = !account.remove_if_full(now);
         account.remove();
@@ -208,14 +198,11 @@ impl List {
     fn take_over(&mut self, subject: Subject, now: Tick) -> (Subject, Arc<Account>) {
         // An organization with its full share is in the list.
         let org = &mut self.orgs[self.positions[&subject.org]];
-        let mut first = None;
-        for _ in 0..CANDIDATES {
+        let candidates = (0..CANDIDATES).map(|_| {
             let position = org.next();
-            let refill = org.accounts[position].1.refill(now);
-            if first.is_none_or(|(_, least)| refill < least) {
-                first = Some((position, refill));
-            }
-        }
+            (position, org.accounts[position].1.refill(now))
+        });
+        let first = candidates.min_by_key(|&(_, refill)| refill);
         let (holder, account) = &mut org.accounts[first.map_or(0, |(position, _)| position)];
         (std::mem::replace(holder, subject), Arc::clone(account))
     }

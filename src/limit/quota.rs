@@ -1,4 +1,3 @@
-use std::fmt;
 use std::time::Duration;
 
 /// The longest window: a leap year.
@@ -128,15 +127,11 @@ impl Quota {
     }
 }
 
-impl fmt::Debug for Quota {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Quota")
-            .field("requests", &self.requests)
-            .field("window", &self.window())
-            .field("burst", &self.burst)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(Quota, |quota| {
+    requests: quota.requests,
+    window: quota.window(),
+    burst: quota.burst
+});
 
 #[cfg(test)]
 mod tests {

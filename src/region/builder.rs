@@ -1,6 +1,5 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use http::{StatusCode, Uri};
@@ -132,11 +131,4 @@ fn is_base(base: &str) -> bool {
     is_http && has_host && uri.query().is_none() && !base.contains('#')
 }
 
-impl fmt::Debug for RegionLayerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegionLayerBuilder")
-            .field("here", &self.here)
-            .field("others", &self.others)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(RegionLayerBuilder, |builder| { here: builder.here, others: builder.others });

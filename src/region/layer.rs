@@ -1,6 +1,5 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,7 +10,6 @@ use tower_service::Service;
 
 use super::builder::RegionLayerBuilder;
 use crate::context::OrgContext;
-use crate::context::observer::RequestObservation;
 use crate::guard::GuardFuture;
 use crate::rejection::{Rejection, RejectionBody};
 use crate::telemetry;
@@ -99,14 +97,7 @@ impl RegionLayer {
     }
 }
 
-impl fmt::Debug for RegionLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegionLayer")
-            .field("here", &self.core.here)
-            .field("others", &self.core.others)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(RegionLayer, |layer| { here: layer.core.here, others: layer.core.others });
 
 impl<S> Layer<S> for RegionLayer {
     type Service = RegionService<S>;
@@ -143,10 +134,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         match self.layer.decide(request.extensions()) {
             Ok(()) => GuardFuture::inner(self.inner.call(request)),
-            Err(rejection) => GuardFuture::reject(RequestObservation::rejected(
-                request.extensions(),
-                rejection,
-            )),
+            Err(rejection) => GuardFuture::rejected(request.extensions(), rejection),
         }
     }
 }

@@ -589,15 +589,11 @@ impl Rejection {
     }
 }
 
-impl fmt::Debug for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rejection")
-            .field("kind", &self.kind)
-            .field("details", &self.details)
-            .field("retry_after", &self.retry_after)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(Rejection, |rejection| {
+    kind: rejection.kind,
+    details: rejection.details,
+    retry_after: rejection.retry_after
+});
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,11 +96,7 @@ impl<T: Send + Sync + 'static> OrgSettingsLayerBuilder<T> {
     }
 }
 
-impl<T> fmt::Debug for OrgSettingsLayerBuilder<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettingsLayerBuilder")
-            .field("config", &self.config)
-            .field("has_default", &self.default.is_some())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!([T] OrgSettingsLayerBuilder<T>, |builder| {
+    config: builder.config,
+    has_default: builder.default.is_some()
+});

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ use crate::rejection::Rejection;
 /// [`allow_anonymous`](crate::ApiKeyLayerBuilder::allow_anonymous) accepted a request without a key;
 /// `Option<OrgSettings<T>>` is `None` for such a request. See the [module documentation](crate::settings) for an example, and
 /// [`of`](Self::of) for plain Tower services.
+#[derive(Debug)]
 pub struct OrgSettings<T> {
     settings: Arc<T>,
     org: OrgCode,
@@ -125,16 +125,6 @@ impl<T> Deref for OrgSettings<T> {
 
     fn deref(&self) -> &T {
         &self.settings
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for OrgSettings<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettings")
-            .field("org_code", &self.org)
-            .field("is_default", &self.is_default)
-            .field("settings", &self.settings)
-            .finish()
     }
 }
 

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,8 +8,9 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::layer::Core;
+use crate::guard::GuardFuture;
 use crate::pending::{Pending, Stop};
-use crate::rejection::{Rejection, RejectionBody, unrendered};
+use crate::rejection::RejectionBody;
 
 pin_project! {
     /// The response future of [`OrgSettingsService`](super::OrgSettingsService).
@@ -35,8 +35,7 @@ pin_project! {
         T: Sync,
         T: 'static,
     {
-        Called { #[pin] future: S::Future },
-        Rejected { rejection: Option<Rejection> },
+        Decided { #[pin] guarded: GuardFuture<S::Future> },
         // Boxed, so that the future of a hit stays small.
         Waiting { pending: Box<Pending<S, ReqBody, Arc<Core<T>>>> },
     }
@@ -54,34 +53,20 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Called { future } => return future.poll(cx),
-                StateProj::Rejected { rejection } => {
-                    let rejection = rejection
-                        .take()
-                        .unwrap_or_else(|| unreachable!("polled after completion"));
-                    return Poll::Ready(Ok(unrendered(rejection)));
-                }
+                StateProj::Decided { guarded } => return guarded.poll(cx),
                 StateProj::Waiting { pending } => {
-                    let next = match ready!(pending.poll(cx)) {
-                        Ok(future) => State::Called { future },
-                        Err(Stop::Rejected(rejection)) => State::Rejected {
-                            rejection: Some(rejection),
-                        },
+                    let guarded = match ready!(pending.poll(cx)) {
+                        Ok(future) => GuardFuture::inner(future),
+                        Err(Stop::Rejected(rejection)) => GuardFuture::reject(rejection),
                         Err(Stop::Failed(error)) => return Poll::Ready(Err(error)),
                     };
-                    this.state.set(next);
+                    this.state.set(State::Decided { guarded });
                 }
             }
         }
     }
 }
 
-impl<S, T, ReqBody> fmt::Debug for ResponseFuture<S, T, ReqBody>
-where
-    S: Service<Request<ReqBody>>,
-    T: Send + Sync + 'static,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!(
+    [S: Service<Request<ReqBody>>, T: Send + Sync + 'static, ReqBody] ResponseFuture<S, T, ReqBody>
+);

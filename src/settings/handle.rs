@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use orgkey_lookup::UpstreamState;
@@ -84,10 +83,4 @@ impl OrgSettingsHandle {
     }
 }
 
-impl fmt::Debug for OrgSettingsHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettingsHandle")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(OrgSettingsHandle, |handle| { stats: handle.stats() });

@@ -1,10 +1,9 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Extensions, Request};
 use orgkey_lookup::cache::{Dependent, Stats};
-use orgkey_lookup::{CacheResult, Entry, LookupRequest, LookupResult};
+use orgkey_lookup::{CacheResult, Entry, LookupRequest, LookupResult, Target};
 use tower_layer::Layer;
 
 use super::builder::OrgSettingsLayerBuilder;
@@ -48,10 +47,8 @@ impl<T: Send + Sync + 'static> OrgSettingsLayer<T> {
     ///
     /// Needs no runtime, and spawns nothing.
     pub fn new(keys: &ApiKeyHandle, loader: impl SettingsLoader<T>) -> Self {
-        match Self::builder(keys, loader).build() {
-            Ok(layer) => layer,
-            Err(error) => unreachable!("the defaults are valid: {error}"),
-        }
+        let layer = Self::builder(keys, loader).build();
+        layer.unwrap_or_else(|error| unreachable!("the defaults are valid: {error}"))
     }
 
     /// Returns a builder.
@@ -89,7 +86,8 @@ impl<T: Send + Sync + 'static> Core<T> {
                 }
                 // A loader finds no organization invalid.
                 CacheResult::LookUp | CacheResult::Invalid => {
-                    return Decision::Wait(Loader::request(key));
+                    let org = key.org.clone();
+                    return Decision::Wait(LookupRequest::new(org, key, None));
                 }
             },
         };
@@ -156,7 +154,8 @@ impl<T: Send + Sync + 'static> Dependent for Core<T> {
     fn invalidate_organization(&self, organization: &str) {
         // An organization that is outside the grammar has no settings.
         if let Ok(org) = OrgCode::new(organization) {
-            self.cache.invalidate_key(&self.cache.source().key(org));
+            let key = self.cache.source().key(org);
+            self.cache.invalidate(Target::Key(&key));
         }
     }
 
@@ -187,11 +186,7 @@ impl<T: Send + Sync + 'static> Clone for OrgSettingsLayer<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> fmt::Debug for OrgSettingsLayer<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettingsLayer")
-            .field("settings", &std::any::type_name::<T>())
-            .field("has_default", &self.core.default.is_some())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!([T: Send + Sync + 'static] OrgSettingsLayer<T>, |layer| {
+    settings: std::any::type_name::<T>(),
+    has_default: layer.core.default.is_some()
+});

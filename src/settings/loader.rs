@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,11 +89,7 @@ where
 #[derive(Clone)]
 pub struct SettingsFn<F>(F);
 
-impl<F> fmt::Debug for SettingsFn<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SettingsFn").finish()
-    }
-}
+impl_debug!([F] SettingsFn<F>);
 
 impl<F, Fut, T, E> SettingsLoader<T> for SettingsFn<F>
 where

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -9,7 +8,7 @@ use tower_service::Service;
 use super::future::{ResponseFuture, State};
 use super::layer::{Core, Decision, OrgSettingsLayer};
 use super::source::Loader;
-use crate::context::observer::RequestObservation;
+use crate::guard::GuardFuture;
 use crate::pending::Pending;
 use crate::rejection::RejectionBody;
 
@@ -46,16 +45,13 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.layer.core.decide(&mut request) {
             Decision::Pass => ResponseFuture {
-                state: State::Called {
-                    future: self.inner.call(request),
+                state: State::Decided {
+                    guarded: GuardFuture::inner(self.inner.call(request)),
                 },
             },
             Decision::Reject(rejection) => ResponseFuture {
-                state: State::Rejected {
-                    rejection: Some(RequestObservation::rejected(
-                        request.extensions(),
-                        rejection,
-                    )),
+                state: State::Decided {
+                    guarded: GuardFuture::rejected(request.extensions(), rejection),
                 },
             },
             Decision::Wait(lookup) => ResponseFuture {
@@ -90,11 +86,7 @@ impl<S: Clone, T: Send + Sync + 'static> Clone for OrgSettingsService<S, T> {
     }
 }
 
-impl<S: fmt::Debug, T: Send + Sync + 'static> fmt::Debug for OrgSettingsService<S, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgSettingsService")
-            .field("inner", &self.inner)
-            .field("layer", &self.layer)
-            .finish()
-    }
-}
+impl_debug!([S: std::fmt::Debug, T: Send + Sync + 'static] OrgSettingsService<S, T>, |service| {
+    inner: service.inner,
+    layer: service.layer
+});

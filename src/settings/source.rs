@@ -1,6 +1,5 @@
 //! Settings as a use of the lookup cache: a loader behind it, and entries by organization.
 
-use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::pin::Pin;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
-use orgkey_lookup::{Answer, Answered, IndexKey, LookupRequest, Source, Value};
+use orgkey_lookup::{Answer, Answered, IndexKey, Source, Value};
 
 use super::loader::{SettingsError, SettingsLoader};
 use super::telemetry::LoaderTelemetry;
@@ -62,17 +61,6 @@ impl<T: 'static> Loader<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Loader<T> {
-    pub(super) fn request(key: OrgKey) -> LookupRequest<Self> {
-        LookupRequest {
-            query: key.org.clone(),
-            key,
-            oldest: None,
-            peer: None,
-        }
-    }
-}
-
 impl<T: Send + Sync + 'static> Source for Loader<T> {
     type Key = OrgKey;
     type Query = OrgCode;
@@ -101,12 +89,6 @@ impl<T: Send + Sync + 'static> Source for Loader<T> {
     }
 }
 
-impl<T> fmt::Debug for Loader<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loader").finish_non_exhaustive()
-    }
-}
-
 impl IndexKey for OrgKey {
     #[inline]
     fn bits(&self) -> u64 {
@@ -132,8 +114,4 @@ impl Hash for OrgKey {
 
 impl<T: Send + Sync + 'static> Value for Settings<T> {}
 
-impl<T> fmt::Debug for Settings<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").finish_non_exhaustive()
-    }
-}
+impl_debug!([T] Settings<T>);

@@ -6,7 +6,7 @@ use super::TARGET;
 use crate::verify::VerifyError;
 
 /// Emits that the issuer's certificate is not trusted, so nothing was sent. Once until a connection succeeds.
-pub(crate) fn certificate_not_trusted(cause: &str) {
+pub(crate) fn certificate_not_trusted(cause: Option<&str>) {
     tracing::error!(
         target: TARGET,
         security = true,

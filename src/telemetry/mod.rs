@@ -155,3 +155,11 @@ pub const SETTINGS_IN_FLIGHT: &str = "orgkey_settings_loads_in_flight";
 pub const SETTINGS_WAITING: &str = "orgkey_settings_loads_waiting";
 /// Organizations with cached settings.
 pub const SETTINGS_ENTRIES: &str = "orgkey_settings_entries";
+
+/// Returns the sources of an error, joined by colons. Many subscribers show an error without its sources.
+pub(crate) fn causes(error: &dyn std::error::Error) -> Option<String> {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes
+        .map(ToString::to_string)
+        .reduce(|causes, cause| format!("{causes}: {cause}"))
+}

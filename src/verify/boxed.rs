@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -96,8 +95,4 @@ impl Verifier for BoxVerifier {
     }
 }
 
-impl fmt::Debug for BoxVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoxVerifier").finish_non_exhaustive()
-    }
-}
+impl_debug!(BoxVerifier);

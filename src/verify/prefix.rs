@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use orgkey_lookup::{Answer, Invalid, Label};
@@ -98,22 +97,21 @@ impl Inner {
             .map(|&(_, issuer)| issuer)
     }
 
-    /// Returns the issuer of a key. The error is the result for a key that has none.
-    fn of(&self, key: &ApiKey) -> Result<&Named, Verification> {
-        match self.index_of(key) {
-            Some(index) => Ok(&self.issuers[index]),
+    /// Calls the issuer of a key, and puts the issuer's name in front of the identifiers of its answer.
+    async fn call<'a, C>(
+        &'a self,
+        key: &ApiKey,
+        call: impl FnOnce(&'a Named) -> C,
+    ) -> Result<Verification, VerifyError>
+    where
+        C: Future<Output = Result<Verification, VerifyError>>,
+    {
+        let Some(index) = self.index_of(key) else {
             // No answer of an issuer, so it confirms no other one.
-            None => Err(Verification::invalid_as(Invalid::Concluded)),
-        }
-    }
-
-    /// Puts the name of the issuer in front of its identifiers.
-    fn with_namespace(
-        &self,
-        named: &Named,
-        verified: Result<Verification, VerifyError>,
-    ) -> Result<Verification, VerifyError> {
-        let mut verification = verified?;
+            return Ok(Verification::invalid_as(Invalid::Concluded));
+        };
+        let named = &self.issuers[index];
+        let mut verification = call(named).await?;
         if let (Some(organizations), Answer::Valid(facts)) =
             (self.organizations, &mut verification.0.answer)
         {
@@ -161,23 +159,11 @@ impl Named {
 
 impl Verifier for PrefixVerifier {
     async fn verify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        match self.0.of(key) {
-            Ok(named) => {
-                let verified = named.verifier.verify(key).await;
-                self.0.with_namespace(named, verified)
-            }
-            Err(invalid) => Ok(invalid),
-        }
+        self.0.call(key, |named| named.verifier.verify(key)).await
     }
 
     async fn reverify(&self, key: &ApiKey) -> Result<Verification, VerifyError> {
-        match self.0.of(key) {
-            Ok(named) => {
-                let verified = named.verifier.reverify(key).await;
-                self.0.with_namespace(named, verified)
-            }
-            Err(invalid) => Ok(invalid),
-        }
+        self.0.call(key, |named| named.verifier.reverify(key)).await
     }
 
     async fn verify_attempt(
@@ -185,16 +171,13 @@ impl Verifier for PrefixVerifier {
         key: &ApiKey,
         mut attempt: Attempt,
     ) -> Result<Verification, VerifyError> {
-        match self.0.of(key) {
-            Ok(named) => {
-                if self.0.organizations.is_some() {
-                    attempt = named.own_attempt(attempt);
-                }
-                let verified = named.verifier.verify_attempt(key, attempt).await;
-                self.0.with_namespace(named, verified)
+        let verified = self.0.call(key, |named| {
+            if self.0.organizations.is_some() {
+                attempt = named.own_attempt(attempt);
             }
-            Err(invalid) => Ok(invalid),
-        }
+            named.verifier.verify_attempt(key, attempt)
+        });
+        verified.await
     }
 
     fn issuers(&self) -> Vec<Issuer> {
@@ -237,14 +220,10 @@ impl Verifier for PrefixVerifier {
     }
 }
 
-impl fmt::Debug for PrefixVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrefixVerifier")
-            .field("prefixes", &self.0.prefixes)
-            .field("organizations", &self.0.organizations)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(PrefixVerifier, |verifier| {
+    prefixes: verifier.0.prefixes,
+    organizations: verifier.0.organizations
+});
 
 /// Configures and builds a [`PrefixVerifier`].
 #[must_use]
@@ -347,13 +326,7 @@ pub(crate) fn is_name(name: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
 }
 
-impl fmt::Debug for PrefixVerifierBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrefixVerifierBuilder")
-            .field("organizations", &self.organizations)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(PrefixVerifierBuilder, |builder| { organizations: builder.organizations });
 
 #[cfg(test)]
 mod tests {

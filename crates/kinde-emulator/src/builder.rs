@@ -210,7 +210,6 @@ impl KindeEmulatorBuilder {
 
 /// HTTPS, with the feature `tls`.
 #[cfg(feature = "tls")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 impl KindeEmulatorBuilder {
     /// Serves HTTPS, with a certificate for `localhost`, `127.0.0.1` and `::1` that is generated at start.
     ///

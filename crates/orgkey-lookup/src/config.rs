@@ -26,8 +26,6 @@ pub struct Config {
     pub caller_deadline: Duration,
     /// The longest duration of a lookup, with its retry and its waits.
     pub lookup_deadline: Duration,
-    /// The `Retry-After` of a failure that says nothing better.
-    pub retry_after: Duration,
 }
 
 impl Default for Config {
@@ -42,7 +40,6 @@ impl Default for Config {
             attempt_deadline: Duration::from_secs(1),
             caller_deadline: Duration::from_millis(2_500),
             lookup_deadline: Duration::from_secs(10),
-            retry_after: Duration::from_secs(1),
         }
     }
 }

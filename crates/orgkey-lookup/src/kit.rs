@@ -95,18 +95,12 @@ impl Failure for TestError {
 #[derive(Debug)]
 pub(crate) struct TestSource(pub(crate) fn(&str) -> Result<Answer<Facts>, TestError>);
 
-#[derive(Debug)]
 pub(crate) struct NoTelemetry;
 
 impl Telemetry<TestSource> for NoTelemetry {}
 
 pub(crate) fn request(name: &str) -> LookupRequest<TestSource> {
-    LookupRequest {
-        query: name.to_owned(),
-        key: test_key(name),
-        oldest: None,
-        peer: None,
-    }
+    LookupRequest::new(name.to_owned(), test_key(name), None)
 }
 
 impl Source for TestSource {

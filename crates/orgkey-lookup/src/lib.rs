@@ -36,7 +36,9 @@ mod kit;
 pub mod source;
 pub mod upstream;
 
-pub use self::cache::{BlockListFull, Cache, CacheResult, Entry, LookupRequest, LookupResult};
+pub use self::cache::{
+    BlockListFull, Cache, CacheResult, Entry, LookupRequest, LookupResult, Target,
+};
 pub use self::config::{Config, Lifetimes};
 pub use self::source::{
     Answer, Answered, BreakerState, Circuit, Failure, FailureKind, Fetched, Found, IndexKey,

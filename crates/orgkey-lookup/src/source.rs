@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 pub type Label = Arc<str>;
 
 /// The types of one use of the cache, and its calls to the upstreams.
-pub trait Source: Debug + Sized + Send + Sync + 'static {
+pub trait Source: Sized + Send + Sync + 'static {
     /// Identifies an entry. Must not contain a secret.
     type Key: IndexKey;
     /// What a call needs. May contain a secret: it is kept only by requests that wait and by the lookup task.
@@ -33,8 +33,7 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     /// Returns the index of the upstream that answers this query. Always the same one for equal keys.
     ///
     /// `None` means that no upstream does: the key is invalid, and no call is made.
-    fn upstream_of(&self, query: &Self::Query) -> Option<usize> {
-        let _ = query;
+    fn upstream_of(&self, _query: &Self::Query) -> Option<usize> {
         Some(0)
     }
 
@@ -53,10 +52,9 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     /// `is_known`: an older result is cached.
     fn fetch(
         &self,
-        query: &Self::Query,
-        is_known: bool,
+        _query: &Self::Query,
+        _is_known: bool,
     ) -> impl Future<Output = Option<Fetched<Self::Value>>> + Send {
-        let _ = (query, is_known);
         async { None }
     }
 
@@ -65,19 +63,16 @@ pub trait Source: Debug + Sized + Send + Sync + 'static {
     /// `age` is the time since the call was sent, and `began` the position when its lookup began.
     fn store(
         &self,
-        query: &Self::Query,
-        value: &Self::Value,
-        age: Duration,
-        began: Position,
+        _query: &Self::Query,
+        _value: &Self::Value,
+        _age: Duration,
+        _began: Position,
     ) -> impl Future<Output = ()> + Send + use<Self> {
-        let _ = (query, value, age, began);
         async {}
     }
 
     /// Notes that a key is invalid of which a valid result was cached. Other nodes may have one too. No lock is held.
-    fn rejected(&self, key: &Self::Key) {
-        let _ = key;
-    }
+    fn rejected(&self, _key: &Self::Key) {}
 
     /// Makes one attempt at a call.
     ///
@@ -224,59 +219,40 @@ pub trait Telemetry<S: Source> {
     const HAS_GAUGES: bool = false;
 
     /// A request read the cache.
-    fn looked_up(found: Found) {
-        let _ = found;
-    }
+    fn looked_up(_found: Found) {}
 
     /// The number of cached values changed.
-    fn entries(number: usize) {
-        let _ = number;
-    }
+    fn entries(_number: usize) {}
 
     /// A call ended.
     fn called(
-        upstream: &Label,
-        query: &S::Query,
-        outcome: &Result<Answered<S::Value>, S::Error>,
-        took: Duration,
+        _upstream: &Label,
+        _query: &S::Query,
+        _outcome: &Result<Answered<S::Value>, S::Error>,
+        _took: Duration,
     ) {
-        let _ = (upstream, query, outcome, took);
     }
 
     /// The number of calls in flight or of waiting lookups changed.
-    fn occupied(upstream: &Label, calls: usize, waiting: usize) {
-        let _ = (upstream, calls, waiting);
-    }
+    fn occupied(_upstream: &Label, _calls: usize, _waiting: usize) {}
 
     /// The state of a circuit changed.
-    fn breaker_state(upstream: &Label, circuit: Circuit, state: BreakerState) {
-        let _ = (upstream, circuit, state);
-    }
+    fn breaker_state(_upstream: &Label, _circuit: Circuit, _state: BreakerState) {}
 
     /// A circuit opened for this long.
-    fn breaker_opened(upstream: &Label, circuit: Circuit, open_for: Duration) {
-        let _ = (upstream, circuit, open_for);
-    }
+    fn breaker_opened(_upstream: &Label, _circuit: Circuit, _open_for: Duration) {}
 
     /// A half-open circuit lets one call through.
-    fn breaker_tries(upstream: &Label, circuit: Circuit) {
-        let _ = (upstream, circuit);
-    }
+    fn breaker_tries(_upstream: &Label, _circuit: Circuit) {}
 
     /// A circuit closed.
-    fn breaker_closed(upstream: &Label, circuit: Circuit) {
-        let _ = (upstream, circuit);
-    }
+    fn breaker_closed(_upstream: &Label, _circuit: Circuit) {}
 
     /// Calls pause for this long, because the upstream asks for fewer.
-    fn throttled(upstream: &Label, pause: Duration) {
-        let _ = (upstream, pause);
-    }
+    fn throttled(_upstream: &Label, _pause: Duration) {}
 
     /// This many known keys have unconfirmed invalid answers.
-    fn unconfirmed_invalid_answers(upstream: &Label, keys: usize) {
-        let _ = (upstream, keys);
-    }
+    fn unconfirmed_invalid_answers(_upstream: &Label, _keys: usize) {}
 }
 
 /// What a request found in the cache.

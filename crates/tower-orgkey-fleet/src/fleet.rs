@@ -211,7 +211,6 @@ impl FleetBuilder {
     /// Sets the engine: `redis://user:password@host:port`, `rediss://…` for TLS (feature `rustls` or `native-tls`), or
     /// `redis+unix:///path`. Redis 7 or 8, or Valkey; not a cluster.
     #[cfg(feature = "redis")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
     pub fn redis(mut self, url: &str) -> Self {
         self.source = Some(
             crate::engine::redis::Address::parse(url)
@@ -242,7 +241,6 @@ impl FleetBuilder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[cfg(feature = "sentinel")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "sentinel")))]
     pub fn redis_with_sentinels<'a>(
         mut self,
         url: &str,

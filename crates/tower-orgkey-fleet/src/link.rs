@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
-use tower_orgkey::fleet::{
-    BoxFuture, FetchedResult, FleetLink, FleetMember, Position, SharedResult, Update,
-};
+use tower_orgkey::fleet::{BoxFuture, Facts, Fetched, FleetLink, FleetMember, Position, Update};
 use tower_orgkey::{NotSpread, Reach};
 
 use crate::breaker::Breaker;
@@ -46,7 +44,7 @@ impl Link {
         }
     }
 
-    async fn fetch_result(&self, key: &str, is_known: bool) -> Option<FetchedResult> {
+    async fn fetch_result(&self, key: &str, is_known: bool) -> Option<Fetched<Facts>> {
         // A flood of unknown keys must not keep known ones from being fetched.
         let _permit = if is_known {
             None
@@ -80,8 +78,8 @@ impl Link {
         self.breaker.answered(false);
         let version = version?;
         Counters::count(&self.node.counters.fetched);
-        Some(FetchedResult {
-            result: stored.result,
+        Some(Fetched {
+            value: stored.result,
             age,
             version,
         })
@@ -137,14 +135,14 @@ impl FleetLink for Link {
         self.node.position().filter(|_| self.breaker.allows())
     }
 
-    fn fetch<'a>(&'a self, key: &'a str, is_known: bool) -> BoxFuture<'a, Option<FetchedResult>> {
+    fn fetch<'a>(&'a self, key: &'a str, is_known: bool) -> BoxFuture<'a, Option<Fetched<Facts>>> {
         Box::pin(self.fetch_result(key, is_known))
     }
 
     fn store(
         &self,
         key: &str,
-        result: &SharedResult,
+        result: &Facts,
         age: Duration,
         began: Position,
     ) -> BoxFuture<'static, ()> {

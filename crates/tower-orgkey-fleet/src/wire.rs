@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tower_orgkey::fleet::{KeyFingerprint, Position, SharedResult, Subject};
+use tower_orgkey::fleet::{Facts, KeyDigest, Position, Subject};
 use tower_orgkey::scope::Scope;
 use tower_orgkey::{KeyId, OrgCode, Scopes};
 
@@ -24,7 +24,7 @@ pub(crate) struct StoredResult {
     pub(crate) began: Position,
     /// When the call was sent, by the wall clock of the node that sent it, in milliseconds after 1970.
     pub(crate) sent_at: u64,
-    pub(crate) result: SharedResult,
+    pub(crate) result: Facts,
 }
 
 /// An update in the log.
@@ -198,13 +198,13 @@ impl Wire for StoredResult {
         to.position(self.began);
         to.u64(self.sent_at);
         to.option(result.org.as_ref(), |to, org| to.text(org.as_str()));
-        to.option(result.user.as_deref(), Writer::text);
+        to.option(result.user(), Writer::text);
         to.option(result.key_id.as_ref(), |to, id| to.text(id.as_str()));
         to.len(result.scopes.len());
         for scope in &result.scopes {
             to.text(scope.as_str());
         }
-        to.option(result.expires_at, |to, at| {
+        to.option(result.expires_at.as_deref(), |to, at| {
             // An expiry before 1970 is as much past as one in 1970.
             let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
             to.u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
@@ -227,12 +227,12 @@ impl Wire for StoredResult {
         Some(Self {
             began,
             sent_at,
-            result: SharedResult {
+            result: Facts {
                 org,
-                user,
+                user: user.map(Box::new),
                 key_id,
                 scopes,
-                expires_at,
+                expires_at: expires_at.map(Box::new),
             },
         })
     }
@@ -258,7 +258,7 @@ impl Wire for Subject {
 
     fn read(from: &mut Reader<'_>) -> Option<Self> {
         Some(match from.u8()? {
-            0 => Self::Key(KeyFingerprint::from_bytes(from.array()?)),
+            0 => Self::Key(KeyDigest::from_bytes(from.array()?)),
             1 => Self::KeyId(from.key_id()?),
             2 => Self::Org(from.org()?),
             _ => return None,
@@ -366,12 +366,12 @@ mod tests {
         StoredResult {
             began: POSITION,
             sent_at: 1_800_000_000_000,
-            result: SharedResult {
+            result: Facts {
                 org: Some(OrgCode::from_static("org_1")),
-                user: Some("kp_1".into()),
+                user: Some(Box::new("kp_1".into())),
                 key_id: Some(KeyId::from_static("id_1")),
                 scopes: Scopes::from_names(["read:a", "write:a"]),
-                expires_at: Some(UNIX_EPOCH + Duration::from_secs(1_900_000_000)),
+                expires_at: Some(Box::new(UNIX_EPOCH + Duration::from_secs(1_900_000_000))),
             },
         }
     }
@@ -391,12 +391,12 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         returns(&stored());
         let bare = StoredResult {
-            result: SharedResult::default(),
+            result: Facts::default(),
             ..stored()
         };
         returns(&bare);
         let subjects = [
-            Subject::Key(KeyFingerprint::from_bytes([1; 16])),
+            Subject::Key(KeyDigest::from_bytes([1; 16])),
             Subject::KeyId(KeyId::from_static("id_1")),
             Subject::Org(OrgCode::from_static("org_1")),
         ];
@@ -432,9 +432,9 @@ mod tests {
     #[test]
     fn too_long_parts_are_rejected() {
         let long = StoredResult {
-            result: SharedResult {
-                user: Some("u".repeat(MAX_USER_LEN + 1).into()),
-                ..SharedResult::default()
+            result: Facts {
+                user: Some(Box::new("u".repeat(MAX_USER_LEN + 1).into())),
+                ..Facts::default()
             },
             ..stored()
         };

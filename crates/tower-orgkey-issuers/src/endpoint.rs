@@ -283,7 +283,6 @@ impl EndpointBuilder {
 
     /// Presents a client's id and secret by HTTP Basic authentication, both form-urlencoded first (RFC 6749 §2.3.1).
     #[cfg(feature = "introspection")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "introspection")))]
     pub fn client_credentials(
         mut self,
         client_id: impl AsRef<str>,

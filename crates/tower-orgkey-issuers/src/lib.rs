@@ -31,15 +31,12 @@
 )]
 
 #[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod conformance;
 #[cfg(feature = "http")]
 mod endpoint;
 #[cfg(feature = "http")]
-#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod fields;
 #[cfg(feature = "introspection")]
-#[cfg_attr(docsrs, doc(cfg(feature = "introspection")))]
 pub mod introspection;
 // An empty module: the page is part of the documentation.
 #[cfg(doc)]
@@ -48,14 +45,11 @@ pub mod own_issuer {}
 #[cfg(any(feature = "introspection", feature = "unkey"))]
 mod members;
 #[cfg(feature = "unkey")]
-#[cfg_attr(docsrs, doc(cfg(feature = "unkey")))]
 pub mod unkey;
 #[cfg(feature = "workos")]
-#[cfg_attr(docsrs, doc(cfg(feature = "workos")))]
 pub mod workos;
 
 #[cfg(feature = "http")]
-#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use self::endpoint::{Endpoint, EndpointBuilder, Reply};
 
 /// Compiles the examples of the README.

@@ -60,7 +60,6 @@ mod operations;
 mod scheme;
 
 #[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub use self::check::{assert_documented, undocumented};
 pub use self::guarded::Guarded;
 pub use self::operation_scope::{OperationScopeError, operation_scope, operation_scopes};

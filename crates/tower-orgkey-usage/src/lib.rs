@@ -118,7 +118,6 @@ mod stripe;
 mod table;
 pub mod telemetry;
 #[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod test_util;
 mod wall_clock;
 
@@ -126,10 +125,8 @@ pub use self::account::{Account, KeyName, Route};
 pub use self::counts::{Counts, DURATION_BOUNDS_MS};
 pub use self::future::ResponseFuture;
 #[cfg(feature = "http-meter")]
-#[cfg_attr(docsrs, doc(cfg(feature = "http-meter")))]
 pub use self::http_meter::{HttpMeter, HttpMeterBuilder, HttpReply};
 #[cfg(feature = "kinde-billing")]
-#[cfg_attr(docsrs, doc(cfg(feature = "kinde-billing")))]
 pub use self::kinde_billing::{
     HoldReason, KindeBillingBuilder, KindeBillingSender, KindeBillingSink, Ledger, MaybeAdded,
     OrgTotal, PeriodTotal, RecordUnits, ResumeError, SendReport, Totals, TotalsError, TotalsFile,
@@ -137,7 +134,6 @@ pub use self::kinde_billing::{
 };
 pub use self::layer::{UsageHandle, UsageLayer, UsageLayerBuilder, UsageStats};
 #[cfg(feature = "openmeter")]
-#[cfg_attr(docsrs, doc(cfg(feature = "openmeter")))]
 pub use self::openmeter::{OpenMeterSink, OpenMeterSinkBuilder};
 pub use self::parked::{ParkReason, ParkedRecord, Settlement};
 pub use self::pusher::{ParkedRecords, PushReport, UsagePusher, UsagePusherBuilder};
@@ -147,5 +143,4 @@ pub use self::sink::{PushError, PushErrorKind, UsageSink};
 pub use self::snapshot::{UsageLine, UsageSnapshot};
 pub use self::spool::{SpoolFile, SpoolFileError};
 #[cfg(feature = "stripe")]
-#[cfg_attr(docsrs, doc(cfg(feature = "stripe")))]
 pub use self::stripe::{StripeCustomer, StripeSink, StripeSinkBuilder};

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -99,30 +98,19 @@ pin_project! {
 impl<F, O: Observer> ObservedFuture<F, O> {
     /// Calls the inner service. A panic in the call itself is reported too.
     pub fn call(observer: O, call: impl FnOnce() -> F) -> Self {
-        let mut guard = PanicGuard(Some(observer));
+        let mut observer = Some(observer);
+        let mut guard = PanicGuard(Some(&mut observer));
         let future = call();
-        Self {
-            future,
-            observer: guard.0.take(),
-        }
+        guard.0 = None;
+        drop(guard);
+        Self { future, observer }
     }
 }
 
-/// Reports a panic if it is dropped before the observer is taken out.
-struct PanicGuard<O: Observer>(Option<O>);
+/// Reports a panic if it is dropped before the reference is taken out.
+struct PanicGuard<'a, O: Observer>(Option<&'a mut Option<O>>);
 
-impl<O: Observer> Drop for PanicGuard<O> {
-    fn drop(&mut self) {
-        if let Some(observer) = self.0.take() {
-            observer.ended_early(EarlyEnd::Panicked);
-        }
-    }
-}
-
-/// The same while the inner future is polled. Only a reference, so that a poll does not move the observer.
-struct PollGuard<'a, O: Observer>(Option<&'a mut Option<O>>);
-
-impl<O: Observer> Drop for PollGuard<'_, O> {
+impl<O: Observer> Drop for PanicGuard<'_, O> {
     fn drop(&mut self) {
         // Reported while the panic unwinds: whoever catches it may drop the future much later.
         if let Some(observer) = self.0.take().and_then(Option::take) {
@@ -140,7 +128,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut guard = PollGuard(Some(this.observer));
+        let mut guard = PanicGuard(Some(this.observer));
         let result = this.future.poll(cx);
         let observer = guard.0.take();
         let result = ready!(result);
@@ -157,8 +145,4 @@ where
     }
 }
 
-impl<F, O: Observer> fmt::Debug for ObservedFuture<F, O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObservedFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!([F, O: Observer] ObservedFuture<F, O>);

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -43,11 +42,7 @@ impl<S> Layer<S> for ObserverLayer {
     }
 }
 
-impl fmt::Debug for ObserverLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObserverLayer").finish_non_exhaustive()
-    }
-}
+impl_debug!(ObserverLayer);
 
 /// The service of [`ObserverLayer`].
 #[derive(Clone, Debug)]

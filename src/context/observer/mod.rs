@@ -70,7 +70,6 @@ mod layer;
 mod outer;
 mod requirement;
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -89,10 +88,10 @@ static IS_USED: AtomicBool = AtomicBool::new(false);
 /// What [`ApiKeyLayer`](crate::ApiKeyLayer) and the guards record about one request.
 ///
 /// Clones share the same record. See the [module documentation](crate::observer).
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RequestObservation(Arc<Observed>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Observed {
     record: Mutex<Record>,
     /// How many times an `ApiKeyLayer` let the request through, or a layer rejected it for what it is.
@@ -121,7 +120,7 @@ impl Record {
 type Callback = Arc<dyn Fn(&OrgContext) + Send + Sync>;
 
 /// What is recorded about a request so far. See [`RequestObservation::read`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Recorded<'a>(&'a Record);
 
 impl<'a> Recorded<'a> {
@@ -149,16 +148,13 @@ impl<'a> Recorded<'a> {
     }
 }
 
-impl fmt::Debug for Recorded<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorded")
-            .field("caller", &self.caller())
-            .field("requirements", self.requirements())
-            .field("operation", &self.operation())
-            .field("is_being_verified", &self.is_being_verified())
-            .finish()
-    }
-}
+impl_debug!(Record, |record| {
+    caller: record.caller,
+    requirements: record.requirements,
+    operation: record.operation,
+    rejection: record.rejection,
+    is_waiting: record.is_waiting
+});
 
 /// Who made a request that [`ApiKeyLayer`](crate::ApiKeyLayer) let through.
 #[derive(Clone, Debug)]
@@ -388,17 +384,6 @@ impl RequestObservation {
 
     fn decisions(&self) -> u32 {
         self.0.decisions.load(Ordering::Relaxed)
-    }
-}
-
-impl fmt::Debug for RequestObservation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = self.record();
-        f.debug_struct("RequestObservation")
-            .field("caller", &record.caller)
-            .field("requirements", &record.requirements)
-            .field("rejection", &record.rejection)
-            .finish_non_exhaustive()
     }
 }
 

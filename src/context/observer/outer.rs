@@ -1,4 +1,3 @@
-use std::fmt;
 use std::ops::Deref;
 
 use http::{Extensions, Response};
@@ -30,6 +29,7 @@ use crate::telemetry;
 ///     Ok(response)
 /// }
 /// ```
+#[derive(Debug)]
 pub struct OuterObservation {
     observation: RequestObservation,
     layer: &'static str,
@@ -92,15 +92,5 @@ impl Deref for OuterObservation {
 
     fn deref(&self) -> &RequestObservation {
         &self.observation
-    }
-}
-
-impl fmt::Debug for OuterObservation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OuterObservation")
-            .field("observation", &self.observation)
-            .field("layer", &self.layer)
-            .field("is_inside", &self.decisions_outside.is_some())
-            .finish()
     }
 }

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,10 +134,4 @@ impl KeyReconcilerBuilder {
     }
 }
 
-impl fmt::Debug for KeyReconcilerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyReconcilerBuilder")
-            .field("period", &self.settings.period)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(KeyReconcilerBuilder, |builder| { period: builder.settings.period });

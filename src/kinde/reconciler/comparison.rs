@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::KeyReconciler;
 use crate::handle::{ApiKeyHandle, CachedKey};
 use crate::identifier::KeyId;
-use crate::kinde::token::{Credentials, Token};
+use crate::kinde::token::Token;
 use crate::kinde::wire::{ListReading, ListedKey, Page, read_list};
 use crate::telemetry::reconciler as telemetry;
 use crate::verify::VerifyError;
@@ -69,20 +69,16 @@ impl KeyReconciler {
         let Some(token) = self.kinde.credentials.token().await? else {
             return Err(token_rejected());
         };
-        match self.call(after, &token).await? {
-            ListReading::Page(page) => return Ok(page),
-            ListReading::CannotTell(error) => return Err(error),
-            ListReading::TokenRejected => {}
-        }
-        // The token may have been revoked early, or issued without its scopes.
-        let Credentials::Client(source) = &self.kinde.credentials else {
-            return Err(token_rejected());
-        };
+        let mut reading = self.call(after, &token).await?;
         let renewals = &mut self.renewals;
-        let Some(renewed) = source.renew(token.id, |now| renewals.allow(now)).await? else {
-            return Err(token_rejected());
-        };
-        match self.call(after, &renewed).await? {
+        let allow = |now| renewals.allow(now);
+        // The token may have been revoked early, or issued without its scopes.
+        if let ListReading::TokenRejected = reading
+            && let Some(renewed) = self.kinde.credentials.renew(token.id, allow).await?
+        {
+            reading = self.call(after, &renewed).await?;
+        }
+        match reading {
             ListReading::Page(page) => Ok(page),
             ListReading::CannotTell(error) => Err(error),
             ListReading::TokenRejected => Err(token_rejected()),

@@ -188,6 +188,50 @@ fn is_valid_status_and_code_decide() {
 }
 
 #[test]
+fn invalid_needs_a_body_of_valid_json() {
+    for user in [r#""\ud800""#, "1e999", "nul"] {
+        let body = format!(r#"{{"is_valid":false,"user_id":{user}}}"#);
+        assert_eq!(meaning(&body), "cannot tell", "{body}");
+    }
+}
+
+#[test]
+fn arrays_are_not_read_as_objects() {
+    let key_id = KeyId::from_static("api_key_1");
+    // The fields of a record in their order.
+    let record = r#"["api_key_1","active",null,["a"]]"#;
+    for body in [record.to_owned(), format!(r#"{{"api_key":{record}}}"#)] {
+        let reading = read_key(&reply(200, &body), &key_id, None, "a");
+        assert!(matches!(reading, KeyReading::CannotTell(_)), "{body}");
+    }
+    let list = r#"{"api_keys":[["api_key_1","active","abcd"]],"has_more":false}"#;
+    let reading = read_list(&reply(200, list));
+    assert!(matches!(reading, ListReading::CannotTell(_)));
+}
+
+#[test]
+fn errors_are_one_object_or_an_array_of_them() {
+    for (errors, is_about_key) in [
+        (r#"[{"code":"API_KEY_NOT_FOUND"}]"#, true),
+        (r#"{"code":"API_KEY_NOT_FOUND"}"#, true),
+        (
+            r#"[{"code":"API_KEY_NOT_FOUND"},{"code":"ROUTE_NOT_FOUND"}]"#,
+            false,
+        ),
+        (r#"{"code":"ROUTE_NOT_FOUND"}"#, false),
+        (r#"[{"code":5}]"#, false),
+        (r#""API_KEY_NOT_FOUND""#, false),
+        ("[]", false),
+        ("{}", false),
+        ("null", false),
+    ] {
+        let reading = read_verify(&reply(404, format!(r#"{{"errors":{errors}}}"#)));
+        let is_unconfirmed = matches!(reading, VerifyReading::Unconfirmed);
+        assert_eq!(is_unconfirmed, is_about_key, "{errors}");
+    }
+}
+
+#[test]
 fn only_replies_of_verify_are_about_a_key() {
     for body in ["", "[]", "<html>", "{}", r#"{"is_valid":1}"#] {
         let reply = reply(200, body);

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -79,10 +78,4 @@ impl<B: Body> Body for PermitBody<B> {
     }
 }
 
-impl<B: fmt::Debug> fmt::Debug for PermitBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PermitBody")
-            .field("body", &self.body)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!([B: std::fmt::Debug] PermitBody<B>, |body| { body: body.body });

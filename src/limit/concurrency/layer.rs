@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,7 +77,6 @@ impl OrgConcurrencyLimitLayer {
     ///     OrgConcurrencyLimitLayer::from_settings(|_: &OrgContext, plan: &Plan| Some(plan.exports));
     /// ```
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn from_settings<T: Send + Sync + 'static>(
         limit: impl Fn(&OrgContext, &T) -> Option<usize> + Send + Sync + 'static,
     ) -> Self {
@@ -87,7 +85,6 @@ impl OrgConcurrencyLimitLayer {
 
     /// Like [`from_settings`](Self::from_settings), but limits each key.
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn per_key_from_settings<T: Send + Sync + 'static>(
         limit: impl Fn(&OrgContext, &T) -> Option<usize> + Send + Sync + 'static,
     ) -> Self {
@@ -145,11 +142,4 @@ impl<S> Layer<S> for OrgConcurrencyLimitLayer {
     }
 }
 
-impl fmt::Debug for OrgConcurrencyLimitLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgConcurrencyLimitLayer")
-            .field("per", &self.core.per)
-            .field("accounts", &self.accounts())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(OrgConcurrencyLimitLayer, |layer| { per: layer.core.per, accounts: layer.accounts() });

@@ -7,9 +7,8 @@ use tower_service::Service;
 use super::body::PermitBody;
 use super::future::OrgConcurrencyLimitFuture;
 use super::layer::OrgConcurrencyLimitLayer;
-use crate::context::observer::RequestObservation;
+use crate::context::OrgContext;
 use crate::guard::GuardFuture;
-use crate::limit::subject::caller;
 use crate::rejection::RejectionBody;
 
 /// The service of [`OrgConcurrencyLimitLayer`]. See the [module documentation](crate::limit).
@@ -42,7 +41,7 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let extensions = request.extensions();
-        let permit = match caller(extensions, "OrgConcurrencyLimitLayer") {
+        let permit = match OrgContext::optional_in_layer(extensions, "OrgConcurrencyLimitLayer") {
             Ok(Some(context)) => self.limit.acquire(extensions, context),
             Ok(None) => Ok(None),
             Err(rejection) => Err(rejection),
@@ -53,7 +52,7 @@ where
                 permit,
             },
             Err(rejection) => OrgConcurrencyLimitFuture {
-                guarded: GuardFuture::reject(RequestObservation::rejected(extensions, rejection)),
+                guarded: GuardFuture::rejected(extensions, rejection),
                 permit: None,
             },
         }

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use super::layer::{Core, OrgRateLimitLayer, QuotaFn};
@@ -116,12 +115,8 @@ impl OrgRateLimitLayerBuilder {
     }
 }
 
-impl fmt::Debug for OrgRateLimitLayerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgRateLimitLayerBuilder")
-            .field("per", &self.per)
-            .field("fields", &self.fields)
-            .field("capacity", &self.capacity)
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(OrgRateLimitLayerBuilder, |builder| {
+    per: builder.per,
+    fields: builder.fields,
+    capacity: builder.capacity
+});

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -39,8 +38,4 @@ where
     }
 }
 
-impl<F> fmt::Debug for OrgRateLimitFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgRateLimitFuture").finish_non_exhaustive()
-    }
-}
+impl_debug!([F] OrgRateLimitFuture<F>);

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use http::Extensions;
@@ -12,7 +11,7 @@ use crate::limit::account::Decision;
 use crate::limit::accounts::Accounts;
 use crate::limit::quota::Quota;
 use crate::limit::ratelimit_fields::{PolicyName, RateLimitFields};
-use crate::limit::subject::{Per, SubjectRef, caller};
+use crate::limit::subject::{Per, SubjectRef};
 use crate::rejection::Rejection;
 #[cfg(feature = "settings")]
 use crate::settings::OrgSettings;
@@ -105,7 +104,6 @@ impl OrgRateLimitLayer {
     /// });
     /// ```
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn from_settings<T: Send + Sync + 'static>(
         quota: impl Fn(&OrgContext, &T) -> Option<Quota> + Send + Sync + 'static,
     ) -> Self {
@@ -114,7 +112,6 @@ impl OrgRateLimitLayer {
 
     /// Like [`from_settings`](Self::from_settings), but returns a builder, to change the defaults.
     #[cfg(feature = "settings")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "settings")))]
     pub fn builder_from_settings<T: Send + Sync + 'static>(
         quota: impl Fn(&OrgContext, &T) -> Option<Quota> + Send + Sync + 'static,
     ) -> OrgRateLimitLayerBuilder {
@@ -125,10 +122,8 @@ impl OrgRateLimitLayer {
     }
 
     fn with_defaults(builder: OrgRateLimitLayerBuilder) -> Self {
-        match builder.build() {
-            Ok(layer) => layer,
-            Err(error) => unreachable!("the defaults are valid: {error}"),
-        }
+        let layer = builder.build();
+        layer.unwrap_or_else(|error| unreachable!("the defaults are valid: {error}"))
     }
 
     pub(super) fn from_core(core: Arc<Core>) -> Self {
@@ -148,7 +143,7 @@ impl OrgRateLimitLayer {
         extensions: &Extensions,
     ) -> Result<Option<Box<RateLimitFields>>, Rejected> {
         let core = &*self.core;
-        let Some(context) = caller(extensions, "OrgRateLimitLayer")? else {
+        let Some(context) = OrgContext::optional_in_layer(extensions, "OrgRateLimitLayer")? else {
             return Ok(None);
         };
         let Some(quota) = (core.quota)(extensions, context)? else {
@@ -180,11 +175,4 @@ impl<S> Layer<S> for OrgRateLimitLayer {
     }
 }
 
-impl fmt::Debug for OrgRateLimitLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrgRateLimitLayer")
-            .field("per", &self.core.per)
-            .field("accounts", &self.accounts())
-            .finish_non_exhaustive()
-    }
-}
+impl_debug!(OrgRateLimitLayer, |layer| { per: layer.core.per, accounts: layer.accounts() });

@@ -5,7 +5,6 @@ use tower_service::Service;
 
 use super::future::OrgRateLimitFuture;
 use super::layer::{OrgRateLimitLayer, Rejected};
-use crate::context::observer::RequestObservation;
 use crate::guard::GuardFuture;
 use crate::rejection::RejectionBody;
 
@@ -44,10 +43,7 @@ where
                 fields,
             },
             Err(Rejected { rejection, fields }) => OrgRateLimitFuture {
-                guarded: GuardFuture::reject(RequestObservation::rejected(
-                    request.extensions(),
-                    rejection,
-                )),
+                guarded: GuardFuture::rejected(request.extensions(), rejection),
                 fields,
             },
         }

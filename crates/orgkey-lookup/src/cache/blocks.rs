@@ -8,7 +8,6 @@
 //! lower version, in the store, in flight or taken by a waiter. A block invalidates, too, so that no result from before a
 //! block is served after it.
 
-use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::atomic::Ordering;
@@ -32,6 +31,17 @@ pub struct BlockListFull {
     pub(super) what: &'static str,
 }
 
+/// What a block or an invalidation is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a, K> {
+    /// One key.
+    Key(K),
+    /// All keys with this identifier.
+    KeyId(&'a str),
+    /// All keys of this organization.
+    Organization(&'a str),
+}
+
 /// What the blocks and invalidations say about an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockStatus {
@@ -40,25 +50,26 @@ pub(crate) enum BlockStatus {
     Invalidated,
 }
 
-#[derive(Debug)]
 pub(super) struct Blocks<S: Source> {
     version: AtomicU64,
     tables: RwLock<Tables<S::Key>>,
     watchers: Arc<Watchers<S::Key>>,
 }
 
-#[derive(Debug)]
 struct Tables<K> {
-    blocked_keys: HashSet<K>,
-    blocked_ids: HashSet<Box<str>>,
-    blocked_orgs: HashSet<Box<str>>,
-    invalidated_keys: HashMap<K, Invalidation>,
-    invalidated_ids: HashMap<Box<str>, Invalidation>,
-    invalidated_orgs: HashMap<Box<str>, Invalidation>,
+    keys: Table<K>,
+    ids: Table<Box<str>>,
+    orgs: Table<Box<str>>,
     invalidated_all: u64,
     all_invalidated_at: Option<Tick>,
     /// Results of lookups that began at a lower version are due for a refresh since this time.
     due: Option<Invalidation>,
+}
+
+/// The blocks and invalidations of one kind.
+struct Table<T> {
+    blocked: HashSet<T>,
+    invalidated: HashMap<T, Invalidation>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -70,15 +81,21 @@ struct Invalidation {
 impl<K> Default for Tables<K> {
     fn default() -> Self {
         Self {
-            blocked_keys: HashSet::new(),
-            blocked_ids: HashSet::new(),
-            blocked_orgs: HashSet::new(),
-            invalidated_keys: HashMap::new(),
-            invalidated_ids: HashMap::new(),
-            invalidated_orgs: HashMap::new(),
+            keys: Table::default(),
+            ids: Table::default(),
+            orgs: Table::default(),
             invalidated_all: 0,
             all_invalidated_at: None,
             due: None,
+        }
+    }
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            blocked: HashSet::new(),
+            invalidated: HashMap::new(),
         }
     }
 }
@@ -131,7 +148,7 @@ impl<S: Source> Blocks<S> {
 
     pub(crate) fn is_key_blocked(&self, key: &S::Key) -> bool {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        tables.blocked_keys.contains(key)
+        tables.keys.blocked.contains(key)
     }
 
     /// Returns since when the entry is due for a refresh.
@@ -157,69 +174,42 @@ impl<S: Source> Blocks<S> {
         }
     }
 
-    pub(crate) fn block_key(&self, key: &S::Key, at: InvalidatedAt) -> Result<u64, BlockListFull> {
+    /// Blocks and invalidates. Returns the version of the update.
+    pub(crate) fn block(
+        &self,
+        target: Target<'_, &S::Key>,
+        at: InvalidatedAt,
+    ) -> Result<u64, BlockListFull> {
         self.update(|tables, version| {
-            block(&mut tables.blocked_keys, key.clone(), "keys")?;
-            tables.invalidate_key(key, version, at);
+            match target {
+                Target::Key(key) => tables.keys.block(key.clone(), "keys"),
+                Target::KeyId(id) => tables.ids.block(id.into(), "key ids"),
+                Target::Organization(org) => tables.orgs.block(org.into(), "organizations"),
+            }?;
+            tables.invalidate(target, version, at);
             Ok(version)
         })
     }
 
-    pub(crate) fn block_id(&self, id: &str, at: InvalidatedAt) -> Result<u64, BlockListFull> {
-        self.update(|tables, version| {
-            block(&mut tables.blocked_ids, id.into(), "key ids")?;
-            tables.invalidate_id(id, version, at);
-            Ok(version)
+    /// Returns whether it was blocked.
+    pub(crate) fn unblock(&self, target: Target<'_, &S::Key>) -> bool {
+        self.update(|tables, _| match target {
+            Target::Key(key) => tables.keys.blocked.remove(key),
+            Target::KeyId(id) => tables.ids.blocked.remove(id),
+            Target::Organization(org) => tables.orgs.blocked.remove(org),
         })
     }
 
-    pub(crate) fn block_org(&self, org: &str, at: InvalidatedAt) -> Result<u64, BlockListFull> {
+    /// Invalidates under one version, so that waiting streams are woken once. Returns the version.
+    pub(crate) fn invalidate<'a>(
+        &self,
+        targets: impl IntoIterator<Item = Target<'a, &'a S::Key>>,
+        at: InvalidatedAt,
+    ) -> u64 {
         self.update(|tables, version| {
-            block(&mut tables.blocked_orgs, org.into(), "organizations")?;
-            tables.invalidate_org(org, version, at);
-            Ok(version)
-        })
-    }
-
-    pub(crate) fn unblock_key(&self, key: &S::Key) -> bool {
-        self.update(|tables, _| tables.blocked_keys.remove(key))
-    }
-
-    pub(crate) fn unblock_id(&self, id: &str) -> bool {
-        self.update(|tables, _| tables.blocked_ids.remove(id))
-    }
-
-    pub(crate) fn unblock_org(&self, org: &str) -> bool {
-        self.update(|tables, _| tables.blocked_orgs.remove(org))
-    }
-
-    /// Invalidates the results of a key. Returns the version of the update, like its siblings.
-    pub(crate) fn invalidate_key(&self, key: &S::Key, at: InvalidatedAt) -> u64 {
-        self.update(|tables, version| {
-            tables.invalidate_key(key, version, at);
-            version
-        })
-    }
-
-    /// Invalidates keys under one version, so that waiting streams are woken once.
-    pub(crate) fn invalidate_keys(&self, keys: &[S::Key], at: InvalidatedAt) {
-        self.update(|tables, version| {
-            for key in keys {
-                tables.invalidate_key(key, version, at);
+            for target in targets {
+                tables.invalidate(target, version, at);
             }
-        });
-    }
-
-    pub(crate) fn invalidate_id(&self, id: &str, at: InvalidatedAt) -> u64 {
-        self.update(|tables, version| {
-            tables.invalidate_id(id, version, at);
-            version
-        })
-    }
-
-    pub(crate) fn invalidate_org(&self, org: &str, at: InvalidatedAt) -> u64 {
-        self.update(|tables, version| {
-            tables.invalidate_org(org, version, at);
             version
         })
     }
@@ -277,16 +267,14 @@ pub(crate) struct InvalidatedAt {
 impl<K: Eq + Hash + Clone> Tables<K> {
     fn status<S: Source<Key = K>>(&self, entry: &Entry<S>) -> BlockStatus {
         let (id, org) = (entry.value.key_id(), entry.value.organization());
-        let is_blocked = self.blocked_keys.contains(&entry.key)
-            || id.is_some_and(|id| self.blocked_ids.contains(id))
-            || org.is_some_and(|org| self.blocked_orgs.contains(org));
+        let is_blocked = self.keys.blocked.contains(&entry.key)
+            || id.is_some_and(|id| self.ids.blocked.contains(id))
+            || org.is_some_and(|org| self.orgs.blocked.contains(org));
         if is_blocked {
             return BlockStatus::Blocked;
         }
         let is_invalidated = self.invalidated_all > entry.began
-            || applies(&self.invalidated_keys, Some(&entry.key), entry.began)
-            || applies(&self.invalidated_ids, id, entry.began)
-            || applies(&self.invalidated_orgs, org, entry.began);
+            || self.of(entry).any(|earlier| earlier.version > entry.began);
         if is_invalidated {
             BlockStatus::Invalidated
         } else {
@@ -295,22 +283,19 @@ impl<K: Eq + Hash + Clone> Tables<K> {
     }
 
     fn is_invalidated_since_sent<S: Source<Key = K>>(&self, entry: &Entry<S>) -> bool {
-        fn at<K: Eq + Hash + Borrow<Q>, Q: Eq + Hash + ?Sized>(
-            invalidations: &HashMap<K, Invalidation>,
-            what: Option<&Q>,
-        ) -> Option<Tick> {
-            what.and_then(|what| invalidations.get(what))
-                .map(|invalidation| invalidation.at)
-        }
-        [
-            self.all_invalidated_at,
-            at(&self.invalidated_keys, Some(&entry.key)),
-            at(&self.invalidated_ids, entry.value.key_id()),
-            at(&self.invalidated_orgs, entry.value.organization()),
-        ]
-        .into_iter()
-        .flatten()
-        .any(|at| at >= entry.sent_at)
+        self.all_invalidated_at
+            .into_iter()
+            .chain(self.of(entry).map(|earlier| earlier.at))
+            .any(|at| at >= entry.sent_at)
+    }
+
+    /// Returns the invalidations of the entry's key, id and organization.
+    fn of<S: Source<Key = K>>(&self, entry: &Entry<S>) -> impl Iterator<Item = &Invalidation> {
+        let (id, org) = (entry.value.key_id(), entry.value.organization());
+        let key = self.keys.invalidated.get(&entry.key);
+        key.into_iter()
+            .chain(id.and_then(|id| self.ids.invalidated.get(id)))
+            .chain(org.and_then(|org| self.orgs.invalidated.get(org)))
     }
 
     /// Returns since when the entry is due for a refresh.
@@ -319,20 +304,13 @@ impl<K: Eq + Hash + Clone> Tables<K> {
         due.map(|due| due.at)
     }
 
-    fn invalidate_key(&mut self, key: &K, version: u64, at: InvalidatedAt) {
-        if !insert(&mut self.invalidated_keys, key.clone(), version, at) {
-            self.invalidate_all(version, at.now);
-        }
-    }
-
-    fn invalidate_id(&mut self, id: &str, version: u64, at: InvalidatedAt) {
-        if !insert(&mut self.invalidated_ids, id.into(), version, at) {
-            self.invalidate_all(version, at.now);
-        }
-    }
-
-    fn invalidate_org(&mut self, org: &str, version: u64, at: InvalidatedAt) {
-        if !insert(&mut self.invalidated_orgs, org.into(), version, at) {
+    fn invalidate(&mut self, target: Target<'_, &K>, version: u64, at: InvalidatedAt) {
+        let has_room = match target {
+            Target::Key(key) => self.keys.invalidate(key.clone(), version, at),
+            Target::KeyId(id) => self.ids.invalidate(id.into(), version, at),
+            Target::Organization(org) => self.orgs.invalidate(org.into(), version, at),
+        };
+        if !has_room {
             self.invalidate_all(version, at.now);
         }
     }
@@ -340,63 +318,41 @@ impl<K: Eq + Hash + Clone> Tables<K> {
     fn invalidate_all(&mut self, version: u64, now: Tick) {
         self.invalidated_all = version;
         self.all_invalidated_at = Some(now);
-        self.invalidated_keys.clear();
-        self.invalidated_ids.clear();
-        self.invalidated_orgs.clear();
+        self.keys.invalidated.clear();
+        self.ids.invalidated.clear();
+        self.orgs.invalidated.clear();
     }
 }
 
-fn block<T: Eq + Hash>(
-    blocked: &mut HashSet<T>,
-    what: T,
-    name: &'static str,
-) -> Result<(), BlockListFull> {
-    if blocked.len() >= MAX_BLOCKS && !blocked.contains(&what) {
-        return Err(BlockListFull { what: name });
-    }
-    blocked.insert(what);
-    Ok(())
-}
-
-fn applies<K, Q>(invalidations: &HashMap<K, Invalidation>, what: Option<&Q>, began: u64) -> bool
-where
-    K: Eq + Hash + Borrow<Q>,
-    Q: Eq + Hash + ?Sized,
-{
-    // Most of the time there are none.
-    !invalidations.is_empty()
-        && what
-            .and_then(|what| invalidations.get(what))
-            .is_some_and(|invalidation| invalidation.version > began)
-}
-
-/// Inserts an invalidation. Returns whether there was room.
-fn insert<K: Eq + Hash>(
-    invalidations: &mut HashMap<K, Invalidation>,
-    what: K,
-    version: u64,
-    at: InvalidatedAt,
-) -> bool {
-    if invalidations.len() >= MAX_INVALIDATIONS && !invalidations.contains_key(&what) {
-        invalidations.retain(|_, earlier| at.now.since(earlier.at) <= at.holds);
-        if invalidations.len() >= MAX_INVALIDATIONS {
-            return false;
+impl<T: Eq + Hash> Table<T> {
+    fn block(&mut self, what: T, name: &'static str) -> Result<(), BlockListFull> {
+        if self.blocked.len() >= MAX_BLOCKS && !self.blocked.contains(&what) {
+            return Err(BlockListFull { what: name });
         }
+        self.blocked.insert(what);
+        Ok(())
     }
-    invalidations.insert(
-        what,
-        Invalidation {
-            version,
-            at: at.now,
-        },
-    );
-    true
+
+    /// Inserts an invalidation. Returns whether there was room.
+    fn invalidate(&mut self, what: T, version: u64, at: InvalidatedAt) -> bool {
+        let all = &mut self.invalidated;
+        if all.len() >= MAX_INVALIDATIONS && !all.contains_key(&what) {
+            all.retain(|_, earlier| at.now.since(earlier.at) <= at.holds);
+            if all.len() >= MAX_INVALIDATIONS {
+                return false;
+            }
+        }
+        let at = at.now;
+        all.insert(what, Invalidation { version, at });
+        true
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use super::Target::{Key, KeyId, Organization};
     use super::*;
     use crate::kit::{Facts, LIFETIMES, TestSource, test_key};
 
@@ -416,12 +372,12 @@ mod tests {
         let old = entry("org_a", "id_1", blocks.version());
         let neighbour = entry("org_b", "id_2", blocks.version());
         assert_eq!(blocks.status(&old), BlockStatus::Clear);
-        blocks.invalidate_org("org_a", NOW);
+        blocks.invalidate([Organization("org_a")], NOW);
         assert_eq!(blocks.status(&old), BlockStatus::Invalidated);
         assert_eq!(blocks.status(&neighbour), BlockStatus::Clear);
         let new = entry("org_a", "id_1", blocks.version());
         assert_eq!(blocks.status(&new), BlockStatus::Clear);
-        blocks.invalidate_id("id_1", NOW);
+        blocks.invalidate([KeyId("id_1")], NOW);
         assert_eq!(blocks.status(&new), BlockStatus::Invalidated);
         blocks.invalidate_all(NOW.now);
         assert_eq!(blocks.status(&neighbour), BlockStatus::Invalidated);
@@ -436,18 +392,18 @@ mod tests {
         let blocks = Blocks::<TestSource>::default();
         let org = "org_a";
         let old = entry("org_a", "id_1", blocks.version());
-        blocks.block_org(org, NOW).unwrap();
+        blocks.block(Organization(org), NOW).unwrap();
         let during = entry("org_a", "id_1", blocks.version());
         assert_eq!(
             (blocks.status(&old), blocks.status(&during)),
             (BlockStatus::Blocked, BlockStatus::Blocked)
         );
-        assert!(blocks.unblock_org(org));
+        assert!(blocks.unblock(Organization(org)));
         assert_eq!(
             (blocks.status(&old), blocks.status(&during)),
             (BlockStatus::Invalidated, BlockStatus::Clear)
         );
-        assert!(!blocks.unblock_org(org));
+        assert!(!blocks.unblock(Organization(org)));
     }
 
     #[test]
@@ -455,22 +411,24 @@ mod tests {
         type Update = fn(&Blocks<TestSource>, &Entry<TestSource>);
         let kinds: [(Update, Update); 3] = [
             (
-                |blocks, entry| assert!(blocks.block_key(&entry.key, NOW).is_ok()),
-                |blocks, entry| assert!(blocks.unblock_key(&entry.key)),
+                |blocks, entry| assert!(blocks.block(Key(&entry.key), NOW).is_ok()),
+                |blocks, entry| assert!(blocks.unblock(Key(&entry.key))),
             ),
             (
                 |blocks, entry| {
                     let id = entry.value.key_id().unwrap();
-                    blocks.block_id(id, NOW).unwrap();
+                    blocks.block(KeyId(id), NOW).unwrap();
                 },
-                |blocks, entry| assert!(blocks.unblock_id(entry.value.key_id().unwrap())),
+                |blocks, entry| assert!(blocks.unblock(KeyId(entry.value.key_id().unwrap()))),
             ),
             (
                 |blocks, entry| {
                     let org = entry.value.organization().unwrap();
-                    blocks.block_org(org, NOW).unwrap();
+                    blocks.block(Organization(org), NOW).unwrap();
                 },
-                |blocks, entry| assert!(blocks.unblock_org(entry.value.organization().unwrap())),
+                |blocks, entry| {
+                    assert!(blocks.unblock(Organization(entry.value.organization().unwrap())));
+                },
             ),
         ];
         for (n, (block, unblock)) in kinds.into_iter().enumerate() {
@@ -487,15 +445,15 @@ mod tests {
     fn one_block_too_many_is_an_error() {
         let blocks = Blocks::<TestSource>::default();
         for n in 0..MAX_BLOCKS {
-            blocks.block_id(&n.to_string(), NOW).unwrap();
+            blocks.block(KeyId(&n.to_string()), NOW).unwrap();
         }
-        let full = blocks.block_id("one-more", NOW);
+        let full = blocks.block(KeyId("one-more"), NOW);
         assert_eq!(full, Err(BlockListFull { what: "key ids" }));
         assert_eq!(
             blocks.status(&entry("o", "one-more", blocks.version())),
             BlockStatus::Clear
         );
-        assert!(blocks.block_id("0", NOW).is_ok());
+        assert!(blocks.block(KeyId("0"), NOW).is_ok());
         assert_eq!(
             blocks.status(&entry("o", "0", blocks.version())),
             BlockStatus::Blocked
@@ -507,10 +465,10 @@ mod tests {
         let blocks = Blocks::<TestSource>::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
-            blocks.invalidate_id(&n.to_string(), NOW);
+            blocks.invalidate([KeyId(&n.to_string())], NOW);
         }
         assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
-        blocks.invalidate_id("one-more", NOW);
+        blocks.invalidate([KeyId("one-more")], NOW);
         assert_eq!(blocks.status(&bystander), BlockStatus::Invalidated);
         assert_eq!(
             blocks.status(&entry("o", "one-more", 1)),
@@ -523,11 +481,11 @@ mod tests {
         let blocks = Blocks::<TestSource>::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
-            blocks.invalidate_id(&n.to_string(), NOW);
+            blocks.invalidate([KeyId(&n.to_string())], NOW);
         }
         let again = entry("o", "0", blocks.version());
         assert_eq!(blocks.status(&again), BlockStatus::Clear);
-        blocks.invalidate_id("0", NOW);
+        blocks.invalidate([KeyId("0")], NOW);
         assert_eq!(blocks.status(&again), BlockStatus::Invalidated);
         assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
     }
@@ -539,7 +497,7 @@ mod tests {
         blocks.invalidate_all(NOW.now);
         let after = blocks.version();
         // Another update, so that the versions differ.
-        blocks.invalidate_org("org_a", NOW);
+        blocks.invalidate([Organization("org_a")], NOW);
         assert!(blocks.is_all_invalidated_since(before));
         assert!(!blocks.is_all_invalidated_since(after));
         assert_eq!(
@@ -556,9 +514,9 @@ mod tests {
     fn invalidating_everything_makes_room() {
         type Update = fn(&Blocks<TestSource>, &str) -> u64;
         let kinds: [Update; 3] = [
-            |blocks, name| blocks.invalidate_key(&test_key(name), NOW),
-            |blocks, name| blocks.invalidate_id(name, NOW),
-            |blocks, name| blocks.invalidate_org(name, NOW),
+            |blocks, name| blocks.invalidate([Key(&test_key(name))], NOW),
+            |blocks, name| blocks.invalidate([KeyId(name)], NOW),
+            |blocks, name| blocks.invalidate([Organization(name)], NOW),
         ];
         for (kind, update) in kinds.into_iter().enumerate() {
             let blocks = Blocks::<TestSource>::default();
@@ -580,13 +538,13 @@ mod tests {
         let blocks = Blocks::<TestSource>::default();
         let bystander = entry("o", "bystander", blocks.version());
         for n in 0..MAX_INVALIDATIONS {
-            blocks.invalidate_id(&n.to_string(), NOW);
+            blocks.invalidate([KeyId(&n.to_string())], NOW);
         }
         let later = InvalidatedAt {
             now: Tick(1_501),
             ..NOW
         };
-        blocks.invalidate_id("one-more", later);
+        blocks.invalidate([KeyId("one-more")], later);
         assert_eq!(blocks.status(&bystander), BlockStatus::Clear);
         assert_eq!(
             blocks.status(&entry("o", "one-more", 1)),

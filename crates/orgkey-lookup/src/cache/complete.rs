@@ -12,7 +12,7 @@ use super::unconfirmed::{Followed, Received};
 use super::{Cache, UpstreamOfCache};
 use crate::clock::{Tick, nanos};
 use crate::source::{Answer, Answered, Fetched, Invalid, Position, Source, Telemetry, Value};
-use crate::upstream::{Admission, CannotTell, Priority, Subject};
+use crate::upstream::{Admission, CannotTell, Priority, RETRY_AFTER, Subject};
 
 /// How a verification ended.
 #[derive(Debug)]
@@ -202,7 +202,7 @@ impl<S: Source> Cache<S> {
             Invalid::Undecided {
                 is_misconfigured: true,
             } => CannotTell::misconfigured(),
-            _ => CannotTell::unavailable(self.config.retry_after),
+            _ => CannotTell::unavailable(RETRY_AFTER),
         };
         let received = Received {
             credential,
@@ -390,7 +390,7 @@ impl<S: Source> LookupTask<S> {
         let outcome = match tokio::time::timeout(cache.config.lookup_deadline, verified).await {
             Ok(Ok((answered, sent_at))) => Outcome::Answered(answered, sent_at),
             Ok(Err(cannot_tell)) => Outcome::CannotTell(cannot_tell),
-            Err(_) => Outcome::CannotTell(CannotTell::unavailable(cache.config.retry_after)),
+            Err(_) => Outcome::CannotTell(CannotTell::unavailable(RETRY_AFTER)),
         };
         let stored = match (&outcome, self.position) {
             (Outcome::Answered(answered, sent_at), Some(began)) => match &answered.answer {
@@ -414,8 +414,7 @@ impl<S: Source> LookupTask<S> {
 impl<S: Source> Drop for LookupTask<S> {
     fn drop(&mut self) {
         if !self.lookup.is_complete() {
-            let retry_after = self.cache.config.retry_after;
-            let outcome = Outcome::CannotTell(CannotTell::unavailable(retry_after));
+            let outcome = Outcome::CannotTell(CannotTell::unavailable(RETRY_AFTER));
             self.cache.complete(&self.lookup, &self.key, outcome);
         }
     }
@@ -424,8 +423,8 @@ impl<S: Source> Drop for LookupTask<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::CacheResult;
     use crate::cache::tests::cache;
+    use crate::cache::{CacheResult, Target};
     use crate::kit::{Facts, TestSource, test_key};
 
     type Brought = fn(Tick) -> Outcome<Facts>;
@@ -682,13 +681,13 @@ mod tests {
                 cache.invalidate_all();
             },
             |cache| {
-                cache.invalidate_key(&test_key("some-key"));
+                cache.invalidate(Target::Key(&test_key("some-key")));
             },
             |cache| {
-                cache.invalidate_key_id("id_1");
+                cache.invalidate(Target::KeyId("id_1"));
             },
             |cache| {
-                cache.invalidate_organization("org_a");
+                cache.invalidate(Target::Organization("org_a"));
             },
         ];
         for (nth, invalidate) in kinds.into_iter().enumerate() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Cache;
-use super::blocks::{BlockListFull, InvalidatedAt};
+use super::blocks::{BlockListFull, InvalidatedAt, Target};
 use super::dependents::Dependent;
 use super::stats::Stats;
 use crate::source::{Found, Source};
@@ -12,61 +12,35 @@ use crate::source::{Found, Source};
 /// Blocks and invalidations apply to the first request that begins after the method has returned, whether or not the key is
 /// cached. The result of a lookup in flight is discarded.
 impl<S: Source> Cache<S> {
-    /// Blocks this key. Returns the version of the update, as all methods that block or invalidate do.
-    pub fn block_key(&self, key: &S::Key) -> Result<u64, BlockListFull> {
-        let version = self.blocks.block_key(key, self.invalidated_now())?;
-        self.forget(key);
+    /// Blocks. Returns the version of the update, as all methods that invalidate do.
+    pub fn block(&self, target: Target<'_, &S::Key>) -> Result<u64, BlockListFull> {
+        let version = self.blocks.block(target, self.invalidated_now())?;
+        if let Target::Key(key) = target {
+            self.forget(key);
+        }
         Ok(version)
     }
 
-    /// Blocks all keys with this identifier.
-    pub fn block_key_id(&self, key_id: &str) -> Result<u64, BlockListFull> {
-        self.blocks.block_id(key_id, self.invalidated_now())
+    /// Unblocks. Returns `false` if the target was not blocked.
+    pub fn unblock(&self, target: Target<'_, &S::Key>) -> bool {
+        self.blocks.unblock(target)
     }
 
-    /// Blocks all keys of this organization.
-    pub fn block_organization(&self, organization: &str) -> Result<u64, BlockListFull> {
-        self.blocks.block_org(organization, self.invalidated_now())
-    }
-
-    /// Unblocks a key. Returns `false` if it was not blocked.
-    pub fn unblock_key(&self, key: &S::Key) -> bool {
-        self.blocks.unblock_key(key)
-    }
-
-    /// Unblocks the keys with this identifier. Returns `false` if they were not blocked.
-    pub fn unblock_key_id(&self, key_id: &str) -> bool {
-        self.blocks.unblock_id(key_id)
-    }
-
-    /// Unblocks an organization. Returns `false` if it was not blocked.
-    pub fn unblock_organization(&self, organization: &str) -> bool {
-        self.blocks.unblock_org(organization)
-    }
-
-    /// Invalidates this key, whether it is cached as valid or as invalid.
-    pub fn invalidate_key(&self, key: &S::Key) -> u64 {
-        let version = self.invalidate_results(key);
-        self.forget(key);
+    /// Invalidates a key, whether it is cached as valid or as invalid, or all keys with an identifier, or all keys of an
+    /// organization and what dependent caches contain for it.
+    pub fn invalidate(&self, target: Target<'_, &S::Key>) -> u64 {
+        let version = self.invalidate_results(target);
+        match target {
+            Target::Key(key) => self.forget(key),
+            Target::KeyId(_) => {}
+            Target::Organization(org) => self.dependents.invalidate_organization(org),
+        }
         version
     }
 
-    /// Invalidates the valid results of this key, and leaves the key cached as invalid if it is.
-    pub fn invalidate_results(&self, key: &S::Key) -> u64 {
-        self.blocks.invalidate_key(key, self.invalidated_now())
-    }
-
-    /// Invalidates all keys with this identifier.
-    pub fn invalidate_key_id(&self, key_id: &str) -> u64 {
-        self.blocks.invalidate_id(key_id, self.invalidated_now())
-    }
-
-    /// Invalidates all keys of this organization, and what dependent caches contain for it.
-    pub fn invalidate_organization(&self, organization: &str) -> u64 {
-        let at = self.invalidated_now();
-        let version = self.blocks.invalidate_org(organization, at);
-        self.dependents.invalidate_organization(organization);
-        version
+    /// Invalidates the valid results only, and leaves a key cached as invalid if it is.
+    pub fn invalidate_results(&self, target: Target<'_, &S::Key>) -> u64 {
+        self.blocks.invalidate([target], self.invalidated_now())
     }
 
     /// Invalidates everything, invalid keys and dependent caches included.

@@ -1,6 +1,5 @@
 //! Dependent caches, which are invalidated together with this one.
 
-use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::sync::Mutex;
@@ -41,12 +40,6 @@ impl Dependents {
         for dependent in self.alive() {
             dependent.invalidate_all();
         }
-    }
-}
-
-impl fmt::Debug for Dependents {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dependents").finish_non_exhaustive()
     }
 }
 

@@ -23,7 +23,6 @@ use crate::upstream::CannotTell;
 const SHARDS: usize = 64;
 
 /// The outcome of a lookup.
-#[derive(Debug)]
 pub(super) enum Completion<S: Source> {
     Valid(Arc<Entry<S>>),
     Invalid,
@@ -33,7 +32,6 @@ pub(super) enum Completion<S: Source> {
 }
 
 /// A lookup in flight.
-#[derive(Debug)]
 pub(super) struct Lookup<S: Source> {
     /// The version of the blocks and invalidations when it began.
     pub(crate) began: u64,
@@ -101,13 +99,11 @@ impl<S: Source> Lookup<S> {
 }
 
 /// The lookups in flight.
-#[derive(Debug)]
 pub(super) struct InFlight<S: Source> {
     shards: Box<[Mutex<Shard<S>>]>,
 }
 
 /// The lookups of the keys of one shard. Requests join only the last lookup of a key.
-#[derive(Debug)]
 pub(super) struct Shard<S: Source>(HashMap<S::Key, Vec<Arc<Lookup<S>>>, KeyBuildHasher>);
 
 impl<S: Source> Clone for Completion<S> {

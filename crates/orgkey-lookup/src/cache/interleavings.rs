@@ -20,7 +20,7 @@ use super::in_flight::{Completion, Lookup};
 use super::look_up::{JoinedOrStarted, LookupRequest, LookupResult};
 use super::recently_valid::RecentlyValid;
 use super::store::Store;
-use super::{CacheResult, Entry};
+use super::{CacheResult, Entry, Target};
 use crate::clock::{Clock, Tick};
 use crate::config::Config;
 use crate::kit::{Facts, TestKey, TestSource, test_key};
@@ -169,17 +169,17 @@ fn revoked_in(
 
 #[test]
 fn a_key_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(|cache| cache.invalidate_key(&key()), None);
+    revoked_while_loading(|cache| cache.invalidate(Target::Key(&key())), None);
 }
 
 #[test]
 fn a_key_id_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(|cache| cache.invalidate_key_id(KEY_ID), None);
+    revoked_while_loading(|cache| cache.invalidate(Target::KeyId(KEY_ID)), None);
 }
 
 #[test]
 fn an_org_invalidated_in_flight_is_not_served() {
-    revoked_while_loading(|cache| cache.invalidate_organization(ORG), None);
+    revoked_while_loading(|cache| cache.invalidate(Target::Organization(ORG)), None);
 }
 
 #[test]
@@ -190,23 +190,23 @@ fn all_invalidated_in_flight_is_not_served() {
 #[test]
 fn a_key_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
-        |cache| cache.block_key(&key()).unwrap(),
-        Some(|cache| assert!(cache.unblock_key(&key()))),
+        |cache| cache.block(Target::Key(&key())).unwrap(),
+        Some(|cache| assert!(cache.unblock(Target::Key(&key())))),
     );
 }
 
 #[test]
 fn an_org_blocked_in_flight_is_not_served_later() {
     revoked_while_loading(
-        |cache| cache.block_organization(ORG).unwrap(),
-        Some(|cache| assert!(cache.unblock_organization(ORG))),
+        |cache| cache.block(Target::Organization(ORG)).unwrap(),
+        Some(|cache| assert!(cache.unblock(Target::Organization(ORG)))),
     );
 }
 
 /// A dependent cache, whose keys are the names of organizations.
 impl Dependent for Cache {
     fn invalidate_organization(&self, organization: &str) {
-        self.invalidate_key(&test_key(organization));
+        self.invalidate(Target::Key(&test_key(organization)));
     }
 
     fn invalidate_all(&self) {
@@ -227,7 +227,7 @@ fn a_dependent_invalidated_in_flight_is_not_served() {
             (cache, dependent)
         },
         |_, _| (),
-        |cache| cache.invalidate_organization(NAME),
+        |cache| cache.invalidate(Target::Organization(NAME)),
         None,
     );
 }
@@ -237,7 +237,7 @@ fn a_new_dependent_misses_no_org_invalidation() {
     revoked_in(
         two_caches,
         |cache, dependent| cache.add_dependent(dependent),
-        |cache| cache.invalidate_organization(NAME),
+        |cache| cache.invalidate(Target::Organization(NAME)),
         None,
     );
 }
@@ -267,8 +267,8 @@ fn a_read_during_an_update_marks_nothing_clear() {
             })
         };
         // Another version, so that the read has to compare with the tables.
-        cache.invalidate_key_id("id_2");
-        cache.invalidate_key_id(KEY_ID);
+        cache.invalidate(Target::KeyId("id_2"));
+        cache.invalidate(Target::KeyId(KEY_ID));
         assert!(!is_served(&cache));
         reader.join().unwrap();
         assert!(!is_served(&cache));

@@ -3,7 +3,6 @@
 //! As in the store, moka bounds the number of keys, and an index in front of it is read. Reads are not reported to moka, so
 //! the oldest keys are evicted first, however often they are presented.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,12 +104,6 @@ impl<K: IndexKey> InvalidKeys<K> {
 
     pub(crate) fn len(&self) -> u64 {
         self.index.len() as u64
-    }
-}
-
-impl<K: IndexKey> fmt::Debug for InvalidKeys<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InvalidKeys").finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,7 @@ use super::entry::{Entry, Freshness};
 use super::in_flight::{Completion, Lookup};
 use crate::clock::Tick;
 use crate::source::{Position, Source, Value};
-use crate::upstream::{CannotTell, Priority, Subject};
+use crate::upstream::{CannotTell, Priority, RETRY_AFTER, Subject};
 
 /// The result of a lookup for one request.
 #[derive(Debug)]
@@ -35,6 +35,18 @@ pub struct LookupRequest<S: Source> {
     pub oldest: Option<Tick>,
     /// Who presents the key. Unknown keys of different peers take turns.
     pub peer: Option<u64>,
+}
+
+impl<S: Source> LookupRequest<S> {
+    /// Returns a request of no peer.
+    pub fn new(query: S::Query, key: S::Key, oldest: Option<Tick>) -> Self {
+        Self {
+            query,
+            key,
+            oldest,
+            peer: None,
+        }
+    }
 }
 
 impl<S: Source> fmt::Debug for LookupRequest<S> {
@@ -67,12 +79,7 @@ pub(super) enum JoinedOrStarted<S: Source> {
 impl<S: Source> Cache<S> {
     /// Starts a refresh in the background.
     pub fn refresh(self: &Arc<Self>, query: S::Query, entry: &Arc<Entry<S>>) {
-        let request = LookupRequest {
-            query,
-            key: entry.key.clone(),
-            oldest: None,
-            peer: None,
-        };
+        let request = LookupRequest::new(query, entry.key.clone(), None);
         if self.join(&request, true).is_err() {
             self.refresh_later(entry, self.clock.now());
         }
@@ -93,7 +100,7 @@ impl<S: Source> Cache<S> {
                 Err(cannot_tell) => break cannot_tell,
             };
             let Ok(completion) = tokio::time::timeout_at(deadline, lookup.completed()).await else {
-                break CannotTell::unavailable(self.config.retry_after);
+                break CannotTell::unavailable(RETRY_AFTER);
             };
             match completion {
                 Completion::Valid(entry) => {

@@ -41,11 +41,12 @@ mod sync;
 mod unconfirmed;
 mod watchers;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-pub use self::blocks::BlockListFull;
+pub use self::blocks::{BlockListFull, Target};
 use self::blocks::{BlockStatus, Blocks};
 pub use self::dependents::Dependent;
 use self::dependents::Dependents;
@@ -71,7 +72,6 @@ pub const REFRESH_ALL: Duration = Duration::from_millis(REFRESH_ALL_MILLIS);
 const REFRESH_ALL_MILLIS: u64 = 10_000;
 
 /// Results by key, and the lookups that return them.
-#[derive(Debug)]
 pub struct Cache<S: Source> {
     /// For the entries.
     me: Arc<CacheRef<S>>,
@@ -91,7 +91,6 @@ pub struct Cache<S: Source> {
 }
 
 /// An upstream, and the invalid answers of it that are not confirmed.
-#[derive(Debug)]
 struct UpstreamOfCache<S: Source> {
     upstream: Upstream<S>,
     unconfirmed: UnconfirmedAnswers<S>,
@@ -332,6 +331,14 @@ impl<S: Source> Cache<S> {
     }
 }
 
+impl<S: Source> fmt::Debug for Cache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -453,7 +460,7 @@ mod tests {
     fn an_update_of_others_costs_one_slow_hit() {
         let (cache, entry) = with_one_entry();
         let get = || cache.get_fresh(&entry.key, None, entry.sent_at);
-        cache.invalidate_organization("org_2");
+        cache.invalidate(Target::Organization("org_2"));
         let cached = get().expect_err("the tables were not read yet");
         let closer = cache.classify(cached, &entry.key, None, entry.sent_at);
         assert!(matches!(closer, CacheResult::Serve(_)), "{closer:?}");

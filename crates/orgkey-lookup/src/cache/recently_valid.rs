@@ -4,9 +4,8 @@
 //! generations of a map: when the younger one is full, the elder one is dropped.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::mem;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::store::KeyBuildHasher;
@@ -42,10 +41,7 @@ impl<K: IndexKey> RecentlyValid<K> {
 
     /// Notes that the key was valid by a call sent at this time.
     pub(crate) fn note(&self, key: &K, valid_at: Tick) {
-        let mut generations = self
-            .generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut generations = self.lock();
         if generations.younger.len() >= self.per_generation {
             generations.elder = mem::take(&mut generations.younger);
         }
@@ -53,10 +49,7 @@ impl<K: IndexKey> RecentlyValid<K> {
     }
 
     pub(crate) fn contains(&self, key: &K, now: Tick) -> bool {
-        let generations = self
-            .generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let generations = self.lock();
         let valid_at = generations
             .younger
             .get(key)
@@ -66,20 +59,15 @@ impl<K: IndexKey> RecentlyValid<K> {
 
     /// Forgets the key: it is cached again, or invalid.
     pub(crate) fn forget(&self, key: &K) {
-        let mut generations = self
-            .generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut generations = self.lock();
         generations.younger.remove(key);
         generations.elder.remove(key);
     }
-}
 
-impl<K> fmt::Debug for RecentlyValid<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecentlyValid")
-            .field("per_generation", &self.per_generation)
-            .finish_non_exhaustive()
+    fn lock(&self) -> MutexGuard<'_, Generations<K>> {
+        self.generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

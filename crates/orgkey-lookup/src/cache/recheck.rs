@@ -22,7 +22,6 @@ const CHECK_EVERY: Duration = Duration::from_secs(10);
 const MIN_PERIOD: Duration = Duration::from_secs(1);
 
 /// A weak reference to the cache of an entry, and what a stream needs after the cache was dropped.
-#[derive(Debug)]
 pub(super) struct CacheRef<S: Source> {
     cache: Weak<Cache<S>>,
     clock: Clock,
@@ -52,9 +51,7 @@ impl<S: Source> CacheRef<S> {
             watchers,
         }
     }
-}
 
-impl<S: Source> CacheRef<S> {
     /// Returns a future that completes when something changes for the key after this call, or when a test's clock jumps.
     fn changed(&self, watch: &Watch<'_, S::Key>) -> impl Future<Output = ()> {
         let changed = watch.changed();
@@ -120,12 +117,8 @@ impl<S: Source> Entry<S> {
         let Some(cache) = at.cache.upgrade() else {
             return LookupResult::CannotTell(CannotTell::unavailable(MIN_PERIOD));
         };
-        let request = LookupRequest {
-            query,
-            key: self.key.clone(),
-            oldest: Some(cache.clock.now()),
-            peer: None,
-        };
+        let oldest = Some(cache.clock.now());
+        let request = LookupRequest::new(query, self.key.clone(), oldest);
         cache.look_up(request).await
     }
 
@@ -172,12 +165,7 @@ impl<S: Source> Entry<S> {
             let now = at.clock.now();
             let mut wait = CHECK_EVERY;
             if let Some(cache) = at.cache.upgrade() {
-                let request = |oldest| LookupRequest {
-                    query: query.clone(),
-                    key: self.key.clone(),
-                    oldest,
-                    peer: None,
-                };
+                let request = |oldest| LookupRequest::new(query.clone(), self.key.clone(), oldest);
                 let current = match cache.current(&self, now) {
                     Some(entry) if watch.is_rejected_since(entry.sent_at) => return,
                     Some(entry) => entry,

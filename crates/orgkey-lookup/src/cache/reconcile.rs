@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Cache;
-use super::blocks::BlockStatus;
+use super::blocks::{BlockStatus, Target};
 use super::entry::{Entry, Freshness};
 use crate::clock::Tick;
 use crate::source::Source;
@@ -39,7 +39,8 @@ impl<S: Source> Cache<S> {
             };
             let keys: Vec<_> = batch.iter().filter(is_older).cloned().collect();
             // For results outside of the store: those of streams, waiters and in-flight lookups.
-            self.blocks.invalidate_keys(&keys, self.invalidated_now());
+            let targets = keys.iter().map(Target::Key);
+            self.blocks.invalidate(targets, self.invalidated_now());
             for key in &keys {
                 self.forget(key);
             }
@@ -105,8 +106,8 @@ mod tests {
             ..Facts::of("org_1", "expired")
         };
         insert_facts(&cache, "expired", expired, SOON);
-        cache.block_key_id("blocked").unwrap();
-        cache.invalidate_key_id("invalidated");
+        cache.block(Target::KeyId("blocked")).unwrap();
+        cache.invalidate(Target::KeyId("invalidated"));
         let (cached, now) = cache.cached(|facts| facts.key_id.as_deref() != Some("other"));
         assert_eq!(names(&cached), ["id_1", "id_2"]);
         assert_eq!(now, cache.clock.now());

@@ -11,16 +11,9 @@ use crate::upstream::UpstreamState;
 /// The number of stripes. More threads than this share stripes.
 const STRIPES: usize = 16;
 
-#[derive(Debug, Default)]
-pub(super) struct Counters([CachePadded<Stripe>; STRIPES]);
-
-#[derive(Debug, Default)]
-struct Stripe {
-    hits: AtomicU64,
-    stale_hits: AtomicU64,
-    misses: AtomicU64,
-    invalid: AtomicU64,
-}
+/// In each stripe, a counter for each [`Found`].
+#[derive(Default)]
+pub(super) struct Counters([CachePadded<[AtomicU64; 4]>; STRIPES]);
 
 /// The counters of a cache since it was created, and its sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,27 +43,14 @@ impl Counters {
     /// Counts a request. Returns how many such requests this stripe had counted before.
     #[inline]
     pub(crate) fn count(&self, found: Found) -> u64 {
-        let stripe = &self.0[stripe()];
-        let counter = match found {
-            Found::Fresh => &stripe.hits,
-            Found::Stale => &stripe.stale_hits,
-            Found::Invalid => &stripe.invalid,
-            Found::Miss => &stripe.misses,
-        };
-        counter.fetch_add(1, Ordering::Relaxed)
+        self.0[stripe()][found as usize].fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn of(&self, found: Found) -> u64 {
-        let read = |stripe: &CachePadded<Stripe>| {
-            let counter = match found {
-                Found::Fresh => &stripe.hits,
-                Found::Stale => &stripe.stale_hits,
-                Found::Invalid => &stripe.invalid,
-                Found::Miss => &stripe.misses,
-            };
-            counter.load(Ordering::Relaxed)
-        };
-        self.0.iter().map(read).sum()
+        let counters = self.0.iter().map(|stripe| &stripe[found as usize]);
+        counters
+            .map(|counter| counter.load(Ordering::Relaxed))
+            .sum()
     }
 }
 

@@ -23,7 +23,6 @@
 //! Only valid results are stored, and misses are not reported to the policy, so invalid keys neither take room nor affect
 //! which entries are evicted.
 
-use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -189,14 +188,6 @@ impl<S: Source> Store<S> {
     /// Returns how many entries were evicted because the cache was full.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
-    }
-}
-
-impl<S: Source> fmt::Debug for Store<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store")
-            .field("entries", &self.len())
-            .finish_non_exhaustive()
     }
 }
 

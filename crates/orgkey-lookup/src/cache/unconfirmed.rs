@@ -30,14 +30,12 @@ const UNKNOWN_LASTS: Duration = Duration::from_secs(60);
 const BURST: usize = 20;
 const BURST_LASTS: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
 pub(super) struct UnconfirmedAnswers<S: Source> {
     notes: Mutex<Notes<S>>,
     /// The number of notes, so that an answer locks nothing while there are none.
     len: AtomicUsize,
 }
 
-#[derive(Debug)]
 struct Notes<S: Source> {
     known: HashMap<S::Key, Note<Arc<Entry<S>>>, KeyBuildHasher>,
     unknown: HashMap<S::Key, Note<u64>, KeyBuildHasher>,
@@ -45,7 +43,6 @@ struct Notes<S: Source> {
 }
 
 /// An unconfirmed answer.
-#[derive(Debug)]
 struct Note<T> {
     /// What the key was when the answer came.
     about: T,

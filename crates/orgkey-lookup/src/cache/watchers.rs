@@ -1,7 +1,6 @@
 //! The streams that wait for the end of their keys. A change of one key wakes the streams of that key only.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Notify;
@@ -81,12 +80,6 @@ impl<K: IndexKey> Watchers<K> {
 
     fn lock(&self) -> MutexGuard<'_, Watched<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K> fmt::Debug for Watchers<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watchers").finish_non_exhaustive()
     }
 }
 

@@ -14,7 +14,6 @@ const RESET_AFTER: Duration = Duration::from_secs(60);
 /// Keys beyond this many are not delayed.
 const MAX_KEYS: usize = 10_000;
 
-#[derive(Debug)]
 pub(super) struct KeyBackoff<K> {
     keys: Mutex<HashMap<K, Delay>>,
 }

@@ -48,13 +48,11 @@ pub(super) enum Health {
     Alive,
 }
 
-#[derive(Debug)]
 pub(super) struct Breaker<S: Source> {
     label: Label,
     state: Mutex<State<S::Key>>,
 }
 
-#[derive(Debug)]
 struct State<K> {
     known: CircuitState<K>,
     unknown: CircuitState<K>,
@@ -64,7 +62,6 @@ struct State<K> {
     invalid_responses: HashSet<K>,
 }
 
-#[derive(Debug)]
 struct CircuitState<K> {
     phase: Phase,
     /// Openings without a success between them.
@@ -89,7 +86,6 @@ enum Phase {
 }
 
 /// The calls of one second.
-#[derive(Debug)]
 struct Slot<K> {
     second: u64,
     calls: u32,
@@ -106,7 +102,6 @@ enum Change {
 }
 
 /// A call that the breaker let through. Dropped without an outcome, it lets another call try.
-#[derive(Debug)]
 pub(super) struct Call<'a, S: Source> {
     breaker: &'a Breaker<S>,
     circuit: Circuit,

@@ -1,6 +1,5 @@
 //! The dispatcher: the admission queue behind its lock, and the task that wakes it while lookups wait only for time to pass.
 
-use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,7 +24,6 @@ pub(super) struct State {
 }
 
 /// A lookup that waits for its turn.
-#[derive(Debug)]
 pub(super) struct Queued<S: Source> {
     pub(super) turn: oneshot::Receiver<Turn>,
     pub(super) dispatcher: Arc<Dispatcher<S>>,
@@ -33,7 +31,6 @@ pub(super) struct Queued<S: Source> {
 }
 
 /// The slot of a call. Dropped, it ends the call.
-#[derive(Debug)]
 pub(super) struct Permit<S: Source> {
     dispatcher: Arc<Dispatcher<S>>,
     priority: Priority,
@@ -198,11 +195,5 @@ impl<S: Source> Drop for Queued<S> {
             state.queue.release(self.priority, false);
             self.dispatcher.dispatch(state, self.dispatcher.clock.now());
         }
-    }
-}
-
-impl<S> fmt::Debug for Dispatcher<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dispatcher").finish_non_exhaustive()
     }
 }

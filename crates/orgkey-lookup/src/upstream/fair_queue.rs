@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Priority;
 use super::queue::Turn;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct FairQueue {
     rows: HashMap<Option<u64>, VecDeque<oneshot::Sender<Turn>>>,
     /// Every peer with a row, the next one in front.

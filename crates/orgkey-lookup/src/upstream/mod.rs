@@ -27,7 +27,6 @@ mod pacing;
 mod queue;
 mod throttle;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ use self::backoff::KeyBackoff;
 use self::breaker::{Breaker, Health};
 use self::dispatcher::{Dispatcher, Permit, Queued};
 use self::pacing::ForcedPace;
-use self::queue::{AdmissionQueue, Place, WaitLimits};
+use self::queue::{AdmissionQueue, Place};
 use crate::clock::{Clock, Tick};
 use crate::config::Config;
 use crate::source::{
@@ -73,11 +72,13 @@ impl Priority {
 }
 
 /// The key of a lookup.
-#[derive(Debug)]
 pub(crate) struct Subject<K> {
     pub(crate) key: K,
     pub(crate) priority: Priority,
 }
+
+/// The `Retry-After` of a failure that says nothing better.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The verification failed, or was not attempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +130,6 @@ pub(crate) struct Upstream<S: Source> {
     clock: Clock,
     attempt_deadline: Duration,
     caller_deadline: Duration,
-    retry_after: Duration,
     breaker: Breaker<S>,
     key_backoff: KeyBackoff<S::Key>,
     forced_pace: ForcedPace,
@@ -139,13 +139,11 @@ pub(crate) struct Upstream<S: Source> {
 }
 
 /// An admitted lookup, which may call at once or when its turn comes.
-#[derive(Debug)]
 pub(crate) struct Admission<S: Source> {
     subject: Subject<S::Key>,
     turn: Turn<S>,
 }
 
-#[derive(Debug)]
 enum Turn<S: Source> {
     Now(Permit<S>),
     Later(Queued<S>),
@@ -153,15 +151,14 @@ enum Turn<S: Source> {
 
 impl<S: Source> Upstream<S> {
     pub(crate) fn new(label: Label, clock: Clock, config: &Config) -> Self {
-        let limits = WaitLimits {
-            caller_deadline: config.caller_deadline,
-            retry_after: config.retry_after,
-        };
-        let queue = AdmissionQueue::new(config.max_calls_per_second, limits, clock.now());
+        let queue = AdmissionQueue::new(
+            config.max_calls_per_second,
+            config.caller_deadline,
+            clock.now(),
+        );
         Self {
             attempt_deadline: config.attempt_deadline,
             caller_deadline: config.caller_deadline,
-            retry_after: config.retry_after,
             breaker: Breaker::new(Label::clone(&label)),
             key_backoff: KeyBackoff::default(),
             forced_pace: ForcedPace::default(),
@@ -242,7 +239,7 @@ impl<S: Source> Upstream<S> {
             Turn::Later(mut queued) => match (&mut queued.turn).await {
                 Ok(Ok(())) => Permit::new(&self.dispatcher, subject.priority),
                 Ok(Err(cannot_tell)) => return Err(cannot_tell),
-                Err(_) => return Err(CannotTell::unavailable(self.retry_after)),
+                Err(_) => return Err(CannotTell::unavailable(RETRY_AFTER)),
             },
         };
         // A known key is served from the cache, so only unknown ones are worth a second call.
@@ -350,7 +347,7 @@ impl<S: Source> Upstream<S> {
             FailureKind::Inconclusive => None,
             FailureKind::Misconfigured => return CannotTell::misconfigured(),
         };
-        CannotTell::unavailable(wait.unwrap_or(self.retry_after))
+        CannotTell::unavailable(wait.unwrap_or(RETRY_AFTER))
     }
 
     pub(crate) fn state(&self) -> UpstreamState {
@@ -387,13 +384,5 @@ fn report_until_current<S: Source, T: PartialEq + Copy>(read: impl Fn() -> T, em
             return;
         }
         value = present;
-    }
-}
-
-impl<S: Source> fmt::Debug for Upstream<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
     }
 }

@@ -18,7 +18,7 @@ const SHARE: f64 = 0.25;
 /// Beyond so many organizations, those with a full bucket are removed.
 const SWEEP_AT: usize = 4_096;
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct ForcedPace(Mutex<HashMap<Option<Box<str>>, Bucket>>);
 
 impl ForcedPace {

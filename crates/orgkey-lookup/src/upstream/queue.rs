@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use super::bucket::Bucket;
 use super::fair_queue::FairQueue;
 use super::throttle::Throttle;
-use super::{CannotTell, Priority};
+use super::{CannotTell, Priority, RETRY_AFTER};
 use crate::clock::Tick;
 
 pub(super) const MAX_CALLS: usize = 64;
@@ -45,18 +45,9 @@ const WEIGHT: f64 = 1.0 / 16.0;
 /// The message to a waiting lookup: it may call now, or why not.
 pub(super) type Turn = Result<(), CannotTell>;
 
-/// The bound of a lookup's wait.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct WaitLimits {
-    /// Lookups that would wait for longer are rejected.
-    pub(super) caller_deadline: Duration,
-    /// The shortest `Retry-After`.
-    pub(super) retry_after: Duration,
-}
-
-#[derive(Debug)]
 pub(super) struct AdmissionQueue {
-    limits: WaitLimits,
+    /// Lookups that would wait for longer are rejected.
+    caller_deadline: Duration,
     known: VecDeque<oneshot::Sender<Turn>>,
     recently_valid: VecDeque<oneshot::Sender<Turn>>,
     unknown: FairQueue,
@@ -90,9 +81,9 @@ pub(super) enum Next {
 }
 
 impl AdmissionQueue {
-    pub(super) fn new(calls_per_second: Option<u32>, limits: WaitLimits, now: Tick) -> Self {
+    pub(super) fn new(calls_per_second: Option<u32>, caller_deadline: Duration, now: Tick) -> Self {
         Self {
-            limits,
+            caller_deadline,
             known: VecDeque::new(),
             recently_valid: VecDeque::new(),
             unknown: FairQueue::default(),
@@ -139,7 +130,7 @@ impl AdmissionQueue {
             // Lookups that were dropped while they waited hold their places until now.
             self.remove_closed();
             self.admit(priority, now)
-                .map_err(|_| CannotTell::unavailable(wait.max(self.limits.retry_after)))?;
+                .map_err(|_| CannotTell::unavailable(wait.max(RETRY_AFTER)))?;
         }
         let (turn, place) = oneshot::channel();
         match priority {
@@ -181,7 +172,7 @@ impl AdmissionQueue {
     /// Ends a call that took this long.
     pub(super) fn end(&mut self, priority: Priority, is_invalid: bool, took: Duration) {
         // A call that lasts longer than a caller waits spans a sleep of the machine, which must not dominate the mean.
-        let took = took.min(self.limits.caller_deadline);
+        let took = took.min(self.caller_deadline);
         let mean = self.mean_call.as_secs_f64();
         let mean = mean + (took.as_secs_f64() - mean) * WEIGHT;
         self.mean_call = Duration::try_from_secs_f64(mean).unwrap_or(FIRST_ESTIMATE);
@@ -258,7 +249,7 @@ impl AdmissionQueue {
     /// Returns the budget for invalid keys under the present rate limit.
     fn invalid_budget(&mut self, now: Tick) -> &mut Bucket {
         // One lookup that waits must leave time for the next one, and for its call.
-        let two_in_time = 2.5 / self.limits.caller_deadline.as_secs_f64();
+        let two_in_time = 2.5 / self.caller_deadline.as_secs_f64();
         let (burst, per_second) = match self.throttle.rate(now) {
             Some(rate) => (
                 (rate * INVALID_BURST_SECONDS).clamp(1.0, INVALID_BURST),
@@ -355,8 +346,8 @@ impl AdmissionQueue {
         let wait = self.expected_wait(priority, now);
         // The other half is left to known keys whose results are too old to be served.
         let longest = match priority {
-            Priority::Refresh => self.limits.caller_deadline / 2,
-            _ => self.limits.caller_deadline,
+            Priority::Refresh => self.caller_deadline / 2,
+            _ => self.caller_deadline,
         };
         if wait < longest && waiting < MAX_WAITING {
             Ok(())

@@ -19,7 +19,6 @@ const TRICKLE: Duration = Duration::from_secs(10);
 /// The time between two increases of a lowered rate.
 const STEP: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
 pub(super) struct Throttle {
     /// The rate of all nodes that share it.
     calls_per_second: Option<u32>,
@@ -34,7 +33,6 @@ pub(super) struct Throttle {
     last_second: u32,
 }
 
-#[derive(Debug)]
 struct Limit {
     bucket: Bucket,
     /// The rate at which the limit is restored, or removed if none is configured.
@@ -42,7 +40,6 @@ struct Limit {
     raised_at: Tick,
 }
 
-#[derive(Debug)]
 struct Pause {
     until: Tick,
     trickle: Bucket,

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tower_orgkey::KeyId;
 use tower_orgkey::fleet::{
-    FetchedResult, FleetLink, FleetMember, LayerInfo, Position, SharedResult, Subject, Update,
+    Facts, Fetched, FleetLink, FleetMember, LayerInfo, Position, Subject, Update,
 };
 
 use super::cache::{Cache, Entry};
@@ -31,7 +31,7 @@ struct Flight {
 
 /// A result of the engine that has not arrived.
 struct Fetching {
-    fetched: FetchedResult,
+    fetched: Fetched<Facts>,
     /// The version when it was called for.
     began: u64,
     /// Whether the engine had acknowledged the invalidation then, or it was this node's own.
@@ -231,14 +231,7 @@ impl World {
             fetching.fetched.version.min(fetching.began)
         };
         let mut tables = member.cache.tables();
-        let called = fetching
-            .fetched
-            .result
-            .user
-            .as_deref()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let called = fetching.fetched.value.user().unwrap().parse().unwrap();
         let entry = Entry {
             called,
             began: version.min(tables.version),
@@ -261,9 +254,9 @@ impl World {
         };
         let is_cached = flight.is_valid && member.cache.tables().insert(key, entry);
         if let (true, Some(began)) = (is_cached, flight.position) {
-            let result = SharedResult {
-                user: Some(flight.called.to_string().into()),
-                ..SharedResult::default()
+            let result = Facts {
+                user: Some(Box::new(flight.called.to_string().into())),
+                ..Facts::default()
             };
             let stored = member
                 .link

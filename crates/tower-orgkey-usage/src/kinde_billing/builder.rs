@@ -59,7 +59,6 @@ impl KindeBillingBuilder {
 
     /// Sets a wall clock for tests.
     #[cfg(feature = "test-util")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
     pub fn test_wall_clock(mut self, clock: crate::test_util::TestWallClock) -> Self {
         self.wall = WallClock::Test(clock);
         self

@@ -173,7 +173,7 @@ fn it_opens_for_longer_each_time() {
         assert!(open_for <= longest && open_for >= longest.mul_f64(0.79));
         // In turn: after a failed trial, a key lets the other one go first.
         let key = keys[n % 2];
-        assert_eq!(breaker.begin(Known, &key, now).unwrap_err(), open_for);
+        assert_eq!(breaker.begin(Known, &key, now).err().unwrap(), open_for);
         now = now.after(open_for);
         let trial = breaker.begin(Known, &key, now).unwrap();
         assert!(breaker.begin(Known, &keys[(n + 1) % 2], now).is_err());

@@ -2,10 +2,7 @@ use super::*;
 
 const KNOWN: Priority = Priority::Known;
 const RECENT: Priority = Priority::RecentlyValid;
-const LIMITS: WaitLimits = WaitLimits {
-    caller_deadline: Duration::from_millis(2_500),
-    retry_after: Duration::from_secs(1),
-};
+const CALLER_DEADLINE: Duration = Duration::from_millis(2_500);
 
 fn at(millis: u64) -> Tick {
     Tick::ZERO.after(Duration::from_millis(1_000_000 + millis))
@@ -16,7 +13,7 @@ fn unknown(peer: u64) -> Priority {
 }
 
 fn queue(calls_per_second: Option<u32>) -> AdmissionQueue {
-    AdmissionQueue::new(calls_per_second, LIMITS, at(0))
+    AdmissionQueue::new(calls_per_second, CALLER_DEADLINE, at(0))
 }
 
 fn enter(queue: &mut AdmissionQueue, priority: Priority) -> Result<Place, CannotTell> {
