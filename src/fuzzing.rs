@@ -2,9 +2,11 @@
 //!
 //! Results are compared with those of a second, simpler parser.
 
+use std::collections::HashMap;
+
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::status::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -99,41 +101,29 @@ fn plain_credential(values: &[HeaderValue], is_bearer: bool) -> Credential<'_> {
 
 /// Parses a reply to verify. The first byte selects the status; the rest is the body.
 pub fn verify_reply(input: &[u8]) {
-    /// The fields that decide. Others are skipped, because a number in them may be too large for `Value`.
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Plain {
-        is_valid: Option<Value>,
-        status: Option<Value>,
-        org_code: Option<Value>,
-        key_id: Option<Value>,
-        user_id: Option<Value>,
-        scopes: Option<Value>,
-    }
-
     let Some(reply) = reply(input) else { return };
     let plain: Plain = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let field = |name: &str| plain.0.get(name);
     match read_verify(&reply) {
         VerifyReading::Valid(facts) => {
             assert_eq!(reply.status, StatusCode::OK);
-            match plain.is_valid {
-                Some(is_valid) => assert_eq!(is_valid, Value::Bool(true)),
+            match field("is_valid") {
+                Some(is_valid) => assert_eq!(is_valid, &Value::Bool(true)),
                 None => assert_eq!(plain_code(&reply).as_deref(), Some("API_KEY_VERIFIED")),
             }
-            assert!(plain.status.is_none_or(|status| status == "active"));
-            let [org_code, key_id, user_id] =
-                [&plain.org_code, &plain.key_id, &plain.user_id].map(|field| {
-                    let text = field.as_ref().and_then(Value::as_str);
-                    text.filter(|text| !text.trim().is_empty())
-                });
-            assert_eq!(facts.org.as_ref().map(AsRef::as_ref), org_code);
-            assert_eq!(facts.key_id.as_ref().map(AsRef::as_ref), key_id);
-            assert_eq!(facts.user(), user_id);
-            for identifier in [org_code, key_id].into_iter().flatten() {
+            assert!(field("status").is_none_or(|status| status == "active"));
+            let text = |name| {
+                let text = field(name).and_then(Value::as_str);
+                text.filter(|text| !text.trim().is_empty())
+            };
+            assert_eq!(facts.org.as_ref().map(AsRef::as_ref), text("org_code"));
+            assert_eq!(facts.key_id.as_ref().map(AsRef::as_ref), text("key_id"));
+            assert_eq!(facts.user(), text("user_id"));
+            for identifier in ["org_code", "key_id"].into_iter().filter_map(text) {
                 assert!(identifier.len() <= MAX_IDENTIFIER_LEN);
                 assert!(identifier.bytes().all(|b| b.is_ascii_graphic()));
             }
-            let listed = plain.scopes.as_ref().and_then(Value::as_array);
+            let listed = field("scopes").and_then(Value::as_array);
             assert!(facts.scopes.len() <= listed.map_or(0, Vec::len).min(MAX_SCOPES));
             for scope in &facts.scopes {
                 let name = scope.as_str();
@@ -145,9 +135,10 @@ pub fn verify_reply(input: &[u8]) {
         }
         VerifyReading::Invalid => {
             assert_eq!(reply.status, StatusCode::OK);
-            let is_invalid = plain.is_valid == Some(Value::Bool(false));
-            let status = plain.status.as_ref().and_then(Value::as_str);
-            let is_inactive = status.is_some_and(|status| status != "active");
+            let is_invalid = field("is_valid") == Some(&Value::Bool(false));
+            let is_inactive = field("status")
+                .and_then(Value::as_str)
+                .is_some_and(|status| status != "active");
             assert!(is_invalid || is_inactive, "the reply does not say invalid");
         }
         VerifyReading::Unconfirmed => {
@@ -188,27 +179,19 @@ pub fn token_reply(input: &[u8]) {
     /// The longest lifetime of a token.
     const DAY: u64 = 24 * 60 * 60;
 
-    /// As in [`verify_reply`].
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Plain {
-        access_token: Option<Value>,
-        expires_in: Option<Value>,
-        error: Option<Value>,
-    }
-
     let Some(reply) = reply(input) else { return };
     let plain: Plain = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let field = |name: &str| plain.0.get(name);
     match read_token(&reply) {
         TokenReading::Token { header, lifetime } => {
             assert_eq!(reply.status, StatusCode::OK);
             assert!((1..=DAY).contains(&lifetime.as_secs()), "{lifetime:?}");
-            let token = plain.access_token.as_ref().and_then(Value::as_str);
+            let token = field("access_token").and_then(Value::as_str);
             assert!(token.is_some_and(|token| {
                 !token.is_empty() && header.as_bytes() == format!("Bearer {token}").as_bytes()
             }));
             assert!(header.is_sensitive());
-            if let Some(seconds) = plain.expires_in.and_then(|seconds| seconds.as_f64()) {
+            if let Some(seconds) = field("expires_in").and_then(Value::as_f64) {
                 assert!(
                     lifetime.as_secs_f64() <= seconds,
                     "longer than `expires_in`"
@@ -220,7 +203,7 @@ pub fn token_reply(input: &[u8]) {
                 reply.status,
                 StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED
             ));
-            assert!(code == "other" || plain.error.is_some_and(|error| error == code));
+            assert!(code == "other" || field("error").is_some_and(|error| error == code));
         }
         TokenReading::CannotTell(error) => {
             assert_ne!(error.kind(), VerifyErrorKind::Misconfigured);
@@ -253,6 +236,43 @@ pub fn wait(input: &[u8]) {
     };
     let expected = names.iter().find_map(plain);
     assert_eq!(retry_after(&headers).map(|wait| wait.as_secs()), expected);
+}
+
+/// The fields that decide, unparsed. Others are skipped, because a number in them may be too large for `Value`.
+#[derive(Default)]
+struct Plain(HashMap<String, Value>);
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(body: D) -> Result<Self, D::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Fields {
+            is_valid: Option<Value>,
+            status: Option<Value>,
+            org_code: Option<Value>,
+            key_id: Option<Value>,
+            user_id: Option<Value>,
+            scopes: Option<Value>,
+            access_token: Option<Value>,
+            expires_in: Option<Value>,
+            error: Option<Value>,
+        }
+
+        let fields = Fields::deserialize(body)?;
+        let fields = [
+            ("is_valid", fields.is_valid),
+            ("status", fields.status),
+            ("org_code", fields.org_code),
+            ("key_id", fields.key_id),
+            ("user_id", fields.user_id),
+            ("scopes", fields.scopes),
+            ("access_token", fields.access_token),
+            ("expires_in", fields.expires_in),
+            ("error", fields.error),
+        ];
+        let present = |(name, value): (&str, Option<Value>)| Some((name.to_owned(), value?));
+        Ok(Self(fields.into_iter().filter_map(present).collect()))
+    }
 }
 
 fn lines(input: &[u8]) -> impl Iterator<Item = HeaderValue> {

@@ -6,9 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// A field of type `T`.
 #[derive(Debug, Default, PartialEq)]
@@ -35,40 +33,117 @@ impl Field<String> {
 #[derive(Debug)]
 pub(super) struct Mistyped;
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = <&RawValue>::deserialize(deserializer)?.get();
-        if value == "null" {
-            return Ok(Self::Null);
-        }
-        match serde_json::from_str(value) {
-            Ok(value) => Ok(Self::Is(value)),
-            Err(error) if error.is_data() => Ok(Self::Mistyped),
-            Err(error) => Err(D::Error::custom(error)),
-        }
+/// The type of a [`Field`].
+pub(super) trait Content: Sized {
+    fn bool(_: bool) -> Field<Self> {
+        Field::Mistyped
+    }
+
+    fn number(_: f64) -> Field<Self> {
+        Field::Mistyped
+    }
+
+    fn text(_: &str) -> Field<Self> {
+        Field::Mistyped
+    }
+
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Field<Self>, A::Error> {
+        skip_list(list)
+    }
+
+    fn object<'de, A: MapAccess<'de>>(object: A) -> Result<Field<Self>, A::Error> {
+        skip_object(object)
     }
 }
 
-/// A struct that deserializes from an object only. A derived `Deserialize` also takes an array.
-#[derive(Debug)]
-pub(super) struct Object<T>(pub(super) T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+impl Content for bool {
+    fn bool(is: bool) -> Field<Self> {
+        Field::Is(is)
     }
 }
 
-struct ObjectVisitor<T>(PhantomData<T>);
+impl Content for f64 {
+    fn number(number: f64) -> Field<Self> {
+        Field::Is(number)
+    }
+}
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
-    type Value = Object<T>;
+impl Content for String {
+    fn text(text: &str) -> Field<Self> {
+        Field::Is(text.to_owned())
+    }
+}
+
+/// An array of strings only.
+impl Content for Vec<String> {
+    fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Field<Self>, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(item) = list.next_element::<Field<String>>()? {
+            let Field::Is(text) = item else {
+                return skip_list(list);
+            };
+            texts.push(text);
+        }
+        Ok(Field::Is(texts))
+    }
+}
+
+fn skip_list<'de, T, A: SeqAccess<'de>>(mut list: A) -> Result<Field<T>, A::Error> {
+    while list.next_element::<IgnoredAny>()?.is_some() {}
+    Ok(Field::Mistyped)
+}
+
+fn skip_object<'de, T, A: MapAccess<'de>>(mut object: A) -> Result<Field<T>, A::Error> {
+    while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+    Ok(Field::Mistyped)
+}
+
+impl<'de, T: Content> Deserialize<'de> for Field<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FieldVisitor(PhantomData))
+    }
+}
+
+struct FieldVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Content> Visitor<'de> for FieldVisitor<T> {
+    type Value = Field<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        f.write_str("any value")
+    }
+
+    fn visit_bool<E: Error>(self, is: bool) -> Result<Self::Value, E> {
+        Ok(T::bool(is))
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Numbers are lifetimes far below 2^53.
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(T::number(number as f64))
+    }
+
+    #[allow(clippy::cast_precision_loss)] // As above.
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(T::number(number as f64))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(T::number(number))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(T::text(text))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(Field::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+        T::list(list)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Self::Value, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(object)).map(Object)
+        T::object(object)
     }
 }

@@ -2,8 +2,10 @@
 
 use http::status::StatusCode;
 use serde::Deserialize;
+use serde::de::MapAccess;
+use serde::de::value::MapAccessDeserializer;
 
-use super::fields::{Field, Object};
+use super::fields::{Content, Field};
 use super::verify::is_about_key;
 use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::identifier::{KeyId, OrgCode};
@@ -28,7 +30,7 @@ pub(crate) enum KeyReading {
 #[derive(Deserialize)]
 struct Body {
     #[serde(default)]
-    api_key: Field<Object<Record>>,
+    api_key: Field<Record>,
 }
 
 /// The fields of a record that decide.
@@ -39,6 +41,12 @@ struct Record {
     status: Field<String>,
     organization_id: Field<String>,
     api_ids: Field<Vec<String>>,
+}
+
+impl Content for Record {
+    fn object<'de, A: MapAccess<'de>>(object: A) -> Result<Field<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(object)).map(Field::Is)
+    }
 }
 
 pub(crate) fn read_key(
@@ -69,7 +77,7 @@ pub(crate) fn shows_no_active_key(reply: &Reply, key_id: &KeyId) -> bool {
 fn read_record(reply: &Reply, key_id: &KeyId) -> Result<Record, InvalidBody> {
     // Kinde wraps the objects of some endpoints into a member, and has published no example of this reply.
     let record = match read_json::<Body>(reply)?.api_key {
-        Field::Is(Object(record)) => record,
+        Field::Is(record) => record,
         Field::Absent => read_json::<Record>(reply)?,
         Field::Null | Field::Mistyped => return Err(InvalidBody("`api_key` is not an object")),
     };

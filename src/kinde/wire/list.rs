@@ -2,8 +2,10 @@
 
 use http::status::StatusCode;
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess};
 
-use super::fields::{Field, Object};
+use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::identifier::KeyId;
 use crate::verify::VerifyError;
@@ -32,11 +34,28 @@ pub(crate) struct ListedKey {
     pub(crate) suffix: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Body {
-    api_keys: Field<Vec<Field<Object<Record>>>>,
+    #[serde(default)]
+    api_keys: Field<Records>,
+    #[serde(default)]
     has_more: Field<bool>,
+}
+
+struct Records(Vec<Record>);
+
+impl Content for Records {
+    fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Field<Self>, A::Error> {
+        let mut records = Vec::new();
+        while let Some(record) = list.next_element::<Field<Record>>()? {
+            // A record without an id is rejected below.
+            records.push(match record {
+                Field::Is(record) => record,
+                _ => Record::default(),
+            });
+        }
+        Ok(Field::Is(Self(records)))
+    }
 }
 
 /// The fields of a record that are compared.
@@ -46,6 +65,12 @@ struct Record {
     id: Field<String>,
     status: Field<String>,
     key_suffix: Field<String>,
+}
+
+impl Content for Record {
+    fn object<'de, A: MapAccess<'de>>(object: A) -> Result<Field<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(object)).map(Field::Is)
+    }
 }
 
 pub(crate) fn read_list(reply: &Reply) -> ListReading {
@@ -62,7 +87,7 @@ pub(crate) fn read_list(reply: &Reply) -> ListReading {
 /// Parses a page strictly: a key that is missing from the list is invalidated.
 fn read_page(reply: &Reply) -> Result<Page, InvalidBody> {
     let body: Body = read_json(reply)?;
-    let Field::Is(records) = body.api_keys else {
+    let Field::Is(Records(records)) = body.api_keys else {
         return Err(InvalidBody("`api_keys` is missing or not an array"));
     };
     let Field::Is(has_more) = body.has_more else {
@@ -75,10 +100,7 @@ fn read_page(reply: &Reply) -> Result<Page, InvalidBody> {
     Ok(Page { keys, has_more })
 }
 
-fn read_record(record: Field<Object<Record>>) -> Result<ListedKey, InvalidBody> {
-    let Field::Is(Object(record)) = record else {
-        return Err(InvalidBody("a listed key is not an object"));
-    };
+fn read_record(record: Record) -> Result<ListedKey, InvalidBody> {
     let Field::Is(id) = record.id else {
         return Err(InvalidBody("a listed key has no id"));
     };

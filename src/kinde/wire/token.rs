@@ -7,7 +7,7 @@ use http::status::StatusCode;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::fields::Field;
+use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, bearer, cannot_tell, read_json};
 use crate::verify::VerifyError;
 
@@ -41,21 +41,21 @@ const CODES: [&str; 6] = [
 const OTHER_CODE: &str = "other";
 
 /// A string that is zeroized on drop.
-#[derive(Deserialize)]
-#[serde(from = "String")]
 struct Secret(Zeroizing<String>);
 
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(Zeroizing::new(text))
+impl Content for Secret {
+    fn text(text: &str) -> Field<Self> {
+        Field::Is(Self(Zeroizing::new(text.to_owned())))
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Body {
+    #[serde(default)]
     access_token: Field<Secret>,
+    #[serde(default)]
     token_type: Field<String>,
+    #[serde(default)]
     expires_in: Field<f64>,
 }
 

@@ -2,9 +2,8 @@
 
 use http::status::StatusCode;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::fields::{Field, Object};
+use super::fields::{Content, Field};
 use super::{InvalidBody, Reply, cannot_tell, read_json};
 use crate::identifier::{KeyId, OrgCode};
 use crate::scope::{MAX_SCOPE_LEN, MAX_SCOPES, Scopes};
@@ -23,14 +22,19 @@ pub(crate) enum VerifyReading {
     CannotTell(VerifyError),
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Deserialize)]
 struct Body {
+    #[serde(default)]
     is_valid: Field<bool>,
+    #[serde(default)]
     status: Field<String>,
+    #[serde(default)]
     key_id: Field<String>,
+    #[serde(default)]
     org_code: Field<String>,
+    #[serde(default)]
     user_id: Field<String>,
+    #[serde(default)]
     scopes: Field<Vec<String>>,
 }
 
@@ -104,30 +108,42 @@ fn read_scopes(scopes: Field<Vec<String>>) -> Result<Scopes, InvalidBody> {
 /// host.
 pub(super) fn is_about_key(reply: &Reply) -> bool {
     #[derive(Deserialize)]
-    struct Body<'a> {
-        #[serde(borrow, default)]
-        errors: Field<&'a RawValue>,
+    struct Body {
+        #[serde(default)]
+        errors: Field<Codes>,
     }
-    let Ok(Body {
-        errors: Field::Is(errors),
-    }) = read_json(reply)
-    else {
-        return false;
-    };
-    // An object on some endpoints, and an array of objects on others.
-    let errors: Vec<Coded> = serde_json::from_str(errors.get())
-        .or_else(|_| serde_json::from_str(errors.get()).map(|Object(error)| vec![error]))
-        .unwrap_or_default();
-    let mut codes = errors
-        .into_iter()
-        .filter_map(|error| error.code.text().ok().flatten())
-        .peekable();
-    codes.peek().is_some() && codes.all(|code| code != "ROUTE_NOT_FOUND")
+
+    match read_json(reply) {
+        Ok(Body {
+            errors: Field::Is(Codes(codes)),
+        }) => !codes.is_empty() && codes.iter().all(|code| code != "ROUTE_NOT_FOUND"),
+        _ => false,
+    }
 }
+
+/// The codes of `errors`, which is an object on some endpoints and an array of objects on others.
+struct Codes(Vec<String>);
 
 /// An object that has a code: an error, or a reply.
 #[derive(Deserialize)]
 struct Coded {
     #[serde(default)]
     code: Field<String>,
+}
+
+impl Content for Codes {
+    fn list<'de, A: serde::de::SeqAccess<'de>>(mut list: A) -> Result<Field<Self>, A::Error> {
+        let mut codes = Vec::new();
+        while let Some(error) = list.next_element::<Coded>()? {
+            codes.extend(error.code.text().ok().flatten());
+        }
+        Ok(Field::Is(Self(codes)))
+    }
+
+    fn object<'de, A: serde::de::MapAccess<'de>>(object: A) -> Result<Field<Self>, A::Error> {
+        let error = Coded::deserialize(serde::de::value::MapAccessDeserializer::new(object))?;
+        Ok(Field::Is(Self(
+            error.code.text().ok().flatten().into_iter().collect(),
+        )))
+    }
 }
