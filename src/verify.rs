@@ -357,6 +357,8 @@ impl fmt::Debug for Verification {
 }
 
 /// The verification result of a valid key, as the issuer sent it.
+// Public for the crate of fleets alone.
+#[doc(hidden)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The organization.

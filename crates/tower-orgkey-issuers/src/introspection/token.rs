@@ -1,6 +1,7 @@
 //! What a reply says about a token.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tower_orgkey::{Verification, VerifyError};
 
 use super::builder::{Audience, Rules};
@@ -32,8 +33,7 @@ struct Description {
     username: serde_json::Value,
     client_id: Option<String>,
     aud: Option<Audiences>,
-    #[serde(default)]
-    cnf: serde_json::Value,
+    cnf: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -135,6 +135,6 @@ impl Description {
             (Audience::Required(audience), Some(all)) => all.contains(audience),
             (Audience::Required(_), None) => false,
         };
-        is_bearer && is_access_token && !is_other && is_audience && self.cnf.is_null()
+        is_bearer && is_access_token && !is_other && is_audience && self.cnf.is_none()
     }
 }
