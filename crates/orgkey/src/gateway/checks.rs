@@ -1,6 +1,6 @@
 //! The listener for the check requests of proxies.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::config::{Config, Dialect};
 use super::decision::{Check, Decision, Decisions, Routed};
 use super::dialect::{Incomplete, Original, Outcome, envoy_grpc, envoy_http, forward_auth, nginx};
 use super::identity;
+use super::once_map::OnceMap;
 use super::once_per_second::OncePerSecond;
 use super::recent::Recent;
 use super::rendered::rendered;
@@ -230,26 +231,21 @@ fn unknown() -> Response<Bytes> {
     rendered(rejection)
 }
 
-/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time. Few, so that
-/// comparing them is cheaper than a hash.
+/// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time.
 #[derive(Default)]
-struct Counters(RwLock<Vec<(&'static str, &'static str, Counter)>>);
+struct Counters(OnceMap<(&'static str, &'static str), Counter>);
 
 impl Counters {
     fn count(&self, dialect: &'static str, outcome: &'static str) {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let counter = known.iter().find_map(|(of_dialect, of_outcome, counter)| {
-            (*of_outcome == outcome && *of_dialect == dialect).then(|| counter.clone())
-        });
-        // No telemetry is emitted while a lock is held.
-        drop(known);
-        if let Some(counter) = counter {
-            return counter.increment(1);
+        let make = || metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome);
+        let known = self.0.get_or_insert(
+            dialect.len() + outcome.len(),
+            |known| *known == (dialect, outcome),
+            || ((dialect, outcome), make()),
+        );
+        match known {
+            Some(counter) => counter.increment(1),
+            None => make().increment(1),
         }
-        let counter = metrics::counter!(CHECKS, "dialect" => dialect, "outcome" => outcome);
-        counter.increment(1);
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have added it: the first one is found.
-        known.push((dialect, outcome, counter));
     }
 }

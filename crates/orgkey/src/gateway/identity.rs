@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use papaya::Equivalent;
 use tower_orgkey::scope::Scope;
 use tower_orgkey::{KeyId, OrgCode, OrgContext, Scopes};
 
@@ -33,13 +34,42 @@ pub(super) struct Identities {
     logged: OncePerSecond,
 }
 
-/// What headers say. All of it is hashed: a client chooses its scopes, and the map cannot hold many equal hashes.
+/// What headers say. All of it is hashed, as by [`CallerRef`]: a client chooses its scopes, and the map cannot hold many equal hashes.
 #[derive(PartialEq, Eq, Hash)]
 struct Caller {
     org_code: OrgCode,
     key_id: Option<KeyId>,
     scopes: Scopes,
     audience: Option<Arc<str>>,
+}
+
+/// A caller that is looked up.
+#[derive(Hash)]
+struct CallerRef<'a> {
+    org_code: &'a OrgCode,
+    key_id: Option<&'a KeyId>,
+    scopes: &'a Scopes,
+    audience: Option<&'a Arc<str>>,
+}
+
+impl Equivalent<Caller> for CallerRef<'_> {
+    fn equivalent(&self, caller: &Caller) -> bool {
+        *self.org_code == caller.org_code
+            && self.key_id == caller.key_id.as_ref()
+            && *self.scopes == caller.scopes
+            && self.audience == caller.audience.as_ref()
+    }
+}
+
+impl CallerRef<'_> {
+    fn to_owned(&self) -> Caller {
+        Caller {
+            org_code: self.org_code.clone(),
+            key_id: self.key_id.cloned(),
+            scopes: self.scopes.clone(),
+            audience: self.audience.cloned(),
+        }
+    }
 }
 
 struct Made {
@@ -77,11 +107,11 @@ impl Identities {
         context: &OrgContext,
         audience: Option<&Arc<str>>,
     ) -> Option<HeaderMap> {
-        let caller = Caller {
-            org_code: context.org_code().clone(),
-            key_id: context.key_id().cloned(),
-            scopes: context.scopes().clone(),
-            audience: audience.cloned(),
+        let caller = CallerRef {
+            org_code: context.org_code(),
+            key_id: context.key_id(),
+            scopes: context.scopes(),
+            audience,
         };
         let known = self.made.pin();
         if let Some(made) = known.get(&caller)
@@ -101,7 +131,7 @@ impl Identities {
             at: now,
             headers: headers.clone(),
         };
-        known.insert(caller, made);
+        known.insert(caller.to_owned(), made);
         Some(headers)
     }
 

@@ -3,10 +3,10 @@
 use std::ptr;
 use std::sync::OnceLock;
 
-use foldhash::fast::RandomState;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use papaya::Equivalent;
+
+use super::once_map::OnceMap;
 
 /// The upper bounds of the buckets of histograms, in seconds. Unlike quantiles, buckets can be added up over gateways.
 const BUCKETS: [f64; 12] = [
@@ -36,18 +36,12 @@ pub(super) fn installed() -> PrometheusHandle {
     handle.clone()
 }
 
-type Handles<T> = papaya::HashMap<Key, T, RandomState>;
+type Handles<T> = OnceMap<Key, T>;
 
-/// A key that is compared by its addresses first: most are constants.
-#[derive(Hash)]
-struct ByAddress<'a>(&'a Key);
-
-impl Equivalent<Key> for ByAddress<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        let is_same = ptr::eq(self.0.name(), key.name())
-            && ptr::eq(self.0.labels().as_slice(), key.labels().as_slice());
-        is_same || self.0 == key
-    }
+/// Compares the addresses first: most keys are constants.
+fn is_same(key: &Key, other: &Key) -> bool {
+    ptr::eq(key.name(), other.name()) && ptr::eq(key.labels().as_slice(), other.labels().as_slice())
+        || key == other
 }
 
 /// Keeps the handles of metrics, which the recorder of Prometheus allocates for each use. All labels are bounded.
@@ -58,14 +52,12 @@ struct Kept {
 }
 
 /// Returns the handle of a metric, which `make` returns the first time.
-fn kept<T: Clone>(handles: &Handles<T>, key: &Key, make: impl FnOnce() -> T) -> T {
-    let handles = handles.pin();
-    if let Some(handle) = handles.get(&ByAddress(key)) {
-        return handle.clone();
-    }
-    let handle = make();
-    handles.insert(key.clone(), handle.clone());
-    handle
+fn kept<T: Clone>(handles: &Handles<T>, key: &Key, make: impl Fn() -> T) -> T {
+    // The lower bits suffice.
+    #[expect(clippy::cast_possible_truncation)]
+    let hash = key.get_hash() as usize;
+    let handle = handles.get_or_insert(hash, |other| is_same(key, other), || (key.clone(), make()));
+    handle.cloned().unwrap_or_else(make)
 }
 
 impl Recorder for Kept {

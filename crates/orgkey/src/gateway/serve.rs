@@ -140,7 +140,7 @@ pub(super) async fn serve<S, F, B>(
     bounds: Bounds,
     mut stop: watch::Receiver<Option<Instant>>,
 ) where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: FnOnce(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -235,7 +235,7 @@ fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
 
 impl<S, F, B> Server<S>
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: FnOnce(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,

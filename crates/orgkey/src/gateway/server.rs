@@ -213,12 +213,12 @@ impl Gateway {
         let (stop_admin, stopped_admin) = watch::channel(None);
         let checks = Arc::clone(&self.handle.checks);
         let body_timeout = self.bounds.body;
-        let respond = move |request| Arc::clone(&checks).respond(request, body_timeout);
+        let respond = move |request| checks.respond(request, body_timeout);
         let checks = tokio::spawn(serve(self.checks, respond, self.bounds, stopped_checks));
         let admin = self.admin.map(|(listener, admin)| {
             let router = admin.router();
             let respond = move |request| {
-                let response = router.clone().oneshot(request);
+                let response = router.oneshot(request);
                 async { response.await.unwrap_or_else(|never| match never {}) }
             };
             tokio::spawn(serve(listener, respond, self.bounds, stopped_admin))
