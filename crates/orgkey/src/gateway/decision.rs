@@ -38,7 +38,7 @@ use super::recent::Recent;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
 use super::routes::{Found, NotFound, Routes};
-use super::terms::{Terms, Waiter};
+use super::terms::Terms;
 use super::waiting::{Bounded, Waiting};
 
 /// The header with the request's id, for the audit trail.
@@ -291,7 +291,7 @@ impl Decisions {
         // Without a limit, only what it has counted is kept.
         let limit = option_layer(limit.map(|_| self.limit.clone()));
         let decide = self.layer.layer(region.layer(limit.layer(guarded)));
-        let decide = WithDeadline(Bounded::new(decide, self.waiting.clone()));
+        let decide = WithDeadline(Bounded(decide));
         match &self.audit {
             None => RouteDemand::Key(decide),
             Some(audit) => RouteDemand::Recorded(audit.layer(decide)),
@@ -342,12 +342,16 @@ impl Decisions {
             }
             RouteDemand::Key(decide) => {
                 let mut decide = decide.clone();
-                let Ok(response) = decide.call(check.into_request(matched, client)).await;
+                let Ok(response) = decide
+                    .call(check.into_request(matched, client, &self.waiting))
+                    .await;
                 whole(response)
             }
             RouteDemand::Recorded(decide) => {
                 let mut decide = decide.clone();
-                let Ok(response) = decide.call(check.into_request(matched, client)).await;
+                let Ok(response) = decide
+                    .call(check.into_request(matched, client, &self.waiting))
+                    .await;
                 whole(response)
             }
         };
@@ -384,10 +388,15 @@ impl Decisions {
 
 impl Check<'_> {
     /// Returns the request that the layer decides about.
-    fn into_request(self, matched: Option<Matched>, client: Option<IpAddr>) -> Request<Terms> {
+    fn into_request(
+        self,
+        matched: Option<Matched>,
+        client: Option<IpAddr>,
+        waiting: &Waiting,
+    ) -> Request<Terms> {
         let waiter = self
             .holds_connection
-            .then(|| Waiter(client.map(network_of)));
+            .then(|| waiting.waiter(client.map(network_of)));
         let terms = Terms {
             scopes: self.scopes,
             deadline: self.deadline,

@@ -1,9 +1,10 @@
 //! What the services of the gateway read beside the head of a request.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use tower_orgkey::scope::ScopePolicy;
+
+use super::waiting::Waiter;
 
 /// How a check is decided, as the body of the request that services decide about.
 #[derive(Default)]
@@ -15,7 +16,3 @@ pub(super) struct Terms {
     /// Who holds a connection until the check is decided.
     pub(super) waiter: Option<Waiter>,
 }
-
-/// A check that holds its connection while it waits, with the network of its client if the proxy says it.
-#[derive(Clone, Copy)]
-pub(super) struct Waiter(pub(super) Option<IpAddr>);

@@ -22,7 +22,7 @@ use tower_orgkey::Rejection;
 
 use super::once_per_second::OncePerSecond;
 use super::rendered::rendered;
-use super::terms::{Terms, Waiter};
+use super::terms::Terms;
 
 /// The places of checks that wait.
 #[derive(Clone, Debug)]
@@ -41,6 +41,12 @@ struct Taken {
     by_network: HashMap<IpAddr, usize>,
 }
 
+/// A check that holds its connection while it waits, with the network of its client if the proxy says it.
+pub(super) struct Waiter {
+    waiting: Waiting,
+    network: Option<IpAddr>,
+}
+
 /// The place of a check that waits, free again on drop.
 struct Place {
     waiting: Waiting,
@@ -56,8 +62,14 @@ impl Waiting {
         }))
     }
 
+    /// Returns a check that may take a place.
+    pub(super) fn waiter(&self, network: Option<IpAddr>) -> Waiter {
+        let waiting = self.clone();
+        Waiter { waiting, network }
+    }
+
     /// Takes a place, of which a network has at most a quarter.
-    fn take(&self, Waiter(network): Waiter) -> Option<Place> {
+    fn take(self, network: Option<IpAddr>) -> Option<Place> {
         let mut taken = self.lock();
         let of_network = network.and_then(|network| taken.by_network.get(&network));
         let has_share = of_network.is_none_or(|of_network| *of_network < (self.0.all / 4).max(1));
@@ -66,7 +78,8 @@ impl Waiting {
             if let Some(network) = network {
                 *taken.by_network.entry(network).or_default() += 1;
             }
-            let waiting = self.clone();
+            drop(taken);
+            let waiting = self;
             return Some(Place { waiting, network });
         }
         drop(taken);
@@ -99,16 +112,7 @@ impl Drop for Place {
 
 /// Rejects a request of a [`Waiter`] that would have to wait without a place.
 #[derive(Clone)]
-pub(super) struct Bounded<S> {
-    service: S,
-    waiting: Waiting,
-}
-
-impl<S> Bounded<S> {
-    pub(super) fn new(service: S, waiting: Waiting) -> Self {
-        Self { service, waiting }
-    }
-}
+pub(super) struct Bounded<S>(pub(super) S);
 
 impl<S> Service<Request<Terms>> for Bounded<S>
 where
@@ -119,14 +123,14 @@ where
     type Future = Decided<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.service.poll_ready(context)
+        self.0.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request<Terms>) -> Self::Future {
         let waiter = request.body_mut().waiter.take();
         Decided {
-            future: self.service.call(request),
-            needs: waiter.map(|waiter| (waiter, self.waiting.clone())),
+            future: self.0.call(request),
+            waiter,
             place: None,
         }
     }
@@ -136,8 +140,8 @@ pin_project_lite::pin_project! {
     pub(super) struct Decided<F> {
         #[pin]
         future: F,
-        // What is taken when the future waits.
-        needs: Option<(Waiter, Waiting)>,
+        // Taken when the future waits.
+        waiter: Option<Waiter>,
         place: Option<Place>,
     }
 }
@@ -152,9 +156,9 @@ where
         let this = self.project();
         let decided = this.future.poll(context);
         if decided.is_pending()
-            && let Some((waiter, waiting)) = this.needs.take()
+            && let Some(Waiter { waiting, network }) = this.waiter.take()
         {
-            *this.place = waiting.take(waiter);
+            *this.place = waiting.take(network);
             if this.place.is_none() {
                 let rejection = Rejection::verifier_unavailable(Duration::from_secs(1));
                 return Poll::Ready(Ok(rendered(rejection).map(Full::new)));

@@ -27,16 +27,15 @@ pub(in crate::gateway) fn original<'a>(
     parts: &'a Parts,
     target: &'a str,
 ) -> Result<Original<'a>, Incomplete> {
-    let host = match parts.uri.authority() {
-        Some(authority) => Some(Cow::Borrowed(authority.as_str())),
-        None => {
-            let mut hosts = parts.headers.get_all(HOST).iter();
-            let host = hosts.next();
-            if hosts.next().is_some() {
-                return Err(Incomplete("host"));
-            }
-            host.map(text)
+    let host = if let Some(authority) = parts.uri.authority() {
+        Some(Cow::Borrowed(authority.as_str()))
+    } else {
+        let mut hosts = parts.headers.get_all(HOST).iter();
+        let host = hosts.next();
+        if hosts.next().is_some() {
+            return Err(Incomplete("host"));
         }
+        host.map(text)
     };
     Ok(Original {
         method: parts.method.clone(),
