@@ -250,9 +250,10 @@ where
         let service = service_fn(move |request| {
             let in_use = InUse::new(Arc::clone(&begun));
             let service = service.clone();
-            // The large future of the service is made where it is polled, so that it is not copied.
             async move {
-                let response = service(request).await;
+                // Boxed: it is large, and a connection would keep its memory, which is not in the cache of the processor when the next
+                // connection has a request.
+                let response = Box::pin(service(request)).await;
                 drop(in_use);
                 Ok::<_, Infallible>(response)
             }
