@@ -55,7 +55,6 @@ pub(crate) struct Exporter {
     /// Disconnected when the worker has ended and dropped the sink.
     ended: Receiver<Infallible>,
     counts: Arc<Counts>,
-    source: Arc<Source>,
 }
 
 enum Command {
@@ -118,13 +117,11 @@ impl Exporter {
         let (commands, commands_out) = unbounded();
         let (end, ended) = bounded(0);
         let counts = Arc::<Counts>::default();
-        let source = Arc::new(source);
         let exporter = Self {
             queues: Arc::clone(&queues),
             commands,
             ended,
             counts: Arc::clone(&counts),
-            source: Arc::clone(&source),
         };
         let worker = Worker {
             sink,
@@ -132,11 +129,12 @@ impl Exporter {
             commands: commands_out,
             counts,
             sampler,
-            source,
+            source: Arc::new(source),
             collect: u32::try_from(capacity)
                 .ok()
                 .and_then(|capacity| COLLECT_PER_EVENT.checked_mul(capacity))
                 .map_or(COLLECT, |filled| filled.min(COLLECT)),
+            events: Vec::new(),
             sequence: 0,
             reported_at: Instant::now(),
             reported_time: SystemTime::now(),
@@ -154,13 +152,7 @@ impl Exporter {
             Actor::Organization { .. } | Actor::Operator { .. } => Of::Organizations,
             Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => Of::Unauthenticated,
         };
-        let queued = self.queues.push(of, || AuditEvent {
-            kind: AuditEventKind::Request(*request),
-            source: Arc::clone(&self.source),
-            // The worker numbers events in the order in which it writes them.
-            sequence: 0,
-        });
-        match queued {
+        match self.queues.push(of, || *request) {
             Ok(true) => self.wake(),
             Ok(false) => {}
             Err(Full) => self.count_dropped(),
@@ -247,6 +239,8 @@ pub(crate) struct Worker<S> {
     sampler: Arc<Sampler>,
     source: Arc<Source>,
     collect: Duration,
+    /// Made here, in the order in which they are written, so that requests do not count who shares the source. Empty in between.
+    events: Vec<AuditEvent>,
     sequence: u64,
     /// When lost and suppressed events were last reported, on both clocks.
     reported_at: Instant,
@@ -340,11 +334,13 @@ impl<S: AuditSink> Worker<S> {
                     continue;
                 }
                 *left = left.saturating_sub(batch.len());
-                for event in &mut batch {
-                    event.sequence = self.next_sequence();
-                }
-                self.deliver(&batch);
+                let mut events = std::mem::take(&mut self.events);
+                let requests = batch.drain(..).map(AuditEventKind::Request);
+                events.extend(requests.map(|request| self.event(request)));
                 self.queues.give_back(of, batch);
+                self.deliver(&events);
+                events.clear();
+                self.events = events;
                 while let Ok(command) = self.commands.try_recv() {
                     self.obey(command);
                 }
@@ -383,17 +379,13 @@ impl<S: AuditSink> Worker<S> {
     }
 
     fn event(&mut self, kind: AuditEventKind) -> AuditEvent {
+        let sequence = self.sequence;
+        self.sequence += 1;
         AuditEvent {
             kind,
             source: Arc::clone(&self.source),
-            sequence: self.next_sequence(),
+            sequence,
         }
-    }
-
-    fn next_sequence(&mut self) -> u64 {
-        let sequence = self.sequence;
-        self.sequence += 1;
-        sequence
     }
 
     fn deliver(&mut self, events: &[AuditEvent]) {

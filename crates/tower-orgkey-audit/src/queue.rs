@@ -1,4 +1,4 @@
-//! The events that wait for the worker.
+//! The requests whose events wait for the worker.
 //!
 //! Events of organizations and operators have a queue, and all others another one, so that requests without a key cannot displace
 //! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::event::AuditEvent;
+use crate::event::AuditedRequest;
 
 /// The most events of one batch.
 pub(crate) const BATCH: usize = 256;
@@ -45,9 +45,9 @@ struct Queue {
     batch: usize,
     len: usize,
     /// The oldest first. None is empty.
-    full: VecDeque<Vec<AuditEvent>>,
-    last: Vec<AuditEvent>,
-    spare: Vec<Vec<AuditEvent>>,
+    full: VecDeque<Vec<AuditedRequest>>,
+    last: Vec<AuditedRequest>,
+    spare: Vec<Vec<AuditedRequest>>,
 }
 
 /// What the worker finds.
@@ -80,7 +80,11 @@ impl Queues {
 
     /// Adds an event, which is not made if there is no room. Returns whether the worker has to be woken.
     #[inline]
-    pub(crate) fn push(&self, of: Of, event: impl FnOnce() -> AuditEvent) -> Result<bool, Full> {
+    pub(crate) fn push(
+        &self,
+        of: Of,
+        event: impl FnOnce() -> AuditedRequest,
+    ) -> Result<bool, Full> {
         let mut state = self.lock();
         let is_closed = state.is_closed;
         let queue = &mut state.queues[of as usize];
@@ -128,7 +132,7 @@ impl Queues {
     }
 
     /// Takes the oldest batch. It is empty if no events wait.
-    pub(crate) fn take(&self, of: Of) -> Vec<AuditEvent> {
+    pub(crate) fn take(&self, of: Of) -> Vec<AuditedRequest> {
         let queue = &mut self.lock().queues[of as usize];
         let batch = if let Some(batch) = queue.full.pop_front() {
             batch
@@ -141,7 +145,7 @@ impl Queues {
     }
 
     /// Gives back a batch that was taken. Its events are dropped.
-    pub(crate) fn give_back(&self, of: Of, mut batch: Vec<AuditEvent>) {
+    pub(crate) fn give_back(&self, of: Of, mut batch: Vec<AuditedRequest>) {
         batch.clear();
         let queue = &mut self.lock().queues[of as usize];
         if queue.spare.len() < SPARE && batch.capacity() > 0 {
@@ -164,7 +168,7 @@ impl Queue {
     /// Returns when the request of the first event arrived.
     fn arrived(&self) -> Option<Instant> {
         let batch = self.full.front().unwrap_or(&self.last);
-        Some(batch.first()?.request()?.arrived)
+        Some(batch.first()?.arrived)
     }
 
     #[cold]
@@ -180,18 +184,10 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::event::{AuditEventKind, AuditedRequest, Source};
 
-    fn event() -> AuditEvent {
-        let request = AuditedRequest::of_operator("operation", "target");
-        AuditEvent {
-            kind: AuditEventKind::Request(request),
-            source: Arc::new(Source::new(0, "")),
-            sequence: 0,
-        }
+    fn event() -> AuditedRequest {
+        AuditedRequest::of_operator("operation", "target")
     }
 
     #[test]
