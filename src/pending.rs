@@ -16,6 +16,7 @@ use orgkey_lookup::{Cache, LookupRequest, LookupResult, Source};
 use tower_service::Service;
 
 use crate::context::OrgContext;
+use crate::context::observer::RequestObservation;
 use crate::rejection::Rejection;
 
 /// Decides about a request when its lookup is complete.
@@ -88,7 +89,10 @@ where
             unreachable!("a pending request is called once")
         };
         if let Some(context) = request.extensions().get::<OrgContext>() {
-            context.recheck().map_err(Stop::Rejected)?;
+            let rejected =
+                |rejection| RequestObservation::rejected(request.extensions(), rejection);
+            let rechecked = context.recheck().map_err(rejected);
+            rechecked.map_err(Stop::Rejected)?;
         }
         Poll::Ready(Ok(self.inner.call(request)))
     }

@@ -95,7 +95,7 @@ where
             Ok(context) => Some(context),
             Err(rejection) if rejection.kind() == RejectionKind::Internal => {
                 return EndStreamsFuture {
-                    guarded: GuardFuture::reject(rejection),
+                    guarded: GuardFuture::rejected(request.extensions(), rejection),
                     invalid: None,
                 };
             }

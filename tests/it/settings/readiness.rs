@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use http::Response;
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
+use tower_orgkey::observer::RequestObservation;
 use tower_orgkey::settings::{OrgSettingsLayer, ResponseFuture, SettingsError, settings_fn};
 use tower_orgkey::test_util::{OrgContextBuilder, TestClock};
 use tower_orgkey::{ApiKey, ApiKeyHandle, ApiKeyLayer, Rejection};
@@ -123,6 +124,7 @@ struct Waiting {
     gate: Arc<Semaphore>,
     store: Store,
     seen: Arc<Seen>,
+    observation: RequestObservation,
     response: Pin<Box<dyn Future<Output = Result<Response<Bytes>, Infallible>> + Send>>,
 }
 
@@ -133,7 +135,9 @@ impl Waiting {
         let seen = probe.seen();
         let settings = OrgSettingsLayer::<Plan>::new(&auth.handle(), store.clone());
         let service = auth.layer(settings.layer(probe));
-        let mut response = Box::pin(service.oneshot(keyed_request(&key_of("one"))));
+        let mut request = keyed_request(&key_of("one"));
+        let observation = RequestObservation::attach(request.extensions_mut());
+        let mut response = Box::pin(service.oneshot(request));
         while store.calls() == 0 {
             assert!(response.as_mut().now_or_never().is_none());
             tokio::task::yield_now().await;
@@ -143,6 +147,7 @@ impl Waiting {
             gate,
             store,
             seen,
+            observation,
             response,
         }
     }
@@ -169,7 +174,10 @@ impl Waiting {
         let status = response.status().as_u16();
         assert_eq!(self.seen.called().len(), usize::from(status == 200));
         assert_eq!((self.seen.violations(), self.seen.ready()), (0, 0));
-        (status, response.extensions().get().map(Rejection::code))
+        let code = response.extensions().get().map(Rejection::code);
+        let recorded = self.observation.rejection();
+        assert_eq!(recorded.as_ref().map(Rejection::code), code);
+        (status, code)
     }
 }
 

@@ -278,7 +278,9 @@ where
             if unused.check(begun, ended) {
                 break;
             }
-            check_at = Instant::now() + self.bounds.head / CHECKS;
+            // At least 1 ms: the connection is polled only while no check is due.
+            let pause = (self.bounds.head / CHECKS).max(Duration::from_millis(1));
+            check_at = Instant::now() + pause;
         }
         connection.as_mut().graceful_shutdown();
         // A client may keep it open.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -225,7 +226,9 @@ impl Gateway {
         });
         let follower = self.fleet.as_ref().map(|fleet| tokio::spawn(fleet.run()));
         let (metrics, of_checks) = (self.metrics, Arc::clone(&self.handle.checks));
-        let upkeep = tokio::spawn(async move {
+        // Ends with this future, because it holds the state of the checks.
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(async move {
             loop {
                 sleep(UPKEEP).await;
                 metrics.run_upkeep();
@@ -265,7 +268,6 @@ impl Gateway {
         {
             tracing::error!(%error, "audit events are lost");
         }
-        upkeep.abort();
     }
 }
 
