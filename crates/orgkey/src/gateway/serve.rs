@@ -278,9 +278,7 @@ where
             if unused.check(begun, ended) {
                 break;
             }
-            // At least 1 ms: the connection is polled only while no check is due.
-            let pause = (self.bounds.head / CHECKS).max(Duration::from_millis(1));
-            check_at = Instant::now() + pause;
+            check_at = Instant::now() + self.bounds.head / CHECKS;
         }
         connection.as_mut().graceful_shutdown();
         // A client may keep it open.

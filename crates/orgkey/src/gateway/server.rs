@@ -292,3 +292,31 @@ async fn bind(address: &Address) -> Result<(Listener, Address), Error> {
     let bound = listener.address().map_err(failed)?;
     Ok((listener, bound))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn state_ends_with_the_gateway() {
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "secret").unwrap();
+        let config = format!(
+            "[listen]\nchecks = '127.0.0.1:0'\n[issuer]\nkind = 'kinde'\nurl = 'http://127.0.0.1:9'\n\
+             client_id = 'id'\nclient_secret_file = '{}'\n",
+            secret.path().display()
+        );
+        let gateway = Gateway::start(Config::parse(&config).unwrap()).await;
+        let gateway = gateway.unwrap();
+        let checks = Arc::downgrade(&gateway.handle.checks);
+        let running = tokio::spawn(gateway.run(pending()));
+        // The metrics are kept at least once.
+        sleep(2 * UPKEEP).await;
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        sleep(2 * UPKEEP).await;
+        assert!(checks.upgrade().is_none());
+    }
+}
