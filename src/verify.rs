@@ -357,7 +357,7 @@ impl fmt::Debug for Verification {
 }
 
 /// The verification result of a valid key, as the issuer sent it.
-// Public for the crate of fleets alone.
+// Public for `tower-orgkey-fleet` only.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {

@@ -46,7 +46,7 @@ fn apply_here(cache: &Cache, update: &Update) -> Result<u64, BlockListFull> {
     })
 }
 
-/// Returns what the cache calls the subject of an update.
+/// Converts the subject of an update into a target of the cache.
 pub(crate) fn target(subject: &Subject) -> Target<'_, &KeyDigest> {
     match subject {
         Subject::Key(key) => Target::Key(key),

@@ -4,14 +4,14 @@ use http::Extensions;
 
 use super::layer::Core;
 
-/// Values in the extensions of a request, each for the clones of one layer further in.
+/// The extension of a request in which layers store values, each for its own clones further in.
 ///
 /// The type is private to this crate, so no handler can read it from the extensions.
 #[derive(Clone)]
 pub(super) struct PerLayer<T>(Vec<(Arc<Core>, T)>);
 
 impl<T: Clone + Send + Sync + 'static> PerLayer<T> {
-    /// Stores the value of this layer, in place of the one of a clone further out.
+    /// Stores the value of this layer. Replaces the value of a clone further out.
     pub(super) fn put(extensions: &mut Extensions, layer: &Arc<Core>, value: T) {
         let Self(values) = extensions.get_or_insert_with(|| Self(Vec::with_capacity(1)));
         values.retain(|(of, _)| !Arc::ptr_eq(of, layer));

@@ -197,7 +197,7 @@ where
     }
 }
 
-/// Records whose request it is, for the layer that counts.
+/// Records the organization of a request, for the layer that counts.
 #[derive(Clone)]
 struct SeenService<S> {
     inner: S,

@@ -239,7 +239,8 @@ pub(crate) struct Worker<S> {
     sampler: Arc<Sampler>,
     source: Arc<Source>,
     collect: Duration,
-    /// Made here, in the order in which they are written, so that requests do not count who shares the source. Empty in between.
+    /// The batch that is being written. The worker makes the events, so that the reference count of the source stays on its
+    /// processor.
     events: Vec<AuditEvent>,
     sequence: u64,
     /// When lost and suppressed events were last reported, on both clocks.

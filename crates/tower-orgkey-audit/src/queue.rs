@@ -1,4 +1,4 @@
-//! The requests whose events wait for the worker.
+//! The queues of audited requests, between the requests and the worker.
 //!
 //! Events of organizations and operators have a queue, and all others another one, so that requests without a key cannot displace
 //! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and

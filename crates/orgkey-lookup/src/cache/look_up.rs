@@ -38,7 +38,7 @@ pub struct LookupRequest<S: Source> {
 }
 
 impl<S: Source> LookupRequest<S> {
-    /// Returns a request of no peer.
+    /// Creates a request without a peer.
     pub fn new(query: S::Query, key: S::Key, oldest: Option<Tick>) -> Self {
         Self {
             query,

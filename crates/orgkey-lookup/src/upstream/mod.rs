@@ -77,7 +77,7 @@ pub(crate) struct Subject<K> {
     pub(crate) priority: Priority,
 }
 
-/// The `Retry-After` of a failure that says nothing better.
+/// The `Retry-After` of a failure without its own.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The verification failed, or was not attempted.

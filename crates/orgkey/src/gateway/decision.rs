@@ -222,8 +222,8 @@ impl Decisions {
     ///
     /// If homes cannot be read. Nothing is replaced then.
     pub(super) fn reload(&self, config: &Config) -> Result<(), String> {
-        // One after another: the routes of one and the limit of another would not fit. Nothing can panic in between.
-        let _one = self
+        // The routes of one configuration do not fit the limit of another. The next reload replaces what a panic left.
+        let _guard = self
             .reloading
             .lock()
             .unwrap_or_else(PoisonError::into_inner);

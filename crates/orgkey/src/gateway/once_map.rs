@@ -1,11 +1,11 @@
-//! A map for the few values that each check needs.
+//! A map for a few values that are looked up for each check.
 
 use std::sync::OnceLock;
 
 /// How many entries the map has at most.
 const CAPACITY: usize = 256;
 
-/// A map that only grows. A value is found without a lock and without a count of who reads: each costs a check more than the lookup.
+/// A map that only grows. A lookup takes no lock and writes to no shared memory, either of which would cost more than the rest of it.
 #[derive(Debug)]
 pub(super) struct OnceMap<K, V>([OnceLock<(K, V)>; CAPACITY]);
 

@@ -15,7 +15,7 @@ pub(super) const MINUTES: usize = 60;
 /// The most organizations that are counted in a minute. Later ones of the minute are not: the busy ones come early.
 const MAX_ORGANIZATIONS: usize = 256;
 
-/// Counts outcomes by minute. The clock is not read for each of them: [`Recent::advance`] does, from time to time.
+/// Counts outcomes by minute. Only [`Recent::advance`] reads the clock.
 pub(super) struct Recent {
     start: Instant,
     /// The number of the current minute.

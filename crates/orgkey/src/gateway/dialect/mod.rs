@@ -43,7 +43,7 @@ impl Names {
     /// Returns the original request. Its host may be missing.
     fn original<'a>(&'static self, headers: &'a HeaderMap) -> Result<Original<'a>, Incomplete> {
         let (mut method, mut target, mut host) = (None, None, None);
-        // Once over all headers: hashing the three names costs more.
+        // One pass over all headers costs less than three lookups.
         for (name, value) in headers {
             let (own, found) = match name {
                 name if *name == self.method => (&self.method, &mut method),
