@@ -15,7 +15,8 @@ use crate::pseudonym::{self, Pseudonym, PseudonymKey};
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
     pub(crate) kind: AuditEventKind,
-    pub(crate) source: Arc<Source>,
+    /// `None` until the worker delivers the event, so that the reference count stays on the worker's processor.
+    pub(crate) source: Option<Arc<Source>>,
     pub(crate) sequence: u64,
 }
 
@@ -39,6 +40,15 @@ impl Source {
 }
 
 impl AuditEvent {
+    /// Returns an event that is not delivered yet.
+    pub(crate) fn new(kind: AuditEventKind) -> Self {
+        Self {
+            kind,
+            source: None,
+            sequence: 0,
+        }
+    }
+
     /// Returns what the event is about.
     pub fn kind(&self) -> &AuditEventKind {
         &self.kind
@@ -48,7 +58,17 @@ impl AuditEvent {
     ///
     /// An event that is written again after the sink failed has the same identifier.
     pub fn uid(&self) -> String {
-        format!("{}{}", self.source.uid, self.sequence)
+        format!("{}{}", self.uid_start(), self.sequence)
+    }
+
+    pub(crate) fn uid_start(&self) -> &str {
+        self.source.as_ref().map_or("", |source| &source.uid)
+    }
+
+    /// The name of the service as JSON.
+    pub(crate) fn service_json(&self) -> &str {
+        let source = self.source.as_ref();
+        source.map_or("\"\"", |source| &source.service)
     }
 
     /// Returns the position of the event in its trail, from zero. A missing number is a lost event.

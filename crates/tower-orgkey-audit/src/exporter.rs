@@ -134,7 +134,6 @@ impl Exporter {
                 .ok()
                 .and_then(|capacity| COLLECT_PER_EVENT.checked_mul(capacity))
                 .map_or(COLLECT, |filled| filled.min(COLLECT)),
-            events: Vec::new(),
             sequence: 0,
             reported_at: Instant::now(),
             reported_time: SystemTime::now(),
@@ -152,7 +151,8 @@ impl Exporter {
             Actor::Organization { .. } | Actor::Operator { .. } => Of::Organizations,
             Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => Of::Unauthenticated,
         };
-        match self.queues.push(of, || *request) {
+        let event = || AuditEvent::new(AuditEventKind::Request(*request));
+        match self.queues.push(of, event) {
             Ok(true) => self.wake(),
             Ok(false) => {}
             Err(Full) => self.count_dropped(),
@@ -239,9 +239,6 @@ pub(crate) struct Worker<S> {
     sampler: Arc<Sampler>,
     source: Arc<Source>,
     collect: Duration,
-    /// The batch that is being written. The worker makes the events, so that the reference count of the source stays on its
-    /// processor.
-    events: Vec<AuditEvent>,
     sequence: u64,
     /// When lost and suppressed events were last reported, on both clocks.
     reported_at: Instant,
@@ -335,13 +332,8 @@ impl<S: AuditSink> Worker<S> {
                     continue;
                 }
                 *left = left.saturating_sub(batch.len());
-                let mut events = std::mem::take(&mut self.events);
-                let requests = batch.drain(..).map(AuditEventKind::Request);
-                events.extend(requests.map(|request| self.event(request)));
+                self.deliver(&mut batch);
                 self.queues.give_back(of, batch);
-                self.deliver(&events);
-                events.clear();
-                self.events = events;
                 while let Ok(command) = self.commands.try_recv() {
                     self.obey(command);
                 }
@@ -365,31 +357,27 @@ impl<S: AuditSink> Worker<S> {
         let mut events = Vec::new();
         if !by_code.is_empty() {
             let suppressed = SuppressedRejections { period, by_code };
-            events.push(self.event(AuditEventKind::Suppressed(suppressed)));
+            events.push(AuditEvent::new(AuditEventKind::Suppressed(suppressed)));
         }
         if lost > 0 {
             let lost = LostEvents {
                 period,
                 count: lost,
             };
-            events.push(self.event(AuditEventKind::Lost(lost)));
+            events.push(AuditEvent::new(AuditEventKind::Lost(lost)));
         }
         if !events.is_empty() {
-            self.deliver(&events);
+            self.deliver(&mut events);
         }
     }
 
-    fn event(&mut self, kind: AuditEventKind) -> AuditEvent {
-        let sequence = self.sequence;
-        self.sequence += 1;
-        AuditEvent {
-            kind,
-            source: Arc::clone(&self.source),
-            sequence,
+    /// Numbers the events, and writes them.
+    fn deliver(&mut self, events: &mut [AuditEvent]) {
+        for event in &mut *events {
+            event.source = Some(Arc::clone(&self.source));
+            event.sequence = self.sequence;
+            self.sequence += 1;
         }
-    }
-
-    fn deliver(&mut self, events: &[AuditEvent]) {
         let requests = events.iter().filter(|event| event.request().is_some());
         let requests = requests.count() as u64;
         if self.write(events, requests) {

@@ -1,4 +1,4 @@
-//! The queues of audited requests, between the requests and the worker.
+//! The queues of events, between the requests and the worker.
 //!
 //! Events of organizations and operators have a queue, and all others another one, so that requests without a key cannot displace
 //! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::event::AuditedRequest;
+use crate::event::AuditEvent;
 
 /// The most events of one batch.
 pub(crate) const BATCH: usize = 256;
@@ -45,9 +45,9 @@ struct Queue {
     batch: usize,
     len: usize,
     /// The oldest first. None is empty.
-    full: VecDeque<Vec<AuditedRequest>>,
-    last: Vec<AuditedRequest>,
-    spare: Vec<Vec<AuditedRequest>>,
+    full: VecDeque<Vec<AuditEvent>>,
+    last: Vec<AuditEvent>,
+    spare: Vec<Vec<AuditEvent>>,
 }
 
 /// What the worker finds.
@@ -80,11 +80,7 @@ impl Queues {
 
     /// Adds an event, which is not made if there is no room. Returns whether the worker has to be woken.
     #[inline]
-    pub(crate) fn push(
-        &self,
-        of: Of,
-        event: impl FnOnce() -> AuditedRequest,
-    ) -> Result<bool, Full> {
+    pub(crate) fn push(&self, of: Of, event: impl FnOnce() -> AuditEvent) -> Result<bool, Full> {
         let mut state = self.lock();
         let is_closed = state.is_closed;
         let queue = &mut state.queues[of as usize];
@@ -132,7 +128,7 @@ impl Queues {
     }
 
     /// Takes the oldest batch. It is empty if no events wait.
-    pub(crate) fn take(&self, of: Of) -> Vec<AuditedRequest> {
+    pub(crate) fn take(&self, of: Of) -> Vec<AuditEvent> {
         let queue = &mut self.lock().queues[of as usize];
         let batch = if let Some(batch) = queue.full.pop_front() {
             batch
@@ -145,7 +141,7 @@ impl Queues {
     }
 
     /// Gives back a batch that was taken. Its events are dropped.
-    pub(crate) fn give_back(&self, of: Of, mut batch: Vec<AuditedRequest>) {
+    pub(crate) fn give_back(&self, of: Of, mut batch: Vec<AuditEvent>) {
         batch.clear();
         let queue = &mut self.lock().queues[of as usize];
         if queue.spare.len() < SPARE && batch.capacity() > 0 {
@@ -168,7 +164,7 @@ impl Queue {
     /// Returns when the request of the first event arrived.
     fn arrived(&self) -> Option<Instant> {
         let batch = self.full.front().unwrap_or(&self.last);
-        Some(batch.first()?.arrived)
+        Some(batch.first()?.request()?.arrived)
     }
 
     #[cold]
@@ -185,9 +181,11 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{AuditEventKind, AuditedRequest};
 
-    fn event() -> AuditedRequest {
-        AuditedRequest::of_operator("operation", "target")
+    fn event() -> AuditEvent {
+        let request = AuditedRequest::of_operator("operation", "target");
+        AuditEvent::new(AuditEventKind::Request(request))
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl AuditEvent {
 
     /// The rest of `metadata`, without its brace.
     fn metadata(&self, json: &mut Json<'_>) {
-        json.raw(&self.source.uid);
+        json.raw(self.uid_start());
         let sequence = json.field(Field::Sequence, |json| json.number(self.sequence));
         json.raw(r#"","sequence":"#);
         json.field(Field::Sequence, |json| json.again(sequence));
@@ -221,7 +221,7 @@ impl AuditEvent {
 
     fn service(&self, json: &mut Json<'_>) {
         json.raw(r#","service":{"name":"#);
-        json.raw(&self.source.service);
+        json.raw(self.service_json());
         json.raw("}");
     }
 

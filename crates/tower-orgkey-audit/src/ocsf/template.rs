@@ -114,7 +114,7 @@ impl Users {
 
 /// What the constant parts of an event depend on.
 struct Shape {
-    source: Arc<Source>,
+    source: Option<Arc<Source>>,
     method: Method,
     route: Option<Box<str>>,
     status: Option<StatusCode>,
@@ -127,7 +127,7 @@ struct Shape {
 impl Shape {
     fn of(event: &AuditEvent, request: &AuditedRequest) -> Self {
         Self {
-            source: Arc::clone(&event.source),
+            source: event.source.clone(),
             method: request.method.clone(),
             route: request.route().map(Into::into),
             status: request.status,
@@ -139,7 +139,8 @@ impl Shape {
     }
 
     fn is_of(&self, event: &AuditEvent, request: &AuditedRequest) -> bool {
-        Arc::ptr_eq(&self.source, &event.source)
+        let address = |source: &Option<Arc<Source>>| source.as_ref().map(Arc::as_ptr);
+        address(&self.source) == address(&event.source)
             && self.method == request.method
             && self.route.as_deref() == request.route()
             && self.status == request.status
@@ -400,7 +401,7 @@ mod tests {
     fn event(request: &AuditedRequest, source: &Arc<Source>, sequence: u64) -> AuditEvent {
         AuditEvent {
             kind: AuditEventKind::Request(request.clone()),
-            source: Arc::clone(source),
+            source: Some(Arc::clone(source)),
             sequence,
         }
     }
