@@ -78,17 +78,11 @@ impl Checks {
         let response = match parts.uri.path() {
             "/v1/nginx" if speaks(Dialect::Nginx) => {
                 let routed = self.routed(nginx::original(&parts.headers));
-                nginx::response(
-                    self.head("nginx", routed, &mut parts.headers, parts.version)
-                        .await,
-                )
+                nginx::response(self.head("nginx", routed, &mut parts.headers).await)
             }
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
                 let routed = self.routed(forward_auth::original(&parts.headers));
-                forward_auth::response(
-                    self.head("forward-auth", routed, &mut parts.headers, parts.version)
-                        .await,
-                )
+                forward_auth::response(self.head("forward-auth", routed, &mut parts.headers).await)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
                 // Boxed, so that the other dialects do not move its future.
@@ -97,9 +91,7 @@ impl Checks {
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
                     let routed = self.routed(envoy_http::original(&parts, target));
-                    let outcome = self
-                        .head("envoy-http", routed, &mut parts.headers, parts.version)
-                        .await;
+                    let outcome = self.head("envoy-http", routed, &mut parts.headers).await;
                     self.envoy.response(outcome)
                 }
                 _ => unknown(),
@@ -123,7 +115,6 @@ impl Checks {
         dialect: &'static str,
         routed: Result<Routed, Incomplete>,
         headers: &mut HeaderMap,
-        version: Version,
     ) -> Outcome {
         let decision = match routed {
             Ok(routed) => {
@@ -132,7 +123,6 @@ impl Checks {
                     headers,
                     scopes: None,
                     deadline: None,
-                    holds_connection: version < Version::HTTP_2,
                 };
                 self.decisions.decide(check).await
             }
@@ -166,7 +156,6 @@ impl Checks {
                     headers: &mut request.headers,
                     scopes: request.scopes,
                     deadline,
-                    holds_connection: false,
                 };
                 (self.decisions.decide(check).await, request.about)
             }

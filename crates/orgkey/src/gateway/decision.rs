@@ -69,8 +69,6 @@ pub(super) struct Check<'a> {
     pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
     pub(super) deadline: Option<Duration>,
-    /// Whether the check holds its connection until it is decided.
-    pub(super) holds_connection: bool,
 }
 
 /// The method of a request, and its route.
@@ -394,13 +392,10 @@ impl Check<'_> {
         client: Option<IpAddr>,
         waiting: &Waiting,
     ) -> Request<Terms> {
-        let waiter = self
-            .holds_connection
-            .then(|| waiting.waiter(client.map(network_of)));
         let terms = Terms {
             scopes: self.scopes,
             deadline: self.deadline,
-            waiter,
+            waiter: Some(waiting.waiter(client.map(network_of))),
         };
         request(self.routed.method, self.headers, matched, terms)
     }

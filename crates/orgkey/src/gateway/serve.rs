@@ -29,8 +29,8 @@ use super::config::Address;
 /// The bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// The most connections at a time. More wait to be accepted. Half of them may be held by checks that wait for the issuer, and
-    /// a quarter of these by one network, if the proxy says who the client is.
+    /// The most connections at a time. More wait to be accepted. Half as many checks may wait for the issuer, over HTTP/2 too, and
+    /// of one network a quarter of these, if the proxy says who the client is.
     pub connections: usize,
     /// How long a connection may take to its first request.
     pub first_request: Duration,

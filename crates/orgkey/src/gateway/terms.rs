@@ -13,6 +13,6 @@ pub(super) struct Terms {
     pub(super) scopes: Option<ScopePolicy>,
     /// How long the proxy waits.
     pub(super) deadline: Option<Duration>,
-    /// Who holds a connection until the check is decided.
+    /// Who needs a place if the check has to wait.
     pub(super) waiter: Option<Waiter>,
 }

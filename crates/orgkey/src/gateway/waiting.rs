@@ -1,8 +1,8 @@
 //! Bounds how many checks wait for the issuer, so that the checks of known keys find a free connection.
 //!
-//! Over HTTP/1.1, a check holds its connection until it is decided. Lookups that wait are bounded by the layer, and requests that
-//! join one are not: without this bound, one client could hold all connections with copies of requests with unknown keys. Over
-//! HTTP/2, a check holds none, and needs no place.
+//! A check holds its connection until it is decided; over HTTP/2, one of the requests that the proxy permits at a time. Lookups that
+//! wait are bounded by the layer, and requests that join one are not: without this bound, one client could hold all connections with
+//! copies of requests with unknown keys.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -41,7 +41,7 @@ struct Taken {
     by_network: HashMap<IpAddr, usize>,
 }
 
-/// A check that holds its connection while it waits, with the network of its client if the proxy says it.
+/// A check that needs a place while it waits, with the network of its client if the proxy says it.
 pub(super) struct Waiter {
     waiting: Waiting,
     network: Option<IpAddr>,
@@ -68,12 +68,17 @@ impl Waiting {
         Waiter { waiting, network }
     }
 
-    /// Takes a place, of which a network has at most a quarter.
+    /// Takes a place. A network has at most a quarter, and the last quarter is for networks that have none.
     fn take(self, network: Option<IpAddr>) -> Option<Place> {
         let mut taken = self.lock();
+        let quarter = (self.0.all / 4).max(1);
         let of_network = network.and_then(|network| taken.by_network.get(&network));
-        let has_share = of_network.is_none_or(|of_network| *of_network < (self.0.all / 4).max(1));
-        if has_share && taken.all < self.0.all {
+        let permitted = match of_network {
+            None => self.0.all,
+            Some(of_network) if *of_network < quarter => self.0.all - quarter,
+            Some(_) => 0,
+        };
+        if taken.all < permitted {
             taken.all += 1;
             if let Some(network) = network {
                 *taken.by_network.entry(network).or_default() += 1;

@@ -89,28 +89,63 @@ async fn fault_199_a_network_has_a_quarter_of_the_places() {
 }
 
 #[tokio::test]
-async fn checks_over_http_2_need_no_place() {
+async fn fault_199_copies_over_http_2_need_places_too() {
     let bounds = Bounds {
-        connections: 1,
+        connections: 4,
         ..Bounds::default()
     };
     let world = World::with_bounds(ROUTES, bounds).await;
-    let keys = ["org_1", "org_2", "org_3"].map(|org| world.key(org, &["read:reports"]));
+    let key = world.key("org_1", &["read:reports"]);
+    assert_eq!(status(&world, &key, "192.0.2.1").await, 200);
     world
         .emulator
-        .inject(Endpoint::Verify, Fault::latency(Duration::from_millis(200)));
+        .inject(Endpoint::Verify, Fault::no_response());
     let stream = TcpStream::connect(world.checks).await.unwrap();
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (sender, connection) = handshake.await.unwrap();
     tokio::spawn(connection);
     let target = format!("http://{}/v1/nginx", world.checks);
-    let mut asked = JoinSet::new();
-    for key in &keys {
+    let ask = |key: &str| {
         let (mut sender, check) = (sender.clone(), check(&target, key, "192.0.2.1"));
-        asked.spawn(async move { sender.send_request(check).await.unwrap().status() });
+        async move { sender.send_request(check).await.unwrap().status() }
+    };
+    let mut asked = JoinSet::new();
+    for _ in 0..4 {
+        asked.spawn(ask("an-unknown-key"));
     }
-    while let Some(status) = asked.join_next().await {
-        assert_eq!(status.unwrap(), 200);
+    for _ in 0..2 {
+        assert_eq!(asked.join_next().await.unwrap().unwrap(), 503);
+    }
+    assert_eq!(ask(&key).await, 200);
+    assert_eq!(asked.len(), 2);
+    assert!(asked.try_join_next().is_none(), "they wait still");
+}
+
+#[tokio::test]
+async fn fault_199b_the_last_quarter_is_for_other_networks() {
+    let bounds = Bounds {
+        connections: 16,
+        ..Bounds::default()
+    };
+    let tables = format!("{ROUTES}[audit]\nclient_address_header = 'x-real-ip'\n");
+    let world = World::with_bounds(&tables, bounds).await;
+    let key = world.key("org_1", &["read:reports"]);
+    world
+        .emulator
+        .inject(Endpoint::Verify, Fault::latency(Duration::from_millis(400)));
+    let mut asked = JoinSet::new();
+    for network in 1..=4 {
+        for n in 0..2 {
+            let client = format!("2001:db8:1:{network}::{n}");
+            let unknown = check("/v1/nginx", "an-unknown-key", &client);
+            asked.spawn(send(world.checks, unknown));
+        }
+    }
+    // Seven of eight places are taken.
+    assert_eq!(asked.join_next().await.unwrap().unwrap().status, 503);
+    assert_eq!(status(&world, &key, "2001:db8:1:5::1").await, 200);
+    while let Some(reply) = asked.join_next().await {
+        assert_eq!(reply.unwrap().status, 401);
     }
 }
 
