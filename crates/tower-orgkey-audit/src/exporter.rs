@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::event::{
-    Actor, AuditEvent, AuditEventKind, AuditedRequest, LostEvents, Period, Source,
+    Actor, AuditEvent, AuditEventKind, AuditedRequest, LostEvents, Outcome, Period, Source,
     SuppressedRejections,
 };
 use crate::queue::{BATCH, Found, Full, Of, Queues};
@@ -151,8 +151,9 @@ impl Exporter {
             Actor::Organization { .. } | Actor::Operator { .. } => Of::Organizations,
             Actor::Unknown | Actor::Anonymous | Actor::OtherCredential => Of::Unauthenticated,
         };
+        let is_rejected = !matches!(request.outcome, Outcome::Allowed);
         let event = || AuditEvent::new(AuditEventKind::Request(*request));
-        match self.queues.push(of, event) {
+        match self.queues.push(of, is_rejected, event) {
             Ok(true) => self.wake(),
             Ok(false) => {}
             Err(Full) => self.count_dropped(),

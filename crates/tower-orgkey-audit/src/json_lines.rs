@@ -1,7 +1,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::event::AuditEvent;
 use crate::ocsf::Templates;
@@ -26,22 +26,29 @@ use crate::sink::{AuditSink, SinkError};
 /// # Ok::<(), tower_orgkey::ConfigError>(())
 /// ```
 ///
-/// For rotating files, use the `RollingFileAppender` of the crate [`tracing-appender`](https://docs.rs/tracing-appender):
+/// A file that [`append`](JsonLines::append) opened can be rotated by renaming it. For other rotations, use the
+/// `RollingFileAppender` of the crate [`tracing-appender`](https://docs.rs/tracing-appender):
 /// `JsonLines::resume(tracing_appender::rolling::daily("/var/log/api", "audit.jsonl"))`. Do not use its `non_blocking`,
 /// which drops lines without reporting it when it is full: the trail has a queue already.
 pub struct JsonLines<W> {
     writer: W,
+    /// The path of a file, and what opens it again if the path names another file.
+    reopen: Option<(PathBuf, Reopen<W>)>,
     buffer: Vec<u8>,
     templates: Templates,
     /// Whether the output may end in the middle of a line.
     is_torn: bool,
 }
 
+/// Returns the other file, and whether its last line is torn.
+type Reopen<W> = fn(&Path, &W) -> io::Result<Option<(W, bool)>>;
+
 impl<W: Write + Send + 'static> JsonLines<W> {
     /// Writes to output that is new, or that ends in a line feed.
     pub fn new(writer: W) -> Self {
         Self {
             writer,
+            reopen: None,
             buffer: Vec::new(),
             templates: Templates::default(),
             is_torn: false,
@@ -59,23 +66,57 @@ impl<W: Write + Send + 'static> JsonLines<W> {
 
 impl JsonLines<File> {
     /// Appends to a file, which is created if it does not exist. A torn last line is kept, on a separate line.
+    ///
+    /// On Unix, the next batch goes to a new file if the path names another file than before, or none: a file is rotated by
+    /// renaming it. If the new file cannot be opened, events wait. Do not copy and truncate the file: events that are written in
+    /// between would be lost.
     pub fn append(path: impl AsRef<Path>) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).append(true).read(true).open(path)?;
-        let mut last = [b'\n'];
-        if file.seek(SeekFrom::End(0))? > 0 {
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)?;
-        }
+        let path = path.as_ref().to_owned();
+        let (file, is_torn) = open(&path)?;
         Ok(Self {
-            is_torn: last != [b'\n'],
+            is_torn,
+            reopen: Some((path, reopen)),
             ..Self::new(file)
         })
     }
 }
 
+/// Returns the file, and whether its last line is torn.
+fn open(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    let mut file = options.create(true).append(true).read(true).open(path)?;
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    Ok((file, last != [b'\n']))
+}
+
+#[cfg(unix)]
+fn reopen(path: &Path, file: &File) -> io::Result<Option<(File, bool)>> {
+    use std::os::unix::fs::MetadataExt;
+
+    let opened = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => Ok(None),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => open(path).map(Some),
+    }
+}
+
+#[cfg(not(unix))]
+fn reopen(_: &Path, _: &File) -> io::Result<Option<(File, bool)>> {
+    Ok(None)
+}
+
 impl<W: Write + Send + 'static> AuditSink for JsonLines<W> {
     fn write(&mut self, events: &[AuditEvent]) -> Result<(), SinkError> {
+        if let Some((path, reopen)) = &self.reopen
+            && let Some(opened) = reopen(path, &self.writer)?
+        {
+            (self.writer, self.is_torn) = opened;
+        }
         self.buffer.clear();
         if self.is_torn {
             self.buffer.push(b'\n');

@@ -1,7 +1,8 @@
 //! The queues of events, between the requests and the worker.
 //!
 //! Events of organizations and operators have a queue, and all others another one, so that requests without a key cannot displace
-//! those of a customer, or the record of a block. Requests write their events into a batch, which the worker takes as a whole and
+//! those of a customer, or the record of a block. In the first, rejected requests leave a quarter free for the others: what is allowed
+//! is bounded by limits, what is rejected is not. Requests write their events into a batch, which the worker takes as a whole and
 //! gives back empty.
 
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ struct State {
 
 struct Queue {
     capacity: usize,
+    /// How many events there may be when that of a rejected request is added.
+    capacity_of_rejected: usize,
     /// The most events of one batch of this queue.
     batch: usize,
     len: usize,
@@ -63,10 +66,15 @@ impl Queues {
     /// `capacity` is that of the queue of organizations.
     pub(crate) fn new(capacity: usize) -> Self {
         // Half of what the worker writes at most is without an organization.
-        let queues = [(capacity, BATCH), (capacity.div_ceil(2), BATCH / 2)];
+        let half = capacity.div_ceil(2);
+        let queues = [
+            (capacity, capacity - capacity / 4, BATCH),
+            (half, half, BATCH / 2),
+        ];
         Self(Mutex::new(State {
-            queues: queues.map(|(capacity, batch)| Queue {
+            queues: queues.map(|(capacity, capacity_of_rejected, batch)| Queue {
                 capacity,
+                capacity_of_rejected,
                 batch: batch.min(capacity),
                 len: 0,
                 full: VecDeque::new(),
@@ -80,11 +88,21 @@ impl Queues {
 
     /// Adds an event, which is not made if there is no room. Returns whether the worker has to be woken.
     #[inline]
-    pub(crate) fn push(&self, of: Of, event: impl FnOnce() -> AuditEvent) -> Result<bool, Full> {
+    pub(crate) fn push(
+        &self,
+        of: Of,
+        is_rejected: bool,
+        event: impl FnOnce() -> AuditEvent,
+    ) -> Result<bool, Full> {
         let mut state = self.lock();
         let is_closed = state.is_closed;
         let queue = &mut state.queues[of as usize];
-        if is_closed || queue.len >= queue.capacity {
+        let capacity = if is_rejected {
+            queue.capacity_of_rejected
+        } else {
+            queue.capacity
+        };
+        if is_closed || queue.len >= capacity {
             return Err(Full);
         }
         // Never grown, so events are not moved.
@@ -193,19 +211,30 @@ mod tests {
         let queues = Queues::new(1_001);
         for (of, capacity) in [(Of::Organizations, 1_001), (Of::Unauthenticated, 501)] {
             for _ in 0..capacity {
-                assert!(queues.push(of, event).is_ok());
+                assert!(queues.push(of, false, event).is_ok());
             }
-            let made = queues.push(of, || unreachable!("there is no room"));
+            let made = queues.push(of, false, || unreachable!("there is no room"));
             assert!(made.is_err());
             let batch = queues.take(of);
             let freed = batch.len();
             queues.give_back(of, batch);
             for _ in 0..freed {
-                assert!(queues.push(of, event).is_ok());
+                assert!(queues.push(of, false, event).is_ok());
             }
-            assert!(queues.push(of, event).is_err());
+            assert!(queues.push(of, false, event).is_err());
         }
         assert_eq!(queues.lens(), [1_001, 501]);
+    }
+
+    #[test]
+    fn rejected_requests_leave_a_quarter_free() {
+        let queues = Queues::new(8);
+        let push = |of| queues.push(of, true, event).is_ok();
+        assert_eq!((0..10).filter(|_| push(Of::Organizations)).count(), 6);
+        assert_eq!((0..10).filter(|_| push(Of::Unauthenticated)).count(), 4);
+        assert!(queues.push(Of::Organizations, false, event).is_ok());
+        assert!(queues.push(Of::Organizations, false, event).is_ok());
+        assert!(queues.push(Of::Organizations, false, event).is_err());
     }
 
     #[test]
@@ -215,7 +244,7 @@ mod tests {
             let mut taken = 0;
             for pushed in [1, 700, 3, 0, 500] {
                 for _ in 0..pushed {
-                    assert!(queues.push(of, event).is_ok());
+                    assert!(queues.push(of, false, event).is_ok());
                 }
                 let batch = queues.take(of);
                 assert!(batch.len() <= most);
@@ -234,7 +263,7 @@ mod tests {
     #[test]
     fn only_the_next_event_wakes_the_worker() {
         let queues = Queues::new(10);
-        let push = |of| queues.push(of, event).ok();
+        let push = |of| queues.push(of, false, event).ok();
         assert_eq!(push(Of::Organizations), Some(false));
         assert_eq!(queues.find(), Found::Events);
         assert_eq!(push(Of::Organizations), Some(false));
@@ -249,9 +278,9 @@ mod tests {
     fn the_older_queue_comes_first() {
         let queues = Queues::new(10);
         let [first, second, third] = [event(), event(), event()];
-        assert!(queues.push(Of::Unauthenticated, || first).is_ok());
-        assert!(queues.push(Of::Organizations, || second).is_ok());
-        assert!(queues.push(Of::Unauthenticated, || third).is_ok());
+        assert!(queues.push(Of::Unauthenticated, false, || first).is_ok());
+        assert!(queues.push(Of::Organizations, false, || second).is_ok());
+        assert!(queues.push(Of::Unauthenticated, false, || third).is_ok());
         assert_eq!(queues.in_order()[0], Of::Unauthenticated);
         drop(queues.take(Of::Unauthenticated));
         assert_eq!(queues.in_order()[0], Of::Organizations);
@@ -260,9 +289,9 @@ mod tests {
     #[test]
     fn nothing_fits_after_the_end() {
         let queues = Queues::new(10);
-        assert!(queues.push(Of::Organizations, event).is_ok());
+        assert!(queues.push(Of::Organizations, false, event).is_ok());
         queues.close();
-        assert!(queues.push(Of::Organizations, event).is_err());
+        assert!(queues.push(Of::Organizations, false, event).is_err());
         assert_eq!(queues.find(), Found::Closed);
         assert_eq!(queues.take(Of::Organizations).len(), 1);
     }

@@ -161,6 +161,9 @@ impl<S: AuditSink> AuditTrailBuilder<S> {
 
     /// Sets how many events of organizations can wait for the sink. At least 1. Default: 8,192.
     ///
+    /// Those of rejected requests leave a quarter free, so that they cannot displace the others: one key that is beyond its limit can
+    /// send any number of requests.
+    ///
     /// Events of neither an organization nor an operator have a separate queue of half this size, so that they cannot displace
     /// those of a customer. An event takes about 0.5 KiB, and at most 3: what clients send is cut to a bound. Up to 256 more events
     /// are on their way to the sink.

@@ -104,6 +104,44 @@ async fn a_rotating_file_is_a_writer() {
     fs::remove_dir_all(folder).unwrap();
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn fault_226_a_renamed_file_loses_no_event() {
+    let folder = path("renamed");
+    fs::create_dir(&folder).unwrap();
+    let (file, rotated) = (folder.join("audit.jsonl"), folder.join("audit.jsonl.1"));
+    let trail = AuditTrail::start(JsonLines::append(&file).unwrap()).unwrap();
+    let app = routes()
+        .route_layer(ApiKeyLayer::new(issuer()))
+        .route_layer(AuditLayer::new(&trail));
+    let write = async || {
+        send(&app, request("GET", "/whoami", ONE)).await;
+        trail.flush(LONG).await.unwrap();
+    };
+    let sequences = |path: &PathBuf| -> Vec<Value> {
+        let (events, torn) = read(&fs::read_to_string(path).unwrap());
+        assert_eq!(torn, 0);
+        events
+            .iter()
+            .map(|event| event["metadata"]["sequence"].clone())
+            .collect()
+    };
+    write().await;
+    fs::rename(&file, &rotated).unwrap();
+    write().await;
+    write().await;
+    assert_eq!(sequences(&rotated), [0]);
+    assert_eq!(sequences(&file), [1, 2]);
+    // Nothing can be opened for a while.
+    fs::remove_dir_all(&folder).unwrap();
+    send(&app, request("GET", "/whoami", ONE)).await;
+    assert!(trail.flush(Duration::from_millis(200)).await.is_err());
+    fs::create_dir(&folder).unwrap();
+    trail.flush(LONG).await.unwrap();
+    assert_eq!(sequences(&file), [3]);
+    fs::remove_dir_all(folder).unwrap();
+}
+
 /// Runs in a separate process, which is killed. Does nothing otherwise.
 #[tokio::test]
 async fn child_writes_until_killed() {

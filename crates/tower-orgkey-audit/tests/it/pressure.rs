@@ -151,6 +151,37 @@ async fn fault_207_unauthenticated_events_displace_no_others() {
 }
 
 #[tokio::test]
+async fn fault_207b_rejected_requests_of_an_organization_displace_no_others() {
+    let (stage, gate, begun) = blocked(8);
+    let app = stage.app();
+    send(&app, request("GET", "/write", ONE)).await;
+    tokio::task::spawn_blocking(move || begun.recv().unwrap())
+        .await
+        .unwrap();
+    for _ in 0..100 {
+        send(&app, request("GET", "/write", ONE)).await;
+    }
+    send(&app, request("GET", "/read", TWO)).await;
+    stage
+        .trail
+        .record_operator_action("/v1/block", "org_code=org_one");
+    assert_eq!(stage.trail.stats().lost, 94);
+    drop(gate);
+    let events = stage.events().await;
+    let allowed = |org: &str| {
+        let of_org = events.iter().filter(|event| {
+            event["actor"]["user"]["org"]["uid"] == org && event["status"] == "Success"
+        });
+        of_org.count()
+    };
+    assert_eq!((allowed("org_one"), allowed("org_two")), (0, 1));
+    let of_operators = events
+        .iter()
+        .filter(|event| event["unmapped"]["target"] == "org_code=org_one");
+    assert_eq!(of_operators.count(), 1);
+}
+
+#[tokio::test]
 async fn suppressed_rejections_are_summarized() {
     let stage = Stage::new();
     let app = stage.app();
