@@ -113,8 +113,19 @@ fn check_name(segments: &str) -> Result<(), &'static str> {
 
 /// Returns the path as a service may read it that decodes it, ignores case, and ignores a slash at the end.
 pub(super) fn folded(path: &str) -> String {
-    let decoded = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
-    without_last_slash(decoded)
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    // Those that compare in upper case read `ſ` as `s`.
+    without_last_slash(decoded.to_uppercase().to_lowercase())
+}
+
+/// Returns a path without the format at its end, as in `/reports.csv`: cut at the first and at the last dot of its last segment.
+pub(super) fn without_format(path: &str) -> impl Iterator<Item = &str> {
+    let name = path.rfind('/').map_or(0, |slash| slash + 1);
+    let dots = [path[name..].find('.'), path[name..].rfind('.')];
+    dots.into_iter()
+        .flatten()
+        .filter(|dot| *dot > 0)
+        .map(move |dot| &path[..name + dot])
 }
 
 /// Whether a path is its own [folded](folded) form, and has no parameters.

@@ -132,7 +132,16 @@ impl Routes {
             ));
         }
         let found = found.map_err(|_| NotFound::NoRoute)?;
-        let organization = match &self.all[*found.value].demand {
+        let route = &self.all[*found.value];
+        if !is_plain
+            && route.has_open_end()
+            && !paths.is_read_alike_without_format(path, *found.value)
+        {
+            return Err(NotFound::Ambiguous(
+                "matches another route without the format at its end",
+            ));
+        }
+        let organization = match &route.demand {
             Demand::Key { .. } if !is_plain && !path::is_of_uri(path) => {
                 return Err(NotFound::Ambiguous("is not a path of a URI"));
             }
@@ -231,6 +240,14 @@ impl Paths {
         let folded = path::folded(path);
         // A service may cut the parameters of segments.
         route(&folded) == sent && route(&path::without_parameters(&folded)) == sent
+    }
+
+    /// Whether a path has the same route without a [format](path::without_format), which a service may cut off to choose its
+    /// response, or none.
+    fn is_read_alike_without_format(&self, path: &str, sent: usize) -> bool {
+        let folded = path::without_parameters(&path::folded(path));
+        let mut routes = path::without_format(&folded).filter_map(|path| self.folded.at(path).ok());
+        routes.all(|found| *found.value == sent)
     }
 
     fn build(
@@ -499,6 +516,46 @@ mod tests {
         }
         assert_eq!(found(&routes, &Method::GET, None, "/Reports/1"), Some(0));
         assert_eq!(found(&routes, &Method::GET, None, "/x/other/"), Some(2));
+    }
+
+    #[test]
+    fn formats_hide_no_route() {
+        let routes = routes(&[
+            "match = 'GET /reports/{id}'",
+            "match = 'GET /reports/export'",
+            "match = 'GET /reports/export.xml'",
+            "match = '* /{*rest}'",
+            "match = '* /admin/users'",
+        ]);
+        for target in [
+            "/reports/export.csv",
+            "/reports/export%2Ecsv",
+            "/reports/Export.csv",
+            "/reports/export.csv.gz",
+            "/admin/users.json",
+        ] {
+            let result = routes.find(&Method::GET, None, target);
+            assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
+        }
+        for (target, expected) in [
+            ("/reports/1.csv", 0),
+            ("/reports/.export", 0),
+            ("/reports/export.xml", 2),
+            ("/app.min.js", 3),
+            ("/admin/users.d/a", 3),
+        ] {
+            let found = found(&routes, &Method::GET, None, target);
+            assert_eq!(found, Some(expected), "{target}");
+        }
+    }
+
+    #[test]
+    fn case_is_folded_in_all_of_unicode() {
+        let routes = routes(&["match = '* /{*rest}'", "match = '* /admin/users'"]);
+        for target in ["/admin/u%C5%BFers", "/adm%C4%B1n/users", "/ADMIN/USERS"] {
+            let result = routes.find(&Method::GET, None, target);
+            assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
+        }
     }
 
     #[test]

@@ -69,6 +69,14 @@ impl fmt::Display for Methods {
     }
 }
 
+impl RouteConfig {
+    /// Whether the last segment of the path has a parameter.
+    pub(in crate::gateway) fn has_open_end(&self) -> bool {
+        let (_, last) = self.pattern.rsplit_once('/').unwrap_or_default();
+        last.contains('{')
+    }
+}
+
 /// The route as it is written: methods and pattern.
 impl fmt::Display for RouteConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +116,7 @@ pub(super) fn route(
         }
     };
     if let Some(parameter) = &organization
-        && !pattern.contains(&format!("{{{}}}", parameter.get_ref()))
+        && !parameters(&pattern).any(|name| name == *parameter.get_ref() && !name.starts_with('*'))
     {
         let name = parameter.get_ref();
         let message = format!("`organization`: the path has no parameter `{{{name}}}`");
@@ -153,7 +161,25 @@ fn methods_and_pattern(
     matchit::Router::new().insert(pattern, ()).map_err(
         |_| "the path is not a valid pattern: parameters are `{name}`, or `{*rest}` at the end",
     )?;
+    let mut seen = Vec::new();
+    for name in parameters(pattern) {
+        if seen.contains(&name) {
+            return Err("a parameter has the name of another one");
+        }
+        seen.push(name);
+    }
     Ok((methods, pattern.to_owned()))
+}
+
+/// Returns the names of the parameters of a valid pattern. That of a rest begins with `*`.
+fn parameters(pattern: &str) -> impl Iterator<Item = String> {
+    // Two braces are a literal one.
+    let pattern = pattern.replace("{{", "").replace("}}", "");
+    let names: Vec<_> = pattern
+        .split('{')
+        .filter_map(|part| Some(part.split_once('}')?.0.to_owned()))
+        .collect();
+    names.into_iter()
 }
 
 fn method(name: &str) -> Result<Method, &'static str> {
