@@ -75,6 +75,10 @@ fn read(region: &Region) -> Result<Homes, String> {
     let text = std::fs::read_to_string(path).map_err(|error| of_file(error.to_string()))?;
     let table: BTreeMap<String, String> =
         toml::from_str(&text).map_err(|error| of_file(error.to_string()))?;
+    if table.is_empty() && region.unknown_is_here {
+        // All organizations would be served here. The file may be being written.
+        return Err(of_file("it has no organization".to_owned()));
+    }
     let mut homes = Homes::with_capacity(table.len());
     for (org, name) in table {
         let code = OrgCode::new(org.as_str())

@@ -159,6 +159,10 @@ async fn invalid_homes_stop_the_start() {
         let error = World::try_start(&homes.tables("")).await.err().unwrap();
         assert!(error.to_string().contains("homes_file"), "{text}: {error}");
     }
+    // All organizations would be served here.
+    homes.write("");
+    let here = homes.tables("unknown = 'here'");
+    assert!(World::try_start(&here).await.is_err());
     std::fs::remove_file(homes.path()).unwrap();
     let error = World::try_start(&homes.tables("")).await.err().unwrap();
     assert!(error.to_string().contains("homes.toml"), "{error}");

@@ -160,10 +160,14 @@ async fn allowed_requests_have_the_identity(scene: &Scene) {
         ("x-original-uri", "/health"),
         ("x-forwarded-uri", "/health"),
     ];
-    let dotted = aliases(".");
+    let mut others = aliases(".");
+    // The README says so.
+    if !matches!(setup, Setup::Caddy | Setup::EnvoyHttp) {
+        others.extend(aliases("~"));
+    }
     let forged = IDENTITY
         .into_iter()
-        .chain(dotted.iter().map(String::as_str));
+        .chain(others.iter().map(String::as_str));
     plain.extend(forged.map(|name| (name, FORGED)));
     let reply = scene.ask("GET", "/reports/1?q=/..//", &plain).await;
     assert_eq!(reply.status, 200, "{setup:?} {}", reply.text());
@@ -219,6 +223,23 @@ async fn allowed_requests_have_the_identity(scene: &Scene) {
             );
         }
     }
+}
+
+/// After an upgrade to HTTP/2, the service would get requests that nothing has checked.
+async fn no_connection_is_upgraded_to_http_2(scene: &Scene) {
+    let setup = scene.setup;
+    let bearer = scene.bearer("org_1", &["read:reports"]);
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("connection", "Upgrade, HTTP2-Settings"),
+        ("upgrade", "h2c"),
+        ("http2-settings", "AAMAAABkAAQAoAAAAAIAAAAA"),
+    ];
+    let reply = scene.ask("GET", "/reports/1", &headers).await;
+    assert_eq!(reply.status, 200, "{setup:?}");
+    // A server must not upgrade without the settings (RFC 7540, section 3.2.1).
+    let upgrade = seen(&reply, "upgrade").zip(seen(&reply, "http2-settings"));
+    assert_eq!(upgrade, None, "{setup:?}");
 }
 
 async fn public_routes_have_no_identity(scene: &Scene) {
@@ -407,6 +428,7 @@ async fn fault_128_gateway_is_silent() {
 async fn whole_matrix(setup: Setup) {
     let mut scene = Scene::start(setup).await;
     allowed_requests_have_the_identity(&scene).await;
+    no_connection_is_upgraded_to_http_2(&scene).await;
     public_routes_have_no_identity(&scene).await;
     rejections_reach_the_client(&scene).await;
     limits_reach_the_client(&scene).await;
