@@ -353,7 +353,8 @@ impl ApiKeyLayerBuilder {
     }
 
     /// Identifies the [`peer`](Self::peer) of a request by its address: of an IPv6 address by the first 64 bits, because a client
-    /// may have all addresses of such a network.
+    /// may have all addresses of such a network. A client with several of them has as many turns: with the default
+    /// `max_calls_per_second`, some hundred take all.
     ///
     /// Behind a proxy, the address of the connection is that of the proxy; use a forwarded address only from a proxy that you
     /// trust.
