@@ -91,10 +91,16 @@ impl Queue {
     }
 
     /// Parks those of the `most` oldest records that must not be pushed any more, and returns their ids. Repeats with those
-    /// that follow.
-    pub(crate) fn park_expired(&mut self, most: usize, limits: &Limits) -> Vec<ParkedNow> {
+    /// that follow, but for the last ones that are `excluded`.
+    pub(crate) fn park_expired(
+        &mut self,
+        most: usize,
+        excluded: usize,
+        limits: &Limits,
+    ) -> Vec<ParkedNow> {
         let mut ids = Vec::new();
         while limits.are_set() {
+            let most = most.min(self.len().saturating_sub(excluded));
             let head = self.backlog.waiting.iter().take(most).enumerate();
             let expired = head.filter(|(_, waiting)| {
                 limits.is_over(limits.oldest, waiting.record.minute)
@@ -164,17 +170,26 @@ impl Queue {
         }
     }
 
-    /// Moves the records of the accounts of the `number` oldest ones behind all others, and returns how many there are.
-    pub(crate) fn defer(&mut self, number: usize) -> usize {
-        let head = self.backlog.waiting.iter().take(number);
-        let accounts: HashSet<Account> =
-            head.map(|waiting| waiting.record.account.clone()).collect();
+    /// Moves the records of these accounts behind all others, and returns how many there are.
+    pub(crate) fn defer(&mut self, is_deferred: impl Fn(&Account) -> bool) -> usize {
         let all = self.backlog.waiting.iter().enumerate();
-        let later = all.filter(|(_, waiting)| accounts.contains(&waiting.record.account));
+        let later = all.filter(|(_, waiting)| is_deferred(&waiting.record.account));
         let later: Vec<usize> = later.map(|(place, _)| place).collect();
         let number = later.len();
-        self.change(&Change::Later(later));
+        // Else they are the last ones already.
+        if later
+            .first()
+            .is_some_and(|first| first + number < self.len())
+        {
+            self.change(&Change::Later(later));
+        }
         number
+    }
+
+    /// The accounts of the waiting records.
+    pub(crate) fn accounts(&self) -> HashSet<&Account> {
+        let waiting = self.backlog.waiting.iter();
+        waiting.map(|waiting| &waiting.record.account).collect()
     }
 
     /// Notes that the sink panicked on the oldest record alone, and returns how often it has.

@@ -30,8 +30,8 @@ use crate::record::UsageRecord;
 /// * If the meter forgets ids or rejects old records, say so in [`remembers`](Self::remembers) and [`oldest`](Self::oldest), and
 ///   return [`PushError::retry`] whenever the meter may have stored a record.
 ///
-/// A panic counts as [`PushError::retry`], but the batch is pushed in smaller parts, so that a record on which the sink panics
-/// holds up no others. A single record is parked as [`MaybeStored`](crate::ParkReason::MaybeStored) after the third panic.
+/// A panic counts as [`PushError::retry`]. A single record is parked as [`MaybeStored`](crate::ParkReason::MaybeStored) after the
+/// third panic.
 ///
 /// ```
 /// use tower_orgkey_usage::{PushError, UsageRecord, UsageSink};
@@ -102,8 +102,8 @@ impl<S: UsageSink> UsageSink for Arc<S> {
 ///
 /// | error | for example | the meter has stored | the records |
 /// |---|---|---|---|
-/// | [`retry`](Self::retry) | timeout, connection lost, 5xx | unknown | are pushed again, or [parked](crate::ParkedRecords) if the meter [forgets](UsageSink::remembers) |
-/// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again |
+/// | [`retry`](Self::retry) | timeout, connection lost, 5xx | unknown | are pushed again in smaller batches, or [parked](crate::ParkedRecords) if the meter [forgets](UsageSink::remembers) |
+/// | [`not_stored`](Self::not_stored) | connection refused, 401, 429 | none | are pushed again in smaller batches |
 /// | [`defer`](Self::defer) | the customer of an organization cannot be looked up | the others of the batch | are pushed again, after those of other accounts |
 /// | [`permanent`](Self::permanent) | 400 | none | are pushed in smaller batches; one alone is dropped |
 /// | [`park`](Self::park) | unknown customer | none | are parked; the others of the batch are pushed again |
@@ -122,9 +122,20 @@ pub struct PushError {
     kind: PushErrorKind,
     places: Option<Arc<[usize]>>,
     may_be_stored: bool,
-    is_deferred: bool,
+    scope: Scope,
     #[source]
     source: Arc<dyn StdError + Send + Sync>,
+}
+
+/// What an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The sink, or the accounts of some records.
+    Unknown,
+    /// The accounts of the records.
+    Accounts,
+    /// The sink, whatever is pushed.
+    Sink,
 }
 
 /// What happens to a batch that was not stored.
@@ -158,7 +169,7 @@ impl PushError {
             kind,
             places: None,
             may_be_stored: false,
-            is_deferred: false,
+            scope: Scope::Unknown,
             source: Arc::from(source),
         }
     }
@@ -227,8 +238,9 @@ impl PushError {
     }
 
     /// The records at these places, counted from 0, are not stored, for a reason that concerns only their accounts. All waiting
-    /// records of these accounts are pushed again after those of others, which wait for the back-off of the pusher only. The sink has
-    /// stored all other records of the batch. Places beyond the batch are ignored.
+    /// records of these accounts are pushed again after those of others, as after a single record that
+    /// [failed](crate::UsagePusher#failures). The sink has stored all other records of the batch. Places beyond the batch are
+    /// ignored.
     ///
     /// ```
     /// use tower_orgkey_usage::{PushError, PushErrorKind};
@@ -241,12 +253,13 @@ impl PushError {
         places: impl IntoIterator<Item = usize>,
     ) -> Self {
         Self {
-            is_deferred: true,
+            scope: Scope::Accounts,
             ..Self::not_stored(source).only(places)
         }
     }
 
-    /// Sets how long the pusher has to wait. Only for errors that are pushed again.
+    /// Sets how long the pusher has to wait. Only for errors that are pushed again. If it fails for one account only, the records of
+    /// others are pushed meanwhile.
     pub fn after(mut self, wait: Duration) -> Self {
         if let PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } = &mut self.kind
         {
@@ -292,9 +305,14 @@ impl PushError {
         self.source.is::<Panicked>()
     }
 
-    /// Whether the error is about accounts.
-    pub(crate) fn is_deferred(&self) -> bool {
-        self.is_deferred
+    /// The same error, which has nothing to do with the records.
+    pub(crate) fn of_sink(mut self) -> Self {
+        self.scope = Scope::Sink;
+        self
+    }
+
+    pub(crate) fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// Whether records to park may be stored.

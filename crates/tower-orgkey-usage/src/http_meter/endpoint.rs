@@ -87,7 +87,7 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<HttpReply, PushError
         if is_sent {
             PushError::retry(error)
         } else {
-            PushError::not_stored(error)
+            PushError::not_stored(error).of_sink()
         }
     })
 }

@@ -145,6 +145,8 @@ impl<S: TotalsStore> UsageSink for KindeBillingSink<S> {
                 let at: Vec<usize> = at.collect();
                 Err(PushError::park_maybe_stored(*old, at))
             }
+            // Then records need not be pushed in another order, of which the file keeps track.
+            Err(error) if error.is::<std::io::Error>() => Err(PushError::retry(error).of_sink()),
             Err(error) => Err(PushError::retry(error)),
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
+use super::deferral::Deferral;
 use super::{Settings, UsagePusher};
 use crate::aggregator::Aggregator;
 use crate::queue::Queue;
@@ -103,8 +104,7 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
             settings,
             not_before: None,
             undeliverable_in_a_row: 0,
-            deferred: (0, None),
-            deferred_in_a_row: 0,
+            deferral: Deferral::default(),
             is_failing: false,
             is_spool_failing: false,
         };

@@ -1,6 +1,7 @@
 //! Pushes closed minutes to a sink.
 
 mod builder;
+mod deferral;
 mod parked;
 mod report;
 
@@ -17,6 +18,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 pub use self::builder::UsagePusherBuilder;
+use self::deferral::Deferral;
 pub use self::parked::ParkedRecords;
 pub use self::report::PushReport;
 use super::aggregator::Aggregator;
@@ -24,15 +26,26 @@ use super::catch_unwind::CatchUnwind;
 use super::parked::ParkReason;
 use super::queue::{self, Limits, ParkedNow, Queue, lock};
 use super::record::UsageRecord;
-use super::sink::{PushError, PushErrorKind, UsageSink};
+use super::sink::{PushError, PushErrorKind, Scope, UsageSink};
 use crate::telemetry;
 
 /// Closes minutes and pushes their records to a [`UsageSink`], in order, until the sink has stored them.
 ///
 /// A minute is closed up to 2 s after its end, at a random moment, so that instances do not push together. Its records are
 /// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. Minutes that end
-/// while older records are pushed are closed before the next batch. After a failed push, minutes are still closed and kept, and
-/// the push is retried after 1 s, doubling to 60 s and shortened at random by up to half, or later if the sink asks for it.
+/// while older records are pushed are closed before the next batch.
+///
+/// # Failures
+///
+/// A batch that fails is pushed in smaller ones: after a [permanent error](PushError::permanent) in halves, else one record first and
+/// then twice as many each time. So a meter that is too slow for large batches gets small ones. A single record that fails delays the
+/// records of its own account only: they wait behind those of all others, and are pushed again after 1 s, doubling to 60 s and
+/// shortened at random by up to half, or later if the sink asks for it, up to 5 min. Of the records that cause permanent errors, up to
+/// 10 are dropped before their account waits.
+///
+/// After failures with 10 accounts in a row, or permanent errors of two, the sink itself may be at fault: the pusher pauses for as
+/// long, and then tries one account between two pauses. So the failures of one account delay others by some 10 failed pushes, each of
+/// up to [`push_timeout`](UsagePusherBuilder::push_timeout). During a pause, minutes are still closed and kept.
 ///
 /// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
 ///
@@ -104,10 +117,7 @@ pub struct UsagePusher<S> {
     not_before: Option<Instant>,
     /// Single records that failed permanently since the last success.
     undeliverable_in_a_row: u32,
-    /// Records at the end of the queue that failed since the last pause, and the last error about them.
-    deferred: (usize, Option<PushError>),
-    /// Batches that were deferred since the last success.
-    deferred_in_a_row: u32,
+    deferral: Deferral,
     is_failing: bool,
     is_spool_failing: bool,
 }
@@ -129,8 +139,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
 /// A record is parked after so many panics of the sink on it alone: fewer may be about something else.
 const MAX_PANICS_OF_ONE: u32 = 3;
-/// After so many batches in a row that were deferred, the accounts may not be at fault: the pusher pauses.
-const MAX_DEFERRED_IN_A_ROW: u32 = 10;
+/// After failures with so many accounts in a row, the accounts may not be at fault: the pusher pauses.
+const MAX_ACCOUNTS_IN_A_ROW: u32 = 10;
+/// As few as possible, because a record of each is dropped.
+const MAX_UNDELIVERABLE_ACCOUNTS_IN_A_ROW: u32 = 2;
 
 impl<S: UsageSink> UsagePusher<S> {
     /// Returns the records that are parked, to list and settle them while the pusher runs.
@@ -156,14 +168,11 @@ impl<S: UsageSink> UsagePusher<S> {
     pub async fn flush(&mut self, deadline: Duration) -> PushReport {
         let end = Instant::now() + deadline;
         let before = self.report();
+        self.deferral.clear();
         // After a timeout the records stay where they are.
         let _ = timeout_at(end, self.close(true)).await;
-        loop {
-            match timeout_at(end, self.push_waiting()).await {
-                Ok(Err(_)) => {}
-                Ok(Ok(())) | Err(_) => break,
-            }
-            match self.not_before {
+        while timeout_at(end, self.push_waiting()).await.is_ok() {
+            match self.due() {
                 Some(at) if at < end => sleep_until(at).await,
                 _ => break,
             }
@@ -173,13 +182,14 @@ impl<S: UsageSink> UsagePusher<S> {
 
     /// Closes past minutes and pushes what waits. For your own schedule.
     ///
-    /// Returns when everything is pushed, or at the first error that asks for a pause, which the caller has to make. Minutes that
-    /// end meanwhile are pushed too, so it does not return while records come faster than the sink takes them.
+    /// Returns when everything is pushed, or when a pause is due, which the caller has to make. Minutes that end meanwhile are
+    /// pushed too, so it does not return while records come faster than the sink takes them.
     pub async fn push_closed(&mut self) -> PushReport {
         let before = self.report();
+        self.deferral.clear();
         self.close(false).await;
         // `waiting` in the report shows a failure.
-        let _ = self.push_waiting().await;
+        self.push_waiting().await;
         self.report().since(before)
     }
 
@@ -188,7 +198,7 @@ impl<S: UsageSink> UsagePusher<S> {
         let is_waiting = lock(&self.queue).len() > 0;
         let jitter = AFTER_THE_MINUTE.mul_f64(fastrand::f64());
         let closing = Instant::now() + self.aggregator.wall.to_next_minute() + jitter;
-        let due = match self.not_before {
+        let due = match self.due() {
             // Records of an earlier run, or of a cancelled push.
             None if is_waiting => Instant::now(),
             None => closing,
@@ -197,9 +207,13 @@ impl<S: UsageSink> UsagePusher<S> {
         sleep_until(due).await;
         self.close(false).await;
         if self.not_before.is_none_or(|at| at <= Instant::now()) {
-            // `not_before` has the pause.
-            let _ = self.push_waiting().await;
+            self.push_waiting().await;
         }
+    }
+
+    /// The end of the pause, if one is due.
+    fn due(&self) -> Option<Instant> {
+        self.not_before.or_else(|| self.deferral.due())
     }
 
     /// Moves the records of past minutes from the aggregator to the queue.
@@ -224,46 +238,50 @@ impl<S: UsageSink> UsagePusher<S> {
     }
 
     /// Pushes until nothing waits or a pause is due.
-    async fn push_waiting(&mut self) -> Result<(), PushError> {
-        self.deferred = (0, None);
+    async fn push_waiting(&mut self) {
+        self.deferral.begin(&mut lock(&self.queue));
         loop {
             // A backlog takes longer than a minute, which only the spool file keeps if the process is killed.
             if self.aggregator.is_minute_over() {
                 self.close(false).await;
-                // The records that were deferred are not the last ones any more.
-                self.deferred = (0, None);
+                self.deferral.begin_again(&mut lock(&self.queue));
             }
             let limits = self.limits();
             let batch = self.begin_push(&limits);
             // Also what a cancelled `close` did not save.
             let is_saved = self.save().await;
             if batch.is_empty() {
-                if let Some(error) = self.deferred.1.take() {
-                    self.pause(&error, None);
-                    return Err(error);
+                if self.deferral.takes_turn() {
+                    continue;
                 }
-                // Without records no pause is needed.
                 self.not_before = None;
-                return Ok(());
+                let error = self.deferral.end(&lock(&self.queue));
+                if let Some(error) = error {
+                    let pause = self.failed_pause(&error);
+                    self.deferral.rest(pause);
+                }
+                return;
             }
             let result = if is_saved || !limits.are_set() {
                 self.push(&batch).await
             } else {
-                Err(PushError::not_stored("the spool file cannot be written"))
+                Err(PushError::not_stored("the spool file cannot be written").of_sink())
             };
-            match result {
-                Ok(()) => self.stored((0..batch.len()).collect()).await,
-                Err(error) => self.failed(batch, error).await?,
+            let is_paused = match result {
+                Ok(()) => {
+                    self.stored(&batch, (0..batch.len()).collect()).await;
+                    false
+                }
+                Err(error) => self.failed(batch, error).await,
+            };
+            if is_paused {
+                return;
             }
         }
     }
 
-    /// Handles an error. Returns it if a pause is due.
-    async fn failed(
-        &mut self,
-        mut batch: Vec<UsageRecord>,
-        error: PushError,
-    ) -> Result<(), PushError> {
+    /// Handles an error. Returns whether a pause is due.
+    async fn failed(&mut self, mut batch: Vec<UsageRecord>, error: PushError) -> bool {
         let places = error.places(batch.len());
         if let (Some(failed), true) = (&places, error.kind() != PushErrorKind::Park) {
             let mut failed = failed.iter().copied().peekable();
@@ -271,14 +289,14 @@ impl<S: UsageSink> UsagePusher<S> {
             let stored: Vec<usize> = all
                 .filter(|place| failed.next_if_eq(place).is_none())
                 .collect();
+            if !stored.is_empty() {
+                self.stored(&batch, stored.clone()).await;
+            }
             for place in stored.iter().rev() {
                 batch.remove(*place);
             }
-            if !stored.is_empty() {
-                self.stored(stored).await;
-            }
             if batch.is_empty() {
-                return Ok(());
+                return false;
             }
         }
         if !matches!(error.kind(), PushErrorKind::Retry { .. }) {
@@ -290,10 +308,7 @@ impl<S: UsageSink> UsagePusher<S> {
                 // Isolate the record that fails.
                 self.batch = batch.len().div_ceil(2);
                 telemetry::push_ended("permanent");
-            }
-            PushErrorKind::Retry { .. } if error.is_panic() && batch.len() > 1 => {
-                self.batch = batch.len().div_ceil(2);
-                telemetry::push_ended("retry");
+                false
             }
             PushErrorKind::Permanent => {
                 telemetry::push_ended("permanent");
@@ -302,17 +317,18 @@ impl<S: UsageSink> UsagePusher<S> {
                 } else {
                     self.drop_undeliverable(&batch, &error).await;
                 }
-                if self.undeliverable_in_a_row >= MAX_UNDELIVERABLE_IN_A_ROW {
-                    self.pause(&error, None);
-                    return Err(error);
+                if self.undeliverable_in_a_row < MAX_UNDELIVERABLE_IN_A_ROW {
+                    return false;
                 }
+                let most = MAX_UNDELIVERABLE_ACCOUNTS_IN_A_ROW;
+                self.defer(&batch, error, most).await
             }
             PushErrorKind::Park => {
                 telemetry::push_ended("park");
                 let places = places.unwrap_or_default();
                 if places.is_empty() {
-                    self.pause(&error, None);
-                    return Err(error);
+                    self.pause(&error);
+                    return true;
                 }
                 let minutes = places.iter().map(|place| batch[*place].minute);
                 let reason = match minutes.min() {
@@ -320,31 +336,48 @@ impl<S: UsageSink> UsagePusher<S> {
                     _ => ParkReason::Held,
                 };
                 self.park(reason, places).await;
+                false
             }
-            PushErrorKind::NotStored { .. } if error.is_deferred() => {
+            PushErrorKind::Retry { .. } | PushErrorKind::NotStored { .. } => {
                 telemetry::push_ended("retry");
-                self.deferred.0 += lock(&self.queue).defer(batch.len());
-                self.save().await;
-                self.deferred_in_a_row = self.deferred_in_a_row.saturating_add(1);
-                if self.deferred_in_a_row >= MAX_DEFERRED_IN_A_ROW {
-                    self.deferred_in_a_row = 0;
-                    self.pause(&error, None);
-                    return Err(error);
+                match error.scope() {
+                    Scope::Sink => {
+                        self.pause(&error);
+                        return true;
+                    }
+                    Scope::Unknown if batch.len() > 1 => {
+                        // Whether it is about the sink, about an account or about the size, one record alone shows soonest.
+                        self.batch = 1;
+                        return false;
+                    }
+                    Scope::Unknown | Scope::Accounts => {}
                 }
-                self.deferred.1 = Some(error);
-            }
-            PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
-                telemetry::push_ended("retry");
                 if error.is_panic() && lock(&self.queue).panicked() >= MAX_PANICS_OF_ONE {
                     let since = batch[0].minute;
                     self.park(ParkReason::MaybeStored { since }, vec![0]).await;
-                    return Ok(());
+                    return false;
                 }
-                self.pause(&error, after);
-                return Err(error);
+                self.defer(&batch, error, MAX_ACCOUNTS_IN_A_ROW).await
             }
         }
-        Ok(())
+    }
+
+    /// Pushes the records of other accounts first. After failures with `most` accounts in a row, pauses and returns `true`.
+    async fn defer(&mut self, batch: &[UsageRecord], error: PushError, most: u32) -> bool {
+        let is_paused = self.deferral.in_a_row + 1 >= most;
+        if is_paused {
+            self.pause(&error);
+        }
+        let is_of_accounts = error.scope() == Scope::Accounts;
+        let asked = asked(&error);
+        self.deferral
+            .add(batch, asked, error, &mut lock(&self.queue));
+        if is_paused && is_of_accounts {
+            // The sink was not called.
+            self.deferral.in_a_row = 0;
+        }
+        self.save().await;
+        is_paused
     }
 
     fn limits(&self) -> Limits {
@@ -363,8 +396,9 @@ impl<S: UsageSink> UsagePusher<S> {
         let at = limits.are_set().then_some(limits.now);
         let (batch, parked) = {
             let mut queue = lock(&self.queue);
-            let parked = queue.park_expired(most, limits);
-            let most = most.min(queue.len().saturating_sub(self.deferred.0));
+            let excluded = self.deferral.excluded();
+            let parked = queue.park_expired(most, excluded, limits);
+            let most = most.min(queue.len().saturating_sub(excluded));
             (queue.begin_push(most, at), parked)
         };
         self.parked_now(&parked);
@@ -400,7 +434,8 @@ impl<S: UsageSink> UsagePusher<S> {
         }
     }
 
-    async fn stored(&mut self, places: Vec<usize>) {
+    /// Removes the records at these places of the batch.
+    async fn stored(&mut self, batch: &[UsageRecord], places: Vec<usize>) {
         let number = places.len() as u64;
         telemetry::push_ended("accepted");
         telemetry::pushed(number);
@@ -408,7 +443,10 @@ impl<S: UsageSink> UsagePusher<S> {
         records.pushed.fetch_add(number, Ordering::Relaxed);
         self.batch = (self.batch * 2).min(self.settings.batch_size);
         self.undeliverable_in_a_row = 0;
-        self.deferred_in_a_row = 0;
+        self.deferral.in_a_row = 0;
+        for place in &places {
+            self.deferral.stored(&batch[*place].account);
+        }
         self.not_before = None;
         self.backoff = self.settings.backoff.build();
         if std::mem::take(&mut self.is_failing) {
@@ -432,15 +470,19 @@ impl<S: UsageSink> UsagePusher<S> {
         self.removed().await;
     }
 
-    fn pause(&mut self, error: &PushError, asked: Option<Duration>) {
-        let own = self.backoff.next().unwrap_or_default();
-        // Shortened at random, so that instances do not retry together.
-        let own = own.mul_f64(0.5 + 0.5 * fastrand::f64());
-        let asked = asked.unwrap_or_default().min(LONGEST_PAUSE);
-        self.not_before = Some(Instant::now() + own.max(asked));
+    fn pause(&mut self, error: &PushError) {
+        let pause = self.failed_pause(error).max(asked(error));
+        self.not_before = Some(Instant::now() + pause);
+    }
+
+    /// Returns the next pause of the back-off.
+    fn failed_pause(&mut self, error: &PushError) -> Duration {
         if !std::mem::replace(&mut self.is_failing, true) {
             telemetry::push_failed(error);
         }
+        let own = self.backoff.next().unwrap_or_default();
+        // Shortened at random, so that instances do not retry together.
+        own.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 
     async fn removed(&mut self) {
@@ -506,6 +548,16 @@ impl<S> fmt::Debug for UsagePusher<S> {
         f.debug_struct("UsagePusher")
             .field("settings", &self.settings)
             .finish_non_exhaustive()
+    }
+}
+
+/// The pause that the sink asks for.
+fn asked(error: &PushError) -> Duration {
+    match error.kind() {
+        PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } => {
+            after.unwrap_or_default().min(LONGEST_PAUSE)
+        }
+        PushErrorKind::Permanent | PushErrorKind::Park => Duration::ZERO,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The sink of `examples/lago.rs`.
 
 use serde_json::{Value, json};
-use tower_orgkey_usage::{PushReport, UsageLayer, UsageSink};
+use tower_orgkey_usage::{PushErrorKind, PushReport, UsageLayer, UsageSink};
 
 use crate::collector::{Reply, serve_on_loopback};
 use crate::kit::{Memory, app, next_minute, read_times, sums, usage, wall};
@@ -14,31 +14,26 @@ async fn lago_gets_a_batch_without_known_records() {
     let wall = wall();
     let meter = Meter::start(Kind::Lago, &wall).await;
     let usage = usage(&wall).build().unwrap();
-    let handle = usage.handle();
-    let mut pusher = handle.pusher(lago(&meter)).batch_size(4).build().unwrap();
+    let memory = Memory::new(|_| Ok(()));
+    let mut pusher = usage.handle().pusher(memory.clone()).build().unwrap();
     for (org, keys) in [(1, 2), (2, 4)] {
         for key in 0..keys {
             read_times(&app(&usage), 1, &format!("key.org_{org}.k{key}")).await;
         }
         next_minute(&wall);
-        // At first stored without an answer, so that the next batch has two known records and two new ones. The call without
-        // the known ones is throttled.
-        meter.then(match org {
-            1 => vec![Fault::TakesAndResets],
-            _ => vec![Fault::Works, Fault::Says(429)],
-        });
         pusher.push_closed().await;
     }
-    let stats = handle.stats();
-    assert_eq!(
-        (stats.pushed, stats.waiting, meter.calls().len()),
-        (0, 6, 3)
-    );
-    let report = pusher.push_closed().await;
-    assert_eq!(
-        (report.pushed, report.waiting, report.undeliverable),
-        (6, 0, 0)
-    );
+    let records = memory.taken();
+    let sink = lago(&meter);
+    // Stored without an answer, so that the next batch has two known records and two new ones. The call without the known ones is
+    // throttled.
+    meter.then([Fault::TakesAndResets, Fault::Works, Fault::Says(429)]);
+    let error = sink.push(&records[..2]).await.unwrap_err();
+    assert_eq!(error.kind(), PushErrorKind::Retry { after: None });
+    let error = sink.push(&records[..4]).await.unwrap_err();
+    assert_eq!(error.kind(), PushErrorKind::NotStored { after: None });
+    sink.push(&records[..4]).await.unwrap();
+    sink.push(&records[4..]).await.unwrap();
     assert_eq!(meter.bill(), sums(&[("org_1", 2), ("org_2", 4)]));
     let sizes = meter.calls().into_iter();
     let sizes = sizes.map(|call| call.json()["events"].as_array().unwrap().len());

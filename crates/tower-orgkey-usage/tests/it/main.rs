@@ -6,6 +6,7 @@ mod billing;
 mod collector;
 mod contracts;
 mod counted;
+mod delayed;
 mod drains;
 mod exact;
 mod file;

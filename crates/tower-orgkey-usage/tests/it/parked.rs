@@ -449,7 +449,7 @@ async fn parked_records_are_bounded() {
 async fn notes_do_not_fill_the_file() {
     let scratch = Scratch::new("notes");
     let wall = wall();
-    let busy = || Memory::new(|_| Err(PushError::not_stored("busy")));
+    let busy = || Memory::new(|_| Err(PushError::defer("busy", 0..500)));
     let layer = usage(&wall).build().unwrap();
     let lost = Memory::new(|_| Err(PushError::retry("the answer was lost")));
     let file = Some(scratch.file());
