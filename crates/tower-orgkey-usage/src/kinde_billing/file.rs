@@ -125,11 +125,12 @@ impl TotalsFile {
         Self::open(path.clone()).map_err(|error| at(path, error))
     }
 
-    /// Creates the file. Call it once, when nothing was sent for the metered feature in the present billing periods.
+    /// Creates the file. Call it once, when nothing was sent for the metered feature in the present billing periods. If it fails,
+    /// for example because the disk is full, call it again.
     ///
     /// # Errors
     ///
-    /// The file or one of those beside it exists, or cannot be written.
+    /// The file or one of those beside it exists and was used, or cannot be written.
     pub fn first_start(path: impl Into<PathBuf>) -> Result<Self, SpoolFileError> {
         let path = path.into();
         Self::create(path.clone()).map_err(|error| at(path, error))
@@ -160,7 +161,10 @@ impl TotalsFile {
 
     fn create(path: PathBuf) -> Result<Self, Problem> {
         let lock = lock(&path)?;
-        if path.exists() || witness(&path).exists() {
+        let state: Option<State> = read(&path)?;
+        // A call that failed leaves a file without a witness, from which nothing was sent.
+        let is_new = state.is_none_or(|state| state.is_new());
+        if !is_new || witness(&path).exists() {
             return Err(Problem::Io(io::ErrorKind::AlreadyExists.into()));
         }
         let mut open = Open {
@@ -240,6 +244,11 @@ impl TotalsStore for TotalsFile {
 }
 
 impl State {
+    /// Whether nothing was counted, and nothing can have been lost.
+    fn is_new(&self) -> bool {
+        self.organizations.is_empty() && self.runs.is_empty() && self.unknown_before.is_none()
+    }
+
     /// Fails if it is unknown whether some record was added.
     fn check(&self, records: &[Placed]) -> Result<(), MaybeAdded> {
         let is_unknown = |((run, place), ..): &&Placed| {

@@ -132,6 +132,33 @@ async fn fault_172b_totals_of_another_issuer_are_rejected() {
 }
 
 #[tokio::test]
+async fn fault_218_a_first_start_that_fails_is_repeated() {
+    let world = World::new().await;
+    world.agree("org_1");
+    let witness = world.directory.join("totals.sent");
+    for file in [world.path(), &witness] {
+        fs::remove_file(file).unwrap();
+    }
+    // The second file cannot be written.
+    let blocks = world.directory.join("totals.sent.new");
+    fs::create_dir(&blocks).unwrap();
+    assert!(TotalsFile::first_start(world.path()).is_err());
+    assert!(world.path().exists() && !witness.exists());
+    fs::remove_dir(&blocks).unwrap();
+    drop(TotalsFile::first_start(world.path()).unwrap());
+    let mut process = world.start().await;
+    process.serve(&world, "org_1", 5).await;
+    process.send().await;
+    assert_eq!(world.billed(), sums(&[("org_1", 5)]));
+    drop(process);
+
+    // A file that was used is not a new one.
+    drop(world.totals.open().await);
+    fs::remove_file(&witness).unwrap();
+    assert!(TotalsFile::first_start(world.path()).is_err());
+}
+
+#[tokio::test]
 async fn totals_file_has_one_process() {
     let world = World::new().await;
     let totals = world.totals.open().await;
