@@ -23,6 +23,13 @@ impl HttpReply {
         self.0.status()
     }
 
+    /// When the meter replied, by its own clock.
+    #[cfg(feature = "stripe")]
+    pub(crate) fn date(&self) -> Option<std::time::SystemTime> {
+        let date = self.0.headers().get(http::header::DATE)?;
+        httpdate::parse_http_date(date.to_str().ok()?).ok()
+    }
+
     /// Returns what the status says about the records of the call, as the [table](crate::HttpMeter#replies) lists it.
     ///
     /// # Errors

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::clock::StripeClock;
 use super::customers::Customers;
 use super::session::Sessions;
 use super::{Api, CustomerOf, Measure, StripeSink};
@@ -113,6 +114,7 @@ impl StripeSinkBuilder {
             customers: Customers::new(self.customer),
             measure: self.measure,
             wall: self.wall,
+            clock: StripeClock::default(),
         })
     }
 }

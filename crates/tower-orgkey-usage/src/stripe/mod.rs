@@ -1,6 +1,7 @@
 //! A sink for Stripe's meters.
 
 mod builder;
+mod clock;
 mod customers;
 mod event;
 mod session;
@@ -17,6 +18,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 pub use self::builder::StripeSinkBuilder;
+use self::clock::StripeClock;
 use self::customers::Customers;
 use self::event::{Batch, Event, Payload};
 use self::session::Sessions;
@@ -41,7 +43,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// |---|---|
 /// | `event_name` | that of the meter |
 /// | `identifier` | the record's [id](UsageRecord::id), which Stripe counts once in 24 h |
-/// | `timestamp` | when the minute began; now, if the clock has stepped back and this is in the future |
+/// | `timestamp` | when the minute began; now, if this is in the future by the wall clock or by [Stripe's](#clocks) |
 /// | `payload.stripe_customer_id` | the organization's customer |
 /// | `payload.value` | [`measure`](StripeSinkBuilder::measure) of the counts, as a whole number; the requests that were [served](Counts::served) unless set |
 ///
@@ -58,6 +60,12 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Stripe counts an identifier once within 24 hours, and accepts events of the last 35 days. What may be stored and is
 /// forgotten since, and what is older, is [parked](crate::ParkedRecords). To settle it, compare with the meter's event summaries
 /// (`GET /v1/billing/meters/{id}/event_summaries`).
+///
+/// # Clocks
+///
+/// Stripe rejects events that are more than 5 min ahead of its clock. The `Date` header of its replies shows that clock, also before the
+/// first event: a session comes first, and with `v1` a rejected event is pushed again with the time of the reply. So while the wall
+/// clock is ahead, usage is billed at Stripe's time.
 ///
 /// # Events that Stripe rejects later
 ///
@@ -137,6 +145,7 @@ pub struct StripeSink {
     customers: Customers,
     measure: Measure,
     wall: WallClock,
+    clock: StripeClock,
 }
 
 /// The customer of an organization at Stripe.
@@ -195,7 +204,6 @@ impl StripeSink {
         &'a self,
         batch: &'a [UsageRecord],
     ) -> Result<(Vec<Event<'a>>, Option<PushError>), PushError> {
-        let now = self.wall.seconds();
         let billed: Vec<_> = batch
             .iter()
             .enumerate()
@@ -221,7 +229,7 @@ impl StripeSink {
                 Some(StripeCustomer::Id(customer)) => events.push(Event {
                     name: &self.event_name,
                     identifier: &record.id,
-                    timestamp: record.minute.min(now),
+                    timestamp: record.minute,
                     payload: Payload {
                         stripe_customer_id: customer.clone(),
                         value: value.to_string(),
@@ -240,11 +248,18 @@ impl StripeSink {
         }
     }
 
-    async fn post(&self, events: Vec<Event<'_>>) -> Result<(), PushError> {
+    /// The time by which no event is in the future.
+    fn now(&self) -> u64 {
+        let now = self.wall.seconds();
+        self.clock.seconds().map_or(now, |stripe| now.min(stripe))
+    }
+
+    async fn post(&self, mut events: Vec<Event<'_>>) -> Result<(), PushError> {
         match &self.api {
             Api::V1(to) => {
-                for event in &events {
-                    post_v1(to, event).await?;
+                for event in &mut events {
+                    event.timestamp = event.timestamp.min(self.now());
+                    self.post_v1(to, event).await?;
                 }
                 Ok(())
             }
@@ -252,20 +267,65 @@ impl StripeSink {
                 events: to,
                 sessions,
             } => {
-                let body = serde_json::to_vec(&Batch { events }).map_err(PushError::permanent)?;
-                let session = sessions.authorization(None).await?;
-                match post_stream(to, &session, body.clone()).await? {
-                    Streamed::Stored => Ok(()),
-                    Streamed::Expired => {
-                        let session = sessions.authorization(Some(&session)).await?;
-                        match post_stream(to, &session, body).await? {
-                            Streamed::Stored => Ok(()),
-                            Streamed::Expired => Err(PushError::not_stored("status 401")),
-                        }
+                let mut batch = Batch { events };
+                let mut expired = None;
+                for _ in 0..2 {
+                    let session = sessions.authorization(expired.as_ref(), &self.clock);
+                    let session = session.await?;
+                    let now = self.now();
+                    for event in &mut batch.events {
+                        event.timestamp = event.timestamp.min(now);
+                    }
+                    let body = serde_json::to_vec(&batch).map_err(PushError::permanent)?;
+                    match self.post_stream(to, &session, body).await? {
+                        Streamed::Stored => return Ok(()),
+                        Streamed::Expired => expired = Some(session),
                     }
                 }
+                Err(PushError::not_stored("status 401"))
             }
         }
+    }
+
+    async fn post_stream(
+        &self,
+        to: &Endpoint,
+        session: &HeaderValue,
+        body: Vec<u8>,
+    ) -> Result<Streamed, PushError> {
+        let request = to.post();
+        let request = request.header(AUTHORIZATION, session);
+        let request = request.header(VERSION_HEADER, STRIPE_VERSION);
+        let request = request.header(CONTENT_TYPE, "application/json").body(body);
+        let reply = send(request).await?;
+        self.clock.note(&reply);
+        let result = answer(&reply);
+        if reply.status() == StatusCode::UNAUTHORIZED {
+            let code = Problem::of(reply).await?.code;
+            if code.as_deref() == Some("billing_meter_event_session_expired") {
+                return Ok(Streamed::Expired);
+            }
+        }
+        result.map(|()| Streamed::Stored)
+    }
+
+    async fn post_v1(&self, to: &HttpMeter, event: &Event<'_>) -> Result<(), PushError> {
+        let reply = to.post(FORM, event.form()).await?;
+        self.clock.note(&reply);
+        let result = answer(&reply);
+        if reply.status() == StatusCode::BAD_REQUEST {
+            // The error has no code.
+            let message = Problem::of(reply).await?.message;
+            let exists = "An event already exists with identifier";
+            if message.is_some_and(|message| message.starts_with(exists)) {
+                return Ok(());
+            }
+            // Stripe accepts 5 min, and the reply took a moment.
+            if self.now() + 4 * 60 < event.timestamp {
+                return Err(PushError::not_stored("the wall clock is ahead of Stripe's").of_sink());
+            }
+        }
+        result
     }
 }
 
@@ -298,40 +358,6 @@ impl UsageSink for StripeSink {
 enum Streamed {
     Stored,
     Expired,
-}
-
-async fn post_stream(
-    to: &Endpoint,
-    session: &HeaderValue,
-    body: Vec<u8>,
-) -> Result<Streamed, PushError> {
-    let request = to.post();
-    let request = request.header(AUTHORIZATION, session);
-    let request = request.header(VERSION_HEADER, STRIPE_VERSION);
-    let request = request.header(CONTENT_TYPE, "application/json").body(body);
-    let reply = send(request).await?;
-    let result = answer(&reply);
-    if reply.status() == StatusCode::UNAUTHORIZED {
-        let code = Problem::of(reply).await?.code;
-        if code.as_deref() == Some("billing_meter_event_session_expired") {
-            return Ok(Streamed::Expired);
-        }
-    }
-    result.map(|()| Streamed::Stored)
-}
-
-async fn post_v1(to: &HttpMeter, event: &Event<'_>) -> Result<(), PushError> {
-    let reply = to.post(FORM, event.form()).await?;
-    let result = answer(&reply);
-    if reply.status() == StatusCode::BAD_REQUEST {
-        // The error has no code.
-        let message = Problem::of(reply).await?.message;
-        let exists = "An event already exists with identifier";
-        if message.is_some_and(|message| message.starts_with(exists)) {
-            return Ok(());
-        }
-    }
-    result
 }
 
 /// As for every meter, but that Stripe says 409 about concurrent calls.

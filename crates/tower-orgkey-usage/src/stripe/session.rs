@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
+use super::clock::StripeClock;
 use super::{STRIPE_VERSION, VERSION_HEADER};
 use crate::http_meter::{Endpoint, send};
 use crate::sink::PushError;
@@ -47,6 +48,7 @@ impl Sessions {
     pub(super) async fn authorization(
         &self,
         expired: Option<&HeaderValue>,
+        clock: &StripeClock,
     ) -> Result<HeaderValue, PushError> {
         let mut current = self.current.lock().await;
         if let Some((token, until)) = &*current
@@ -56,7 +58,7 @@ impl Sessions {
             return Ok(token.clone());
         }
         let begin = Instant::now();
-        let token = timeout(DEADLINE, self.create()).await;
+        let token = timeout(DEADLINE, self.create(clock)).await;
         let token =
             token.map_err(|_| PushError::not_stored("the creation of a session timed out"))?;
         let token = token.map_err(PushError::into_not_stored)?;
@@ -64,11 +66,12 @@ impl Sessions {
         Ok(token)
     }
 
-    async fn create(&self) -> Result<HeaderValue, PushError> {
+    async fn create(&self, clock: &StripeClock) -> Result<HeaderValue, PushError> {
         let request = self.endpoint.post();
         let request = request.header(AUTHORIZATION, &self.key);
         let request = request.header(VERSION_HEADER, STRIPE_VERSION);
         let reply = send(request.header(CONTENT_LENGTH, 0)).await?;
+        clock.note(&reply);
         reply.result()?;
         let session: Option<Session> = reply.json().await?;
         let session =

@@ -452,6 +452,43 @@ async fn no_event_is_in_the_future() {
     assert_eq!((report.pushed, report.undeliverable), (1, 0), "{report:?}");
 }
 
+#[tokio::test]
+async fn fault_217_a_clock_ahead_of_stripe_loses_no_usage() {
+    for is_v1 in [false, true] {
+        for right_first in [false, true] {
+            let kind = if is_v1 {
+                Kind::StripeV1
+            } else {
+                Kind::StripeStream
+            };
+            let (host, stripes) = (wall(), wall());
+            let meter = Meter::start(kind, &stripes).await;
+            meter.shows_date();
+            let usage = usage(&host).build().unwrap();
+            let sink = stripe(&meter, &host, is_v1);
+            let mut pusher = usage.handle().pusher(sink).build().unwrap();
+            for minute in 0..6 {
+                // Ten minutes ahead for three minutes, and then corrected.
+                if minute == u32::from(right_first) {
+                    forward(&host, Duration::from_secs(600));
+                }
+                if minute == u32::from(right_first) + 3 {
+                    host.set(stripes.now());
+                }
+                read_times(&app(&usage), 1, "key.org_1.k1").await;
+                read_times(&app(&usage), 2, "key.org_2.k1").await;
+                next_minute(&host);
+                next_minute(&stripes);
+                pusher.push_closed().await;
+            }
+            push_all(&mut pusher).await;
+            let stats = usage.handle().stats();
+            assert_eq!((stats.undeliverable, stats.parked), (0, 0));
+            assert_eq!(meter.bill(), sums(&[("org_1", 6), ("org_2", 12)]));
+        }
+    }
+}
+
 #[test]
 fn an_invalid_stripe_sink_is_not_built() {
     let builder = |key: &str, name: &str| {
