@@ -252,6 +252,8 @@ impl<S: UsageSink> UsagePusher<S> {
             let is_saved = self.save().await;
             if batch.is_empty() {
                 if self.deferral.takes_turn() {
+                    // As after a failure.
+                    self.batch = 1;
                     continue;
                 }
                 self.not_before = None;

@@ -1,13 +1,13 @@
 //! Records of one account that the sink does not store: those of others are pushed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use tokio::time::sleep;
 use tower_orgkey_usage::test_util::TestWallClock;
-use tower_orgkey_usage::{PushError, UsageLayer, UsagePusher, UsageRecord};
+use tower_orgkey_usage::{PushError, UsageLayer, UsagePusher, UsageRecord, UsageSink};
 
 use crate::kit::{MINUTE, Memory, Scratch, app, read_times, start, sums, usage, wall};
 
@@ -67,21 +67,30 @@ async fn fault_215_permanent_errors_delay_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn fault_215_failures_of_one_account_delay_no_other() {
-    let errors: [fn() -> PushError; 3] = [
-        || PushError::retry("status 500"),
-        || PushError::not_stored("status 429").after(Duration::from_secs(300)),
-        || panic!("a sink of the test's panics"),
+    let errors: [(fn() -> PushError, usize); 3] = [
+        (|| PushError::retry("status 500"), 300),
+        // In 30 minutes.
+        (
+            || PushError::not_stored("status 429").after(Duration::from_secs(300)),
+            9,
+        ),
+        (|| panic!("a sink of the test's panics"), 300),
     ];
-    for (number, error) in errors.into_iter().enumerate() {
+    for (number, (error, most)) in errors.into_iter().enumerate() {
         let scratch = Scratch::new(&format!("delayed-{number}"));
         let wall = wall();
         let usage = usage(&wall).build().unwrap();
         let fails = Arc::new(AtomicBool::new(true));
+        let failed = Arc::new(AtomicUsize::new(0));
+        let mixed = Arc::new(AtomicUsize::new(0));
         let sink = {
             let fails = Arc::clone(&fails);
+            let (failed, mixed) = (Arc::clone(&failed), Arc::clone(&mixed));
             Memory::new(move |batch| {
-                let has_bad = batch.iter().any(|record| is_of(record, "org_a"));
-                if has_bad && fails.load(Ordering::SeqCst) {
+                let has = |org| batch.iter().any(|record| is_of(record, org));
+                if has("org_a") && fails.load(Ordering::SeqCst) {
+                    failed.fetch_add(1, Ordering::SeqCst);
+                    mixed.fetch_add(usize::from(has("org_b")), Ordering::SeqCst);
                     return Err(error());
                 }
                 Ok(())
@@ -91,7 +100,10 @@ async fn fault_215_failures_of_one_account_delay_no_other() {
         let pusher = pusher.spool_file(scratch.file()).build().unwrap();
         let parked = pusher.parked();
         run_half_an_hour(&wall, &usage, &sink, pusher).await;
-        assert!(sink.calls() < 2_000, "{} calls", sink.calls());
+        let failed = failed.load(Ordering::SeqCst);
+        assert!(failed <= most, "{failed} failures");
+        // Once it is known which account fails, others are not in its batches.
+        assert_eq!(mixed.load(Ordering::SeqCst), 1);
         let parked_number = parked.list().len() as u64;
         drop(parked);
 
@@ -112,6 +124,56 @@ async fn fault_215_failures_of_one_account_delay_no_other() {
         let minutes: Vec<u64> = of_a.map(|record| record.minute).collect();
         assert!(minutes.is_sorted(), "{minutes:?}");
     }
+}
+
+/// Stores one record per minute, while others are counted.
+struct Behind {
+    app: Router,
+    wall: TestWallClock,
+    calls: AtomicUsize,
+    /// The call that stored a record of `org_a`, whose first push fails.
+    stored: AtomicUsize,
+}
+
+impl UsageSink for Behind {
+    async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        if call == 0 {
+            assert!(is_of(&batch[0], "org_a"));
+            return Err(PushError::not_stored("status 429"));
+        }
+        if is_of(&batch[0], "org_a") {
+            self.stored.store(call, Ordering::SeqCst);
+        }
+        if call < 20 {
+            read_times(&self.app, 1, "key.org_b.k1").await;
+            read_times(&self.app, 1, "key.org_c.k1").await;
+            self.wall.set(self.wall.now() + MINUTE);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deferred_records_get_a_turn_among_others() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let sink = Arc::new(Behind {
+        app: app.clone(),
+        wall: wall.clone(),
+        calls: AtomicUsize::new(0),
+        stored: AtomicUsize::new(0),
+    });
+    let pusher = usage.handle().pusher(Arc::clone(&sink)).batch_size(1);
+    let mut pusher = pusher.build().unwrap();
+    for org in ["org_a", "org_b", "org_c"] {
+        read_times(&app, 1, &format!("key.{org}.k1")).await;
+    }
+    wall.set(wall.now() + MINUTE);
+    assert_eq!(pusher.push_closed().await.waiting, 0);
+    let stored = sink.stored.load(Ordering::SeqCst);
+    assert!((1..10).contains(&stored), "call {stored}");
 }
 
 #[tokio::test(start_paused = true)]
