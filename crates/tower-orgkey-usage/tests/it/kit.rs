@@ -166,6 +166,30 @@ impl UsageSink for Memory {
     }
 }
 
+/// Counts the calls of a sink.
+pub(crate) struct Counting<S> {
+    sink: S,
+    calls: AtomicUsize,
+}
+
+impl<S> Counting<S> {
+    pub(crate) fn new(sink: S) -> std::sync::Arc<Self> {
+        let calls = AtomicUsize::new(0);
+        std::sync::Arc::new(Self { sink, calls })
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl<S: UsageSink> UsageSink for Counting<S> {
+    async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.sink.push(batch).await
+    }
+}
+
 /// A directory with a spool file for one test.
 pub(crate) struct Scratch(PathBuf);
 

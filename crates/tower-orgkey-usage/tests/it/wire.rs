@@ -1,5 +1,6 @@
 //! Over sockets: a meter that fails, hangs, resets and responds too late.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -7,7 +8,9 @@ use tower_orgkey_usage::telemetry;
 use tower_orgkey_usage::{OpenMeterSink, UsageHandle, UsagePusher, UsagePusherBuilder};
 
 use crate::collector::{Collector, Does};
-use crate::kit::{Scratch, app, next_minute, of_org, read, read_times, sums, usage, wall};
+use crate::kit::{
+    Counting, Scratch, app, next_minute, of_org, read, read_times, sums, usage, wall,
+};
 
 /// Long enough for a collector that responds.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -301,6 +304,26 @@ async fn a_refused_connection_stores_nothing() {
         wall.set(wall.now() + Duration::from_secs(3_600));
         let report = pusher.push_closed().await;
         assert_eq!((report.waiting, report.parked), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_not_tried_for_each_account() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = Counting::new(OpenMeterSink::builder(url).build().unwrap());
+    let pusher = usage.handle().pusher(Arc::clone(&sink));
+    let mut pusher = pusher.build().unwrap();
+    for org in 0..5 {
+        read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+    }
+    next_minute(&wall);
+    for calls in 1..4 {
+        assert_eq!(pusher.push_closed().await.waiting, 5);
+        assert_eq!(sink.calls(), calls);
     }
 }
 

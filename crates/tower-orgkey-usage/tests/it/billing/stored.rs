@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use tower_orgkey_usage::{HoldReason, KindeBillingSink, Settlement, SpoolFileError, TotalsFile};
 
 use super::world::{MINUTE, Totals as _, World, org};
-use crate::kit::{next_minute, read_times, sums};
+use crate::kit::{Counting, app, next_minute, read_times, sums, usage};
 
 #[tokio::test]
 async fn fault_172_lost_totals_are_not_sent() {
@@ -129,6 +129,30 @@ async fn fault_172b_totals_of_another_issuer_are_rejected() {
     let error = build(&other, "api_calls").unwrap_err();
     assert!(error.contains("another issuer"), "{error}");
     assert!(build(&world, "api_calls").is_ok());
+}
+
+#[tokio::test]
+async fn totals_that_cannot_be_written_keep_the_order() {
+    let world = World::new().await;
+    let (sink, _sender) = KindeBillingSink::builder(&world.verifier(), "api_calls")
+        .build(world.totals.open().await)
+        .unwrap();
+    let sink = Counting::new(sink);
+    let usage = usage(&world.wall).build().unwrap();
+    let pusher = usage.handle().pusher(Arc::clone(&sink));
+    let mut pusher = pusher.build().unwrap();
+    for org in 0..5 {
+        read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+    }
+    next_minute(&world.wall);
+    let blocks = world.directory.join("totals.new");
+    fs::create_dir(&blocks).unwrap();
+    for calls in 1..4 {
+        assert_eq!(pusher.push_closed().await.waiting, 5);
+        assert_eq!(sink.calls(), calls, "no account is tried before others");
+    }
+    fs::remove_dir(&blocks).unwrap();
+    assert_eq!(pusher.push_closed().await.pushed, 5);
 }
 
 #[tokio::test]
