@@ -83,7 +83,7 @@ struct Version {
     number: u64,
 }
 
-/// Records are pushed in the order of their places, unless they were parked. So all places have to be known.
+/// Records are pushed in the order of their places, unless they were parked or deferred. So all places have to be known.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Run {
     /// The version in which a record was added last.

@@ -35,6 +35,8 @@ use crate::telemetry;
 /// written to the [spool file](UsagePusherBuilder::spool_file), if there is one, and then pushed in batches. Minutes that end
 /// while older records are pushed are closed before the next batch.
 ///
+/// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
+///
 /// # Failures
 ///
 /// A batch that fails is pushed in smaller ones: after a [permanent error](PushError::permanent) in halves, else one record first and
@@ -44,10 +46,8 @@ use crate::telemetry;
 /// 10 are dropped before their account waits.
 ///
 /// After failures with 10 accounts in a row, or permanent errors of two, the sink itself may be at fault: the pusher pauses for as
-/// long, and then tries one account between two pauses. So the failures of one account delay others by some 10 failed pushes, each of
-/// up to [`push_timeout`](UsagePusherBuilder::push_timeout). During a pause, minutes are still closed and kept.
-///
-/// Nothing runs until the pusher is spawned. It can be dropped at any moment. A layer has one pusher.
+/// long, and then tries one account between two pauses. During a pause, minutes are still closed and kept. So the failures of one
+/// account delay others by some 20 failed pushes, each of up to [`push_timeout`](UsagePusherBuilder::push_timeout).
 ///
 /// # What can be lost
 ///
@@ -134,8 +134,7 @@ struct Settings {
 const AFTER_THE_MINUTE: Duration = Duration::from_secs(2);
 /// The longest pause that a sink can ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// After so many records that failed permanently in a row, the sink itself may be at fault: one record is dropped between
-/// two pauses.
+/// After so many records that failed permanently in a row, the account waits after each one that is dropped.
 const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
 /// A record is parked after so many panics of the sink on it alone: fewer may be about something else.
 const MAX_PANICS_OF_ONE: u32 = 3;
