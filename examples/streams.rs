@@ -51,7 +51,7 @@ async fn events(
     Sse::new(news.take_until(org.until_invalid()))
 }
 
-/// A WebSocket. `until_invalid_revalidating` is called here and not in the task, so that a change before the upgrade is not missed.
+/// A WebSocket. The first poll of `until_invalid_revalidating` also finds what changed before the upgrade.
 async fn socket(
     State(every): State<Every>,
     org: OrgContext,

@@ -110,6 +110,9 @@ impl OrgContext {
     /// stream ends at the hard TTL, 15 min by default; its client then connects again and is verified.
     /// [`until_invalid_revalidating`](Self::until_invalid_revalidating) verifies the key.
     ///
+    /// The first poll completes if the key became invalid before it, whenever the future was created, or if the layer has
+    /// forgotten the key, because it had no room. So there is no harm in a handler that works for a while first.
+    ///
     /// The future does not depend on the lifetime of the request, the context or the layer. After the layer was dropped, it
     /// completes at the hard TTL or the expiry of the key. It never completes for a context of [`test_util`](crate::test_util).
     ///

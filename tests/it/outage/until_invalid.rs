@@ -1,4 +1,4 @@
-//! Rows 58, 80 and 81: a stream ends with its key and is not woken by other keys.
+//! Rows 58, 80, 81 and 220: a stream ends with its key and is not woken by other keys.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -123,6 +123,68 @@ async fn fault_58_invalid_answer_ends_a_stream_that_is_polled_later() {
         // The invalid answer is not cached any more.
         pass(secs(61)).await;
         assert!(stream.as_mut().now_or_never().is_some(), "{period:?}");
+    }
+}
+
+/// A handler works for a while before it returns its stream, or creates it then.
+#[tokio::test(start_paused = true)]
+async fn fault_220_invalid_answer_before_the_first_poll_ends_a_stream() {
+    for (period, is_created_first) in [
+        (None, true),
+        (None, false),
+        (Some(secs(90)), true),
+        (Some(secs(90)), false),
+    ] {
+        let app = App::with(|builder| builder.revalidation(true))
+            .knowing(&[KEY])
+            .await;
+        let org = app.get(KEY).await.org.unwrap();
+        let create = || -> Pin<Box<dyn Future<Output = ()>>> {
+            match period {
+                None => Box::pin(org.until_invalid()),
+                Some(period) => Box::pin(org.until_invalid_revalidating(period)),
+            }
+        };
+        let created = is_created_first.then(create);
+        app.issuer.revoke(KEY);
+        pass(SOFT).await;
+        app.get(KEY).await;
+        pass(millis(25)).await;
+        assert_eq!(app.get_now(KEY).status, 401);
+        // The invalid answer is not cached any more.
+        pass(secs(6)).await;
+        let calls = app.issuer.calls();
+        let stream = created.unwrap_or_else(create);
+        assert!(
+            stream.now_or_never().is_some(),
+            "{period:?}, created first: {is_created_first}"
+        );
+        assert_eq!(app.issuer.calls(), calls);
+    }
+}
+
+/// An invalidation is no invalid answer: a stream that revalidates continues.
+#[tokio::test(start_paused = true)]
+async fn fault_220_invalidation_before_the_first_poll_is_verified() {
+    type Update = fn(&App);
+    let updates: [Update; 2] = [
+        |app| app.handle.invalidate_key(&key(KEY)),
+        |app| {
+            app.handle
+                .invalidate_key_id(&KeyId::from_static("id_the-key-0"));
+        },
+    ];
+    for update in updates {
+        let app = App::with(|builder| builder.revalidation(true))
+            .knowing(&[KEY])
+            .await;
+        let org = app.get(KEY).await.org.unwrap();
+        let stream = org.until_invalid_revalidating(secs(90));
+        update(&app);
+        let stream = tokio::spawn(stream);
+        pass(secs(1)).await;
+        assert!(!stream.is_finished());
+        assert_eq!(app.issuer.calls(), 2);
     }
 }
 

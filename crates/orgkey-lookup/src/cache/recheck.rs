@@ -123,11 +123,17 @@ impl<S: Source> Entry<S> {
     }
 
     /// Waits until the key may not be used any more. Never completes for an entry that belongs to no cache.
+    ///
+    /// The first poll also finds an invalid answer from before it, and completes if the cache has forgotten the key.
     pub async fn ended(mut self: Arc<Self>) {
         let Some(at) = self.cache.clone() else {
             return std::future::pending().await;
         };
         let watch = at.watchers.watch(&self.key);
+        let cache = at.cache.upgrade();
+        if cache.is_some_and(|cache| !cache.is_remembered(&self.key, at.clock.now())) {
+            return;
+        }
         loop {
             // Created before the state is read, so that it is notified of every change from here on.
             let changed = at.changed(&watch);
@@ -159,6 +165,13 @@ impl<S: Source> Entry<S> {
         let period = period.max(MIN_PERIOD);
         let retry = (period / 12).max(MIN_PERIOD);
         let watch = at.watchers.watch(&self.key);
+        let now = at.clock.now();
+        if let Some(cache) = at.cache.upgrade()
+            && !cache.is_remembered(&self.key, now)
+            && !cache.is_only_invalidated(&self, now)
+        {
+            return;
+        }
         let mut due = self.sent_at.after(shorten(period));
         loop {
             let changed = at.changed(&watch);
@@ -272,12 +285,13 @@ impl<S: Source> Cache<S> {
 
     /// Like [`current`](Self::current), for a caller that may have missed an invalid answer.
     fn is_still_valid(&self, entry: &Arc<Entry<S>>, now: Tick) -> bool {
-        // An invalid answer is cached for seconds, and removes the key from both.
-        let is_remembered = || {
-            self.servable(&entry.key, None, now).is_some()
-                || self.recently_valid.contains(&entry.key, now)
-        };
-        self.current(entry, now).is_some() && is_remembered()
+        self.current(entry, now).is_some() && self.is_remembered(&entry.key, now)
+    }
+
+    /// Returns whether the key was valid by the last answer. An invalid answer is cached for seconds, and removes the key
+    /// from both.
+    fn is_remembered(&self, key: &S::Key, now: Tick) -> bool {
+        self.servable(key, None, now).is_some() || self.recently_valid.contains(key, now)
     }
 
     /// Returns whether the key may not be used only because it was invalidated.
