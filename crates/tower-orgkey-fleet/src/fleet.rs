@@ -110,7 +110,11 @@ impl Fleet {
         }
     }
 
-    /// Announces to the other nodes that this one ends, so that they do not wait for it. Call it after the last request was served.
+    /// Sends the updates that wait for the engine, and announces to the other nodes that this one ends, so that they do not wait for
+    /// it. Call it after the last request and update were served.
+    ///
+    /// It waits for the engine, so bound it by a timeout. [`FleetStatus::unsent`] is then the number of updates that no other node will
+    /// learn from this one: a block among them ends with the process.
     ///
     /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for two soft TTLs, and that of blocks for
     /// 10 min at least.

@@ -234,17 +234,29 @@ impl Node {
         telemetry::report(&self.status());
     }
 
-    /// Removes this node from those that others wait for. Connects to the engine if the task has ended.
+    /// Sends the updates that wait, and removes this node from those that others wait for. Connects to the engine if the task has
+    /// ended.
     pub(crate) async fn leave(&self, engine: &dyn Engine) -> EngineResult<()> {
         // Whatever record the task writes later says so, too.
         self.is_leaving.store(true, Ordering::Relaxed);
         let session = self.state().session.clone();
         if let Some(session) = session
-            && self.write_last_record(&*session).await.is_ok()
+            && self.end(&*session).await.is_ok()
         {
             return Ok(());
         }
-        self.write_last_record(&*engine.connect().await?).await
+        self.end(&*engine.connect().await?).await
+    }
+
+    /// Writes the last of this node.
+    async fn end(&self, session: &dyn Session) -> EngineResult<()> {
+        // In a new epoch, each call sends some of those that wait.
+        while let Err(stop) = self.flush(session).await {
+            if let Stop::Failed(error) = stop {
+                return Err(error);
+            }
+        }
+        self.write_last_record(session).await
     }
 
     async fn write_last_record(&self, session: &dyn Session) -> EngineResult<()> {

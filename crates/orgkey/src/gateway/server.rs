@@ -37,7 +37,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a revocation may take to reach the other nodes of a fleet.
 const REVOCATION: Duration = Duration::from_secs(2);
-/// How long the other nodes of a fleet may take to learn that this one ends.
+/// How long the engine of a fleet may take to accept the updates that wait, and that this node ends.
 const LEAVE: Duration = Duration::from_millis(500);
 
 /// Why a gateway does not start, or not reload. Holds no secret.
@@ -260,6 +260,10 @@ impl Gateway {
             // Nothing is decided any more, so no node has to wait for this one.
             let _ = timeout(LEAVE, fleet.leave()).await;
             follower.abort();
+            let unsent = fleet.status().unsent;
+            if unsent > 0 {
+                tracing::error!(unsent, "updates are not sent to the fleet");
+            }
         }
         if let Some(trail) = self.trail
             && let Err(error) = trail

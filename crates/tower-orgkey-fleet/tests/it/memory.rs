@@ -128,6 +128,37 @@ async fn a_node_that_leaves_is_not_missed() {
     assert!(spread.block_org(&org).await.unwrap().is_complete());
 }
 
+/// A node is restarted before it has sent a block, whose caller was told that it is sent later.
+#[tokio::test(start_paused = true)]
+async fn fault_221_a_node_that_leaves_sends_its_updates() {
+    // With a task that waits to connect again, and without one.
+    for is_running in [true, false] {
+        let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+        let first = node("first", &engine, &issuer).await;
+        engine.set_available(false);
+        let handle = first.auth.handle();
+        let reach = handle.spread().block_org(&OrgCode::from_static("org_1"));
+        assert_eq!(reach.await.unwrap_err(), NotSpread::Unavailable);
+        // More than are sent at once.
+        for n in 0..250 {
+            handle.invalidate_key_id(&key_id(&n.to_string()));
+        }
+        first.fleet.leave().await;
+        assert_eq!(first.fleet.status().unsent, 251, "they still wait");
+        if !is_running {
+            first.stop();
+            tokio::task::yield_now().await;
+        }
+        engine.set_available(true);
+        first.fleet.leave().await;
+        assert_eq!(first.fleet.status().unsent, 0);
+        drop(first);
+        let later = node("later", &engine, &issuer).await;
+        assert_eq!(later.get(KEY).await, UNAUTHORIZED);
+        assert_eq!(later.fleet.status().nodes, ["later"]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_an_engine_a_node_is_a_single_node() {
     let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
