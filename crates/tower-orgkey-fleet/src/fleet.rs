@@ -97,6 +97,7 @@ impl Fleet {
             None => FleetStatus {
                 state: FleetState::NotFollowed,
                 since: std::time::Duration::ZERO,
+                has_read_blocks: false,
                 position: 0,
                 lag: 0,
                 nodes: vec![self.0.node_name.clone()],

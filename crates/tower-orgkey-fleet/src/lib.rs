@@ -56,6 +56,9 @@
 //! * A node whose clock is behind by more than two soft TTLs is known to the others from its second record on, one second later.
 //!   A [`Spread`](tower_orgkey::Spread) before that does not wait for it, unless
 //!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) is set.
+//! * A node that starts accepts keys that are blocked until it has read the blocks of the fleet: some milliseconds after
+//!   [`Fleet::run`] was spawned, and as long as the engine cannot be reached. Let a readiness probe fail while
+//!   [`FleetStatus::has_read_blocks`] is `false`, for a bounded time: a node also works without the engine.
 //! * An unblock before the first connection to the engine ends no block of the fleet: it returns
 //!   [`NotSpread`](tower_orgkey::NotSpread), and the block is in force again once the node has read the blocks. Unblock again.
 //! * A node remembers 100,000 applied updates and 10,000 ended blocks. An engine that repeats an older update makes nodes verify

@@ -357,6 +357,7 @@ impl Node {
                 FleetState::NotFollowed
             },
             since,
+            has_read_blocks: state.synced_blocks_at.is_some(),
             position,
             lag: state.head.saturating_sub(position),
             nodes,

@@ -20,6 +20,9 @@ pub struct FleetStatus {
     pub state: FleetState,
     /// How long it has been in this state.
     pub since: Duration,
+    /// Whether this node has read the blocks of the fleet since it started. Until then it accepts keys that are blocked on the other
+    /// nodes.
+    pub has_read_blocks: bool,
     /// The number of the last update that was applied. Numbers begin again when the engine loses its data.
     pub position: u64,
     /// How many updates the engine has that this node has not applied.

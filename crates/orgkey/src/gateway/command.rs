@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use http::Method;
@@ -129,12 +130,17 @@ fn serve(file: &Path, config: Config) -> ExitCode {
         if let Some(admin) = gateway.admin_address() {
             tracing::info!(%admin, "admin is listening");
         }
-        notify(NotifyState::Ready);
         let handle = gateway.handle();
         gateway
             .run(async {
+                let mut ready = pin!(handle.until_ready());
+                let mut is_ready = false;
                 loop {
                     tokio::select! {
+                        () = &mut ready, if !is_ready => {
+                            notify(NotifyState::Ready);
+                            is_ready = true;
+                        }
                         _ = terminate.recv() => break,
                         _ = interrupt.recv() => break,
                         _ = hangup.recv() => reload(file, &handle),

@@ -14,6 +14,7 @@ mod once_map;
 mod once_per_second;
 mod open_files;
 mod path;
+mod readiness;
 mod recent;
 mod recorder;
 mod region;

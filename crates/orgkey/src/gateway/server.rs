@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -22,6 +21,7 @@ use super::checks::Checks;
 use super::config::{Address, Config};
 use super::decision::Decisions;
 use super::identity::Identities;
+use super::readiness::{Readiness, become_ready};
 use super::recorder;
 use super::serve::{Bounds, Listener, serve};
 use super::setup::Setup;
@@ -79,7 +79,7 @@ pub struct Gateway {
     trail: Option<AuditTrail>,
     fleet: Option<Fleet>,
     revocations: TaskTracker,
-    is_ready: Arc<AtomicBool>,
+    readiness: watch::Sender<Readiness>,
     metrics: PrometheusHandle,
     bounds: Bounds,
 }
@@ -89,9 +89,27 @@ pub struct Gateway {
 pub struct GatewayHandle {
     checks: Arc<Checks>,
     config: Arc<Config>,
+    readiness: watch::Receiver<Readiness>,
 }
 
 impl GatewayHandle {
+    /// Waits until `/readyz` is 200: with a fleet, until its blocks were read, or 10 s after [`Gateway::run`] began.
+    ///
+    /// ```no_run
+    /// # async fn announce(handle: orgkey::gateway::GatewayHandle) {
+    /// handle.until_ready().await;
+    /// println!("ready");
+    /// # }
+    /// ```
+    pub async fn until_ready(&self) {
+        let mut readiness = self.readiness.clone();
+        let became_ready = readiness.wait_for(|readiness| *readiness == Readiness::Ready);
+        if became_ready.await.is_err() {
+            // The gateway has ended.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Applies the routes, limits and homes of a configuration. Entries, blocks and what limits have counted stay.
     ///
     /// # Errors
@@ -152,7 +170,10 @@ impl Gateway {
         );
         let checks = Arc::new(Checks::new(&config, decisions));
         let (listener, checks_address) = bind(&config.listen.checks).await?;
-        let is_ready = Arc::new(AtomicBool::new(true));
+        let (readiness, is_ready) = watch::channel(match &setup.fleet {
+            Some(_) => Readiness::Starting,
+            None => Readiness::Ready,
+        });
         let metrics = recorder::installed();
         let revocations = TaskTracker::new();
         let (admin, admin_address) = match &config.listen.admin {
@@ -167,7 +188,7 @@ impl Gateway {
                     fleet: setup.fleet.clone(),
                     expected_nodes: expected.map_or(0, NonZeroUsize::get),
                     revocations: revocations.clone(),
-                    is_ready: Arc::clone(&is_ready),
+                    readiness: is_ready.clone(),
                     metrics: metrics.clone(),
                     timeout: bounds.body,
                 };
@@ -178,6 +199,7 @@ impl Gateway {
             handle: GatewayHandle {
                 checks,
                 config: Arc::new(config),
+                readiness: is_ready,
             },
             checks: listener,
             checks_address,
@@ -186,7 +208,7 @@ impl Gateway {
             trail,
             fleet: setup.fleet,
             revocations,
-            is_ready,
+            readiness,
             metrics,
             bounds,
         })
@@ -235,10 +257,13 @@ impl Gateway {
                 of_checks.recent().advance();
             }
         });
+        if let Some(fleet) = &self.fleet {
+            upkeep.spawn(become_ready(fleet.clone(), self.readiness.clone()));
+        }
         shutdown.await;
 
         let end = Instant::now() + SHUTDOWN;
-        self.is_ready.store(false, Ordering::Relaxed);
+        self.readiness.send_replace(Readiness::Stopping);
         tracing::info!("gateway is stopping");
         sleep(self.handle.config.listen.shutdown_wait).await;
         let closed = end - FLUSH;
@@ -303,17 +328,59 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn state_ends_with_the_gateway() {
+    /// Starts a gateway with these tables.
+    async fn start(tables: &str) -> Gateway {
         let secret = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(secret.path(), "secret").unwrap();
+        std::fs::write(secret.path(), format!("{}=", "A".repeat(43))).unwrap();
+        let secret = secret.path().display();
         let config = format!(
-            "[listen]\nchecks = '127.0.0.1:0'\n[issuer]\nkind = 'kinde'\nurl = 'http://127.0.0.1:9'\n\
-             client_id = 'id'\nclient_secret_file = '{}'\n",
-            secret.path().display()
+            "[listen]\nchecks = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[issuer]\nkind = 'kinde'\nurl = 'http://127.0.0.1:9'\n\
+             client_id = 'id'\nclient_secret_file = '{secret}'\n{}",
+            tables.replace("SECRET", &secret.to_string())
         );
         let gateway = Gateway::start(Config::parse(&config).unwrap()).await;
-        let gateway = gateway.unwrap();
+        gateway.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fault_223_a_gateway_waits_for_blocks() {
+        // Nothing listens at the port of the engine.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = closed.local_addr().unwrap().port();
+        drop(closed);
+        let fleet = format!(
+            "[fleet]\nname = 'f'\nredis = 'redis://127.0.0.1:{port}'\nsecret_file = 'SECRET'\n"
+        );
+        for (tables, waits) in [("", false), (fleet.as_str(), true)] {
+            let mut gateway = start(tables).await;
+            let (handle, (_, admin)) = (gateway.handle(), gateway.admin.take().unwrap());
+            // Not over a socket, which the paused clock does not wait for.
+            let router = admin.router();
+            let readyz = async || {
+                let request = http::Request::get("/readyz");
+                let request = request.body(axum::body::Body::empty()).unwrap();
+                router.clone().oneshot(request).await.unwrap().status()
+            };
+            assert_eq!(readyz().await, if waits { 503 } else { 200 });
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let running = tokio::spawn(gateway.run(async {
+                let _ = stopped.await;
+            }));
+            let is_ready = timeout(Duration::from_secs(9), handle.until_ready()).await;
+            assert_eq!(is_ready.is_err(), waits);
+            assert_eq!(readyz().await, if waits { 503 } else { 200 });
+            let is_ready = timeout(Duration::from_secs(2), handle.until_ready()).await;
+            assert!(is_ready.is_ok());
+            assert_eq!(readyz().await, 200);
+            drop(stop);
+            running.await.unwrap();
+            assert_eq!(readyz().await, 503);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn state_ends_with_the_gateway() {
+        let gateway = start("").await;
         let checks = Arc::downgrade(&gateway.handle.checks);
         let running = tokio::spawn(gateway.run(pending()));
         // The metrics are kept at least once.

@@ -54,6 +54,36 @@ async fn a_block_reaches_nodes_that_start_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_223_a_node_says_whether_it_has_read_blocks() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let first = node("first", &engine, &issuer).await;
+    assert!(first.fleet.status().has_read_blocks);
+    let spread = first.auth.handle().spread();
+    let reach = spread.block_org(&OrgCode::from_static("org_1")).await;
+    assert!(reach.unwrap().is_complete());
+    engine.set_available(false);
+    let late = start("late", &engine, &issuer);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!late.fleet.status().has_read_blocks);
+    assert_eq!(
+        late.get(KEY).await,
+        OK,
+        "the layer works without the engine"
+    );
+    engine.set_available(true);
+    until("the blocks are read", || {
+        late.fleet.status().has_read_blocks
+    })
+    .await;
+    assert_eq!(late.get(KEY).await, UNAUTHORIZED);
+    // They stay, whatever happens to the engine.
+    engine.set_available(false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(late.fleet.status().has_read_blocks);
+    assert_eq!(late.get(KEY).await, UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_block_survives_while_a_node_lives() {
     let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
     let [first, second] = nodes(&engine, &issuer).await;

@@ -6,7 +6,6 @@ mod status;
 mod token;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,12 +16,14 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tower_orgkey_audit::AuditTrail;
 use tower_orgkey_fleet::Fleet;
 
 pub(super) use self::token::AdminToken;
 use super::checks::Checks;
+use super::readiness::Readiness;
 
 /// The most bytes of the body of a revocation.
 const MAX_BODY_LEN: usize = 16 * 1_024;
@@ -39,7 +40,7 @@ pub(super) struct Admin {
     pub(super) expected_nodes: usize,
     /// The revocations that are carried out, also those of clients that have hung up.
     pub(super) revocations: TaskTracker,
-    pub(super) is_ready: Arc<AtomicBool>,
+    pub(super) readiness: watch::Receiver<Readiness>,
     pub(super) metrics: PrometheusHandle,
     /// How long a request may take.
     pub(super) timeout: Duration,
@@ -65,10 +66,10 @@ impl Admin {
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
-    if admin.is_ready.load(Ordering::Relaxed) {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+    match *admin.readiness.borrow() {
+        Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Readiness::Ready => (StatusCode::OK, "ready\n"),
+        Readiness::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
     }
 }
 
