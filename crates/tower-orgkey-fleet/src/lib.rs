@@ -66,7 +66,8 @@
 //! * A subject has at most 256 blocks at a time.
 //! * For 2 s after an invalidation, its keys are verified by each node: results of others may be from before it.
 //! * A node that finds a key invalid which it had not cached as valid does not send that to the others, because anybody can
-//!   present such keys. They keep the bounds of a single node.
+//!   present such keys. They keep the bounds of a single node. This node uses no older result of the key, unless it was presented
+//!   with more other invalid keys since than a tenth of its capacity.
 //! * Blocks and unblocks that wait for the engine are not limited in number. A node whose `run` is not spawned keeps them all.
 //! * Updates carry no time. A node that joins does not use results from before it, if the log of the last minutes has an
 //!   invalidation that applies to them.

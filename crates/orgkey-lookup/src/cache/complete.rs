@@ -181,7 +181,8 @@ impl<S: Source> Cache<S> {
             shard.cancel_sent_until(key, sent_at);
         }
         self.at(lookup.upstream).unconfirmed.forget(key);
-        if self.invalid_keys.insert(key, lookup.began, now) {
+        let certain_at = is_certain.then_some(sent_at);
+        if self.invalid_keys.insert(key, lookup.began, certain_at, now) {
             // Still invalid. It does not go before new keys any more.
             self.recently_valid.forget(key);
         }
@@ -234,13 +235,18 @@ impl<S: Source> Cache<S> {
     fn follow(&self, followed: &Followed<S>, sent_at: Tick, now: Tick) {
         let (key, began) = match followed {
             Followed::Known(entry) => (&entry.key, entry.began),
-            Followed::Unknown(key, began) => (key, *began),
+            Followed::Unknown(key, began, _) => (key, *began),
             Followed::Doubted(entry) => return entry.doubt(),
         };
         let mut shard = self.in_flight.shard(key);
-        match (followed, self.store.get(key)) {
-            (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(&cached, entry) => {
-                self.store.remove(entry);
+        let cached = self.store.get(key);
+        match (followed, &cached) {
+            (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(cached, entry) => {
+                self.store.remove(cached);
+            }
+            // Fetched meanwhile.
+            (Followed::Unknown(_, _, noted_at), Some(cached)) if cached.sent_at <= *noted_at => {
+                self.store.remove(cached);
             }
             (Followed::Unknown(..), None) => {}
             // Replaced or removed meanwhile.
@@ -249,10 +255,10 @@ impl<S: Source> Cache<S> {
         self.recently_valid.forget(key);
         // As in `reject`.
         shard.cancel_sent_until(key, sent_at);
-        self.invalid_keys.insert(key, began, now);
+        self.invalid_keys.insert(key, began, Some(sent_at), now);
         self.blocks.reject_key(key, sent_at);
         drop(shard);
-        if matches!(followed, Followed::Known(_)) {
+        if cached.is_some() {
             self.source.rejected(key);
         }
     }
@@ -295,7 +301,7 @@ impl<S: Source> Cache<S> {
                 entry.freshness(now),
                 Freshness::Fresh | Freshness::Stale | Freshness::Overdue
             )
-            && self.invalid_keys.get(key, now).is_none()
+            && !self.invalid_keys.refuse(key, sent_at, now)
             && cached
                 .as_ref()
                 .is_none_or(|cached| cached.sent_at < sent_at);
@@ -711,6 +717,52 @@ mod tests {
                 let accepted = cache.accept_fetched(&lookup, &key, fetched, now);
                 assert_eq!(accepted.is_some(), is_used, "kind {nth}, {age} s");
             }
+        }
+    }
+
+    /// Returns whether a result of the second tier is used whose call was sent this long ago.
+    fn uses_fetched(cache: &Cache<TestSource>, name: &str, age: Duration) -> bool {
+        let (lookup, key) = (start(cache, name), test_key(name));
+        let fetched = Fetched {
+            value: Facts::default(),
+            age,
+            version: u64::MAX,
+        };
+        let now = cache.clock.now();
+        cache.accept_fetched(&lookup, &key, fetched, now).is_some()
+    }
+
+    /// The result of another node may be from before the invalid answer, however long that is cached.
+    #[tokio::test(start_paused = true)]
+    async fn fault_222_a_fetched_result_revives_no_key() {
+        for (brought, is_certain) in [(DEFINITIVE, true), (CONCLUDED, true), (UNCONFIRMED, false)] {
+            for wait in [6, 100, 800] {
+                let (cache, clock) = cache();
+                complete(&cache, "some-key", brought(cache.clock.now()));
+                let wait = Duration::from_secs(wait);
+                clock.jump(wait);
+                let key = test_key("some-key");
+                assert!(!cache.is_invalid(&key, cache.clock.now()), "not cached");
+                assert_eq!(uses_fetched(&cache, "some-key", wait), !is_certain);
+                clock.jump(Duration::from_nanos(1));
+                let is_newer_used = uses_fetched(&cache, "some-key", wait);
+                assert!(is_newer_used);
+            }
+        }
+    }
+
+    /// An invalid answer that is confirmed after an older result was fetched.
+    #[tokio::test(start_paused = true)]
+    async fn fault_222_a_confirmed_answer_ends_an_older_result() {
+        for (age, is_older) in [(3, true), (1, false)] {
+            let (cache, clock) = cache();
+            let key = test_key("some-key");
+            complete(&cache, "some-key", UNDECIDED(cache.clock.now()));
+            clock.jump(Duration::from_secs(2));
+            assert!(uses_fetched(&cache, "some-key", Duration::from_secs(age)));
+            complete(&cache, "other-key", VALID(cache.clock.now()));
+            assert_eq!(cache.store.get(&key).is_none(), is_older, "{age}");
+            assert_eq!(cache.is_invalid(&key, cache.clock.now()), is_older);
         }
     }
 

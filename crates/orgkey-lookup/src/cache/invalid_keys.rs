@@ -28,6 +28,8 @@ pub(crate) struct InvalidKey {
     lasts: Duration,
     /// The version of the blocks and invalidations when the lookup began.
     pub(crate) began: u64,
+    /// When the last call was sent whose answer says for certain that the key is invalid.
+    certain_at: Option<Tick>,
 }
 
 pub(super) struct InvalidKeys<K: IndexKey> {
@@ -37,7 +39,8 @@ pub(super) struct InvalidKeys<K: IndexKey> {
 }
 
 impl<K: IndexKey> InvalidKeys<K> {
-    pub(crate) fn new(capacity: u64) -> Self {
+    /// Keeps at most `capacity` keys, each for `kept` at least: as long as results of calls from before may be fetched.
+    pub(crate) fn new(capacity: u64, kept: Duration) -> Self {
         let index: Arc<Index<_, Arc<InvalidKey>, _>> =
             Arc::new(Index::with_hasher(KeyBuildHasher::default()));
         let listener = {
@@ -52,7 +55,7 @@ impl<K: IndexKey> InvalidKeys<K> {
             index,
             policy: Moka::builder()
                 .max_capacity(capacity)
-                .time_to_live(LONGEST + FORGOTTEN)
+                .time_to_live(kept.max(LONGEST + FORGOTTEN))
                 .eviction_policy(EvictionPolicy::lru())
                 .eviction_listener(listener)
                 .build_with_hasher(KeyBuildHasher::default()),
@@ -67,17 +70,24 @@ impl<K: IndexKey> InvalidKeys<K> {
         self.entry(key).filter(|key| now < key.until)
     }
 
+    /// Returns whether a result of a call sent at this time may not be used: the key is cached as invalid, or was found invalid
+    /// by a call that was not sent before.
+    pub(crate) fn refuse(&self, key: &K, sent_at: Tick, now: Tick) -> bool {
+        self.entry(key)
+            .is_some_and(|key| now < key.until || key.certain_at >= Some(sent_at))
+    }
+
     #[inline]
     fn entry(&self, key: &K) -> Option<InvalidKey> {
         self.index.pin().get(key).map(|key| **key)
     }
 
-    /// Returns whether the answer is a repeated one.
-    pub(crate) fn insert(&self, key: &K, began: u64, now: Tick) -> bool {
+    /// Returns whether the answer is a repeated one. `certain_at` is when its call was sent, if it is certain.
+    pub(crate) fn insert(&self, key: &K, began: u64, certain_at: Option<Tick>, now: Tick) -> bool {
         self.step.take();
-        let before = self
-            .entry(key)
-            .filter(|before| now < before.until.after(FORGOTTEN));
+        let before = self.entry(key);
+        let certain_at = certain_at.max(before.and_then(|before| before.certain_at));
+        let before = before.filter(|before| now < before.until.after(FORGOTTEN));
         // If it was invalidated since, the key may have become valid, so this is not a repeated answer.
         let is_repeated = before.is_some_and(|before| before.began == began || now >= before.until);
         let lasts = match before {
@@ -89,6 +99,7 @@ impl<K: IndexKey> InvalidKeys<K> {
             until: now.after(lasts),
             lasts,
             began,
+            certain_at,
         });
         self.index.pin().insert(key.clone(), Arc::clone(&invalid));
         self.policy.insert(key.clone(), invalid);
@@ -114,11 +125,11 @@ mod tests {
 
     #[test]
     fn a_key_is_cached_for_5_s_doubling_to_60_s() {
-        let invalid_keys = InvalidKeys::new(10);
+        let invalid_keys = InvalidKeys::new(10, Duration::ZERO);
         let key = test_key("12345678");
         let mut now = Tick::ZERO;
         for seconds in [5, 10, 20, 40, 60, 60] {
-            invalid_keys.insert(&key, 1, now);
+            invalid_keys.insert(&key, 1, None, now);
             let end = now.after(Duration::from_secs(seconds));
             assert!(
                 invalid_keys.get(&key, Tick(end.0 - 1)).is_some(),
@@ -128,7 +139,7 @@ mod tests {
             now = end;
         }
         invalid_keys.remove(&key);
-        invalid_keys.insert(&key, 1, now);
+        invalid_keys.insert(&key, 1, None, now);
         assert!(
             invalid_keys
                 .get(&key, now.after(Duration::from_secs(5)))
@@ -138,14 +149,14 @@ mod tests {
 
     #[test]
     fn keys_stay_within_the_capacity() {
-        let invalid_keys = InvalidKeys::new(10);
+        let invalid_keys = InvalidKeys::new(10, Duration::ZERO);
         let key = |n: u32| test_key(n.to_string());
         let cached = |invalid_keys: &InvalidKeys<TestKey>| {
             invalid_keys.policy.run_pending_tasks();
             (invalid_keys.len(), invalid_keys.policy.entry_count())
         };
         for n in 0..1_000 {
-            invalid_keys.insert(&key(n), 1, Tick::ZERO);
+            invalid_keys.insert(&key(n), 1, None, Tick::ZERO);
         }
         assert_eq!(cached(&invalid_keys), (10, 10));
         for n in 0..1_000 {
@@ -153,18 +164,18 @@ mod tests {
         }
         assert_eq!(cached(&invalid_keys), (0, 0));
         // A repeated answer replaces the first one.
-        invalid_keys.insert(&key(0), 1, Tick::ZERO);
-        invalid_keys.insert(&key(0), 2, Tick::ZERO);
+        invalid_keys.insert(&key(0), 1, None, Tick::ZERO);
+        invalid_keys.insert(&key(0), 2, None, Tick::ZERO);
         assert_eq!(cached(&invalid_keys), (1, 1));
         assert_eq!(invalid_keys.get(&key(0), Tick::ZERO).unwrap().began, 2);
     }
 
     /// Inserts a key at these versions and times. Returns how long it is cached then.
     fn lasts(noted: &[(u64, Tick)]) -> Duration {
-        let invalid_keys = InvalidKeys::new(10);
+        let invalid_keys = InvalidKeys::new(10, Duration::ZERO);
         let key = test_key("12345678");
         for &(began, at) in noted {
-            invalid_keys.insert(&key, began, at);
+            invalid_keys.insert(&key, began, None, at);
         }
         let &(_, at) = noted.last().unwrap();
         let key = invalid_keys.get(&key, at).unwrap();
@@ -188,5 +199,25 @@ mod tests {
         // Once the first time is over, or without an invalidation, it is one.
         assert_eq!(lasts(&[first, (2, end)]), FIRST * 2);
         assert_eq!(lasts(&[first, (1, before_its_end)]), FIRST * 2);
+    }
+
+    #[test]
+    fn older_results_are_refused_after_a_certain_answer() {
+        let invalid_keys = InvalidKeys::new(10, Duration::ZERO);
+        let (key, second) = (test_key("12345678"), Duration::from_secs(1));
+        let [older, sent, newer] = [1, 2, 3].map(|n| Tick::ZERO.after(second * n));
+        let refused = |now: Tick| [older, sent, newer].map(|at| invalid_keys.refuse(&key, at, now));
+        let later = sent.after(Duration::from_secs(800));
+        invalid_keys.insert(&key, 1, None, sent);
+        assert_eq!(refused(sent), [true; 3], "cached as invalid");
+        assert_eq!(refused(later), [false; 3], "not certain");
+        invalid_keys.insert(&key, 1, Some(sent), sent);
+        assert_eq!(refused(later), [true, true, false]);
+        // An answer that is not certain takes nothing back, and neither does an older one.
+        invalid_keys.insert(&key, 1, None, newer);
+        invalid_keys.insert(&key, 1, Some(older), newer);
+        assert_eq!(refused(later), [true, true, false]);
+        invalid_keys.remove(&key);
+        assert_eq!(refused(later), [false; 3], "found valid, or invalidated");
     }
 }

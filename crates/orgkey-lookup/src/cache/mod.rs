@@ -132,7 +132,10 @@ impl<S: Source> Cache<S> {
                 config.lifetimes.hard,
                 Arc::clone(&recently_valid),
             ),
-            invalid_keys: InvalidKeys::new((config.capacity / 10).max(1)),
+            invalid_keys: InvalidKeys::new(
+                (config.capacity / 10).max(1),
+                config.lifetimes.hard + config.lookup_deadline,
+            ),
             recently_valid,
             blocks,
             in_flight: InFlight::default(),
@@ -244,7 +247,9 @@ impl<S: Source> Cache<S> {
                 // reader inserts the key, because a repeated answer lasts longer.
                 let _shard = self.in_flight.shard(&entry.key);
                 if self.store.remove(&entry) {
-                    self.invalid_keys.insert(&entry.key, entry.began, now);
+                    let certain_at = Some(entry.sent_at);
+                    self.invalid_keys
+                        .insert(&entry.key, entry.began, certain_at, now);
                 }
                 (CacheResult::Invalid, Found::Invalid)
             }

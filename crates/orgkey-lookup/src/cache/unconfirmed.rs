@@ -47,6 +47,7 @@ struct Note<T> {
     /// What the key was when the answer came.
     about: T,
     credential: u64,
+    sent_at: Tick,
     read_at: Tick,
     /// When an answer came that left the key in doubt.
     doubted_at: Option<Tick>,
@@ -66,8 +67,9 @@ pub(super) struct Received {
 pub(super) enum Followed<S: Source> {
     /// A known key is invalid, unless its entry was replaced meanwhile.
     Known(Arc<Entry<S>>),
-    /// An unknown key is invalid. Its lookup began under this version.
-    Unknown(S::Key, u64),
+    /// An unknown key is invalid, unless it was found valid since. Its lookup began under this version, and its call was sent at
+    /// this time.
+    Unknown(S::Key, u64, Tick),
     /// A known key is in doubt: it should be verified again.
     Doubted(Arc<Entry<S>>),
 }
@@ -147,7 +149,7 @@ impl<S: Source> UnconfirmedAnswers<S> {
                 .map(|(_, note)| Followed::Known(note.about));
             let unknown = unknown
                 .extract_if(|_, note| note.is_followed(credential, sent_at))
-                .map(|(key, note)| Followed::Unknown(key, note.about));
+                .map(|(key, note)| Followed::Unknown(key, note.about, note.sent_at));
             known.chain(unknown).collect()
         };
         notes.is_reported &= notes.overdue(now) > 0;
@@ -240,6 +242,7 @@ fn note<K: IndexKey, T>(
     let note = Note {
         about,
         credential,
+        sent_at,
         read_at,
         doubted_at: None,
     };
@@ -297,7 +300,9 @@ mod tests {
             let confirmed = answers.answered(1, at(11), at(12));
             match confirmed.as_slice() {
                 [Followed::Known(known)] => assert!(is_known && Arc::ptr_eq(known, entry)),
-                [Followed::Unknown(key, 7)] => assert!(!is_known && *key == entry.key),
+                [Followed::Unknown(key, 7, sent_at)] => {
+                    assert!(!is_known && *key == entry.key && *sent_at == at(10));
+                }
                 other => panic!("{other:?}"),
             }
             assert!(answers.answered(1, at(12), at(13)).is_empty());

@@ -7,7 +7,7 @@ use http::StatusCode;
 use tower_orgkey::{NotSpread, VerifyError};
 use tower_orgkey_fleet::MemoryEngine;
 
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, node, nodes, until};
+use crate::support::{Issuer, KEY, Node, OTHER, get, key_id, node, nodes, until};
 
 const OK: StatusCode = StatusCode::OK;
 const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -158,4 +158,24 @@ async fn fault_40_restarts_reset_no_age() {
     assert_eq!(latest.get(KEY).await, UNAVAILABLE);
     let late = node("late", &engine, &issuer).await;
     assert_eq!(late.get(KEY).await, UNAVAILABLE);
+}
+
+/// A node asks the issuer about a key that it does not know, while the engine has an older result of it.
+#[tokio::test(start_paused = true)]
+async fn fault_222_a_rejected_key_is_not_accepted_again() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    assert_eq!(first.get(KEY).await, OK);
+    until("the result is stored", || engine.results() == 1).await;
+    issuer.revoke(KEY);
+    let strict = second.auth.clone().max_age(Duration::ZERO);
+    assert_eq!(get(&strict, KEY).await, UNAUTHORIZED);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(second.get(KEY).await, UNAUTHORIZED);
+    assert_eq!(issuer.calls(), 3);
+    // The invalid answer is not cached any more.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    issuer.set_down(true);
+    assert_eq!(second.get(KEY).await, UNAVAILABLE);
+    assert_eq!(engine.results(), 1);
 }

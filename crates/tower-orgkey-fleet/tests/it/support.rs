@@ -195,18 +195,7 @@ impl Node {
 
     /// Returns the status of a request with this key.
     pub(crate) async fn get(&self, key: &str) -> StatusCode {
-        let handler = tower::service_fn(|request: Request<()>| async move {
-            assert!(request.extensions().get::<OrgContext>().is_some());
-            Ok::<_, Infallible>(Response::new(
-                http_body_util::Full::<bytes::Bytes>::default(),
-            ))
-        });
-        let service = tower::Layer::layer(&self.auth, handler);
-        let request = Request::get("/")
-            .header("authorization", format!("Bearer {key}"))
-            .body(())
-            .unwrap();
-        service.oneshot(request).await.unwrap().status()
+        get(&self.auth, key).await
     }
 
     /// Sends requests with this key until one has this status.
@@ -221,6 +210,22 @@ impl Node {
         }
         assert_eq!(last, status, "{key}");
     }
+}
+
+/// Returns the status of a request with this key to a service behind this layer.
+pub(crate) async fn get(auth: &ApiKeyLayer, key: &str) -> StatusCode {
+    let handler = tower::service_fn(|request: Request<()>| async move {
+        assert!(request.extensions().get::<OrgContext>().is_some());
+        Ok::<_, Infallible>(Response::new(
+            http_body_util::Full::<bytes::Bytes>::default(),
+        ))
+    });
+    let service = tower::Layer::layer(auth, handler);
+    let request = Request::get("/")
+        .header("authorization", format!("Bearer {key}"))
+        .body(())
+        .unwrap();
+    service.oneshot(request).await.unwrap().status()
 }
 
 /// Waits until something holds, for at most ten seconds.
