@@ -37,9 +37,9 @@ pub struct Reach {
     /// The names of the nodes that have applied the update, this one included.
     pub applied: Vec<String>,
     /// The names of the nodes that are known and have not said that they applied it. Such a node keeps the bounds of a single
-    /// node: it accepts a revoked key for at most two soft TTLs and one verification. What is blocked, and valid for the issuer, it
-    /// accepts until it is connected again. A node that ended without a sign is named for two soft TTLs; for a block, for 10 min
-    /// at least.
+    /// node: it accepts a revoked key for at most two soft TTLs and one verification, and until the hard TTL if the issuer does not
+    /// answer it. What is blocked, and valid for the issuer, it accepts until it is connected again. A node that ended without a sign
+    /// is named for the hard TTL and the lookup deadline, which are 15 min and 10 s by default; for a block, for 10 min at least.
     pub missing: Vec<String>,
     /// How many of the [expected nodes](crate::Spread::expected_nodes) are neither in `applied` nor in `missing`.
     pub hidden: usize,

@@ -14,9 +14,9 @@ use crate::key::ApiKey;
 /// same name does. The future that it returns waits until every known node has confirmed that it has applied the update, for
 /// at most 2 s: [`Reach`] says which have. Dropping the future cancels only the wait.
 ///
-/// Known nodes are those that the engine lists, and those that this node has seen in the last two soft TTLs. For a block, they are
-/// those that it has seen in the last 10 min (or two soft TTLs, if that is longer) and that have not left: a node that is cut off
-/// accepts the blocked keys until it is connected again. After a longer partition, and with an engine that hides a node which this
+/// Known nodes are those that the engine lists, and those that this node has seen in the time for which a node that is cut off may
+/// serve old results: the hard TTL and the lookup deadline. For a block, it is 10 min at least, because a node that is cut off accepts
+/// the blocked keys until it is connected again. After a longer partition, and with an engine that hides a node which this
 /// one never saw, only [`expected_nodes`](Self::expected_nodes) shows that a node is missing: set it if their number is known.
 ///
 /// Without a fleet, this node is the only one.

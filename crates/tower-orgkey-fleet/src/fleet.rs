@@ -117,8 +117,8 @@ impl Fleet {
     /// It waits for the engine, so bound it by a timeout. [`FleetStatus::unsent`] is then the number of updates that no other node will
     /// learn from this one: a block among them ends with the process.
     ///
-    /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for two soft TTLs, and that of blocks for
-    /// 10 min at least.
+    /// A node that ends without it is in [`Reach::missing`](tower_orgkey::Reach::missing) for the hard TTL and the lookup deadline, and
+    /// that of blocks for 10 min at least. Each update takes 2 s meanwhile.
     pub async fn leave(&self) {
         if let Some(joined) = self.0.joined.get()
             && let Err(error) = joined.node.leave(&*joined.engine).await

@@ -53,7 +53,7 @@
 //!
 //! * The clock of a node that is alone is not compared with any other. If it is ahead while results are stored and is set right
 //!   later, those results look younger than they are by the difference, up to the hard TTL.
-//! * A node whose clock is behind by more than two soft TTLs is known to the others from its second record on, one second later.
+//! * A node whose clock is behind by more than the hard TTL is known to the others from its second record on, one second later.
 //!   A [`Spread`](tower_orgkey::Spread) before that does not wait for it, unless
 //!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) is set.
 //! * A node that starts accepts keys that are blocked until it has read the blocks of the fleet: some milliseconds after
@@ -74,8 +74,8 @@
 //! * A clock that is up to 15 s ahead is not noticed, and of three nodes, one with a wrong clock may stop the others from sharing.
 //! * After 256 blocks of a subject, an unblock ends those 256 only.
 //! * A lookup of an unknown key asks the engine before it is admitted to the issuer, at most 2,000 times a second and node.
-//! * A block waits for each node that was seen in the last 10 min (or two soft TTLs, if that is longer), so one that ended without
-//!   [`Fleet::leave`] is in [`Reach::missing`](tower_orgkey::Reach::missing) for that long. A node that is cut off for longer is
+//! * An update waits for each node that was seen in the last 15 min (the hard TTL and the lookup deadline), so one that ended without
+//!   [`Fleet::leave`] is in [`Reach::missing`](tower_orgkey::Reach::missing) for that long, and each update takes 2 s. A node that is cut off for longer is
 //!   noticed only by [`expected_nodes`](tower_orgkey::Spread::expected_nodes), and accepts the blocked keys meanwhile.
 //! * An engine that hides a node from the start hides it from [`Reach`](tower_orgkey::Reach), too: set
 //!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) where this matters.

@@ -28,7 +28,7 @@ pub(crate) const FOLLOWED_FOR: Duration = Duration::from_secs(3);
 const LIVE_FOR: Duration = Duration::from_secs(10);
 /// The maximum number of applied updates whose ids are remembered.
 const MAX_APPLIED: usize = 100_000;
-/// Records that do not change for this long, and for two soft TTLs, are removed.
+/// Records that do not change for this long, and for as long as their nodes may serve old results, are removed.
 const RECORDS_KEPT: Duration = Duration::from_secs(600);
 /// The smallest share of the calls to the issuer.
 const MAX_SHARES: usize = 256;
@@ -122,10 +122,10 @@ pub(crate) struct Seen {
     count: u64,
     /// Its wall clock, by its last record.
     pub(crate) wall: u64,
-    /// The last sign of life.
-    at: Option<Instant>,
     /// When its record was seen to change.
     changed: Instant,
+    /// How old the record was then, by the wall clocks. Zero of a node that was seen before.
+    age: Duration,
     pub(crate) leaves: bool,
 }
 
@@ -203,6 +203,12 @@ impl Node {
         self.layer.hard_ttl + self.layer.lookup_deadline + Duration::from_secs(60)
     }
 
+    /// How long a node that is cut off may serve a result from before: until the hard TTL, if the issuer does not answer it.
+    fn serves_old_for(&self) -> Duration {
+        let layer = &self.layer;
+        (layer.soft_ttl * 2).max(layer.hard_ttl + layer.lookup_deadline)
+    }
+
     /// Returns whether this node knows the blocks of the fleet.
     pub(crate) fn has_read_blocks(&self) -> bool {
         self.state().synced_blocks_at.is_some()
@@ -238,8 +244,6 @@ impl Node {
     /// Takes the records of all nodes.
     pub(crate) fn see(&self, records: &[(String, Vec<u8>)]) {
         let (now, wall) = (Instant::now(), self.wall.now());
-        // Two soft TTLs: a node that has ended unnoticed serves nothing that is older.
-        let kept = self.layer.soft_ttl * 2;
         let opened = records.iter().take(MAX_NODES).map(|(field, sealed)| {
             let opened = self.sealer.open(Kind::NodeRecord, field, sealed)?;
             let record = NodeRecord::decode(&opened.plain)?;
@@ -247,6 +251,7 @@ impl Node {
         });
         // Before the lock is taken, which requests need.
         let opened: Vec<Option<NodeRecord>> = opened.collect();
+        let kept = self.serves_old_for().max(RECORDS_KEPT);
         let mut state = self.state();
         for record in opened {
             let Some(record) = record else {
@@ -261,22 +266,24 @@ impl Node {
             if seen.is_some_and(|seen| seen.count >= record.count) {
                 continue;
             }
-            let age = Duration::from_millis(wall.saturating_sub(record.wall));
             // One that is seen for the first time may be that of a node that ended long ago. It is if it does not change.
-            let is_alive = seen.is_some() || age <= kept;
+            let age = match seen {
+                Some(_) => Duration::ZERO,
+                None => Duration::from_millis(wall.saturating_sub(record.wall)),
+            };
             let known = Seen {
                 name: record.name,
                 count: record.count,
                 wall: record.wall,
-                at: is_alive.then_some(now),
                 changed: now,
+                age,
                 leaves: record.leaves,
             };
             state.nodes.insert(record.incarnation, known);
         }
         let ended = state
             .nodes
-            .extract_if(|_, seen| now.duration_since(seen.changed) > kept.max(RECORDS_KEPT));
+            .extract_if(|_, seen| now.duration_since(seen.changed) > kept);
         let ended: Vec<String> = ended.map(|(incarnation, _)| hex(incarnation)).collect();
         state.forgotten = ended;
     }
@@ -370,10 +377,10 @@ impl Node {
         }
     }
 
-    /// Returns the other nodes that must confirm an update. One that is cut off verifies each key again within two soft TTLs, but no
+    /// Returns the other nodes that must confirm an update. One that is cut off serves nothing from before after a while, but no
     /// verification tells it of a block.
     pub(crate) fn known_nodes(&self, is_block: bool) -> HashMap<Id, String> {
-        let (now, kept) = (Instant::now(), self.layer.soft_ttl * 2);
+        let (now, kept) = (Instant::now(), self.serves_old_for());
         let state = self.state();
         let known = state.nodes.iter();
         let known = known.filter(|(_, seen)| {
@@ -390,8 +397,7 @@ impl Node {
 impl Seen {
     /// Returns whether the node gave a sign of life in this time, and has not left.
     fn is_known(&self, now: Instant, within: Duration) -> bool {
-        let is_alive = self.at.is_some_and(|at| now.duration_since(at) <= within);
-        is_alive && !self.leaves
+        !self.leaves && self.age + now.duration_since(self.changed) <= within
     }
 }
 

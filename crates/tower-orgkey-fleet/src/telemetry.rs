@@ -139,5 +139,5 @@ pub(crate) fn runs_twice() {
 }
 
 pub(crate) fn not_left(error: &EngineError) {
-    tracing::warn!(target: TARGET, %error, "fleet not left: other nodes wait for this one for two soft TTLs, and with blocks for 10 min");
+    tracing::warn!(target: TARGET, %error, "fleet not left: other nodes wait for this one for the hard TTL");
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use tower_orgkey::auth::ApiKeyLayerBuilder;
 use tower_orgkey::verify::Organizations;
 use tower_orgkey::{
     ApiKey, ApiKeyLayer, NotSpread, OrgCode, PrefixVerifier, Verification, Verifier, verifier_fn,
@@ -114,17 +115,60 @@ async fn a_missing_node_is_named() {
     );
     let reach = spread.expected_nodes(5).invalidate_all().await.unwrap();
     assert_eq!(reach.hidden, 3);
-    // Two soft TTLs later it serves nothing from before.
-    tokio::time::sleep(Duration::from_secs(130)).await;
+    // After the hard TTL it serves nothing from before, and must have ended.
+    tokio::time::sleep(Duration::from_secs(920)).await;
     let spread = first.auth.handle().spread();
     let reach = spread.invalidate_all().await.unwrap();
     assert!(reach.is_complete(), "{reach:?}");
-    // But it does not know of a block, until it must have ended.
+    let org = OrgCode::from_static("org_2");
+    let reach = spread.block_org(&org).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+}
+
+/// It serves nothing from before, but does not know of the block.
+#[tokio::test(start_paused = true)]
+async fn a_node_is_missed_for_longer_with_a_block() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let start = |name| {
+        let short = |layer: ApiKeyLayerBuilder| layer.hard_ttl(Duration::from_secs(120));
+        Node::start_with(name, issuer.clone(), |fleet| fleet.memory(&engine), short)
+    };
+    let (first, second) = (start("node-0"), start("node-1"));
+    first.until_seen(2).await;
+    second.stop();
+    tokio::time::sleep(Duration::from_secs(140)).await;
+    let spread = first.auth.handle().spread();
+    let reach = spread.invalidate_all().await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
     let org = OrgCode::from_static("org_2");
     let reach = spread.block_org(&org).await.unwrap();
     assert_eq!(reach.missing, ["node-1"]);
     tokio::time::sleep(Duration::from_secs(600)).await;
     let reach = spread.block_org(&org).await.unwrap();
+    assert!(reach.is_complete(), "{reach:?}");
+}
+
+/// Neither the engine nor the issuer answers the other node, which serves what it has verified.
+#[tokio::test(start_paused = true)]
+async fn fault_224_a_node_that_serves_old_results_is_named() {
+    let (engine, issuer, other) = (MemoryEngine::new(), Issuer::default(), Issuer::default());
+    let first = node("node-0", &engine, &issuer).await;
+    let second = node("node-1", &engine, &other).await;
+    assert_eq!(second.get(KEY).await, OK);
+    first.until_seen(2).await;
+    second.stop();
+    other.set_down(true);
+    issuer.revoke(KEY);
+    let spread = first.auth.handle().spread();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(210)).await;
+        assert_eq!(second.get(KEY).await, OK);
+        let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
+        assert_eq!(reach.missing, ["node-1"]);
+    }
+    tokio::time::sleep(Duration::from_secs(75)).await;
+    assert_eq!(second.get(KEY).await, StatusCode::SERVICE_UNAVAILABLE);
+    let reach = spread.invalidate_key_id(&key_id(KEY)).await.unwrap();
     assert!(reach.is_complete(), "{reach:?}");
 }
 
