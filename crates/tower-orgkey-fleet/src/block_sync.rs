@@ -11,6 +11,7 @@ use crate::node::{Counters, Node, hex};
 use crate::outbox::SENT_AT_ONCE;
 use crate::seal::Kind;
 use crate::stop::Stop;
+use crate::telemetry;
 use crate::wire::{Change, Id, LogEntry};
 
 /// The blocks of the engine are compared with those of this node this often, and after each gap.
@@ -70,8 +71,14 @@ impl Node {
         session: &dyn Session,
         except: &HashSet<Id>,
     ) -> Result<(), Stop> {
-        let mut blocks = self.state().blocks.all();
+        let (mut blocks, waiting): (_, HashSet<Id>) = {
+            let state = self.state();
+            let waiting = state.outbox.iter().map(|sent| sent.entry.id);
+            (state.blocks.all(), waiting.collect())
+        };
         blocks.retain(|(id, _)| !except.contains(id));
+        let lacked = blocks.iter().filter(|(id, _)| !waiting.contains(id));
+        telemetry::blocks_restored(lacked.map(|(_, subject)| subject));
         for blocks in blocks.chunks(SENT_AT_ONCE) {
             let blocks = blocks.iter().filter_map(|(id, subject)| {
                 let entry = LogEntry {

@@ -75,8 +75,12 @@
 //! * After 256 blocks of a subject, an unblock ends those 256 only.
 //! * A lookup of an unknown key asks the engine before it is admitted to the issuer, at most 2,000 times a second and node.
 //! * An update waits for each node that was seen in the last 15 min (the hard TTL and the lookup deadline), so one that ended without
-//!   [`Fleet::leave`] is in [`Reach::missing`](tower_orgkey::Reach::missing) for that long, and each update takes 2 s. A node that is cut off for longer is
-//!   noticed only by [`expected_nodes`](tower_orgkey::Spread::expected_nodes), and accepts the blocked keys meanwhile.
+//!   [`Fleet::leave`] is in [`Reach::missing`](tower_orgkey::Reach::missing) for that long, and each update takes 2 s. A node that
+//!   is cut off for longer is noticed only by [`expected_nodes`](tower_orgkey::Spread::expected_nodes), and accepts the blocked
+//!   keys meanwhile.
+//! * A node that returns writes all blocks that it holds. If a block was lifted meanwhile, no node that knows so is left, and the
+//!   log of that time was trimmed, then the block is in force again on the whole fleet. The log of the node that returns says
+//!   `fleet blocks restored`, and how many: lift them again.
 //! * An engine that hides a node from the start hides it from [`Reach`](tower_orgkey::Reach), too: set
 //!   [`expected_nodes`](tower_orgkey::Spread::expected_nodes) where this matters.
 //! * An engine that loses its data often makes each node verify its cached keys again, at most once per soft TTL.

@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | warn | `fleet engine lost` | the engine does not answer, `error` says why: this node keeps the bounds of a single node |
 //! | warn | `fleet engine lost data or was replaced`, `fleet updates missing` | cached keys are verified again |
+//! | warn | `fleet blocks restored` | the engine did not have `secrets`, `key_ids` and `organizations` that are blocked here. It lost them, or they were lifted while this node was cut off: see the known limits |
 //! | error | `fleet update not applied` | the engine returned a changed entry, a node has another secret, or too much is blocked here |
 //! | error | `wall clock differs from the fleet` | this node shares no results until it agrees |
 //! | error | `fleet not followed`, `fleet is followed already` | no layer has joined the fleet, or `Fleet::run` was called twice |
@@ -21,6 +22,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tower_orgkey::fleet::Subject;
 
 use crate::engine::EngineError;
 use crate::status::FleetStatus;
@@ -92,6 +94,24 @@ pub(crate) fn updates_missing() {
     static LIMIT: RateLimit = RateLimit::new();
     if let Some(suppressed) = LIMIT.admit() {
         tracing::warn!(target: TARGET, suppressed, "fleet updates missing: cached keys are verified again");
+    }
+}
+
+/// Not limited in rate: a node compares blocks when it joins an epoch, and every 10 s at most.
+pub(crate) fn blocks_restored<'a>(blocks: impl Iterator<Item = &'a Subject>) {
+    let (mut secrets, mut key_ids, mut organizations) = (0_usize, 0_usize, 0_usize);
+    for subject in blocks {
+        match subject {
+            Subject::Key(_) => secrets += 1,
+            Subject::KeyId(_) => key_ids += 1,
+            Subject::Org(_) => organizations += 1,
+        }
+    }
+    if secrets + key_ids + organizations > 0 {
+        tracing::warn!(
+            target: TARGET, secrets, key_ids, organizations,
+            "fleet blocks restored: the engine did not have them"
+        );
     }
 }
 

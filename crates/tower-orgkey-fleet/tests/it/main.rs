@@ -4,6 +4,9 @@
 
 mod corpus;
 mod engines;
+#[path = "../../../../tests/support/log.rs"]
+#[allow(dead_code)] // This kit uses a part of it.
+mod log;
 mod memory;
 mod outages;
 #[path = "../../../../tests/support/proxy.rs"]

@@ -9,7 +9,9 @@ use tower_orgkey::{
     ApiKey, ApiKeyLayer, NotSpread, OrgCode, PrefixVerifier, Verification, Verifier, verifier_fn,
 };
 use tower_orgkey_fleet::{Fleet, MemoryEngine};
+use tracing::Level;
 
+use crate::log::Log;
 use crate::scenarios;
 use crate::support::{Issuer, KEY, Node, OTHER, key_id, node, nodes, secret, until};
 
@@ -100,6 +102,43 @@ async fn a_block_survives_while_a_node_lives() {
     .await;
     let third = node("node-2", &engine, &issuer).await;
     assert_eq!(third.get(KEY).await, UNAUTHORIZED);
+}
+
+/// A known limit: no node that saw the end of the block is left. Whoever lifted it learns that it is in force again.
+#[tokio::test(start_paused = true)]
+async fn fault_225_a_restored_block_is_logged() {
+    let (engine, issuer) = (MemoryEngine::new(), Issuer::default());
+    let [first, second] = nodes(&engine, &issuer).await;
+    let org = OrgCode::from_static("org_1");
+    let spread = first.auth.handle().spread();
+    assert!(spread.block_org(&org).await.unwrap().is_complete());
+    second.stop();
+    tokio::task::yield_now().await;
+    assert_eq!(spread.unblock_org(&org).await.unwrap().missing, ["node-1"]);
+    first.fleet.leave().await;
+    drop(first);
+    engine.trim_log(100);
+    let third = node("node-2", &engine, &issuer).await;
+    assert_eq!(third.get(KEY).await, OK);
+
+    let (log, _guard) = Log::capture_up_to(Level::WARN);
+    let _second = second.restarted().followed().await;
+    third.until_status(KEY, UNAUTHORIZED).await;
+    let lines = log.lines("WARN", "fleet blocks restored");
+    let counts = "secrets=0 key_ids=0 organizations=1";
+    assert!(lines.len() == 1 && lines[0].contains(counts), "{lines:?}");
+    let spread = third.auth.handle().spread();
+    assert!(spread.unblock_org(&org).await.unwrap().is_complete());
+    third.until_status(KEY, OK).await;
+
+    // A block that waits to be sent is not one that the engine lost.
+    engine.set_available(false);
+    let other = OrgCode::from_static("org_2");
+    let reach = third.auth.handle().spread().block_org(&other).await;
+    assert_eq!(reach.unwrap_err(), NotSpread::Unavailable);
+    engine.set_available(true);
+    until("it is sent", || third.fleet.status().unsent == 0).await;
+    assert_eq!(log.lines("WARN", "fleet blocks restored").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
