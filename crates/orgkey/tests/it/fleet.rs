@@ -14,8 +14,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tracing::Level;
 
 use crate::checks::ROUTES;
+use crate::log::Log;
 use crate::redis_server::RedisServer;
 use crate::sentinels::UNTRUSTED;
 use crate::support::{ADMIN_TOKEN, Files, Reply, World, request, send, until_line};
@@ -178,6 +180,29 @@ async fn fault_200b_shutdown_awaits_revocations() {
     (&mut world.running).await.unwrap();
     let written = std::fs::read_to_string(&file).unwrap();
     assert!(written.lines().any(is_block_of_org_1), "{written}");
+}
+
+#[tokio::test]
+async fn fault_221_updates_that_are_not_sent_are_logged() {
+    let (mut engine, secret) = (engine(), secret());
+    for is_down in [true, false] {
+        let mut world = World::start(&tables(&engine, &secret, "one")).await;
+        world.handle.until_ready().await;
+        let (log, _guard) = Log::capture_up_to(Level::ERROR);
+        if is_down {
+            engine.kill();
+            let reply = post(&world, "/v1/block", &json!({ "org_code": "org_1" })).await;
+            assert_eq!(reply.status, 503);
+        }
+        world.stop.take().unwrap().send(()).unwrap();
+        (&mut world.running).await.unwrap();
+        let lines = log.lines("ERROR", "updates are not sent to the fleet");
+        assert_eq!(lines.len(), usize::from(is_down), "{}", log.text());
+        assert!(lines.iter().all(|line| line.contains("unsent=1")));
+        if is_down {
+            engine.restart();
+        }
+    }
 }
 
 #[tokio::test]

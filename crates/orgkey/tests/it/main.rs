@@ -12,6 +12,9 @@ mod emulator;
 mod fleet;
 mod grpc;
 mod issuers;
+#[allow(dead_code, reason = "only a part is used")]
+#[path = "../../../../tests/support/log.rs"]
+mod log;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
 #[allow(dead_code, reason = "only a part is used")]
