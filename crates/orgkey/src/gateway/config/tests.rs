@@ -227,7 +227,10 @@ fn values_are_checked_by_what_uses_them() {
         ("[[route]]\nmatch = 'GET /{a}'\norganization = 'b'", 12),
         // Two braces are a literal one.
         ("[[route]]\nmatch = 'GET /{{a}}'\norganization = 'a'", 12),
-        ("[[route]]\nmatch = 'GET /{a}/b/{a}'\norganization = 'a'", 11),
+        (
+            "[[route]]\nmatch = 'GET /{a}/b/{a}'\norganization = 'a'",
+            11,
+        ),
         ("[[route]]\nmatch = 'GET /a'\nscopes = []", 12),
         ("[[route]]\nmatch = 'GET /a'\nany_of = []", 12),
         ("[[route]]\nmatch = 'GET /a'\nhost = 'a:80'", 12),
