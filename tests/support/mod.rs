@@ -10,7 +10,8 @@
 //! | `emulated`, `proxy` | an application, an emulator, and a proxy between them that injects faults |
 //! | `log` | the captured events of a thread |
 //!
-//! `python`, which runs Python programs, and `server`, which starts servers in other languages, are included without the others.
+//! `python`, which runs Python programs, `server`, which starts servers in other languages, and `nested`, which makes JSON that
+//! overflows the stack, are included without the others.
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 

@@ -1,7 +1,7 @@
 //! Reads which tool a JSON-RPC message calls.
 //!
 //! The server behind reads the same bytes with another parser, so whatever two parsers could read differently is an error:
-//! members that occur twice, text behind the message, and headers that contradict the body.
+//! members that occur twice or have a private name of `serde_json`, text behind the message, and headers that contradict the body.
 
 use std::borrow::Cow;
 
@@ -33,6 +33,14 @@ fn present<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
     IgnoredAny::deserialize(value).map(|_| true)
 }
 
+/// What the private names of `serde_json` begin with.
+const PRIVATE_NAMES: &str = "$serde_json::private::";
+
+/// The name of a member. Copied only if it has escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
 /// What the parameters of a call, a prompt or a resource name.
 #[derive(Deserialize)]
 struct Params<'a> {
@@ -54,10 +62,11 @@ pub(crate) enum Malformed {
 /// Returns the name of the tool that a body calls. A batch is malformed: the protocol has none since 2025-06-18.
 pub(crate) fn called_tool(headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Malformed> {
     let message: &RawValue = serde_json::from_slice(body).map_err(|_| Malformed::Body)?;
+    check_names(message.get())?;
     let message: Message<'_> = object(message)?;
     let method = message.method.as_deref();
     if method.is_none() && !message.result && !message.error {
-        // Neither a call nor a response. An object with one member of a private name is another value to `serde_json::Value`.
+        // Neither a call nor a response.
         return Err(Malformed::Body);
     }
     // The methods for which the header `Mcp-Name` is defined.
@@ -73,6 +82,37 @@ pub(crate) fn called_tool(headers: &HeaderMap, body: &[u8]) -> Result<Option<Str
     agrees(headers, "mcp-method", method)?;
     agrees(headers, "mcp-name", named.as_deref())?;
     Ok(named.filter(|_| method == Some(CALL)))
+}
+
+/// Checks that no object of the JSON, at any depth, has a member with a private name. `serde_json::Value` would parse the text
+/// behind that of `RawValue` as another document, with another recursion limit: some 64 KiB of nested ones overflow the stack.
+///
+/// The JSON is scanned: with the feature `arbitrary_precision`, a visitor sees each number as an object with a private name.
+fn check_names(json: &str) -> Result<(), Malformed> {
+    let mut rest = json;
+    while let Some(start) = rest.find('"') {
+        let (text, after) = split_string(&rest[start..]).ok_or(Malformed::Body)?;
+        if after.trim_ascii_start().starts_with(':') {
+            let Name(name) = serde_json::from_str(text).map_err(|_| Malformed::Body)?;
+            if name.starts_with(PRIVATE_NAMES) {
+                return Err(Malformed::Body);
+            }
+        }
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Splits the string that JSON begins with, with its quotes, from what follows.
+fn split_string(json: &str) -> Option<(&str, &str)> {
+    let mut is_escaped = false;
+    let is_end = |byte: &u8| {
+        let is_quote = *byte == b'"' && !is_escaped;
+        is_escaped = *byte == b'\\' && !is_escaped;
+        is_quote
+    };
+    let length = json.as_bytes().iter().skip(1).position(is_end)?;
+    json.split_at_checked(length + 2)
 }
 
 /// Reads an object. Serde would read a structure from an array too.
@@ -238,6 +278,45 @@ mod tests {
         );
         let response = r#"{"id":1,"result":{}}"#;
         assert_eq!(with_headers(&[call], response), Err(Malformed::Header));
+    }
+
+    #[test]
+    fn fault_210_private_names_are_rejected_at_any_depth() {
+        let around = |value: &str| {
+            [
+                format!(r#"{{"method":"x/y","params":{{"a":{value}}}}}"#),
+                format!(r#"{{"method":"x/y","params":[[],[1,{value}]]}}"#),
+                format!(
+                    r#"{{"method":"tools/call","params":{{"name":"a","arguments":{{"b":"","c":{value}}}}}}}"#
+                ),
+                format!(r#"{{"id":1,"result":{value}}}"#),
+                format!(r#"[{{"method":"x/y","params":{value}}}]"#),
+            ]
+        };
+        for value in [
+            r#"{"$serde_json::private::RawValue":"1"}"#,
+            r#"{"$serde_json::private::RawValue" : "1"}"#,
+            r#"{"\u0024serde_json:\u003aprivate::RawValue":"1"}"#,
+            r#"{"a\"b\\":1,"$serde_json::private::RawValue":"1"}"#,
+            r#"{"$serde_json::private::Number":"1"}"#,
+            r#"{"\ud800":1}"#,
+        ] {
+            for body in around(value) {
+                assert_eq!(tool(&body), Err(Malformed::Body), "{body}");
+            }
+        }
+        // A text that is no name is none.
+        for value in [
+            r#""$serde_json::private::RawValue""#,
+            r#"{"a":"$serde_json::private::RawValue"}"#,
+            r#"{"a":"\",\"$serde_json::private::RawValue\":1"}"#,
+            r#"{"a\\":"\\","$serde_json":[1,-1.5e3]}"#,
+            r#"{"$serde_json::private":"1"}"#,
+        ] {
+            for body in &around(value)[..4] {
+                assert!(tool(body).is_ok(), "{body}");
+            }
+        }
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may fail on what it cannot do.
 
+#[path = "../../../tests/support/nested.rs"]
+mod nested;
 #[path = "../../../tests/support/python.rs"]
 mod python;
 
@@ -257,6 +259,29 @@ async fn fault_118_headers_do_not_decide() {
             "mcp-message-too-large".to_owned()
         )
     );
+}
+
+#[tokio::test]
+async fn fault_210_nested_documents_do_not_end_the_server() {
+    let url = start().await;
+    let nested = nested::nested_documents(64 * 1024);
+    let ping = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"x/y","params":{{"a":{nested}}}}}"#);
+    let call = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"list_invoices","arguments":{{"a":{nested}}}}}}}"#
+    );
+    for body in [&call, &ping, &format!("[{ping}]"), &nested] {
+        let request = http()
+            .post(&url)
+            .bearer_auth(READER)
+            .header("accept", "application/json, text/event-stream")
+            .header("content-type", "application/json");
+        let response = request.body(body.clone()).send().await.unwrap();
+        assert_eq!(
+            code(response).await,
+            (StatusCode::BAD_REQUEST, "mcp-message-malformed".to_owned())
+        );
+    }
+    session(&url, READER).await;
 }
 
 #[tokio::test]

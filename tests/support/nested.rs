@@ -1,0 +1,20 @@
+//! JSON that overflows the stack of a parser into `serde_json::Value`.
+
+/// Returns at most so many bytes of JSON in which each level is a text of the level around it, behind the private name of
+/// `RawValue`. `Value` parses each of them with another recursion limit.
+pub(crate) fn nested_documents(max_bytes: usize) -> String {
+    // The depth that one document may have, without what a test puts around it.
+    const DEPTH: usize = 100;
+
+    let (open, close) = ("[".repeat(DEPTH), "]".repeat(DEPTH));
+    let mut json = "1".to_owned();
+    loop {
+        // So written, a level makes each escape of the level within it longer by a few bytes only.
+        let text = json.replace('\\', "\\u005c").replace('"', "\\u0022");
+        let next = format!(r#"{open}{{"$serde_json::private::RawValue":"{text}"}}{close}"#);
+        if next.len() > max_bytes {
+            return json;
+        }
+        json = next;
+    }
+}
