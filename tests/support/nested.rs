@@ -1,7 +1,7 @@
 //! JSON that overflows the stack of a parser into `serde_json::Value`.
 
-/// Returns at most so many bytes of JSON in which each level is a text of the level around it, behind the private name of
-/// `RawValue`. `Value` parses each of them with another recursion limit.
+/// Returns at most so many bytes of JSON that has a text behind the private name of `RawValue`, which has another one, and so on.
+/// `Value` parses each of them with another recursion limit.
 pub(crate) fn nested_documents(max_bytes: usize) -> String {
     // The depth that one document may have, without what a test puts around it.
     const DEPTH: usize = 100;
@@ -11,10 +11,11 @@ pub(crate) fn nested_documents(max_bytes: usize) -> String {
     loop {
         // So written, a level makes each escape of the level within it longer by a few bytes only.
         let text = json.replace('\\', "\\u005c").replace('"', "\\u0022");
-        let next = format!(r#"{open}{{"$serde_json::private::RawValue":"{text}"}}{close}"#);
-        if next.len() > max_bytes {
-            return json;
+        let next = format!(r#"{open}{{"$serde_json::private::RawValue":"{text}""#);
+        if next.len() + 1 + DEPTH > max_bytes {
+            return json + "}" + &close;
         }
+        // The brackets of texts are not closed: the parser does not get there.
         json = next;
     }
 }

@@ -4,6 +4,7 @@
 //! proxy from the environment, retries nothing, decodes no content encoding, keeps no cookies and sends no referrer. Each
 //! is switched off by name, because other crates of a program can switch features of `reqwest` on for all of them.
 
+mod json;
 mod reply;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use reqwest::{Client, ClientBuilder, Proxy, redirect, retry};
 use url::{Host, Url};
 
+pub use self::json::Unique;
 pub use self::reply::{bearer, is_json, read_body, retry_after};
 
 /// Parses an origin: no path, query or user, and `http` for loopback only unless `allow_http` is set.

@@ -382,6 +382,14 @@ const LISTED_AT: &str = "listed_at is no timestamp";
 const API_KEYS: &str = "api_keys is missing or no array";
 const NO_LIST: &str = "neither an object nor an array";
 
+/// A time, or another JSON value.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Time {
+    Text(String),
+    Other(IgnoredAny),
+}
+
 /// A list with or without its time.
 struct Whole<'a>(&'a mut KeyList);
 
@@ -409,8 +417,10 @@ impl<'de> Visitor<'de> for Whole<'_> {
         while let Some(name) = object.next_key::<String>()? {
             match name.as_str() {
                 "listed_at" => {
-                    let time: serde_json::Value = object.next_value()?;
-                    let time = time.as_str().and_then(|time| time.parse().ok());
+                    let time = match object.next_value()? {
+                        Time::Text(time) => time.parse().ok(),
+                        Time::Other(_) => None,
+                    };
                     self.0.listed_at = time.ok_or_else(|| A::Error::custom(LISTED_AT))?;
                 }
                 "api_keys" => {

@@ -203,12 +203,25 @@ pub(crate) fn is_identifier(text: &str) -> bool {
 
 #[cold]
 fn why_not(text: &str) -> NotRead {
-    let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        metadata: Of<'a>,
+    }
+
+    #[derive(Deserialize)]
+    struct Of<'a> {
+        #[serde(borrow)]
+        product: Product<'a>,
+    }
+
+    if serde_json::from_str::<IgnoredAny>(text).is_err() {
         return NOT_JSON;
-    };
-    if value["metadata"]["product"]["name"] == PRODUCT {
-        NotRead::Malformed("a field is missing or has another type")
-    } else {
-        NotRead::Foreign
+    }
+    match serde_json::from_str::<Named<'_>>(text) {
+        Ok(line) if line.metadata.product.name == PRODUCT => {
+            NotRead::Malformed("a field is missing or has another type")
+        }
+        _ => NotRead::Foreign,
     }
 }

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use orgkey_http::Unique;
 use serde_json::{Map, Value};
 
 /// The claims of an access token.
@@ -14,7 +15,10 @@ impl Claims {
         let mut parts = token.split('.');
         let (_, claims, _) = (parts.next()?, parts.next()?, parts.next()?);
         let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
-        serde_json::from_slice(&claims).ok().map(Self)
+        match serde_json::from_slice(&claims) {
+            Ok(Unique(Value::Object(claims))) => Some(Self(claims)),
+            _ => None,
+        }
     }
 
     /// Returns the audiences: a string or an array of them.
@@ -78,5 +82,11 @@ mod tests {
         for token in ["", "opaque", "a.b.c", "a.!.c", &token("[]")] {
             assert!(Claims::of(token).is_none(), "{token}");
         }
+    }
+
+    #[test]
+    fn private_names_are_names() {
+        let claims = token(r#"{"aud":"a","b":{"$serde_json::private::RawValue":"["}}"#);
+        assert_eq!(Claims::of(&claims).unwrap().audiences(), ["a"]);
     }
 }

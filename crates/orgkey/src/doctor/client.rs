@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use orgkey_http::Pinned;
+use orgkey_http::{Pinned, Unique};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use url::Url;
@@ -40,7 +40,10 @@ pub(crate) struct Reply {
 impl Reply {
     /// Returns the body, if it is a JSON object.
     pub(crate) fn json(&self) -> Option<serde_json::Map<String, Value>> {
-        serde_json::from_slice(&self.body).ok()
+        match serde_json::from_slice(&self.body) {
+            Ok(Unique(Value::Object(members))) => Some(members),
+            _ => None,
+        }
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<String> {

@@ -15,6 +15,8 @@ mod issuers;
 #[allow(dead_code, reason = "only a part is used")]
 #[path = "../../../../tests/support/log.rs"]
 mod log;
+#[path = "../../../../tests/support/nested.rs"]
+mod nested;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
 #[allow(dead_code, reason = "only a part is used")]

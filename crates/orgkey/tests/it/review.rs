@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::nested::nested_documents;
+
 /// Files of a review, and the issuer.
 struct Stage {
     emulator: KindeEmulator,
@@ -499,6 +501,37 @@ async fn fault_193_an_incomplete_list_stops_the_review() {
         assert!(error.contains(expected), "{expected}: {error}");
         assert!(stage.emulator.calls().list_keys.total > calls);
         assert!(!stage.path("x.json").exists());
+    }
+}
+
+#[tokio::test]
+async fn fault_212_nested_documents_do_not_end_the_review() {
+    let stage = Stage::set().await;
+    stage.file("audit.jsonl", "");
+    let nested = nested_documents(1024 * 1024);
+    let args = ["--audit", "audit.jsonl", "--config", "gateway.toml"];
+    let args = [&args[..], &["--out", "x.json"]].concat();
+    for (page, expected) in [
+        (
+            format!(r#"{{"has_more":false,"api_keys":[],"more":{nested}}}"#),
+            None,
+        ),
+        (
+            format!(r#"{{"has_more":false,"api_keys":[{nested}]}}"#),
+            Some("key 1"),
+        ),
+        (nested, Some("no JSON object")),
+    ] {
+        stage.emulator.clear_faults();
+        let page = Fault::reply(200, "application/json", page);
+        stage.emulator.inject(Endpoint::ListKeys, page);
+        match expected {
+            None => drop(stage.succeed(&args).await),
+            Some(expected) => {
+                let error = stage.fail(&args).await;
+                assert!(error.contains(expected), "{expected}: {error}");
+            }
+        }
     }
 }
 

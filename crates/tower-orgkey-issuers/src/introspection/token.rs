@@ -1,5 +1,6 @@
 //! What a reply says about a token.
 
+use orgkey_http::Unique;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tower_orgkey::{Verification, VerifyError};
@@ -29,8 +30,7 @@ struct Description {
     exp: Option<u64>,
     jti: Option<String>,
     sub: Option<String>,
-    #[serde(default)]
-    username: serde_json::Value,
+    username: Option<Unique>,
     client_id: Option<String>,
     aud: Option<Audiences>,
     cnf: Option<IgnoredAny>,
@@ -104,9 +104,8 @@ impl Description {
     /// leave the subject out, and name the user alone (RFC 7662 §2.2).
     fn user(&self) -> Option<String> {
         let name = || {
-            self.username
-                .as_str()
-                .filter(|name| !name.trim().is_empty())
+            let Unique(name) = self.username.as_ref()?;
+            name.as_str().filter(|name| !name.trim().is_empty())
         };
         let subject = match &self.sub {
             Some(subject) => subject,

@@ -13,6 +13,7 @@ use tower_orgkey_issuers::introspection::{
     IntrospectionVerifier, IntrospectionVerifierBuilder, Preset,
 };
 
+use crate::nested::nested_documents;
 use crate::stub::{Answer, Endpoint as At, Request, Stub};
 use crate::vendor::{Vendor, seen};
 
@@ -372,6 +373,19 @@ async fn subject_that_is_no_client_is_a_user() {
         let waived = strict.service_accounts().build().unwrap();
         let org = seen(waived, "opaque-token-1").await.unwrap();
         assert_eq!(org.user_id(), None, "{claims}");
+    }
+}
+
+#[tokio::test]
+async fn fault_212_nested_documents_are_no_user() {
+    let nested = nested_documents(60 * 1024);
+    for member in ["username", "other"] {
+        let reply = with(&json!({ member: 0 })).to_string();
+        let reply = reply.replace(":0", &format!(":{nested}"));
+        assert!(reply.len() > 50 * 1024);
+        let (_stub, builder) = answering(Answer::json(200, &reply)).await;
+        let org = seen(builder.build().unwrap(), "opaque-token-1").await;
+        assert_eq!(org.unwrap().user_id(), None, "{member}");
     }
 }
 

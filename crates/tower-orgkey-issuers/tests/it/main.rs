@@ -7,6 +7,8 @@ mod identity;
 mod introspection;
 mod kinde;
 mod kit;
+#[path = "../../../../tests/support/nested.rs"]
+mod nested;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
 #[path = "../../../../tests/support/server.rs"]

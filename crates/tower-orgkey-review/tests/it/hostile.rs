@@ -2,9 +2,12 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use sha2::{Digest as _, Sha256};
-use tower_orgkey_review::{Decision, PreviousReview, Review, ReviewPolicy, ReviewReport};
+use tower_orgkey_review::{
+    Decision, EvidenceBuilder, KeyList, PreviousReview, Review, ReviewPolicy, ReviewReport,
+};
 
 use crate::lines::{Line, allowed, heartbeat, numbered};
+use crate::nested::nested_documents;
 use crate::{fold, key, list, now, python};
 
 const NAMES: [&str; 8] = [
@@ -160,6 +163,42 @@ async fn hostile_names_are_cells_and_no_formulas() {
     ] {
         assert!(names.contains(name), "{name} {names:?}");
     }
+}
+
+#[test]
+fn fault_211_nested_documents_do_not_end_a_review() {
+    let nested = nested_documents(1024 * 1024 - 1024);
+    let product = r#""product":{"name":"tower-orgkey"}"#;
+    let lines = [
+        nested.clone(),
+        format!(r#"{{"metadata":{nested}}}"#),
+        format!(r#"{{"metadata":{{{product}}},"class_uid":{nested}}}"#),
+        format!(r#"{{"metadata":{{{product}}},"authorizations":{nested}}}"#),
+        format!(r#"{{"listed_at":{nested},"api_keys":[]}}"#),
+        format!(r#"{{"api_keys":[{{"id":"key_1","name":{nested}}}]}}"#),
+        format!(r#"[{{"id":"key_1","other":{nested}}}]"#),
+    ];
+    let read = move || {
+        let text = numbered(1, 0, heartbeat(2, 0)) + &lines.join("\n");
+        let mut builder = EvidenceBuilder::new();
+        builder.read("a", text.as_bytes(), |_| {}).unwrap();
+        let read = builder.finish().lines();
+        assert_eq!((read.events, read.malformed, read.foreign), (3, 2, 5));
+        let lists = lines[4..].iter().map(|list| {
+            let list = KeyList::from_json(list, now());
+            list.map_err(|error| error.to_string())
+        });
+        let lists: Vec<_> = lists.map(|list| list.map(|list| list.len())).collect();
+        let error = |text: &str| Err(text.to_owned());
+        let expected = [
+            error("listed_at is no timestamp"),
+            error("key 1 of the list has no id, or a mistyped member"),
+            Ok(1),
+        ];
+        assert_eq!(lists, expected);
+    };
+    let thread = std::thread::Builder::new().stack_size(2 * 1024 * 1024);
+    thread.spawn(read).unwrap().join().unwrap();
 }
 
 #[test]

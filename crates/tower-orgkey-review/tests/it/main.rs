@@ -7,6 +7,8 @@ mod findings;
 mod hostile;
 mod lines;
 mod list;
+#[path = "../../../../tests/support/nested.rs"]
+mod nested;
 mod ocsf;
 #[path = "../../../../tests/support/python.rs"]
 mod python;
