@@ -147,7 +147,7 @@ impl Evidence {
                 let touch = held.last.checked_add(1) == Some(next.first);
                 if touch {
                     held.last = next.last;
-                    held.until = held.until.max(next.until);
+                    held.until = next.until;
                 }
                 touch
             });

@@ -19,6 +19,9 @@ const MAX_LINE: usize = 1024 * 1024;
 const PROBLEMS: usize = 100;
 /// How many texts of `authorizations` are remembered. Then all are forgotten.
 const KNOWN: usize = 16_384;
+/// By how much the clock of a gateway may be ahead of ours, in milliseconds. Clocks that are synchronized differ by less than a
+/// second, and what accepts times of others commonly accepts a difference of some minutes.
+const CLOCK_DIFFERENCE: u64 = 5 * 60 * 1_000;
 /// The progress is told after so many lines.
 const STEP: u64 = 65_536;
 
@@ -26,7 +29,8 @@ const STEP: u64 = 65_536;
 ///
 /// Lines may come from any number of files and nodes, in any order. A line that was read before, by its trail and sequence
 /// number, is not counted again. A malformed line is counted and listed in [`problems`](Self::problems), and a line of
-/// another schema is ignored and counted. Neither is an error.
+/// another schema is ignored and counted. Neither is an error. An event that is complete more than 5 min from now is malformed: its
+/// clock was ahead, and it could be of any day.
 ///
 /// # Memory
 ///
@@ -48,6 +52,8 @@ const STEP: u64 = 65_536;
 pub struct EvidenceBuilder {
     segment: SegmentBuilder,
     since: u64,
+    /// No clock that is right is later. Read again when an event is.
+    latest: u64,
     /// The combination of a text of `authorizations`, of requests that were served and of rejected ones. `None` if it found no
     /// place.
     known: [HashMap<Box<str>, Option<u32>, RandomState>; 2],
@@ -154,10 +160,21 @@ impl EvidenceBuilder {
 
     fn line(&mut self, file: &str, number: u64, line: &[u8]) {
         match line::read(line) {
+            Ok(event) if self.is_ahead(&event) => {
+                self.malformed(file, number, "its time is in the future");
+            }
             Ok(event) => self.event(&event),
             Err(NotRead::Foreign) => self.segment.head().foreign += 1,
             Err(NotRead::Malformed(problem)) => self.malformed(file, number, problem),
         }
+    }
+
+    /// Whether the clock was ahead that the event has its times of. It is of an unknown time then, and missing in its trail.
+    fn is_ahead(&mut self, event: &Event<'_>) -> bool {
+        if event.complete > self.latest {
+            self.latest = UnixMillis::now().0.saturating_add(CLOCK_DIFFERENCE);
+        }
+        event.complete > self.latest
     }
 
     #[cold]

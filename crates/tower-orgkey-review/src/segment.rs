@@ -318,10 +318,11 @@ impl Segment {
         })
     }
 
-    /// The end of the last event.
+    /// The latest time that the ranges name.
     pub(crate) fn until(&self) -> u64 {
         let ranges = self.head.trails.values().flat_map(Ranges::iter);
-        ranges.map(|range| range.until).max().unwrap_or(0)
+        let times = ranges.map(|range| range.since.max(range.until));
+        times.max().unwrap_or(0)
     }
 }
 

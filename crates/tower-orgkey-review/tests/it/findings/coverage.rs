@@ -1,6 +1,6 @@
 //! How much of the window was recorded.
 
-use tower_orgkey_review::{EvidenceBuilder, Review};
+use tower_orgkey_review::{Evidence, EvidenceBuilder, KeyFacts, Review, UnixMillis};
 
 use super::{policy, report, unused};
 use crate::lines::{Line, allowed, heartbeat, numbered};
@@ -116,4 +116,59 @@ fn a_trail_older_than_the_window_is_whole() {
     let lines = heartbeat(100, 0);
     let old = numbered(1, 0, lines[..2].to_vec()) + &numbered(1, 4, lines[4..].to_vec());
     assert!(report([], &fold(&old)).coverage.is_whole());
+}
+
+#[test]
+fn fault_213_a_clock_ahead_hides_no_missing_files() {
+    let at = |time: u64| allowed("org_1", "key_1", time, &[&["beat"]]);
+    let future: UnixMillis = "2099-01-01T00:00:00Z".parse().unwrap();
+    let first = days_ago(89).0;
+    let fold = |times: &[u64]| {
+        let text = numbered(1, 0, times.iter().map(|time| at(*time)));
+        let mut builder = EvidenceBuilder::new();
+        builder.read("a", text.as_bytes(), |_| {}).unwrap();
+        builder.finish()
+    };
+    let times = [first, future.0, days_ago(50).0];
+    for (times, whole_days) in [
+        (&times[..], 1),
+        (&times[..2], 1),
+        // Ahead, but not of today: the end is that of the last number.
+        (&[first, days_ago(1).0, first + DAY / 2], 1),
+        (&[days_ago(1).0, first], 1),
+    ] {
+        let coverage = report([unused()], &fold(times)).coverage;
+        assert!(coverage.whole_days <= whole_days, "{times:?} {coverage:?}");
+        assert!(!coverage.is_whole());
+    }
+    // In two segments.
+    let ahead = fold(&[first, days_ago(1).0]);
+    let last = crate::fold(&numbered(1, 2, [at(first + DAY / 2)]));
+    let merged = ahead.merge(last).unwrap();
+    assert_eq!(report([unused()], &merged).coverage.whole_days, 1);
+    // It is of an unknown time, so it is no request after a revocation.
+    let revoked = KeyFacts {
+        status: "revoked".to_owned(),
+        ..unused()
+    };
+    let used = |evidence: &Evidence| {
+        let report = report([revoked.clone()], evidence);
+        ids(&report).contains(&"used-after-revocation org_1 key_1")
+    };
+    assert!(used(&fold(&[first, now().0 + DAY])));
+    assert!(!used(&fold(&times)));
+}
+
+#[test]
+fn clocks_differ_by_some_minutes() {
+    let read = |ahead: u64| {
+        let time = UnixMillis::now().0 + ahead;
+        let text = numbered(1, 0, [allowed("org_1", "key_1", time, &[])]);
+        let mut builder = EvidenceBuilder::new();
+        builder.read("a", text.as_bytes(), |_| {}).unwrap();
+        builder.problems().first().map(ToString::to_string)
+    };
+    assert_eq!(read(60_000), None);
+    let expected = Some("a:1: its time is in the future".to_owned());
+    assert_eq!(read(60 * 60_000), expected);
 }

@@ -13,9 +13,12 @@ use tower_orgkey_review::{Evidence, FindingKind, KeyFacts, Review, ReviewPolicy,
 use crate::lines::{Line, heartbeat, numbered};
 use crate::{fold, key, list};
 
-/// A trail without gaps over 100 days, with these lines at its end.
+/// A trail without gaps over 100 days, with these lines among its own.
 fn whole(more: impl IntoIterator<Item = Line>) -> Evidence {
-    fold(&numbered(1, 0, heartbeat(100, 0).into_iter().chain(more)))
+    let mut lines = heartbeat(100, 0);
+    lines.extend(more);
+    lines.sort_by_key(|line| line.time);
+    fold(&numbered(1, 0, lines))
 }
 
 fn policy() -> ReviewPolicy {

@@ -7,6 +7,18 @@ use super::{report, unused, whole};
 use crate::lines::{Line, allowed, heartbeat, numbered};
 use crate::{days_ago, fold, ids, key, now};
 
+/// A trail of 100 days, with a count of this class 40 days ago.
+fn with_count(class: u32, change: impl FnOnce(&mut Value)) -> String {
+    let line = Line {
+        sequence: 61,
+        ..allowed("org_1", "key_1", days_ago(40).0, &[])
+    };
+    let mut line = line.count("x", class);
+    change(&mut line);
+    let before = numbered(1, 0, heartbeat(100, 40));
+    format!("{before}{line}\n{}", numbered(1, 62, heartbeat(39, 0)))
+}
+
 #[test]
 fn fault_196_unused_needs_whole_evidence() {
     let whole_report = report([unused()], &whole([]));
@@ -20,13 +32,7 @@ fn fault_196_unused_needs_whole_evidence() {
     let late = numbered(1, 0, heartbeat(60, 0));
     let no_beginning = numbered(1, 1, heartbeat(80, 0));
     let silence = numbered(1, 0, lines[..50].to_vec()) + &numbered(2, 0, lines[55..].to_vec());
-    let lost = |class| {
-        let line = Line {
-            sequence: 101,
-            ..allowed("org_1", "key_1", days_ago(40).0, &[])
-        };
-        numbered(1, 0, lines.clone()) + &line.count("x", class).to_string() + "\n"
-    };
+    let lost = |class| with_count(class, |_| ());
     for (what, text) in [
         ("a missing event", gap),
         ("a missing number", shifted),
@@ -50,17 +56,11 @@ fn fault_196_unused_needs_whole_evidence() {
 #[test]
 fn fault_196_counted_rejections_are_of_no_key() {
     let of = |key: KeyFacts, by_code: Value| {
-        let line = Line {
-            sequence: 101,
-            ..allowed("org_1", "key_1", days_ago(40).0, &[])
-        };
-        let mut line = line.count("x", 3002);
-        line["count"] = 10.into();
-        line["unmapped"] = json!({ "by_code": by_code });
-        report(
-            [key],
-            &fold(&(numbered(1, 0, heartbeat(100, 0)) + &line.to_string())),
-        )
+        let text = with_count(3002, |line| {
+            line["count"] = 10.into();
+            line["unmapped"] = json!({ "by_code": by_code });
+        });
+        report([key], &fold(&text))
     };
     let mut of_user = unused();
     of_user.kind = "user".to_owned();
