@@ -322,8 +322,8 @@ async fn accepted_unknown_key_fails() {
 #[tokio::test]
 async fn rehearsal_shows_what_only_the_layer_sees() {
     let stage = Stage::set().await;
-    // A duplicate member is unusable for the verifier.
-    let fault = Fault::rewrite(|body| body.replacen('{', r#"{"is_valid":true,"#, 1));
+    // Unusable for the verifier.
+    let fault = Fault::with_member("user_id", "7");
     stage.emulator.inject(Endpoint::Verify, fault);
     let diagnosis = stage.run().await;
     assert_eq!(diagnosis.code, 1);
