@@ -233,19 +233,19 @@ impl<S: Source> Cache<S> {
 
     /// The issuer answered, after an unconfirmed answer, a call that was sent at this time.
     fn follow(&self, followed: &Followed<S>, sent_at: Tick, now: Tick) {
-        let (key, began) = match followed {
-            Followed::Known(entry) => (&entry.key, entry.began),
-            Followed::Unknown(key, began, _) => (key, *began),
+        let (key, began, noted_at) = match followed {
+            Followed::Known(entry, noted_at) => (&entry.key, entry.began, *noted_at),
+            Followed::Unknown(key, began, noted_at) => (key, *began, *noted_at),
             Followed::Doubted(entry) => return entry.doubt(),
         };
         let mut shard = self.in_flight.shard(key);
         let cached = self.store.get(key);
         match (followed, &cached) {
-            (Followed::Known(entry), Some(cached)) if Arc::ptr_eq(cached, entry) => {
+            (Followed::Known(entry, _), Some(cached)) if Arc::ptr_eq(cached, entry) => {
                 self.store.remove(cached);
             }
             // Fetched meanwhile.
-            (Followed::Unknown(_, _, noted_at), Some(cached)) if cached.sent_at <= *noted_at => {
+            (Followed::Unknown(..), Some(cached)) if cached.sent_at <= noted_at => {
                 self.store.remove(cached);
             }
             (Followed::Unknown(..), None) => {}
@@ -255,7 +255,8 @@ impl<S: Source> Cache<S> {
         self.recently_valid.forget(key);
         // As in `reject`.
         shard.cancel_sent_until(key, sent_at);
-        self.invalid_keys.insert(key, began, Some(sent_at), now);
+        // The key may have become valid since.
+        self.invalid_keys.insert(key, began, Some(noted_at), now);
         self.blocks.reject_key(key, sent_at);
         drop(shard);
         if cached.is_some() {
@@ -763,6 +764,23 @@ mod tests {
             complete(&cache, "other-key", VALID(cache.clock.now()));
             assert_eq!(cache.store.get(&key).is_none(), is_older, "{age}");
             assert_eq!(cache.is_invalid(&key, cache.clock.now()), is_older);
+        }
+    }
+
+    /// The answer of another key says nothing about a key that was verified meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn a_newer_result_is_used_after_a_confirmation() {
+        for age in [9, 7] {
+            let (cache, clock) = cache();
+            complete(&cache, "some-key", UNDECIDED(cache.clock.now()));
+            clock.jump(Duration::from_secs(2));
+            complete(&cache, "other-key", VALID(cache.clock.now()));
+            clock.jump(Duration::from_secs(6));
+            let is_newer = age == 7;
+            assert_eq!(
+                uses_fetched(&cache, "some-key", Duration::from_secs(age)),
+                is_newer
+            );
         }
     }
 

@@ -65,8 +65,8 @@ pub(super) struct Received {
 /// What an answer of the issuer means for a key that was noted.
 #[derive(Debug)]
 pub(super) enum Followed<S: Source> {
-    /// A known key is invalid, unless its entry was replaced meanwhile.
-    Known(Arc<Entry<S>>),
+    /// A known key is invalid, unless its entry was replaced meanwhile. The call that said so was sent at this time.
+    Known(Arc<Entry<S>>, Tick),
     /// An unknown key is invalid, unless it was found valid since. Its lookup began under this version, and its call was sent at
     /// this time.
     Unknown(S::Key, u64, Tick),
@@ -146,7 +146,7 @@ impl<S: Source> UnconfirmedAnswers<S> {
         } else {
             let known = known
                 .extract_if(|_, note| note.is_followed(credential, sent_at))
-                .map(|(_, note)| Followed::Known(note.about));
+                .map(|(_, note)| Followed::Known(note.about, note.sent_at));
             let unknown = unknown
                 .extract_if(|_, note| note.is_followed(credential, sent_at))
                 .map(|(key, note)| Followed::Unknown(key, note.about, note.sent_at));
@@ -299,7 +299,9 @@ mod tests {
             assert!(answers.answered(1, at(10), at(11)).is_empty());
             let confirmed = answers.answered(1, at(11), at(12));
             match confirmed.as_slice() {
-                [Followed::Known(known)] => assert!(is_known && Arc::ptr_eq(known, entry)),
+                [Followed::Known(known, sent_at)] => {
+                    assert!(is_known && Arc::ptr_eq(known, entry) && *sent_at == at(10));
+                }
                 [Followed::Unknown(key, 7, sent_at)] => {
                     assert!(!is_known && *key == entry.key && *sent_at == at(10));
                 }
@@ -355,7 +357,7 @@ mod tests {
         assert!(!answers.note_known(&entries[0], received(1, at(10))));
         assert!(!answers.note_unknown(&entries[1].key, 1, received(1, at(10))));
         let confirmed = answers.answered(1, at(71), at(71));
-        assert!(matches!(confirmed.as_slice(), [Followed::Known(_)]));
+        assert!(matches!(confirmed.as_slice(), [Followed::Known(..)]));
     }
 
     #[test]
