@@ -68,11 +68,12 @@ impl JsonLines<File> {
     /// Appends to a file, which is created if it does not exist. A torn last line is kept, on a separate line.
     ///
     /// On Unix, the next batch goes to a new file if the path names another file than before, or none: a file is rotated by
-    /// renaming it. If the new file cannot be opened, events wait. Do not copy and truncate the file: events that are written in
-    /// between would be lost.
+    /// renaming it. A new file gets the permissions of the old one; if it cannot be opened, events wait. Compress the old file only
+    /// at the next rotation (`delaycompress` of logrotate): a batch that is being written still goes to it. Do not copy and truncate:
+    /// events that are written in between would be lost.
     pub fn append(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_owned();
-        let (file, is_torn) = open(&path)?;
+        let (file, is_torn) = open(&path, &mut OpenOptions::new())?;
         Ok(Self {
             is_torn,
             reopen: Some((path, reopen)),
@@ -82,8 +83,7 @@ impl JsonLines<File> {
 }
 
 /// Returns the file, and whether its last line is torn.
-fn open(path: &Path) -> io::Result<(File, bool)> {
-    let mut options = OpenOptions::new();
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, bool)> {
     let mut file = options.create(true).append(true).read(true).open(path)?;
     let mut last = [b'\n'];
     if file.seek(SeekFrom::End(0))? > 0 {
@@ -95,13 +95,14 @@ fn open(path: &Path) -> io::Result<(File, bool)> {
 
 #[cfg(unix)]
 fn reopen(path: &Path, file: &File) -> io::Result<Option<(File, bool)>> {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
     let opened = file.metadata()?;
     match std::fs::metadata(path) {
         Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => Ok(None),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => open(path).map(Some),
+        // With the permissions that the old file has.
+        _ => open(path, OpenOptions::new().mode(opened.mode() & 0o777)).map(Some),
     }
 }
 

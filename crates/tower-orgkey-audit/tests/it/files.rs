@@ -107,6 +107,8 @@ async fn a_rotating_file_is_a_writer() {
 #[cfg(unix)]
 #[tokio::test]
 async fn fault_226_a_renamed_file_loses_no_event() {
+    use std::os::unix::fs::PermissionsExt;
+
     let folder = path("renamed");
     fs::create_dir(&folder).unwrap();
     let (file, rotated) = (folder.join("audit.jsonl"), folder.join("audit.jsonl.1"));
@@ -127,8 +129,11 @@ async fn fault_226_a_renamed_file_loses_no_event() {
             .collect()
     };
     write().await;
+    let mode = |path: &PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     fs::rename(&file, &rotated).unwrap();
     write().await;
+    assert_eq!(mode(&file), 0o600);
     write().await;
     assert_eq!(sequences(&rotated), [0]);
     assert_eq!(sequences(&file), [1, 2]);
