@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::mem;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -341,14 +341,14 @@ impl Decisions {
             RouteDemand::Key(decide) => {
                 let mut decide = decide.clone();
                 let Ok(response) = decide
-                    .call(check.into_request(matched, client, &self.waiting))
+                    .call(check.into_request(matched, self.network(client), &self.waiting))
                     .await;
                 whole(response)
             }
             RouteDemand::Recorded(decide) => {
                 let mut decide = decide.clone();
                 let Ok(response) = decide
-                    .call(check.into_request(matched, client, &self.waiting))
+                    .call(check.into_request(matched, self.network(client), &self.waiting))
                     .await;
                 whole(response)
             }
@@ -382,6 +382,13 @@ impl Decisions {
             _ => None,
         }
     }
+
+    /// Returns the network of a request's client. All requests whose header is not one address are of one network, because a client
+    /// may have caused that.
+    fn network(&self, client: Option<IpAddr>) -> Option<IpAddr> {
+        self.client_address.as_ref()?;
+        Some(client.map_or(Ipv6Addr::UNSPECIFIED.into(), network_of))
+    }
 }
 
 impl Check<'_> {
@@ -389,13 +396,13 @@ impl Check<'_> {
     fn into_request(
         self,
         matched: Option<Matched>,
-        client: Option<IpAddr>,
+        network: Option<IpAddr>,
         waiting: &Waiting,
     ) -> Request<Terms> {
         let terms = Terms {
             scopes: self.scopes,
             deadline: self.deadline,
-            waiter: Some(waiting.waiter(client.map(network_of))),
+            waiter: Some(waiting.waiter(network)),
         };
         request(self.routed.method, self.headers, matched, terms)
     }

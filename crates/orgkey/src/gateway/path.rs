@@ -114,8 +114,9 @@ fn check_name(segments: &str) -> Result<(), &'static str> {
 /// Returns the path as a service may read it that decodes it, ignores case, and ignores a slash at the end.
 pub(super) fn folded(path: &str) -> String {
     let decoded = percent_decode_str(path).decode_utf8_lossy();
-    // Those that compare in upper case read `ſ` as `s`.
-    without_last_slash(decoded.to_uppercase().to_lowercase())
+    // By lower case, some read `İ` as `i` and all read `ẞ` as `ß`; by upper case, `ſ` is `s`.
+    let lower = decoded.replace('İ', "i").to_lowercase();
+    without_last_slash(lower.to_uppercase().to_lowercase())
 }
 
 /// Returns a path without the format at its end, as in `/reports.csv`: cut at the first and at the last dot of its last segment.

@@ -525,6 +525,8 @@ mod tests {
             "match = 'GET /reports/export'",
             "match = 'GET /reports/export.xml'",
             "match = '* /{*rest}'",
+            "match = 'GET /files/{id}/'",
+            "match = 'GET /files/all/'",
             "match = '* /admin/users'",
         ]);
         for target in [
@@ -533,6 +535,7 @@ mod tests {
             "/reports/Export.csv",
             "/reports/export.csv.gz",
             "/admin/users.json",
+            "/files/all.csv/",
         ] {
             let result = routes.find(&Method::GET, None, target);
             assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
@@ -551,8 +554,18 @@ mod tests {
 
     #[test]
     fn case_is_folded_in_all_of_unicode() {
-        let routes = routes(&["match = '* /{*rest}'", "match = '* /admin/users'"]);
-        for target in ["/admin/u%C5%BFers", "/adm%C4%B1n/users", "/ADMIN/USERS"] {
+        let routes = routes(&[
+            "match = '* /{*rest}'",
+            "match = '* /admin/users'",
+            "match = '* /ma%C3%9Fe'",
+        ]);
+        for target in [
+            "/admin/u%C5%BFers",
+            "/adm%C4%B1n/users",
+            "/adm%C4%B0n/users",
+            "/ma%E1%BA%9Ee",
+            "/ADMIN/USERS",
+        ] {
             let result = routes.find(&Method::GET, None, target);
             assert!(matches!(result, Err(NotFound::Ambiguous(_))), "{target}");
         }

@@ -150,6 +150,30 @@ async fn fault_199b_the_last_quarter_is_for_other_networks() {
 }
 
 #[tokio::test]
+async fn fault_199b_clients_without_an_address_are_of_one_network() {
+    let bounds = Bounds {
+        connections: 8,
+        ..Bounds::default()
+    };
+    let tables = format!("{ROUTES}[audit]\nclient_address_header = 'x-real-ip'\n");
+    let world = World::with_bounds(&tables, bounds).await;
+    let key = world.key("org_1", &["read:reports"]);
+    world
+        .emulator
+        .inject(Endpoint::Verify, Fault::latency(Duration::from_millis(400)));
+    let mut asked = JoinSet::new();
+    for client in ["a", "b, 192.0.2.1", "", "192.0.2.1:80", "192.0.2.256"] {
+        let unknown = check("/v1/nginx", "an-unknown-key", client);
+        asked.spawn(send(world.checks, unknown));
+    }
+    for _ in 0..4 {
+        assert_eq!(asked.join_next().await.unwrap().unwrap().status, 503);
+    }
+    assert_eq!(status(&world, &key, "192.0.2.5").await, 200);
+    assert_eq!(asked.join_next().await.unwrap().unwrap().status, 401);
+}
+
+#[tokio::test]
 async fn fault_32_a_flood_of_one_client_through_the_gateway() {
     let tables = format!("{ROUTES}[audit]\nclient_address_header = 'x-real-ip'\n");
     let world = World::start(&tables).await;

@@ -72,7 +72,8 @@ impl fmt::Display for Methods {
 impl RouteConfig {
     /// Whether the last segment of the path has a parameter.
     pub(in crate::gateway) fn has_open_end(&self) -> bool {
-        let (_, last) = self.pattern.rsplit_once('/').unwrap_or_default();
+        let path = self.pattern.trim_end_matches('/');
+        let (_, last) = path.rsplit_once('/').unwrap_or_default();
         last.contains('{')
     }
 }
