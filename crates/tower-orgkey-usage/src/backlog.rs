@@ -2,7 +2,7 @@
 //!
 //! Every change is a [`Change`], which the spool file keeps and replays.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +47,7 @@ pub(crate) enum Change<R, P> {
     Sent { at: u64, records: Vec<usize> },
     /// The push of these waiting records stored none of them.
     NotStored(Vec<usize>),
-    /// These waiting records are pushed after all others.
+    /// These waiting records are pushed after all others, in this order.
     Later(Vec<usize>),
     /// These waiting records are parked.
     Park {
@@ -154,9 +154,13 @@ impl Backlog {
                 }
             }
             Change::Later(at) => {
-                check(at, self.waiting.len())?;
-                let later = self.take(at);
-                self.waiting.extend(later);
+                let mut places = at.clone();
+                places.sort_unstable();
+                check(&places, self.waiting.len())?;
+                let mut later: Vec<_> = places.iter().zip(self.take(&places)).collect();
+                let rank: HashMap<usize, usize> = at.iter().copied().zip(0..).collect();
+                later.sort_by_key(|(place, _)| rank.get(*place));
+                (self.waiting).extend(later.into_iter().map(|(_, waiting)| waiting));
             }
             Change::Park { reason, records } => {
                 check(records, self.waiting.len())?;
@@ -279,7 +283,6 @@ mod tests {
                     records: records.clone(),
                 },
                 Read::NotStored(at.clone()),
-                Read::Later(at.clone()),
                 Read::Park { reason, records },
                 Read::Dropped(at.clone()),
                 Read::Again(at),
@@ -288,6 +291,9 @@ mod tests {
                 assert!(backlog.replay(change).is_err());
                 assert_eq!((backlog.waiting.len(), backlog.parked.len()), (3, 1));
             }
+        }
+        for at in [vec![3], vec![1, 1], vec![2, 0, 3], vec![usize::MAX]] {
+            assert!(backlog().replay(Read::Later(at)).is_err());
         }
         assert!(backlog().replay(Read::Done(4)).is_err());
         assert!(backlog().replay(Read::Done(3)).is_ok());
@@ -301,5 +307,8 @@ mod tests {
         backlog.apply(&Change::Later(vec![0, 2])).unwrap();
         let ids = backlog.waiting.iter().map(|waiting| &waiting.record.id);
         assert_eq!(ids.collect::<Vec<_>>(), ["3", "0", "1"]);
+        backlog.apply(&Change::Later(vec![2, 0])).unwrap();
+        let ids = backlog.waiting.iter().map(|waiting| &waiting.record.id);
+        assert_eq!(ids.collect::<Vec<_>>(), ["0", "1", "3"]);
     }
 }

@@ -73,7 +73,7 @@
 //! | level | message begins | cause | fix |
 //! |---|---|---|---|
 //! | warn | `usage push failed, retrying` | `error` says why: unreachable, busy, wrong token | records wait and are pushed again: repair the sink |
-//! | info | `usage push recovered` | | |
+//! | info | `usage push recovered` | the sink stores records, and no account fails any more | |
 //! | error | `usage record undeliverable` | the sink returned `PushError::permanent` for the record of this `id` | compare the record with what the meter expects |
 //! | error | `usage records dropped` | `reason`: more waited than `max_waiting`, the pusher did not run, or it was dropped | a larger `max_waiting`; run the pusher; a spool file |
 //! | error | `usage record parked` | `reason`: `maybe_stored` (a push had no clear answer, and the meter has forgotten the id since, or the sink panics on the record), `too_old`, or `held` (no customer, for example); `id` names the record | look it up at the meter and settle it with `ParkedRecords` |

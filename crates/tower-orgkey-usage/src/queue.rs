@@ -170,20 +170,21 @@ impl Queue {
         }
     }
 
-    /// Moves the records of these accounts behind all others, and returns how many there are.
-    pub(crate) fn defer(&mut self, is_deferred: impl Fn(&Account) -> bool) -> usize {
-        let all = self.backlog.waiting.iter().enumerate();
-        let later = all.filter(|(_, waiting)| is_deferred(&waiting.record.account));
-        let later: Vec<usize> = later.map(|(place, _)| place).collect();
-        let number = later.len();
-        // Else they are the last ones already.
-        if later
-            .first()
-            .is_some_and(|first| first + number < self.len())
-        {
-            self.change(&Change::Later(later));
+    /// Moves the records of accounts with a key behind all others, in the order of the keys, and returns these keys.
+    pub(crate) fn order<K: Ord + Copy>(&mut self, key: impl Fn(&Account) -> Option<K>) -> Vec<K> {
+        let waiting = self.backlog.waiting.iter();
+        let keys: Vec<Option<K>> = waiting
+            .map(|waiting| key(&waiting.record.account))
+            .collect();
+        if !keys.is_sorted() {
+            let mut order: Vec<usize> = (0..keys.len()).collect();
+            order.sort_by_key(|place| keys[*place]);
+            // These stay where they are.
+            let pairs = order.windows(2);
+            let kept = pairs.take_while(|pair| pair[0] < pair[1]).count() + 1;
+            self.change(&Change::Later(order.split_off(kept)));
         }
-        number
+        keys.into_iter().flatten().collect()
     }
 
     /// The accounts of the waiting records.

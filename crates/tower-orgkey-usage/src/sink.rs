@@ -258,8 +258,9 @@ impl PushError {
         }
     }
 
-    /// Sets how long the pusher has to wait. Only for errors that are pushed again. If it fails for one account only, the records of
-    /// others are pushed meanwhile.
+    /// Sets how long the pusher has to wait at least, up to 5 min. Only for errors that are pushed again. Of a batch of several
+    /// records it is ignored, and the pusher pushes one of them next: after the error of a single record, the records of its
+    /// account wait so long, and those of others are pushed meanwhile. If the pusher [pauses](crate::UsagePusher#failures), all wait.
     pub fn after(mut self, wait: Duration) -> Self {
         if let PushErrorKind::Retry { after } | PushErrorKind::NotStored { after } = &mut self.kind
         {

@@ -36,7 +36,8 @@ use crate::sink::PushError;
 /// | 401, 403, 404, 405, 425, 429; no connection | [not stored](crate::PushErrorKind::NotStored), and pushed again: the sink is misconfigured or busy |
 /// | 3xx, 408, 5xx, none | [may be stored](crate::PushErrorKind::Retry), and pushed again |
 ///
-/// `Retry-After` and `RateLimit-Reset` in seconds are respected. A sink looks for the meter's own rules in the
+/// `Retry-After` and `RateLimit-Reset` in seconds are respected. After 429, and after 503 with one of them, the pusher pauses: these
+/// replies are about the caller, whatever it sends. After other replies, only the records of the account that fails wait so long. A sink looks for the meter's own rules in the
 /// [status](HttpReply::status) and the [body](HttpReply::json), such as that a known event is answered with an error.
 ///
 /// ```

@@ -76,7 +76,13 @@ fn classify(status: StatusCode, headers: &HeaderMap) -> Result<(), PushError> {
         _ if is_rejection(status) => return Err(PushError::permanent(answer)),
         _ => PushError::retry(answer),
     };
-    Err(match orgkey_http::retry_after(headers) {
+    let asked = orgkey_http::retry_after(headers);
+    let error = match (status.as_u16(), asked) {
+        // About the caller, whatever it sends.
+        (429, _) | (503, Some(_)) => error.of_sink(),
+        _ => error,
+    };
+    Err(match asked {
         Some(wait) => error.after(wait),
         None => error,
     })

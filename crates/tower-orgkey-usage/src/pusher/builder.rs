@@ -106,6 +106,7 @@ impl<S: UsageSink> UsagePusherBuilder<S> {
             undeliverable_in_a_row: 0,
             deferral: Deferral::default(),
             is_failing: false,
+            is_down: false,
             is_spool_failing: false,
         };
         pusher.report_waiting();

@@ -21,6 +21,7 @@ pub use self::builder::UsagePusherBuilder;
 use self::deferral::Deferral;
 pub use self::parked::ParkedRecords;
 pub use self::report::PushReport;
+use super::account::Account;
 use super::aggregator::Aggregator;
 use super::catch_unwind::CatchUnwind;
 use super::parked::ParkReason;
@@ -42,12 +43,17 @@ use crate::telemetry;
 /// A batch that fails is pushed in smaller ones: after a [permanent error](PushError::permanent) in halves, else one record first and
 /// then twice as many each time. So a meter that is too slow for large batches gets small ones. A single record that fails delays the
 /// records of its own account only: they wait behind those of all others, and are pushed again after 1 s, doubling to 60 s and
-/// shortened at random by up to half, or later if the sink asks for it, up to 5 min. Of the records that cause permanent errors, up to
-/// 10 are dropped before their account waits.
+/// shortened at random by up to half, or later if the sink asks for it, up to 5 min. Each account has its own delay, which begins anew
+/// when a record of it is stored. Of an account's records that cause permanent errors, up to 10 are dropped or parked before it waits.
 ///
-/// After failures with 10 accounts in a row, or permanent errors of two, the sink itself may be at fault: the pusher pauses for as
-/// long, and then tries one account between two pauses. During a pause, minutes are still closed and kept. So the failures of one
-/// account delay others by some 20 failed pushes, each of up to [`push_timeout`](UsagePusherBuilder::push_timeout).
+/// After 10 failures in a row, or two waits after permanent errors, the sink itself may be at fault if they are of several accounts:
+/// the pusher pauses for 1 s, doubling to 60 s and shortened likewise, and then tries one account between two pauses. It also pauses
+/// after errors that concern the sink whatever is pushed: no connection, and the replies of an `HttpMeter` that ask to wait. During a
+/// pause, minutes are still closed and kept. A success ends the row if it shows that the sink works: the sink stored a record of
+/// an organization with requests that were [served](crate::Counts::served), because many sinks skip all others.
+///
+/// So the failures of one account delay others by some 20 failed pushes, each of up to
+/// [`push_timeout`](UsagePusherBuilder::push_timeout), and its permanent errors by some 50 pushes.
 ///
 /// # What can be lost
 ///
@@ -115,10 +121,13 @@ pub struct UsagePusher<S> {
     backoff: ExponentialBackoff,
     /// No push before then.
     not_before: Option<Instant>,
-    /// Single records that failed permanently since the last success.
+    /// Single records that were dropped since the sink sent one.
     undeliverable_in_a_row: u32,
     deferral: Deferral,
+    /// An account or the sink fails, which was logged.
     is_failing: bool,
+    /// The pusher has paused since the sink sent a record.
+    is_down: bool,
     is_spool_failing: bool,
 }
 
@@ -134,14 +143,15 @@ struct Settings {
 const AFTER_THE_MINUTE: Duration = Duration::from_secs(2);
 /// The longest pause that a sink can ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// After so many records that failed permanently in a row, the account waits after each one that is dropped.
-const MAX_UNDELIVERABLE_IN_A_ROW: u32 = 10;
+/// After so many permanent errors of an account it rests. After so many records that were dropped in a row, of whatever accounts,
+/// each further one makes its account rest.
+const MAX_UNDELIVERABLE: u32 = 10;
 /// A record is parked after so many panics of the sink on it alone: fewer may be about something else.
 const MAX_PANICS_OF_ONE: u32 = 3;
-/// After failures with so many accounts in a row, the accounts may not be at fault: the pusher pauses.
-const MAX_ACCOUNTS_IN_A_ROW: u32 = 10;
-/// As few as possible, because a record of each is dropped.
-const MAX_UNDELIVERABLE_ACCOUNTS_IN_A_ROW: u32 = 2;
+/// After so many failures in a row, of several accounts, these may not be at fault: the pusher pauses.
+const MAX_FAILURES_IN_A_ROW: u32 = 10;
+/// As few as possible, because each has dropped a record.
+const MAX_UNDELIVERABLE_RESTS_IN_A_ROW: u32 = 2;
 
 impl<S: UsageSink> UsagePusher<S> {
     /// Returns the records that are parked, to list and settle them while the pusher runs.
@@ -256,11 +266,12 @@ impl<S: UsageSink> UsagePusher<S> {
                     continue;
                 }
                 self.not_before = None;
-                let error = self.deferral.end(&lock(&self.queue));
-                if let Some(error) = error {
-                    let pause = self.failed_pause(&error);
-                    self.deferral.rest(pause);
+                self.deferral.end(&lock(&self.queue));
+                if lock(&self.queue).len() == 0 && self.undeliverable_in_a_row == 0 {
+                    // Everything was stored, whatever the sink sends.
+                    self.works();
                 }
+                self.report_recovery();
                 return;
             }
             let result = if is_saved || !limits.are_set() {
@@ -284,6 +295,12 @@ impl<S: UsageSink> UsagePusher<S> {
     /// Handles an error. Returns whether a pause is due.
     async fn failed(&mut self, mut batch: Vec<UsageRecord>, error: PushError) -> bool {
         let places = error.places(batch.len());
+        let kind = match (error.kind(), &places) {
+            (PushErrorKind::Park, Some(places)) if places.is_empty() => {
+                PushErrorKind::NotStored { after: None }
+            }
+            (kind, _) => kind,
+        };
         if let (Some(failed), true) = (&places, error.kind() != PushErrorKind::Park) {
             let mut failed = failed.iter().copied().peekable();
             let all = 0..batch.len();
@@ -300,11 +317,11 @@ impl<S: UsageSink> UsagePusher<S> {
                 return false;
             }
         }
-        if !matches!(error.kind(), PushErrorKind::Retry { .. }) {
+        if !matches!(kind, PushErrorKind::Retry { .. }) {
             lock(&self.queue).not_stored(batch.len());
             self.save().await;
         }
-        match error.kind() {
+        match kind {
             PushErrorKind::Permanent if batch.len() > 1 => {
                 // Isolate the record that fails.
                 self.batch = batch.len().div_ceil(2);
@@ -318,19 +335,16 @@ impl<S: UsageSink> UsagePusher<S> {
                 } else {
                     self.drop_undeliverable(&batch, &error).await;
                 }
-                if self.undeliverable_in_a_row < MAX_UNDELIVERABLE_IN_A_ROW {
+                let of_account = self.deferral.rejected(&batch[0].account);
+                if of_account.max(self.undeliverable_in_a_row) < MAX_UNDELIVERABLE {
                     return false;
                 }
-                let most = MAX_UNDELIVERABLE_ACCOUNTS_IN_A_ROW;
-                self.defer(&batch, error, most).await
+                let most = MAX_UNDELIVERABLE_RESTS_IN_A_ROW;
+                self.defer(&batch, &error, most).await
             }
             PushErrorKind::Park => {
                 telemetry::push_ended("park");
                 let places = places.unwrap_or_default();
-                if places.is_empty() {
-                    self.pause(&error);
-                    return true;
-                }
                 let minutes = places.iter().map(|place| batch[*place].minute);
                 let reason = match minutes.min() {
                     Some(since) if error.may_be_stored() => ParkReason::MaybeStored { since },
@@ -358,24 +372,25 @@ impl<S: UsageSink> UsagePusher<S> {
                     self.park(ParkReason::MaybeStored { since }, vec![0]).await;
                     return false;
                 }
-                self.defer(&batch, error, MAX_ACCOUNTS_IN_A_ROW).await
+                self.defer(&batch, &error, MAX_FAILURES_IN_A_ROW).await
             }
         }
     }
 
-    /// Pushes the records of other accounts first. After failures with `most` accounts in a row, pauses and returns `true`.
-    async fn defer(&mut self, batch: &[UsageRecord], error: PushError, most: u32) -> bool {
-        let is_paused = self.deferral.in_a_row + 1 >= most;
+    /// Pushes the records of other accounts first. After `most` failures in a row, of several accounts, pauses and returns `true`.
+    async fn defer(&mut self, batch: &[UsageRecord], error: &PushError, most: u32) -> bool {
+        let is_paused = self.deferral.is_last(batch, most);
         if is_paused {
-            self.pause(&error);
+            self.pause(error);
+        } else if !std::mem::replace(&mut self.is_failing, true) {
+            telemetry::push_failed(error);
         }
-        let is_of_accounts = error.scope() == Scope::Accounts;
-        let asked = asked(&error);
+        let (asked, backoff) = (asked(error), self.settings.backoff);
         self.deferral
-            .add(batch, asked, error, &mut lock(&self.queue));
-        if is_paused && is_of_accounts {
+            .add(batch, asked, backoff, &mut lock(&self.queue));
+        if is_paused && error.scope() == Scope::Accounts {
             // The sink was not called.
-            self.deferral.in_a_row = 0;
+            self.deferral.reset_row();
         }
         self.save().await;
         is_paused
@@ -443,16 +458,23 @@ impl<S: UsageSink> UsagePusher<S> {
         let records = &self.aggregator.records;
         records.pushed.fetch_add(number, Ordering::Relaxed);
         self.batch = (self.batch * 2).min(self.settings.batch_size);
-        self.undeliverable_in_a_row = 0;
-        self.deferral.in_a_row = 0;
+        let mut is_sent = false;
         for place in &places {
-            self.deferral.stored(&batch[*place].account);
+            let UsageRecord {
+                account, counts, ..
+            } = &batch[*place];
+            // Sinks skip records that are not billed.
+            is_sent |= match account {
+                Account::Organization(_) if counts.served() == 0 => continue,
+                Account::Organization(_) => true,
+                _ => self.deferral.has(account),
+            };
+            self.deferral.stored(account);
         }
-        self.not_before = None;
-        self.backoff = self.settings.backoff.build();
-        if std::mem::take(&mut self.is_failing) {
-            telemetry::push_recovered();
+        if is_sent {
+            self.works();
         }
+        self.report_recovery();
         lock(&self.queue).remove_at(places);
         self.removed().await;
     }
@@ -472,18 +494,30 @@ impl<S: UsageSink> UsagePusher<S> {
     }
 
     fn pause(&mut self, error: &PushError) {
-        let pause = self.failed_pause(error).max(asked(error));
+        if !std::mem::replace(&mut self.is_down, true) {
+            telemetry::push_failed(error);
+        }
+        self.is_failing = true;
+        let own = self.backoff.next().unwrap_or_default();
+        let pause = own.mul_f64(jitter()).max(asked(error));
         self.not_before = Some(Instant::now() + pause);
     }
 
-    /// Returns the next pause of the back-off.
-    fn failed_pause(&mut self, error: &PushError) -> Duration {
-        if !std::mem::replace(&mut self.is_failing, true) {
-            telemetry::push_failed(error);
+    /// Notes that the sink stores records.
+    fn works(&mut self) {
+        self.undeliverable_in_a_row = 0;
+        self.deferral.reset_row();
+        self.not_before = None;
+        self.backoff = self.settings.backoff.build();
+        self.is_down = false;
+    }
+
+    fn report_recovery(&mut self) {
+        let fails = self.is_down || self.undeliverable_in_a_row > 0 || self.deferral.fails();
+        if self.is_failing && !fails {
+            self.is_failing = false;
+            telemetry::push_recovered();
         }
-        let own = self.backoff.next().unwrap_or_default();
-        // Shortened at random, so that instances do not retry together.
-        own.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 
     async fn removed(&mut self) {
@@ -550,6 +584,11 @@ impl<S> fmt::Debug for UsagePusher<S> {
             .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
+}
+
+/// The part of a pause that is made. Pauses are shortened at random, so that instances do not retry together.
+fn jitter() -> f64 {
+    0.5 + 0.5 * fastrand::f64()
 }
 
 /// The pause that the sink asks for.

@@ -113,8 +113,7 @@ impl StripeSinkBuilder {
             event_name: self.event_name,
             customers: Customers::new(self.customer),
             measure: self.measure,
-            wall: self.wall,
-            clock: StripeClock::default(),
+            clock: StripeClock::new(self.wall),
         })
     }
 }

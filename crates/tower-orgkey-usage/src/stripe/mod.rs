@@ -27,7 +27,6 @@ use crate::counts::Counts;
 use crate::http_meter::{Endpoint, HttpMeter, HttpReply, send};
 use crate::record::UsageRecord;
 use crate::sink::{PushError, UsageSink};
-use crate::wall_clock::WallClock;
 use tower_orgkey::OrgCode;
 
 /// The version of the API that introduced meter event streams.
@@ -35,6 +34,8 @@ const STRIPE_VERSION: HeaderValue = HeaderValue::from_static("2024-09-30.acacia"
 const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 const VERSION_HEADER: HeaderName = HeaderName::from_static("stripe-version");
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How old events may be.
+const MAX_AGE: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 
 /// Pushes records to Stripe as meter events: through the meter event stream (version 2 of the API), or
 /// [one at a time](StripeSinkBuilder::v1) for accounts without it.
@@ -65,7 +66,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// Stripe rejects events that are more than 5 min ahead of its clock. The `Date` header of its replies shows that clock, also before the
 /// first event: a session comes first, and with `v1` a rejected event is pushed again with the time of the reply. So while the wall
-/// clock is ahead, usage is billed at Stripe's time.
+/// clock is ahead, usage is billed at Stripe's time. When the wall clock was set or the machine suspended, by more than a minute, Stripe's
+/// time is unknown until the next reply: a new session comes first, and with `v1` the wall clock decides. A `Date` more than 35
+/// days before the wall clock is ignored.
 ///
 /// # Events that Stripe rejects later
 ///
@@ -112,7 +115,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// | 3xx, 408, 5xx, none | [may be stored](crate::PushErrorKind::Retry), and pushed again |
 /// | all other 4xx | [permanent error](crate::PushErrorKind::Permanent) |
 ///
-/// `Retry-After` in seconds is respected.
+/// `Retry-After` in seconds is respected, as by every [`HttpMeter`](crate::HttpMeter#replies).
 ///
 /// # HTTP
 ///
@@ -144,7 +147,6 @@ pub struct StripeSink {
     event_name: String,
     customers: Customers,
     measure: Measure,
-    wall: WallClock,
     clock: StripeClock,
 }
 
@@ -248,17 +250,11 @@ impl StripeSink {
         }
     }
 
-    /// The time by which no event is in the future.
-    fn now(&self) -> u64 {
-        let now = self.wall.seconds();
-        self.clock.seconds().map_or(now, |stripe| now.min(stripe))
-    }
-
     async fn post(&self, mut events: Vec<Event<'_>>) -> Result<(), PushError> {
         match &self.api {
             Api::V1(to) => {
                 for event in &mut events {
-                    event.timestamp = event.timestamp.min(self.now());
+                    event.timestamp = event.timestamp.min(self.clock.now());
                     self.post_v1(to, event).await?;
                 }
                 Ok(())
@@ -267,14 +263,15 @@ impl StripeSink {
                 events: to,
                 sessions,
             } => {
+                let minutes: Vec<u64> = events.iter().map(|event| event.timestamp).collect();
                 let mut batch = Batch { events };
                 let mut expired = None;
                 for _ in 0..2 {
                     let session = sessions.authorization(expired.as_ref(), &self.clock);
                     let session = session.await?;
-                    let now = self.now();
-                    for event in &mut batch.events {
-                        event.timestamp = event.timestamp.min(now);
+                    let now = self.clock.now();
+                    for (event, minute) in batch.events.iter_mut().zip(&minutes) {
+                        event.timestamp = now.min(*minute);
                     }
                     let body = serde_json::to_vec(&batch).map_err(PushError::permanent)?;
                     match self.post_stream(to, &session, body).await? {
@@ -321,7 +318,7 @@ impl StripeSink {
                 return Ok(());
             }
             // Stripe accepts 5 min, and the reply took a moment.
-            if self.now() + 4 * 60 < event.timestamp {
+            if self.clock.now() + 4 * 60 < event.timestamp {
                 return Err(PushError::not_stored("the wall clock is ahead of Stripe's").of_sink());
             }
         }
@@ -344,7 +341,7 @@ impl UsageSink for StripeSink {
     }
 
     fn oldest(&self) -> Option<Duration> {
-        Some(35 * DAY)
+        Some(MAX_AGE)
     }
 
     fn max_batch(&self) -> Option<usize> {

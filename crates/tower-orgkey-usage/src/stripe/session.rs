@@ -44,7 +44,8 @@ impl Sessions {
         }
     }
 
-    /// Returns the authorization of a session, which is a new one if the current one is `expired` or will expire soon.
+    /// Returns the authorization of a session, which is a new one if the current one is `expired` or will expire soon, or if
+    /// Stripe's time is no longer known.
     pub(super) async fn authorization(
         &self,
         expired: Option<&HeaderValue>,
@@ -54,6 +55,7 @@ impl Sessions {
         if let Some((token, until)) = &*current
             && *until > Instant::now()
             && expired != Some(token)
+            && !clock.is_stale()
         {
             return Ok(token.clone());
         }

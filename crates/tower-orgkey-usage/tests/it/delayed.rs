@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
+use tower::ServiceExt;
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{PushError, UsageLayer, UsagePusher, UsageRecord, UsageSink};
 
-use crate::kit::{MINUTE, Memory, Scratch, app, read_times, start, sums, usage, wall};
+use crate::kit::{MINUTE, Memory, Scratch, app, read_times, request, start, sums, usage, wall};
+use crate::log::Log;
 
 fn is_of(record: &UsageRecord, org: &str) -> bool {
     let account = record.account.organization();
@@ -67,8 +69,9 @@ async fn fault_215_permanent_errors_delay_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn fault_215_failures_of_one_account_delay_no_other() {
-    let errors: [(fn() -> PushError, usize); 3] = [
-        (|| PushError::retry("status 500"), 300),
+    let errors: [(fn() -> PushError, usize); 4] = [
+        (|| PushError::retry("status 500"), 60),
+        (|| PushError::park("of no record", []), 60),
         // In 30 minutes.
         (
             || PushError::not_stored("status 429").after(Duration::from_secs(300)),
@@ -148,6 +151,7 @@ impl UsageSink for Behind {
         if call < 20 {
             read_times(&self.app, 1, "key.org_b.k1").await;
             read_times(&self.app, 1, "key.org_c.k1").await;
+            sleep(Duration::from_secs(2)).await;
             self.wall.set(self.wall.now() + MINUTE);
         }
         Ok(())
@@ -228,4 +232,203 @@ async fn fault_216_a_meter_that_is_down_is_not_flooded() {
     down.store(false, Ordering::SeqCst);
     assert_eq!(pusher.flush(MINUTE).await.waiting, 0);
     assert_eq!(sink.sums().values().sum::<u64>(), 100);
+}
+
+/// Moves the clock with the time of the runtime.
+async fn keep_time(wall: TestWallClock) {
+    let begin = Instant::now();
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        wall.set(start() + begin.elapsed());
+    }
+}
+
+/// Runs the pusher for an hour. Each minute these requests are made, and one without a key.
+async fn run_for_an_hour(
+    wall: &TestWallClock,
+    usage: &UsageLayer,
+    pusher: UsagePusher<Arc<Memory>>,
+    keys: &[String],
+) {
+    let app = app(usage);
+    let time = tokio::spawn(keep_time(wall.clone()));
+    let pushing = tokio::spawn(pusher.run());
+    for _ in 0..60 {
+        for key in keys {
+            read_times(&app, 1, key).await;
+        }
+        app.clone()
+            .oneshot(request("GET", "/reports/1", None))
+            .await
+            .unwrap();
+        sleep(MINUTE).await;
+    }
+    pushing.abort();
+    time.abort();
+}
+
+/// As the sinks of meters, which send only records of organizations.
+fn sends(batch: &[UsageRecord]) -> bool {
+    batch
+        .iter()
+        .any(|record| record.account.organization().is_some())
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_216_skipped_records_do_not_hide_a_failure() {
+    let (log, _guard) = Log::capture();
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let sink = {
+        let calls = Arc::clone(&calls);
+        Memory::new(move |batch| {
+            if sends(batch) {
+                calls.fetch_add(1, Ordering::SeqCst);
+                return Err(PushError::retry("status 503"));
+            }
+            Ok(())
+        })
+    };
+    let pusher = usage.handle().pusher(sink).build().unwrap();
+    let keys: Vec<String> = (0..9).map(|org| format!("key.org_{org}.k1")).collect();
+    run_for_an_hour(&wall, &usage, pusher, &keys).await;
+    let calls = calls.load(Ordering::SeqCst);
+    assert!((60..400).contains(&calls), "{calls} calls");
+    assert!(
+        log.lines("INFO", "usage push recovered").len() <= 1,
+        "{}",
+        log.text()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_216_skipped_records_drop_no_others() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let sink = Memory::new(|batch| match sends(batch) {
+        true => Err(PushError::permanent("status 400")),
+        false => Ok(()),
+    });
+    let pusher = usage.handle().pusher(sink).build().unwrap();
+    let key = |n| format!("key.org_{}.k{n}", n % 5);
+    let keys: Vec<String> = (0..20).map(key).collect();
+    run_for_an_hour(&wall, &usage, pusher, &keys).await;
+    let undeliverable = usage.handle().stats().undeliverable;
+    assert!((60..150).contains(&undeliverable), "{undeliverable}");
+}
+
+/// Times out for `org_0` to `org_5`.
+struct TimesOut(AtomicUsize);
+
+impl UsageSink for TimesOut {
+    async fn push(&self, batch: &[UsageRecord]) -> Result<(), PushError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        if batch.iter().any(|record| !is_of(record, "org_good")) {
+            sleep(MINUTE).await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn accounts_that_time_out_rest() {
+    let (log, _guard) = Log::capture();
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let sink = Arc::new(TimesOut(AtomicUsize::new(0)));
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    for org in 0..6 {
+        read_times(&app, 1, &format!("key.org_{org}.k1")).await;
+    }
+    read_times(&app, 1, "key.org_good.k1").await;
+    wall.set(start() + MINUTE);
+    tokio::spawn(async move {
+        let begin = Instant::now();
+        for minute in 1.. {
+            read_times(&app, 1, "key.org_good.k1").await;
+            sleep(MINUTE).await;
+            wall.set(start() + MINUTE + begin.elapsed());
+            assert!(minute < 100);
+        }
+    });
+    let report = timeout(10 * MINUTE, pusher.push_closed()).await.unwrap();
+    assert!(
+        (6..=7).contains(&report.waiting) && report.pushed > 0,
+        "{report:?}"
+    );
+    assert_eq!(
+        log.lines("WARN", "usage push failed").len(),
+        1,
+        "{}",
+        log.text()
+    );
+    assert_eq!(log.lines("INFO", "usage push recovered").len(), 0);
+}
+
+#[tokio::test]
+async fn an_account_with_many_bad_records_delays_no_other() {
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let stored = Arc::new(AtomicUsize::new(usize::MAX));
+    let sink = {
+        let (calls, stored) = (Arc::clone(&calls), Arc::clone(&stored));
+        Memory::new(move |batch| {
+            let call = calls.fetch_add(1, Ordering::SeqCst);
+            let is_bad =
+                |record: &UsageRecord| is_of(record, "org_a") && record.counts.requests() == 2;
+            if batch.iter().any(is_bad) {
+                return Err(PushError::permanent("status 400"));
+            }
+            if batch.iter().any(|record| is_of(record, "org_g")) {
+                stored.store(call, Ordering::SeqCst);
+            }
+            Ok(())
+        })
+    };
+    let mut pusher = usage.handle().pusher(sink).build().unwrap();
+    for key in 0..1_000 {
+        read_times(&app, 1 + (key + 1) % 2, &format!("key.org_a.k{key:04}")).await;
+    }
+    read_times(&app, 1, "key.org_g.k1").await;
+    wall.set(start() + MINUTE);
+    pusher.push_closed().await;
+    let call = stored.load(Ordering::SeqCst);
+    assert!(call < 60, "call {call}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn accounts_that_rest_keep_their_order() {
+    let scratch = Scratch::new("order");
+    let wall = wall();
+    let usage = usage(&wall).build().unwrap();
+    let app = app(&usage);
+    let sink = Memory::new(|batch| {
+        let error = PushError::not_stored("status 429");
+        if batch.iter().any(|record| is_of(record, "org_a")) {
+            return Err(error.after(Duration::from_secs(300)));
+        }
+        Err(error)
+    });
+    let pusher = usage.handle().pusher(Arc::clone(&sink));
+    let mut pusher = pusher.spool_file(scratch.file()).build().unwrap();
+    for key in 0..20 {
+        read_times(&app, 1, &format!("key.org_a.k{key}")).await;
+    }
+    read_times(&app, 1, "key.org_b.k1").await;
+    wall.set(start() + MINUTE);
+    pusher.push_closed().await;
+    pusher.run_until(sleep(Duration::from_secs(5))).await;
+    let len = || std::fs::metadata(scratch.path()).unwrap().len();
+    let (before, calls) = (len(), sink.calls());
+    pusher.run_until(sleep(Duration::from_secs(240))).await;
+    assert!(sink.calls() >= calls + 3, "{} calls", sink.calls());
+    assert_eq!(
+        len(),
+        before,
+        "this sink forgets no ids, so no push is noted"
+    );
 }

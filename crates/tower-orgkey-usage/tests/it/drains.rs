@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
+
 use tokio::sync::Notify;
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{KeyName, ParkReason, PushError, Settlement, UsageRecord, UsageSink};
@@ -42,6 +43,8 @@ impl UsageSink for Slow {
         }
         if call == usize::from(self.defers) {
             read_times(&self.app, 1, "key.org_late.k1").await;
+            // The first rest is shorter.
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
             self.wall.set(self.wall.now() + 2 * MINUTE);
         } else if let Some(blocks) = &self.blocks {
             blocks.notify_one();

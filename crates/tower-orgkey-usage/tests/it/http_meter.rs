@@ -1,10 +1,14 @@
 //! What a sink that calls a meter over HTTP learns from a reply.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use http::HeaderValue;
 use serde_json::{Value, json};
-use tower_orgkey_usage::{HttpMeter, PushError, PushErrorKind};
+use tower_orgkey_usage::{HttpMeter, OpenMeterSink, PushError, PushErrorKind};
 
 use crate::collector::{Reply, serve_on_loopback};
+use crate::kit::{app, next_minute, read_times, usage, wall};
 
 /// A meter that always replies like this.
 async fn meter(reply: impl Fn() -> Reply + Send + Sync + 'static) -> HttpMeter {
@@ -73,6 +77,34 @@ async fn calls_without_a_reply_are_told_apart() {
     let json = HeaderValue::from_static("application/json");
     let error = closed.post(json, "[1]").await.unwrap_err();
     assert_eq!(error.kind(), PushErrorKind::NotStored { after: None });
+}
+
+#[tokio::test]
+async fn a_meter_that_asks_to_wait_is_called_once() {
+    for head in [
+        "429 Said\r\nretry-after: 30\r\n",
+        "429 Said\r\n",
+        "503 Said\r\nretry-after: 30\r\n",
+    ] {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let address = serve_on_loopback(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Reply::Respond(head.to_owned(), String::new())
+        })
+        .await;
+        let sink = OpenMeterSink::builder(format!("http://{address}"));
+        let sink = sink.build().unwrap();
+        let wall = wall();
+        let usage = usage(&wall).build().unwrap();
+        let mut pusher = usage.handle().pusher(sink).build().unwrap();
+        for org in 0..100 {
+            read_times(&app(&usage), 1, &format!("key.org_{org}.k1")).await;
+        }
+        next_minute(&wall);
+        assert_eq!(pusher.push_closed().await.waiting, 100);
+        assert_eq!(calls.load(Ordering::SeqCst), 1, "{head}");
+    }
 }
 
 #[test]

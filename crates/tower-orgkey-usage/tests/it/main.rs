@@ -15,6 +15,8 @@ mod kit;
 mod lago;
 #[path = "../../examples/lago.rs"]
 mod lago_example;
+#[path = "../../../../tests/support/log.rs"]
+mod log;
 mod meters;
 mod parked;
 mod pushed;

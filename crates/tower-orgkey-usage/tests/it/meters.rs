@@ -58,6 +58,8 @@ struct State {
     known: BTreeMap<String, u64>,
     /// Every event that was counted: its id, its customer, and its value.
     bill: Vec<(String, String, u64)>,
+    /// The times of these events.
+    times: Vec<u64>,
     /// When each session began, by number.
     sessions: Vec<u64>,
 }
@@ -80,6 +82,7 @@ impl Meter {
             calls: Vec::new(),
             known: BTreeMap::new(),
             bill: Vec::new(),
+            times: Vec::new(),
             sessions: Vec::new(),
         }));
         let serving = Arc::clone(&state);
@@ -141,6 +144,11 @@ impl Meter {
     pub(crate) fn has(&self, id: &str) -> bool {
         let state = self.state.lock().unwrap();
         state.bill.iter().any(|(billed, ..)| billed == id)
+    }
+
+    /// The times of the events that were counted.
+    pub(crate) fn times(&self) -> Vec<u64> {
+        self.state.lock().unwrap().times.clone()
     }
 
     /// The sum of each customer, with everything that was counted twice.
@@ -332,6 +340,7 @@ impl State {
             .is_some_and(|since| now - since < memory);
         if !is_known {
             self.known.insert(event.id.clone(), now);
+            self.times.push(event.time);
             self.bill.push((event.id, event.customer, event.value));
         }
         !is_known

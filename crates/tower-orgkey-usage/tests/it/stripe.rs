@@ -3,7 +3,7 @@
 use std::future::{Future, pending};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::Barrier;
 use tower_orgkey::OrgCode;
@@ -14,7 +14,7 @@ use tower_orgkey_usage::{
 };
 
 use crate::collector::{Reply, serve_on_loopback};
-use crate::kit::{Scratch, Sums, app, next_minute, read_times, start, sums, usage, wall};
+use crate::kit::{MINUTE, Scratch, Sums, app, next_minute, read_times, start, sums, usage, wall};
 use crate::meters::{Fault, Kind, Meter, forward};
 use crate::sums::{lago, open_meter, stripe};
 
@@ -486,6 +486,33 @@ async fn fault_217_a_clock_ahead_of_stripe_loses_no_usage() {
             assert_eq!((stats.undeliverable, stats.parked), (0, 0));
             assert_eq!(meter.bill(), sums(&[("org_1", 6), ("org_2", 12)]));
         }
+    }
+}
+
+#[tokio::test]
+async fn fault_217_usage_after_a_suspend_is_of_its_minute() {
+    for is_v1 in [false, true] {
+        let kind = if is_v1 {
+            Kind::StripeV1
+        } else {
+            Kind::StripeStream
+        };
+        let wall = wall();
+        let meter = Meter::start(kind, &wall).await;
+        meter.shows_date();
+        let usage = usage(&wall).build().unwrap();
+        let sink = stripe(&meter, &wall, is_v1);
+        let mut pusher = usage.handle().pusher(sink).build().unwrap();
+        let mut minute = 0;
+        // The monotonic clock stops meanwhile.
+        for hours in [0, 8] {
+            wall.set(wall.now() + hours * 60 * MINUTE);
+            minute = wall.now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            read_times(&app(&usage), 1, "key.org_1.k1").await;
+            next_minute(&wall);
+            assert_eq!(pusher.push_closed().await.pushed, 1);
+        }
+        assert_eq!(meter.times().last(), Some(&minute));
     }
 }
 
