@@ -306,9 +306,11 @@ async fn fault_216_skipped_records_do_not_hide_a_failure() {
 async fn fault_216_skipped_records_drop_no_others() {
     let wall = wall();
     let usage = usage(&wall).build().unwrap();
-    let sink = Memory::new(|batch| match sends(batch) {
-        true => Err(PushError::permanent("status 400")),
-        false => Ok(()),
+    let sink = Memory::new(|batch| {
+        if sends(batch) {
+            return Err(PushError::permanent("status 400"));
+        }
+        Ok(())
     });
     let pusher = usage.handle().pusher(sink).build().unwrap();
     let key = |n| format!("key.org_{}.k{n}", n % 5);

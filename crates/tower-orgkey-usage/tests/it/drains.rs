@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
-
 use tokio::sync::Notify;
 use tower_orgkey_usage::test_util::TestWallClock;
 use tower_orgkey_usage::{KeyName, ParkReason, PushError, Settlement, UsageRecord, UsageSink};
