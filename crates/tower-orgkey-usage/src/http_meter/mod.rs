@@ -37,8 +37,10 @@ use crate::sink::PushError;
 /// | 3xx, 408, 5xx, none | [may be stored](crate::PushErrorKind::Retry), and pushed again |
 ///
 /// `Retry-After` and `RateLimit-Reset` in seconds are respected. After 429, and after 503 with one of them, the pusher pauses: these
-/// replies are about the caller, whatever it sends. After other replies, only the records of the account that fails wait so long. A sink looks for the meter's own rules in the
-/// [status](HttpReply::status) and the [body](HttpReply::json), such as that a known event is answered with an error.
+/// replies are about the caller, whatever it sends. After other replies, only the records of the account that fails wait so long.
+///
+/// A sink looks for the meter's own rules in the [status](HttpReply::status) and the [body](HttpReply::json), such as that a known
+/// event is answered with an error.
 ///
 /// ```
 /// use serde_json::json;

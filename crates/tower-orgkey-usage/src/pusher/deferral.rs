@@ -23,7 +23,7 @@ pub(super) struct Deferral {
     /// So many of these are of accounts that rest.
     resting: usize,
     /// Failures since the last record that was sent.
-    pub(super) in_a_row: u32,
+    in_a_row: u32,
     /// The account of the first of these, and whether there are others.
     first: Option<Account>,
     are_several: bool,
@@ -102,7 +102,7 @@ impl Deferral {
         let are_several = self.are_several
             || (self.first.as_ref())
                 .is_some_and(|first| batch.any(|other| other.account != *first));
-        self.in_a_row + 1 >= most && are_several
+        self.in_a_row.saturating_add(1) >= most && are_several
     }
 
     /// Counts a permanent error, and returns how many there were since the account rested.
