@@ -721,7 +721,7 @@ mod tests {
         }
     }
 
-    /// Returns whether a result of the second tier is used whose call was sent this long ago.
+    /// Returns whether a result of the second tier of this age is used.
     fn uses_fetched(cache: &Cache<TestSource>, name: &str, age: Duration) -> bool {
         let (lookup, key) = (start(cache, name), test_key(name));
         let fetched = Fetched {

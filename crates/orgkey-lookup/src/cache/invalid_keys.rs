@@ -28,7 +28,7 @@ pub(crate) struct InvalidKey {
     lasts: Duration,
     /// The version of the blocks and invalidations when the lookup began.
     pub(crate) began: u64,
-    /// When the last call was sent whose answer says for certain that the key is invalid.
+    /// When the last call was sent that certainly found the key invalid.
     certain_at: Option<Tick>,
 }
 

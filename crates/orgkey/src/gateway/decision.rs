@@ -383,8 +383,8 @@ impl Decisions {
         }
     }
 
-    /// Returns the network of a request's client. All requests whose header is not one address are of one network, because a client
-    /// may have caused that.
+    /// Returns the network of a client, if the proxy has to say it. Requests without a valid address count as one network, because
+    /// clients may cause that.
     fn network(&self, client: Option<IpAddr>) -> Option<IpAddr> {
         self.client_address.as_ref()?;
         Some(client.map_or(Ipv6Addr::UNSPECIFIED.into(), network_of))
