@@ -247,6 +247,14 @@ pub(crate) enum Route {
     Named(Box<str>),
 }
 
+impl Route {
+    /// Returns a route with this name, cut to [`MAX_TEXT`] bytes.
+    pub(crate) fn named(mut name: String) -> Self {
+        name.truncate(shortened(&name, MAX_TEXT).len());
+        Self::Named(name.into())
+    }
+}
+
 /// The body of a response, as far as it was read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Body {
@@ -484,6 +492,11 @@ mod tests {
         assert_eq!(bounded_text(&long).len(), 1_024);
         assert_eq!(&*bounded_text("/short"), "/short");
         assert_eq!(bounded_text(&format!("x{long}")).len(), 1_023);
+        match Route::named(format!("x{long}")) {
+            Route::Named(name) => assert_eq!(name.len(), 1_023),
+            #[cfg(feature = "axum")]
+            Route::Matched(_) => unreachable!(),
+        }
         let method = |length| Method::from_bytes(&vec![b'X'; length]).unwrap();
         assert_eq!(bounded_method(&method(5_000)).as_str(), "X".repeat(32));
         assert_eq!(bounded_method(&Method::DELETE), Method::DELETE);

@@ -65,7 +65,7 @@ impl AuditLayer {
             request_id: sent_id(head.headers, &options.request_id_header),
             method: bounded_method(head.method),
             route: match &options.route {
-                Some(route) => route(head).map(|name| Route::Named(bounded_text(&name))),
+                Some(route) => route(head).map(Route::named),
                 None => matched(head),
             },
             path: options.record_path.then(|| bounded_text(head.uri.path())),
