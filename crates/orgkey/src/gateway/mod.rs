@@ -25,6 +25,7 @@ mod server;
 mod setup;
 mod terms;
 mod waiting;
+mod when_woken;
 
 pub use self::command::{Args, run};
 pub use self::config::Config;

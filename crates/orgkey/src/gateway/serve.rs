@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::config::Address;
+use super::when_woken::when_woken;
 
 /// The bounds of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -222,7 +223,7 @@ struct Server<S> {
 
 fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Without a timer of hyper's for heads, which it would start for each request: `connection` closes what has no request in time.
+    // Without a timer of hyper's for heads, which it would start for each request: `until_close` finds a connection without a request in time.
     builder.http1().max_buf_size(bounds.head_len);
     builder
         .http2()
@@ -241,13 +242,13 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Serves a connection. Errors are the client's, and concern this connection alone.
-    async fn connection<I>(self, stream: I, mut stop: watch::Receiver<Option<Instant>>)
+    async fn connection<I>(self, stream: I, stop: watch::Receiver<Option<Instant>>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let uses = Arc::new(Uses::default());
         let (service, begun) = (self.service, Arc::clone(&uses));
-        let service = service_fn(move |request| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let in_use = InUse::new(Arc::clone(&begun));
             let service = service.clone();
             async move {
@@ -260,29 +261,53 @@ where
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // Until the head of a request is complete, the connection is unused.
-        let mut check_at = Instant::now() + self.bounds.first_request;
-        let mut unused = Unused::default();
-        loop {
-            tokio::select! {
-                biased;
-                _ = stop.changed() => break,
-                () = sleep_until(check_at) => {}
-                // Last: a client that sends without a pause may use up the budget of this task.
-                _ = connection.as_mut() => return,
-            }
-            let (begun, ended) = uses.get();
-            if begun == 0 {
-                return;
-            }
-            if unused.check(begun, ended) {
-                break;
-            }
-            check_at = Instant::now() + self.bounds.head / CHECKS;
+        let until_close = pin!(when_woken(until_close(&uses, stop, self.bounds)));
+        let close = tokio::select! {
+            biased;
+            close = until_close => close,
+            // Last: a client that sends without a pause may use up the budget of this task.
+            _ = connection.as_mut() => return,
+        };
+        if matches!(close, Close::AtOnce) {
+            return;
         }
         connection.as_mut().graceful_shutdown();
         // A client may keep it open.
         let _ = timeout(CLOSING, connection).await;
+    }
+}
+
+/// How a connection is closed.
+enum Close {
+    /// Without a response: no request has begun.
+    AtOnce,
+    /// After the requests in flight, within [`CLOSING`].
+    Gracefully,
+}
+
+/// Waits until a connection must be closed, because no request begins in time, it is unused, or the server stops. Returns how.
+async fn until_close(
+    uses: &Uses,
+    mut stop: watch::Receiver<Option<Instant>>,
+    bounds: Bounds,
+) -> Close {
+    // A request begins when its head is complete.
+    let mut check_at = Instant::now() + bounds.first_request;
+    let mut unused = Unused::default();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => return Close::Gracefully,
+            () = sleep_until(check_at) => {}
+        }
+        let (begun, ended) = uses.get();
+        if begun == 0 {
+            return Close::AtOnce;
+        }
+        if unused.check(begun, ended) {
+            return Close::Gracefully;
+        }
+        check_at = Instant::now() + bounds.head / CHECKS;
     }
 }
 
@@ -338,7 +363,38 @@ impl Drop for InUse {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
+    use http_body_util::Empty;
+    use hyper::client::conn::http2;
+
     use super::*;
+
+    #[tokio::test]
+    async fn panic_over_http_2_ends_one_request() {
+        let any_port = Address::Tcp("127.0.0.1:0".parse().unwrap());
+        let listener = Listener::bind(&any_port).await.unwrap();
+        let Address::Tcp(address) = listener.address().unwrap() else {
+            unreachable!();
+        };
+        let service = |request: Request<Incoming>| {
+            assert_eq!(request.uri().path(), "/");
+            ready(Response::new(Empty::<Bytes>::new()))
+        };
+        let (_stop, stopped) = watch::channel(None);
+        tokio::spawn(serve(listener, service, Bounds::default(), stopped));
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let mut get = |path: &str| {
+            let request = Request::get(format!("http://{address}{path}"));
+            sender.send_request(request.body(Empty::<Bytes>::new()).unwrap())
+        };
+        let panics = get("/panics");
+        assert!(panics.await.is_err());
+        assert_eq!(get("/").await.unwrap().status(), 200);
+    }
 
     #[test]
     fn connection_is_unused_from_the_end_of_a_request() {
