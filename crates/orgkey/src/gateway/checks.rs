@@ -1,9 +1,12 @@
 //! The listener for the check requests of proxies.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -29,6 +32,14 @@ const UNREAD: Incomplete = Incomplete("message of at most 256 KiB, in time");
 
 /// The body of a response: over gRPC, it has trailers.
 pub(super) type ResponseBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::convert::Infallible>>;
+
+/// A dialect that sends the whole check request in a head, without a body.
+#[derive(Clone, Copy)]
+enum HeadDialect {
+    Nginx,
+    ForwardAuth,
+    EnvoyHttp,
+}
 
 /// Responds to the check requests of proxies.
 pub(super) struct Checks {
@@ -63,41 +74,56 @@ impl Checks {
         self.decisions.recent()
     }
 
-    /// Responds to a check request. Its body may take this long to arrive. Any other request is rejected.
-    pub(super) async fn respond<B>(
-        self: Arc<Self>,
+    /// Responds to a check request. Its body must arrive within `timeout`. Rejects any other request.
+    pub(super) fn respond<B>(
+        self: &Arc<Self>,
         request: Request<B>,
         timeout: Duration,
-    ) -> Response<ResponseBody>
+    ) -> BoxFuture<'static, Response<ResponseBody>>
     where
-        B: Body<Data = Bytes> + Send,
+        B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (mut parts, body) = request.into_parts();
         let speaks = |dialect| self.dialects.contains(&dialect);
-        let response = match parts.uri.path() {
-            "/v1/nginx" if speaks(Dialect::Nginx) => {
-                let routed = self.routed(nginx::original(&parts.headers));
-                nginx::response(self.head("nginx", routed, &mut parts.headers).await)
-            }
+        let (dialect, routed) = match parts.uri.path() {
+            "/v1/nginx" if speaks(Dialect::Nginx) => (
+                HeadDialect::Nginx,
+                self.routed(nginx::original(&parts.headers)),
+            ),
             "/v1/forward-auth" if speaks(Dialect::ForwardAuth) => {
                 let routed = self.routed(forward_auth::original(&parts.headers));
-                forward_auth::response(self.head("forward-auth", routed, &mut parts.headers).await)
+                (HeadDialect::ForwardAuth, routed)
             }
             envoy_grpc::PATH if speaks(Dialect::Envoy) && parts.version == Version::HTTP_2 => {
-                // Boxed, so that the other dialects do not move its future.
-                return Box::pin(self.grpc(&parts.headers, body, timeout)).await;
+                return Arc::clone(self).grpc(parts.headers, body, timeout).boxed();
             }
             _ => match envoy_http::target(&parts.uri) {
                 Some(target) if speaks(Dialect::Envoy) => {
                     let routed = self.routed(envoy_http::original(&parts, target));
-                    let outcome = self.head("envoy-http", routed, &mut parts.headers).await;
-                    self.envoy.response(outcome)
+                    (HeadDialect::EnvoyHttp, routed)
                 }
-                _ => unknown(),
+                _ => return ready(unknown()).boxed(),
             },
         };
-        response.map(|body| Either::Left(Full::new(body)))
+        let checks = Arc::clone(self);
+        let render = move |decision| {
+            // Kept while the check waits: hyper closes a connection if a body is dropped before it has arrived.
+            drop(body);
+            checks.record_and_render(dialect, decision)
+        };
+        match routed {
+            Ok(routed) => {
+                let check = Check {
+                    routed,
+                    headers: &mut parts.headers,
+                    scopes: None,
+                    deadline: None,
+                };
+                self.decisions.decide(check, render)
+            }
+            Err(incomplete) => ready(render(Decision::Incomplete(incomplete))).boxed(),
+        }
     }
 
     fn routed(&self, original: Result<Original<'_>, Incomplete>) -> Result<Routed, Incomplete> {
@@ -109,31 +135,25 @@ impl Checks {
         Ok(self.decisions.route(method, host.as_deref(), &target))
     }
 
-    /// Decides on a check request that is in a head.
-    async fn head(
+    /// Records a decision, and renders it in a dialect.
+    fn record_and_render(
         &self,
-        dialect: &'static str,
-        routed: Result<Routed, Incomplete>,
-        headers: &mut HeaderMap,
-    ) -> Outcome {
-        let decision = match routed {
-            Ok(routed) => {
-                let check = Check {
-                    routed,
-                    headers,
-                    scopes: None,
-                    deadline: None,
-                };
-                self.decisions.decide(check).await
+        dialect: HeadDialect,
+        decision: Decision,
+    ) -> Response<ResponseBody> {
+        let response = match dialect {
+            HeadDialect::Nginx => nginx::response(self.outcome("nginx", decision)),
+            HeadDialect::ForwardAuth => {
+                forward_auth::response(self.outcome("forward-auth", decision))
             }
-            Err(incomplete) => Decision::Incomplete(incomplete),
+            HeadDialect::EnvoyHttp => self.envoy.response(self.outcome("envoy-http", decision)),
         };
-        self.outcome(dialect, decision)
+        response.map(without_trailers)
     }
 
     async fn grpc<B>(
-        &self,
-        headers: &HeaderMap,
+        self: Arc<Self>,
+        headers: HeaderMap,
         body: B,
         timeout: Duration,
     ) -> Response<ResponseBody>
@@ -141,7 +161,7 @@ impl Checks {
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let deadline = envoy_grpc::deadline(headers);
+        let deadline = envoy_grpc::deadline(&headers);
         let read = Limited::new(body, envoy_grpc::MAX_LEN).collect();
         let request = match tokio::time::timeout(timeout, read).await {
             Ok(Ok(body)) => envoy_grpc::read(&body.to_bytes(), |name| self.decisions.reads(name)),
@@ -157,7 +177,8 @@ impl Checks {
                     scopes: request.scopes,
                     deadline,
                 };
-                (self.decisions.decide(check).await, request.about)
+                let decision = self.decisions.decide(check, std::convert::identity).await;
+                (decision, request.about)
             }
             Err(incomplete) => (
                 Decision::Incomplete(incomplete),
@@ -170,7 +191,7 @@ impl Checks {
             HeaderName::from_static("grpc-status"),
             HeaderValue::from_static("0"),
         )]);
-        let body = Full::new(frame).with_trailers(std::future::ready(Some(Ok(trailers))));
+        let body = Full::new(frame).with_trailers(ready(Some(Ok(trailers))));
         let mut response = Response::new(Either::Right(body.boxed_unsync()));
         response
             .headers_mut()
@@ -214,10 +235,15 @@ impl Checks {
 }
 
 /// Rejects what is not a check request: a client may have chosen the path.
-fn unknown() -> Response<Bytes> {
+fn unknown() -> Response<ResponseBody> {
     let detail = "The gateway has no such endpoint.";
     let rejection = Rejection::custom(StatusCode::NOT_FOUND, "unknown-endpoint", detail);
-    rendered(rejection)
+    rendered(rejection).map(without_trailers)
+}
+
+/// Returns the body of a response over HTTP, which has no trailers.
+fn without_trailers(body: Bytes) -> ResponseBody {
+    Either::Left(Full::new(body))
 }
 
 /// The counters of checks, by dialect and outcome. Looked up once, because the registry compares all labels each time.

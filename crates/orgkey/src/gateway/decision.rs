@@ -5,14 +5,17 @@
 //! documents are those of the layer.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::mem;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
@@ -74,7 +77,8 @@ pub(super) struct Check<'a> {
 /// The method of a request, and its route.
 pub(super) struct Routed {
     method: Method,
-    route: Result<(Arc<RouteServices>, Found), NotFound>,
+    // A guard costs less than an `Arc`, but a thread has few of them. Not held across an `await`.
+    route: Result<(Guard<Arc<RouteServices>>, Found), NotFound>,
 }
 
 /// What was decided about a request.
@@ -182,7 +186,7 @@ impl Decisions {
                 audit
             };
             audit
-                .route(|head| Some(Matched::of(head)?.route.as_ref()?.to_string()))
+                .route(|head| Some(String::from(&**Matched::of(head)?.route.as_ref()?)))
                 .peer(client)
         });
         let reject = recorded(audit.as_ref(), service_fn(reject));
@@ -298,25 +302,37 @@ impl Decisions {
 
     /// Finds the route of a request. The target is its path and query, as the client sent them.
     pub(super) fn route(&self, method: Method, host: Option<&str>, target: &str) -> Routed {
-        let current = self.routes.load_full();
+        let current = self.routes.load();
         let found = current.routes.find(&method, host, target);
         let route = found.map(|found| (current, found));
         Routed { method, route }
     }
 
-    /// Decides about a request.
-    pub(super) async fn decide(&self, check: Check<'_>) -> Decision {
-        let client = self.client(check.headers);
-        let (current, found) = match &check.routed.route {
-            Ok((current, found)) => (current, found),
-            Err(NotFound::NoRoute) => return self.reject(check, client, no_route()).await,
-            Err(NotFound::Ambiguous(why)) => {
-                let why = ambiguous(why);
-                return self.reject(check, client, why).await;
-            }
-            Err(NotFound::NoHost) => {
-                self.reject(check, client, Rejection::internal()).await;
-                return Decision::Incomplete(HOST);
+    /// Decides about a request, and returns what `render` makes of the decision.
+    ///
+    /// Not an `async fn`: its future would be large, and would be moved with the decision in it.
+    pub(super) fn decide<T: Send + 'static>(
+        &self,
+        check: Check<'_>,
+        render: impl FnOnce(Decision) -> T + Send + 'static,
+    ) -> BoxFuture<'static, T> {
+        let Check {
+            routed: Routed { method, route },
+            headers,
+            scopes,
+            deadline,
+        } = check;
+        let client = self.client(headers);
+        let (current, found) = match route {
+            Ok(routed) => routed,
+            Err(not_found) => {
+                let (why, incomplete) = match not_found {
+                    NotFound::NoRoute => (no_route(), None),
+                    NotFound::Ambiguous(why) => (ambiguous(why), None),
+                    NotFound::NoHost => (Rejection::internal(), Some(HOST)),
+                };
+                let rejected = self.reject(method, headers, client, why, incomplete);
+                return rejected.map(render).boxed();
             }
         };
         let Route { name, demand } = &current.services[found.index];
@@ -326,53 +342,70 @@ impl Decisions {
             organization: found.organization.as_deref().and_then(decoded),
             client,
         });
-        let response = match demand {
-            RouteDemand::Nothing(_) if check.scopes.is_some() => {
-                self.reject(check, client, Rejection::internal()).await;
-                return Decision::Incomplete(SCOPES_OF_PUBLIC_ROUTE);
+        match demand {
+            RouteDemand::Nothing(_) if scopes.is_some() => {
+                let incomplete = Some(SCOPES_OF_PUBLIC_ROUTE);
+                let rejected =
+                    self.reject(method, headers, client, Rejection::internal(), incomplete);
+                rejected.map(render).boxed()
             }
-            RouteDemand::Nothing(None) => return Decision::Public,
+            RouteDemand::Nothing(None) => ready(render(Decision::Public)).boxed(),
             RouteDemand::Nothing(Some(record)) => {
-                let mut record = record.clone();
-                let request = request(check.routed.method, check.headers, matched, ());
-                let Ok(_) = record.call(request).await;
-                return Decision::Public;
+                let recorded = record.clone().call(request(method, headers, matched, ()));
+                recorded.map(|_| render(Decision::Public)).boxed()
             }
             RouteDemand::Key(decide) => {
-                let mut decide = decide.clone();
-                let Ok(response) = decide
-                    .call(check.into_request(matched, self.network(client), &self.waiting))
-                    .await;
-                whole(response)
+                let terms = self.terms(scopes, deadline, client);
+                let future = decide
+                    .clone()
+                    .call(request(method, headers, matched, terms));
+                future.map(|response| render(decided(response))).boxed()
             }
             RouteDemand::Recorded(decide) => {
-                let mut decide = decide.clone();
-                let Ok(response) = decide
-                    .call(check.into_request(matched, self.network(client), &self.waiting))
-                    .await;
-                whole(response)
+                let terms = self.terms(scopes, deadline, client);
+                let future = decide
+                    .clone()
+                    .call(request(method, headers, matched, terms));
+                future.map(|response| render(decided(response))).boxed()
             }
-        };
-        match response.status() {
-            // Only `Allow` sets the header. Whatever else passed would be an allow to the proxy.
-            StatusCode::OK if response.headers().keys().any(|name| *name == ORG_CODE) => {
-                Decision::Allowed(response.into_parts().0.headers)
-            }
-            status if !(400..600).contains(&status.as_u16()) => Decision::misconfigured(),
-            _ => Decision::Rejected(response),
         }
     }
 
-    /// Rejects a request for a reason that the layer does not know, in the same format.
-    async fn reject(&self, check: Check<'_>, client: Option<IpAddr>, why: Rejection) -> Decision {
+    /// Returns what the services of a route read beside the head.
+    fn terms(
+        &self,
+        scopes: Option<ScopePolicy>,
+        deadline: Option<Duration>,
+        client: Option<IpAddr>,
+    ) -> Terms {
+        Terms {
+            scopes,
+            deadline,
+            waiter: Some(self.waiting.waiter(self.network(client))),
+        }
+    }
+
+    /// Rejects a request for a reason that the layer does not know, in the same format. With `incomplete`, `why` is only recorded,
+    /// and the decision is [`Decision::Incomplete`].
+    fn reject(
+        &self,
+        method: Method,
+        headers: &mut HeaderMap,
+        client: Option<IpAddr>,
+        why: Rejection,
+        incomplete: Option<Incomplete>,
+    ) -> impl Future<Output = Decision> + Send + use<> {
         let matched = Matched {
             client,
             ..Matched::default()
         };
-        let mut request = request(check.routed.method, check.headers, Some(matched), ());
+        let mut request = request(method, headers, Some(matched), ());
         request.extensions_mut().insert(why);
-        let Ok(response) = self.reject.clone().call(request).await;
-        Decision::Rejected(response)
+        let rejected = self.reject.clone().call(request);
+        rejected.map(|Ok(response)| match incomplete {
+            Some(incomplete) => Decision::Incomplete(incomplete),
+            None => Decision::Rejected(response),
+        })
     }
 
     fn client(&self, headers: &HeaderMap) -> Option<IpAddr> {
@@ -391,23 +424,6 @@ impl Decisions {
     }
 }
 
-impl Check<'_> {
-    /// Returns the request that the layer decides about.
-    fn into_request(
-        self,
-        matched: Option<Matched>,
-        network: Option<IpAddr>,
-        waiting: &Waiting,
-    ) -> Request<Terms> {
-        let terms = Terms {
-            scopes: self.scopes,
-            deadline: self.deadline,
-            waiter: Some(waiting.waiter(network)),
-        };
-        request(self.routed.method, self.headers, matched, terms)
-    }
-}
-
 /// Returns a request for the services of a route. They read no path.
 fn request<B>(
     method: Method,
@@ -422,6 +438,19 @@ fn request<B>(
         request.extensions_mut().insert(matched);
     }
     request
+}
+
+/// Returns what the service of a route has decided.
+fn decided<B: Body<Data = Bytes>>(decided: Result<Response<B>, Infallible>) -> Decision {
+    let Ok(response) = decided;
+    match response.status() {
+        // Only `Allow` sets the header. Whatever else passed would be an allow to the proxy.
+        StatusCode::OK if response.headers().keys().any(|name| *name == ORG_CODE) => {
+            Decision::Allowed(response.into_parts().0.headers)
+        }
+        status if !(400..600).contains(&status.as_u16()) => Decision::misconfigured(),
+        _ => Decision::Rejected(whole(response)),
+    }
 }
 
 /// Puts the audit trail around a service, and reads its bodies.

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use futures_util::FutureExt;
+use futures_util::future::Either;
+use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -141,7 +143,7 @@ pub(super) async fn serve<S, F, B>(
     bounds: Bounds,
     mut stop: watch::Receiver<Option<Instant>>,
 ) where
-    S: FnOnce(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -236,7 +238,7 @@ fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
 
 impl<S, F, B> Server<S>
 where
-    S: FnOnce(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -250,14 +252,17 @@ where
         let (service, begun) = (self.service, Arc::clone(&uses));
         let service = service_fn(move |request: Request<Incoming>| {
             let in_use = InUse::new(Arc::clone(&begun));
-            let service = service.clone();
-            async move {
-                // Boxed: it is large, and a connection would keep its memory, which is not in the cache of the processor when the next
-                // connection has a request.
-                let response = Box::pin(service(request)).await;
+            let response = if request.version() == Version::HTTP_2 {
+                // A connection has many requests. In separate tasks, a panic ends one of them, and several threads serve them.
+                let service = service.clone();
+                Either::Left(async move { service(request).await }.boxed())
+            } else {
+                Either::Right(service(request))
+            };
+            response.map(move |response| {
                 drop(in_use);
                 Ok::<_, Infallible>(response)
-            }
+            })
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);

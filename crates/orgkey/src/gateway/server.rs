@@ -241,7 +241,7 @@ impl Gateway {
         let admin = self.admin.map(|(listener, admin)| {
             let router = admin.router();
             let respond = move |request| {
-                let response = router.oneshot(request);
+                let response = router.clone().oneshot(request);
                 async { response.await.unwrap_or_else(|never| match never {}) }
             };
             tokio::spawn(serve(listener, respond, self.bounds, stopped_admin))

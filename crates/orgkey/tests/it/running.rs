@@ -9,6 +9,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use kinde_emulator::{Endpoint, Fault};
 use orgkey::gateway::{Bounds, Config, Error, Gateway};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -95,6 +96,26 @@ async fn fault_122_slow_second_heads() {
     let heads = format!("{check}\r\n{check}");
     stream.write_all(heads.as_bytes()).await.unwrap();
     assert_eq!(rest_of(stream).await.matches(" 200 ").count(), 1);
+}
+
+/// Some proxies send the body of the original request too.
+#[tokio::test]
+async fn late_body_keeps_the_connection() {
+    let world = World::start(ROUTES).await;
+    world.emulator.inject(Endpoint::Verify, Fault::hold());
+    let key = world.key("org_1", &["read:reports"]);
+    let check = format!(
+        "POST /v1/nginx HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nx-original-method: GET\r\nx-original-uri: /reports/1\r\n"
+    );
+    let mut stream = TcpStream::connect(world.checks).await.unwrap();
+    let head = format!("{check}content-length: 4\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    world.emulator.wait_for_calls(Endpoint::Verify, 1).await;
+    stream.write_all(b"body").await.unwrap();
+    world.emulator.clear_faults();
+    let next = format!("{check}connection: close\r\n\r\n");
+    stream.write_all(next.as_bytes()).await.unwrap();
+    assert_eq!(rest_of(stream).await.matches("HTTP/1.1 200 ").count(), 2);
 }
 
 #[tokio::test]
