@@ -225,7 +225,8 @@ struct Server<S> {
 
 fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Without a timer of hyper's for heads, which it would start for each request: `until_close` finds a connection without a request in time.
+    // Without a timer of hyper's for heads, which it would start for each request: `until_close` finds connections without a request
+    // in time.
     builder.http1().max_buf_size(bounds.head_len);
     builder
         .http2()

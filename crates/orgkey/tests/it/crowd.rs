@@ -41,7 +41,7 @@ async fn over_http_2(world: &World) -> http2::SendRequest<Full<Bytes>> {
     sender
 }
 
-/// Starts a gateway for so many connections, which is told the clients' addresses, and whose issuer takes a while.
+/// Starts a gateway with a limit of connections. The proxy tells it the addresses of clients, and the issuer is slow.
 async fn with_addresses(connections: usize) -> World {
     let bounds = Bounds {
         connections,

@@ -141,6 +141,7 @@ struct Settings {
 
 /// Minutes are closed at most so long after their end.
 const AFTER_THE_MINUTE: Duration = Duration::from_secs(2);
+
 impl<S: UsageSink> UsagePusher<S> {
     /// Returns the records that are parked, to list and settle them while the pusher runs.
     pub fn parked(&self) -> ParkedRecords {
