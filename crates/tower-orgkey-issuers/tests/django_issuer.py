@@ -2,7 +2,9 @@
 
 import json
 import sys
+from contextlib import closing
 from socketserver import ThreadingMixIn
+from threading import Lock
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import django
@@ -57,6 +59,16 @@ class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
-server = make_server("127.0.0.1", 0, get_wsgi_application(), Server, Quiet)
+application = get_wsgi_application()
+lock = Lock()
+
+
+# Calls at the same time would fail with "table is locked": SQLite does not wait for a database in memory.
+def one_call_at_a_time(environ, start_response):
+    with lock, closing(application(environ, start_response)) as response:
+        return [b"".join(response)]
+
+
+server = make_server("127.0.0.1", 0, one_call_at_a_time, Server, Quiet)
 print(json.dumps({"port": server.server_port}), flush=True)
 server.serve_forever()
