@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use self::servers::{Nginx, Server};
 
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 31;
 
 const BARE: &str = "an axum server that answers 200";
 const AXUM: &str = "**floor**: a check by hand, a handler of axum";
@@ -27,7 +27,9 @@ fn main() {
     match arguments[..] {
         [] => tables(),
         ["instructions"] => instructions::table(),
-        ["serve", row, address] => servers::serve(row, address.parse().expect("an address")),
+        ["serve", row, address, dir] => {
+            servers::serve(row, address.parse().expect("an address"), dir.as_ref());
+        }
         _ => panic!("usage: benches/run gateway [instructions]"),
     }
 }

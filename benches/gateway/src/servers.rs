@@ -1,5 +1,6 @@
 //! The servers that are compared, each in a separate process.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,10 @@ const ROUTES: &str = "[[route]]\nmatch = 'GET,POST /reports/{id}'\nscopes = ['re
 
 /// A limit that no load reaches.
 const FULL: &str = "[limits]\nrequests_per_minute = 4000000000\nburst = 4000000000\n\
-                    [audit]\nfile = 'DIR/audit.jsonl'\n\
+                    [audit]\nfile = 'DIR/AUDIT_FILE'\n\
                     [identity]\nassertion_audience = 'reports-api'\nassertion_key_file = 'DIR/key.pem'\n";
+
+const AUDIT_FILE: &str = "audit.jsonl";
 
 /// A server of this program.
 pub(crate) struct Server {
@@ -30,6 +33,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     /// The header with a valid key.
     pub(crate) bearer: String,
+    /// Its files. Removed when the process has ended.
+    dir: TempDir,
 }
 
 impl Server {
@@ -41,8 +46,10 @@ impl Server {
     /// Starts a row by this program, or a command that runs it.
     pub(crate) fn start_as(mut command: Command, row: &str) -> Self {
         let address = free_address();
+        let dir = TempDir::new().expect("a directory");
         let mut process = command
             .args(["serve", row, &address.to_string()])
+            .arg(dir.path())
             .stdout(Stdio::piped())
             .spawn()
             .expect("a child");
@@ -54,12 +61,23 @@ impl Server {
             process,
             address,
             bearer: format!("Authorization: Bearer {}", key.trim_end()),
+            dir,
         }
     }
 
     /// Requests per second, as nginx sends them.
     pub(crate) fn load(&self, path: &str) -> f64 {
+        self.empty_audit_file();
         wrk::rate(&format!("http://{}{path}", self.address), self.headers())
+    }
+
+    /// Empties the file, so that each round uses the memory of the one before. A virtual machine may have to get other memory from
+    /// its host page by page, which takes longer than the check.
+    fn empty_audit_file(&self) {
+        let path = self.dir.path().join(AUDIT_FILE);
+        if let Ok(file) = File::options().write(true).open(path) {
+            file.set_len(0).expect("an empty file");
+        }
     }
 
     /// The headers of a check request.
@@ -102,7 +120,7 @@ fn wait_for(address: SocketAddr) {
 }
 
 /// Serves a row forever, and prints a key that it accepts.
-pub(crate) fn serve(row: &str, address: SocketAddr) {
+pub(crate) fn serve(row: &str, address: SocketAddr, dir: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -126,8 +144,7 @@ pub(crate) fn serve(row: &str, address: SocketAddr) {
         let emulator = KindeEmulator::start().await.expect("an issuer");
         let spec = KeySpec::organization("org_1").scopes(["read:reports"]);
         println!("{}", emulator.issue_key(spec).secret());
-        let dir = TempDir::new().expect("a directory");
-        let text = config(row, address, &emulator, dir.path());
+        let text = config(row, address, &emulator, dir);
         let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:?}"));
         let gateway = Gateway::start(config).await.expect("a gateway");
         gateway.run(std::future::pending()).await;
@@ -149,6 +166,7 @@ fn config(row: &str, address: SocketAddr, emulator: &KindeEmulator, dir: &Path) 
         emulator.client_id(),
     )
     .replace("DIR", &dir.display().to_string())
+    .replace("AUDIT_FILE", AUDIT_FILE)
 }
 
 /// nginx in front of a service.
