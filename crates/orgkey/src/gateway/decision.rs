@@ -12,15 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use http_body::Body;
-use http_body_util::Full;
-use tower::util::{BoxCloneSyncService, Either, option_layer};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::util::{Either, option_layer};
+use tower::{Layer, Service};
 use tower_orgkey::auth::network_of;
 use tower_orgkey::guard::{FromHead, RequireOrg, RequireScope, RequireScopeLayer};
 use tower_orgkey::limit::OrgRateLimit;
@@ -37,6 +35,7 @@ use super::config::{Config, Demand, RouteConfig};
 use super::deadline::WithDeadline;
 use super::dialect::Incomplete;
 use super::identity::{Identities, ORG_CODE};
+use super::no_key::{self, Pass, Reject};
 use super::recent::Recent;
 use super::region::Regions;
 use super::rendered::{rendered, whole};
@@ -49,9 +48,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const HOST: Incomplete = Incomplete("the host, which some routes have");
 const SCOPES_OF_PUBLIC_ROUTE: Incomplete = Incomplete("context_extensions.scope of a public route");
-
-/// Records a request that needs no key.
-type Record = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
 
 /// Decides about a request, from the outside in: the deadline, the bound of checks that wait, the layer, the region, the limit, the
 /// organization, scopes. Named, because boxed services cost two allocations per check.
@@ -111,8 +107,8 @@ pub(super) struct Decisions {
     audit: Option<AuditLayer>,
     /// For public routes, if they are recorded.
     public_audit: Option<AuditLayer>,
-    /// Responds to requests without a route, with the rejection in their extensions.
-    reject: Record,
+    /// Rejects requests that the layer does not get.
+    reject: Reject,
     waiting: Waiting,
     /// The header with the key.
     key: HeaderName,
@@ -134,7 +130,7 @@ struct Route {
 /// What a route demands, as a service.
 enum RouteDemand {
     /// No key is read. The service records the request, if public ones are recorded.
-    Nothing(Option<Record>),
+    Nothing(Option<Pass>),
     Key(Decide),
     /// With the audit trail around it.
     Recorded(AuditService<Decide>),
@@ -189,7 +185,7 @@ impl Decisions {
                 .route(|head| Some(String::from(&**Matched::of(head)?.route.as_ref()?)))
                 .peer(client)
         });
-        let reject = recorded(audit.as_ref(), service_fn(reject));
+        let reject = no_key::reject(audit.as_ref());
         let settings = config.audit.as_ref();
         let client_address = settings.and_then(|audit| audit.client_address_header.clone());
         let records_public = settings.is_some_and(|audit| audit.public_requests);
@@ -279,9 +275,7 @@ impl Decisions {
         } = &route.demand
         else {
             let audit = self.public_audit.as_ref();
-            return RouteDemand::Nothing(
-                audit.map(|audit| recorded(Some(audit), service_fn(pass))),
-            );
+            return RouteDemand::Nothing(audit.map(no_key::pass));
         };
         let scopes = option_layer(scopes.clone().map(RequireScopeLayer::new));
         let claimed: Claim = claimed;
@@ -327,8 +321,8 @@ impl Decisions {
             Ok(routed) => routed,
             Err(not_found) => {
                 let (why, incomplete) = match not_found {
-                    NotFound::NoRoute => (no_route(), None),
-                    NotFound::Ambiguous(why) => (ambiguous(why), None),
+                    NotFound::NoRoute => (no_key::no_route(), None),
+                    NotFound::Ambiguous(why) => (no_key::ambiguous(why), None),
                     NotFound::NoHost => (Rejection::internal(), Some(HOST)),
                 };
                 let rejected = self.reject(method, headers, client, why, incomplete);
@@ -399,8 +393,7 @@ impl Decisions {
             client,
             ..Matched::default()
         };
-        let mut request = request(method, headers, Some(matched), ());
-        request.extensions_mut().insert(why);
+        let request = request(method, headers, Some(matched), why);
         let rejected = self.reject.clone().call(request);
         rejected.map(|Ok(response)| match incomplete {
             Some(incomplete) => Decision::Incomplete(incomplete),
@@ -453,48 +446,8 @@ fn decided<B: Body<Data = Bytes>>(decided: Result<Response<B>, Infallible>) -> D
     }
 }
 
-/// Puts the audit trail around a service, and reads its bodies.
-fn recorded<S, B>(audit: Option<&AuditLayer>, service: S) -> Record
-where
-    S: Service<Request<()>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-    B: Body<Data = Bytes> + 'static,
-{
-    match audit {
-        Some(audit) => BoxCloneSyncService::new(audit.layer(service).map_response(whole)),
-        None => BoxCloneSyncService::new(service.map_response(whole)),
-    }
-}
-
-/// Rejects a request by the rejection in its extensions.
-async fn reject(mut request: Request<()>) -> Result<axum::response::Response, Infallible> {
-    let rejection = request.extensions_mut().remove::<Rejection>();
-    Ok(rejection
-        .unwrap_or_else(Rejection::internal)
-        .into_response())
-}
-
-/// The inner service of a public route.
-async fn pass(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
-    Ok(Response::new(Full::default()))
-}
-
 /// Decodes a parameter of a path once. `None` if it is not UTF-8.
 fn decoded(parameter: &str) -> Option<String> {
     let decoded = percent_encoding::percent_decode_str(parameter).decode_utf8();
     Some(decoded.ok()?.into_owned())
-}
-
-fn no_route() -> Rejection {
-    let detail = "The gateway has no route for this method and path.";
-    Rejection::custom(StatusCode::FORBIDDEN, "no-route", detail)
-}
-
-fn ambiguous(reason: &'static str) -> Rejection {
-    let detail = format!("The path {reason}.");
-    Rejection::custom(StatusCode::BAD_REQUEST, "ambiguous-path", detail)
 }

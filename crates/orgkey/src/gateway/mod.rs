@@ -10,6 +10,7 @@ mod deadline;
 mod decision;
 mod dialect;
 mod identity;
+mod no_key;
 mod once_map;
 mod once_per_second;
 mod open_files;
