@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tower_orgkey::ConfigError;
 use tower_orgkey::fleet::{FleetLink, JoinFleet, LayerInfo};
@@ -13,7 +13,7 @@ use crate::clock::WallClock;
 use crate::engine::Engine;
 #[cfg(any(test, feature = "test-util"))]
 use crate::engine::memory::MemoryEngine;
-use crate::link::Link;
+use crate::link::{FETCH_DEADLINE, Link};
 use crate::node::Node;
 use crate::run;
 use crate::seal::Sealer;
@@ -37,6 +37,7 @@ struct Inner {
     secrets: Vec<FleetSecret>,
     ids: [Id; 2],
     wall: WallClock,
+    fetch_deadline: Duration,
     source: EngineSource,
     joined: OnceLock<Joined>,
     is_running: AtomicBool,
@@ -67,6 +68,7 @@ impl Fleet {
             secrets: Vec::new(),
             source: None,
             wall: WallClock(Arc::new(SystemTime::now)),
+            fetch_deadline: FETCH_DEADLINE,
         }
     }
 
@@ -96,7 +98,7 @@ impl Fleet {
             Some(joined) => joined.node.status(),
             None => FleetStatus {
                 state: FleetState::NotFollowed,
-                since: std::time::Duration::ZERO,
+                since: Duration::ZERO,
                 has_read_blocks: false,
                 position: 0,
                 lag: 0,
@@ -170,7 +172,7 @@ impl JoinFleet for Fleet {
             .joined
             .set(joined)
             .map_err(|_| ConfigError::new("fleet", "another layer has joined this `Fleet`"))?;
-        Ok(Arc::new(Link::new(node)))
+        Ok(Arc::new(Link::new(node, inner.fetch_deadline)))
     }
 }
 
@@ -203,6 +205,7 @@ pub struct FleetBuilder {
     secrets: Vec<FleetSecret>,
     source: Option<Result<EngineSource, ConfigError>>,
     wall: WallClock,
+    fetch_deadline: Duration,
 }
 
 impl FleetBuilder {
@@ -282,6 +285,14 @@ impl FleetBuilder {
         self
     }
 
+    /// Sets the longest time that a lookup waits for the engine, instead of 20 ms, for tests on a busy machine.
+    #[cfg(any(test, feature = "test-util"))]
+    #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+    pub fn fetch_deadline(mut self, deadline: Duration) -> Self {
+        self.fetch_deadline = deadline;
+        self
+    }
+
     /// Builds the fleet. Connects to nothing, and needs no runtime.
     ///
     /// # Errors
@@ -327,6 +338,7 @@ impl FleetBuilder {
             secrets: self.secrets,
             ids,
             wall: self.wall,
+            fetch_deadline: self.fetch_deadline,
             source: source?,
             joined: OnceLock::new(),
             is_running: AtomicBool::new(false),

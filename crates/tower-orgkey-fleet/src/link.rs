@@ -18,7 +18,7 @@ use crate::seal::Kind;
 use crate::wire::{Acknowledgement, Id, StoredResult, Wire};
 
 /// The longest time that a lookup waits for the engine, and then for updates that this node has not applied.
-const FETCH_DEADLINE: Duration = Duration::from_millis(20);
+pub(crate) const FETCH_DEADLINE: Duration = Duration::from_millis(20);
 /// The maximum number of fetches of unknown keys under way.
 const MAX_FETCHES: usize = 256;
 /// The longest time to wait for the nodes to apply an update.
@@ -33,14 +33,16 @@ pub(crate) struct Link {
     node: Arc<Node>,
     breaker: Breaker,
     fetches: Semaphore,
+    fetch_deadline: Duration,
 }
 
 impl Link {
-    pub(crate) fn new(node: Arc<Node>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, fetch_deadline: Duration) -> Self {
         Self {
             node,
             breaker: Breaker::default(),
             fetches: Semaphore::new(MAX_FETCHES),
+            fetch_deadline,
         }
     }
 
@@ -56,7 +58,7 @@ impl Link {
         let session = self.node.state().session.clone()?;
         let name = self.node.sealer.keys().name(key);
         let began = Instant::now();
-        let deadline = began + FETCH_DEADLINE;
+        let deadline = began + self.fetch_deadline;
         let fetched = timeout_at(deadline, session.fetch(name.clone())).await;
         let Ok(Ok((sealed, head))) = fetched else {
             self.breaker.failed(began);

@@ -14,7 +14,7 @@ use super::{Broken, KEYS, NODES, key_id, name};
 use crate::clock::WallClock;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::{Engine, Session};
-use crate::link::{Link, opened};
+use crate::link::{FETCH_DEADLINE, Link, opened};
 use crate::node::{Node, hex};
 use crate::seal::Sealer;
 use crate::secret::FleetSecret;
@@ -89,7 +89,7 @@ impl World {
             let member: Arc<dyn FleetMember> = Arc::<Cache>::clone(&cache);
             node.attach(Arc::downgrade(&member) as Weak<dyn FleetMember>);
             Member {
-                link: Link::new(Arc::clone(&node)),
+                link: Link::new(Arc::clone(&node), FETCH_DEADLINE),
                 node,
                 cache,
                 session: None,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::StatusCode;
-use tower_orgkey::OrgCode;
 use tower_orgkey::test_util::TestClock;
+use tower_orgkey::{ApiKeyLayerBuilder, OrgCode};
 
 use crate::engines::Hostile;
 use crate::support::{Issuer, KEY, Node, OTHER, key_id, node, nodes, until, wall_clock};
@@ -48,7 +48,20 @@ pub(crate) async fn a_revocation_reaches_every_node(engine: &impl Hostile) {
 /// The issuer answers, the key is revoked and invalidated, and then the answer arrives at a node that has not read the update.
 pub(crate) async fn a_late_valid_answer_is_not_used(engine: &impl Hostile) {
     let issuer = Issuer::default();
-    let [slow, other] = nodes(engine, &issuer).await;
+    // The answer comes after two reads of the log, which take up to 0.6 s each at a server.
+    let patient = |layer: ApiKeyLayerBuilder| {
+        let layer = layer.attempt_deadline(Duration::from_secs(10));
+        let waits = Duration::from_secs(20);
+        layer.caller_deadline(waits).lookup_deadline(waits)
+    };
+    let start = |name| Node::start_with(name, issuer.clone(), |fleet| engine.set(fleet), patient);
+    let (slow, other) = (
+        start("slow").followed().await,
+        start("other").followed().await,
+    );
+    for node in [&slow, &other] {
+        node.until_seen(2).await;
+    }
     let release = issuer.hold();
     let request = slow.get(KEY);
     tokio::pin!(request);
