@@ -39,7 +39,7 @@ async fn slow_endpoints(api_id: Option<&str>) {
             Answer::status(401)
         }
     });
-    stage.stub.delay(Duration::from_millis(600));
+    stage.stub.delay(Duration::from_millis(400));
     let layer = default_layer(&stage);
     // A token, the key, and its record; a token, the key, and a probe.
     assert_eq!(get(&layer, GOOD).await, served());
@@ -88,7 +88,7 @@ async fn failing_probe(probe: Answer) {
     assert_eq!(get(&layer, GOOD).await, served(), "{what}");
     assert_eq!(stage.count(Endpoint::Verify), verified + 1, "{what}");
     assert_eq!(stage.count(Endpoint::Token), 1, "{what}");
-    let attempt = || Attempt::new(Duration::from_millis(300));
+    let attempt = || Attempt::new(Duration::from_secs(1));
     for attempt in [attempt(), attempt().known(None)] {
         let said = stage.attempt(BAD, attempt).await;
         assert_eq!(said, Verdict::Undecided, "{what}");
@@ -118,9 +118,9 @@ async fn kind(stage: &Stage, attempt: Attempt) -> VerifyErrorKind {
 
 #[tokio::test]
 async fn attempt_deadline_applies_to_each_call() {
-    let attempt = || Attempt::new(Duration::from_millis(300));
+    let attempt = || Attempt::new(Duration::from_secs(1));
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
-    let slow = crate::support::kinde::token("token-1", "3600").after(Duration::from_millis(600));
+    let slow = crate::support::kinde::token("token-1", "3600").after(Duration::from_secs(2));
     stage.stub.always(Endpoint::Token, slow);
     let unavailable = VerifyErrorKind::Unavailable;
     assert_eq!(kind(&stage, attempt()).await, unavailable);
@@ -142,7 +142,7 @@ async fn attempt_deadline_applies_to_each_call() {
 
     let stage = Stage::with(|builder| builder.api_id("api_ours")).await;
     assert!(stage.verify(GOOD).await.is_err(), "it has no record");
-    let late = Answer::json(200, "{}").after(Duration::from_secs(1));
+    let late = Answer::json(200, "{}").after(Duration::from_secs(3));
     stage.stub.always(Endpoint::Probe, late);
     assert_eq!(stage.attempt(BAD, attempt()).await, Verdict::Undecided);
     stage.stub.always(Endpoint::Key, Answer::Silence);

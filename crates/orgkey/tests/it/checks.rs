@@ -26,7 +26,8 @@ public = true
 pub(crate) const HOST_ROUTE: &str =
     "[[route]]\nmatch = 'GET /only-here'\nhost = 'api.example.com'\n";
 
-pub(crate) const LIMITS: &str = "[limits]\nrequests_per_minute = 600\nburst = 5\n";
+/// The sixth request is rejected unless the five before took a second.
+pub(crate) const LIMITS: &str = "[limits]\nrequests_per_minute = 60\nburst = 5\n";
 
 /// The dialects that put the original request into headers.
 #[derive(Clone, Copy, Debug, PartialEq)]

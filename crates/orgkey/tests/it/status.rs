@@ -183,7 +183,7 @@ async fn status_page_shows_the_last_hour() {
     assert!(
         reply
             .text()
-            .contains("600 requests in 60 s, at most 5 at once")
+            .contains("60 requests in 60 s, at most 5 at once")
     );
 }
 
