@@ -39,8 +39,14 @@ async fn slow_endpoints(api_id: Option<&str>) {
             Answer::status(401)
         }
     });
-    stage.stub.delay(Duration::from_millis(400));
-    let layer = default_layer(&stage);
+    // Two calls take longer than the deadline of one.
+    stage.stub.delay(Duration::from_millis(1_200));
+    let layer = ApiKeyLayer::builder(stage.kinde.clone())
+        .test_clock(stage.clock.clone())
+        .attempt_deadline(Duration::from_secs(2))
+        .caller_deadline(Duration::from_secs(8))
+        .build()
+        .unwrap();
     // A token, the key, and its record; a token, the key, and a probe.
     assert_eq!(get(&layer, GOOD).await, served());
     let invalid: Vec<_> = (0..5).map(invalid_key).collect();

@@ -107,7 +107,7 @@ pub(super) struct Decisions {
     audit: Option<AuditLayer>,
     /// For public routes, if they are recorded.
     public_audit: Option<AuditLayer>,
-    /// Rejects requests that the layer does not get.
+    /// Rejects requests before they reach the layer.
     reject: Reject,
     waiting: Waiting,
     /// The header with the key.

@@ -1,4 +1,5 @@
-//! Services for requests whose key is not read: of public routes, and of no route. The audit trail is around them.
+//! Services for requests that are decided without a key: those of public routes, and those that are rejected before the layer. If
+//! there is an audit trail, it records them.
 
 use std::convert::Infallible;
 
@@ -14,23 +15,25 @@ use tower_orgkey_audit::AuditLayer;
 
 use super::rendered::whole;
 
-/// Records a request of a public route.
+/// Responds to a request of a public route, with nothing.
 pub(super) type Pass = BoxCloneSyncService<Request<()>, Response<Bytes>, Infallible>;
 
-/// Responds with the rejection that is the body of the request, and records it if there is an audit trail.
+/// Responds with the rejection that is the body of the request.
 pub(super) type Reject = BoxCloneSyncService<Request<Rejection>, Response<Bytes>, Infallible>;
 
+/// Returns the service of public routes.
 pub(super) fn pass(audit: &AuditLayer) -> Pass {
     let pass = service_fn(async |_| Ok(Response::new(Full::default())));
     recorded(Some(audit), pass)
 }
 
+/// Returns the service that rejects requests.
 pub(super) fn reject(audit: Option<&AuditLayer>) -> Reject {
     let reject = async |request: Request<Rejection>| Ok(request.into_body().into_response());
     recorded(audit, service_fn(reject))
 }
 
-/// Puts the audit trail around a service, and reads its bodies.
+/// Puts the audit trail around a service, if there is one, and reads the bodies of its responses.
 fn recorded<R, S, B>(
     audit: Option<&AuditLayer>,
     service: S,

@@ -27,7 +27,7 @@ pub(crate) const HOST_ROUTE: &str =
     "[[route]]\nmatch = 'GET /only-here'\nhost = 'api.example.com'\n";
 
 /// The sixth request is rejected unless the five before took a second.
-pub(crate) const LIMITS: &str = "[limits]\nrequests_per_minute = 60\nburst = 5\n";
+const LIMITS: &str = "[limits]\nrequests_per_minute = 60\nburst = 5\n";
 
 /// The dialects that put the original request into headers.
 #[derive(Clone, Copy, Debug, PartialEq)]

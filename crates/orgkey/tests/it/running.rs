@@ -40,7 +40,7 @@ async fn rest_of(mut stream: TcpStream) -> String {
 
 const BOUNDS: Bounds = Bounds {
     connections: 2,
-    // A request must begin in this time where one is expected.
+    // Long enough for a busy machine to send the first request.
     first_request: Duration::from_millis(500),
     head: Duration::from_millis(50),
     head_len: 16 * 1_024,

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use kinde_emulator::{Endpoint, Fault};
 use serde::Deserialize;
 
-use crate::checks::{LIMITS, ROUTES};
+use crate::checks::ROUTES;
 use crate::python;
 use crate::support::{ADMIN_TOKEN, Reply, World, request, send};
 
@@ -149,7 +149,8 @@ async fn names_on_the_status_page_are_escaped() {
 
 #[tokio::test]
 async fn status_page_shows_the_last_hour() {
-    let world = World::start(&format!("{ROUTES}{LIMITS}")).await;
+    let limits = "[limits]\nrequests_per_minute = 600\nburst = 5\n";
+    let world = World::start(&format!("{ROUTES}{limits}")).await;
     let key = world.key("org_1", &["read:reports"]);
     for (target, key, status, times) in [
         ("/reports/1", key.as_str(), 200, 4),
@@ -183,7 +184,7 @@ async fn status_page_shows_the_last_hour() {
     assert!(
         reply
             .text()
-            .contains("60 requests in 60 s, at most 5 at once")
+            .contains("600 requests in 60 s, at most 5 at once")
     );
 }
 

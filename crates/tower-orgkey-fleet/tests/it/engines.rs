@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,9 +18,14 @@ pub(crate) trait Engine {
     fn set(&self, fleet: FleetBuilder) -> FleetBuilder;
 }
 
+/// Sets the server at this URL. A fetch may take longer than by default, because a busy machine may take longer to run a task.
+pub(crate) fn at(url: String) -> impl FnOnce(FleetBuilder) -> FleetBuilder {
+    move |fleet| fleet.redis(&url).fetch_deadline(Duration::from_secs(1))
+}
+
 impl Engine for RedisServer {
     fn set(&self, fleet: FleetBuilder) -> FleetBuilder {
-        fleet.redis(&self.url())
+        at(self.url())(fleet)
     }
 }
 
@@ -153,7 +159,7 @@ async fn carry(mut client: TcpStream, server: u16, line: Arc<Line>) {
 
 impl Engine for HostileServer {
     fn set(&self, fleet: FleetBuilder) -> FleetBuilder {
-        fleet.redis(&format!("redis://{}", self.address))
+        at(format!("redis://{}", self.address))(fleet)
     }
 }
 

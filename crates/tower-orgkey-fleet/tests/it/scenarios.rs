@@ -48,11 +48,11 @@ pub(crate) async fn a_revocation_reaches_every_node(engine: &impl Hostile) {
 /// The issuer answers, the key is revoked and invalidated, and then the answer arrives at a node that has not read the update.
 pub(crate) async fn a_late_valid_answer_is_not_used(engine: &impl Hostile) {
     let issuer = Issuer::default();
-    // The answer comes after two reads of the log, which take up to 0.6 s each at a server.
+    // The answer comes after two reads of the log. A server may hold each for half a second.
     let patient = |layer: ApiKeyLayerBuilder| {
         let layer = layer.attempt_deadline(Duration::from_secs(10));
-        let waits = Duration::from_secs(20);
-        layer.caller_deadline(waits).lookup_deadline(waits)
+        let deadline = Duration::from_secs(20);
+        layer.caller_deadline(deadline).lookup_deadline(deadline)
     };
     let start = |name| Node::start_with(name, issuer.clone(), |fleet| engine.set(fleet), patient);
     let (slow, other) = (

@@ -151,10 +151,7 @@ impl Node {
         configure: impl FnOnce(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder,
     ) -> Self {
         let fleet = Fleet::builder("test").secret(secret(1)).node_name(name);
-        let fleet = fleet
-            .wall_clock(wall_clock())
-            .fetch_deadline(Duration::from_secs(1));
-        let fleet = engine(fleet).build().unwrap();
+        let fleet = engine(fleet.wall_clock(wall_clock())).build().unwrap();
         let clock = TestClock::new();
         clock.jump(Duration::from_secs(86_400));
         let layer = ApiKeyLayer::builder(verifier).test_clock(clock.clone());

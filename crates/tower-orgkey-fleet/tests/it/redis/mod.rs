@@ -7,9 +7,8 @@ mod data;
 use http::StatusCode;
 use tower_orgkey::auth::ApiKeyLayerBuilder;
 use tower_orgkey::{ApiKey, OrgCode};
-use tower_orgkey_fleet::FleetBuilder;
 
-use crate::engines::key_of;
+use crate::engines::{at, key_of};
 use crate::proxy::FaultProxy;
 use crate::redis_server::RedisServer;
 use crate::support::{Issuer, KEY, Node, nodes, until};
@@ -61,10 +60,7 @@ async fn the_documented_acl_is_enough() {
     command.extend(rules.split_whitespace());
     assert_eq!(server.command(&command), "OK");
     let url = format!("redis://orgkey:password@127.0.0.1:{}", server.port);
-    let start = |name: &'static str| {
-        let url = url.clone();
-        Node::start(name, issuer.clone(), move |fleet| fleet.redis(&url))
-    };
+    let start = |name| Node::start(name, issuer.clone(), at(url.clone()));
     let first = start("first").followed().await;
     let second = start("second").followed().await;
     first.until_seen(2).await;
@@ -100,10 +96,9 @@ async fn nodes_with(
 ) -> ([Node; 2], FaultProxy) {
     let proxy = FaultProxy::to(([127, 0, 0, 1], server.port).into());
     let url = format!("redis://{}", proxy.addr());
-    let first = Node::start_with("first", issuer.clone(), server.engine(), layer);
+    let first = Node::start_with("first", issuer.clone(), at(server.url()), layer);
     let first = first.followed().await;
-    let through_proxy = |fleet: FleetBuilder| fleet.redis(&url);
-    let second = Node::start_with("second", issuer.clone(), through_proxy, layer);
+    let second = Node::start_with("second", issuer.clone(), at(url), layer);
     let second = second.followed().await;
     for node in [&first, &second] {
         node.until_seen(2).await;
