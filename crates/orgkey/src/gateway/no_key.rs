@@ -53,13 +53,13 @@ where
     }
 }
 
-/// The rejection of a request that no route matches.
+/// Returns the rejection of a request that no route matches.
 pub(super) fn no_route() -> Rejection {
     let detail = "The gateway has no route for this method and path.";
     Rejection::custom(StatusCode::FORBIDDEN, "no-route", detail)
 }
 
-/// The rejection of a request whose path a service may read in another way.
+/// Returns the rejection of a path that a service may read differently.
 pub(super) fn ambiguous(reason: &'static str) -> Rejection {
     let detail = format!("The path {reason}.");
     Rejection::custom(StatusCode::BAD_REQUEST, "ambiguous-path", detail)

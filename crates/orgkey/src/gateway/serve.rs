@@ -226,8 +226,7 @@ struct Server<S> {
 fn builder(bounds: Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Without a timer of hyper's for heads, which it would start for each request: `until_close` finds connections without a request
-    // in time. For checks, copying a small
-    // response into one buffer costs less than a vectored write.
+    // in time. Copying the small response to a check into one buffer costs less than a vectored write.
     builder.http1().max_buf_size(bounds.head_len).writev(false);
     builder
         .http2()
