@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::StatusCode;
+use tokio::time::Instant;
 use tower_orgkey::test_util::TestClock;
 use tower_orgkey::{ApiKeyLayerBuilder, OrgCode};
 
 use crate::engines::Hostile;
-use crate::support::{Issuer, KEY, Node, OTHER, key_id, node, nodes, until, wall_clock};
+use crate::support::{
+    Issuer, KEY, Node, OTHER, configured_nodes, key_id, node, nodes, until, wall_clock,
+};
 
 const OK: StatusCode = StatusCode::OK;
 const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -54,14 +57,7 @@ pub(crate) async fn a_late_valid_answer_is_not_used(engine: &impl Hostile) {
         let deadline = Duration::from_secs(20);
         layer.caller_deadline(deadline).lookup_deadline(deadline)
     };
-    let start = |name| Node::start_with(name, issuer.clone(), |fleet| engine.set(fleet), patient);
-    let (slow, other) = (
-        start("slow").followed().await,
-        start("other").followed().await,
-    );
-    for node in [&slow, &other] {
-        node.until_seen(2).await;
-    }
+    let [slow, other] = configured_nodes(engine, &issuer, patient).await;
     let release = issuer.hold();
     let request = slow.get(KEY);
     tokio::pin!(request);
@@ -85,8 +81,8 @@ pub(crate) async fn a_late_valid_answer_is_not_used(engine: &impl Hostile) {
     assert_eq!(issuer.calls(), 3);
 }
 
-/// The engine has an update that the node has not applied.
-pub(crate) async fn a_node_that_is_behind_asks_the_issuer(engine: &impl Hostile) {
+/// The engine has an update that the node has not applied. Returns how long a request took.
+pub(crate) async fn a_node_that_is_behind_asks_the_issuer(engine: &impl Hostile) -> Duration {
     let issuer = Issuer::default();
     let [first, second] = nodes(engine, &issuer).await;
     assert_eq!(first.get(KEY).await, OK);
@@ -95,8 +91,11 @@ pub(crate) async fn a_node_that_is_behind_asks_the_issuer(engine: &impl Hostile)
     first.auth.handle().invalidate_key_id(&key_id(OTHER));
     until("the update is sent", || first.fleet.status().unsent == 0).await;
     assert!(second.fleet.status().is_followed());
+    let asked = Instant::now();
     assert_eq!(second.get(KEY).await, OK);
+    let took = asked.elapsed();
     assert_eq!((issuer.calls(), second.fleet.status().fetched), (2, 0));
+    took
 }
 
 pub(crate) async fn changed_results_are_not_used(engine: &impl Hostile) {

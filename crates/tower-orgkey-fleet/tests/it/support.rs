@@ -102,9 +102,21 @@ pub(crate) fn wall_clock() -> impl Fn() -> SystemTime + Clone + Send + Sync + 's
 
 /// Starts nodes that follow one engine and have seen each other.
 pub(crate) async fn nodes<const N: usize>(engine: &impl Engine, issuer: &Issuer) -> [Node; N] {
+    configured_nodes(engine, issuer, |layer| layer).await
+}
+
+/// The same, with settings of the layer.
+pub(crate) async fn configured_nodes<const N: usize>(
+    engine: &impl Engine,
+    issuer: &Issuer,
+    configure: fn(ApiKeyLayerBuilder) -> ApiKeyLayerBuilder,
+) -> [Node; N] {
     let mut nodes = Vec::new();
     for n in 0..N {
-        nodes.push(node(&format!("node-{n}"), engine, issuer).await);
+        let name = format!("node-{n}");
+        let engine = |fleet| engine.set(fleet);
+        let node = Node::start_with(&name, issuer.clone(), engine, configure);
+        nodes.push(node.followed().await);
     }
     for node in &nodes {
         node.until_seen(N).await;
